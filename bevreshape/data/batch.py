@@ -1,0 +1,67 @@
+"""What a data source yields and what the network receives."""
+
+from typing import Any, NotRequired, Protocol, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bevreshape.geometry import BEVGrid, Cameras
+
+
+class Sample(TypedDict):
+    """One moment of one rig, on the CPU, as a data source's dataset returns it."""
+
+    image: Tensor
+    """(n, 3, H, W) uint8, RGB; turned into floats in 0..1 on the device."""
+    intrinsics: Tensor
+    """(n, 3, 3) float32, ``pixel_from_cam``."""
+    ego_from_cam: Tensor
+    """(n, 4, 4) float32, metres."""
+    camera_mask: Tensor
+    """(n,) bool, false where the camera is missing."""
+    index: int
+    """Position in the split; order and augmentation are functions of it."""
+    name: str
+    """What a person calls it; pictures and predictions are filed under it."""
+    target: NotRequired[Tensor]
+    """(k, rows, cols) bool, one channel a class; classes overlap. Left out where :meth:`BEVSource.finish` makes it."""
+    valid: NotRequired[Tensor]
+    """(k, rows, cols) bool: where the label of that class is known and a camera looks."""
+
+
+Batch = dict[str, Any]
+"""Samples stacked along a first dimension b; ``image`` is float in 0..1 once it is on the device, ``name`` a list."""
+
+
+class BEVSource(Protocol):
+    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it."""
+
+    grid: BEVGrid
+    classes: tuple[str, ...]
+    camera_names: tuple[str, ...]
+    image_size: tuple[int, int]
+
+    def prepare(self) -> None:
+        """Generate, cache or check what is needed; called once per machine, before any split is read."""
+
+    def split(self, name: str) -> Dataset[Sample]:
+        """The split ``train``, ``val`` or ``test``."""
+
+    def finish(self, batch: Batch) -> Batch:
+        """Complete a batch on its device, for instance with targets made from labelled pictures."""
+
+
+def cameras_of(batch: Batch) -> Cameras:
+    """The cameras of a batch."""
+    height, width = batch["image"].shape[-2:]
+    return Cameras(batch["intrinsics"], batch["ego_from_cam"], (height, width), batch["camera_mask"])
+
+
+def seeded(*key: int) -> torch.Generator:
+    """A CPU generator that depends on all of ``key`` and on nothing else, the same on every machine and process."""
+    mixed = 0xCBF29CE484222325  # FNV-1a over the words of the key
+    for word in key:
+        for shift in range(0, 64, 8):
+            mixed = ((mixed ^ ((word >> shift) & 0xFF)) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return torch.Generator().manual_seed(mixed)

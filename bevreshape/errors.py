@@ -1,0 +1,18 @@
+"""What the program says when the input is at fault."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """The user's input is wrong; the message is one sentence that names the culprit, both values and the remedy.
+
+    The commands print it without a traceback and exit with code 1; in a library call it is an ordinary ``ValueError``.
+    """
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The tail of an "unknown name" message: the nearest known names, or all of them where none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"

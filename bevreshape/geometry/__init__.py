@@ -1,0 +1,15 @@
+"""Cameras, the ground, and the way between them. The conventions are in :mod:`bevreshape.geometry.cameras`."""
+
+from bevreshape.geometry.cameras import Cameras, check_calibration
+from bevreshape.geometry.grid import BEVGrid
+from bevreshape.geometry.ipm import bev_to_picture, ground_pixels, labels_to_bev, picture_to_bev
+
+__all__ = [
+    "BEVGrid",
+    "Cameras",
+    "bev_to_picture",
+    "check_calibration",
+    "ground_pixels",
+    "labels_to_bev",
+    "picture_to_bev",
+]

@@ -1,0 +1,277 @@
+"""Pinhole cameras of a rig: where a point of the world lies in the pictures, and where a pixel lies on the ground.
+
+Conventions (pinned in ``tests/geometry``). Ego frame: x forward, y left, z up, metres, origin on the ground; the ground
+plane is z = 0. Camera frame: x right, y down, z forward. Pixels: (u, v), the centre of the top-left pixel is (0, 0), so
+a picture covers ``[-½, W - ½] × [-½, H - ½]``. Matrices are named by what they turn into what, so that products cancel:
+``pixel_from_cam @ cam_from_ego``.
+
+All of it is computed in float32 (float64 if given), whatever the precision of the network, and with sums of products in
+place of matrix multiplications, which TF32 or autocast would round to ten bits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bevreshape.errors import InputError
+
+NEAR = 1e-3
+"""Depth in metres below which a point counts as beside or behind the camera."""
+
+
+def compose(a_from_b: Tensor, b_from_c: Tensor) -> Tensor:
+    """Matrix product ``a_from_b @ b_from_c`` in full precision, on any leading dimensions."""
+    return (a_from_b.unsqueeze(-1) * b_from_c.unsqueeze(-3)).sum(-2)
+
+
+def apply_homography(
+    target_from_source: Float[Tensor, "*m 3 3"], points: Float[Tensor, "*q p 2"]
+) -> tuple[Float[Tensor, "*r p 2"], Float[Tensor, "*r p"]]:
+    """Map 2D points by a homography, in full precision.
+
+    Returns:
+        The mapped points and their third homogeneous coordinate, whose sign says on which side of the horizon a point
+        lies. Where it is below ``NEAR`` the points are meaningless but finite, and so are their gradients.
+    """
+    m = target_from_source.unsqueeze(-3)  # *m 1 3 3
+    x, y = points[..., 0], points[..., 1]  # *q p
+    u, v, w = (m[..., i, 0] * x + m[..., i, 1] * y + m[..., i, 2] for i in range(3))
+    safe = torch.where(w > NEAR, w, torch.ones_like(w))
+    return torch.stack([u / safe, v / safe], dim=-1), w
+
+
+def invert_intrinsics(pixel_from_cam: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
+    """Closed-form inverse of upper-triangular intrinsics (ONNX has no matrix inverse)."""
+    fx, skew, cx = pixel_from_cam[..., 0, 0], pixel_from_cam[..., 0, 1], pixel_from_cam[..., 0, 2]
+    fy, cy = pixel_from_cam[..., 1, 1], pixel_from_cam[..., 1, 2]
+    zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+    rows = [
+        torch.stack([1 / fx, -skew / (fx * fy), (skew * cy - cx * fy) / (fx * fy)], dim=-1),
+        torch.stack([zero, 1 / fy, -cy / fy], dim=-1),
+        torch.stack([zero, zero, one], dim=-1),
+    ]
+    return torch.stack(rows, dim=-2)
+
+
+def invert_rigid(a_from_b: Float[Tensor, "*b 4 4"]) -> Float[Tensor, "*b 4 4"]:
+    """Closed-form inverse of a rotation and translation."""
+    rotation, translation = a_from_b[..., :3, :3].mT, a_from_b[..., :3, 3]
+    moved = -(rotation * translation.unsqueeze(-2)).sum(-1, keepdim=True)
+    return torch.cat([torch.cat([rotation, moved], dim=-1), a_from_b[..., 3:, :]], dim=-2)
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """The calibrated cameras of a batch of rigs.
+
+    Attributes:
+        intrinsics: ``pixel_from_cam``, (b, n, 3, 3), in pixels of a picture of ``image_size``.
+        ego_from_cam: (b, n, 4, 4), in metres.
+        image_size: (H, W) in pixels.
+        mask: (b, n), false where a camera was dropped; ``None`` when all are there.
+    """
+
+    intrinsics: Tensor
+    ego_from_cam: Tensor
+    image_size: tuple[int, int]
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        b, n = self.intrinsics.shape[:2]
+        if self.intrinsics.shape != (b, n, 3, 3) or self.ego_from_cam.shape != (b, n, 4, 4):
+            raise InputError(
+                f"cameras: intrinsics {tuple(self.intrinsics.shape)} and ego_from_cam {tuple(self.ego_from_cam.shape)} "
+                "must be (b, n, 3, 3) and (b, n, 4, 4) with the same b and n"
+            )
+        if self.mask is not None and self.mask.shape != (b, n):
+            raise InputError(f"cameras: mask {tuple(self.mask.shape)} must be (b, n) = {(b, n)}")
+        for key in ("intrinsics", "ego_from_cam"):
+            value = getattr(self, key)
+            if value.dtype not in (torch.float32, torch.float64):
+                raise InputError(
+                    f"cameras: {key} is {value.dtype}; geometry needs float32 or float64 at every precision"
+                )
+
+    @property
+    def batch_shape(self) -> tuple[int, int]:
+        """(b, n)."""
+        return self.intrinsics.shape[0], self.intrinsics.shape[1]
+
+    @property
+    def cam_from_ego(self) -> Float[Tensor, "b n 4 4"]:
+        """Extrinsics, the inverse of ``ego_from_cam``."""
+        return invert_rigid(self.ego_from_cam)
+
+    @property
+    def present(self) -> Bool[Tensor, "b n"]:
+        """Which cameras are there."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.batch_shape, dtype=torch.bool, device=self.intrinsics.device)
+
+    @property
+    def pixel_from_ground(self) -> Float[Tensor, "b n 3 3"]:
+        """Homography from the ground plane (x, y, 1) in metres to pixels; its third coordinate is depth in metres."""
+        cam_from_ground = self.cam_from_ego[..., :3, [0, 1, 3]]
+        return compose(self.intrinsics, cam_from_ground)
+
+    @property
+    def ground_from_pixel(self) -> Float[Tensor, "b n 3 3"]:
+        """Homography from pixels (u, v, 1) to the ground plane; its third coordinate is positive below the horizon.
+
+        The ray of a pixel, ``center + t · direction``, meets z = 0 at ``t = -center_z / direction_z``; written with the
+        common denominator ``-direction_z`` this is linear in (u, v, 1).
+        """
+        direction = compose(self.ego_from_cam[..., :3, :3], invert_intrinsics(self.intrinsics))  # ego_from_pixel
+        center = self.ego_from_cam[..., :3, 3]
+        x, y, z = (direction[..., i, :] for i in range(3))
+        cx, cy, cz = (center[..., i, None] for i in range(3))
+        return torch.stack([cz * x - cx * z, cz * y - cy * z, -z], dim=-2)
+
+    def project(self, points: Float[Tensor, "b p 3"]) -> tuple[Float[Tensor, "b n p 2"], Float[Tensor, "b n p"]]:
+        """Project ego points in metres into every camera.
+
+        Returns:
+            Pixels (u, v) and depth along the optical axis in metres. Behind the camera (depth < ``NEAR``) the pixels
+            are meaningless but finite; ask :meth:`sees`.
+        """
+        pixel_from_ego = compose(self.intrinsics, self.cam_from_ego[..., :3, :]).unsqueeze(-3)  # b n 1 3 4
+        x, y, z = (points[:, None, :, i].to(pixel_from_ego.dtype) for i in range(3))  # b 1 p
+        u, v, depth = (
+            pixel_from_ego[..., i, 0] * x + pixel_from_ego[..., i, 1] * y + pixel_from_ego[..., i, 2] * z
+            + pixel_from_ego[..., i, 3]
+            for i in range(3)
+        )  # fmt: skip
+        safe = torch.where(depth > NEAR, depth, torch.ones_like(depth))
+        return torch.stack([u / safe, v / safe], dim=-1), depth
+
+    def sees(self, pixels: Float[Tensor, "b n p 2"], depth: Float[Tensor, "b n p"]) -> Bool[Tensor, "b n p"]:
+        """Whether projected points lie in front of a camera that is there, and inside its picture."""
+        height, width = self.image_size
+        u, v = pixels[..., 0], pixels[..., 1]
+        inside = (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
+        return inside & (depth > NEAR) & self.present[..., None]
+
+    def resized(self, image_size: tuple[int, int]) -> "Cameras":
+        """The cameras of the same pictures resized to (H, W): u becomes ``s · (u + ½) − ½``."""
+        scale_v, scale_u = (new / old for new, old in zip(image_size, self.image_size, strict=True))
+        return replace(self, intrinsics=resize_intrinsics(self.intrinsics, scale_u, scale_v), image_size=image_size)
+
+    def cropped(self, top: int, left: int, image_size: tuple[int, int]) -> "Cameras":
+        """The cameras of the window of (H, W) pixels whose first pixel is (left, top)."""
+        return replace(self, intrinsics=shift_intrinsics(self.intrinsics, -left, -top), image_size=image_size)
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras on another device."""
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(
+            self, intrinsics=self.intrinsics.to(device), ego_from_cam=self.ego_from_cam.to(device), mask=mask
+        )
+
+
+def resize_intrinsics(intrinsics: Tensor, scale_u: float | Tensor, scale_v: float | Tensor) -> Tensor:
+    """Intrinsics (..., 3, 3) after resizing: ``u → s·(u + ½) − ½`` (Kornia's ``PinholeCamera.scale`` omits the halves)."""
+    return torch.stack(
+        [
+            intrinsics[..., 0, :] * scale_u + intrinsics[..., 2, :] * (0.5 * scale_u - 0.5),
+            intrinsics[..., 1, :] * scale_v + intrinsics[..., 2, :] * (0.5 * scale_v - 0.5),
+            intrinsics[..., 2, :],
+        ],
+        dim=-2,
+    )
+
+
+def shift_intrinsics(intrinsics: Tensor, by_u: float | Tensor, by_v: float | Tensor) -> Tensor:
+    """Intrinsics (..., 3, 3) after moving every pixel by (by_u, by_v)."""
+    third = intrinsics[..., 2, :]
+    return torch.stack([intrinsics[..., 0, :] + third * by_u, intrinsics[..., 1, :] + third * by_v, third], dim=-2)
+
+
+def check_calibration(
+    intrinsics: Tensor, ego_from_cam: Tensor, image_size: tuple[int, int], where: str, extent_m: float = 100.0
+) -> None:
+    """Refuse a calibration that cannot be one, camera by camera, on CPU tensors where data enters.
+
+    Args:
+        intrinsics: ``pixel_from_cam``, (n, 3, 3) or (3, 3).
+        ego_from_cam: (n, 4, 4) or (4, 4), in metres.
+        image_size: (H, W) of the pictures that the calibration is for.
+        where: file, frame and camera, to begin the message with.
+        extent_m: a camera farther than this from the ego origin is taken for one in millimetres.
+
+    Raises:
+        InputError: singular or non-finite, mirrored, not rigid, in millimetres, or for another picture size.
+    """
+    height, width = image_size
+    rig = zip(intrinsics.reshape(-1, 3, 3).double(), ego_from_cam.reshape(-1, 4, 4).double(), strict=True)
+    for number, (k, pose) in enumerate(rig):
+        at = f"{where}, camera {number}" if intrinsics.ndim == 3 and len(intrinsics) > 1 else where
+        if not (torch.isfinite(k).all() and torch.isfinite(pose).all()):
+            raise InputError(f"{at}: the calibration holds NaN or infinity; write finite numbers")
+        _check_intrinsics(k, height, width, at)
+        _check_pose(pose, at, extent_m)
+
+
+def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
+    fx, fy, cx, cy = k[0, 0].item(), k[1, 1].item(), k[0, 2].item(), k[1, 2].item()
+    if k[1, 0].abs() + k[2, 0].abs() + k[2, 1].abs() > 1e-6 or (k[2, 2] - 1).abs() > 1e-6:
+        raise InputError(f"{at}: intrinsics {_rows(k)} must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+    if fx == 0 or fy == 0:
+        raise InputError(
+            f"{at}: the intrinsics are singular (fx={fx:g}, fy={fy:g}); both focal lengths must be positive pixels"
+        )
+    if fx < 0 or fy < 0:
+        raise InputError(
+            f"{at}: the intrinsics mirror the picture (fx={fx:g}, fy={fy:g}); both must be positive, x right and y down"
+        )
+    if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
+        raise InputError(
+            f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the picture of {width}×{height} pixels; the intrinsics "
+            "are for another picture size: scale them, or state the size they were measured at"
+        )
+    if max(fx, fy) < 0.1 * max(width, height):
+        raise InputError(
+            f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for a picture of {width}×{height}; they must be in pixels, "
+            "not millimetres or normalised"
+        )
+
+
+def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
+    rotation, translation = pose[:3, :3], pose[:3, 3]
+    if (pose[3] - torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=pose.dtype)).abs().max() > 1e-6:
+        raise InputError(
+            f"{at}: the last row of ego_from_cam is {_rows(pose[3])}; it must be [0, 0, 0, 1] (is it transposed?)"
+        )
+    determinant = torch.linalg.det(rotation).item()
+    if abs(determinant) < 1e-3:
+        raise InputError(
+            f"{at}: the rotation of ego_from_cam is singular (det={determinant:.3g}); it must be a rotation, det=1"
+        )
+    if determinant < 0:
+        raise InputError(
+            f"{at}: the rotation of ego_from_cam is mirrored (det={determinant:.3f}); it must be 1: the camera frame is x right, "
+            "y down, z forward and the ego frame x forward, y left, z up"
+        )
+    error = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype)).abs().max().item()
+    if error > 1e-2:
+        raise InputError(
+            f"{at}: the rotation of ego_from_cam is not orthonormal (off by {error:.3g}); remove scale and shear from it"
+        )
+    distance = translation.norm().item()
+    if distance > extent_m:
+        raise InputError(
+            f"{at}: the camera stands {distance:g} from the ego origin, more than {extent_m:g} m; ego_from_cam must be in metres "
+            "(is it in millimetres, or a pose in the world?)"
+        )
+
+
+def _rows(values: Tensor | Sequence[float]) -> str:
+    return str(
+        [
+            [round(float(v), 4) for v in row]
+            for row in torch.as_tensor(values).reshape(-1, torch.as_tensor(values).shape[-1])
+        ]
+    )

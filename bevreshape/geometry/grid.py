@@ -1,0 +1,108 @@
+"""The one place that turns metres on the ground into cells of a bird's-eye view, and back."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bevreshape.errors import InputError
+
+
+@dataclass(frozen=True)
+class BEVGrid:
+    """A rectangle of the ground plane, cut into square cells and looked at from above.
+
+    The ego frame is x forward, y left, z up, in metres. Row 0 is farthest ahead and column 0 farthest left, so a BEV
+    tensor shown as a picture has the vehicle's heading up and its left on the left. A cell's integer index is its
+    centre: cell (row, col) covers ``row ± ½`` and ``col ± ½``.
+
+    Args:
+        forward_m: nearest and farthest edge of the grid along x, in metres.
+        left_m: rightmost and leftmost edge of the grid along y, in metres; the right is negative.
+        cell_m: length of a cell's side, in metres.
+
+    Raises:
+        InputError: when the bounds are not ascending or a side is not a whole number of cells.
+    """
+
+    forward_m: tuple[float, float] = (0.0, 40.0)
+    left_m: tuple[float, float] = (-20.0, 20.0)
+    cell_m: float = 0.5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "forward_m", tuple(float(v) for v in self.forward_m))
+        object.__setattr__(self, "left_m", tuple(float(v) for v in self.left_m))
+        if len(self.forward_m) != 2 or len(self.left_m) != 2:
+            raise InputError(
+                f"grid: forward_m={self.forward_m} and left_m={self.left_m} need two numbers each: [from, to]"
+            )
+        if not self.cell_m > 0:
+            raise InputError(f"grid: cell_m={self.cell_m} must be a positive length in metres")
+        for key, (low, high) in (("forward_m", self.forward_m), ("left_m", self.left_m)):
+            if not low < high:
+                raise InputError(f"grid: {key}=({low}, {high}) must ascend; write the smaller bound first")
+            cells = (high - low) / self.cell_m
+            if abs(cells - round(cells)) > 1e-6:
+                raise InputError(
+                    f"grid: {key}=({low}, {high}) is {high - low:g} m, which is {cells:.3f} cells of cell_m={self.cell_m}; "
+                    "choose bounds that are a whole number of cells apart"
+                )
+
+    @property
+    def rows(self) -> int:
+        """Number of cells along x."""
+        return round((self.forward_m[1] - self.forward_m[0]) / self.cell_m)
+
+    @property
+    def cols(self) -> int:
+        """Number of cells along y."""
+        return round((self.left_m[1] - self.left_m[0]) / self.cell_m)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        return self.rows, self.cols
+
+    def coarsen(self, factor: int) -> "BEVGrid":
+        """The same rectangle in cells ``factor`` times as long.
+
+        Raises:
+            InputError: when rows or columns are not divisible by ``factor``.
+        """
+        if factor < 1 or self.rows % factor or self.cols % factor:
+            raise InputError(
+                f"grid: {self.rows}×{self.cols} cells cannot be coarsened by {factor}; choose a factor that divides both, "
+                "or other bounds"
+            )
+        return BEVGrid(self.forward_m, self.left_m, self.cell_m * factor)
+
+    def centers(
+        self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "R C 2"]:
+        """Ground position (x forward, y left) of every cell's centre, in metres."""
+        row = torch.arange(self.rows, device=device, dtype=torch.float64)
+        col = torch.arange(self.cols, device=device, dtype=torch.float64)
+        x = self.forward_m[1] - (row + 0.5) * self.cell_m
+        y = self.left_m[1] - (col + 0.5) * self.cell_m
+        return torch.stack(torch.meshgrid(x, y, indexing="ij"), dim=-1).to(dtype)
+
+    def cells_of(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
+        """Fractional (col, row) of ground points (x, y) in metres; whole numbers are cell centres.
+
+        The order is that of pixels, (x, y) of the BEV picture, so that the result can be sampled like one.
+        """
+        col = (self.left_m[1] - ground[..., 1]) / self.cell_m - 0.5
+        row = (self.forward_m[1] - ground[..., 0]) / self.cell_m - 0.5
+        return torch.stack([col, row], dim=-1)
+
+    def ground_from_cell(self) -> Float[Tensor, "3 3"]:
+        """Homography from (col, row, 1) to ground (x, y, 1) in metres, in float64."""
+        return torch.tensor(
+            [
+                [0.0, -self.cell_m, self.forward_m[1] - 0.5 * self.cell_m],
+                [-self.cell_m, 0.0, self.left_m[1] - 0.5 * self.cell_m],
+                [0.0, 0.0, 1.0],
+            ],
+            dtype=torch.float64,
+        )

@@ -1,0 +1,153 @@
+"""Inverse perspective mapping: pictures laid onto the ground plane, the bird's-eye view drawn into pictures, and ground
+truth from labelled pictures.
+
+Sampling is Kornia's ``remap`` with ``align_corners=True``, which together with pixel centres at whole numbers reads
+pixel (u, v) at exactly (u, v). The coordinates come from the cameras directly, never from a numerically inverted
+homography, so a map and its inverse are equally exact.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int, UInt8
+from kornia.geometry.transform import remap
+from torch import Tensor
+
+from bevreshape.errors import InputError
+from bevreshape.geometry.cameras import NEAR, Cameras, apply_homography
+from bevreshape.geometry.grid import BEVGrid
+
+VOID = 255
+"""Label id that means "nobody knows"."""
+
+
+def ground_pixels(cameras: Cameras, grid: BEVGrid) -> tuple[Float[Tensor, "b n R C 2"], Bool[Tensor, "b n R C"]]:
+    """Where every cell's centre, on the ground, lies in every picture.
+
+    Returns:
+        Pixels (u, v), and whether the camera sees the point: in front of it and inside its picture.
+    """
+    centers = grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
+    pixels, depth = apply_homography(cameras.pixel_from_ground, centers)  # b n p 2, b n p
+    seen = cameras.sees(pixels, depth)
+    rows, cols = grid.shape
+    return (
+        rearrange(pixels, "b n (R C) uv -> b n R C uv", R=rows, C=cols),
+        rearrange(seen, "b n (R C) -> b n R C", R=rows, C=cols),
+    )
+
+
+def sample(
+    pictures: Float[Tensor, "b n c h w"], pixels: Float[Tensor, "b n R C 2"], mode: str = "bilinear"
+) -> Float[Tensor, "b n c R C"]:
+    """Read pictures or feature maps at fractional (u, v); outside, the nearest border value is read.
+
+    Args:
+        pictures: values whose first element is centred on (0, 0).
+        pixels: positions in elements of ``pictures``.
+        mode: ``bilinear`` or ``nearest``.
+    """
+    b = pictures.shape[0]
+    with torch.autocast(pictures.device.type, enabled=False):
+        values = pictures if pictures.dtype == torch.float64 else pictures.float()
+        flat = rearrange(pixels.to(values.dtype), "b n R C uv -> (b n) R C uv")
+        sampled = remap(
+            rearrange(values, "b n c h w -> (b n) c h w"),
+            flat[..., 0],
+            flat[..., 1],
+            mode=mode,
+            padding_mode="border",
+            align_corners=True,
+        )
+    return rearrange(sampled, "(b n) c R C -> b n c R C", b=b)
+
+
+def picture_to_bev(
+    pictures: Float[Tensor, "b n c H W"], cameras: Cameras, grid: BEVGrid, mode: str = "bilinear"
+) -> tuple[Float[Tensor, "b n c R C"], Bool[Tensor, "b n R C"]]:
+    """Lay every picture onto the ground plane (Mallot et al. 1991), one bird's-eye view a camera.
+
+    Returns:
+        The views, zero where the camera does not look, and that validity.
+
+    Raises:
+        InputError: when the pictures are not of the cameras' size.
+    """
+    _check_size("picture_to_bev", pictures, cameras)
+    pixels, seen = ground_pixels(cameras, grid)
+    bev = sample(pictures, pixels, mode)
+    return bev * seen.unsqueeze(2), seen
+
+
+def bev_to_picture(
+    bev: Float[Tensor, "b k R C"], cameras: Cameras, grid: BEVGrid, mode: str = "bilinear"
+) -> tuple[Float[Tensor, "b n k H W"], Bool[Tensor, "b n H W"]]:
+    """Draw a bird's-eye view into every picture, as if painted on the ground.
+
+    Returns:
+        The pictures, zero where a pixel does not show the grid (above the horizon or outside it), and that validity.
+
+    Raises:
+        InputError: when ``bev`` is not of the grid's size.
+    """
+    if tuple(bev.shape[-2:]) != grid.shape:
+        raise InputError(f"bev_to_picture: bev is {tuple(bev.shape[-2:])} cells but the grid has {grid.shape}")
+    b, n = cameras.batch_shape
+    height, width = cameras.image_size
+    options = {"device": bev.device, "dtype": cameras.intrinsics.dtype}
+    v, u = torch.meshgrid(torch.arange(height, **options), torch.arange(width, **options), indexing="ij")
+    ground, side = apply_homography(cameras.ground_from_pixel, torch.stack([u, v], dim=-1).flatten(0, 1))
+    cells = rearrange(grid.cells_of(ground), "b n (H W) xy -> b n H W xy", H=height, W=width)
+    side = rearrange(side, "b n (H W) -> b n H W", H=height, W=width)
+    col, row = cells[..., 0], cells[..., 1]
+    inside = (col >= -0.5) & (col < grid.cols - 0.5) & (row >= -0.5) & (row < grid.rows - 0.5)
+    valid = inside & (side > NEAR) & cameras.present[..., None, None]
+    cells = torch.where(valid[..., None], cells, torch.zeros_like(cells))
+    pictures = sample(repeat(bev, "b k R C -> b n k R C", n=n), cells, mode)
+    return pictures * valid.unsqueeze(2), valid
+
+
+def labels_to_bev(
+    labels: UInt8[Tensor, "b n H W"] | Int[Tensor, "b n H W"],
+    cameras: Cameras,
+    grid: BEVGrid,
+    classes: Sequence[Sequence[int]],
+    unknown: Sequence[int] = (VOID,),
+) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b R C"]]:
+    """Ground truth from labelled pictures: the label under every cell's centre, as if all of it lay on the ground.
+
+    What stands above the ground is smeared away from the camera; that is IPM's nature, and what an exact bird's-eye
+    truth is compared with. Where several cameras see a cell, a class is there when one of them says so.
+
+    Args:
+        labels: class ids of every pixel.
+        cameras: of the labelled pictures.
+        grid: the cells.
+        classes: for every target class, the label ids that count as it; they may overlap.
+        unknown: ids of pixels that nobody labelled.
+
+    Returns:
+        Targets, and where they are known: some camera looks there and its pixel is labelled.
+
+    Raises:
+        InputError: when the labels are not of the cameras' picture size.
+    """
+    _check_size("labels_to_bev", labels, cameras)
+    pixels, seen = ground_pixels(cameras, grid)
+    ids = sample(labels.unsqueeze(2).float(), pixels, "nearest").squeeze(2).round().long()  # b n R C
+    known = seen & ~_is_any(ids, unknown)
+    target = torch.stack([(_is_any(ids, members) & known).any(1) for members in classes], dim=1)  # b k R C
+    return target, known.any(1)
+
+
+def _is_any(ids: Tensor, members: Sequence[int]) -> Tensor:
+    return torch.isin(ids, torch.tensor(list(members), device=ids.device, dtype=ids.dtype))
+
+
+def _check_size(what: str, pictures: Tensor, cameras: Cameras) -> None:
+    if tuple(pictures.shape[-2:]) != tuple(cameras.image_size):
+        raise InputError(
+            f"{what}: pictures are {tuple(pictures.shape[-2:])} (H, W) but the cameras are calibrated for {cameras.image_size}; "
+            "resize both together"
+        )
