@@ -1,0 +1,5 @@
+"""Image encoders: pictures of every camera → features."""
+
+from bevreshape.encoders.timm import TimmEncoder
+
+__all__ = ["TimmEncoder"]
