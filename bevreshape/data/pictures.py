@@ -1,0 +1,151 @@
+"""Pictures and label pictures from files, refused with a sentence where a network or a calibration would be misled."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from bevreshape.errors import InputError
+from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Of the files that count as pictures, in lower case."""
+
+MAX_MEGAPIXELS = 64
+"""A larger picture is refused by its header; decoding it could fill the memory."""
+
+_ORIENTATION = 0x0112  # EXIF
+_MODES = {
+    "L": "grey",
+    "LA": "grey",
+    "1": "black and white",
+    "CMYK": "CMYK",
+    "YCCK": "CMYK",
+}
+
+
+def read_picture(path: Path) -> UInt8[Tensor, "3 H W"]:
+    """Decode a JPEG or PNG into RGB, exactly the stored pixels.
+
+    A palette, and an alpha channel that is opaque throughout, are resolved, since nothing is lost by it.
+
+    Raises:
+        InputError: missing, empty, truncated, not a picture, larger than ``MAX_MEGAPIXELS``, 16-bit, grey, CMYK,
+            transparent, or stored rotated (the calibration is for pixels as stored).
+    """
+    picture = _decode(path)
+    if picture.mode == "P":
+        picture = picture.convert("RGBA")
+    if picture.mode == "RGBA":
+        if picture.getchannel("A").getextrema() != (255, 255):
+            raise InputError(f"{path}: the picture is transparent in places; save it as RGB without an alpha channel")
+        picture = picture.convert("RGB")
+    if picture.mode != "RGB":
+        raise InputError(
+            f"{path}: the picture is {_MODES.get(picture.mode, picture.mode)}, not RGB; save it with three channels of 8 bits"
+        )
+    if picture.getexif().get(_ORIENTATION, 1) != 1:
+        raise InputError(
+            f"{path}: its EXIF orientation is {picture.getexif()[_ORIENTATION]}, so viewers turn it, but a calibration is for "
+            "the stored pixels; store it upright (orientation 1)"
+        )
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def read_codes(path: Path) -> UInt8[Tensor, "H W"]:
+    """Decode a PNG of one byte a pixel, such as class ids; of a palette PNG the indices count.
+
+    Raises:
+        InputError: missing, empty, truncated, not a PNG, too large, or of another kind of pixel.
+    """
+    picture = _decode(path)
+    if picture.format != "PNG":
+        raise InputError(f"{path}: labels must be PNG, this is {picture.format}, which changes the ids; save it as PNG")
+    if picture.mode not in ("L", "P"):
+        raise InputError(
+            f"{path}: the pixels are {picture.mode}, but labels are single-channel 8-bit class ids; convert the colours "
+            "to ids first"
+        )
+    return torch.from_numpy(np.array(picture))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(H, W) in pixels, from the header alone.
+
+    Raises:
+        InputError: as :func:`read_picture`, as far as the header tells.
+    """
+    with _open(path) as picture:
+        return picture.height, picture.width
+
+
+def fit_picture(
+    picture: UInt8[Tensor, "3 h w"], intrinsics: Tensor, image_size: tuple[int, int]
+) -> tuple[UInt8[Tensor, "3 H W"], Tensor]:
+    """Bring a picture to the network's size, and its intrinsics (3, 3) along.
+
+    Resized, antialiased, until it covers ``image_size``; what is too high is cut off the top, where the sky is, and
+    what is too wide off both sides.
+    """
+    old_size = (picture.shape[1], picture.shape[2])
+    new_size, top, left = _fit(old_size, image_size)
+    if new_size != old_size:
+        picture = F.interpolate(picture[None], new_size, mode="bilinear", antialias=True)[0]
+    window = picture[:, top : top + image_size[0], left : left + image_size[1]].contiguous()
+    return window, fit_intrinsics(intrinsics, old_size, image_size)
+
+
+def fit_intrinsics(intrinsics: Tensor, picture_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+    """What :func:`fit_picture` makes of the intrinsics (..., 3, 3) of a picture of ``picture_size`` (H, W)."""
+    new_size, top, left = _fit(picture_size, image_size)
+    scale_v, scale_u = (new / old for new, old in zip(new_size, picture_size, strict=True))
+    return shift_intrinsics(resize_intrinsics(intrinsics, scale_u, scale_v), -left, -top)
+
+
+def _fit(picture_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+    scale = max(new / old for new, old in zip(image_size, picture_size, strict=True))
+    height, width = (max(new, round(old * scale)) for new, old in zip(image_size, picture_size, strict=True))
+    return (height, width), height - image_size[0], (width - image_size[1]) // 2
+
+
+def _open(path: Path) -> Image.Image:
+    too_large = f"more than {MAX_MEGAPIXELS} million pixels; scale it down, and its intrinsics along"
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty; copy it again")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(path, formats=("JPEG", "PNG"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: this is not a JPEG or PNG picture, or its header is damaged; convert it") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(f"{path}: the picture has {too_large}") from None
+    except OSError as error:
+        raise InputError(f"{path}: the file cannot be read ({error.strerror or error})") from None
+    if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
+        raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
+    return picture
+
+
+def _decode(path: Path) -> Image.Image:
+    with _open(path) as picture:
+        if picture.mode.startswith("I") or (picture.format == "PNG" and _png_bits(path) == 16):
+            # Pillow would cut the low byte off 16-bit RGB without a word.
+            raise InputError(f"{path}: the picture has 16 bits a channel; save it with 8 bits a channel")
+        try:
+            picture.load()
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise InputError(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
+    return picture
+
+
+def _png_bits(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]  # signature 8, chunk header 8, width 4, height 4, bit depth 1
