@@ -1,0 +1,30 @@
+# Two commands: `make train` trains the main job, `make test` runs every check. Both set up .venv on the first call.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: train test lint clean
+
+train: $(INSTALLED)
+	$(RUN) -m bevreshape.train
+
+test: $(INSTALLED) lint
+	$(RUN) -m pytest
+
+lint: $(INSTALLED)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The stamp is written last, so an installation that was broken off is begun again.
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "bevreshape needs Python 3.11 to 3.13; install one, or say which: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist

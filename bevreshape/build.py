@@ -1,0 +1,256 @@
+"""From a composed config to objects. The only place that calls ``instantiate``."""
+
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from bevreshape.checkpoint import FORMAT, load_weights, read_checkpoint
+from bevreshape.data.batch import BEVSource
+from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid
+from bevreshape.metrics import BEVIoU
+from bevreshape.model import BEVModel
+from bevreshape.task import BEVTask
+
+RESHAPERS = "bevreshape.reshapers"
+"""Entry-point group in which other packages announce their reshapers."""
+
+LOADER_KEYS = ("batch_size", "loader_workers")
+"""Keys of the ``data`` group that are the datamodule's; all others are the source's."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a model must fit: the rig it looks through and the cells it fills."""
+
+    grid: BEVGrid
+    classes: tuple[str, ...]
+    camera_names: tuple[str, ...]
+    image_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, source: BEVSource) -> "Frame":
+        """The frame of a data source."""
+        height, width = source.image_size
+        return cls(source.grid, tuple(source.classes), tuple(source.camera_names), (height, width))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return {
+            "forward_m": list(self.grid.forward_m),
+            "left_m": list(self.grid.left_m),
+            "cell_m": self.grid.cell_m,
+            "classes": list(self.classes),
+            "camera_names": list(self.camera_names),
+            "image_size": list(self.image_size),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "Frame":
+        """The inverse of :meth:`to_plain`."""
+        height, width = plain["image_size"]
+        grid = BEVGrid(tuple(plain["forward_m"]), tuple(plain["left_m"]), plain["cell_m"])
+        return cls(grid, tuple(plain["classes"]), tuple(plain["camera_names"]), (height, width))
+
+
+def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
+    """The datamodule of ``cfg.data`` and ``cfg.augment``, ordered by ``cfg.seed``."""
+    seed = cfg["seed"]
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed={seed!r} must be a whole number, 0 or more")
+    node = dict(_plain(cfg["data"]))
+    loader = {key: node.pop(key) for key in LOADER_KEYS}
+    source = _make("data", node)
+    augment = cfg.get("augment")
+    if augment:
+        augment = _make("augment", augment, grid=source.grid, camera_names=source.camera_names)
+    return BEVDataModule(source, **loader, augment=augment or None, seed=seed)
+
+
+def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
+    """Encoder, reshaper and head of a config, each built for the sizes that the one before it delivers."""
+    encoder = _make("encoder", cfg["encoder"], image_size=frame.image_size, cameras=len(frame.camera_names))
+    sources = encoder.sources
+    upsample = cfg["head"]["upsample"]
+    if not isinstance(upsample, int) or upsample < 1:
+        raise InputError(f"head.upsample={upsample!r} must be a whole number of at least 1")
+    source = sources[0] if len(sources) == 1 else sources
+    reshaper = _make("reshaper", cfg["reshaper"], source=source, grid=frame.grid.coarsen(upsample))
+    if not hasattr(reshaper, "out_channels"):
+        raise InputError(
+            f"reshaper {type(reshaper).__name__} has no attribute out_channels; set it to d, the head is built for it"
+        )
+    head = _make("head", cfg["head"], in_channels=reshaper.out_channels, classes=len(frame.classes))
+    return BEVModel(encoder, reshaper, head)
+
+
+def build_task(cfg: Mapping[str, Any], frame: Frame) -> BEVTask:
+    """The model of a config with its loss, metric and optimizer."""
+    return BEVTask(
+        build_model(cfg, frame),
+        _make("loss", cfg["loss"], classes=frame.classes),
+        BEVIoU(frame.classes, frame.grid),
+        _make("optimizer", cfg["optimizer"]),
+        seed=cfg["seed"],
+        recipe={"format": FORMAT, "config": _plain(cfg), "frame": frame.to_plain()},
+    )
+
+
+def load_model(path: str) -> tuple[BEVModel, Frame, dict[str, Any]]:
+    """Rebuild a trained model from its checkpoint alone, on the CPU and in evaluation mode.
+
+    Returns:
+        The model, the frame it was trained for, and the config of its run.
+
+    Raises:
+        InputError: when the file is not such a checkpoint, or names classes outside bevreshape and the entry points
+            that are installed.
+    """
+    checkpoint = read_checkpoint(path)
+    recipe = checkpoint["bevreshape"]
+    cfg = dict(recipe["config"])
+    for part in ("encoder", "reshaper", "head"):
+        check_targets(cfg[part], f"checkpoint {path}: {part}")
+    if "pretrained" in cfg["encoder"]:
+        cfg["encoder"] = {**cfg["encoder"], "pretrained": False}  # the weights are in the checkpoint
+    frame = Frame.from_plain(recipe["frame"])
+    model = build_model(cfg, frame)
+    load_weights(model, checkpoint, path)
+    return model.eval(), frame, cfg
+
+
+def announced_reshapers() -> dict[str, str]:
+    """Reshapers of other installed packages: name to ``package.module.Class``."""
+    found: dict[str, str] = {}
+    for point in entry_points(group=RESHAPERS):
+        target = point.value.replace(":", ".")
+        if found.setdefault(point.name, target) != target:
+            raise InputError(
+                f"two installed packages announce a reshaper '{point.name}' ({found[point.name]} and {target}); uninstall one, "
+                "or name it by reshaper._target_"
+            )
+    return found
+
+
+def reshaper_fields(target: str) -> dict[str, Any]:
+    """The config node of an announced reshaper: its target, and the signature's fields with their defaults."""
+    fields: dict[str, Any] = {"_target_": target}
+    for parameter in inspect.signature(_locate(target)).parameters.values():
+        if parameter.name in ("self", "source", "grid") or parameter.kind in (
+            parameter.VAR_KEYWORD,
+            parameter.VAR_POSITIONAL,
+        ):
+            continue
+        fields[parameter.name] = "???" if parameter.default is parameter.empty else parameter.default
+    return fields
+
+
+def check_targets(node: Any, where: str) -> None:
+    """Refuse a stored config that names anything but classes of bevreshape and of installed entry points.
+
+    Raises:
+        InputError: naming the target.
+    """
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and target not in announced_reshapers().values():
+            allowed = str(target).startswith("bevreshape.") and _is_own_class(str(target))
+            if not allowed:
+                raise InputError(
+                    f"{where} wants to call {target}, which is neither a class of bevreshape nor an installed entry point of "
+                    f"{RESHAPERS}; install the package it comes from, or do not trust this file"
+                )
+        for value in node.values():
+            check_targets(value, where)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            check_targets(value, where)
+
+
+def _is_own_class(target: str) -> bool:
+    try:
+        found = _locate(target)
+    except InputError:
+        return False
+    return inspect.isclass(found) and found.__module__.startswith("bevreshape.")
+
+
+def _locate(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{target} cannot be imported: {error}") from error
+
+
+def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
+    """Instantiate one node; whatever its class says about the values reaches the user as one sentence."""
+    plain = _plain(node)
+    if not plain.get("_target_"):
+        raise InputError(f"{key}._target_ is missing; choose {key}=NAME, or set {key}._target_ to a class")
+    try:
+        return instantiate(plain, _convert_="all", **given)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        if isinstance(cause, TypeError):
+            raise InputError(f"{key}: {plain['_target_']} does not take these values: {cause}") from error
+        if cause is None or isinstance(cause, ImportError):
+            raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+
+
+def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
+    """The logger of a run. W&B is offline unless the user is logged in or sets ``logger.mode=online``."""
+    node = dict(cfg["logger"] or {})
+    if not node:
+        return False
+    target = str(node.get("_target_", ""))
+    if target.endswith("WandbLogger"):
+        mode = node.pop("mode")
+        if mode not in (None, "online", "offline"):
+            raise InputError(f"logger.mode={mode} is unknown; {suggest(str(mode), ('online', 'offline'))}")
+        node["offline"] = mode == "offline" or (mode is None and not _logged_in())
+        os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        return _make("logger", node, save_dir=folder)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"logger: {error.name} is not installed; pip install {error.name}, or choose logger=csv"
+        ) from error
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    return bool(wandb.api.api_key)
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config as plain values, resolved.
+
+    Raises:
+        InputError: when a value that must be given is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"{', '.join(missing)} must be given, for instance {missing[0]}=…")
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

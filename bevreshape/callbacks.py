@@ -1,0 +1,287 @@
+"""What happens beside training: progress, history, pictures, checkpoints, and a clean stop."""
+
+import csv
+import io
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from bevreshape.checkpoint import read_checkpoint
+from bevreshape.data.batch import Batch
+from bevreshape.drawing import draw_sample
+from bevreshape.files import write_atomic, write_text
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are whole or absent, and that load without executing anything."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        write_atomic(path, lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def checkpoints(folder: Path, every_n_steps: int) -> list[ModelCheckpoint]:
+    """``best.ckpt`` by mean validation IoU, and ``last.ckpt`` every so many steps."""
+    best = ModelCheckpoint(
+        folder,
+        filename="best",
+        monitor="val/iou/mean",
+        mode="max",
+        save_weights_only=False,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(folder, filename="last", every_n_train_steps=every_n_steps, enable_version_counter=False)
+    return [best, last]
+
+
+class StopSafely(Callback):
+    """On Ctrl-C or a polite kill, finish the batch, save ``last.ckpt`` and stop; on a second Ctrl-C, stop at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.signal: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
+        Console(stderr=True).print("[yellow]stopping after this batch; once more to stop at once[/]")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            trainer.save_checkpoint(self.path)
+            raise Stopped(self.path)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+
+class Stopped(Exception):
+    """Training was stopped by a signal, after ``last.ckpt`` was saved."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"stopped; go on with resume={path.parent.parent}")
+
+
+class History(Callback):
+    """``history.csv``: a row per validation, and what the fit cost.
+
+    Args:
+        path: the file; rows of an interrupted run that lie behind the checkpoint it goes on from are dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.samples = 0
+        self._started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.samples += len(batch["name"]) * trainer.world_size
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        values = {
+            key: round(float(value), 6)
+            for key, value in trainer.callback_metrics.items()
+            if not key.startswith("test/")
+        }
+        row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self.elapsed, 2), **values}
+        self.rows = [old for old in self.rows if int(old["step"]) != trainer.global_step] + [row]
+        columns = list(dict.fromkeys(key for entry in self.rows for key in entry))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a resumed checkpoint included."""
+        running = time.perf_counter() - self._started if self._started else 0.0
+        return self.seconds + running
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds, self._started = self.elapsed, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.elapsed, "samples": self.samples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.samples = state_dict["seconds"], state_dict["samples"]
+
+
+class Pictures(Callback):
+    """Input, target and prediction side by side, after every so many validations and at the test.
+
+    Args:
+        folder: where the PNGs go; the logger gets them too.
+        classes: names of the channels.
+        every_n_validations: how often.
+        samples: how many, the first of the split.
+    """
+
+    def __init__(self, folder: Path, classes: tuple[str, ...], every_n_validations: int = 1, samples: int = 4) -> None:
+        self.folder = folder
+        self.classes = classes
+        self.every_n_validations = every_n_validations
+        self.samples = samples
+        self._validations = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        due = not trainer.sanity_checking and self._validations % self.every_n_validations == 0
+        if due and batch_idx == 0:
+            self._draw(trainer, pl_module, batch, f"val_step{trainer.global_step:06d}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += not trainer.sanity_checking
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self._draw(trainer, pl_module, batch, "test")
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        from PIL import Image
+
+        with torch.no_grad():
+            probabilities = pl_module(batch).float().sigmoid()
+        panels = []
+        for i in range(min(self.samples, len(batch["name"]))):
+            panel = draw_sample(
+                batch["image"][i], batch["target"][i], probabilities[i], batch["valid"][i], self.classes
+            )
+            panels.append(panel)
+            write_atomic(
+                self.folder / f"{name}_{i}.png",
+                lambda file, panel=panel: Image.fromarray(panel).save(file, format="png"),
+            )
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image(name.split("_")[0], panels, caption=[str(n) for n in batch["name"][: len(panels)]])
+            elif isinstance(logger, TensorBoardLogger):
+                for i, panel in enumerate(panels):
+                    logger.experiment.add_image(
+                        f"{name.split('_')[0]}/{i}", panel, global_step=trainer.global_step, dataformats="HWC"
+                    )
+
+
+class RunProgress(ProgressBar):
+    """One bar for the whole run, with the time that is left and the current IoU; a line per validation in a log file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(stderr=True)
+        self._bar: Progress | None = None
+        self._iou = "–"
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._enabled:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("IoU {task.fields[iou]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(
+            "training", total=pl_module.total_steps(), completed=trainer.global_step, iou=self._iou
+        )  # type: ignore[operator]
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description="validating")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not self._enabled:
+            return
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+        self._iou = f"{metrics['val/iou/mean']:.3f}"
+        if self._bar is not None:
+            self._bar.update(self._task, description="training", iou=self._iou)
+        loss = f", train loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else ""
+        classes = "  ".join(
+            f"{key.removeprefix('val/iou/')} {metrics[key]:.3f}" for key in metrics if _is_class_iou(key)
+        )
+        self._console.print(f"step {trainer.global_step:>6}: val IoU {self._iou} ({classes}){loss}", highlight=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _is_class_iou(key: str) -> bool:
+    return key.startswith("val/iou/") and key.count("/") == 2 and not key.endswith("/mean")

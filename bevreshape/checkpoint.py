@@ -1,0 +1,85 @@
+"""Checkpoints: what is read from one, and what is refused."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+
+from bevreshape.errors import InputError
+
+FORMAT = 1
+"""Raised when the recipe inside a checkpoint changes its meaning."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint of this program without ever executing anything in it.
+
+    Returns:
+        The Lightning checkpoint; ``["bevreshape"]`` is the recipe that rebuilds the model (plain values), and
+        ``["state_dict"]`` its weights under ``model.``.
+
+    Raises:
+        InputError: not a file, not a checkpoint, cut off, unsafe, of another program, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} is not a file; name a runs/<date>/<time>/checkpoints/best.ckpt")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
+            raise InputError(
+                f"checkpoint {path} holds Python objects that loading would execute; it is refused"
+            ) from error
+        raise InputError(f"checkpoint {path} is not a checkpoint; name a .ckpt that bevreshape wrote") from error
+    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read ({_first_line(error)}); it is cut off or not a checkpoint"
+        ) from error
+    recipe = checkpoint.get("bevreshape") if isinstance(checkpoint, dict) else None
+    if not isinstance(recipe, dict) or "state_dict" not in checkpoint:
+        raise InputError(
+            f"checkpoint {path} is of another program: it has no 'bevreshape' recipe; train one with bevreshape.train"
+        )
+    if recipe.get("format") != FORMAT:
+        raise InputError(
+            f"checkpoint {path} has format {recipe.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    return checkpoint
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        InputError: when the model is of another architecture; names the first tensors that differ.
+    """
+    prefix = "model."
+    weights = {
+        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
+    own = model.state_dict()
+    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
+        for key in own.keys() & weights.keys()
+        if weights[key].shape != own[key].shape
+    ]
+    if missing or surplus or shapes:
+        differences = [
+            *sorted(shapes),
+            *(f"{key} is missing there" for key in missing),
+            *(f"{key} is unknown here" for key in surplus),
+        ]
+        raise InputError(
+            f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}"
+            f"{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}; set the encoder, reshaper, head and data it was "
+            "trained with"
+        )
+    model.load_state_dict(weights)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__

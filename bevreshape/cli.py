@@ -1,0 +1,114 @@
+"""What all commands share: finding ``conf/``, announcing other packages' reshapers, and refusing nonsense in a sentence."""
+
+import errno
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from bevreshape.build import announced_reshapers, reshaper_fields
+from bevreshape.callbacks import Stopped
+from bevreshape.errors import InputError, suggest
+
+
+def conf_dir() -> Path:
+    """The folder of config groups: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
+
+
+def run(
+    main: Callable[[DictConfig], None],
+    config_name: str,
+    resume_arguments: Callable[[str, list[str]], list[str]] | None = None,
+) -> None:
+    """Run a command under Hydra, and end with exit code 1 and one sentence where the input is at fault.
+
+    Args:
+        main: receives the composed config.
+        config_name: the primary config in ``conf/``.
+        resume_arguments: where ``resume=FOLDER`` is typed, stores that run's config under the name ``resumed`` and returns
+            the command line to use.
+    """
+    full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
+    try:
+        _announce()
+        resumed = resume_arguments and typed_value(sys.argv[1:], "resume")
+        if resume_arguments and resumed:
+            sys.argv[1:] = resume_arguments(resumed, sys.argv[1:])
+            config_name = "resumed"
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(main)()
+    except Exception as error:
+        sentence = explain(error)
+        if full_error or sentence is None:
+            traceback.print_exc()
+        if sentence is not None:
+            say(sentence)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped")
+        sys.exit(130)
+
+
+def say(sentence: str) -> None:
+    """Print an error's sentence."""
+    Console(stderr=True).print(f"[red]error:[/] {_escaped(sentence)}", highlight=False, soft_wrap=True)
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an error of the user's making; ``None`` for one of ours, which deserves its traceback."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or (cause.__context__ if isinstance(cause, HydraException) else None)
+    for link in chain:
+        if isinstance(link, InputError | Stopped):
+            return str(link)
+        if isinstance(link, MissingConfigException):
+            return _missing_choice(link)
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk is full ({link.filename or 'while writing'}); free some space or choose another folder"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return " ".join(str(chain[0]).replace("\n", " ").split() + str(chain[-1]).split() * (chain[-1] is not chain[0]))
+    return None
+
+
+def _missing_choice(error: MissingConfigException) -> str:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    if error.options:
+        return f"{group}={name} is unknown; {suggest(name, error.options)}"
+    return " ".join(str(error).split())
+
+
+def _announce() -> None:
+    store = ConfigStore.instance()
+    built_in = {path.stem for path in (conf_dir() / "reshaper").glob("*.yaml")}
+    for name, target in announced_reshapers().items():
+        if name in built_in:
+            raise InputError(
+                f"the installed package of {target} announces a reshaper '{name}', which is the name of a built-in; "
+                f"rename its entry point, or use reshaper._target_={target}"
+            )
+        store.store(group="reshaper", name=name, node=reshaper_fields(target))
+
+
+def typed_value(arguments: list[str], key: str) -> str | None:
+    """The value of ``key=value`` among command-line arguments, before Hydra has read them."""
+    found: list[Any] = [match[1] for argument in arguments if (match := re.fullmatch(rf"\+*{key}=(.*)", argument))]
+    return found[-1].strip("'\"") if found and found[-1] not in ("", "null") else None
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

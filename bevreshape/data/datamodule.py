@@ -1,0 +1,156 @@
+"""Splits and loaders; what can run on the device in batch does."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Sampler
+
+from bevreshape.data.batch import Batch, BEVSource, Sample, seeded
+from bevreshape.errors import InputError
+
+Augmentation = Callable[[Batch, int, int], Batch]
+"""``augment(batch, seed, epoch)``: every sample's change is a function of seed, epoch and the sample's index."""
+
+
+class EpochOrder(Sampler[int]):
+    """The order of training, a function of seed and epoch alone, so that a run goes on where it stopped.
+
+    Batch g of an epoch is the same set of samples on one process with batch size B·world and on ``world`` processes
+    with batch size B each. Samples that do not fill a batch are left out of the epoch.
+
+    Args:
+        length: samples in the split.
+        batch_size: per process.
+        seed: of the order.
+        rank: number of this process.
+        world: number of processes.
+        epoch: the first epoch to be iterated.
+        start: batches of that first epoch to be left out, because they were trained on before.
+
+    Raises:
+        InputError: when the split does not fill one batch.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0, start: int = 0
+    ) -> None:
+        self.batches = length // (batch_size * world)
+        if self.batches == 0:
+            raise InputError(
+                f"data: {length} training samples do not fill one batch of {batch_size} on {world} process(es); lower "
+                "data.batch_size or add samples"
+            )
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world, self.epoch, self.start = rank, world, epoch, start
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning when an epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.length, generator=seeded(self.seed, self.epoch))
+        mine = order[: len(self) * self.world].view(-1, self.world)[:, self.rank]
+        start, self.start = self.start, 0
+        return iter(mine[start * self.batch_size :].tolist())
+
+
+class EveryOnce(Sampler[int]):
+    """Each sample on exactly one process, none twice: the shares may differ in length, metrics add up exactly."""
+
+    def __init__(self, length: int, rank: int, world: int) -> None:
+        if length < world:
+            raise InputError(
+                f"data: {length} samples cannot be shared by {world} processes; set trainer.devices={max(length, 1)}"
+            )
+        self.indices = range(rank, length, world)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class BEVDataModule(LightningDataModule):
+    """Loaders over a :class:`~bevreshape.data.batch.BEVSource`.
+
+    Args:
+        source: where the samples come from.
+        batch_size: samples per process.
+        loader_workers: processes that read samples; 0 reads in the training process.
+        augment: changes training batches on the device; ``None`` leaves them as they are.
+        seed: of order and augmentation.
+
+    Raises:
+        InputError: when a number is out of range.
+    """
+
+    def __init__(
+        self,
+        source: BEVSource,
+        *,
+        batch_size: int,
+        loader_workers: int = 0,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"data.batch_size={batch_size!r} must be a whole number of at least 1")
+        if not isinstance(loader_workers, int) or loader_workers < 0:
+            raise InputError(f"data.loader_workers={loader_workers!r} must be a whole number, 0 or more")
+        self.source = source
+        self.batch_size = batch_size
+        self.loader_workers = loader_workers
+        self.augment = augment
+        self.seed = seed
+
+    def prepare_data(self) -> None:
+        self.source.prepare()
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        dataset = self.source.split("train")
+        epoch, start = 0, 0
+        rank, world = self._place()
+        order = EpochOrder(len(dataset), self.batch_size, self.seed, rank, world)  # type: ignore[arg-type]
+        if self.trainer is not None:
+            # A checkpoint taken after the last batch of an epoch still carries that epoch's number.
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            epoch = self.trainer.current_epoch + (done >= order.batches)
+            start = 0 if done >= order.batches else done
+        order.epoch, order.start = epoch, start
+        return self._loader(dataset, order)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        return self._evaluation("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        batch = self.source.finish(batch | {"image": batch["image"].float() / 255})
+        if self.augment is not None and self.trainer is not None and self.trainer.training:
+            batch = self.augment(batch, self.seed, self.trainer.current_epoch)
+        return batch
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _evaluation(self, split: str) -> DataLoader[Sample]:
+        dataset = self.source.split(split)
+        return self._loader(dataset, EveryOnce(len(dataset), *self._place()))  # type: ignore[arg-type]
+
+    def _loader(self, dataset, sampler: Sampler[int]) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.loader_workers,
+            persistent_workers=self.loader_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # the loader's own draws must not move the global random state
+        )

@@ -1,0 +1,77 @@
+"""A small convolutional decoder from coarse BEV features to class logits on the target grid."""
+
+from torch import Tensor, nn
+
+from bevreshape.errors import InputError
+
+
+class ConvHead(nn.Module):
+    """Residual blocks on the coarse grid, then upsampling by ``upsample`` in steps, narrow where cells are many.
+
+    A convolution at full BEV resolution costs several times the image encoder on a CPU, so the width is spent on the
+    coarse grid: after the last block one 1×1 convolution makes ``final_channels·s²`` maps that a pixel shuffle spreads
+    over the fine cells, and one 3×3 convolution at full resolution turns them into logits.
+
+    Args:
+        in_channels: d of the reshaper.
+        classes: k.
+        upsample: fine cells per coarse cell along a side; the reshaper fills ``grid.coarsen(upsample)``.
+        channels: width on the coarse grid.
+        blocks: residual blocks on the coarse grid.
+        final_channels: width at full resolution.
+
+    Raises:
+        InputError: when a size is below 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        upsample: int = 2,
+        channels: int = 64,
+        blocks: int = 2,
+        final_channels: int = 16,
+    ) -> None:
+        super().__init__()
+        sizes = {"upsample": upsample, "channels": channels, "blocks": blocks, "final_channels": final_channels}
+        for key, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"head.{key}={value!r} must be a whole number of at least 1")
+        self.upsample = upsample
+        self.coarse = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            *(ResidualBlock(channels) for _ in range(blocks)),
+        )
+        self.fine = nn.Sequential(
+            nn.Conv2d(channels, final_channels * upsample**2, 1, bias=False),
+            nn.PixelShuffle(upsample),
+            nn.BatchNorm2d(final_channels),
+            nn.ReLU(),
+            nn.Conv2d(final_channels, classes, 3, padding=1),
+        )
+
+    def forward(self, bev: Tensor) -> Tensor:
+        """(b, d, R, C) → logits (b, k, R·upsample, C·upsample)."""
+        return self.fine(self.coarse(bev))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(x))), normalised (He et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, R, C) → the same shape."""
+        return (x + self.body(x)).relu()

@@ -1,0 +1,134 @@
+"""Devices, precision and processes: what the machine cannot do is refused, not replaced in silence."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from bevreshape.callbacks import Stopped, WholeCheckpoints
+from bevreshape.errors import InputError, suggest
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""What a network can be trained in; geometry stays in float32, which the ``-true`` half precisions would break."""
+
+
+def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
+    """A Lightning Trainer of the ``trainer`` group; its own complaints become sentences.
+
+    Raises:
+        InputError: for a device, precision or value that cannot be had.
+    """
+    check_hardware(cfg)
+    try:
+        return Trainer(**{**cfg, **kwargs}, plugins=[WholeCheckpoints()], use_distributed_sampler=False)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def check_hardware(cfg: Mapping[str, Any]) -> None:
+    """Compare what the ``trainer`` group asks for with what this machine has."""
+    precision = str(cfg.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={precision} is not offered; {suggest(precision, PRECISIONS)}")
+    accelerator = cfg.get("accelerator", "auto")
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and gpus == 0:
+        raise InputError(
+            f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use; set trainer.accelerator=cpu"
+        )
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
+    if precision == "16-mixed" and not on_gpu and not _is_mps(accelerator):
+        raise InputError(
+            "trainer.precision=16-mixed needs a GPU (a CPU has no float16 autocast); set trainer.precision=bf16-mixed or 32-true"
+        )
+    if precision == "bf16-mixed" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise InputError(
+            "trainer.precision=bf16-mixed: this GPU has no bfloat16; set trainer.precision=16-mixed or 32-true"
+        )
+    count = process_count(cfg)
+    if on_gpu and count > gpus:
+        raise InputError(
+            f"trainer.devices={cfg.get('devices')}: this machine has {gpus} GPU(s); set trainer.devices={gpus}"
+        )
+    if count > 1 and accelerator == "auto" and not on_gpu:
+        raise InputError(
+            f"trainer.devices={cfg.get('devices')}: this machine has no GPU; set trainer.devices=1, or trainer.accelerator=cpu "
+            f"to train in {count} CPU processes"
+        )
+
+
+def process_count(cfg: Mapping[str, Any]) -> int:
+    """How many processes on this machine the ``trainer`` group asks for.
+
+    Raises:
+        InputError: when ``devices`` is not a number, a list of numbers, or ``auto``.
+    """
+    devices = cfg.get("devices", 1)
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if devices in ("auto", -1):
+        on_cpu = cfg.get("accelerator") == "cpu"
+        return 1 if on_cpu else max(torch.cuda.device_count(), 1)
+    if isinstance(devices, list) and devices and all(isinstance(d, int) and d >= 0 for d in devices):
+        return len(devices)
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise InputError(f"trainer.devices={devices!r} must be a number of devices, a list of their indices, or auto")
+    return devices
+
+
+def launched() -> bool:
+    """Whether this process is one of several that a launcher (ours, torchrun, SLURM) has started."""
+    return "LOCAL_RANK" in os.environ or (SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+
+
+def in_processes(count: int, main: Callable[..., Any], *args: Any) -> Any:
+    """Call ``main(*args)`` here, or in ``count`` processes of one distributed group on this machine.
+
+    The processes are torch's elastic agents' and know nothing of the command line, so a sweep's job can use several.
+
+    Returns:
+        What ``main`` returned on rank 0.
+
+    Raises:
+        InputError: when a process failed; it has said why.
+    """
+    if count == 1 or launched():
+        return main(*args)
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    try:
+        results = elastic_launch(config, _speak)(main, *args)
+    except ChildFailedError as error:
+        raise InputError(f"{len(error.failures)} of {count} processes failed; the first says why above") from None
+    if isinstance(results[0], Stopped):
+        raise results[0]
+    return results[0]
+
+
+def _speak(main: Callable[..., Any], *args: Any) -> Any:
+    """In a child process: an error of the user's making is a sentence there too."""
+    from bevreshape.cli import explain, say
+
+    try:
+        return main(*args)
+    except Stopped as stopped:
+        return stopped
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        if os.environ.get("LOCAL_RANK") == "0":
+            say(sentence)
+        raise SystemExit(1) from None
+
+
+def _is_mps(accelerator: Any) -> bool:
+    return accelerator in ("mps", "auto") and torch.backends.mps.is_available()

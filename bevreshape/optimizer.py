@@ -1,0 +1,58 @@
+"""How weights are updated."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+from bevreshape.errors import InputError
+
+
+@dataclass(frozen=True)
+class AdamWOneCycle:
+    """AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith and Topin 2018).
+
+    Weight decay acts on matrices and kernels only, not on biases, norms and other vectors.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: decoupled, per step and learning rate.
+        warmup: share of the steps in which the rate rises.
+        div_start: the first rate is ``lr / div_start``.
+        div_final: the last rate is the first rate ``/ div_final``.
+    """
+
+    lr: float = 4e-3
+    weight_decay: float = 0.01
+    warmup: float = 0.3
+    div_start: float = 10.0
+    div_final: float = 100.0
+
+    def __post_init__(self) -> None:
+        for key in ("lr", "div_start", "div_final"):
+            value = getattr(self, key)
+            if not isinstance(value, float | int) or not value > 0:
+                raise InputError(f"optimizer.{key}={value!r} must be a positive number")
+        if not isinstance(self.weight_decay, float | int) or self.weight_decay < 0:
+            raise InputError(f"optimizer.weight_decay={self.weight_decay!r} must be a number, 0 or more")
+        if not isinstance(self.warmup, float | int) or not 0 < self.warmup < 1:
+            raise InputError(f"optimizer.warmup={self.warmup!r} must lie between 0 and 1, a share of the steps")
+
+    def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``."""
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = AdamW(groups, lr=self.lr)
+        schedule = OneCycleLR(
+            optimizer,
+            max_lr=self.lr,
+            total_steps=total_steps,
+            pct_start=self.warmup,
+            div_factor=self.div_start,
+            final_div_factor=self.div_final,
+        )
+        return optimizer, schedule

@@ -1,0 +1,109 @@
+"""The Lightning task: steps, logging and the optimizer; no architecture."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from bevreshape.data.batch import Batch, cameras_of, seeded
+from bevreshape.errors import InputError
+from bevreshape.metrics import BEVIoU
+from bevreshape.optimizer import AdamWOneCycle
+
+
+class BEVTask(LightningModule):
+    """BEV segmentation with any model ``model(images, cameras) -> logits``.
+
+    Args:
+        model: the network.
+        loss: ``loss(logits, target, valid) -> scalar``.
+        metric: IoU on the classes and grid of the data; cloned per stage.
+        optimizer: what updates the weights, and its schedule.
+        seed: random numbers of a training step (dropout and the like) are a function of seed, step and process.
+        recipe: plain values that rebuild the model; stored in every checkpoint.
+
+    Set ``test_thresholds`` (per class, from the validation set) to have the test's IoU at these beside that at 0.5.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        metric: BEVIoU,
+        optimizer: AdamWOneCycle | None = None,
+        *,
+        seed: int = 0,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.metrics = nn.ModuleDict({"val_stage": metric.clone(), "test_stage": metric.clone()})
+        self.optimizer = optimizer or AdamWOneCycle()
+        self.seed = seed
+        self.recipe = recipe
+        self.test_thresholds: dict[str, float] | None = None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (b, k, rows, cols) of a batch on its device."""
+        return self.model(batch["image"], cameras_of(batch))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # A run that goes on from a checkpoint draws what the uninterrupted one would have drawn.
+        torch.manual_seed(seeded(self.seed, self.global_step, batch_idx, self.global_rank).initial_seed())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        logits = self(batch)  # b k rows cols
+        loss = self.loss(logits, batch["target"], batch["valid"])
+        if stage == "train":
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"training: the loss is {loss.item()} at step {self.global_step}, on the batch {', '.join(batch['name'])}; "
+                    "look at these samples, or lower optimizer.lr"
+                )
+            self.log("train/loss", loss.detach())
+        else:
+            self.metrics[f"{stage}_stage"].update(logits, batch["target"], batch["valid"])
+            self.log(f"{stage}/loss", loss, batch_size=len(batch["name"]), on_epoch=True, sync_dist=True)
+        return loss
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        metric = self.metrics[f"{stage}_stage"]
+        values = {f"{stage}/{key}": value for key, value in metric.compute().items()}
+        if stage == "test" and self.test_thresholds is not None:
+            at_chosen = metric.iou_at(self.test_thresholds)
+            values |= {key.replace("iou/", "test/iou_at_val_threshold/"): value for key, value in at_chosen.items()}
+        # The metric itself has added up all processes' counts.
+        self.log_dict(values, rank_zero_only=False, sync_dist=False)
+        metric.reset()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, schedule = self.optimizer.build(self.model, self.total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps
+        return int(trainer.estimated_stepping_batches)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.recipe is not None:
+            checkpoint["bevreshape"] = self.recipe

@@ -1,0 +1,185 @@
+"""``python -m bevreshape.train``: train a view transformer, test it, and leave a run folder."""
+
+import json
+import logging
+import math
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from bevreshape import cli
+from bevreshape.build import Frame, build_data, build_task, make_logger, plain_config
+from bevreshape.callbacks import History, Pictures, RunProgress, StopSafely, checkpoints
+from bevreshape.checkpoint import load_weights, read_checkpoint
+from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.errors import InputError
+from bevreshape.files import write_text
+from bevreshape.launch import check_hardware, in_processes, make_trainer, process_count
+from bevreshape.tables import metrics_table
+from bevreshape.task import BEVTask
+
+CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
+"""What may differ when a run goes on; everything else would make it another run."""
+
+
+def main(cfg: DictConfig) -> None:
+    """Prepare the data, then train and test in as many processes as the config asks for."""
+    plain = plain_config(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    resumed = plain.pop("resume") is not None
+    if not resumed:
+        if (folder / "config.yaml").exists():
+            raise InputError(f"{folder} holds a run already; wait a second, or set hydra.run.dir")
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(plain))
+    in_processes(process_count(plain["trainer"]), train, plain, folder, resumed)
+
+
+def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str, float]:
+    """One run: fit, test the best checkpoint, write ``metrics.json``.
+
+    Args:
+        cfg: the composed config as plain values.
+        folder: the run folder.
+        resumed: go on from ``folder/checkpoints/last.ckpt``.
+
+    Returns:
+        The metrics, as written.
+    """
+    check_hardware(cfg["trainer"])
+    quiet()
+    data = build_data(cfg)
+    seed_everything(cfg["seed"], verbose=False)
+    task = build_task(cfg, Frame.of(data.source))
+    history = History(folder / "history.csv")
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer = make_trainer(
+        with_validations(cfg["trainer"], data),
+        default_root_dir=folder,
+        logger=make_logger(cfg, folder),
+        callbacks=[
+            RunProgress(),
+            history,
+            Pictures(folder / "pictures", data.source.classes, **cfg["pictures"]),
+            StopSafely(last),
+            *checkpoints(last.parent, cfg["checkpoint_every_n_steps"]),
+        ],
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    _log_config(trainer.loggers, cfg)
+    if trainer.is_global_zero:
+        _introduce(cfg, task, folder)
+    trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
+    trainer.save_checkpoint(last)
+
+    best = last.with_name("best.ckpt")
+    checkpoint = read_checkpoint(best)
+    load_weights(task.model, checkpoint, best)
+    validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    task.test_thresholds = {name: validated[f"val/best_threshold/{name}"] for name in data.source.classes}
+    tested = trainer.test(task, datamodule=data, verbose=False)[0]
+    metrics = {key: float(value) for key, value in {**tested, **validated}.items()}
+    metrics |= {
+        "fit/seconds": round(history.seconds, 2),
+        "fit/samples_per_second": round(history.samples / max(history.seconds, 1e-9), 2),
+        "fit/steps": trainer.fit_loop.epoch_loop.global_step,
+    }
+    if trainer.is_global_zero:
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        for logger in trainer.loggers:
+            logger.log_metrics({key: value for key, value in metrics.items() if key.startswith("fit/")})
+            logger.finalize("success")
+        console = Console()
+        console.print(metrics_table(metrics, data.source.classes, f"{cfg['name']}: test"))
+        console.print(
+            f"{metrics['fit/steps']} steps in {metrics['fit/seconds']:.0f} s, {metrics['fit/samples_per_second']:.0f} samples/s · {folder}"
+        )
+    return metrics
+
+
+def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
+    """The ``trainer`` group with ``val_check_interval`` shortened so that the last validation falls on the run's end."""
+    trainer = dict(trainer)
+    steps, every = trainer.get("max_steps", -1), trainer.get("val_check_interval")
+    for key, value in (("max_steps", steps), ("val_check_interval", every)):
+        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and (key, value) != ("max_steps", -1)):
+            raise InputError(f"trainer.{key}={value!r} must be a whole number of steps, at least 1")
+    if steps > 0:
+        batches = steps * trainer.get("accumulate_grad_batches", 1)
+        trainer["val_check_interval"] = batches // math.ceil(batches / every)
+    elif not trainer.get("max_epochs") or trainer["max_epochs"] < 1:
+        raise InputError(
+            "trainer.max_steps=-1 leaves the length of training open; set trainer.max_steps or trainer.max_epochs"
+        )
+    else:
+        trainer["check_val_every_n_epoch"], trainer["val_check_interval"] = 1, None
+    return trainer
+
+
+def quiet() -> None:
+    """Silence what Lightning says on every run and what says nothing about this one."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*your dataloader is not resumable.*",
+        r".*is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def resume_arguments(folder: str, arguments: list[str]) -> list[str]:
+    """Make the config of an earlier run the primary one, and point Hydra at its folder.
+
+    Returns:
+        The command line to go on with.
+
+    Raises:
+        InputError: when the folder is no run, or an argument would make it another one.
+    """
+    run = Path(folder)
+    if not (run / "config.yaml").is_file() or not (run / "checkpoints" / "last.ckpt").is_file():
+        raise InputError(
+            f"resume={folder} has no config.yaml and checkpoints/last.ckpt; name a runs/<date>/<time> folder that was begun"
+        )
+    for argument in arguments:
+        key = argument.split("=")[0].lstrip("+~")
+        if "=" in argument and key != "resume" and not key.startswith(CHANGEABLE):
+            raise InputError(
+                f"{argument}: a run goes on as it began, only {', '.join(key.rstrip('.') for key in CHANGEABLE)} may change; "
+                "start a new run to change more"
+            )
+    stored = OmegaConf.load(run / "config.yaml")
+    assert isinstance(stored, DictConfig)
+    stored["resume"] = folder
+    ConfigStore.instance().store(name="resumed", node=stored)
+    return [*arguments, f"hydra.run.dir={json.dumps(str(run.resolve()))}", "hydra.output_subdir=null"]
+
+
+def _log_config(loggers: list[Logger], cfg: dict[str, Any]) -> None:
+    for logger in loggers:
+        logger.log_hyperparams(cfg)
+
+
+def _introduce(cfg: dict[str, Any], task: BEVTask, folder: Path) -> None:
+    model = task.model
+    counts = {key: sum(p.numel() for p in part.parameters()) for key, part in model.named_children()}
+    source, grid = model.reshaper.source, model.reshaper.target_shape
+    Console(stderr=True).print(
+        f"{cfg['name']}: encoder {counts['encoder']:,} parameters → {source.cameras}×{source.channels}×{source.height}×{source.width} → "
+        f"{type(model.reshaper).__name__} {counts['reshaper']:,} → {grid[0]}×{grid[1]} → head {counts['head']:,} · {folder}",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, "train", resume_arguments)
