@@ -1,0 +1,115 @@
+"""What the converters share: a camera folder appears complete or not at all."""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bevreshape.data.calibration import VERSION, read_calibration
+from bevreshape.errors import InputError
+
+
+class CameraFolder:
+    """A camera folder being written; :func:`create` makes one."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(self, source: Path, place: str) -> None:
+        """Put a file there unchanged: hard-linked, or copied where the file system cannot."""
+        target = self.root / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not source.is_file():
+            raise InputError(f"{source}: there is no such file; is the source complete?")
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+    def make(self, place: str) -> Path:
+        """Where to save a file that is made here."""
+        target = self.root / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def split(self, name: str, frames: Iterable[str]) -> None:
+        """Write the list of a split's frames."""
+        self.make(f"splits/{name}.txt").write_text("".join(f"{frame}\n" for frame in frames), encoding="utf-8")
+
+    def calibrate(self, cameras: list[dict[str, Any]], **sections: Any) -> None:
+        """Write ``calibration.json``; ``sections`` are its other keys."""
+        content = {"version": VERSION, "cameras": cameras, **sections}
+        text = json.dumps({key: value for key, value in content.items() if value}, indent=1)
+        self.make("calibration.json").write_text(text + "\n", encoding="utf-8")
+
+
+def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:
+    """Write a camera folder beside ``out``, check its calibration, and rename it.
+
+    Raises:
+        InputError: when ``out`` is there and not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: it exists and is not empty; remove it, or choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        unfinished.chmod(0o755)
+        fill(CameraFolder(unfinished))
+        read_calibration(unfinished / "calibration.json")
+        unfinished.replace(out)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
+    print(f"wrote {out}: {_counts(out)}")
+
+
+def held_out(frames: Iterable[str], every: int) -> tuple[list[str], list[str]]:
+    """Sorted frames without every n-th, and every n-th: a validation set that needs no random numbers."""
+    names = sorted(frames)
+    return [name for i, name in enumerate(names) if i % every], names[::every]
+
+
+def run(description: str, convert: Callable[[Path, Path], None], source_help: str, out_help: str) -> None:
+    """The command line of a converter."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--source", type=Path, required=True, help=source_help)
+    parser.add_argument("--out", type=Path, required=True, help=out_help)
+    args = parser.parse_args()
+    try:
+        convert(args.source, args.out)
+    except InputError as error:
+        parser.exit(1, f"{error}\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a source's JSON file.
+
+    Raises:
+        InputError: when it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: this cannot be read ({error}); is --source the folder it should be?") from None
+
+
+def rows(matrix: Any) -> list[list[float]]:
+    """A matrix as JSON takes it."""
+    return [[float(value) for value in row] for row in matrix]
+
+
+def ids(names: Mapping[int, str]) -> dict[str, str]:
+    """JSON's keys are strings."""
+    return {str(key): name for key, name in names.items()}
+
+
+def _counts(out: Path) -> str:
+    counts = {
+        part.name: sum(path.is_file() for path in part.rglob("*")) for part in sorted(out.iterdir()) if part.is_dir()
+    }
+    return ", ".join(f"{number} {part}" for part, number in counts.items())
