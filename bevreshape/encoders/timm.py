@@ -1,6 +1,7 @@
 """Image encoders of timm, by name, cut off behind the deepest wanted stride."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -36,6 +37,9 @@ class TimmEncoder(nn.Module):
             offset that cannot be found.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         name: str = "mobilenetv3_small_050",
@@ -69,9 +73,9 @@ class TimmEncoder(nn.Module):
             nn.Sequential(nn.Conv2d(width, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
             for width in widths
         )
-        config = timm.get_pretrained_cfg(name)
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1), persistent=False)
+        for key in ("mean", "std"):
+            value = torch.tensor(self.trunk.pretrained_cfg[key]).view(3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def forward(
@@ -98,14 +102,14 @@ class TimmEncoder(nn.Module):
         return scales[0] if len(scales) == 1 else scales
 
 
-def _build(name: str, image_size: Size, pretrained: bool) -> nn.Module:
+def _build(name: str, image_size: Size, pretrained: bool) -> Any:
     if not timm.is_model(name):
         raise InputError(f"encoder: timm has no model name={name}; {suggest(name, timm.list_models())}")
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise InputError(f"encoder: timm describes no preprocessing of name={name}; choose another model")
     # transformers are built for one picture size, convolutions take any
-    options = {"img_size": image_size} if config.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     try:
         trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:
@@ -123,7 +127,7 @@ def _build(name: str, image_size: Size, pretrained: bool) -> nn.Module:
     return trunk
 
 
-def _cut(trunk: nn.Module, name: str, strides: Sequence[int]) -> tuple[list[int], list[int]]:
+def _cut(trunk: Any, name: str, strides: Sequence[int]) -> tuple[list[int], list[int]]:
     """Drop what lies behind the deepest wanted level; which levels to read, and their widths."""
     info = [(level["reduction"], level["num_chs"]) for level in trunk.feature_info]
     offered = [reduction for reduction, _ in info]
@@ -137,7 +141,7 @@ def _cut(trunk: nn.Module, name: str, strides: Sequence[int]) -> tuple[list[int]
     return levels, [info[level][1] for level in levels]
 
 
-def _tap(trunk: nn.Module, picture: Tensor, levels: list[int]) -> list[Tensor]:
+def _tap(trunk: Any, picture: Tensor, levels: list[int]) -> list[Tensor]:
     """Features of the levels, in their order."""
     rising = sorted(levels)
     features = trunk.forward_intermediates(picture, indices=rising, stop_early=True, intermediates_only=True)
@@ -148,9 +152,7 @@ Lattice = tuple[Size, tuple[float, float]]
 """Size of a feature map, and the pixel (v, u) on which its first feature is centred."""
 
 
-def _measure(
-    trunk: nn.Module, name: str, levels: list[int], image_size: Size
-) -> tuple[list[Size], dict[Size, Lattice]]:
+def _measure(trunk: Any, name: str, levels: list[int], image_size: Size) -> tuple[list[Size], dict[Size, Lattice]]:
     """Run one empty picture through; the sizes of the levels, and the lattice at every stride (down, right) on the way.
 
     A layer with kernel k, dilation d and ``pad`` zeros before the first pixel centres its output 0 on its input
@@ -160,7 +162,7 @@ def _measure(
     size, stride, offset = image_size, (1, 1), (0.0, 0.0)
     lattices: dict[Size, Lattice] = {stride: (size, offset)}
 
-    def follow(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def follow(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal size, stride, offset
         before, after = _size(inputs[0]), _size(output)
         if before != size or after == size:
@@ -191,7 +193,7 @@ def _measure(
     return [_size(x) for x in features], lattices
 
 
-def _first_center(layer: nn.Module, axis: int, size: int) -> float:
+def _first_center(layer: Any, axis: int, size: int) -> float:
     kernel, stride = _pair(layer.kernel_size)[axis], _pair(layer.stride)[axis]
     reach = (kernel - 1) * _pair(getattr(layer, "dilation", 1))[axis]
     if isinstance(layer, Conv2dSame | MaxPool2dSame | AvgPool2dSame) or getattr(layer, "same_pad", False):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bevreshape.errors import InputError
@@ -58,7 +58,9 @@ class Reshaper(nn.Module):
     def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], out_channels: int) -> None:
         super().__init__()
         if self.needs_cameras and not isinstance(grid, BEVGrid):
-            raise InputError(f"{self.name}: the target is {grid} cells without metres; pass a BEVGrid, it projects them")
+            raise InputError(
+                f"{self.name}: the target is {grid} cells without metres; pass a BEVGrid, it projects them"
+            )
         self.source = source
         self.grid = grid
         self.out_channels = out_channels
@@ -73,7 +75,11 @@ class Reshaper(nn.Module):
         """(R, C)."""
         return self.grid.shape if isinstance(self.grid, BEVGrid) else (self.grid[0], self.grid[1])
 
-    def forward(self, features: Tensor, cameras: Cameras | None = None) -> Tensor:
+    def forward(
+        self,
+        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"],
+        cameras: Cameras | None = None,
+    ) -> Float[Tensor, "b d R C"]:
         """Turn camera features into a bird's-eye view.
 
         Args:
@@ -87,7 +93,7 @@ class Reshaper(nn.Module):
             InputError: when the features are not what this was built for, or a needed calibration is missing.
         """
         if features.ndim == 4:
-            features = rearrange(features, "b c h w -> b 1 c h w")
+            features = features.unsqueeze(1)
         built = self.source
         if tuple(features.shape[1:]) != (built.cameras, built.channels, built.height, built.width):
             n, c, h, w = features.shape[1:]
@@ -97,8 +103,28 @@ class Reshaper(nn.Module):
                 f"height={h}, width={w}, cameras={n}), or change the encoder's stride"
             )
         if cameras is None and self.needs_cameras:
-            raise InputError(f"{self.name}: it projects through the calibration; call it as reshaper(features, cameras)")
+            raise InputError(
+                f"{self.name}: it projects through the calibration; call it as reshaper(features, cameras)"
+            )
+        if cameras is not None and cameras.batch_shape != tuple(features.shape[:2]):
+            raise InputError(
+                f"{self.name}: features are of {tuple(features.shape[:2])} (batch, cameras) but the calibration is of "
+                f"{cameras.batch_shape}; give every picture its camera"
+            )
+        if cameras is not None and self.needs_cameras:
+            self._compare_with_pictures(cameras)
         return self.reshape(features, cameras)
+
+    def _compare_with_pictures(self, cameras: Cameras) -> None:
+        # padding and unpadded convolutions make features cover a little more or less than the picture
+        built = self.source
+        for cells, pixels in zip((built.height, built.width), cameras.image_size, strict=True):
+            if abs(cells * built.stride - pixels) > max(built.stride, pixels / 4):
+                raise InputError(
+                    f"{self.name}: features of {built.height}×{built.width} at stride {built.stride} do not cover pictures "
+                    f"of {cameras.image_size[0]}×{cameras.image_size[1]}; set FeatureShape's stride, or call it with "
+                    "cameras.resized(...) to the size that the encoder sees"
+                )
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         """(b, n, c, h, w) → (b, d, R, C), sizes already compared."""

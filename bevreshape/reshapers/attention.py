@@ -1,0 +1,101 @@
+"""Attention as in the article's equations, shared by the reshapers that attend."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import Cameras
+
+KERNELS = ("softmax", "linear")
+
+
+class Attention(nn.Module):
+    """``softmax(Q·Kᵀ/√d)·V``, or without softmax and scale ``Q·(KᵀV)``, whose cost grows linearly with tokens.
+
+    Q, K and V are projections from the right, ``X·W``, without bias. With several heads each works on its own part of
+    the channels and d is the width of a head (Vaswani et al. 2017).
+
+    Args:
+        query_width: channels of the queries.
+        token_width: channels of the tokens.
+        dim: channels of Q, K, V and the output, of all heads together.
+        heads: how many.
+        kernel: ``softmax`` or ``linear``.
+        divide_by_tokens: divide the linear kernel's sum by the number of tokens that are there, so that it does not
+            grow with them.
+
+    Raises:
+        InputError: an unknown kernel, or a dim that the heads do not divide.
+    """
+
+    def __init__(
+        self,
+        query_width: int,
+        token_width: int,
+        dim: int,
+        heads: int = 1,
+        kernel: str = "softmax",
+        divide_by_tokens: bool = True,
+    ) -> None:
+        super().__init__()
+        if kernel not in KERNELS:
+            raise InputError(f"attention: there is no kernel={kernel}; {suggest(kernel, KERNELS)}")
+        if dim % heads:
+            raise InputError(f"attention: dim={dim} cannot be divided among heads={heads}; choose a multiple")
+        self.heads = heads
+        self.kernel = kernel
+        self.divide_by_tokens = divide_by_tokens
+        self.to_q = nn.Linear(query_width, dim, bias=False)
+        self.to_k = nn.Linear(token_width, dim, bias=False)
+        self.to_v = nn.Linear(token_width, dim, bias=False)
+        for projection in (self.to_q, self.to_k, self.to_v):
+            nn.init.xavier_uniform_(projection.weight)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "#b q dq"],
+        keys: Float[Tensor, "b t c"],
+        values: Float[Tensor, "b t c"],
+        present: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        """Attend from queries to tokens; ``present`` is false for tokens that do not exist.
+
+        Where a sample has no token at all its output is 0.
+        """
+        q = self._heads(self.to_q(queries))  # b a q d, a heads
+        k, v = self._heads(self.to_k(keys)), self._heads(self.to_v(values))  # b a t d
+        if self.kernel == "softmax":
+            mask = None if present is None else present[:, None, None]  # b 1 1 t
+            out = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v, attn_mask=mask)
+        else:
+            out = q @ self._summary(k, v, present)
+        return rearrange(out, "b a q d -> b q (a d)")
+
+    def _summary(self, k: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
+        """KᵀV, (b, heads, d, d)."""
+        if present is not None:
+            k = k * present[:, None, :, None]
+        if self.divide_by_tokens:
+            # before the product, which would overflow half precision
+            k = k / (k.shape[-2] if present is None else present.sum(1).clamp(min=1)[:, None, None, None])
+        return k.mT @ v
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b t (a d) -> b a t d", a=self.heads)
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers with a GELU between, on every token alone."""
+
+    def __init__(self, dim: int, multiple: int) -> None:
+        super().__init__(nn.Linear(dim, multiple * dim), nn.GELU(), nn.Linear(multiple * dim, dim))
+
+
+def present_tokens(cameras: Cameras | None, tokens: int) -> Bool[Tensor, "b nt"] | None:
+    """Which of the tokens of all cameras, ``tokens`` a camera, are there; ``None`` when all are."""
+    if cameras is None or cameras.mask is None:
+        return None
+    return torch.repeat_interleave(cameras.mask, tokens, dim=1)

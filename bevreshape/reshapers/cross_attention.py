@@ -1,0 +1,83 @@
+"""Cross-attention from a learned output query of the wanted shape."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
+from bevreshape.reshapers.base import FeatureShape, Reshaper
+from bevreshape.reshapers.positional import PositionalEncoding
+
+
+class CrossAttention(Reshaper):
+    """``O = softmax(Q·Kᵀ/√d)·V`` with K, V projected from the tokens X and Q from a learned query Ø of R×C cells.
+
+    With ``kernel="linear"``, ``bare`` and no encodings this is ``O = Ø·Wq·Wkᵀ·(XᵀX)·Wv`` (divided by the number of
+    tokens, unless ``divide_by_tokens`` is off), in which XᵀX does not know the order of the tokens. The mapping from
+    tokens to cells depends on the picture. The tokens of all cameras stand in one softmax, those of dropped cameras
+    left out.
+
+    Unless ``bare``, tokens and queries are normalised, the output is projected, added to Ø, and followed by a
+    feed-forward with its own residual (Vaswani et al. 2017; after normalisation, Xiong et al. 2020). Encodings are
+    added to keys and queries, not to values (DETR, Carion et al. 2020): they say where to look, not what is there.
+
+    Args:
+        source: the features it will get.
+        grid: the cells it fills, or (R, C).
+        dim: d, channels of Ø and of the output.
+        heads: of the attention.
+        kernel: ``softmax``, or ``linear``, whose cost grows with tokens + cells, not with their product.
+        divide_by_tokens: see :class:`Attention`.
+        token_encoding: ``none``, ``sinusoidal`` or ``learned``; with several cameras the learned one differs from camera
+            to camera, and the sinusoidal one has a learned vector a camera added, so their order matters then.
+        query_encoding: the same for the cells.
+        feedforward: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
+        bare: the equation alone, without norms, output projection, residuals and feed-forward.
+
+    Raises:
+        InputError: an unknown kernel or encoding, or widths that do not fit.
+    """
+
+    def __init__(
+        self,
+        source: FeatureShape,
+        grid: BEVGrid | tuple[int, int],
+        *,
+        dim: int = 64,
+        heads: int = 4,
+        kernel: str = "softmax",
+        divide_by_tokens: bool = True,
+        token_encoding: str = "sinusoidal",
+        query_encoding: str = "sinusoidal",
+        feedforward: int = 2,
+        bare: bool = False,
+    ) -> None:
+        super().__init__(source, grid, dim)
+        rows, cols = self.target_shape
+        self.bare = bare
+        self.query = nn.Parameter(torch.randn(rows * cols, dim))
+        self.encode_tokens = PositionalEncoding(
+            token_encoding, (source.height, source.width), source.channels, source.cameras
+        )
+        self.encode_queries = PositionalEncoding(query_encoding, (rows, cols), dim)
+        self.attention = Attention(dim, source.channels, dim, heads, kernel, divide_by_tokens)
+        if not bare:
+            self.norm_tokens = nn.LayerNorm(source.channels)
+            self.norm_query = nn.LayerNorm(dim)
+            self.out = nn.Linear(dim, dim)
+            self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, feedforward)) if feedforward else None
+
+    def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
+        tokens = rearrange(features, "b n c h w -> b (n h w) c")
+        present = present_tokens(cameras, self.source.tokens)
+        if self.bare:
+            bev = self._attend(self.query, tokens, present)
+        else:
+            bev = self.query + self.out(self._attend(self.norm_query(self.query), self.norm_tokens(tokens), present))
+            if self.feedforward is not None:
+                bev = bev + self.feedforward(bev)
+        return rearrange(bev, "b (R C) d -> b d R C", R=self.target_shape[0])
+
+    def _attend(self, query: Tensor, tokens: Tensor, present: Tensor | None) -> Tensor:
+        return self.attention(self.encode_queries(query)[None], self.encode_tokens(tokens), tokens, present)

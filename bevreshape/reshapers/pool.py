@@ -1,0 +1,65 @@
+"""Pooling to any size, evenly or unevenly."""
+
+import torch
+from torch import Tensor
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
+
+MODES = ("average", "max")
+
+
+def bins(size: int, cells: int) -> Tensor:
+    """(cells, widest) positions that every cell pools, short bins filled up with their last position.
+
+    Cell i pools ``floor(i·size/cells)`` up to, not including, ``ceil((i + 1)·size/cells)``: the bins of PyTorch's
+    adaptive pooling, which are equal where ``cells`` divides ``size`` and overlap where it does not.
+    """
+    i = torch.arange(cells)
+    first, last = i * size // cells, -(-(i + 1) * size // cells) - 1
+    widest = int((last - first).max()) + 1
+    return torch.minimum(first[:, None] + torch.arange(widest), last[:, None])
+
+
+def averaging(size: int, cells: int) -> Tensor:
+    """(cells, size) matrix that averages over every cell's bin."""
+    member = torch.zeros(cells, size).scatter_(1, bins(size, cells), 1.0)
+    return member / member.sum(1, keepdim=True)
+
+
+class Pool(Reshaper):
+    """Average or maximum over a rectangle of features for every cell: h×w → R×C, evenly or unevenly.
+
+    No parameter, and no idea of perspective: the picture's top becomes the far end. Averaging is two small matrix
+    products and the maximum two gathers, so that every size exports. Every camera is pooled alone; the cameras that are
+    there are averaged.
+
+    Args:
+        source: the features it will get.
+        grid: the cells it fills, or (R, C).
+        mode: ``average`` or ``max``.
+
+    Raises:
+        InputError: an unknown mode.
+    """
+
+    rows: Tensor
+    cols: Tensor
+
+    def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, mode: str = "average") -> None:
+        super().__init__(source, grid, source.channels)
+        if mode not in MODES:
+            raise InputError(f"Pool: there is no mode={mode}; {suggest(mode, MODES)}")
+        self.mode = mode
+        rows, cols = self.target_shape
+        make = averaging if mode == "average" else bins
+        self.register_buffer("rows", make(source.height, rows), persistent=False)
+        self.register_buffer("cols", make(source.width, cols), persistent=False)
+
+    def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
+        if self.mode == "average":
+            views = self.rows @ features @ self.cols.mT
+        else:
+            views = features[..., self.rows, :].amax(-2)[..., self.cols].amax(-1)
+        return average_views(views, cameras)

@@ -1,0 +1,72 @@
+"""Self-attention, which keeps the shape, and a resize."""
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.attention import Attention, FeedForward
+from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
+from bevreshape.reshapers.positional import PositionalEncoding
+
+
+class SelfAttention(Reshaper):
+    """``softmax(Q·Kᵀ/√d)·V`` with Q, K and V projected from the same tokens X, then a bilinear resize to R×C.
+
+    Self-attention keeps h×w, so the resize is what changes the shape, stretching the picture over the cells.
+    Without an encoding it is equivariant to the order of the tokens. Every camera is attended to alone, with the same
+    weights, and the cameras that are there are averaged.
+
+    Unless ``bare``, tokens are normalised, the output is projected back to c channels, added to X, and followed by a
+    feed-forward with its own residual. Encodings are added to queries and keys, not to values.
+
+    Args:
+        source: the features it will get.
+        grid: the cells it fills, or (R, C).
+        dim: channels of Q, K and V; with ``bare`` of the output too, which otherwise keeps c.
+        heads: of the attention.
+        token_encoding: ``none``, ``sinusoidal`` or ``learned``, the same for all cameras.
+        feedforward: width of the feed-forward in multiples of c; 0 leaves it out.
+        bare: the equation alone, without norms, output projection, residuals and feed-forward.
+
+    Raises:
+        InputError: an unknown encoding, or widths that do not fit.
+    """
+
+    def __init__(
+        self,
+        source: FeatureShape,
+        grid: BEVGrid | tuple[int, int],
+        *,
+        dim: int = 64,
+        heads: int = 4,
+        token_encoding: str = "sinusoidal",
+        feedforward: int = 2,
+        bare: bool = False,
+    ) -> None:
+        c = source.channels
+        super().__init__(source, grid, dim if bare else c)
+        self.bare = bare
+        self.encode = PositionalEncoding(token_encoding, (source.height, source.width), c)
+        self.attention = Attention(c, c, dim, heads)
+        if not bare:
+            self.norm = nn.LayerNorm(c)
+            self.out = nn.Linear(dim, c)
+            self.feedforward = nn.Sequential(nn.LayerNorm(c), FeedForward(c, feedforward)) if feedforward else None
+
+    def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
+        n, h = features.shape[1], features.shape[3]
+        x = rearrange(features, "b n c h w -> (b n) (h w) c")
+        if self.bare:
+            x = self._attend(x)
+        else:
+            x = x + self.out(self._attend(self.norm(x)))
+            if self.feedforward is not None:
+                x = x + self.feedforward(x)
+        x = rearrange(x, "bn (h w) d -> bn d h w", h=h)
+        x = F.interpolate(x, self.target_shape, mode="bilinear", align_corners=False)
+        return average_views(rearrange(x, "(b n) d R C -> b n d R C", n=n), cameras)
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        placed = self.encode(tokens)
+        return self.attention(placed, placed, tokens)

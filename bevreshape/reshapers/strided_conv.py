@@ -1,0 +1,35 @@
+"""A convolution whose stride is the change of size."""
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
+
+
+class StridedConv(Reshaper):
+    """A learned convolution with kernel = stride = (h/R, w/C), even or uneven.
+
+    Where R and C do not divide h and w, or exceed them, the features are first resized, bilinearly, to the nearest whole
+    multiple (at least once) of R×C, so that every size works and the whole picture is covered. Every camera goes through
+    the same convolution; the cameras that are there are averaged.
+
+    Args:
+        source: the features it will get.
+        grid: the cells it fills, or (R, C).
+        channels: d; ``None`` keeps c.
+    """
+
+    def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, channels: int | None = None) -> None:
+        super().__init__(source, grid, channels or source.channels)
+        rows, cols = self.target_shape
+        stride = max(1, round(source.height / rows)), max(1, round(source.width / cols))
+        self.size = rows * stride[0], cols * stride[1]
+        self.conv = nn.Conv2d(source.channels, self.out_channels, stride, stride)
+
+    def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
+        x = rearrange(features, "b n c h w -> (b n) c h w")
+        if tuple(x.shape[-2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+        return average_views(rearrange(self.conv(x), "(b n) d R C -> b n d R C", n=features.shape[1]), cameras)
