@@ -1,5 +1,6 @@
 """The one place that turns metres on the ground into cells of a bird's-eye view, and back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,13 +27,14 @@ class BEVGrid:
         InputError: when the bounds are not ascending or a side is not a whole number of cells.
     """
 
-    forward_m: tuple[float, float] = (0.0, 40.0)
-    left_m: tuple[float, float] = (-20.0, 20.0)
-    cell_m: float = 0.5
+    forward_m: Sequence[float | int] = (0.0, 40.0)
+    left_m: Sequence[float | int] = (-20.0, 20.0)
+    cell_m: float | int = 0.5
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "forward_m", tuple(float(v) for v in self.forward_m))
         object.__setattr__(self, "left_m", tuple(float(v) for v in self.left_m))
+        object.__setattr__(self, "cell_m", float(self.cell_m))
         if len(self.forward_m) != 2 or len(self.left_m) != 2:
             raise InputError(
                 f"grid: forward_m={self.forward_m} and left_m={self.left_m} need two numbers each: [from, to]"

@@ -93,11 +93,13 @@ def bev_to_picture(
     """
     if tuple(bev.shape[-2:]) != grid.shape:
         raise InputError(f"bev_to_picture: bev is {tuple(bev.shape[-2:])} cells but the grid has {grid.shape}")
-    b, n = cameras.batch_shape
+    n = cameras.batch_shape[1]
     height, width = cameras.image_size
-    options = {"device": bev.device, "dtype": cameras.intrinsics.dtype}
-    v, u = torch.meshgrid(torch.arange(height, **options), torch.arange(width, **options), indexing="ij")
-    ground, side = apply_homography(cameras.ground_from_pixel, torch.stack([u, v], dim=-1).flatten(0, 1))
+    v, u = torch.meshgrid(
+        torch.arange(height, device=bev.device), torch.arange(width, device=bev.device), indexing="ij"
+    )
+    pixels = torch.stack([u, v], dim=-1).flatten(0, 1).to(cameras.intrinsics.dtype)
+    ground, side = apply_homography(cameras.ground_from_pixel, pixels)
     cells = rearrange(grid.cells_of(ground), "b n (H W) xy -> b n H W xy", H=height, W=width)
     side = rearrange(side, "b n (H W) -> b n H W", H=height, W=width)
     col, row = cells[..., 0], cells[..., 1]

@@ -1,0 +1,180 @@
+"""Intersection over union of overlapping classes, over a whole data set."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid
+
+
+class BEVIoU(Metric):
+    """IoU per class, at probability 0.5, at every threshold, and by distance from the ego origin.
+
+    A cell is positive at threshold t where its probability is at least t, compared as ``logit ≥ log(t / (1 − t))``:
+    then probability 0.5 is logit 0 exactly. The t are evenly spaced from 0 to 1. Counts of cells are summed over all
+    valid cells of all pictures, in int64, before anything is divided (a mean of per-picture IoUs would be another
+    number), so shares of a data set counted by several processes add up to the whole exactly.
+
+    A class with an empty union, neither predicted nor there, has IoU NaN and is left out of the mean. Of equally good
+    thresholds the one nearest to 0.5 counts as best, so a class without a positive cell keeps 0.5.
+
+    Args:
+        classes: names of the k channels.
+        grid: the cells; distance is that of a cell's centre.
+        bands_m: ascending edges of the distance bands in metres, each band from its first edge up to, not including, its
+            second; a band without cells has IoU NaN. Left out, at most six bands of 1, 2 or 5 · 10ⁿ m that hold every cell.
+        thresholds: how many thresholds; odd, so that 0.5 is one.
+
+    Raises:
+        InputError: an even number of thresholds, or edges that do not ascend.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    counts: Tensor
+    band_of_cell: Tensor
+    thresholds: Tensor
+    logits_at: Tensor
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        grid: BEVGrid,
+        bands_m: Sequence[float | int] | None = None,
+        thresholds: int = 51,
+    ) -> None:
+        super().__init__()
+        if thresholds < 3 or thresholds % 2 == 0:
+            raise InputError(f"metrics: thresholds={thresholds} must be odd and at least 3, so that 0.5 is one of them")
+        self.classes = tuple(classes)
+        self.shape = (len(self.classes), *grid.shape)
+        distance = grid.centers(dtype=torch.float64).norm(dim=-1).flatten()
+        edges = (
+            _bands(distance.min().item(), distance.max().item())
+            if bands_m is None
+            else [float(edge) for edge in bands_m]
+        )
+        ascend = all(low < high for low, high in pairwise(edges))
+        if len(edges) < 2 or not ascend or edges[0] < 0:
+            raise InputError(f"metrics: bands_m={edges} must be two or more ascending distances in metres")
+        self.bands = tuple(f"{low:g}-{high:g}m" for low, high in pairwise(edges))
+        outside = len(self.bands)  # cells in no band count for the whole alone
+        band = torch.bucketize(distance, torch.tensor(edges, dtype=torch.float64), right=True) - 1
+        band = torch.where((band < 0) | (band >= outside), outside, band)
+        values = torch.arange(thresholds, dtype=torch.float64) / (thresholds - 1)
+        self.register_buffer("band_of_cell", band, persistent=False)
+        self.register_buffer("thresholds", values, persistent=False)
+        self.register_buffer("logits_at", values.logit().float(), persistent=False)
+        # Cells by class, band, target, and number of thresholds that they reach; only NaN reaches none.
+        bins = torch.zeros(len(self.classes), outside + 1, 2, thresholds + 1, dtype=torch.int64)
+        self.add_state("counts", bins, dist_reduce_fx="sum")
+
+    def update(
+        self,
+        logits: Float[Tensor, "b k rows cols"],
+        target: Bool[Tensor, "_ _ _ _"] | Float[Tensor, "_ _ _ _"],
+        valid: Bool[Tensor, "_ _ _ _"],
+    ) -> None:
+        """Count a batch, without waiting for the device.
+
+        Args:
+            logits: of the network; of probabilities p, pass ``p.logit()``.
+            target: 0 or 1.
+            valid: cells that count.
+
+        Raises:
+            InputError: when a shape is not that of the classes and the grid.
+        """
+        for name, given in (("logits", logits), ("target", target), ("valid", valid)):
+            if tuple(given.shape) != (len(logits), *self.shape):
+                raise InputError(
+                    f"metrics: {name} {tuple(given.shape)} must be (b, k, rows, cols) = ({len(logits)}, "
+                    f"{', '.join(map(str, self.shape))}); build the metric with the classes and the grid of the data"
+                )
+        k, bands, _, bins = self.counts.shape
+        logits = logits.detach().float().flatten(2)  # b k cells
+        reached = torch.bucketize(logits, self.logits_at, right=True, out_int32=True)
+        reached = reached.masked_fill(logits.isnan(), 0)
+        row = torch.arange(k, device=logits.device)[:, None] * bands + self.band_of_cell  # k cells
+        index = (row * 2 + target.flatten(2).bool()) * bins + reached
+        # not bincount, which makes the host wait for the device
+        self.counts.view(-1).scatter_add_(0, index.flatten(), valid.long().flatten())
+
+    def compute(self) -> dict[str, Tensor]:
+        """IoUs as scalars: ``iou/<class>``, ``iou/mean``, ``best_iou/<class>``, ``best_iou/mean``,
+        ``best_threshold/<class>``, and ``iou/<class>/<from>-<to>m`` at threshold 0.5.
+
+        Raises:
+            InputError: when logits of valid cells were NaN.
+        """
+        whole = self._iou(self.counts.sum(1))  # k t
+        half, best = whole.shape[1] // 2, self._best(whole)
+        by_band = self._iou(self.counts[:, :-1])[..., half]  # k bands
+        values = self._named("iou", whole[:, half]) | self._named("best_iou", whole.gather(1, best[:, None])[:, 0])
+        for number, name in enumerate(self.classes):
+            values[f"best_threshold/{name}"] = self.thresholds[best[number]].float()
+            values |= {f"iou/{name}/{band}": by_band[number, j].float() for j, band in enumerate(self.bands)}
+        return values
+
+    def best_thresholds(self) -> dict[str, float]:
+        """The best threshold of every class, to be kept from the validation set and given to :meth:`iou_at` on the test set."""
+        with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
+            best = self._best(self._iou(self.counts.sum(1)))
+        return dict(zip(self.classes, self.thresholds[best].tolist(), strict=True))
+
+    def iou_at(self, thresholds: Mapping[str, float | int]) -> dict[str, Tensor]:
+        """``iou/<class>`` and ``iou/mean`` at a threshold per class.
+
+        Raises:
+            InputError: when a class has no threshold, or one that is not among those counted.
+        """
+        chosen = []
+        for name in self.classes:
+            if name not in thresholds:
+                raise InputError(f"metrics: no threshold for class '{name}'; {suggest(name, thresholds)}")
+            distance = (self.thresholds - thresholds[name]).abs()
+            if not distance.min() < 1e-6:
+                step = 1 / (len(self.thresholds) - 1)
+                raise InputError(
+                    f"metrics: threshold {thresholds[name]} of class '{name}' was not counted; choose a multiple of {step:g} "
+                    "in 0..1"
+                )
+            chosen.append(distance.argmin())
+        with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
+            whole = self._iou(self.counts.sum(1))
+        return self._named("iou", whole.gather(1, torch.stack(chosen)[:, None])[:, 0])
+
+    def _iou(self, counts: Int[Tensor, "*m 2 bins"]) -> Float[Tensor, "*m t"]:
+        """IoU in float64 at every threshold; NaN where the union is empty."""
+        lost = int(counts[..., 0].sum())
+        if lost:
+            raise InputError(
+                f"metrics: the network's output is NaN in {lost} valid cells; it has diverged, lower optimizer.lr"
+            )
+        # reversed cumulative sum: what reaches threshold t is all that reaches t or more
+        reaching = counts[..., 1:].flip(-1).cumsum(-1).flip(-1)
+        false, true = reaching.unbind(-2)
+        positive = counts[..., 1, :].sum(-1, keepdim=True)
+        return true.double() / (positive + false).double()
+
+    def _best(self, whole: Float[Tensor, "k t"]) -> Int[Tensor, " k"]:
+        score = whole.nan_to_num(0.0)
+        behind = score < score.amax(1, keepdim=True)
+        return (self.thresholds - 0.5).abs().expand_as(score).masked_fill(behind, torch.inf).argmin(1)
+
+    def _named(self, key: str, values: Float[Tensor, " k"]) -> dict[str, Tensor]:
+        named = {f"{key}/{name}": value.float() for name, value in zip(self.classes, values, strict=True)}
+        return named | {f"{key}/mean": values.nanmean().float()}
+
+
+def _bands(nearest_m: float, farthest_m: float) -> list[float]:
+    """Multiples of the smallest round step that holds ``farthest_m`` in six bands from 0, without the bands below ``nearest_m``."""
+    power = 10.0 ** math.floor(math.log10(farthest_m / 6))
+    step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if farthest_m < 6 * step)
+    return [number * step for number in range(int(nearest_m // step), int(farthest_m // step) + 2)]
