@@ -25,6 +25,8 @@ class CameraFolder:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not source.is_file():
             raise InputError(f"{source}: there is no such file; is the source complete?")
+        if target.exists():
+            raise InputError(f"{source}: {place} is there already; two frames of the source have one name")
         try:
             os.link(source, target)
         except OSError:
@@ -74,14 +76,17 @@ def held_out(frames: Iterable[str], every: int) -> tuple[list[str], list[str]]:
     return [name for i, name in enumerate(names) if i % every], names[::every]
 
 
-def run(description: str, convert: Callable[[Path, Path], None], source_help: str, out_help: str) -> None:
-    """The command line of a converter."""
-    parser = argparse.ArgumentParser(description=description)
+def run(
+    description: str, convert: Callable[..., None], source_help: str, out_help: str, kinds: Iterable[str] = ()
+) -> None:
+    """The command line of a converter; with ``kinds``, one of them comes first."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if kinds:
+        parser.add_argument("kind", choices=list(kinds), help="which data set it is")
     parser.add_argument("--source", type=Path, required=True, help=source_help)
     parser.add_argument("--out", type=Path, required=True, help=out_help)
-    args = parser.parse_args()
     try:
-        convert(args.source, args.out)
+        convert(**vars(parser.parse_args()))
     except InputError as error:
         parser.exit(1, f"{error}\n")
 
