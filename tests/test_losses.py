@@ -201,7 +201,7 @@ def test_impossible_settings_are_refused(build, message):
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_builds_a_loss(path, case):
-    loss = instantiate(OmegaConf.load(path), classes=CLASSES, _convert_="all")
+    loss = instantiate(OmegaConf.load(path), _convert_="all", _partial_=True)(classes=CLASSES)
     assert loss(*case).item() > 0
 
 

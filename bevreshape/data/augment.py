@@ -1,0 +1,223 @@
+"""Augmentation of whole batches on their device; calibration, targets and validity move along with the pictures.
+
+What happens to a sample is a function of (seed, epoch, index of the sample): batches may be composed in any way, on any
+number of processes, and a resumed run sees what the uninterrupted one would have seen. The few numbers of a sample are
+drawn on the CPU, and all samples are then changed at once.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from kornia.enhance import (
+    adjust_brightness_accumulative,
+    adjust_contrast_with_mean_subtraction,
+    adjust_hue,
+    adjust_saturation_with_gray_subtraction,
+)
+from torch import Tensor
+
+from bevreshape.data.batch import Batch, cameras_of, seeded
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, ground_pixels
+from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
+from bevreshape.geometry.ipm import sample
+
+STREAM = 0x4155474D
+"""Word of the random key that keeps these draws apart from those for the order of training."""
+
+
+class Draws(NamedTuple):
+    """Uniform random numbers in 0..1 of every sample, (b,) each."""
+
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    noise: Tensor
+    flip: Tensor
+    zoom: Tensor
+    left: Tensor
+    top: Tensor
+
+
+class Augment:
+    """Photometric jitter, horizontal flip, and zoom (resize and crop), called as ``augment(batch, seed, epoch)``.
+
+    All cameras of a sample change alike. Flip and zoom are off unless asked for, since they move the homography between
+    picture and ground that a reshaper without calibration learns by heart.
+
+    Args:
+        brightness: pictures are multiplied by a factor from 1 ± brightness.
+        contrast: the distance to a picture's mean is multiplied by a factor from 1 ± contrast.
+        saturation: the distance to grey is multiplied by a factor from 1 ± saturation.
+        hue: turned by up to ± hue of the whole circle, at most 0.5.
+        noise: highest standard deviation of Gaussian noise; a sample's own is uniform from 0. White is 1.
+        flip_p: probability that the world is mirrored at the plane y = 0.
+        zoom: lowest and highest factor by which pictures are enlarged, at least 1, before a random window of their old
+            size is cut out. Cells that no camera sees any more become invalid.
+        grid: of the targets; it must be symmetric in y to be mirrored.
+        camera_names: of the rig. Mirroring swaps the pictures of two cameras whose names differ by ``left`` and
+            ``right`` alone, so that a name goes on meaning a direction; others keep their place.
+
+    Raises:
+        InputError: when a number is out of range, or a flip is asked for that the grid or a missing grid forbids.
+    """
+
+    def __init__(
+        self,
+        *,
+        grid: BEVGrid | None = None,
+        camera_names: Sequence[str] = (),
+        brightness: float | int = 0.0,
+        contrast: float | int = 0.0,
+        saturation: float | int = 0.0,
+        hue: float | int = 0.0,
+        noise: float | int = 0.0,
+        flip_p: float | int = 0.0,
+        zoom: Sequence[float | int] = (1.0, 1.0),
+    ) -> None:
+        highest = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "noise": 1.0, "flip_p": 1.0}
+        given = {
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+            "hue": hue,
+            "noise": noise,
+            "flip_p": flip_p,
+        }
+        for key, value in given.items():
+            if not 0 <= value <= highest[key]:
+                raise InputError(f"augment.{key}={value} must lie in 0..{highest[key]:g}")
+        if len(zoom) != 2 or not 1 <= zoom[0] <= zoom[1] < math.inf:
+            raise InputError(
+                f"augment.zoom={list(zoom)} must be [lowest, highest] factors of at least 1, as in [1.0, 1.3]"
+            )
+        geometric = [key for key, on in (("flip_p", flip_p > 0), ("zoom", zoom[1] > 1)) if on]
+        if geometric and grid is None:
+            raise InputError(f"augment: {' and '.join(geometric)} move the ground; pass grid= of the targets")
+        if flip_p > 0 and grid is not None and grid.left_m[0] != -grid.left_m[1]:
+            raise InputError(
+                f"augment.flip_p={flip_p}: the grid's left_m={grid.left_m} is not symmetric, its mirror image is another "
+                "grid; set flip_p=0 or symmetric bounds"
+            )
+        self.grid = grid
+        self.brightness, self.contrast = float(brightness), float(contrast)
+        self.saturation, self.hue, self.noise = float(saturation), float(hue), float(noise)
+        self.flip_p, self.zoom = float(flip_p), (float(zoom[0]), float(zoom[1]))
+        self.partner = mirrored_cameras(camera_names)
+
+    def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
+        """A changed copy of a batch that is on its device, with pictures in 0..1 and with target and valid."""
+        generators = [seeded(STREAM, seed, epoch, index) for index in torch.as_tensor(batch["index"]).tolist()]
+        drawn = torch.stack([torch.rand(len(Draws._fields), generator=generator) for generator in generators])
+        draws = Draws(*drawn.to(batch["image"].device).unbind(1))
+        if self.flip_p > 0:
+            batch = self._flip(batch, draws.flip < self.flip_p)
+        if self.zoom[1] > 1:
+            batch = self._zoom(batch, draws)
+        return batch | {"image": self._photometric(batch["image"], draws, generators)}
+
+    def _flip(self, batch: Batch, chosen: Tensor) -> Batch:
+        """Mirror the world at y = 0: the scene, the rig, and with it every picture.
+
+        A reflection S of the ego frame and F of the camera's x axis turn a camera into the one that sees the mirrored
+        scene in the mirrored picture: ``ego_from_cam → S · ego_from_cam · F`` stays a rotation, and
+        ``u → (W − 1) − u`` makes ``cx → (W − 1) − cx``.
+        """
+        n, width = batch["image"].shape[1], batch["image"].shape[-1]
+        partner = self.partner or list(range(n))
+        if len(partner) != n:
+            raise InputError(
+                f"augment: {n} cameras in the batch but {len(partner)} camera_names; pass those of the rig"
+            )
+        # signs of S · ego_from_cam · F, and of mirrored intrinsics before W − 1 is added
+        pose_signs = torch.ones(4, 4, device=chosen.device)
+        pose_signs[1, :] *= -1
+        pose_signs[:, 0] *= -1
+        lens_signs = torch.ones(3, 3, device=chosen.device)
+        lens_signs[0, 1:] *= -1
+        mirrored = {
+            "image": batch["image"][:, partner].flip(-1),
+            "intrinsics": shift_intrinsics(batch["intrinsics"][:, partner] * lens_signs, width - 1.0, 0.0),
+            "ego_from_cam": batch["ego_from_cam"][:, partner] * pose_signs,
+            "camera_mask": batch["camera_mask"][:, partner],
+            "target": batch["target"].flip(-1),
+            "valid": batch["valid"].flip(-1),
+        }
+        return batch | {key: torch.where(_like(chosen, value), value, batch[key]) for key, value in mirrored.items()}
+
+    def _zoom(self, batch: Batch, draws: Draws) -> Batch:
+        """Enlarge by s and cut a window: ``u → s·(u + ½) − ½ − left``, in one resampling."""
+        assert self.grid is not None
+        height, width = batch["image"].shape[-2:]
+        dtype = batch["intrinsics"].dtype
+        low, high = self.zoom
+        scale = low + (high - low) * draws.zoom.to(dtype)  # b
+        left, top = (draws.left.to(dtype) * (scale - 1) * width, draws.top.to(dtype) * (scale - 1) * height)
+        u = (torch.arange(width, device=scale.device) + 0.5 + left[:, None]) / scale[:, None] - 0.5  # b W
+        v = (torch.arange(height, device=scale.device) + 0.5 + top[:, None]) / scale[:, None] - 0.5  # b H
+        n = batch["image"].shape[1]
+        pixels = torch.stack(
+            [repeat(u, "b W -> b n H W", n=n, H=height), repeat(v, "b H -> b n H W", n=n, W=width)], -1
+        )
+        resized = resize_intrinsics(batch["intrinsics"], scale[:, None, None], scale[:, None, None])
+        moved = batch | {
+            "image": sample(batch["image"], pixels),
+            "intrinsics": shift_intrinsics(resized, -left[:, None, None], -top[:, None, None]),
+        }
+        seen = ground_pixels(cameras_of(moved), self.grid)[1].any(1)  # b rows cols
+        return moved | {"valid": batch["valid"] & seen[:, None]}
+
+    def _photometric(
+        self, image: Float[Tensor, "b n 3 H W"], draws: Draws, generators: list[torch.Generator]
+    ) -> Float[Tensor, "b n 3 H W"]:
+        b, n = image.shape[:2]
+        flat = rearrange(image, "b n c H W -> (b n) c H W")
+
+        def around(middle: float, spread: float, drawn: Tensor) -> Tensor:
+            return (middle + spread * (2 * drawn - 1)).repeat_interleave(n)
+
+        if self.brightness:
+            flat = adjust_brightness_accumulative(flat, around(1.0, self.brightness, draws.brightness))
+        if self.contrast:
+            flat = adjust_contrast_with_mean_subtraction(flat, around(1.0, self.contrast, draws.contrast))
+        if self.saturation:
+            flat = adjust_saturation_with_gray_subtraction(flat, around(1.0, self.saturation, draws.saturation))
+        if self.hue:
+            flat = adjust_hue(flat, around(0.0, 2 * math.pi * self.hue, draws.hue))
+        image = rearrange(flat, "(b n) c H W -> b n c H W", b=b)
+        if self.noise:
+            image = (image + _like(draws.noise * self.noise, image) * _noise_like(image, generators)).clamp(0, 1)
+        return image
+
+
+def mirrored_cameras(names: Sequence[str]) -> list[int]:
+    """For every camera the number of the one on the other side, by its name; its own number where there is none."""
+
+    def other_side(match: re.Match[str]) -> str:
+        word = match[0]
+        swapped = {"left": "right", "right": "left"}[word.lower()]
+        return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
+
+    others = [re.sub("left|right", other_side, name, flags=re.IGNORECASE) for name in names]
+    numbers = {name: number for number, name in enumerate(names)}
+    return [numbers.get(other, number) for number, other in enumerate(others)]
+
+
+def _noise_like(image: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Standard normal numbers, each sample's from its own generator; drawn on the device, to be copied nowhere."""
+    noise = torch.empty_like(image)
+    for one, drawn in zip(noise, generators, strict=True):
+        seed = int(torch.randint(2**62, (), generator=drawn))
+        one.normal_(generator=torch.Generator(image.device).manual_seed(seed))
+    return noise
+
+
+def _like(values: Tensor, other: Tensor) -> Tensor:
+    """(b,) → (b, 1, …, 1), to be broadcast."""
+    return values.reshape(-1, *[1] * (other.ndim - 1))

@@ -1,0 +1,353 @@
+"""Augmentation keeps pictures, calibration and targets consistent, checked by projecting points in numpy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from bevreshape.data.augment import Augment, mirrored_cameras
+from bevreshape.data.batch import cameras_of
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, check_calibration, picture_to_bev
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GRID = BEVGrid((-10.0, 10.0), (-10.0, 10.0), 0.5)
+NAMES = ("front_left", "front", "front_right", "back")
+H, W = 48, 64
+
+
+def pose(yaw_deg, pitch_deg, position):
+    """ego_from_cam of a camera that looks along yaw (left positive), tilted down by pitch; written out in numpy."""
+    yaw, pitch = np.deg2rad([yaw_deg, pitch_deg])
+    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
+    down = np.cross(forward, right)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.stack([right, down, forward], axis=1)
+    matrix[:3, 3] = position
+    return matrix
+
+
+def rig():
+    """Four different cameras, so that mixing them up shows."""
+    intrinsics = np.array([[[40 + 3 * i, 0.5 * i, 30 + i], [0, 42 + i, 20 + i], [0, 0, 1]] for i in range(4)])
+    poses = np.stack(
+        [
+            pose(55, 20, [1.5, 0.6, 1.6]),
+            pose(3, 15, [1.7, 0.1, 1.5]),
+            pose(-50, 25, [1.4, -0.5, 1.7]),
+            pose(178, 18, [-1.0, 0.2, 1.4]),
+        ]
+    )
+    return intrinsics, poses
+
+
+def make_batch(b=3, dtype=torch.float32, indices=None):
+    intrinsics, poses = rig()
+    indices = list(range(b)) if indices is None else indices
+    random = torch.Generator().manual_seed(0)
+    everything = {
+        "image": torch.rand(b, 4, 3, H, W, generator=random, dtype=torch.float64),
+        "target": torch.rand(b, 2, *GRID.shape, generator=random) < 0.3,
+        "valid": torch.rand(b, 2, *GRID.shape, generator=random) < 0.8,
+    }
+    return {
+        "image": everything["image"].to(dtype),
+        "intrinsics": torch.from_numpy(intrinsics).to(dtype).expand(b, 4, 3, 3).clone(),
+        "ego_from_cam": torch.from_numpy(poses).to(dtype).expand(b, 4, 4, 4).clone(),
+        "camera_mask": torch.tensor([True, True, False, True]).expand(b, 4).clone(),
+        "target": everything["target"],
+        "valid": everything["valid"],
+        "index": torch.tensor(indices),
+        "name": [f"sample {i}" for i in indices],
+    }
+
+
+def project(points, intrinsics, ego_from_cam):
+    """Pixels and depths of (p, 3) points, one by one."""
+    result = []
+    for point in points:
+        in_camera = np.linalg.inv(ego_from_cam) @ [*point, 1.0]
+        u, v, depth = intrinsics @ in_camera[:3]
+        result.append([u / depth, v / depth, depth])
+    return np.array(result)
+
+
+def ground_points(count=40):
+    random = np.random.default_rng(7)
+    return np.stack(
+        [random.uniform(-10, 10, count), random.uniform(-10, 10, count), random.uniform(0, 1, count)], axis=1
+    )
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-6)])
+def test_flip_mirrors_the_world_the_rig_and_the_pictures(dtype, tolerance):
+    flipped = Augment(grid=GRID, camera_names=NAMES, flip_p=1)(make_batch(1, dtype), 0, 0)
+    intrinsics, poses = rig()
+    points = ground_points()
+    mirrored = points * [1, -1, 1]
+    compared = 0
+    for new, old in enumerate([2, 1, 0, 3]):
+        before = project(points, intrinsics[old], poses[old])
+        after = project(
+            mirrored, flipped["intrinsics"][0, new].double().numpy(), flipped["ego_from_cam"][0, new].double().numpy()
+        )
+        near = (before[:, 2] > 0.5) & (np.abs(before[:, 0]) < 2 * W) & (np.abs(before[:, 1]) < 2 * H)
+        assert np.abs(after[near, 0] - (W - 1 - before[near, 0])).max() < tolerance
+        assert np.abs(after[near, 1] - before[near, 1]).max() < tolerance
+        assert np.abs(after[:, 2] - before[:, 2]).max() < 1e-4
+        compared += near.sum()
+    assert compared > 40
+
+
+def test_flip_permutes_pictures_and_masks_and_mirrors_targets():
+    batch = make_batch()
+    flipped = Augment(grid=GRID, camera_names=NAMES, flip_p=1)(batch, 0, 0)
+    assert torch.equal(flipped["image"][:, 0], batch["image"][:, 2].flip(-1))
+    assert torch.equal(flipped["image"][:, 1], batch["image"][:, 1].flip(-1))
+    assert flipped["camera_mask"][0].tolist() == [False, True, True, True]
+    for key in ("target", "valid"):
+        assert torch.equal(flipped[key], batch[key].flip(-1))
+    for number in range(4):
+        rotation = flipped["ego_from_cam"][0, number, :3, :3]
+        assert torch.linalg.det(rotation).item() == pytest.approx(1, abs=1e-5)
+    check_calibration(flipped["intrinsics"][0], flipped["ego_from_cam"][0], (H, W), "flipped")
+
+
+def test_ipm_of_flipped_pictures_is_the_flipped_ipm():
+    batch = make_batch(1)
+    flipped = Augment(grid=GRID, camera_names=NAMES, flip_p=1)(batch, 0, 0)
+    before, seen_before = picture_to_bev(batch["image"], cameras_of(batch), GRID)
+    after, seen_after = picture_to_bev(flipped["image"], cameras_of(flipped), GRID)
+    partner = [2, 1, 0, 3]
+    # only a cell that falls onto a picture's very border may be seen in one and not in the other
+    assert (seen_after != seen_before[:, partner].flip(-1)).sum() <= 2
+    both = seen_after & seen_before[:, partner].flip(-1)
+    assert both.sum() > 200
+    assert (after - before[:, partner].flip(-1))[both[:, :, None].expand_as(after)].abs().max() < 1e-3
+
+
+def test_flipping_twice_is_nothing():
+    batch = make_batch()
+    flip = Augment(grid=GRID, camera_names=NAMES, flip_p=1)
+    twice = flip(flip(batch, 0, 0), 0, 1)
+    for key in ("image", "intrinsics", "ego_from_cam", "camera_mask", "target", "valid"):
+        assert torch.allclose(twice[key].double(), batch[key].double(), atol=1e-5)
+
+
+def test_flip_probability():
+    batch = make_batch(400, indices=range(400)) | {"image": torch.rand(400, 4, 3, 1, 1)}
+    flipped = Augment(grid=GRID, camera_names=NAMES, flip_p=0.25)(batch, 0, 0)
+    share = (flipped["camera_mask"][:, 0] != batch["camera_mask"][:, 0]).double().mean().item()
+    assert share == pytest.approx(0.25, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("names", "partners"),
+    [
+        (("front_left", "front", "front_right", "back_left", "back", "back_right"), [2, 1, 0, 5, 4, 3]),
+        (("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"), [2, 1, 0]),
+        (("Left", "front", "Right"), [2, 1, 0]),
+        (("front", "left"), [0, 1]),
+        (("bright", "dark"), [0, 1]),
+        ((), []),
+    ],
+)
+def test_partners_by_name(names, partners):
+    assert mirrored_cameras(names) == partners
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-9)])
+def test_zoom_moves_intrinsics_by_one_scale_and_a_shift_about_pixel_corners(dtype, tolerance):
+    batch = make_batch(4, dtype)
+    zoomed = Augment(grid=GRID, camera_names=NAMES, zoom=(1.5, 2.0))(batch, 3, 1)
+    intrinsics, poses = rig()
+    points = ground_points(10)
+    scales = set()
+    for b in range(4):
+        scale = (zoomed["intrinsics"][b, 0, 0, 0] / intrinsics[0, 0, 0]).item()
+        # the centre of projection says where the window lies: cx' + ½ = s (cx + ½) − left
+        left = (scale * (intrinsics[0, 0, 2] + 0.5) - 0.5 - zoomed["intrinsics"][b, 0, 0, 2]).item()
+        top = (scale * (intrinsics[0, 1, 2] + 0.5) - 0.5 - zoomed["intrinsics"][b, 0, 1, 2]).item()
+        assert 1.5 <= scale <= 2.0
+        assert 0 <= left <= (scale - 1) * W
+        assert 0 <= top <= (scale - 1) * H
+        scales.add(round(scale, 4))
+        for camera in range(4):
+            before = project(points, intrinsics[camera], poses[camera])
+            after = project(points, zoomed["intrinsics"][b, camera].double().numpy(), poses[camera])
+            near = (before[:, 2] > 0.5) & (np.abs(before[:, :2]) < 200).all(1)
+            expected = scale * (before[near, :2] + 0.5) - 0.5 - [left, top]
+            assert np.abs(after[near, :2] - expected).max(initial=0) < tolerance
+    assert len(scales) == 4
+    assert torch.equal(zoomed["ego_from_cam"], batch["ego_from_cam"])
+    assert torch.equal(zoomed["target"], batch["target"])
+
+
+def test_zoom_moves_the_picture_as_the_intrinsics_say():
+    """A soft dot painted where a ground point is seen lies, after the zoom, where the new calibration sees that point."""
+    batch = make_batch(6)
+    intrinsics, poses = rig()
+    point = np.array([[6.0, -0.5, 0.0]])
+    u, v, _ = project(point, intrinsics[1], poses[1])[0]
+    vv, uu = np.mgrid[0:H, 0:W]
+    dot = np.exp(-((uu - u) ** 2 + (vv - v) ** 2) / (2 * 2.0**2))
+    batch["image"] = torch.from_numpy(dot).float().expand(6, 4, 3, H, W).clone()
+    zoomed = Augment(grid=GRID, camera_names=NAMES, zoom=(1.0, 1.4))(batch, 0, 0)
+    checked = 0
+    for b in range(6):
+        expected_u, expected_v, _ = project(point, zoomed["intrinsics"][b, 1].double().numpy(), poses[1])[0]
+        if not (10 < expected_u < W - 10 and 10 < expected_v < H - 10):
+            continue  # cut off by the window; its centroid would lie elsewhere
+        weight = zoomed["image"][b, 1, 0].double().numpy() ** 2
+        centroid = (weight * uu).sum() / weight.sum(), (weight * vv).sum() / weight.sum()
+        assert centroid == pytest.approx((expected_u, expected_v), abs=0.05)
+        checked += 1
+    assert checked >= 3
+
+
+def test_zoom_invalidates_what_left_every_picture():
+    batch = make_batch(2)
+    zoomed = Augment(grid=GRID, camera_names=NAMES, zoom=(1.8, 2.0))(batch, 0, 0)
+    centers = GRID.centers().double().numpy().reshape(-1, 2)
+    for b in range(2):
+        seen = np.zeros(len(centers), bool)
+        margin = np.zeros(len(centers), bool)  # within a thousandth of a pixel of a border, float32 may say either
+        for camera in (0, 1, 3):
+            pixels = project(
+                np.concatenate([centers, np.zeros((len(centers), 1))], axis=1),
+                zoomed["intrinsics"][b, camera].double().numpy(),
+                batch["ego_from_cam"][b, camera].double().numpy(),
+            )
+            inner, outer = (
+                (pixels[:, 2] > 0)
+                & (pixels[:, 0] > -0.5 + e)
+                & (pixels[:, 0] < W - 0.5 - e)
+                & (pixels[:, 1] > -0.5 + e)
+                & (pixels[:, 1] < H - 0.5 - e)
+                for e in (1e-3, -1e-3)
+            )
+            seen |= inner
+            margin |= inner != outer
+        expected = batch["valid"][b].numpy().reshape(2, -1) & seen
+        got = zoomed["valid"][b].numpy().reshape(2, -1)
+        assert (got == expected)[:, ~margin].all()
+        assert got.sum() < batch["valid"][b].sum()
+
+
+FULL = {
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+    "hue": 0.1,
+    "noise": 0.05,
+    "flip_p": 0.5,
+    "zoom": (1.0, 1.5),
+}
+
+
+def test_a_sample_is_changed_alike_in_any_batch():
+    augment = Augment(grid=GRID, camera_names=NAMES, **FULL)
+    together = augment(make_batch(4, indices=[3, 8, 11, 20]), 5, 2)
+    whole = make_batch(4, indices=[3, 8, 11, 20])
+    order = torch.tensor([2, 0])
+    part = {key: value[order] if isinstance(value, torch.Tensor) else value for key, value in whole.items()}
+    torch.manual_seed(123)
+    apart = augment(part, 5, 2)
+    for key in ("image", "intrinsics", "ego_from_cam", "valid"):
+        assert torch.allclose(apart[key].double(), together[key][order].double(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("seed", "epoch", "indices"), [(6, 2, [3]), (5, 3, [3]), (5, 2, [4])])
+def test_seed_epoch_and_index_each_change_it(seed, epoch, indices):
+    augment = Augment(brightness=0.3, noise=0.1)
+    reference = augment(make_batch(1, indices=[3]), 5, 2)["image"]
+    other = augment(make_batch(1, indices=indices), seed, epoch)["image"]
+    assert (other - reference).abs().mean() > 1e-3
+
+
+def test_it_neither_reads_nor_moves_the_global_random_state():
+    before = torch.get_rng_state()
+    Augment(grid=GRID, camera_names=NAMES, **FULL)(make_batch(), 0, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_input_is_left_alone():
+    batch, same = make_batch(), make_batch()
+    Augment(grid=GRID, camera_names=NAMES, **FULL)(batch, 0, 0)
+    for key, value in same.items():
+        assert torch.equal(batch[key], value) if isinstance(value, torch.Tensor) else batch[key] == value
+
+
+def test_brightness_contrast_and_saturation_of_every_sample():
+    """Each alone, against its definition; the factors differ between samples, not between the cameras of one."""
+    image = make_batch(3)["image"] * 0.2 + 0.4  # so that nothing is clipped
+    grey = (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * image).sum(2, keepdim=True)
+    middles = {"brightness": torch.zeros(()), "contrast": grey.mean((-2, -1), keepdim=True), "saturation": grey}
+    for key, middle in middles.items():
+        changed = Augment(**{key: 0.3})(make_batch(3) | {"image": image}, 1, 0)["image"]
+        factors = ((changed - middle) * (image - middle)).sum((1, 2, 3, 4)) / (image - middle).square().sum(
+            (1, 2, 3, 4)
+        )
+        assert ((factors > 0.7) & (factors < 1.3)).all()
+        assert factors.std() > 0.01
+        assert torch.allclose(changed, middle + factors.reshape(3, 1, 1, 1, 1) * (image - middle), atol=1e-4)
+
+
+def test_hue_turns_colours_and_keeps_greys():
+    image = make_batch(2)["image"]
+    image[:, 0] = image[:, 0, :1]  # the first camera sees grey
+    changed = Augment(hue=0.3)(make_batch(2) | {"image": image}, 0, 0)["image"]
+    assert torch.allclose(changed[:, 0], image[:, 0], atol=1e-5)
+    assert torch.allclose(changed.amax(2), image.amax(2), atol=1e-5)
+    assert (changed[:, 1] - image[:, 1]).abs().mean() > 0.05
+
+
+def test_noise_has_at_most_the_wanted_deviation_and_pictures_stay_in_range():
+    flat = make_batch(8) | {"image": torch.full((8, 4, 3, H, W), 0.5)}
+    deviation = (Augment(noise=0.1)(flat, 0, 0)["image"] - 0.5).std(dim=(1, 2, 3, 4))
+    assert (deviation < 0.102).all()
+    assert deviation.max() > 0.05
+    assert deviation.min() < 0.05
+    wild = Augment(brightness=1, contrast=1, noise=1)(make_batch(8), 0, 0)["image"]
+    assert wild.min() >= 0
+    assert wild.max() <= 1
+
+
+def test_nothing_asked_nothing_done():
+    batch = make_batch()
+    assert torch.equal(Augment()(batch, 0, 0)["image"], batch["image"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"brightness": -0.1}, r"augment\.brightness=-0\.1 must lie in 0\.\.1"),
+        ({"hue": 0.7}, r"augment\.hue=0\.7 must lie in 0\.\.0\.5"),
+        ({"flip_p": 1.5}, r"augment\.flip_p=1\.5"),
+        ({"zoom": (0.8, 1.2), "grid": GRID}, "of at least 1"),
+        ({"zoom": (1.2, 1.1), "grid": GRID}, "of at least 1"),
+        ({"flip_p": 0.5, "zoom": (1, 2)}, "flip_p and zoom move the ground; pass grid="),
+        ({"flip_p": 0.5, "grid": BEVGrid((0.0, 8.0), (-4.0, 6.0), 1.0)}, "not symmetric"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Augment(**options)
+
+
+def test_the_names_must_be_those_of_the_rig():
+    with pytest.raises(InputError, match="4 cameras in the batch but 2 camera_names"):
+        Augment(grid=GRID, camera_names=("left", "right"), flip_p=1)(make_batch(), 0, 0)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "augment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_builds_an_augmentation(path):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(overrides=[f"+augment={path.stem}"]).augment
+    augment = instantiate(config, _convert_="all", _partial_=True)(grid=GRID, camera_names=NAMES)
+    changed = augment(make_batch(), 0, 0)
+    assert torch.equal(changed["image"], make_batch()["image"]) == (path.stem == "none")
