@@ -1,0 +1,47 @@
+"""Measure how fast scenes are generated and read: ``python -m bevreshape.data.synthetic --scenes 512``."""
+
+import argparse
+import os
+import tempfile
+import time
+
+from bevreshape.data.synthetic import SyntheticSource
+from bevreshape.data.synthetic.rig import RIGS
+
+
+def main() -> None:
+    """Generate a training split in a temporary folder, read it once, print both rates."""
+    parser = argparse.ArgumentParser(prog="python -m bevreshape.data.synthetic", description=__doc__)
+    parser.add_argument("--scenes", type=int, default=512)
+    parser.add_argument("--rig", choices=sorted(RIGS), default="front")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        source = SyntheticSource(
+            rig=options.rig,
+            scenes={"train": options.scenes, "val": 1, "test": 1},
+            root=root,
+            workers=options.workers,
+        )
+        start = time.perf_counter()
+        source.prepare()
+        generated = time.perf_counter() - start
+        train = source.split("train")
+        size = sum(file.stat().st_size for file in train.folder.iterdir())
+        start = time.perf_counter()
+        for index in range(len(train)):
+            train[index]
+        read = time.perf_counter() - start
+    pictures = options.scenes * len(source.camera_names)
+    height, width = source.image_size
+    rows, cols = source.grid.shape
+    print(
+        f"{options.rig}: {options.scenes} scenes, {pictures} pictures of {height}×{width}, targets of {rows}×{cols}, "
+        f"{options.workers} processes\n"
+        f"generated at {pictures / generated:.0f} pictures/s ({generated:.1f} s, start of the processes included)\n"
+        f"read in {1000 * read / options.scenes:.2f} ms a scene, {size / options.scenes / 1000:.0f} kB each"
+    )
+
+
+if __name__ == "__main__":
+    main()
