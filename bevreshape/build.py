@@ -95,10 +95,10 @@ def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
     return BEVModel(encoder, reshaper, head)
 
 
-def build_task(cfg: Mapping[str, Any], frame: Frame) -> BEVTask:
-    """The model of a config with its loss, metric and optimizer."""
+def build_task(cfg: Mapping[str, Any], frame: Frame, model: BEVModel) -> BEVTask:
+    """A model with its loss, metric and optimizer; its checkpoints carry what rebuilds it."""
     return BEVTask(
-        build_model(cfg, frame),
+        model,
         _make("loss", cfg["loss"], classes=frame.classes),
         BEVIoU(frame.classes, frame.grid),
         _make("optimizer", cfg["optimizer"]),
@@ -200,16 +200,19 @@ def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     if not plain.get("_target_"):
         raise InputError(f"{key}._target_ is missing; choose {key}=NAME, or set {key}._target_ to a class")
     try:
-        return instantiate(plain, _convert_="all", **given)
+        # Hydra would turn tuples into lists and dataclasses into dicts, so what is given reaches the class past it.
+        return instantiate(plain, _convert_="all", _partial_=True)(**given)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, InputError):
             raise cause from None
-        if isinstance(cause, TypeError):
-            raise InputError(f"{key}: {plain['_target_']} does not take these values: {cause}") from error
-        if cause is None or isinstance(cause, ImportError):
-            raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
-        raise
+        if cause is not None and not isinstance(cause, TypeError | ValueError | ImportError):
+            raise
+        raise InputError(f"{key}: {' '.join(str(cause or error).split())}") from error
+    except TypeError as error:
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            raise  # from inside the class, not from the call
+        raise InputError(f"{key}: {plain['_target_']} does not take these values: {error}") from error
 
 
 def _plain(node: Any) -> Any:

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bevreshape.checkpoint import read_checkpoint
 from bevreshape.data.batch import Batch
 from bevreshape.drawing import draw_sample
-from bevreshape.files import write_atomic, write_text
+from bevreshape.files import write_atomic, write_png, write_text
+from bevreshape.task import total_steps
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -109,7 +110,7 @@ class History(Callback):
         self.samples += len(batch["name"]) * trainer.world_size
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         values = {
             key: round(float(value), 6)
@@ -167,12 +168,12 @@ class Pictures(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        due = not trainer.sanity_checking and self._validations % self.every_n_validations == 0
+        due = trainer.state.fn == "fit" and self._validations % self.every_n_validations == 0
         if due and batch_idx == 0:
             self._draw(trainer, pl_module, batch, f"val_step{trainer.global_step:06d}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validations += not trainer.sanity_checking
+        self._validations += 1
 
     def on_test_batch_end(
         self,
@@ -189,8 +190,6 @@ class Pictures(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, name: str) -> None:
         if not trainer.is_global_zero:
             return
-        from PIL import Image
-
         with torch.no_grad():
             probabilities = pl_module(batch).float().sigmoid()
         panels = []
@@ -199,10 +198,7 @@ class Pictures(Callback):
                 batch["image"][i], batch["target"][i], probabilities[i], batch["valid"][i], self.classes
             )
             panels.append(panel)
-            write_atomic(
-                self.folder / f"{name}_{i}.png",
-                lambda file, panel=panel: Image.fromarray(panel).save(file, format="png"),
-            )
+            write_png(self.folder / f"{name}_{i}.png", panel)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_image(name.split("_")[0], panels, caption=[str(n) for n in batch["name"][: len(panels)]])
@@ -244,8 +240,8 @@ class RunProgress(ProgressBar):
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(
-            "training", total=pl_module.total_steps(), completed=trainer.global_step, iou=self._iou
-        )  # type: ignore[operator]
+            "training", total=total_steps(trainer), completed=trainer.global_step, iou=self._iou
+        )
         self._bar.start()
 
     def on_train_batch_end(
@@ -259,7 +255,7 @@ class RunProgress(ProgressBar):
             self._bar.update(self._task, description="validating")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not self._enabled:
+        if trainer.state.fn != "fit" or not self._enabled:
             return
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
         self._iou = f"{metrics['val/iou/mean']:.3f}"
@@ -269,7 +265,9 @@ class RunProgress(ProgressBar):
         classes = "  ".join(
             f"{key.removeprefix('val/iou/')} {metrics[key]:.3f}" for key in metrics if _is_class_iou(key)
         )
-        self._console.print(f"step {trainer.global_step:>6}: val IoU {self._iou} ({classes}){loss}", highlight=False)
+        self._console.print(
+            f"step {trainer.global_step:>6}: val IoU {self._iou} ({classes}){loss}", highlight=False, soft_wrap=True
+        )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

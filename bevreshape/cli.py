@@ -30,24 +30,21 @@ def conf_dir() -> Path:
 def run(
     main: Callable[[DictConfig], None],
     config_name: str,
-    resume_arguments: Callable[[str, list[str]], list[str]] | None = None,
+    prepare: Callable[[str, list[str]], tuple[str, list[str]]] | None = None,
 ) -> None:
     """Run a command under Hydra, and end with exit code 1 and one sentence where the input is at fault.
 
     Args:
         main: receives the composed config.
         config_name: the primary config in ``conf/``.
-        resume_arguments: where ``resume=FOLDER`` is typed, stores that run's config under the name ``resumed`` and returns
-            the command line to use.
+        prepare: looks at the config's name and the command line before Hydra does, and returns those to use.
     """
     full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     try:
         _announce()
-        resumed = resume_arguments and typed_value(sys.argv[1:], "resume")
-        if resume_arguments and resumed:
-            sys.argv[1:] = resume_arguments(resumed, sys.argv[1:])
-            config_name = "resumed"
+        if prepare is not None:
+            config_name, sys.argv[1:] = prepare(config_name, sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(main)()
     except Exception as error:
         sentence = explain(error)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+from PIL import Image
+
 from bevreshape.errors import InputError
 
 
@@ -43,6 +46,11 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Replace a text file by ``text``, atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_png(path: str | Path, picture: np.ndarray) -> None:
+    """Write a (height, width, 3) uint8 picture, atomically."""
+    write_atomic(path, lambda file: Image.fromarray(picture).save(file, format="png"))
 
 
 def _umask() -> int:

@@ -1,6 +1,8 @@
 """Devices, precision and processes: what the machine cannot do is refused, not replaced in silence."""
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,6 +31,21 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
         return Trainer(**{**cfg, **kwargs}, plugins=[WholeCheckpoints()], use_distributed_sampler=False)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def quiet() -> None:
+    """Silence what Lightning says on every run and what says nothing about this one."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*your dataloader is not resumable.*",
+        r".*is smaller than the logging interval.*",
+        r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
+        r".*`weights_only` was not set.*",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def check_hardware(cfg: Mapping[str, Any]) -> None:

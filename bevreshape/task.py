@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from bevreshape.data.batch import Batch, cameras_of, seeded
@@ -18,7 +19,7 @@ class BEVTask(LightningModule):
     Args:
         model: the network.
         loss: ``loss(logits, target, valid) -> scalar``.
-        metric: IoU on the classes and grid of the data; cloned per stage.
+        metric: IoU on the classes and grid of the data; one clone each for validation and test.
         optimizer: what updates the weights, and its schedule.
         seed: random numbers of a training step (dropout and the like) are a function of seed, step and process.
         recipe: plain values that rebuild the model; stored in every checkpoint.
@@ -39,7 +40,8 @@ class BEVTask(LightningModule):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.metrics = nn.ModuleDict({"val_stage": metric.clone(), "test_stage": metric.clone()})
+        self.val_metric: BEVIoU = metric.clone()
+        self.test_metric: BEVIoU = metric.clone()
         self.optimizer = optimizer or AdamWOneCycle()
         self.seed = seed
         self.recipe = recipe
@@ -73,7 +75,7 @@ class BEVTask(LightningModule):
                 )
             self.log("train/loss", loss.detach())
         else:
-            self.metrics[f"{stage}_stage"].update(logits, batch["target"], batch["valid"])
+            self._metric(stage).update(logits, batch["target"], batch["valid"])
             self.log(f"{stage}/loss", loss, batch_size=len(batch["name"]), on_epoch=True, sync_dist=True)
         return loss
 
@@ -83,8 +85,11 @@ class BEVTask(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
+    def _metric(self, stage: str) -> BEVIoU:
+        return self.test_metric if stage == "test" else self.val_metric
+
     def _log_metrics(self, stage: str) -> None:
-        metric = self.metrics[f"{stage}_stage"]
+        metric = self._metric(stage)
         values = {f"{stage}/{key}": value for key, value in metric.compute().items()}
         if stage == "test" and self.test_thresholds is not None:
             at_chosen = metric.iou_at(self.test_thresholds)
@@ -93,17 +98,15 @@ class BEVTask(LightningModule):
         self.log_dict(values, rank_zero_only=False, sync_dist=False)
         metric.reset()
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer, schedule = self.optimizer.build(self.model, self.total_steps())
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer, schedule = self.optimizer.build(self.model, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        trainer = self.trainer
-        if trainer.max_steps > 0:
-            return trainer.max_steps
-        return int(trainer.estimated_stepping_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.recipe is not None:
             checkpoint["bevreshape"] = self.recipe
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of a whole run."""
+    return trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)

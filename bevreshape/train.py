@@ -1,9 +1,7 @@
 """``python -m bevreshape.train``: train a view transformer, test it, and leave a run folder."""
 
 import json
-import logging
 import math
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,16 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from bevreshape import cli
-from bevreshape.build import Frame, build_data, build_task, make_logger, plain_config
+from bevreshape.build import Frame, build_data, build_model, build_task, make_logger, plain_config
 from bevreshape.callbacks import History, Pictures, RunProgress, StopSafely, checkpoints
 from bevreshape.checkpoint import load_weights, read_checkpoint
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.files import write_text
-from bevreshape.launch import check_hardware, in_processes, make_trainer, process_count
+from bevreshape.launch import check_hardware, in_processes, make_trainer, process_count, quiet
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import FeatureShape
 from bevreshape.tables import metrics_table
-from bevreshape.task import BEVTask
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
 """What may differ when a run goes on; everything else would make it another run."""
@@ -57,7 +56,9 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     quiet()
     data = build_data(cfg)
     seed_everything(cfg["seed"], verbose=False)
-    task = build_task(cfg, Frame.of(data.source))
+    frame = Frame.of(data.source)
+    model = build_model(cfg, frame)
+    task = build_task(cfg, frame, model)
     history = History(folder / "history.csv")
     last = folder / "checkpoints" / "last.ckpt"
     trainer = make_trainer(
@@ -76,14 +77,14 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     )
     _log_config(trainer.loggers, cfg)
     if trainer.is_global_zero:
-        _introduce(cfg, task, folder)
+        _introduce(cfg, model, frame, folder)
     trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
     trainer.save_checkpoint(last)
 
     best = last.with_name("best.ckpt")
     checkpoint = read_checkpoint(best)
-    load_weights(task.model, checkpoint, best)
-    validated = trainer.validate(task, datamodule=data, verbose=False)[0]
+    load_weights(model, checkpoint, best)
+    validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[0]
     task.test_thresholds = {name: validated[f"val/best_threshold/{name}"] for name in data.source.classes}
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key: float(value) for key, value in {**tested, **validated}.items()}
@@ -124,28 +125,15 @@ def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
     return trainer
 
 
-def quiet() -> None:
-    """Silence what Lightning says on every run and what says nothing about this one."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r".*does not have many workers.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*your dataloader is not resumable.*",
-        r".*is smaller than the logging interval.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def resume_arguments(folder: str, arguments: list[str]) -> list[str]:
-    """Make the config of an earlier run the primary one, and point Hydra at its folder.
-
-    Returns:
-        The command line to go on with.
+def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """With ``resume=FOLDER``, make that run's config the primary one and point Hydra at its folder.
 
     Raises:
         InputError: when the folder is no run, or an argument would make it another one.
     """
+    folder = cli.typed_value(arguments, "resume")
+    if folder is None:
+        return config_name, arguments
     run = Path(folder)
     if not (run / "config.yaml").is_file() or not (run / "checkpoints" / "last.ckpt").is_file():
         raise InputError(
@@ -162,7 +150,7 @@ def resume_arguments(folder: str, arguments: list[str]) -> list[str]:
     assert isinstance(stored, DictConfig)
     stored["resume"] = folder
     ConfigStore.instance().store(name="resumed", node=stored)
-    return [*arguments, f"hydra.run.dir={json.dumps(str(run.resolve()))}", "hydra.output_subdir=null"]
+    return "resumed", [*arguments, f"hydra.run.dir={json.dumps(str(run.resolve()))}", "hydra.output_subdir=null"]
 
 
 def _log_config(loggers: list[Logger], cfg: dict[str, Any]) -> None:
@@ -170,16 +158,20 @@ def _log_config(loggers: list[Logger], cfg: dict[str, Any]) -> None:
         logger.log_hyperparams(cfg)
 
 
-def _introduce(cfg: dict[str, Any], task: BEVTask, folder: Path) -> None:
-    model = task.model
-    counts = {key: sum(p.numel() for p in part.parameters()) for key, part in model.named_children()}
-    source, grid = model.reshaper.source, model.reshaper.target_shape
+def _introduce(cfg: dict[str, Any], model: BEVModel, frame: Frame, folder: Path) -> None:
+    encoder, reshaper, head = (
+        sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.reshaper, model.head)
+    )
+    sources: tuple[FeatureShape, ...] = model.encoder.sources  # type: ignore[assignment]
+    features = " + ".join(f"{s.cameras}×{s.channels}×{s.height}×{s.width}" for s in sources)
+    rows, cols = frame.grid.shape
     Console(stderr=True).print(
-        f"{cfg['name']}: encoder {counts['encoder']:,} parameters → {source.cameras}×{source.channels}×{source.height}×{source.width} → "
-        f"{type(model.reshaper).__name__} {counts['reshaper']:,} → {grid[0]}×{grid[1]} → head {counts['head']:,} · {folder}",
+        f"{cfg['name']}: encoder {encoder:,} parameters → {features} → {type(model.reshaper).__name__} {reshaper:,} → "
+        f"head {head:,} → {len(frame.classes)}×{rows}×{cols} · {folder}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
 if __name__ == "__main__":
-    cli.run(main, "train", resume_arguments)
+    cli.run(main, "train", prepare)

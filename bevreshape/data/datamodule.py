@@ -85,6 +85,8 @@ class BEVDataModule(LightningDataModule):
         augment: changes training batches on the device; ``None`` leaves them as they are.
         seed: of order and augmentation.
 
+    ``tested_split`` says what ``trainer.test`` reads.
+
     Raises:
         InputError: when a number is out of range.
     """
@@ -108,6 +110,7 @@ class BEVDataModule(LightningDataModule):
         self.loader_workers = loader_workers
         self.augment = augment
         self.seed = seed
+        self.tested_split = "test"
 
     def prepare_data(self) -> None:
         self.source.prepare()
@@ -129,7 +132,7 @@ class BEVDataModule(LightningDataModule):
         return self._evaluation("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        return self._evaluation("test")
+        return self._evaluation(self.tested_split)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         batch = self.source.finish(batch | {"image": batch["image"].float() / 255})

@@ -1,0 +1,129 @@
+"""``python -m bevreshape.evaluate``: the metrics of a checkpoint, on its own data or on other."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch import LightningModule
+from omegaconf import DictConfig
+from rich.console import Console
+
+from bevreshape import cli
+from bevreshape.build import Frame, build_data, load_model, plain_config
+from bevreshape.checkpoint import read_checkpoint
+from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.errors import InputError, suggest
+from bevreshape.files import write_text
+from bevreshape.launch import in_processes, make_trainer, process_count, quiet
+from bevreshape.metrics import BEVIoU
+from bevreshape.model import BEVModel
+from bevreshape.tables import metrics_table
+
+SPLITS = ("train", "val", "test")
+
+
+class Evaluation(LightningModule):
+    """IoU of the classes that a model and a data source both know, compared by name.
+
+    Args:
+        model: gives logits of ``predicted`` classes.
+        predicted: the model's classes.
+        labelled: the data's classes.
+        metric: on the classes to be compared.
+    """
+
+    def __init__(self, model: BEVModel, predicted: tuple[str, ...], labelled: tuple[str, ...], metric: BEVIoU) -> None:
+        super().__init__()
+        self.model = model
+        self.metric = metric
+        self.predicted = [predicted.index(name) for name in metric.classes]
+        self.labelled = [labelled.index(name) for name in metric.classes]
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self.model(batch["image"], cameras_of(batch))[:, self.predicted]  # b k rows cols
+        self.metric.update(logits, batch["target"][:, self.labelled], batch["valid"][:, self.labelled])
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{key}": value for key, value in self.metric.compute().items()}, sync_dist=False)
+        self.metric.reset()
+
+
+def main(cfg: DictConfig) -> None:
+    """Evaluate in as many processes as the config asks for."""
+    plain = plain_config(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    in_processes(process_count(plain["trainer"]), evaluate, plain, folder)
+
+
+def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Measure one checkpoint on one split, print the table and write ``metrics.json``.
+
+    Returns:
+        The metrics, as written.
+
+    Raises:
+        InputError: when the data has another number of cameras or no class in common with the model.
+    """
+    if cfg["split"] not in SPLITS:
+        raise InputError(f"split={cfg['split']} is unknown; {suggest(str(cfg['split']), SPLITS)}")
+    quiet()
+    model, frame, _ = load_model(cfg["checkpoint"])
+    data = build_data({"data": in_frame(cfg["data"], frame), "seed": cfg["seed"]})
+    found = Frame.of(data.source)
+    if len(found.camera_names) != len(frame.camera_names):
+        raise InputError(
+            f"data: it has {len(found.camera_names)} cameras ({', '.join(found.camera_names)}) but the checkpoint was trained on "
+            f"{len(frame.camera_names)} ({', '.join(frame.camera_names)}); choose data of the same rig"
+        )
+    classes = tuple(name for name in frame.classes if name in found.classes)
+    if not classes:
+        raise InputError(
+            f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(frame.classes)}) have no name in "
+            "common; name them alike in data.classes"
+        )
+    task = Evaluation(model, frame.classes, found.classes, BEVIoU(classes, frame.grid))
+    trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, enable_model_summary=False)
+    data.tested_split = cfg["split"]
+    tested = trainer.test(task, datamodule=data, verbose=False)[0]
+    metrics = {key: float(value) for key, value in tested.items()}
+    if trainer.is_global_zero:
+        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        left_out = sorted({*frame.classes, *found.classes} - {*classes})
+        console = Console()
+        console.print(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
+        console.print(
+            f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else "")
+        )
+    return metrics
+
+
+def in_frame(data: dict[str, Any], frame: Frame) -> dict[str, Any]:
+    """The ``data`` group on the cells and at the picture size that a trained model is made for."""
+    grid = {
+        "_target_": "bevreshape.geometry.BEVGrid",
+        "forward_m": list(frame.grid.forward_m),
+        "left_m": list(frame.grid.left_m),
+        "cell_m": frame.grid.cell_m,
+    }
+    return {**data, "grid": grid, "image_size": list(frame.image_size)}
+
+
+def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """Offer the data config inside the checkpoint as ``data=from_checkpoint``, the default."""
+    path = cli.typed_value(arguments, "checkpoint")
+    if path is not None:
+        stored = read_checkpoint(path)["bevreshape"]["config"]["data"]
+        ConfigStore.instance().store(group="data", name="from_checkpoint", node=stored)
+    elif not {"--help", "-h"} & {*arguments}:
+        raise InputError(
+            "checkpoint=FILE must be given, for instance checkpoint=runs/<date>/<time>/checkpoints/best.ckpt"
+        )
+    else:
+        ConfigStore.instance().store(group="data", name="from_checkpoint", node={})
+    return config_name, arguments
+
+
+if __name__ == "__main__":
+    cli.run(main, "evaluate", prepare)

@@ -1,0 +1,126 @@
+"""``python -m bevreshape.predict``: the bird's-eye view of pictures, as class maps, overlays and probabilities."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader
+
+from bevreshape import cli
+from bevreshape.build import Frame, load_model, plain_config
+from bevreshape.data.batch import cameras_of
+from bevreshape.data.folder import Frames, open_frames
+from bevreshape.drawing import draw_bev, overlay_on_pictures
+from bevreshape.errors import InputError
+from bevreshape.files import write_atomic, write_png
+from bevreshape.geometry import ground_pixels
+
+
+def main(cfg: DictConfig) -> None:
+    """Predict every frame of the input, a batch at a time."""
+    plain = plain_config(cfg)
+    _check_numbers(plain)
+    device = _device(str(plain["device"]))
+    model, frame, _ = load_model(plain["checkpoint"])
+    calibration = Path(plain["calibration"]) if plain["calibration"] else None
+    frames = open_frames(Path(plain["input"]), frame.image_size, calibration=calibration)
+    check_rig(frames, frame)
+    out = Path(plain["out"])
+    count = predict(
+        model.to(device), frame, frames, out, plain["batch_size"], plain["loader_workers"], plain["threshold"]
+    )
+    Console().print(f"{count} frames · {out}", highlight=False, soft_wrap=True)
+
+
+@torch.no_grad()
+def predict(
+    model: torch.nn.Module,
+    frame: Frame,
+    frames: Frames,
+    out: Path,
+    batch_size: int = 8,
+    loader_workers: int = 0,
+    threshold: float = 0.5,
+) -> int:
+    """Write ``<frame>_bev.png``, ``<frame>_overlay.png`` and ``<frame>.npz`` for every frame.
+
+    The .npz holds ``probabilities`` (k, rows, cols) float16, ``valid`` (rows, cols) where a camera looks, ``classes``,
+    ``forward_m``, ``left_m`` and ``cell_m``. Memory does not grow with the number of frames.
+
+    Returns:
+        How many frames were written.
+    """
+    device = next(model.parameters()).device
+    loader = DataLoader(frames, batch_size, num_workers=loader_workers)
+    written = 0
+    for batch in track(loader, "predicting", console=Console(stderr=True)):
+        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        batch["image"] = batch["image"].float() / 255
+        cameras = cameras_of(batch)
+        probabilities = model(batch["image"], cameras).float().sigmoid()  # b k rows cols
+        looks = ground_pixels(cameras, frame.grid)[1].any(1)  # b rows cols
+        overlays = overlay_on_pictures(
+            batch["image"], probabilities * looks[:, None], cameras, frame.grid, frame.classes, threshold=threshold
+        )
+        for i, name in enumerate(batch["name"]):
+            drawn = draw_bev(probabilities[i], frame.classes, looks[i].expand_as(probabilities[i]), threshold=threshold)
+            write_png(out / f"{name}_bev.png", drawn)
+            write_png(out / f"{name}_overlay.png", overlays[i])
+            arrays = {
+                "probabilities": probabilities[i].half().cpu().numpy(),
+                "valid": looks[i].cpu().numpy(),
+                "classes": np.array(frame.classes),
+                "forward_m": np.array(frame.grid.forward_m),
+                "left_m": np.array(frame.grid.left_m),
+                "cell_m": np.array(frame.grid.cell_m),
+            }
+            write_atomic(out / f"{name}.npz", partial(_npz, arrays))
+            written += 1
+    return written
+
+
+def check_rig(frames: Frames, frame: Frame) -> None:
+    """Compare the pictures' rig with the one that a model was trained for.
+
+    Raises:
+        InputError: another number of cameras, or a camera that never sees the grid.
+    """
+    cameras = frames.calibration.cameras
+    if len(cameras) != len(frame.camera_names):
+        raise InputError(
+            f"{frames.calibration.path}: it has {len(cameras)} cameras ({', '.join(cameras)}) but the checkpoint was trained on "
+            f"{len(frame.camera_names)} ({', '.join(frame.camera_names)}); predict with pictures of the same rig"
+        )
+    frames.calibration.check_views(frame.grid)
+
+
+def _check_numbers(cfg: dict[str, Any]) -> None:
+    for key, least in (("batch_size", 1), ("loader_workers", 0)):
+        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < least:
+            raise InputError(f"{key}={cfg[key]!r} must be a whole number, at least {least}")
+    if not isinstance(cfg["threshold"], float | int) or not 0 < cfg["threshold"] < 1:
+        raise InputError(f"threshold={cfg['threshold']!r} must be a probability between 0 and 1")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name} cannot be had here ({str(error).splitlines()[0]}); set device=cpu") from error
+    return device
+
+
+def _npz(arrays: dict[str, np.ndarray], file: BinaryIO) -> None:
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+if __name__ == "__main__":
+    cli.run(main, "predict")
