@@ -69,7 +69,7 @@ class Attention(nn.Module):
         k, v = self._heads(self.to_k(keys)), self._heads(self.to_v(values))  # b a t d
         if self.kernel == "softmax":
             mask = None if present is None else present[:, None, None]  # b 1 1 t
-            out = F.scaled_dot_product_attention(q.expand(len(k), -1, -1, -1), k, v, attn_mask=mask)
+            out = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v, attn_mask=mask)
         else:
             out = q @ self._summary(k, v, present)
         return rearrange(out, "b a q d -> b q (a d)")

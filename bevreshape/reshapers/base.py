@@ -106,7 +106,7 @@ class Reshaper(nn.Module):
             raise InputError(
                 f"{self.name}: it projects through the calibration; call it as reshaper(features, cameras)"
             )
-        if cameras is not None and cameras.batch_shape != tuple(features.shape[:2]):
+        if cameras is not None and cameras.intrinsics.shape[:2] != features.shape[:2]:
             raise InputError(
                 f"{self.name}: features are of {tuple(features.shape[:2])} (batch, cameras) but the calibration is of "
                 f"{cameras.batch_shape}; give every picture its camera"

@@ -1,0 +1,173 @@
+"""Cross- and self-attention are their equations, and treat order as the article says."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bevreshape.errors import InputError
+from bevreshape.reshapers import CrossAttention, FeatureShape, SelfAttention
+from bevreshape.reshapers.attention import Attention
+
+SOURCE = FeatureShape(8, 3, 4)
+PLAIN = {"bare": True, "token_encoding": "none", "query_encoding": "none"}
+
+
+def doubles(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def cross(source: FeatureShape = SOURCE, **options) -> CrossAttention:
+    torch.manual_seed(0)
+    return CrossAttention(source, (5, 2), **{"dim": 12, "heads": 3, **options}).double()
+
+
+def projections(attention: Attention) -> list[np.ndarray]:
+    """Wq, Wk and Wv as they multiply from the right."""
+    return [layer.weight.detach().numpy().T for layer in (attention.to_q, attention.to_k, attention.to_v)]
+
+
+def loops(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
+    """Softmax attention, one query and one head at a time."""
+    out = np.zeros((len(q), v.shape[1]))
+    d = q.shape[1] // heads
+    for head in range(heads):
+        part = slice(head * d, (head + 1) * d)
+        for i in range(len(q)):
+            scores = np.array([q[i, part] @ k[j, part] / np.sqrt(d) for j in range(len(k))])
+            weights = np.exp(scores - scores.max())
+            weights /= weights.sum()
+            out[i, part] = sum(weight * row for weight, row in zip(weights, v[:, part], strict=True))
+    return out
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("cameras", [1, 2])
+def test_cross_attention_is_the_equation(heads: int, cameras: int) -> None:
+    reshaper, x = cross(replace(SOURCE, cameras=cameras), heads=heads, **PLAIN), doubles(2, cameras, 8, 3, 4)
+    w_q, w_k, w_v = projections(reshaper.attention)
+    bev = reshaper(x).detach().numpy()
+    for sample in range(2):
+        tokens = np.array([x[sample, n, :, i, j].numpy() for n in range(cameras) for i in range(3) for j in range(4)])
+        expected = loops(reshaper.query.detach().numpy() @ w_q, tokens @ w_k, tokens @ w_v, heads)
+        np.testing.assert_allclose(bev[sample].transpose(1, 2, 0).reshape(10, 12), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_linear_kernel_is_the_articles_identity(divide: bool) -> None:
+    reshaper = cross(heads=1, kernel="linear", divide_by_tokens=divide, **PLAIN)
+    x = doubles(2, 8, 3, 4)
+    w_q, w_k, w_v = projections(reshaper.attention)
+    tokens = x.numpy().reshape(2, 8, 12).transpose(0, 2, 1)  # X
+    expected = reshaper.query.detach().numpy() @ w_q @ w_k.T @ (tokens.transpose(0, 2, 1) @ tokens) @ w_v
+    expected /= 12 if divide else 1
+    np.testing.assert_allclose(
+        reshaper(x).detach().numpy().transpose(0, 2, 3, 1).reshape(2, 10, 12), expected, atol=1e-12
+    )
+
+
+def test_linear_kernel_costs_no_product_of_queries_and_tokens() -> None:
+    tokens, queries, dim = 128, 96, 16
+    attention = Attention(dim, dim, dim, heads=4, kernel="linear")
+    x = torch.zeros(1, tokens, dim)
+    with FlopCounterMode(display=False) as counter:
+        attention(torch.zeros(1, queries, dim), x, x)
+    assert counter.get_total_flops() == 2 * dim * dim * (queries + 2 * tokens) + 2 * dim * dim // 4 * (tokens + queries)
+
+
+@pytest.mark.parametrize("kernel", ["softmax", "linear"])
+@pytest.mark.parametrize("bare", [True, False])
+def test_cross_attention_does_not_know_the_order_of_tokens(kernel: str, bare: bool) -> None:
+    options = {"kernel": kernel, "bare": bare}
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    x = doubles(2, 8, 12)
+    shuffled = x[..., order].unflatten(-1, (3, 4))
+    without = cross(token_encoding="none", **options)
+    torch.testing.assert_close(without(shuffled), without(x.unflatten(-1, (3, 4))), atol=1e-12, rtol=0)
+    learned = cross(token_encoding="learned", **options)
+    before = learned(x.unflatten(-1, (3, 4)))
+    assert not torch.allclose(learned(shuffled), before, atol=1e-3)
+    with torch.no_grad():
+        learned.encode_tokens.learned.copy_(learned.encode_tokens.learned[:, order])
+    torch.testing.assert_close(learned(shuffled), before, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["softmax", "linear"])
+def test_dropped_cameras_have_no_tokens(kernel: str, rig) -> None:
+    source = replace(SOURCE, cameras=3)
+    three, one = (cross(s, kernel=kernel, token_encoding="none") for s in (source, SOURCE))
+    one.load_state_dict(three.state_dict())
+    x = doubles(1, 3, 8, 3, 4)
+    cameras = replace(rig(1, 3), mask=torch.tensor([[False, True, False]]))
+    torch.testing.assert_close(three(x, cameras), one(x[:, 1:2]), atol=1e-12, rtol=0)
+
+
+def test_the_default_is_attention_in_a_residual_block() -> None:
+    reshaper, x = cross(token_encoding="learned", query_encoding="learned", feedforward=2), doubles(1, 8, 3, 4)
+    state = {name: value.numpy() for name, value in reshaper.state_dict().items()}
+
+    def norm(rows: np.ndarray) -> np.ndarray:  # a fresh LayerNorm has weight 1 and bias 0
+        return (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+
+    tokens = norm(x[0].numpy().reshape(8, 12).T)
+    w_q, w_k, w_v = projections(reshaper.attention)
+    q = (norm(state["query"]) + state["encode_queries.learned"][0]) @ w_q
+    attended = loops(q, (tokens + state["encode_tokens.learned"][0]) @ w_k, tokens @ w_v, 3)
+    bev = state["query"] + attended @ state["out.weight"].T + state["out.bias"]
+    inner = torch.from_numpy(norm(bev) @ state["feedforward.1.0.weight"].T + state["feedforward.1.0.bias"])
+    gelu = (0.5 * inner * (1 + torch.erf(inner / 2**0.5))).numpy()
+    bev = bev + gelu @ state["feedforward.1.2.weight"].T + state["feedforward.1.2.bias"]
+    np.testing.assert_allclose(reshaper(x)[0].detach().numpy().transpose(1, 2, 0).reshape(10, 12), bev, atol=1e-12)
+
+
+def self_attention(grid: tuple[int, int] = (3, 4), **options) -> SelfAttention:
+    torch.manual_seed(0)
+    return SelfAttention(SOURCE, grid, **{"dim": 12, "heads": 3, **options}).double()
+
+
+def test_self_attention_is_the_equation_and_keeps_the_shape() -> None:
+    reshaper, x = self_attention(bare=True, token_encoding="none"), doubles(2, 8, 3, 4)
+    w_q, w_k, w_v = projections(reshaper.attention)
+    for sample in range(2):
+        tokens = x[sample].numpy().reshape(8, 12).T
+        expected = loops(tokens @ w_q, tokens @ w_k, tokens @ w_v, 3)
+        out = reshaper(x)[sample].detach().numpy().transpose(1, 2, 0).reshape(12, 12)
+        np.testing.assert_allclose(out, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_self_attention_is_equivariant_to_the_order_of_tokens(bare: bool) -> None:
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    x = doubles(2, 8, 12)
+    shuffled = x[..., order].unflatten(-1, (3, 4))
+    without = self_attention(bare=bare, token_encoding="none")
+    expected = without(x.unflatten(-1, (3, 4))).flatten(2)[..., order]
+    torch.testing.assert_close(without(shuffled).flatten(2), expected, atol=1e-12, rtol=0)
+    placed = self_attention(bare=bare)
+    expected = placed(x.unflatten(-1, (3, 4))).flatten(2)[..., order]
+    assert not torch.allclose(placed(shuffled).flatten(2), expected, atol=1e-3)
+
+
+def test_self_attention_is_resized_by_half_pixels() -> None:
+    x = doubles(1, 8, 3, 4)
+    kept, resized = self_attention(), self_attention((7, 9))
+    expected = cv2.resize(kept(x)[0].detach().numpy().transpose(1, 2, 0), (9, 7), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(resized(x)[0].detach().numpy().transpose(1, 2, 0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"kernel": "sofmax"}, "did you mean softmax"),
+        ({"token_encoding": "sinus"}, "did you mean sinusoidal"),
+        ({"query_encoding": "leaned"}, "did you mean learned"),
+        ({"dim": 10, "query_encoding": "none"}, "dim=10 cannot be divided among heads=3"),
+        ({"dim": 6}, "6 channels .* multiple of 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused(option, message) -> None:
+    with pytest.raises(InputError, match=message):
+        cross(**option)

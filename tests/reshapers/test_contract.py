@@ -1,0 +1,248 @@
+"""What every view transformer promises, asked of all that exist."""
+
+import importlib
+import pkgutil
+from dataclasses import replace
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import bevreshape.reshapers as package
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers import FeatureShape, Reshaper
+
+RESHAPERS: list[type[Reshaper]] = [
+    thing for name in package.__all__ if issubclass(thing := getattr(package, name), Reshaper) and thing is not Reshaper
+]
+
+KNOWS_ITS_CAMERAS = {
+    "MLP": "has its own W for every camera",
+    "CrossAttention": "learns a vector for every camera, without which several front views would look alike",
+}
+"""Who may change when cameras and their calibration change places, and why."""
+
+GRID = BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0)  # 8×6
+
+every_reshaper = pytest.mark.parametrize("cls", RESHAPERS, ids=lambda cls: cls.__name__)
+one_and_six = pytest.mark.parametrize("cameras", [1, 6])
+
+
+def source(cameras: int) -> FeatureShape:
+    return FeatureShape(channels=8, height=4, width=6, cameras=cameras, stride=8, offset_px=3.5)
+
+
+def features(cameras: int, batch: int = 2) -> Tensor:
+    return torch.randn(batch, cameras, 8, 4, 6, generator=torch.Generator().manual_seed(1))
+
+
+def build(cls: type[Reshaper], cameras: int, grid: BEVGrid = GRID) -> Reshaper:
+    torch.manual_seed(0)
+    return cls(source(cameras), grid)
+
+
+def test_every_reshaper_of_the_package_is_exported() -> None:
+    found = set()
+    for module in pkgutil.iter_modules(package.__path__):
+        for thing in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
+            if isinstance(thing, type) and issubclass(thing, Reshaper) and thing is not Reshaper:
+                found.add(thing)
+    assert found == set(RESHAPERS)
+
+
+@every_reshaper
+@one_and_six
+@pytest.mark.parametrize(
+    "grid", [GRID, BEVGrid((0.0, 5.0), (-3.5, 3.5), 1.0), BEVGrid((-1.0, 1.0), (-1.5, 1.5), 0.125)]
+)
+def test_shape(cls: type[Reshaper], cameras: int, grid: BEVGrid, rig) -> None:
+    reshaper = build(cls, cameras, grid)
+    bev = reshaper(features(cameras), rig(2, cameras))
+    assert bev.shape == (2, reshaper.out_channels, *grid.shape)
+    assert bev.isfinite().all()
+
+
+@every_reshaper
+@one_and_six
+def test_gradients_reach_every_parameter_and_every_camera(cls: type[Reshaper], cameras: int, rig) -> None:
+    reshaper = build(cls, cameras)
+    x = features(cameras).requires_grad_()
+    bev = reshaper(x, rig(2, cameras))
+    bev.backward(torch.randn(bev.shape, generator=torch.Generator().manual_seed(2)))
+    assert x.grad is not None
+    assert (x.grad.abs().sum((2, 3, 4)) > 0).all()
+    for name, parameter in reshaper.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@every_reshaper
+@one_and_six
+def test_gradients_are_those_of_finite_differences(cls: type[Reshaper], cameras: int, rig) -> None:
+    torch.manual_seed(0)
+    grid = BEVGrid((0.0, 2.0), (-1.0, 1.0), 1.0)
+    reshaper = cls(FeatureShape(4, 2, 3, cameras, stride=16, offset_px=7.5), grid).double()
+    names = [name for name, _ in reshaper.named_parameters()]
+    rigs = rig(1, cameras)
+
+    def run(x: Tensor, *parameters: Tensor) -> Tensor:
+        return functional_call(reshaper, dict(zip(names, parameters, strict=True)), (x, rigs))
+
+    x = torch.randn(1, cameras, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(run, (x, *reshaper.parameters()), fast_mode=True)
+
+
+@every_reshaper
+@one_and_six
+def test_precisions(cls: type[Reshaper], cameras: int, rig) -> None:
+    reshaper, x, rigs = build(cls, cameras), features(cameras), rig(2, cameras)
+    exact = reshaper.double()(x.double(), rigs)
+    assert exact.dtype == torch.float64
+    reshaper.float()
+    torch.testing.assert_close(reshaper(x, rigs), exact.float(), atol=1e-4, rtol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = reshaper(x, rigs)
+    torch.testing.assert_close(mixed.float(), exact.float(), atol=0.15, rtol=0.05)
+    half = reshaper.bfloat16()(x.bfloat16(), rigs)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact.float(), atol=0.15, rtol=0.05)
+
+
+@every_reshaper
+def test_the_seed_decides_the_initialisation(cls: type[Reshaper], rig) -> None:
+    x, rigs = features(6), rig(2, 6)
+    first, again = build(cls, 6)(x, rigs), build(cls, 6)(x, rigs)
+    assert torch.equal(first, again)
+    torch.manual_seed(1)
+    other = cls(source(6), GRID)
+    if any(parameter.ndim > 1 for parameter in other.parameters()):
+        assert not torch.equal(other(x, rigs), first)
+
+
+@every_reshaper
+@one_and_six
+def test_samples_of_a_batch_do_not_meet(cls: type[Reshaper], cameras: int, rig) -> None:
+    reshaper, x, rigs = build(cls, cameras), features(cameras, 3), rig(3, cameras)
+    together = reshaper(x, rigs)
+    for i in range(3):
+        alone = Cameras(rigs.intrinsics[i : i + 1], rigs.ego_from_cam[i : i + 1], rigs.image_size)
+        torch.testing.assert_close(reshaper(x[i : i + 1], alone)[0], together[i], atol=1e-5, rtol=1e-5)
+
+
+@every_reshaper
+def test_cameras_change_places_with_their_calibration(cls: type[Reshaper], rig) -> None:
+    reshaper, x, rigs = build(cls, 6), features(6), rig(2, 6)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    moved = Cameras(rigs.intrinsics[:, order], rigs.ego_from_cam[:, order], rigs.image_size)
+    same = torch.allclose(reshaper(x[:, order], moved), reshaper(x, rigs), atol=1e-5)
+    assert same != (cls.__name__ in KNOWS_ITS_CAMERAS)
+
+
+@every_reshaper
+def test_a_dropped_camera_contributes_nothing(cls: type[Reshaper], rig) -> None:
+    reshaper, x = build(cls, 6), features(6).requires_grad_()
+    mask = torch.tensor([[True, False, True, True, False, True], [False, True, True, True, True, True]])
+    rigs = replace(rig(2, 6), mask=mask)
+    bev = reshaper(x, rigs)
+    bev.square().sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad.abs().sum((2, 3, 4)) > 0, mask)
+    other = torch.where(mask[..., None, None, None], x.detach(), 100.0)
+    torch.testing.assert_close(reshaper(other, rigs), bev)
+    assert not torch.allclose(reshaper(x, rig(2, 6)), bev, atol=1e-3)
+
+
+@every_reshaper
+def test_a_rig_of_which_one_camera_is_left_is_that_camera(cls: type[Reshaper], rig) -> None:
+    options = {"token_encoding": "none"} if cls.__name__ == "CrossAttention" else {}
+    torch.manual_seed(0)
+    six = cls(source(6), GRID, **options)
+    one = cls(source(1), GRID, **options)
+    # MLP has one W a camera, which are stacked along the first dimension; all others share theirs
+    own = {name: value[2:3] if cls.__name__ == "MLP" else value for name, value in six.state_dict().items()}
+    one.load_state_dict(own)
+    x, rigs = features(6), rig(2, 6)
+    left = Cameras(rigs.intrinsics[:, 2:3], rigs.ego_from_cam[:, 2:3], rigs.image_size)
+    only = replace(rigs, mask=torch.arange(6).expand(2, 6) == 2)
+    torch.testing.assert_close(six(x, only), one(x[:, 2:3], left), atol=1e-5, rtol=1e-5)
+
+
+@every_reshaper
+def test_a_rig_without_any_camera_gives_finite_numbers(cls: type[Reshaper], rig) -> None:
+    nobody = replace(rig(2, 6), mask=torch.zeros(2, 6, dtype=torch.bool))
+    reshaper, x = build(cls, 6), features(6).requires_grad_()
+    bev = reshaper(x, nobody)
+    bev.sum().backward()
+    assert bev.isfinite().all()
+    assert x.grad is not None and (x.grad == 0).all()
+
+
+@every_reshaper
+@pytest.mark.parametrize("shape", [(2, 6, 8, 4, 5), (2, 6, 8, 3, 6), (2, 6, 7, 4, 6), (2, 5, 8, 4, 6), (2, 8, 4, 6)])
+def test_features_of_another_size_are_refused(cls: type[Reshaper], shape: tuple[int, ...], rig) -> None:
+    n, c, h, w = shape[1:] if len(shape) == 5 else (1, *shape[1:])
+    with pytest.raises(InputError, match=f"{n} cameras × {c} channels × {h}×{w} but it was built for 6 × 8 × 4×6"):
+        build(cls, 6)(torch.zeros(shape), rig(2, n))
+
+
+@every_reshaper
+def test_the_calibration_of_another_rig_is_refused(cls: type[Reshaper], rig) -> None:
+    with pytest.raises(InputError, match=r"\(2, 6\).*\(2, 5\)"):
+        build(cls, 6)(features(6), rig(2, 5))
+
+
+@every_reshaper
+def test_plain_adapter_in_two_lines(cls: type[Reshaper]) -> None:
+    x = torch.randn(2, 64, 16, 32)
+    if not cls.needs_cameras:
+        bev = cls(FeatureShape(64, 16, 32), (20, 20))(x)
+        assert bev.shape[0] == 2 and bev.shape[2:] == (20, 20)
+        return
+    with pytest.raises(InputError, match="pass a BEVGrid"):
+        cls(FeatureShape(64, 16, 32), (20, 20))
+    with pytest.raises(InputError, match=r"call it as reshaper\(features, cameras\)"):
+        cls(FeatureShape(64, 16, 32), GRID)(x)
+
+
+@every_reshaper
+def test_geometry_refuses_pictures_that_the_features_cannot_be_of(cls: type[Reshaper], rig) -> None:
+    reshaper, x, rigs = build(cls, 6), features(6), rig(2, 6, (900, 1600))
+    if cls.needs_cameras:
+        with pytest.raises(InputError, match=r"4×6 at stride 8.*900×1600"):
+            reshaper(x, rigs)
+    else:
+        assert torch.equal(reshaper(x, rigs), reshaper(x))
+
+
+class FromTensors(nn.Module):
+    """A reshaper whose inputs are tensors only, as an exported program has them."""
+
+    def __init__(self, reshaper: Reshaper) -> None:
+        super().__init__()
+        self.reshaper = reshaper
+
+    def forward(self, x: Tensor, intrinsics: Tensor, ego_from_cam: Tensor) -> Tensor:
+        return self.reshaper(x, Cameras(intrinsics, ego_from_cam, (32, 48)))
+
+
+@pytest.fixture
+def no_shape_checks():
+    """Shape annotations compare sizes, which would pin a symbolic batch to the example's."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@every_reshaper
+@one_and_six
+@pytest.mark.usefixtures("no_shape_checks")
+def test_export_with_any_batch(cls: type[Reshaper], cameras: int, rig) -> None:
+    module, rigs = FromTensors(build(cls, cameras)).eval(), rig(3, cameras)
+    inputs = (features(cameras, 3), rigs.intrinsics, rigs.ego_from_cam)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(module, inputs, dynamic_shapes=(batch, batch, batch), strict=False)
+    for size in (3, 2):
+        cut = tuple(value[:size] for value in inputs)
+        torch.testing.assert_close(program.module()(*cut), module(*cut), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,29 @@
+"""Pooling, bin by bin."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bevreshape.errors import InputError
+from bevreshape.reshapers import FeatureShape, Pool
+
+
+@pytest.mark.parametrize("mode", ["average", "max"])
+@pytest.mark.parametrize("target", [(4, 6), (4, 3), (3, 5), (20, 20), (8, 12), (1, 1)])
+def test_every_cell_pools_its_bin(mode: str, target: tuple[int, int]) -> None:
+    h, w = 8, 12
+    x = torch.randn(2, 3, h, w, generator=torch.Generator().manual_seed(0))
+    bev = Pool(FeatureShape(3, h, w), target, mode=mode)(x).numpy()
+    reduce = np.mean if mode == "average" else np.max
+    for i in range(target[0]):
+        for j in range(target[1]):
+            rows = slice(math.floor(i * h / target[0]), math.ceil((i + 1) * h / target[0]))
+            cols = slice(math.floor(j * w / target[1]), math.ceil((j + 1) * w / target[1]))
+            np.testing.assert_allclose(bev[..., i, j], reduce(x.numpy()[..., rows, cols], axis=(2, 3)), atol=1e-6)
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(InputError, match="mode=mean; known are average, max"):
+        Pool(FeatureShape(3, 8, 8), (4, 4), mode="mean")
