@@ -9,7 +9,6 @@ All of it is computed in float32 (float64 if given), whatever the precision of t
 place of matrix multiplications, which TF32 or autocast would round to ten bits.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -172,7 +171,7 @@ class Cameras:
         )
 
 
-def resize_intrinsics(intrinsics: Tensor, scale_u: float | Tensor, scale_v: float | Tensor) -> Tensor:
+def resize_intrinsics(intrinsics: Tensor, scale_u: float | int | Tensor, scale_v: float | int | Tensor) -> Tensor:
     """Intrinsics (..., 3, 3) after resizing: ``u → s·(u + ½) − ½`` (Kornia's ``PinholeCamera.scale`` omits the halves)."""
     return torch.stack(
         [
@@ -184,14 +183,14 @@ def resize_intrinsics(intrinsics: Tensor, scale_u: float | Tensor, scale_v: floa
     )
 
 
-def shift_intrinsics(intrinsics: Tensor, by_u: float | Tensor, by_v: float | Tensor) -> Tensor:
+def shift_intrinsics(intrinsics: Tensor, by_u: float | int | Tensor, by_v: float | int | Tensor) -> Tensor:
     """Intrinsics (..., 3, 3) after moving every pixel by (by_u, by_v)."""
     third = intrinsics[..., 2, :]
     return torch.stack([intrinsics[..., 0, :] + third * by_u, intrinsics[..., 1, :] + third * by_v, third], dim=-2)
 
 
 def check_calibration(
-    intrinsics: Tensor, ego_from_cam: Tensor, image_size: tuple[int, int], where: str, extent_m: float = 100.0
+    intrinsics: Tensor, ego_from_cam: Tensor, image_size: tuple[int, int], where: str, extent_m: float | int = 100.0
 ) -> None:
     """Refuse a calibration that cannot be one, camera by camera, on CPU tensors where data enters.
 
@@ -203,9 +202,15 @@ def check_calibration(
         extent_m: a camera farther than this from the ego origin is taken for one in millimetres.
 
     Raises:
-        InputError: singular or non-finite, mirrored, not rigid, in millimetres, or for another picture size.
+        InputError: of another shape, singular or non-finite, mirrored, not rigid, transposed, in millimetres, or for
+            another picture size.
     """
     height, width = image_size
+    if intrinsics.shape[-2:] != (3, 3) or (*intrinsics.shape[:-2], 4, 4) != tuple(ego_from_cam.shape):
+        raise InputError(
+            f"{where}: intrinsics {tuple(intrinsics.shape)} and ego_from_cam {tuple(ego_from_cam.shape)} must be (n, 3, 3) "
+            "and (n, 4, 4) with the same n"
+        )
     rig = zip(intrinsics.reshape(-1, 3, 3).double(), ego_from_cam.reshape(-1, 4, 4).double(), strict=True)
     for number, (k, pose) in enumerate(rig):
         at = f"{where}, camera {number}" if intrinsics.ndim == 3 and len(intrinsics) > 1 else where
@@ -218,7 +223,9 @@ def check_calibration(
 def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
     fx, fy, cx, cy = k[0, 0].item(), k[1, 1].item(), k[0, 2].item(), k[1, 2].item()
     if k[1, 0].abs() + k[2, 0].abs() + k[2, 1].abs() > 1e-6 or (k[2, 2] - 1).abs() > 1e-6:
-        raise InputError(f"{at}: intrinsics {_rows(k)} must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+        raise InputError(
+            f"{at}: intrinsics {_rows(k)} must be [[fx, skew, cx], [0, fy, cy], [0, 0, 1]] (is it transposed?)"
+        )
     if fx == 0 or fy == 0:
         raise InputError(
             f"{at}: the intrinsics are singular (fx={fx:g}, fy={fy:g}); both focal lengths must be positive pixels"
@@ -227,15 +234,21 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
         raise InputError(
             f"{at}: the intrinsics mirror the picture (fx={fx:g}, fy={fy:g}); both must be positive, x right and y down"
         )
+    if max(fx, fy) < 0.1 * max(width, height):
+        raise InputError(
+            f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for a picture of {width}×{height}; they must be in pixels, "
+            "not millimetres or normalised"
+        )
     if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
         raise InputError(
             f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the picture of {width}×{height} pixels; the intrinsics "
             "are for another picture size: scale them, or state the size they were measured at"
         )
-    if max(fx, fy) < 0.1 * max(width, height):
+    # A window cut out of a picture moves the principal point on one axis or both, but hardly into a corner.
+    if cx < 0.35 * (width - 1) and cy < 0.35 * (height - 1):
         raise InputError(
-            f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for a picture of {width}×{height}; they must be in pixels, "
-            "not millimetres or normalised"
+            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the upper left corner of the picture of {width}×{height} "
+            "pixels; the intrinsics are for another picture size: scale them, or state the size they were measured at"
         )
 
 
@@ -256,9 +269,10 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
             "y down, z forward and the ego frame x forward, y left, z up"
         )
     error = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype)).abs().max().item()
-    if error > 1e-2:
+    if error > 1e-3:  # its transpose is taken for its inverse: 1e-3 is half a pixel at a focal length of 1000
         raise InputError(
-            f"{at}: the rotation of ego_from_cam is not orthonormal (off by {error:.3g}); remove scale and shear from it"
+            f"{at}: the rotation of ego_from_cam is not orthonormal (off by {error:.3g}); remove scale and shear from it, "
+            "and write it with at least five decimals"
         )
     distance = translation.norm().item()
     if distance > extent_m:
@@ -268,10 +282,5 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
         )
 
 
-def _rows(values: Tensor | Sequence[float]) -> str:
-    return str(
-        [
-            [round(float(v), 4) for v in row]
-            for row in torch.as_tensor(values).reshape(-1, torch.as_tensor(values).shape[-1])
-        ]
-    )
+def _rows(values: Tensor) -> str:
+    return str([[round(value, 4) for value in row] for row in values.reshape(-1, values.shape[-1]).tolist()])
