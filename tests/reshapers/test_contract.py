@@ -75,7 +75,8 @@ def test_gradients_reach_every_parameter_and_every_camera(cls: type[Reshaper], c
     assert x.grad is not None
     assert (x.grad.abs().sum((2, 3, 4)) > 0).all()
     for name, parameter in reshaper.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
 
 
 @every_reshaper
@@ -176,7 +177,8 @@ def test_a_rig_without_any_camera_gives_finite_numbers(cls: type[Reshaper], rig)
     bev = reshaper(x, nobody)
     bev.sum().backward()
     assert bev.isfinite().all()
-    assert x.grad is not None and (x.grad == 0).all()
+    assert x.grad is not None
+    assert (x.grad == 0).all()
 
 
 @every_reshaper
@@ -198,7 +200,7 @@ def test_plain_adapter_in_two_lines(cls: type[Reshaper]) -> None:
     x = torch.randn(2, 64, 16, 32)
     if not cls.needs_cameras:
         bev = cls(FeatureShape(64, 16, 32), (20, 20))(x)
-        assert bev.shape[0] == 2 and bev.shape[2:] == (20, 20)
+        assert bev.shape == (2, bev.shape[1], 20, 20)
         return
     with pytest.raises(InputError, match="pass a BEVGrid"):
         cls(FeatureShape(64, 16, 32), (20, 20))

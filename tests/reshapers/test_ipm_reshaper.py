@@ -48,8 +48,7 @@ def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px,
     spot = np.exp(-((feature_u - u) ** 2 + (feature_v - v) ** 2) / (2 * 6.0**2))  # 6 pixels, a third of a cell
     bev = IPM(FeatureShape(1, h, w, 1, stride, offset_px), GRID)(torch.from_numpy(spot).float()[None, None], cameras)
     assert np.unravel_index(bev[0, 0].argmax().item(), GRID.shape) == cell
-    # what one feature of error, half a cell, would leave of the peak is below this
-    assert bev[0, 0][cell] > 0.7
+    assert bev[0, 0][cell] > 0.65  # an offset of 3.5 pixels overlooked would leave 0.55
     assert (bev[0, 0] > 0.3).sum() == 1
 
 

@@ -35,7 +35,8 @@ def test_kinds() -> None:
     tokens = torch.randn(2, 3 * 20, 8)
     assert torch.equal(PositionalEncoding("none", (4, 5), 8, 3)(tokens), tokens)
     one = PositionalEncoding("sinusoidal", (4, 5), 8)
-    assert not list(one.parameters()) and not one.state_dict()
+    assert not list(one.parameters())
+    assert not one.state_dict()
     torch.testing.assert_close(one(tokens[:, :20]) - tokens[:, :20], sinusoidal(4, 5, 8).expand(2, 20, 8))
     rig = PositionalEncoding("sinusoidal", (4, 5), 8, 3)
     shifts = ((rig(tokens) - tokens).unflatten(1, (3, 20)) - sinusoidal(4, 5, 8))[0]  # 3 20 8

@@ -1,0 +1,149 @@
+"""Any timm model as an encoder: where its features lie, what it costs, what it refuses."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from bevreshape.encoders import TimmEncoder
+from bevreshape.errors import InputError
+
+MODELS = [
+    ("mobilenetv3_small_050", 8, 0.0),
+    ("tf_mobilenetv3_small_minimal_100", 8, 7.0),
+    ("tf_efficientnet_lite0", 4, 3.0),
+    ("efficientnet_b0", 8, 0.0),
+    ("resnet18", 8, 0.0),
+    ("convnext_atto", 8, 3.5),
+    ("densenet121", 8, 2.0),
+    ("vit_tiny_patch16_224", 16, 7.5),
+]
+
+
+def encoder(name: str = "mobilenetv3_small_050", **options) -> TimmEncoder:
+    torch.manual_seed(0)
+    return TimmEncoder(name, **{"image_size": (64, 96), "cameras": 1, **options})
+
+
+def gradient_centre(model: TimmEncoder, stride: int) -> tuple[float, float]:
+    """How far (v, u) from pixel ``stride·j`` the pixels lie to which feature j listens: the centroid of the input
+    gradient's energy around a feature in the middle, over several random pictures and mixtures of channels.
+
+    Kernels are made even first, since random ones lean to a side of their own.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.mean((2, 3), keepdim=True).expand_as(parameter.data)
+    height, width = model.image_size
+    i, j = height // stride // 2, width // stride // 2
+    generator = torch.Generator().manual_seed(0)
+    energy = np.zeros((height, width))
+    for _ in range(12):
+        image = torch.rand(1, 1, 3, height, width, generator=generator, requires_grad=True)
+        feature = model(image)[0, 0, :, i, j]
+        (gradient,) = torch.autograd.grad(feature @ torch.randn(len(feature), generator=generator), image)
+        energy += (gradient[0, 0] ** 2).sum(0).numpy()
+    # squeeze-and-excitation and attention listen to the whole picture a little
+    v, u = np.mgrid[:height, :width]
+    window = (abs(v - stride * (i + 0.5)) <= 3 * stride) & (abs(u - stride * (j + 0.5)) <= 3 * stride)
+    energy *= window & (energy > 1e-3 * energy.max())
+    return (energy * v).sum() / energy.sum() - stride * i, (energy * u).sum() / energy.sum() - stride * j
+
+
+@pytest.mark.parametrize(("name", "stride", "offset_px"), MODELS)
+def test_convention_features_lie_where_the_encoder_says(name: str, stride: int, offset_px: float) -> None:
+    model = encoder(name, strides=[stride], image_size=(128, 128)).eval()
+    assert model.sources[0].offset_px == offset_px
+    v, u = gradient_centre(model, stride)
+    assert v == pytest.approx(offset_px, abs=0.2 * stride)
+    assert u == pytest.approx(offset_px, abs=0.2 * stride)
+
+
+@pytest.mark.parametrize(("name", "stride", "offset_px"), MODELS)
+def test_no_parameter_is_left_without_a_gradient(name: str, stride: int, offset_px: float) -> None:
+    model = encoder(name, strides=[stride])
+    model(torch.rand(2, 1, 3, 64, 96)).square().sum().backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("image_size", [(64, 96), (70, 100)])
+def test_sources_are_what_comes_out(image_size: tuple[int, int]) -> None:
+    model = encoder(image_size=image_size, cameras=3, strides=[16, 4], channels=24)
+    features = model(torch.rand(2, 3, 3, *image_size))
+    assert [source.stride for source in model.sources] == [16, 4]
+    for x, source in zip(features, model.sources, strict=True):
+        assert x.shape == (2, 3, 24, source.height, source.width)
+        assert (source.cameras, source.channels, source.offset_px) == (3, 24, 0.0)
+        assert source.height == -(-image_size[0] // source.stride)
+
+
+def test_one_stride_gives_one_tensor_and_cameras_do_not_meet() -> None:
+    model = encoder(cameras=2).eval()
+    alone = encoder(cameras=1).eval()
+    alone.load_state_dict(model.state_dict())
+    image = torch.rand(2, 2, 3, 64, 96)
+    together = model(image)
+    for n in range(2):
+        torch.testing.assert_close(together[:, n : n + 1], alone(image[:, n : n + 1]), atol=1e-5, rtol=1e-5)
+
+
+def test_pictures_are_normalised_by_the_models_own_numbers() -> None:
+    model = encoder("tf_efficientnet_lite0", strides=[4])
+    seen = []
+    model.trunk.conv_stem.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    image = torch.rand(1, 1, 3, 64, 96)
+    model(image)
+    config = timm.get_pretrained_cfg("tf_efficientnet_lite0")
+    mean, std = (np.array(numbers)[:, None, None] for numbers in (config.mean, config.std))
+    np.testing.assert_allclose(seen[0][0].numpy(), (image[0, 0].numpy() - mean) / std, atol=1e-6)
+    assert not {"mean", "std"} & set(model.state_dict())
+
+
+def test_an_offset_is_taken_over_where_it_cannot_be_found() -> None:
+    name, options = "swin_tiny_patch4_window7_224", {"image_size": (224, 224), "strides": [4, 8]}
+    with pytest.raises(InputError, match=r"do not explain its features of \(28, 28\) at stride 8.*encoder.offset_px="):
+        encoder(name, **options)
+    model = encoder(name, offset_px=[1.5, 3.5], **options)
+    assert [source.offset_px for source in model.sources] == [1.5, 3.5]
+    with pytest.raises(InputError, match="1 numbers for strides="):
+        encoder(name, offset_px=3.5, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "mobilenetv3_smal_050"}, "did you mean mobilenetv3_small_050"),
+        ({"strides": [8, 7]}, r"strides=\[8, 7\] but mobilenetv3_small_050 offers \[2, 4, 8, 16, 32\]"),
+        ({"strides": [8, 8]}, "each once"),
+        ({"strides": []}, "choose one or several"),
+        ({"name": "tf_efficientnet_lite0", "image_size": (66, 96)}, "1 down but 7 to the right.*stride 8 divides both"),
+        ({"name": "vit_tiny_patch16_224", "strides": [16], "image_size": (8, 8)}, r"pictures of \(8, 8\)"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encoder(**options)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 64, 96), (1, 1, 3, 64, 95), (1, 1, 3, 96, 64)])
+def test_pictures_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    given = f"{shape[1]} cameras × {shape[3]}×{shape[4]}"
+    with pytest.raises(InputError, match=f"pictures are {given} but it was built for 1 × 64×96"):
+        encoder()(torch.zeros(shape))
+
+
+def test_weights_that_cannot_be_had_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args, **kwargs):
+        raise OSError("We couldn't connect to 'https://huggingface.co'\nlong story")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        InputError, match=r"could not be loaded \(We couldn't connect to .*\); connect .*pretrained=false"
+    ):
+        encoder(pretrained=True)
+
+
+def test_export_matches() -> None:
+    model, image = encoder(cameras=2).eval(), torch.rand(2, 2, 3, 64, 96)
+    program = torch.export.export(model, (image,), strict=False)
+    torch.testing.assert_close(program.module()(image), model(image), atol=1e-5, rtol=1e-5)
