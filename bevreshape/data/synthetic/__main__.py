@@ -5,6 +5,8 @@ import os
 import tempfile
 import time
 
+import torch
+
 from bevreshape.data.synthetic import SyntheticSource
 from bevreshape.data.synthetic.rig import RIGS
 
@@ -28,6 +30,7 @@ def main() -> None:
         generated = time.perf_counter() - start
         train = source.split("train")
         size = sum(file.stat().st_size for file in train.folder.iterdir())
+        torch.set_num_threads(1)  # as in a loader's worker
         start = time.perf_counter()
         for index in range(len(train)):
             train[index]

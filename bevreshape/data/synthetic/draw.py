@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from bevreshape.data.synthetic.world import FILLET_M, Crossing, Look, Marking, Road, Scene, Solid, Vehicle
+from bevreshape.data.synthetic.world import FILLET_M, Crossing, Ground, Look, Marking, Road, Scene, Solid, Vehicle
 
 RANGE_M = (-60.0, 75.0)
 """The first road is populated from here to there, behind and ahead of the ego vehicle."""
+CROSS_RANGE_M = (-45.0, 45.0)
+"""The second road, to both sides of the junction."""
 
 PAINTS = np.array(
     [
@@ -42,7 +44,7 @@ def draw_scene(*key: int) -> Scene:
     s_ego = _ego_s(main)
     patches = [
         (s_ego + rng.uniform(-5, 45), rng.uniform(main.right_m, main.left_m), rng.uniform(0.5, 5), rng.uniform(0.3, 1.6),
-         rng.choice([0.7, 0.82, 1.14]))
+         rng.uniform(0.75, 1.08))
         for _ in range(rng.integers(2, 7))
     ]  # fmt: skip
     return Scene(roads, vehicles, scenery, look, tuple(tuple(float(v) for v in patch) for patch in patches))  # type: ignore[misc]
@@ -63,7 +65,7 @@ def _look(rng: np.random.Generator) -> Look:
     horizon = zenith + (np.array([0.88, 0.9, 0.92]) - zenith) * rng.uniform(0.6, 0.9)
     town = rng.random() < 0.65
     asphalt = rng.uniform(0.26, 0.42) * (1 + rng.normal(0, 0.02, 3))
-    gain = rng.uniform(0.72, 1.15) * (1 + rng.normal(0, 0.045, 3))
+    gain = rng.uniform(0.72, 1.15) * (1 + rng.normal(0, 0.03, 3))
     return Look(
         sun=sun,
         shade=float(0.48 + 0.4 * overcast),
@@ -99,20 +101,16 @@ def _section(rng: np.random.Generator, most: int) -> Road:
     right_lanes, left_lanes = int(rng.integers(1, most + 1)), int(rng.integers(0 if most > 2 else 1, most))
     left_lanes = max(left_lanes, 2 - right_lanes)
     width = float(rng.uniform(0.1, 0.18))
-    dashed = {
-        "dash_m": float(rng.uniform(2, 4)),
-        "period_m": float(rng.uniform(6, 10)),
-        "phase_m": float(rng.uniform(0, 10)),
-    }
+    dash, period, phase = float(rng.uniform(2, 4)), float(rng.uniform(6, 10)), float(rng.uniform(0, 10))
     lanes = [(-lane_m * (i + 0.5), 1) for i in range(right_lanes)] + [
         (lane_m * (i + 0.5), -1) for i in range(left_lanes)
     ]
-    markings = [Marking(-lane_m * i, width, **dashed) for i in range(1, right_lanes)]
-    markings += [Marking(lane_m * i, width, **dashed) for i in range(1, left_lanes)]
+    markings = [Marking(-lane_m * i, width, dash, period, phase) for i in range(1, right_lanes)]
+    markings += [Marking(lane_m * i, width, dash, period, phase) for i in range(1, left_lanes)]
     if left_lanes:
         yellow, style = bool(rng.random() < 0.5), rng.integers(3)
         if style == 0:
-            markings.append(Marking(0.0, width, **dashed, yellow=yellow))
+            markings.append(Marking(0.0, width, dash, period, phase, yellow))
         elif style == 1:
             markings.append(Marking(0.0, width, yellow=yellow))
         else:
@@ -167,60 +165,57 @@ def _junction(rng: np.random.Generator, main: Road) -> tuple[Road, Road]:
 
 def _traffic(rng: np.random.Generator, roads: tuple[Road, ...]) -> tuple[Vehicle, ...]:
     """Vehicles in every lane and strip of parking, none on another, none where the ego vehicle stands."""
-    spots: list[tuple[int, float, float, float, bool]] = []  # road, s, t, yaw against the road, parked
+    vehicles = [Vehicle(0.5, 0.0, 0.0, 7.0, 2.6, ())]  # the ego vehicle, with room to the one ahead
     for i, road in enumerate(roads):
-        low, high = (_ego_s(road) + RANGE_M[0], _ego_s(road) + RANGE_M[1]) if i == 0 else (-45.0, 45.0)
+        low, high = (_ego_s(road) + RANGE_M[0], _ego_s(road) + RANGE_M[1]) if i == 0 else CROSS_RANGE_M
         for strips, parked in ((road.lanes, False), (road.parking, True)):
             for t, direction in strips:
-                gap = rng.uniform(6, 9) if parked else rng.uniform(13, 34)
-                steps = np.cumsum(gap * rng.uniform(0.75, 1.6, int((high - low) / gap)))
-                keep = rng.random(len(steps)) < (0.7 if parked else 0.85)
-                wobble = rng.normal(0, (0.05, 0.02) if parked else (0.2, 0.02), (len(steps), 2))
-                for step, kept, (shift, turn) in zip(steps.tolist(), keep, wobble.tolist(), strict=True):
-                    if kept and road.start_m < low + step < road.end_m:
-                        spots.append((i, low + step, t + shift, turn + (0 if direction > 0 else math.pi), parked))
-    placed: list[tuple[float, float, float]] = [
-        (0.5, 0.0, 3.4)
-    ]  # circles that no other vehicle's centre line may touch
-    vehicles: list[Vehicle] = []
-    for i, s, t, turn, parked in spots:
-        x, y, heading = (float(v) for v in roads[i].point(s, t))
-        car = _vehicle(rng, x, y, heading + turn, parked)
-        xs, ys = np.array([x]), np.array([y])
-        if parked and not _may_park(roads, i, xs, ys):
-            continue
-        discs = _discs(car)
-        if any(math.hypot(a - b, c - d) < e + f for a, c, e in discs for b, d, f in placed):
-            continue
-        placed += discs
-        vehicles.append(car)
-    return tuple(vehicles)
+                gap = rng.uniform(6, 9) if parked else rng.uniform(15, 40)
+                s = low + np.cumsum(gap * rng.uniform(0.75, 1.6, int((high - low) / gap)))
+                shift, turn = rng.normal(0, 0.05 if parked else 0.2, len(s)), rng.normal(0, 0.02, len(s))
+                kept = (rng.random(len(s)) < (0.7 if parked else 0.85)) & (s > road.start_m) & (s < road.end_m)
+                x, y, heading = road.point(s[kept], t + shift[kept])
+                yaw = heading + turn[kept] + (0 if direction > 0 else math.pi)
+                free = _may_park(roads, i, x, y) if parked else np.ones(len(x), bool)
+                for at in np.column_stack([x, y, yaw])[free].tolist():
+                    car = _vehicle(rng, at[0], at[1], at[2], parked)
+                    if not any(_collide(car, other) for other in vehicles):
+                        vehicles.append(car)
+    return tuple(vehicles[1:])
 
 
-def _discs(car: Vehicle) -> list[tuple[float, float, float]]:
-    """Three or more discs (x, y, radius) that cover most of a footprint, to keep vehicles apart."""
-    count = math.ceil(car.length_m / car.width_m)
-    reach = (car.length_m - car.width_m) / 2
-    return [
-        (car.x + math.cos(car.yaw) * reach * a, car.y + math.sin(car.yaw) * reach * a, 0.58 * car.width_m)
-        for a in np.linspace(-1, 1, count).tolist()
-    ]
-
-
-def _may_park(roads: tuple[Road, ...], road: int, x: np.ndarray, y: np.ndarray) -> bool:
-    """Not within six metres of another road or of a crossing."""
-    for i, other in enumerate(roads):
-        s, t = other.along_across(x, y)
-        if i != road and other.distance(s, t)[0] < 6:
+def _collide(a: Vehicle, b: Vehicle) -> bool:
+    """Whether two footprints come closer than 0.3 m to each other (or, corner to corner, a little farther)."""
+    dx, dy = b.x - a.x, b.y - a.y
+    if math.hypot(dx, dy) > (a.length_m + b.length_m + a.width_m + b.width_m) / 2:
+        return False
+    turn = b.yaw - a.yaw
+    cos, sin = abs(math.cos(turn)), abs(math.sin(turn))
+    for own, other, sign in ((a, b, 1), (b, a, -1)):  # separating axes
+        along = sign * (math.cos(own.yaw) * dx + math.sin(own.yaw) * dy)
+        left = sign * (math.cos(own.yaw) * dy - math.sin(own.yaw) * dx)
+        if abs(along) > (own.length_m + other.length_m * cos + other.width_m * sin) / 2 + 0.3:
             return False
-        if i == road and any(abs(s[0] - zebra.s_m) < zebra.length_m / 2 + 5 for zebra in other.crossings):
+        if abs(left) > (own.width_m + other.length_m * sin + other.width_m * cos) / 2 + 0.3:
             return False
     return True
 
 
+def _may_park(roads: tuple[Road, ...], road: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether points of a road are six metres from any other road, and five from a crossing."""
+    ground = Ground(roads, [other.along_across(x, y) for other in roads])
+    free = np.ones(len(x), bool)
+    for i, distance in enumerate(ground.distances):
+        if i != road:
+            free &= distance > 6
+    for zebra in roads[road].crossings:
+        free &= ground.crossing(road, zebra) > 5
+    return free
+
+
 def _vehicle(rng: np.random.Generator, x: float, y: float, yaw: float, parked: bool) -> Vehicle:
     lot, a, b, c = rng.random(4).tolist()
-    rgb = _rgb(np.clip(PAINTS[rng.integers(len(PAINTS))] * rng.uniform(0.85, 1.15, 3), 0, 1))
+    rgb = _rgb(np.clip(PAINTS[rng.integers(len(PAINTS))] * rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), 0, 1))
     cos, sin = math.cos(yaw), math.sin(yaw)
 
     def box(ahead: float, length: float, width: float, bottom: float, top: float, **kind: object) -> Solid:
@@ -266,9 +261,11 @@ def _roadside(rng: np.random.Generator, roads: tuple[Road, ...], pavement_m: flo
             x, y, heading = road.point(s, edge + side * setback)
             rows.append(np.column_stack([x, y, heading, kind, lots[:, 1:]]))
     table = np.concatenate(rows)
-    clear = Scene(roads, (), (), None).ground(table[:, 0], table[:, 1]).surface()  # type: ignore[arg-type]
+    clear = Ground(roads, [road.along_across(table[:, 0], table[:, 1]) for road in roads]).surface()
     solids: list[Solid] = []
     for (x, y, yaw, kind, a, b, c, d), room in zip(table.tolist(), clear.tolist(), strict=True):
+        if math.hypot(x, y) < 9:  # a tree at the lens would hide everything
+            continue
         if kind == 0 and room > pavement_m + 7:
             reach = min(room - pavement_m - 0.5, 9.0)  # the corner stays off the pavement
             rgb = _rgb(FACADES[int(d * len(FACADES))] * (0.8 + 0.4 * c))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +88,7 @@ RIGS: dict[str, dict[str, Mounting]] = {
 }
 
 
+@cache
 def nominal(rig: str, image_size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """``pixel_from_cam`` (n, 3, 3), with square pixels, and ``ego_from_cam`` (n, 4, 4) of a rig as it is mounted."""
     height, width = image_size
@@ -99,4 +101,7 @@ def nominal(rig: str, image_size: tuple[int, int]) -> tuple[NDArray[np.float64],
         pose[:3, :3] = _turn(2, mounting.yaw_deg) @ _turn(1, mounting.pitch_deg) @ cam_axes
         pose[:3, 3] = mounting.x, mounting.y, mounting.z
         poses.append(pose)
-    return np.array(intrinsics, np.float64), np.array(poses)
+    rig_of_all = np.array(intrinsics, np.float64), np.array(poses)
+    for shared in rig_of_all:
+        shared.flags.writeable = False
+    return rig_of_all

@@ -79,22 +79,20 @@ class World:
         _, mounted = nominal(self.rig, self.image_size)
         return self.jitter.draw(mounted, self.generator(index, POSE)).astype(np.float32)
 
-    def pictures(self, index: int) -> list[NDArray[np.uint8]]:
-        """What every camera sees of scene ``index``, (H, W, 3)."""
-        scene, (intrinsics, _) = self.scene(index), nominal(self.rig, self.image_size)
+    def pictures(self, index: int, scene: Scene, poses: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+        """What every camera sees, (H, W, 3)."""
+        intrinsics, _ = nominal(self.rig, self.image_size)
         sensor = self.generator(index, SENSOR)
-        cameras = zip(intrinsics, self.poses(index).astype(np.float64), strict=True)
+        cameras = zip(intrinsics, poses.astype(np.float64), strict=True)
         return [render(scene, k, pose, self.image_size, sensor) for k, pose in cameras]
 
-    def labels(self, index: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """The target (k, rows, cols) of scene ``index``, and (rows, cols) where a camera looks."""
-        return truth(self.scene(index), self.grid, self.lane_label_m), _seen(self, self.poses(index))
-
-
-def _seen(world: World, poses: NDArray[np.float32]) -> NDArray[np.bool_]:
-    intrinsics, _ = nominal(world.rig, world.image_size)
-    cameras = Cameras(torch.from_numpy(intrinsics).float()[None], torch.from_numpy(poses)[None], world.image_size)
-    return ground_pixels(cameras, world.grid)[1][0].any(0).numpy()
+    def seen(self, poses: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """The cells (rows, cols) at whose ground a camera looks."""
+        intrinsics, _ = nominal(self.rig, self.image_size)
+        cameras = Cameras(
+            torch.tensor(intrinsics, dtype=torch.float32)[None], torch.from_numpy(poses)[None], self.image_size
+        )
+        return ground_pixels(cameras, self.grid)[1][0].any(0).numpy()
 
 
 def make_records(world: World, first: int, stop: int) -> list[bytes]:
@@ -103,15 +101,16 @@ def make_records(world: World, first: int, stop: int) -> list[bytes]:
 
 
 def _encode(world: World, index: int) -> bytes:
+    scene, poses = world.scene(index), world.poses(index)
     pictures = []
-    for picture in world.pictures(index):
+    for picture in world.pictures(index, scene, poses):
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         pictures.append(file.getvalue())
-    target, seen = world.labels(index)
     lengths = np.array([len(picture) for picture in pictures], "<u4")
+    target, seen = truth(scene, world.grid, world.lane_label_m), world.seen(poses)
     labels = np.packbits(np.concatenate([target, seen[None]]))
-    return b"".join([lengths.tobytes(), world.poses(index).astype("<f4").tobytes(), labels.tobytes(), *pictures])
+    return b"".join([lengths.tobytes(), poses.astype("<f4").tobytes(), labels.tobytes(), *pictures])
 
 
 class SyntheticScenes(Dataset[Sample]):
@@ -124,7 +123,7 @@ class SyntheticScenes(Dataset[Sample]):
         self.calibration = calibration
         self.noise = noise
         intrinsics, self.mounted = nominal(world.rig, world.image_size)
-        self.intrinsics = torch.from_numpy(intrinsics).float()
+        self.intrinsics = torch.tensor(intrinsics, dtype=torch.float32)
 
     def __len__(self) -> int:
         return self.count
@@ -147,13 +146,13 @@ class SyntheticScenes(Dataset[Sample]):
         poses = np.frombuffer(record, "<f4", 16 * n, poses_at).reshape(n, 4, 4).astype(np.float32)
         packed = np.frombuffer(record, np.uint8, pictures_at - labels_at, labels_at)
         labels = torch.from_numpy(np.unpackbits(packed, count=bits).view(bool).reshape(-1, rows, cols))
-        images = []
-        for length in lengths:
-            pixels = np.array(Image.open(io.BytesIO(record[pictures_at : pictures_at + length])))
-            images.append(torch.from_numpy(pixels).permute(2, 0, 1))
+        images = np.empty((n, 3, *self.world.image_size), np.uint8)
+        for image, length in zip(images, lengths, strict=True):
+            picture = Image.open(io.BytesIO(record[pictures_at : pictures_at + length]))
+            image[:] = np.asarray(picture).transpose(2, 0, 1)
             pictures_at += length
         return {
-            "image": torch.stack(images),
+            "image": torch.from_numpy(images),
             "intrinsics": self.intrinsics.clone(),
             "ego_from_cam": torch.from_numpy(self._told(index, poses)),
             "camera_mask": torch.ones(n, dtype=torch.bool),
@@ -251,8 +250,8 @@ class SyntheticSource:
         self.lane_label_m = float(lane_label_m)
         self.root = Path(root)
         self.workers = workers or os.cpu_count() or 1
-        world, (_, mounted) = self.world("train"), nominal(rig, self.image_size)
-        if not _seen(world, mounted.astype(np.float32)).any():
+        _, mounted = nominal(rig, self.image_size)
+        if not self.world("train").seen(mounted.astype(np.float32)).any():
             raise InputError(
                 f"data.grid: no camera of the rig {rig!r} sees the ground of forward_m={self.grid.forward_m}, "
                 f"left_m={self.grid.left_m}; choose bounds in front of a camera, or data.rig=surround"

@@ -273,5 +273,9 @@ def truth(scene: Scene, grid: BEVGrid, lane_label_m: float) -> NDArray[np.bool_]
         for zebra in road.crossings:
             crossing |= ground.crossing(i, zebra) <= 0
     for car in scene.vehicles:
-        vehicle |= car.covers(x, y)
+        reach = 0.5 * (car.length_m + car.width_m)
+        rows, cols = (np.flatnonzero(np.abs(axis) <= reach) for axis in (x[:, 0] - car.x, y[0] - car.y))
+        if rows.size and cols.size:
+            around = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+            vehicle[around] |= car.covers(x[around], y[around])
     return np.stack([ground.surface() <= 0, lane, crossing, vehicle])
