@@ -88,21 +88,24 @@ def draw_sample(
     valid: Bool[Tensor, "k rows cols"],
     classes: Sequence[str],
     *,
+    ego_from_cam: Float[Tensor, "n 4 4"] | None = None,
     threshold: float = 0.5,
 ) -> Picture:
     """Input pictures, target and prediction side by side, with the legend below.
 
     Args:
-        image: in 0..1; up to three cameras in a row, in the rig's order.
+        image: in 0..1.
         target: 0 or 1.
         probabilities: of the prediction.
         valid: where each class is known; nothing else is drawn, in target and prediction alike.
         classes: names of the k channels.
+        ego_from_cam: arranges the cameras as they look, those ahead above and the left ones on the left; without it they
+            lie in the rig's order, three in a row.
         threshold: from which probability a class is drawn as predicted.
     """
     truth = draw_bev(target, classes, valid)
     predicted = draw_bev(probabilities, classes, valid, threshold=threshold)
-    pictures = _tile(_bytes(image))
+    pictures = _tile(_bytes(image), _in_order(len(image)) if ego_from_cam is None else _as_they_look(ego_from_cam))
     size = (round(pictures.shape[1] * len(truth) / len(pictures)), len(truth))
     shown = np.asarray(Image.fromarray(pictures).resize(size, Image.Resampling.BILINEAR))
     panels = {"input": shown, "target": truth, "prediction": predicted}
@@ -127,7 +130,7 @@ def overlay_on_pictures(
     threshold: float = 0.5,
     opacity: float = 0.5,
 ) -> list[Picture]:
-    """Bird's-eye views painted onto the ground that the cameras see, one picture a sample, its cameras tiled.
+    """Bird's-eye views painted onto the ground that the cameras see, one picture a sample, its cameras arranged as they look.
 
     Args:
         images: in 0..1.
@@ -144,7 +147,7 @@ def overlay_on_pictures(
     # nearest, so that what is seen are the cells themselves
     paint, _ = bev_to_picture(torch.cat([colour, cover], dim=1), cameras, grid, mode="nearest")  # b n 4 H W
     painted = torch.lerp(images, paint[:, :, :3], opacity * paint[:, :, 3:])
-    return [_tile(_bytes(one)) for one in painted]
+    return [_tile(_bytes(one), _as_they_look(pose)) for one, pose in zip(painted, cameras.ego_from_cam, strict=True)]
 
 
 def _paint(there: Bool[Tensor, "k rows cols"], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -163,14 +166,26 @@ def _bytes(images: Float[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:
     return (images.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _tile(pictures: UInt8[np.ndarray, "n H W 3"]) -> Picture:
-    """Up to three pictures in a row, in the order given; a place that is left over stays white."""
-    n, height, width = pictures.shape[:3]
-    columns = min(n, 3)
-    rows = math.ceil(n / columns)
-    sheet = np.full((rows * columns, height, width, 3), 255, dtype=np.uint8)
-    sheet[:n] = pictures
-    return rearrange(sheet, "(rows columns) H W c -> (rows H) (columns W) c", rows=rows)
+def _in_order(cameras: int) -> list[list[int]]:
+    return [list(range(first, min(first + 3, cameras))) for first in range(0, cameras, 3)]
+
+
+def _as_they_look(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
+    """Camera numbers in rows: those that look ahead, then those that look back, each from left to right."""
+    x, y = ego_from_cam[:, :2, 2].double().cpu().unbind(1)  # of the optical axes
+    sideways = torch.atan2(y, x.abs())  # 90 degrees to the left, whether ahead or back
+    order = sideways.argsort(descending=True, stable=True).tolist()
+    ahead, back = [i for i in order if x[i] >= 0], [i for i in order if x[i] < 0]
+    return [row for row in (ahead, back) if row]
+
+
+def _tile(pictures: UInt8[np.ndarray, "n H W 3"], rows: list[list[int]]) -> Picture:
+    """Pictures in rows; a place that is left over stays white."""
+    columns = max(len(row) for row in rows)
+    white = np.full_like(pictures[0], 255)
+    return np.concatenate(
+        [np.concatenate([*pictures[row], *[white] * (columns - len(row))], axis=1) for row in rows], axis=0
+    )
 
 
 def _legend(draw: ImageDraw.ImageDraw, classes: Sequence[str], middle: int) -> None:

@@ -125,3 +125,35 @@ def test_half_opaque_paint_lets_the_picture_through():
     bev = torch.ones(1, 3, *GRID.shape)
     picture = overlay_on_pictures(batch["image"], bev, cameras_of(batch), GRID, CLASSES)[0]
     assert np.abs(picture[34, 40] - (0.5 * 51 + 0.5 * np.array(VEHICLE))).max() <= 1
+
+
+YAWS = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (list(YAWS), [["front_left", "front", "front_right"], ["back_left", "back", "back_right"]]),
+        (["back", "front"], [["front"], ["back"]]),
+        (["front_right", "front", "front_left"], [["front_left", "front", "front_right"]]),
+        (["back_right", "back_left", "front"], [["front"], ["back_left", "back_right"]]),
+    ],
+)
+def test_the_cameras_of_a_rig_are_arranged_as_they_look(names, rows):
+    """Every camera has its own grey."""
+    poses = torch.eye(4).repeat(len(names), 1, 1)
+    for number, name in enumerate(names):
+        yaw = np.deg2rad(YAWS[name])
+        poses[number, :3, :3] = torch.tensor(
+            [[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]]
+        )
+    image = torch.stack([torch.full((3, 20, 30), (number + 1) / 10) for number in range(len(names))])
+    truth = cells(rows=8, cols=8)
+    panel = draw_sample(image, truth, truth.float(), torch.ones_like(truth), CLASSES, ego_from_cam=poses)
+    columns = max(len(row) for row in rows)
+    wide = round(256 * 30 * columns / (20 * len(rows)))
+    for row, line in enumerate(rows):
+        for col in range(columns):
+            v, u = 18 + round((row + 0.5) * 256 / len(rows)), round((col + 0.5) * wide / columns)
+            grey = (names.index(line[col]) + 1) / 10 if col < len(line) else 1
+            assert tuple(panel[v, u]) == (round(255 * grey),) * 3
