@@ -2,6 +2,7 @@
 
 import logging
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -43,7 +44,7 @@ def quiet() -> None:
         r".*your dataloader is not resumable.*",
         r".*is smaller than the logging interval.*",
         r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
-        r".*`weights_only` was not set.*",
+        r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # the metric adds up the processes itself
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -121,10 +122,11 @@ def in_processes(count: int, main: Callable[..., Any], *args: Any) -> Any:
         min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
     try:
         results = elastic_launch(config, _speak)(main, *args)
     except ChildFailedError as error:
-        raise InputError(f"{len(error.failures)} of {count} processes failed; the first says why above") from None
+        raise InputError(f"{len(error.failures)} of {count} processes failed, see above") from None
     if isinstance(results[0], Stopped):
         raise results[0]
     return results[0]
@@ -141,9 +143,9 @@ def _speak(main: Callable[..., Any], *args: Any) -> Any:
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
-            raise
-        if os.environ.get("LOCAL_RANK") == "0":
-            say(sentence)
+            traceback.print_exc()
+        else:
+            say(f"process {os.environ['LOCAL_RANK']}: {sentence}")
         raise SystemExit(1) from None
 
 

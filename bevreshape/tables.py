@@ -12,12 +12,9 @@ def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: s
     with_chosen = f"{chosen}/mean" in metrics
     table = Table(title=title)
     for heading in ("class", "IoU", *(["at val's threshold"] if with_chosen else ["best", "threshold"]), *bands):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+        table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=heading == "class")
     for name in (*classes, "mean"):
-        if with_chosen:
-            extra = [f"{chosen}/{name}"]
-        else:
-            extra = [f"{stage}/best_iou/{name}", f"{stage}/best_threshold/{name}"]
+        extra = [f"{chosen}/{name}"] if with_chosen else [f"{stage}/best_iou/{name}", f"{stage}/best_threshold/{name}"]
         keys = [f"{stage}/iou/{name}", *extra, *(f"{stage}/iou/{name}/{band}" for band in bands)]
         table.add_row(name, *(f"{metrics[key]:.3f}" if key in metrics else "" for key in keys))
     return table

@@ -1,5 +1,6 @@
 """The Lightning task: steps, logging and the optimizer; no architecture."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ class BEVTask(LightningModule):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.val_metric: BEVIoU = metric.clone()
-        self.test_metric: BEVIoU = metric.clone()
+        self.val_metric: BEVIoU = deepcopy(metric)
+        self.test_metric: BEVIoU = deepcopy(metric)
         self.optimizer = optimizer or AdamWOneCycle()
         self.seed = seed
         self.recipe = recipe

@@ -1,6 +1,6 @@
 """What a data source yields and what the network receives."""
 
-from typing import Any, NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ Batch = dict[str, Any]
 """Samples stacked along a first dimension b; ``image`` is float in 0..1 once it is on the device, ``name`` a list."""
 
 
+@runtime_checkable
 class BEVSource(Protocol):
     """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it."""
 

@@ -1,0 +1,63 @@
+"""Commands as a user types them."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = (
+    "data.scenes.train=24",
+    "data.scenes.val=7",
+    "data.scenes.test=7",
+    "data.image_size=[32,64]",
+    "data.grid.cell_m=2",
+    "data.batch_size=4",
+    "data.loader_workers=0",
+    "data.workers=1",
+    "encoder.channels=8",
+    "head.channels=8",
+    "head.blocks=1",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=8",
+    "trainer.val_check_interval=4",
+    "checkpoint_every_n_steps=3",
+    "pictures.samples=1",
+    "logger=none",
+)
+"""Arguments that make the main job a matter of seconds."""
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def without(*prefixes: str) -> list[str]:
+    """``TINY`` without the arguments that begin so, to give them other values."""
+    return [argument for argument in TINY if not argument.startswith(prefixes)]
+
+
+def start(name: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start ``python -m bevreshape.NAME`` as a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", f"bevreshape.{name}", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Ended:
+    """Wait for a process."""
+    out, err = process.communicate(timeout=600)
+    return Ended(process.returncode, out, err)

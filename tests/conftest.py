@@ -1,0 +1,60 @@
+"""What all tests share: the data pack, and the program run by its command line."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from commands import TINY, Ended, finish, start
+from hydra.core.global_hydra import GlobalHydra
+
+from bevreshape import cli
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Pictures that nobody of this project made, beside the checkout; not part of it, since their terms differ."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the data pack is not there: {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of generated scenes for all tests."""
+    return tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Run ``python -m bevreshape.NAME`` with arguments, in this process and in ``tmp_path``."""
+
+    def run(name: str, *arguments: str) -> Ended:
+        module = import_module(f"bevreshape.{name}")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"bevreshape.{name}", *arguments])
+        monkeypatch.setenv("COLUMNS", "200")
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.run(module.main, name, getattr(module, "prepare", None))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return Ended(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one tiny run of the main job, by its own command line in its own process."""
+    cwd = tmp_path_factory.mktemp("trained")
+    ended = finish(start("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run", cwd=cwd))
+    assert ended.code == 0, ended.err
+    return cwd / "run"

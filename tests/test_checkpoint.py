@@ -1,0 +1,73 @@
+"""Checkpoints that are none are refused, and nothing in one is ever executed."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from bevreshape.build import load_model
+from bevreshape.checkpoint import load_weights, read_checkpoint
+from bevreshape.errors import InputError
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    marker = tmp_path / "exploded"
+    torch.save({"state_dict": Bomb(marker)}, tmp_path / "bomb.ckpt")
+    (tmp_path / "bare.ckpt").write_bytes(pickle.dumps(Bomb(marker)))
+    with pytest.raises(InputError, match="would execute"):
+        read_checkpoint(tmp_path / "bomb.ckpt")
+    with pytest.raises(InputError, match=r"bare\.ckpt"):
+        read_checkpoint(tmp_path / "bare.ckpt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_cut_off_file(trained: Path, tmp_path: Path, share: float) -> None:
+    whole = (trained / "checkpoints" / "best.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(InputError, match=r"cut\.ckpt"):
+        read_checkpoint(tmp_path / "cut.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"not at all", "checkpoint"), ({"state_dict": {}}, "of another program"), ([1, 2], "of another program")],
+)
+def test_file_of_another_kind(tmp_path: Path, content: object, sentence: str) -> None:
+    path = tmp_path / "other.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(InputError, match=sentence):
+        read_checkpoint(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not a file"):
+        read_checkpoint(tmp_path)
+
+
+def test_another_architecture_is_named(trained: Path) -> None:
+    path = trained / "checkpoints" / "best.ckpt"
+    with pytest.raises(InputError, match=r"weight is .* there and .* here|missing there"):
+        load_weights(torch.nn.Linear(3, 2), read_checkpoint(path), path)
+
+
+@pytest.mark.parametrize("target", ["os.system", "bevreshape.files.os.system", "bevreshape.files.write_text"])
+def test_config_in_a_checkpoint_cannot_call_strangers(trained: Path, tmp_path: Path, target: str) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["bevreshape"]["config"]["head"]["inner"] = {"_target_": target, "command": "true"}
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match="wants to call"):
+        load_model(str(tmp_path / "evil.ckpt"))

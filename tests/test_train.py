@@ -1,0 +1,136 @@
+"""The main job through its command line: what it leaves, how it goes on, how it stops."""
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from commands import TINY, finish, start, without
+from PIL import Image
+
+from bevreshape.build import load_model
+from bevreshape.geometry import Cameras
+
+
+def losses(run: Path) -> dict[int, str]:
+    """Training loss by step, as text, of the last logger version in a run's folder."""
+    found: dict[int, str] = {}
+    for path in sorted(run.glob("csv/version_*/metrics.csv")):
+        with path.open(newline="") as file:
+            found |= {int(row["step"]): row["train/loss"] for row in csv.DictReader(file) if row.get("train/loss")}
+    return found
+
+
+def test_run_leaves_what_the_design_promises(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    for key in ("test/iou/drivable", "test/iou/lane", "test/iou/mean", "fit/seconds", "fit/samples_per_second"):
+        assert isinstance(metrics[key], float), key
+    assert metrics["fit/steps"] == 8
+    assert 0 < metrics["test/iou/mean"] < 1
+    assert metrics["fit/samples_per_second"] == pytest.approx(8 * 4 / metrics["fit/seconds"], rel=0.05)
+    with (trained / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["4", "8"]
+    assert float(rows[-1]["val/iou/mean"]) >= 0
+    for name in ("test_0", "val_step000004_0", "val_step000008_0"):
+        with Image.open(trained / "pictures" / f"{name}.png") as picture:
+            assert picture.size[0] > 100
+    assert "reshaper:" in (trained / "config.yaml").read_text()
+    assert "${" not in (trained / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoint_holds_plain_values_and_rebuilds_the_model(trained: Path, name: str) -> None:
+    path = trained / "checkpoints" / f"{name}.ckpt"
+    torch.load(path, weights_only=True)
+    model, frame, config = load_model(str(path))
+    assert frame.classes == ("drivable", "lane", "crossing", "vehicle")
+    assert config["reshaper"]["_target_"] == "bevreshape.reshapers.MLP"
+    eye = torch.eye(4).expand(1, 1, 4, 4)
+    logits = model(torch.rand(1, 1, 3, 32, 64), Cameras(eye[..., :3, :3], eye, (32, 64)))
+    assert logits.shape == (1, 4, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "reshaper", ["pool", "strided_conv", "self_attention", "cross_attention", "ipm", "mlp"]
+)  # fmt: skip
+def test_six_cameras_and_every_reshaper(command, worlds: Path, reshaper: str) -> None:
+    arguments = without("data.scenes", "trainer.max_steps")
+    scenes = [f"data.scenes.{split}=4" for split in ("train", "val", "test")]
+    ended = command(
+        "train", *arguments, *scenes, f"data.root={worlds}", "data.rig=surround", "trainer.max_steps=1",
+        f"reshaper={reshaper}", "data.grid.forward_m=[-20,20]",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "test" in ended.out
+
+
+def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
+    arguments = [
+        *without("logger", "data.loader_workers", "trainer.max_steps"),
+        f"data.root={worlds}", "data.loader_workers=2", "trainer.max_steps=14", "logger=csv", "+logger.flush_logs_every_n_steps=1",
+        "trainer.log_every_n_steps=1", "augment=photometric", "reshaper=cross_attention",
+    ]  # fmt: skip
+    whole = start("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path)
+    assert finish(whole).code == 0
+    expected = losses(tmp_path / "whole")
+    assert sorted(expected) == list(range(14))
+
+    killed = start("train", *arguments, "hydra.run.dir=killed", cwd=tmp_path)
+    log = tmp_path / "killed" / "csv" / "version_0" / "metrics.csv"
+    while killed.poll() is None and not (log.exists() and log.read_text().count("\n") > 5):
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    finish(killed)
+    done = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < done < 14, "the kill came too early or too late to show anything"
+
+    resumed = finish(start("train", "resume=killed", cwd=tmp_path))
+    assert resumed.code == 0, resumed.err
+    later = losses(tmp_path / "killed")
+    assert {step: later[step] for step in range(done, 14)} == {step: expected[step] for step in range(done, 14)}
+    first = json.loads((tmp_path / "whole" / "metrics.json").read_text())
+    second = json.loads((tmp_path / "killed" / "metrics.json").read_text())
+    assert {k: v for k, v in first.items() if not k.startswith("fit/")} == pytest.approx(
+        {k: v for k, v in second.items() if not k.startswith("fit/")}, abs=0, nan_ok=True
+    )
+    with (tmp_path / "killed" / "history.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    with (tmp_path / "whole" / "history.csv").open(newline="") as file:
+        assert steps == [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(worlds: Path, tmp_path: Path) -> None:
+    arguments = without("trainer.max_steps", "trainer.val", "checkpoint_every")
+    process = start(
+        "train", *arguments, f"data.root={worlds}", "trainer.max_steps=100000", "trainer.val_check_interval=100000",
+        "checkpoint_every_n_steps=3", "hydra.run.dir=run", cwd=tmp_path,
+    )  # fmt: skip
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while process.poll() is None and not last.exists():
+        time.sleep(0.02)
+    before = torch.load(last, weights_only=True)["global_step"]
+    process.send_signal(signal.SIGINT)
+    ended = finish(process)
+    assert ended.code == 1
+    assert "go on with resume=run" in ended.err
+    assert "Traceback" not in ended.err
+    assert torch.load(last, weights_only=True)["global_step"] > before
+
+
+def test_resume_refuses_to_become_another_run(command, trained: Path) -> None:
+    ended = command("train", f"resume={trained}", "trainer.max_steps=99")
+    assert (ended.code, "goes on as it began" in ended.err) == (1, True)
+    ended = command("train", "resume=nowhere")
+    assert (ended.code, "no config.yaml" in ended.err) == (1, True)
+
+
+def test_nan_stops_with_the_batch(command, worlds: Path) -> None:
+    ended = command("train", *TINY, f"data.root={worlds}", "optimizer.lr=1e30", "trainer.gradient_clip_val=null")
+    assert ended.code == 1
+    assert "the loss is" in ended.err
+    assert "batch train-" in ended.err or "batch train" in ended.err
