@@ -27,11 +27,11 @@ class TokenLinear(nn.Module):
     With X stored channels first, as pictures are, W multiplies from the left without a transpose.
     """
 
-    def __init__(self, groups: int, tokens: int, cells: int) -> None:
+    def __init__(self, groups: int, tokens: int, cells: int, gain: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(groups, cells, tokens))
         self.bias = nn.Parameter(torch.zeros(groups, 1, cells))
-        nn.init.normal_(self.weight, std=math.sqrt(1 / tokens))  # a sum over tokens keeps their variance
+        nn.init.normal_(self.weight, std=gain / math.sqrt(tokens))  # gain 1 keeps the variance
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight.mT)
@@ -77,7 +77,11 @@ class MLP(Reshaper):
         self.project = nn.Conv2d(source.channels, channels, 1, bias=False) if channels else nn.Identity()
         groups, tokens = (1, source.cameras * source.tokens) if self.joint else (source.cameras, source.tokens)
         widths = [tokens, *hidden, rows * cols]
-        self.layers = nn.ModuleList(TokenLinear(groups, *pair) for pair in pairwise(widths))
+        # hidden layers need random features, but in the last one what W draws stays as noise beside what it learns
+        gains = [1.0] * len(hidden) + [0.1]
+        self.layers = nn.ModuleList(
+            TokenLinear(groups, *pair, gain) for pair, gain in zip(pairwise(widths), gains, strict=True)
+        )
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         b, n = features.shape[:2]
@@ -96,4 +100,5 @@ class MLP(Reshaper):
             x = self.activation(layer(x))  # g (b d) cells
         x = rearrange(x, "g (b d) cells -> b g d cells", b=b)
         x = x if self.joint or present is None else x * present
-        return x.sum(1).unflatten(-1, self.target_shape)
+        x = x.sum(1) if x.shape[1] > 1 else x.squeeze(1)  # a sum over one would copy
+        return x.unflatten(-1, self.target_shape)
