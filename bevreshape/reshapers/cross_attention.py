@@ -56,7 +56,8 @@ class CrossAttention(Reshaper):
         super().__init__(source, grid, dim)
         rows, cols = self.target_shape
         self.bare = bare
-        self.query = nn.Parameter(torch.randn(rows * cols, dim))
+        # where Ø is normalised to look things up, its own part of the output can start quietly
+        self.query = nn.Parameter(torch.randn(rows * cols, dim) * (1.0 if bare else 0.02))
         self.encode_tokens = PositionalEncoding(
             token_encoding, (source.height, source.width), source.channels, source.cameras
         )
