@@ -52,8 +52,8 @@ def draw_scene(*key: int) -> Scene:
 
 def _ego_s(road: Road) -> float:
     """Where along the first road the ego vehicle stands."""
-    zero = np.zeros(())
-    return float(road.along_across(zero, zero)[0])
+    s, _ = road.along_across(np.zeros(1), np.zeros(1))
+    return float(s[0])
 
 
 def _look(rng: np.random.Generator) -> Look:
@@ -134,7 +134,7 @@ def _first_road(rng: np.random.Generator) -> Road:
     road = _section(rng, most=3)
     mine = [t for t, direction in road.lanes if direction > 0]
     t = mine[rng.integers(len(mine))] + float(rng.normal(0, 0.2))
-    x, y, heading = (float(v) for v in road.point(-float(rng.uniform(0, 30)), t))
+    x, y, heading = (float(v[0]) for v in road.point(-float(rng.uniform(0, 30)), t))
     turn = heading + float(rng.normal(0, 0.02))  # the vehicle's yaw in the road's frame
     cos, sin = math.cos(turn), math.sin(turn)
     return replace(road, x=-cos * x - sin * y, y=sin * x - cos * y, heading=-turn)
@@ -149,7 +149,7 @@ def _zebra(rng: np.random.Generator, s_m: float) -> Crossing:
 def _junction(rng: np.random.Generator, main: Road) -> tuple[Road, Road]:
     """A second road across the first, or ending on it, with zebras on some of the arms."""
     s_main = _ego_s(main) + float(rng.uniform(10, 42))
-    x, y, heading = (float(v) for v in main.point(s_main, main.middle_m))
+    x, y, heading = (float(v[0]) for v in main.point(s_main, main.middle_m))
     angle = float(rng.uniform(math.radians(62), math.radians(118)))
     ends = [(-math.inf, math.inf), (0.0, math.inf), (-math.inf, 0.0)][rng.integers(3)]
     cross = _section(rng, most=2)
@@ -227,21 +227,23 @@ def _vehicle(rng: np.random.Generator, x: float, y: float, yaw: float, parked: b
         waist = 0.56 * height
         cabin = length * (0.5 + 0.12 * b)
         shift = -length * (0.04 + 0.08 * c)
-        body = box(0, length, width, 0, waist, wheels=True, lights=True)
+        body = box(0.0, length, width, 0.0, waist, wheels=True, lights=True)
         glass = box(shift, cabin, 0.86 * width, waist, height, glass=(0.12, 0.86), side_glass_from=-1.0)
         return Vehicle(x, y, yaw, length, width, (body, glass))
     if lot < 0.86 or parked:  # a van
         length, width, height = 4.8 + 1.0 * a, 1.9 + 0.15 * b, 2.0 + 0.6 * c
-        van = box(0, length, width, 0, height, wheels=True, lights=True, glass=(0.52, 0.86), side_glass_from=0.35)
+        van = box(0.0, length, width, 0.0, height, wheels=True, lights=True, glass=(0.52, 0.86), side_glass_from=0.35)
         return Vehicle(x, y, yaw, length, width, (van,))
     if lot < 0.95:  # a truck
         length, width, height = 6.6 + 2.6 * a, 2.3 + 0.2 * b, 3.0 + 0.7 * c
-        cab = box((length - 1.9) / 2, 1.9, width, 0, 0.8 * height, lights=True, glass=(0.5, 0.88), side_glass_from=-0.2)
+        cab = box(
+            (length - 1.9) / 2, 1.9, width, 0.0, 0.8 * height, lights=True, glass=(0.5, 0.88), side_glass_from=-0.2
+        )
         hold = _rgb(np.array([0.78, 0.78, 0.76]) * (0.7 + 0.4 * b))
-        load = box(-1.05, length - 2.1, width, 0, height, wheels=True, lights=True, rgb=hold)
+        load = box(-1.05, length - 2.1, width, 0.0, height, wheels=True, lights=True, rgb=hold)
         return Vehicle(x, y, yaw, length, width, (cab, load))
     length, width, height = 10.0 + 2.0 * a, 2.5, 3.0 + 0.2 * c  # a bus
-    bus = box(0, length, width, 0, height, wheels=True, lights=True, glass=(0.42, 0.8), side_glass_from=-1.0)
+    bus = box(0.0, length, width, 0.0, height, wheels=True, lights=True, glass=(0.42, 0.8), side_glass_from=-1.0)
     return Vehicle(x, y, yaw, length, width, (bus,))
 
 
@@ -271,18 +273,18 @@ def _roadside(rng: np.random.Generator, roads: tuple[Road, ...], pavement_m: flo
             rgb = _rgb(FACADES[int(d * len(FACADES))] * (0.8 + 0.4 * c))
             half_width = reach * 0.6
             solids.append(
-                Solid(x, y, yaw, 9.0 + 5 * b if room > 14 else 1.5 * reach, 2 * half_width, 0, 4.5 + 11 * c, rgb,
+                Solid(x, y, yaw, 9.0 + 5 * b if room > 14 else 1.5 * reach, 2 * half_width, 0.0, 4.5 + 11 * c, rgb,
                       windows_m=1.8 + 1.5 * a)
             )  # fmt: skip
         elif kind == 1 and room > 1.0:
             height, radius = 3.5 + 3.5 * a, 1.0 + 1.1 * b
             leaf = _rgb(np.array([0.2 + 0.12 * c, 0.34 + 0.12 * d, 0.12]))
-            solids.append(Solid(x, y, yaw, 0.3, 0.3, 0, height - radius, (0.3, 0.22, 0.15)))
+            solids.append(Solid(x, y, yaw, 0.3, 0.3, 0.0, height - radius, (0.3, 0.22, 0.15)))
             solids.append(
                 Solid(x, y, yaw, 2 * radius, 2 * radius, height - 2.2 * radius, height + 0.5, leaf, round=True)
             )
         elif kind == 2 and room > 0.3:
             solids.append(
-                Solid(x, y, yaw, 0.16, 0.16, 0, 4.5 + 3 * a, _rgb(np.array([0.5, 0.5, 0.5]) * (0.5 + 0.7 * b)))
+                Solid(x, y, yaw, 0.16, 0.16, 0.0, 4.5 + 3 * a, _rgb(np.array([0.5, 0.5, 0.5]) * (0.5 + 0.7 * b)))
             )
     return tuple(solids)

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -204,7 +204,7 @@ class SyntheticSource:
         grid: BEVGrid | None = None,
         *,
         rig: str = "front",
-        image_size: tuple[int, int] = (128, 256),
+        image_size: Sequence[int] = (128, 256),
         scenes: Mapping[str, int] | None = None,
         seed: int = 0,
         jitter: Mapping[str, float] | None = None,

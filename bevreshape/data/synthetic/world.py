@@ -113,8 +113,8 @@ class Road:
         return s, t
 
     def point(self, s: float | Array, t: float | Array) -> tuple[Array, Array, Array]:
-        """(x, y, heading) at (s, t): the inverse of :meth:`along_across`."""
-        s, t = np.asarray(s, np.float64), np.asarray(t, np.float64)
+        """(x, y, heading) at (s, t), each (p,): the inverse of :meth:`along_across`."""
+        s, t = np.atleast_1d(s).astype(np.float64), np.atleast_1d(t).astype(np.float64)
         kappa = np.where(s < 0, self.curvature_behind, self.curvature_ahead)
         radius = 1 / kappa
         u = np.sin(kappa * s) * (radius - t)

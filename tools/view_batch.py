@@ -1,0 +1,92 @@
+"""Draw samples of any data source as the network receives them: what a person looks at before training on it.
+
+From left to right: the pictures with the target painted onto the ground, the pictures laid onto the ground with the
+target's outlines, the target with what nobody knows in grey. Outlines that do not lie on what they outline mean that
+calibration, target and picture disagree; what stands above the ground is smeared away from the camera in the middle.
+
+    python tools/view_batch.py data=synthetic data.rig=surround --out batch.png
+    python tools/view_batch.py data=duckietown_jitter --split train --samples 8
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from bevreshape.build import build_data
+from bevreshape.cli import conf_dir
+from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.drawing import Picture, class_palette, draw_bev, overlay_on_pictures
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, picture_to_bev
+
+CELL_PX = 8
+GAP_PX = 6
+
+
+def outlined_ground(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Tensor:
+    """The pictures laid onto the ground, (b, 3, CELL_PX·rows, CELL_PX·cols), with the outlines of the target's cells."""
+    fine = BEVGrid(grid.forward_m, grid.left_m, grid.cell_m / CELL_PX)
+    views, seen = picture_to_bev(batch["image"], cameras_of(batch), fine)
+    ground = views.sum(1) / seen.sum(1, keepdim=True).clamp(min=1)  # b 3 R C
+    for k, colour in enumerate(class_palette(classes).values()):
+        cells = (
+            (batch["target"][:, k] & batch["valid"][:, k]).repeat_interleave(CELL_PX, 1).repeat_interleave(CELL_PX, 2)
+        )
+        edge = torch.zeros_like(cells)
+        edge[:, 1:] |= cells[:, 1:] != cells[:, :-1]
+        edge[:, :, 1:] |= cells[:, :, 1:] != cells[:, :, :-1]
+        painted = torch.tensor(colour, dtype=ground.dtype)[:, None, None] / 255
+        ground = torch.where(edge[:, None], painted, ground)
+    return ground
+
+
+def sheet(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Picture:
+    """One row a sample."""
+    target, valid = batch["target"], batch["valid"]
+    overlays = overlay_on_pictures(batch["image"], (target & valid).float(), cameras_of(batch), grid, classes)
+    grounds = (outlined_ground(batch, grid, classes) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    rows = []
+    for overlay, ground, cells, known in zip(overlays, grounds, target, valid, strict=True):
+        width = round(overlay.shape[1] * len(ground) / len(overlay))
+        seen = np.asarray(Image.fromarray(overlay).resize((width, len(ground)), Image.Resampling.BILINEAR))
+        gap = np.full((len(ground), GAP_PX, 3), 255, np.uint8)
+        truth = draw_bev(cells, classes, known, scale=CELL_PX)
+        row = np.concatenate([seen, gap, ground, gap, truth], axis=1)
+        rows += [row, np.full((GAP_PX, row.shape[1], 3), 255, np.uint8)]
+    return np.concatenate(rows[:-1])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="what one would pass to bevreshape.train, such as data=folder")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--first", type=int, default=0, help="position in the split of the first sample")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("batch.png"))
+    args = parser.parse_args()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            data = build_data(compose("train", args.overrides))
+        source = data.source
+        source.prepare()
+        split = source.split(args.split)
+        stop = min(args.first + args.samples, len(split))  # type: ignore[arg-type]
+        if not 0 <= args.first < stop:
+            raise InputError(f"view_batch: --first={args.first} is not in the {stop} samples of {args.split}")
+        batch = default_collate([split[index] for index in range(args.first, stop)])
+    except InputError as error:
+        parser.exit(1, f"{error}\n")
+    batch = source.finish(batch | {"image": batch["image"].float() / 255})
+    Image.fromarray(sheet(batch, source.grid, source.classes)).save(args.out)
+    print(f"wrote {args.out}: {', '.join(batch['name'])}")
+
+
+if __name__ == "__main__":
+    main()
