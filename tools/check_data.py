@@ -93,7 +93,7 @@ def _facts(camera: Cameras, grid: BEVGrid) -> list[float]:
 
 
 def _range(values: Tensor, digits: int = 0) -> str:
-    low, high = (f"{value.item() + 0:.{digits}f}" for value in (values.min(), values.max()))
+    low, high = (f"{value.item():z.{digits}f}" for value in (values.min(), values.max()))
     return low if low == high else f"{low}…{high}"
 
 

@@ -264,6 +264,8 @@ class FolderSource:
             raise InputError(
                 f"{self.root}: there is no such folder; convert your data first (data/README.md), or set root"
             )
+        if not classes:
+            raise InputError(f"{self.root}: classes is empty; say what the targets are made from (data/README.md)")
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
         self.classes = tuple(classes)

@@ -1,6 +1,8 @@
 """Pictures and label pictures from files, refused with a sentence where a network or a calibration would be misled."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +82,7 @@ def picture_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: as :func:`read_picture`, as far as the header tells.
     """
-    with _open(path) as picture:
+    with _opened(path) as picture:
         return picture.height, picture.width
 
 
@@ -113,39 +115,41 @@ def _fit(picture_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[tu
     return (height, width), height - image_size[0], (width - image_size[1]) // 2
 
 
-def _open(path: Path) -> Image.Image:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose header is read and judged."""
     too_large = f"more than {MAX_MEGAPIXELS} million pixels; scale it down, and its intrinsics along"
     try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty; copy it again")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path, formats=("JPEG", "PNG"))
+        file = path.open("rb")
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: this is not a JPEG or PNG picture, or its header is damaged; convert it") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{path}: the picture has {too_large}") from None
     except OSError as error:
-        raise InputError(f"{path}: the file cannot be read ({error.strerror or error})") from None
-    if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
-        raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
-    return picture
+        raise InputError(f"{path}: the file cannot be read ({error.strerror})") from None
+    with file:
+        header = file.read(25)
+        if not header:
+            raise InputError(f"{path}: the file is empty; copy it again")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                picture = Image.open(file, formats=("JPEG", "PNG"))
+        except UnidentifiedImageError:
+            raise InputError(
+                f"{path}: this is not a JPEG or PNG picture, or its header is damaged; convert it"
+            ) from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise InputError(f"{path}: the picture has {too_large}") from None
+        if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
+            raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
+        if picture.format == "PNG" and header[24] == 16:  # bits a channel; Pillow would cut the low byte without a word
+            raise InputError(f"{path}: the picture has 16 bits a channel; save it with 8 bits a channel")
+        yield picture
 
 
 def _decode(path: Path) -> Image.Image:
-    with _open(path) as picture:
-        if picture.mode.startswith("I") or (picture.format == "PNG" and _png_bits(path) == 16):
-            # Pillow would cut the low byte off 16-bit RGB without a word.
-            raise InputError(f"{path}: the picture has 16 bits a channel; save it with 8 bits a channel")
+    with _opened(path) as picture:
         try:
             picture.load()
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise InputError(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
-    return picture
-
-
-def _png_bits(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(25)[24]  # signature 8, chunk header 8, width 4, height 4, bit depth 1
+        return picture

@@ -1,0 +1,116 @@
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bevreshape.data.calibration import read_calibration
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+
+CAMERA: dict[str, Any] = {
+    "name": "front",
+    "image_size": [90, 160],
+    "intrinsics": [[100, 0, 79.5], [0, 100, 44.5], [0, 0, 1]],
+    "ego_from_cam": [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1]],
+}
+
+
+def saved(folder: Path, content: Any) -> Path:
+    path = folder / "calibration.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def with_camera(**changes: Any) -> dict[str, Any]:
+    return {"version": 1, "cameras": [{**deepcopy(CAMERA), **changes}]}
+
+
+def pose(**changes: Any) -> list[list[float]]:
+    rows = deepcopy(CAMERA["ego_from_cam"])
+    for place, value in changes.items():
+        rows[int(place[1])][int(place[2])] = value
+    return rows
+
+
+def test_single_frames_override_the_shared_calibration(tmp_path: Path) -> None:
+    content = with_camera()
+    content["frames"] = {"7": {"front": {"ego_from_cam": pose(r23=2.0)}}, "8": {"front": {"image_size": [100, 170]}}}
+    calibration = read_calibration(saved(tmp_path, content))
+    assert calibration.cameras == ("front",)
+    assert calibration.of("1").ego_from_cam[0, 2, 3] == 1.4
+    assert calibration.of("7").ego_from_cam[0, 2, 3] == 2.0
+    assert torch.equal(calibration.of("7").intrinsics, calibration.of("1").intrinsics)
+    assert calibration.of("8").sizes == ((100, 170),)
+    assert calibration.largest_size == (100, 170)
+
+
+def test_a_calibration_may_be_given_by_the_frames_alone(tmp_path: Path) -> None:
+    rest = {key: value for key, value in CAMERA.items() if key in ("image_size", "ego_from_cam")}
+    content = {"version": 1, "cameras": [{"name": "front", "intrinsics": CAMERA["intrinsics"]}]}
+    content["frames"] = {"7": {"front": rest}}
+    calibration = read_calibration(saved(tmp_path, content))
+    assert calibration.of("7").sizes == ((90, 160),)
+    with pytest.raises(InputError, match="frame '8' has no calibration"):
+        calibration.of("8")
+
+
+def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
+    content = with_camera()
+    content["labels"] = {"ids": {"0": "other", "3": "road", "5": "road"}, "void": [11]}
+    content["bev"] = {"grid": {"forward_m": [0, 4], "left_m": [-2, 2], "cell_m": 0.5}, "bits": ["drivable", "vehicle"]}
+    calibration = read_calibration(saved(tmp_path, content))
+    assert calibration.labels is not None
+    assert calibration.bev is not None
+    assert calibration.labels.any_of(["road"], "class").nonzero().flatten().tolist() == [3, 5]
+    assert calibration.labels.void.nonzero().flatten().tolist() == [11, 255]
+    assert [bool(calibration.bev.members["vehicle"][v]) for v in range(4)] == [False, False, True, True]
+    assert calibration.bev.allowed.nonzero().flatten().tolist() == [0, 1, 2, 3]
+    assert calibration.bev_grid == BEVGrid((0, 4), (-2, 2), 0.5)
+    with pytest.raises(InputError, match=r"'raod' is not labelled in this folder; did you mean road\?"):
+        calibration.labels.any_of(["raod"], "class 'x'")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{half", "not JSON"),
+        ([], "this is list"),
+        ({"version": 2, "cameras": [CAMERA]}, "version is 2, this program reads 1"),
+        ({"version": 1}, "'cameras' is missing"),
+        ({"version": 1, "cameras": []}, "at least one camera"),
+        ({"version": 1, "cameras": [CAMERA, CAMERA]}, "two cameras are called 'front'"),
+        ({"version": 1, "cameras": [CAMERA], "frame": {}}, r"'frame' is no key here; did you mean frames"),
+        ({"version": 1, "cameras": [{"name": "front"}]}, "camera front: ego_from_cam is missing"),
+        (with_camera(intrinsic=1), r"'intrinsic' is no key here; did you mean intrinsics"),
+        ({**with_camera(), "frames": {"7": {"frnt": {}}}}, r"frame '7': 'frnt' is no key here; did you mean front\?"),
+        (with_camera(image_size=[90.5, 160]), r"image_size is \[90.5, 160\]; it must be \[height, width\]"),
+        (with_camera(intrinsics=[[1, 0], [0, 1]]), "intrinsics is 2×2; it must be 3×3"),
+        (with_camera(intrinsics="K"), "intrinsics is 'K'; it must be 3 rows of 3 numbers"),
+        (with_camera(image_size=[160, 60]), "camera 'front': the principal point .* outside the picture of 60×160"),
+        (with_camera(intrinsics=[[0, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "intrinsics are singular"),
+        (with_camera(intrinsics=[[-100, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "mirror the picture"),
+        (with_camera(ego_from_cam=pose(r10=1)), "mirrored"),
+        (with_camera(ego_from_cam=pose(r10=0)), "singular"),
+        (with_camera(ego_from_cam=pose(r03=1500, r23=1400)), "must be in metres"),
+        (with_camera(ego_from_cam=pose(r23=float("nan"))), "NaN or infinity"),
+        ({**with_camera(), "labels": {"ids": {"x": "road"}}}, "labels: 'x' is not an id"),
+        ({**with_camera(), "labels": {"ids": {"256": "road"}}}, "labels: '256' is not an id"),
+        ({**with_camera(), "labels": {"ids": {"255": "sky"}}}, "an id of 'sky' is void as well"),
+        ({**with_camera(), "bev": {"grid": {"forward_m": [0, 4], "left_m": [-2, 2], "cell_m": 1}}}, "either 'bits'"),
+    ],
+)
+def test_bad_calibrations_are_refused_by_name(tmp_path: Path, content: Any, says: str) -> None:
+    path = saved(tmp_path, content)
+    with pytest.raises(InputError, match=says) as refusal:
+        read_calibration(path)
+    assert str(refusal.value).startswith(str(path))
+
+
+def test_a_camera_that_never_sees_the_grid_is_refused(tmp_path: Path) -> None:
+    calibration = read_calibration(saved(tmp_path, with_camera()))
+    calibration.check_views(BEVGrid((0, 20), (-5, 5), 0.5))
+    with pytest.raises(InputError, match=r"camera 'front' never sees the grid.*looks along \(1.00, 0.00, 0.00\)"):
+        calibration.check_views(BEVGrid((-20, 0), (-5, 5), 0.5))

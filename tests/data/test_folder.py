@@ -1,0 +1,363 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+
+from bevreshape.data.folder import FolderSource, Frames, matching_cells, open_frames
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+
+GRID = BEVGrid((2.0, 8.0), (-3.0, 3.0), 0.5)
+SIZE = (60, 80)
+INTRINSICS = np.array([[50.0, 0, 39.5], [0, 50.0, 29.5], [0, 0, 1]])
+NAMES = {"0": "other", "1": "road", "2": "line", "7": "line"}
+SPLITS = {"train": "splits/train.txt", "test": "splits/test.txt"}
+CLASSES: dict[str, Any] = {
+    "road": {"source": "ipm", "labels": ["road", "line"]},
+    "vehicle": {"source": "bev", "bev": ["vehicle"]},
+    "line": {"source": "ipm", "labels": ["line"]},
+}
+
+
+def look(yaw_deg: float, pitch_deg: float = 15.0, height_m: float = 1.5) -> np.ndarray:
+    """Camera pose (4, 4) that looks left by yaw and down by pitch, without roll."""
+    yaw, pitch = np.radians(yaw_deg), np.radians(pitch_deg)
+    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
+    right = np.array([np.sin(yaw), -np.cos(yaw), 0])
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
+    pose[:3, 3] = [0.3, 0.1, height_m]
+    return pose
+
+
+class Builder:
+    """Writes a camera folder of random pictures and labels."""
+
+    def __init__(self, root: Path, cameras: dict[str, np.ndarray], frames: dict[str, tuple[int, int]]) -> None:
+        self.root, self.cameras = root, cameras
+        self.random = np.random.default_rng(0)
+        self.content: dict[str, Any] = {
+            "version": 1,
+            "cameras": [
+                {
+                    "name": name,
+                    "image_size": list(SIZE),
+                    "intrinsics": INTRINSICS.tolist(),
+                    "ego_from_cam": pose.tolist(),
+                }
+                for name, pose in cameras.items()
+            ],
+            "frames": {
+                name: {camera: {"image_size": list(size)} for camera in cameras}
+                for name, size in frames.items()
+                if size != SIZE
+            },
+            "labels": {"ids": NAMES, "void": [11]},
+            "bev": {
+                "grid": {"forward_m": [2.0, 8.0], "left_m": [-3.0, 3.0], "cell_m": 0.5},
+                "bits": ["drivable", "vehicle"],
+            },
+        }
+        self.labels: dict[tuple[str, str], np.ndarray] = {}
+        self.bev: dict[str, np.ndarray] = {}
+        for name, size in frames.items():
+            self.bev[name] = self.random.integers(0, 4, GRID.shape, dtype=np.uint8)
+            self.save(f"bev/{name}.png", self.bev[name])
+            for camera in cameras:
+                place = f"{camera}/{name}.png" if len(cameras) > 1 else f"{name}.png"
+                blocks = self.random.choice([0, 1, 2, 7, 11, 255], (size[0] // 5, size[1] // 5))
+                self.labels[name, camera] = np.kron(blocks, np.ones((5, 5))).astype(np.uint8)
+                self.save(f"images/{place}", self.random.integers(0, 256, (*size, 3), dtype=np.uint8))
+                self.save(f"labels/{place}", self.labels[name, camera])
+        self.list("train", frames)
+        self.list("test", list(frames)[:1])
+        self.calibrate()
+
+    def save(self, place: str, pixels: np.ndarray) -> Path:
+        path = self.root / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    def list(self, split: str, names: Any) -> None:
+        path = self.root / "splits" / f"{split}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("\n".join(names) + "\n")
+
+    def calibrate(self) -> None:
+        (self.root / "calibration.json").write_text(json.dumps(self.content))
+
+    def source(self, **changes: Any) -> FolderSource:
+        options = {"grid": GRID, "image_size": (30, 40), "classes": CLASSES, "splits": SPLITS, **changes}
+        return FolderSource(self.root, **options)
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Builder:
+    return Builder(tmp_path, {"front": look(0)}, {"a": SIZE, "b": SIZE, "c": SIZE})
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Builder:
+    return Builder(tmp_path, {"left": look(25), "right": look(-25)}, {"a": SIZE, "b": (70, 90)})
+
+
+def pixel_of(cell: tuple[int, int], intrinsics: np.ndarray, pose: np.ndarray) -> tuple[float, float] | None:
+    """Where a cell's centre lies in a picture, from the plain definitions; ``None`` behind the camera."""
+    row, col = cell
+    ground = [8.0 - (row + 0.5) * 0.5, 3.0 - (col + 0.5) * 0.5, 0.0, 1.0]
+    x, y, z = (intrinsics @ (np.linalg.inv(pose) @ ground)[:3]).tolist()
+    return (x / z, y / z) if z > 0 else None
+
+
+def inside(pixel: tuple[float, float] | None, height: int, width: int) -> bool:
+    return pixel is not None and -0.5 <= pixel[0] < width - 0.5 and -0.5 <= pixel[1] < height - 0.5
+
+
+def expected(builder: Builder, name: str, present: dict[str, bool], shown: dict[str, np.ndarray]) -> Any:
+    """Target and valid of a frame, cell by cell; ``shown`` are the intrinsics of the 30×40 pictures."""
+    target, valid = np.zeros((3, *GRID.shape), bool), np.zeros((3, *GRID.shape), bool)
+    for cell in np.ndindex(GRID.shape):
+        ids, looks = [], False
+        for camera, pose in builder.cameras.items():
+            if not present[camera]:
+                continue
+            looks |= inside(pixel_of(cell, shown[camera], pose), 30, 40)
+            label = builder.labels[name, camera]
+            pixel = pixel_of(cell, INTRINSICS, pose)
+            if pixel is not None and inside(pixel, *label.shape):
+                ids.append(label[round(pixel[1]), round(pixel[0])])
+        ids = [i for i in ids if i not in (11, 255)]
+        target[0][cell] = any(i in (1, 2, 7) for i in ids)
+        target[1][cell] = builder.bev[name][cell] & 2
+        target[2][cell] = any(i in (2, 7) for i in ids)
+        valid[:, *cell] = [bool(ids) and looks, looks, bool(ids) and looks]
+    return target, valid
+
+
+def finished(source: FolderSource, split: str = "train") -> dict[str, Any]:
+    frames = source.split(split)
+    return source.finish(default_collate([frames[i] for i in range(len(frames))]))
+
+
+def test_targets_equal_a_loop_over_cells(one: Builder) -> None:
+    batch = finished(one.source())
+    assert set(batch) == {
+        "image", "intrinsics", "ego_from_cam", "camera_mask", "index", "name", "target", "valid",
+    }  # fmt: skip
+    assert batch["image"].shape == (3, 1, 3, 30, 40)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["name"] == ["a", "b", "c"]
+    for number, name in enumerate(batch["name"]):
+        target, valid = expected(one, name, {"front": True}, {"front": batch["intrinsics"][number, 0].double().numpy()})
+        np.testing.assert_array_equal(batch["target"][number].numpy(), target)
+        np.testing.assert_array_equal(batch["valid"][number].numpy(), valid)
+    assert 0.1 < batch["valid"].float().mean() < 0.95
+
+
+def test_cells_beyond_a_cropped_picture_are_not_valid(one: Builder) -> None:
+    """A picture cut at both sides sees less ground than its label; the network cannot be asked for that."""
+    whole, cut = finished(one.source())["valid"], finished(one.source(image_size=(30, 16)))["valid"]
+    assert (cut <= whole).all()
+    assert cut.sum() < 0.7 * whole.sum()
+
+
+def test_pictures_of_several_sizes_and_cameras_make_one_batch(two: Builder) -> None:
+    batch = finished(two.source())
+    for number, name in enumerate(["a", "b"]):
+        shown = {camera: batch["intrinsics"][number, i].double().numpy() for i, camera in enumerate(two.cameras)}
+        target, valid = expected(two, name, {"left": True, "right": True}, shown)
+        np.testing.assert_array_equal(batch["target"][number].numpy(), target)
+        np.testing.assert_array_equal(batch["valid"][number].numpy(), valid)
+
+
+def test_a_missing_camera_is_masked_only_when_allowed(two: Builder) -> None:
+    (two.root / "images/right/a.png").unlink()
+    with pytest.raises(InputError, match=r"frame 'a' has no picture of camera 'right'.*allow_missing=true"):
+        two.source().split("train")
+    batch = finished(two.source(allow_missing=True), "test")
+    assert batch["camera_mask"].tolist() == [[True, False]]
+    assert not batch["image"][0, 1].any()
+    shown = {camera: batch["intrinsics"][0, i].double().numpy() for i, camera in enumerate(two.cameras)}
+    target, valid = expected(two, "a", {"left": True, "right": False}, shown)
+    np.testing.assert_array_equal(batch["target"][0].numpy(), target)
+    np.testing.assert_array_equal(batch["valid"][0].numpy(), valid)
+
+
+def test_a_class_with_both_sources_is_switched_by_one_word(one: Builder) -> None:
+    both = {"labels": ["line"], "bev": ["vehicle"]}
+    ipm = finished(one.source(classes={"x": {"source": "ipm", **both}}))
+    bev = finished(one.source(classes={"x": {"source": "bev", **both}}))
+    reference = finished(one.source())
+    assert torch.equal(ipm["target"][:, 0], reference["target"][:, 2])
+    assert torch.equal(bev["target"][:, 0], reference["target"][:, 1])
+
+
+def test_truth_of_ids_has_void(one: Builder) -> None:
+    one.content["bev"] = {**one.content["bev"], "ids": {"0": "free", "1": "car", "2": "truck"}, "void": [3]}
+    del one.content["bev"]["bits"]
+    one.calibrate()
+    batch = finished(one.source(classes={"vehicle": {"source": "bev", "bev": ["car", "truck"]}}))
+    for number, name in enumerate("abc"):
+        known = batch["valid"][number, 0].numpy()
+        assert not known[one.bev[name] == 3].any()
+        np.testing.assert_array_equal(batch["target"][number, 0].numpy(), np.isin(one.bev[name], [1, 2]))
+
+
+def test_pictures_alone_need_no_labels(one: Builder) -> None:
+    for folder in ("labels", "bev"):
+        for path in (one.root / folder).iterdir():
+            path.unlink()
+    alone = open_frames(one.root, (30, 40))
+    assert alone.names == ("a", "b", "c")
+    picture = open_frames(one.root / "images/b.png", (30, 40), calibration=one.root / "calibration.json")
+    assert picture.names == ("b",)
+    assert torch.equal(picture[0]["image"], alone[1]["image"])
+    with pytest.raises(InputError, match=r"no calibration.json; pass one"):
+        open_frames(one.root / "images", (30, 40))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        BEVGrid((2, 8), (-3, 3), 0.5),
+        BEVGrid((2.5, 6), (-1, 2.5), 0.5),
+        BEVGrid((2, 8), (-3, 3), 1.5),
+        BEVGrid((3, 7.5), (-2.5, 2), 1.5),
+        BEVGrid((2, 8), (-3, 3), 0.25),
+        BEVGrid((2.25, 4), (-3, -1.75), 0.25),
+    ],
+)
+def test_truth_is_read_at_the_centres_of_the_wanted_cells(wanted: BEVGrid) -> None:
+    rows, cols = matching_cells(GRID, wanted, "here")
+    assert (len(rows), len(cols)) == wanted.shape
+    for row, stored in enumerate(rows):
+        assert stored == int((8.0 - (wanted.forward_m[1] - (row + 0.5) * wanted.cell_m)) / 0.5)
+    for col, stored in enumerate(cols):
+        assert stored == int((3.0 - (wanted.left_m[1] - (col + 0.5) * wanted.cell_m)) / 0.5)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        BEVGrid((2, 8), (-3, 3), 1.0),
+        BEVGrid((2, 8), (-3, 3), 0.75),
+        BEVGrid((2.2, 7.2), (-3, 3), 0.5),
+        BEVGrid((1.5, 8), (-3, 3), 0.5),
+        BEVGrid((2, 8), (-3, 3.5), 0.5),
+        BEVGrid((2, 8), (-3, 3), 0.2),
+    ],
+)
+def test_truth_is_not_moved_by_part_of_a_cell(wanted: BEVGrid) -> None:
+    with pytest.raises(InputError, match="cannot be read on"):
+        matching_cells(GRID, wanted, "here")
+
+
+def unlisted_id(one: Builder) -> None:
+    one.save("labels/a.png", np.full(SIZE, 5, np.uint8))
+
+
+def unlisted_bit(one: Builder) -> None:
+    one.save("bev/a.png", np.full(GRID.shape, 4, np.uint8))
+
+
+def other_grid(one: Builder) -> None:
+    one.save("bev/a.png", np.zeros((5, 6), np.uint8))
+
+
+def other_label_size(one: Builder) -> None:
+    one.save("labels/a.png", np.zeros((30, 40), np.uint8))
+
+
+def other_picture_size(one: Builder) -> None:
+    one.save("images/a.png", np.zeros((120, 160, 3), np.uint8))
+
+
+def grey(one: Builder) -> None:
+    one.save("images/a.png", np.zeros(SIZE, np.uint8))
+
+
+def no_label(one: Builder) -> None:
+    (one.root / "labels/a.png").unlink()
+
+
+def no_truth(one: Builder) -> None:
+    (one.root / "bev/a.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (unlisted_id, r"labels/a.png: the label holds 5, which calibration.json does not explain"),
+        (unlisted_bit, r"bev/a.png: the label holds 4, which"),
+        (other_grid, r"bev/a.png: the truth is 5×6 cells but calibration.json states a grid of 12×12"),
+        (other_label_size, r"labels/a.png: it is 30×40 \(height×width\) but .*calibration.json is for 60×80"),
+        (other_picture_size, r"images/a.png: it is 120×160 \(height×width\) but .*calibration.json is for 60×80"),
+        (grey, r"images/a.png: the picture is grey"),
+        (no_label, r"frame 'a' has no label of camera 'front'"),
+        (no_truth, r"frame 'a' has no truth"),
+    ],
+)
+def test_what_is_wrong_with_the_first_frame_is_told_before_training(one: Builder, spoil, says: str) -> None:
+    spoil(one)
+    with pytest.raises(InputError, match=says):
+        one.source().prepare()
+
+
+def doubled(one: Builder) -> None:
+    one.save("images/a.jpg", np.zeros((*SIZE, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda b: b.list("train", ["a", "x"]), r"no picture of frame 'x'"),
+        (lambda b: b.list("train", ["a", "b", "a"]), r"train.txt: frame 'a' is listed twice"),
+        (lambda b: b.list("train", []), r"train.txt: the split is empty"),
+        (lambda b: (b.root / "splits/train.txt").unlink(), r"train.txt: there is no such split"),
+        (doubled, r"a.png: frame 'a' has a second picture, a.jpg"),
+    ],
+)
+def test_bad_lists_are_refused(one: Builder, spoil, says: str) -> None:
+    spoil(one)
+    with pytest.raises(InputError, match=says):
+        one.source().split("train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"classes": {"x": {"source": "lidar"}}}, r"class 'x': source is 'lidar'"),
+        ({"classes": {"x": {"source": "ipm", "bev": ["vehicle"]}}}, r"class 'x': its source is 'ipm' but 'labels' is"),
+        ({"classes": {"x": {"source": "ipm", "labels": ["rode"]}}}, r"class 'x': 'rode' is not labelled .* mean road"),
+        ({"classes": {"x": {"source": "bev", "bev": ["car"]}}}, r"class 'x': 'car' is not labelled"),
+        ({"classes": {}}, "classes is empty"),
+        ({"grid": BEVGrid((-8, -2), (-3, 3), 0.5)}, "camera 'front' never sees the grid"),
+        ({"grid": BEVGrid((2, 8), (-3, 3), 1.0)}, "cannot be read on 6×6 cells"),
+    ],
+)
+def test_a_source_that_cannot_be_is_refused_when_built(one: Builder, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        one.source(**changes)
+
+
+def test_sections_and_folders_that_are_needed(one: Builder) -> None:
+    del one.content["labels"]
+    one.calibrate()
+    with pytest.raises(InputError, match=r"no 'labels' section, but road, line is made from it"):
+        one.source()
+    with pytest.raises(InputError, match="there is no such folder; convert your data first"):
+        FolderSource(one.root / "none", grid=GRID, image_size=(30, 40), classes=CLASSES, splits=SPLITS)
+    with pytest.raises(InputError, match=r"there is no split 'val'; did you mean|there is no split 'val'; known are"):
+        one.source(classes={"vehicle": CLASSES["vehicle"]}).split("val")
+
+
+def test_several_cameras_need_their_folders(two: Builder) -> None:
+    (two.root / "images/right").rename(two.root / "images/rihgt")
+    with pytest.raises(InputError, match=r"right: there is no such folder, but calibration.json lists camera 'right'"):
+        Frames(two.root / "images", two.source().calibration, (30, 40))

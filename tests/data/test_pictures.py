@@ -1,0 +1,157 @@
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bevreshape.data.pictures import fit_picture, picture_size, read_codes, read_picture
+from bevreshape.errors import InputError
+
+RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def saved(path: Path, pixels: np.ndarray, mode: str | None = None, **options: object) -> Path:
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def png_header(path: Path, width: int, height: int) -> Path:
+    """A valid PNG as far as its header goes."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    crc = struct.pack(">I", zlib.crc32(chunk))
+    data = b"IDAT" + zlib.compress(b"\0")
+    tail = struct.pack(">I", len(data) - 4) + data + struct.pack(">I", zlib.crc32(data))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc + tail)
+    return path
+
+
+def cut(path: Path, keep: float) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    return path
+
+
+def test_a_png_is_read_exactly(tmp_path: Path) -> None:
+    read = read_picture(saved(tmp_path / "a.png", RGB))
+    assert read.dtype == torch.uint8
+    np.testing.assert_array_equal(read.permute(1, 2, 0).numpy(), RGB)
+
+
+def test_a_jpeg_is_rgb_as_opencv_reads_it(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.jpg", np.kron(RGB, np.ones((8, 8, 1), np.uint8)), quality=95)
+    expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(int)
+    assert np.abs(read_picture(path).permute(1, 2, 0).numpy() - expected).max() <= 2
+    assert picture_size(path) == expected.shape[:2]
+
+
+def test_what_is_resolved_without_loss(tmp_path: Path) -> None:
+    few = (RGB // 128) * 255
+    palette = Image.fromarray(few).quantize(8)
+    palette.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "p.png").permute(1, 2, 0).numpy(), np.array(palette.convert("RGB"))
+    )
+    opaque = saved(tmp_path / "o.png", RGB, "RGBA")
+    np.testing.assert_array_equal(read_picture(opaque).permute(1, 2, 0).numpy(), RGB)
+
+
+def rotated(path: Path) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(path, RGB, exif=exif)
+
+
+def transparent(path: Path) -> Path:
+    return saved(path, np.dstack([RGB, np.full(RGB.shape[:2], 128, np.uint8)]))
+
+
+def sixteen_bits(path: Path, channels: int) -> Path:
+    pixels = RGB.astype(np.uint16) * 256
+    cv2.imwrite(str(path), pixels if channels == 3 else pixels[..., 0])
+    return path
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: p / "none.jpg", "no such file"),
+        (lambda p: written(p / "a.jpg", b""), "file is empty"),
+        (lambda p: written(p / "a.jpg", b"GIF89a, perhaps"), "not a JPEG or PNG"),
+        (lambda p: cut(saved(p / "a.jpg", np.kron(RGB, np.ones((8, 8, 1), np.uint8))), 0.6), "truncated"),
+        (lambda p: cut(saved(p / "a.png", np.kron(RGB, np.ones((8, 8, 1), np.uint8))), 0.6), "truncated"),
+        (lambda p: saved(p / "a.jpg", RGB, "L"), "is grey, not RGB"),
+        (lambda p: saved(p / "a.png", RGB, "LA"), "is grey, not RGB"),
+        (lambda p: saved(p / "a.png", RGB, "1"), "is black and white, not RGB"),
+        (lambda p: saved(p / "a.jpg", RGB, "CMYK"), "is CMYK, not RGB"),
+        (lambda p: sixteen_bits(p / "a.png", 3), "16 bits a channel"),
+        (lambda p: sixteen_bits(p / "a.png", 1), "16 bits a channel"),
+        (lambda p: transparent(p / "a.png"), "transparent"),
+        (lambda p: rotated(p / "a.jpg"), "orientation is 6"),
+        (lambda p: png_header(p / "a.png", 9000, 8000), "9000×8000, more than 64 million"),
+        (lambda p: png_header(p / "a.png", 10000, 9900), "more than 64 million"),
+        (lambda p: png_header(p / "a.png", 30000, 30000), "more than 64 million"),
+        (lambda p: p, "cannot be read"),
+    ],
+)
+def test_bad_pictures_are_refused_by_name(tmp_path: Path, make, says: str) -> None:
+    path = make(tmp_path)
+    with pytest.raises(InputError, match=says) as refusal:
+        read_picture(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+
+
+def test_labels_are_the_stored_bytes(tmp_path: Path) -> None:
+    ids = RGB[..., 0]
+    np.testing.assert_array_equal(read_codes(saved(tmp_path / "l.png", ids)).numpy(), ids)
+    indexed = Image.fromarray(ids % 4).convert("P")
+    indexed.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    indexed.save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_codes(tmp_path / "p.png").numpy(), ids % 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: saved(p / "l.jpg", RGB[..., 0]), "labels must be PNG, this is JPEG"),
+        (lambda p: saved(p / "l.png", RGB), "pixels are RGB"),
+        (lambda p: sixteen_bits(p / "l.png", 1), "16 bits"),
+    ],
+)
+def test_bad_labels_are_refused_by_name(tmp_path: Path, make, says: str) -> None:
+    path = make(tmp_path)
+    with pytest.raises(InputError, match=says) as refusal:
+        read_codes(path)
+    assert str(refusal.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("image_size", [(48, 100), (60, 80), (50, 91), (120, 200), (180, 300), (33, 47)])
+def test_convention_a_fitted_picture_shows_what_its_intrinsics_say(image_size: tuple[int, int]) -> None:
+    """In a ramp every pixel's value is its own position, so a fitted picture says which pixel it shows."""
+    height, width = 120, 200
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    ramp = torch.from_numpy(np.stack([u, v, 0 * u]).astype(np.uint8))
+    intrinsics = torch.tensor([[100.0, 0, 98.3], [0, 110.0, 57.1], [0, 0, 1]], dtype=torch.float64)
+    fitted, moved = fit_picture(ramp, intrinsics, image_size)
+    assert fitted.shape == (3, *image_size)
+    old_from_new = intrinsics.numpy() @ np.linalg.inv(moved.numpy())
+    for row in range(2, image_size[0] - 2, 5):
+        for col in range(2, image_size[1] - 2, 7):
+            expected = old_from_new @ [col, row, 1]
+            np.testing.assert_allclose(fitted[:2, row, col].numpy(), expected[:2], atol=0.75)
+
+
+def test_the_ground_is_kept_and_the_sky_cut() -> None:
+    picture = torch.zeros(3, 60, 100, dtype=torch.uint8)
+    picture[:, -1] = 255
+    fitted, _ = fit_picture(picture, torch.eye(3), (40, 100))
+    assert (fitted[:, -1] == 255).all()
