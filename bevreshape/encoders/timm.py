@@ -44,7 +44,7 @@ class TimmEncoder(nn.Module):
         self,
         name: str = "mobilenetv3_small_050",
         *,
-        image_size: Size,
+        image_size: Sequence[int],
         cameras: int,
         strides: Sequence[int] = (8,),
         channels: int = 64,
@@ -52,11 +52,11 @@ class TimmEncoder(nn.Module):
         offset_px: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.image_size = image_size
+        self.image_size: Size = (image_size[0], image_size[1])
         self.cameras = cameras
-        self.trunk = _build(name, image_size, pretrained)
+        self.trunk = _build(name, self.image_size, pretrained)
         self.levels, widths = _cut(self.trunk, name, strides)
-        sizes, found = _measure(self.trunk, name, self.levels, image_size)
+        sizes, found = _measure(self.trunk, name, self.levels, self.image_size)
         if offset_px is None:
             offsets = [_offset(found, stride, size, name) for stride, size in zip(strides, sizes, strict=True)]
         else:

@@ -77,6 +77,10 @@ def test_sources_are_what_comes_out(image_size: tuple[int, int]) -> None:
         assert source.height == -(-image_size[0] // source.stride)
 
 
+def test_a_list_from_a_config_is_a_size_too() -> None:
+    assert encoder(image_size=[64, 96]).sources == encoder(image_size=(64, 96)).sources
+
+
 def test_one_stride_gives_one_tensor_and_cameras_do_not_meet() -> None:
     model = encoder(cameras=2).eval()
     alone = encoder(cameras=1).eval()
