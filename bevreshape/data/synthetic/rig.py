@@ -28,19 +28,21 @@ class Spread:
     height_m: float = 0.0
 
     @classmethod
-    def read(cls, key: str, values: Mapping[str, float]) -> "Spread":
+    def read(cls, key: str, values: Mapping[str, object]) -> "Spread":
         """From a mapping; what it leaves out is 0.
 
         Raises:
             InputError: an unknown entry, or one that is not a number ≥ 0.
         """
         known = [field.name for field in fields(cls)]
+        spread = {}
         for name, value in values.items():
             if name not in known:
                 raise InputError(f"data.{key}: unknown entry {name!r}; {suggest(name, known)}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
                 raise InputError(f"data.{key}.{name}={value!r} must be a number ≥ 0, the standard deviation")
-        return cls(**{name: float(value) for name, value in values.items()})
+            spread[name] = float(value)
+        return cls(**spread)
 
     def draw(self, ego_from_cam: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         """Poses (n, 4, 4), each off by its own draw. Always takes four draws a camera."""

@@ -71,14 +71,13 @@ class Solids:
             under = toward * toward - square * (oa * oa + ob * ob + oc * oc - 1)
             t = (toward - np.sqrt(np.maximum(under, 0))) / square
             return np.where((under > 0) & (t > 0), t, NEVER)
-        bounds = []
-        with np.errstate(divide="ignore", invalid="ignore"):
+        enter, leave = -NEVER, NEVER
+        with np.errstate(divide="ignore"):  # a ray along a slab meets it at ±infinity, with the right sign
             for (o, d), h in zip(local, half, strict=True):
                 inverse = 1 / d
-                middle, reach = o * inverse, np.abs(inverse) * h
-                bounds.append((middle + reach, middle - reach))  # minus where the slab is entered and left
-        enter = -np.minimum(np.minimum(bounds[0][0], bounds[1][0]), bounds[2][0])
-        leave = -np.maximum(np.maximum(bounds[0][1], bounds[1][1]), bounds[2][1])
+                low, high = (-h - o) * inverse, (h - o) * inverse
+                enter = np.maximum(enter, np.minimum(low, high))
+                leave = np.minimum(leave, np.maximum(low, high))
         return np.where((enter <= leave) & (leave > 0), np.maximum(enter, 0), NEVER)
 
     def shade(self, solid: NDArray[np.intp], points: Sequence[Array], look: Look) -> list[Array]:

@@ -207,10 +207,10 @@ class SyntheticSource:
         image_size: Sequence[int] = (128, 256),
         scenes: Mapping[str, int] | None = None,
         seed: int = 0,
-        jitter: Mapping[str, float] | None = None,
+        jitter: Mapping[str, object] | None = None,
         calibration: str = "exact",
-        noise: Mapping[str, float] | None = None,
-        lane_label_m: float = 0.75,
+        noise: Mapping[str, object] | None = None,
+        lane_label_m: float | int = 0.75,
         root: str | Path = "data/synthetic",
         workers: int | None = None,
     ) -> None:
