@@ -13,15 +13,13 @@ from rich.console import Console
 from bevreshape import cli
 from bevreshape.build import Frame, build_data, load_model, plain_config
 from bevreshape.checkpoint import read_checkpoint
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import SPLITS, Batch, cameras_of
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_text
 from bevreshape.launch import in_processes, make_trainer, process_count, quiet
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.tables import metrics_table
-
-SPLITS = ("train", "val", "test")
 
 
 class Evaluation(LightningModule):

@@ -1,5 +1,6 @@
 """What a data source yields and what the network receives."""
 
+from collections.abc import Sequence
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bevreshape.geometry import BEVGrid, Cameras
+
+SPLITS = ("train", "val", "test")
 
 
 class Sample(TypedDict):
@@ -43,8 +46,8 @@ class BEVSource(Protocol):
     camera_names: tuple[str, ...]
     image_size: tuple[int, int]
 
-    def prepare(self) -> None:
-        """Generate, cache or check what is needed; called once per machine, before any split is read."""
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Generate, cache or check what is needed; called once per machine, before any of these splits is read."""
 
     def split(self, name: str) -> Dataset[Sample]:
         """The split ``train``, ``val`` or ``test``."""

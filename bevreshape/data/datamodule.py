@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
-from bevreshape.data.batch import Batch, BEVSource, Sample, seeded
+from bevreshape.data.batch import SPLITS, Batch, BEVSource, Sample, seeded
 from bevreshape.errors import InputError
 
 Augmentation = Callable[[Batch, int, int], Batch]
@@ -113,7 +113,8 @@ class BEVDataModule(LightningDataModule):
         self.tested_split = "test"
 
     def prepare_data(self) -> None:
-        self.source.prepare()
+        only_tests = self.trainer is not None and self.trainer.state.fn == "test"
+        self.source.prepare((self.tested_split,) if only_tests else SPLITS)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         dataset = self.source.split("train")

@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bevreshape.data.batch import Batch, Sample, cameras_of
+from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.calibration import Calibration, Codes, read_calibration
 from bevreshape.data.pictures import SUFFIXES, fit_picture, read_codes, read_picture
 from bevreshape.errors import InputError, suggest
@@ -278,11 +278,10 @@ class FolderSource:
         self._splits = dict(splits)
         self._allow_missing = allow_missing
 
-    def prepare(self) -> None:
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read a frame of every split, so that what is wrong with all of them is told before the training starts."""
-        for name, file in self._splits.items():
-            if (self.root / file).is_file():
-                self.split(name)[0]
+        for name in splits:
+            self.split(name)[0]
 
     def split(self, name: str) -> LabelledFrames:
         """The frames of ``train``, ``val`` or ``test``.

@@ -11,11 +11,12 @@ import json
 import os
 import struct
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ def _made(sizes: dict[int, int], make: MakeShard, workers: int) -> Iterator[tupl
         finally:
             torch.set_num_threads(threads)
         return
-    pool = ProcessPoolExecutor(min(workers, len(sizes)), get_context("spawn"), torch.set_num_threads, (1,))
+    pool = ProcessPoolExecutor(min(workers, len(sizes)), get_context("spawn"), _join)
     try:
         waiting: dict[Future[list[bytes]], int] = {
             pool.submit(make, first, first + size): first for first, size in sizes.items()
@@ -175,6 +176,19 @@ def _made(sizes: dict[int, int], make: MakeShard, workers: int) -> Iterator[tupl
             yield waiting.pop(future), future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _join() -> None:
+    """Set up a worker: on one thread, and to end when its parent was killed, for whose work it would wait forever."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
-from bevreshape.data.batch import Batch, Sample
+from bevreshape.data.batch import SPLITS, Batch, Sample
 from bevreshape.data.synthetic import cache
 from bevreshape.data.synthetic.draw import draw_scene
 from bevreshape.data.synthetic.render import render
@@ -28,7 +28,6 @@ from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 WORLD_VERSION = 1
 """Raised with every change of what a seed stands for, so that old caches are not taken for new ones."""
 
-SPLITS = ("train", "val", "test")
 CALIBRATIONS = ("exact", "nominal", "noisy")
 JPEG_QUALITY = 95
 POSE, SENSOR, LIE, SCENE = 1, 2, 3, 4
@@ -267,15 +266,17 @@ class SyntheticSource:
             raise InputError(f"data: unknown split {split!r}; {suggest(split, SPLITS)}")
         return World(split, self.seed, self.rig, self.image_size, self.grid, self.jitter, self.lane_label_m)
 
-    def prepare(self) -> None:
-        """Generate what the cache lacks.
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Generate what the cache lacks of these splits.
 
         Raises:
             InputError: when the cache cannot be written, or the disk is full.
         """
-        for split, count in self.scenes.items():
+        for split in splits:
             world = self.world(split)
-            cache.prepare(world.folder(self.root), world.meta(), count, partial(make_records, world), self.workers)
+            cache.prepare(
+                world.folder(self.root), world.meta(), self.scenes[split], partial(make_records, world), self.workers
+            )
 
     def split(self, name: str) -> SyntheticScenes:
         """The scenes of ``train``, ``val`` or ``test``.
