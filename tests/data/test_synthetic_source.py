@@ -3,6 +3,8 @@
 import errno
 import math
 import os
+import re
+import runpy
 import threading
 from pathlib import Path
 
@@ -348,3 +350,17 @@ def test_what_cannot_be_is_refused(values: dict[str, object], says: str, tmp_pat
 def test_an_unknown_split_is_refused(made: Path) -> None:
     with pytest.raises(InputError, match=r"split 'vall'.*did you mean val"):
         source(made).split("vall")
+
+
+def test_the_measuring_command_prints_its_rates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["synthetic", "--scenes", "3", "--workers", "1"])
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_module("bevreshape.data.synthetic", run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    assert re.search(
+        r"3 pictures of 128×256.*generated at \d+ pictures/s.*ms a scene", capsys.readouterr().out, re.DOTALL
+    )

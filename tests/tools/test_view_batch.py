@@ -1,0 +1,81 @@
+"""The drawing of samples shows the pictures, the ground and the target with ahead up and left on the left."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bevreshape.geometry import BEVGrid
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+GRID = BEVGrid((4.0, 12.0), (-4.0, 4.0), 1.0)
+
+
+@pytest.fixture
+def view_batch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module("view_batch")
+
+
+def batch() -> dict[str, torch.Tensor]:
+    """One camera 4 m up that looks straight down on a white picture; one cell of the target is set."""
+    down = torch.tensor([[0.0, -1.0, 0.0, 8.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
+    target = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
+    target[0, 1, 2, 5] = True
+    return {
+        "image": torch.ones(1, 1, 3, 80, 80),
+        "intrinsics": torch.tensor([[[[40.0, 0.0, 39.5], [0.0, 40.0, 39.5], [0.0, 0.0, 1.0]]]]),
+        "ego_from_cam": down[None, None],
+        "camera_mask": torch.ones(1, 1, dtype=torch.bool),
+        "target": target,
+        "valid": torch.ones_like(target),
+    }
+
+
+def test_outlines_surround_the_cells_of_the_target(view_batch: ModuleType) -> None:
+    ground = view_batch.outlined_ground(batch(), GRID, ("road", "lane"))[0]
+    assert ground.shape == (3, 64, 64)
+    rows, columns = (ground < 0.999).any(0).nonzero().T
+    assert (rows.min(), rows.max()) == (16, 24)  # cell 2 covers 16..23, the edge below it is the next cell's first row
+    assert (columns.min(), columns.max()) == (40, 48)
+    assert (ground[:, 18:22, 42:46] > 0.999).all()
+
+
+def test_a_sheet_is_written(view_batch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "batch.png"
+    small = [
+        "image_size=[32,64]",
+        "workers=1",
+        f"root={tmp_path}",
+        *(f"scenes.{s}=2" for s in ("train", "val", "test")),
+    ]
+    command = [
+        "view_batch.py",
+        "data=synthetic",
+        *(f"data.{value}" for value in small),
+        "--samples",
+        "2",
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    view_batch.main()
+    drawn = np.asarray(Image.open(out))
+    side = 80 * view_batch.CELL_PX
+    assert drawn.shape == (2 * side + view_batch.GAP_PX, 4 * side + 2 * view_batch.GAP_PX, 3)
+    assert drawn.std() > 20
+
+
+def test_a_sample_that_is_not_there_is_a_sentence(
+    view_batch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["view_batch.py", "data=synthetic", "data.rig=frnt", f"data.root={tmp_path}"])
+    with pytest.raises(SystemExit) as exit_:
+        view_batch.main()
+    assert exit_.value.code == 1
+    assert "did you mean front" in capsys.readouterr().err
