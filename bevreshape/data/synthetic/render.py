@@ -1,8 +1,9 @@
 """Pictures of a scene: the ground through a homography, what stands on it by ray casting.
 
 Every ray is ``center + depth · direction`` in the ego frame, with depth along the optical axis. The ground is drawn by
-:mod:`bevreshape.data.synthetic.ground`, one ray a pixel. What stands on it, and its shadows, are met by four, a quarter
-of a pixel beside the pixel's centre: boxes by slabs within their projected rectangles, against a depth buffer.
+:mod:`bevreshape.data.synthetic.ground`, one ray a pixel. What stands on it, and its shadows, are met by two, a quarter
+of a pixel to the upper left and to the lower right of the pixel's centre, which smooths edges of every direction: boxes
+by slabs within their projected rectangles, against a depth buffer.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from bevreshape.data.synthetic.world import Look, Scene
 
 FAR_M = 400.0
 """Depth beyond which the ground is not resolved; haze and horizon stand there."""
+STAGGER = 0.25
+"""Rows by which a pixel's two rays lie above and below its centre."""
 BLOCK = 8192
 """Samples that are shaded at a time, so that what is in between stays in the processor's cache."""
 CLOUD_HEIGHT_M, CLOUD_TEXEL_M = 300.0, 9.0
@@ -38,10 +41,11 @@ class Rays:
     pixel_from_ego: Array
 
     @classmethod
-    def of(cls, pixel_from_cam: Array, ego_from_cam: Array, shape: tuple[int, int]) -> "Rays":
-        """One ray through every pixel's centre, for a calibration in float64."""
+    def of(cls, pixel_from_cam: Array, ego_from_cam: Array, shape: tuple[int, int], stagger: float = 0.0) -> "Rays":
+        """One ray through every pixel's centre, or ``stagger`` rows above it in even columns and below it in odd ones."""
         ego_from_pixel = ego_from_cam[:3, :3] @ np.linalg.inv(pixel_from_cam)
-        across = ego_from_pixel[:, :1] * np.arange(shape[1])  # 3 w
+        column = np.arange(shape[1])
+        across = ego_from_pixel[:, :1] * column + ego_from_pixel[:, 1:2] * (stagger * (2 * (column % 2) - 1))  # 3 w
         down = ego_from_pixel[:, 1:2] * np.arange(shape[0]) + ego_from_pixel[:, 2:]  # 3 h
         direction = across.astype(np.float32)[:, None] + down.astype(np.float32)[:, :, None]
         x, y, z = ego_from_cam[:3, 3].astype(np.float32)
@@ -70,12 +74,12 @@ def render(
         rng: draws the sensor's noise; ``None`` for a sensor without.
     """
     height, width = image_size
-    half_pixel = np.array([[2.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.0, 0.0, 1.0]])  # u' = 2 (u + ½) - ½
-    fine = Rays.of(half_pixel @ pixel_from_cam, ego_from_cam, (2 * height, 2 * width))
+    half_pixel = np.array([[2.0, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])  # u' = 2 (u + ½) - ½
+    twins = Rays.of(half_pixel @ pixel_from_cam, ego_from_cam, (height, 2 * width), STAGGER)
     solids = Solids([*(solid for car in scene.vehicles for solid in car.solids), *scene.scenery])
-    light = _shadows(scene.look, solids, fine)
+    light = _shadows(scene.look, solids, twins)
     picture = _sky_and_ground(scene, Rays.of(pixel_from_cam, ego_from_cam, image_size), light)
-    _stand_on(picture, scene.look, solids, fine)
+    _stand_on(picture, scene.look, solids, twins)
     picture *= np.array(scene.look.gain, np.float32)[:, None, None]
     if rng is not None:
         picture += rng.standard_normal(picture.shape, np.float32) * np.float32(scene.look.noise)
@@ -83,10 +87,9 @@ def render(
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
 
 
-def _halved(fine: Array) -> Array:
-    """Means of 2×2 values."""
-    rows = fine[0::2] + fine[1::2]
-    return (rows[:, 0::2] + rows[:, 1::2]) * np.float32(0.25)
+def _mean(twins: Array) -> Array:
+    """Means (H, W) of the two values of every pixel."""
+    return (twins[:, 0::2] + twins[:, 1::2]) * np.float32(0.5)
 
 
 def _ground_depth(rays: Rays) -> Array:
@@ -96,43 +99,43 @@ def _ground_depth(rays: Rays) -> Array:
     return np.where(slope > nearest, rays.center[2] / np.maximum(slope, nearest), np.float32(np.inf))
 
 
-def _shadows(look: Look, solids: Solids, fine: Rays) -> Array:
+def _shadows(look: Look, solids: Solids, twins: Rays) -> Array:
     """Light of 1 that the ground of every pixel gets, (H, W)."""
-    depth = _ground_depth(fine)
-    light = np.ones(fine.shape, np.float32)
+    depth = _ground_depth(twins)
+    light = np.ones(twins.shape, np.float32)
     sun = [np.float32(c) for c in look.sun]
     level = np.zeros((), np.float32)
-    for i, window, nearest in windows(solids.shadow_corners(look.sun), fine.pixel_from_ego, fine.shape):
+    for i, window, nearest in windows(solids.shadow_corners(look.sun), twins.pixel_from_ego, twins.shape, STAGGER):
         if nearest > SHADOWS_TO_M:
             break
         at = depth[window]
-        x, y = (fine.center[k] + at * fine.direction[k][window] for k in (0, 1))
+        x, y = (twins.center[k] + at * twins.direction[k][window] for k in (0, 1))
         np.copyto(light[window], np.float32(look.shade), where=solids.intersect(i, (x, y, level), sun) < np.inf)
-    return _halved(light)
+    return _mean(light)
 
 
-def _stand_on(picture: Array, look: Look, solids: Solids, fine: Rays) -> None:
+def _stand_on(picture: Array, look: Look, solids: Solids, twins: Rays) -> None:
     """Draw what stands on the ground into a picture (3, H, W) of the ground."""
-    depth = np.full(fine.shape, np.inf, np.float32)
-    met = np.full(fine.shape, -1, np.int16)
-    for i, window, nearest in windows(solids.corners(), fine.pixel_from_ego, fine.shape):
+    depth = np.full(twins.shape, np.inf, np.float32)
+    met = np.full(twins.shape, -1, np.int16)
+    for i, window, nearest in windows(solids.corners(), twins.pixel_from_ego, twins.shape, STAGGER):
         if depth[window].max() < nearest:
             continue
-        t = solids.intersect(i, fine.center, [d[window] for d in fine.direction])
+        t = solids.intersect(i, twins.center, [d[window] for d in twins.direction])
         np.copyto(met[window], i, where=t < depth[window])
         np.minimum(depth[window], t, out=depth[window])
-    bare = 1 - _halved((met >= 0).astype(np.float32))
-    layers = np.zeros((3, *fine.shape), np.float32)
+    bare = 1 - _mean((met >= 0).astype(np.float32))
+    layers = np.zeros((3, *twins.shape), np.float32)
     every = np.flatnonzero(met >= 0)
     for first in range(0, len(every), BLOCK):
         where = every[first : first + BLOCK]
         at = depth.ravel()[where]
-        points = [fine.center[k] + at * fine.direction[k].ravel()[where] for k in range(3)]
+        points = [twins.center[k] + at * twins.direction[k].ravel()[where] for k in range(3)]
         haze = 1 - np.exp(at * np.float32(-1 / look.haze_m))
         for k, colour in enumerate(solids.shade(met.ravel()[where].astype(np.intp), points, look)):
             layers[k].ravel()[where] = colour + (np.float32(look.horizon[k]) - colour) * haze
     for k, layer in enumerate(layers):
-        picture[k] = picture[k] * bare + _halved(layer)
+        picture[k] = picture[k] * bare + _mean(layer)
 
 
 def _sky_and_ground(scene: Scene, rays: Rays, light: Array) -> Array:

@@ -181,7 +181,9 @@ class Solids:
             colour[back] = (0.8, 0.06, 0.05)[k]
 
 
-def windows(corners: Array, pixel_from_ego: Array, shape: tuple[int, int]) -> Iterator[tuple[int, Window, float]]:
+def windows(
+    corners: Array, pixel_from_ego: Array, shape: tuple[int, int], stagger: float
+) -> Iterator[tuple[int, Window, float]]:
     """The hulls that may be in a picture of ``shape`` samples, the nearest first.
 
     A hull that reaches behind the camera is cut at ``CUT_M``, so that no point is projected from behind.
@@ -190,6 +192,7 @@ def windows(corners: Array, pixel_from_ego: Array, shape: tuple[int, int]) -> It
         corners: (m, 8, 3) in the ego frame.
         pixel_from_ego: (3, 4).
         shape: rows and columns.
+        stagger: rows by which a sample may lie off its row.
 
     Yields:
         The hull's number, the samples that its projection may cover, and the depth of its nearest corner.
@@ -207,8 +210,9 @@ def windows(corners: Array, pixel_from_ego: Array, shape: tuple[int, int]) -> It
         kept = np.concatenate([homogeneous[i][depth[i] > CUT_M], between])
         kept = kept[:, :2] / kept[:, 2:]
         low[i], high[i] = kept.min(0), kept.max(0)
-    first = np.clip(np.ceil(low), 0, shape[::-1]).astype(int)
-    stop = np.clip(np.floor(high) + 1, 0, shape[::-1]).astype(int)
+    slack = np.array([0.0, stagger])
+    first = np.clip(np.ceil(low - slack), 0, shape[::-1]).astype(int)
+    stop = np.clip(np.floor(high + slack) + 1, 0, shape[::-1]).astype(int)
     seen = np.flatnonzero((farthest > CUT_M) & (first < stop).all(1))
     for i in seen[np.argsort(nearest[seen], kind="stable")].tolist():
         yield i, (slice(first[i, 1], stop[i, 1]), slice(first[i, 0], stop[i, 0])), float(nearest[i])
