@@ -22,7 +22,7 @@ STAGGER = 0.25
 BLOCK = 8192
 """Samples that are shaded at a time, so that what is in between stays in the processor's cache."""
 CLOUD_HEIGHT_M, CLOUD_TEXEL_M = 300.0, 9.0
-SHADOWS_TO_M = 60.0
+SHADOWS_TO_M = 45.0
 """Depth to which shadows are drawn."""
 
 
@@ -101,7 +101,7 @@ def _ground_depth(rays: Rays) -> Array:
 
 def _shadows(look: Look, solids: Solids, twins: Rays) -> Array:
     """Light of 1 that the ground of every pixel gets, (H, W)."""
-    depth = _ground_depth(twins)
+    depth = np.minimum(_ground_depth(twins), np.float32(FAR_M))
     light = np.ones(twins.shape, np.float32)
     sun = [np.float32(c) for c in look.sun]
     level = np.zeros((), np.float32)
