@@ -195,7 +195,12 @@ class Pictures(Callback):
         panels = []
         for i in range(min(self.samples, len(batch["name"]))):
             panel = draw_sample(
-                batch["image"][i], batch["target"][i], probabilities[i], batch["valid"][i], self.classes
+                batch["image"][i],
+                batch["target"][i],
+                probabilities[i],
+                batch["valid"][i],
+                self.classes,
+                ego_from_cam=batch["ego_from_cam"][i],
             )
             panels.append(panel)
             write_png(self.folder / f"{name}_{i}.png", panel)

@@ -222,7 +222,7 @@ def _vehicle(rng: np.random.Generator, x: float, y: float, yaw: float, parked: b
         paint = {"rgb": rgb} | kind
         return Solid(x + cos * ahead, y + sin * ahead, yaw, length, width, bottom, top, **paint)  # type: ignore[arg-type]
 
-    if lot < 0.72 or (parked and lot < 0.8):  # a car
+    if lot < 0.82 or (parked and lot < 0.88):  # a car
         length, width, height = 3.9 + 0.9 * a, 1.72 + 0.16 * b, 1.42 + 0.3 * c
         waist = 0.56 * height
         cabin = length * (0.5 + 0.12 * b)
@@ -230,11 +230,11 @@ def _vehicle(rng: np.random.Generator, x: float, y: float, yaw: float, parked: b
         body = box(0.0, length, width, 0.0, waist, wheels=True, lights=True)
         glass = box(shift, cabin, 0.86 * width, waist, height, glass=(0.12, 0.86), side_glass_from=-1.0)
         return Vehicle(x, y, yaw, length, width, (body, glass))
-    if lot < 0.86 or parked:  # a van
+    if lot < 0.92 or parked:  # a van
         length, width, height = 4.8 + 1.0 * a, 1.9 + 0.15 * b, 2.0 + 0.6 * c
         van = box(0.0, length, width, 0.0, height, wheels=True, lights=True, glass=(0.52, 0.86), side_glass_from=0.35)
         return Vehicle(x, y, yaw, length, width, (van,))
-    if lot < 0.95:  # a truck
+    if lot < 0.97:  # a truck
         length, width, height = 6.6 + 2.6 * a, 2.3 + 0.2 * b, 3.0 + 0.7 * c
         cab = box(
             (length - 1.9) / 2, 1.9, width, 0.0, 0.8 * height, lights=True, glass=(0.5, 0.88), side_glass_from=-0.2

@@ -78,7 +78,7 @@ class Mounting:
 
 # The surround rig has the positions, headings and fields of view of nuScenes' cameras, rounded.
 RIGS: dict[str, dict[str, Mounting]] = {
-    "front": {"front": Mounting(1.0, 0.0, 1.6, 0.0, 4.0, 95.0)},
+    "front": {"front": Mounting(1.2, 0.0, 1.65, 0.0, 5.0, 80.0)},
     "surround": {
         "front": Mounting(1.7, 0.0, 1.5, 0.0, 2.0, 70.0),
         "front_left": Mounting(1.5, 0.5, 1.5, 55.0, 2.0, 70.0),

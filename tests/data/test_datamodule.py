@@ -1,0 +1,53 @@
+"""Order of training and sharing among processes, against plain sets and lists."""
+
+import pytest
+
+from bevreshape.data.datamodule import EpochOrder, EveryOnce
+from bevreshape.errors import InputError
+
+
+def test_epoch_visits_distinct_samples_in_another_order_each_time() -> None:
+    order = EpochOrder(103, batch_size=10, seed=3)
+    first = list(order)
+    order.set_epoch(1)
+    second = list(order)
+    assert len(first) == len(set(first)) == len(order) == 100
+    assert set(first) <= set(range(103))
+    assert first != second
+    order.set_epoch(0)
+    assert list(order) == first
+    assert list(EpochOrder(103, batch_size=10, seed=4)) != first
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_each_batch_of_the_single_process(world: int) -> None:
+    whole = list(EpochOrder(103, batch_size=4 * world, seed=0))
+    shares = [list(EpochOrder(103, batch_size=4, seed=0, rank=rank, world=world)) for rank in range(world)]
+    for batch in range(len(whole) // (4 * world)):
+        together = [index for share in shares for index in share[4 * batch : 4 * batch + 4]]
+        assert sorted(together) == sorted(whole[4 * world * batch : 4 * world * (batch + 1)])
+
+
+def test_start_leaves_out_what_was_trained_on_once() -> None:
+    whole = list(EpochOrder(50, batch_size=5, seed=1, epoch=2))
+    resumed = EpochOrder(50, batch_size=5, seed=1, epoch=2, start=3)
+    assert len(resumed) == 50, "Lightning counts the whole epoch"
+    assert list(resumed) == whole[15:]
+    assert list(resumed) == whole
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(InputError, match=r"7 training samples do not fill one batch of 4 on 2"):
+        EpochOrder(7, batch_size=4, seed=0, world=2)
+
+
+@pytest.mark.parametrize(("length", "world"), [(7, 2), (5, 5), (100, 3)])
+def test_evaluation_reads_every_sample_once(length: int, world: int) -> None:
+    shares = [list(EveryOnce(length, rank, world)) for rank in range(world)]
+    assert sorted(index for share in shares for index in share) == list(range(length))
+    assert [len(EveryOnce(length, rank, world)) for rank in range(world)] == [len(share) for share in shares]
+
+
+def test_more_processes_than_samples_are_refused() -> None:
+    with pytest.raises(InputError, match=r"trainer\.devices=2"):
+        EveryOnce(2, 0, 3)

@@ -1,0 +1,94 @@
+"""Nonsense on the command line: one sentence that names the culprit and the remedy, exit code 1, no traceback."""
+
+from pathlib import Path
+
+import pytest
+from commands import TINY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("reshaper=mpl",), ("reshaper=mpl", "did you mean mlp")),
+        (("data=synthetik",), ("did you mean synthetic",)),
+        (("encoder.name=mobilnetv3_small_050",), ("mobilnetv3_small_050", "mobilenetv3_small_050")),
+        (("encoder.strides=[7]",), ("strides=[7]", "offers")),
+        (("head.upsample=3",), ("20×20", "3")),
+        (("head.upsample=0",), ("head.upsample=0",)),
+        (("data.grid.cell_m=0.7",), ("cell_m=0.7", "whole number of cells")),
+        (("data.grid.forward_m=[40,0]",), ("forward_m", "ascend")),
+        (("data.batch_size=0",), ("data.batch_size=0",)),
+        (("data.batch_size=64",), ("24 training samples", "data.batch_size")),
+        (("data.rig=surrund",), ("surrund", "surround")),
+        (("data.jitter.yaw_deg=-1",), ("yaw_deg",)),
+        (("data.calibration=exakt",), ("exakt", "exact")),
+        (("data.scenes.train=0",), ("scenes",)),
+        (("seed=-1",), ("seed=-1",)),
+        (("seed=abc",), ("seed='abc'",)),
+        (("optimizer.lr=fast",), ("optimizer.lr='fast'",)),
+        (("optimizer.lr=-1",), ("optimizer.lr=-1",)),
+        (("trainer.max_steps=-5",), ("trainer.max_steps=-5",)),
+        (("trainer.max_steps=many",), ("trainer.max_steps='many'",)),
+        (("trainer.max_steps=-1",), ("trainer.max_epochs",)),
+        (("trainer.precision=16-mixed",), ("16-mixed", "bf16-mixed")),
+        (("trainer.precision=bf16-true",), ("bf16-true", "bf16-mixed")),
+        (("trainer.devices=0",), ("trainer.devices=0",)),
+        (("trainer.strategy=dpp", "trainer.devices=1"), ("dpp",)),
+        (("trainer.accelerator=tpu",), ("trainer",)),
+        (("logger.mode=ofline", "logger=wandb"), ("ofline", "offline")),
+        (("reshaper.hidden_layers=3",), ("hidden_layers",)),
+        (("+reshaper.hidden_layers=3",), ("hidden_layers",)),
+        (("data.scenes.train=a=b",), ("data.scenes.train",)),
+        (("loss.pos_weight=-1",), ("loss",)),
+        (("pictures.samples=-1",), ("pictures.samples=-1",)),
+        (("checkpoint_every_n_steps=0",), ("checkpoint_every_n_steps=0",)),
+        (("data=folder",), ("data.root",)),
+        (("data=folder", "data.root=nowhere"), ("nowhere",)),
+    ],
+)  # fmt: skip
+def test_sentence(command, worlds: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    data = () if "data=folder" in arguments else (f"data.root={worlds}",)
+    tiny = [a for a in TINY if "data=folder" not in arguments or not a.startswith(("data.scenes", "data.workers"))]
+    ended = command("train", *tiny, *data, *arguments)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err, ended.err
+    sentence = ended.err[ended.err.index("error:") :]
+    for word in words:
+        assert word in sentence, sentence
+
+
+def test_two_devices_without_a_gpu_are_refused(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    arguments = [a for a in TINY if not a.startswith("trainer.accelerator")]
+    ended = command("train", *arguments, f"data.root={worlds}", "trainer.devices=2")
+    assert ended.code == 1
+    assert "trainer.devices=2: this machine has no GPU; set trainer.devices=1, or trainer.accelerator=cpu" in ended.err
+
+
+def test_two_devices_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bevreshape.errors import InputError
+    from bevreshape.launch import check_hardware
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"trainer\.devices=2: this machine has 1 GPU"):
+        check_hardware({"accelerator": "gpu", "devices": 2})
+
+
+def test_full_disk_while_checkpointing(command, worlds: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import errno
+    import os
+
+    original = os.fsync
+
+    def full(handle: int) -> None:
+        if ".ckpt" in os.readlink(f"/proc/self/fd/{handle}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(handle)
+
+    monkeypatch.setattr("os.fsync", full)
+    ended = command("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run")
+    assert ended.code == 1
+    assert "the disk is full" in ended.err
+    assert "last.ckpt" in ended.err
+    assert "Traceback" not in ended.err
+    assert not list((tmp_path / "run" / "checkpoints").iterdir()), "half-written files were left"
