@@ -31,6 +31,8 @@ SHARD = 64
 MAGIC = b"BEVSHRD1"
 TRAILER = struct.Struct("<QQ8s")  # offset of the index in bytes, number of records, MAGIC
 CHECKSUM = struct.Struct("<I")
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+"""How workers start; forked ones, as torch's loaders have them on Linux, need not import everything anew."""
 
 MakeShard = Callable[[int, int], list[bytes]]
 """Makes the records from a first to before a last one; crosses into other processes, so it must pickle."""
@@ -135,7 +137,8 @@ def _generate(folder: Path, missing: list[int], count: int, make: MakeShard, wor
     sizes = {first: min(SHARD, count - first) for first in missing}
     left = sum(sizes.values())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    # No refreshing thread: workers are forked while the bar is shown.
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
         bar = progress.add_task(f"generating {folder.name}", total=left)
         for first, records in _made(sizes, make, workers):
             shard = pack(records)
@@ -150,7 +153,7 @@ def _generate(folder: Path, missing: list[int], count: int, make: MakeShard, wor
                     "free some space or set data.root to another disk (what is generated already is kept)"
                 ) from error
             left -= sizes[first]
-            progress.advance(bar, sizes[first])
+            progress.update(bar, advance=sizes[first], refresh=True)
 
 
 def _made(sizes: dict[int, int], make: MakeShard, workers: int) -> Iterator[tuple[int, list[bytes]]]:
@@ -167,7 +170,7 @@ def _made(sizes: dict[int, int], make: MakeShard, workers: int) -> Iterator[tupl
         finally:
             torch.set_num_threads(threads)
         return
-    pool = ProcessPoolExecutor(min(workers, len(sizes)), get_context("spawn"), _join)
+    pool = ProcessPoolExecutor(min(workers, len(sizes)), get_context(START_METHOD), _join)
     try:
         waiting: dict[Future[list[bytes]], int] = {
             pool.submit(make, first, first + size): first for first, size in sizes.items()

@@ -238,7 +238,7 @@ class SyntheticSource:
                 raise InputError(f"data.scenes: unknown split {name!r}; {suggest(str(name), SPLITS)}")
             if not _is_whole(count, 1):
                 raise InputError(f"data.scenes.{name}={count!r} must be a whole number ≥ 1")
-        self.grid = BEVGrid() if grid is None else grid
+        self.grid = BEVGrid((0, 32), (-16, 16), 0.5) if grid is None else grid
         self.rig = rig
         self.image_size = (size[0], size[1])
         self.camera_names = tuple(RIGS[rig])
