@@ -9,6 +9,7 @@ import torch
 
 from bevreshape.data.synthetic.draw import draw_scene
 from bevreshape.data.synthetic.ground import footprint, ground_colours
+from bevreshape.data.synthetic.rays import Rays
 from bevreshape.data.synthetic.render import render
 from bevreshape.data.synthetic.rig import nominal
 from bevreshape.data.synthetic.solids import Solids
@@ -34,9 +35,9 @@ def photograph(scene: Scene, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def project(point: tuple[float, float, float], size: tuple[int, int] = SIZE) -> tuple[float, float]:
-    """(u, v) of one ego point, worked out by hand: the camera stands at (1, 0, 1.6), looks ahead and 4° down."""
-    dip, focal = math.radians(4), size[1] / 2 / math.tan(math.radians(95) / 2)
-    ahead, left, up = point[0] - 1.0, point[1], point[2] - 1.6
+    """(u, v) of one ego point, worked out by hand: the camera stands at (1.2, 0, 1.65), looks ahead and 5° down."""
+    dip, focal = math.radians(5), size[1] / 2 / math.tan(math.radians(80) / 2)
+    ahead, left, up = point[0] - 1.2, point[1], point[2] - 1.65
     depth = math.cos(dip) * ahead - math.sin(dip) * up
     down = -math.sin(dip) * ahead - math.cos(dip) * up
     return focal * -left / depth + (size[1] - 1) / 2, focal * down / depth + (size[0] - 1) / 2
@@ -89,10 +90,10 @@ def test_thin_lines_far_away_keep_their_light() -> None:
     scene = Scene((straight(Marking(0.0, 0.1)),), (), (), FLAT)
     bare = Scene((straight(),), (), (), FLAT)
     added = (photograph(scene).astype(float) - photograph(bare))[:, :, 0].sum(1) / 255 / (WHITE[0] - FLAT.asphalt[0])
-    dip, focal = math.radians(4), 128 / math.tan(math.radians(95) / 2)
+    dip, focal = math.radians(5), 128 / math.tan(math.radians(80) / 2)
     rows = np.arange(72, 120)
     angle = np.arctan((rows - 63.5) / focal) + dip
-    depth = 1.6 / np.sin(angle) * np.cos(angle - dip)
+    depth = 1.65 / np.sin(angle) * np.cos(angle - dip)
     np.testing.assert_allclose(added[rows], 0.1 * focal / depth, rtol=0.12, atol=0.03)
 
 
@@ -147,22 +148,52 @@ def test_a_box_that_reaches_behind_the_camera_is_cut() -> None:
 @pytest.mark.parametrize("shape", ["box", "ellipsoid"])
 def test_rays_meet_solids_where_marching_finds_them(shape: str) -> None:
     solid = Solid(6.0, 1.0, 0.8, 4.0, 2.0, 0.5, 2.5, (1.0, 1.0, 1.0), round=shape == "ellipsoid")
-    rng = np.random.default_rng(0)
     origin = np.array([0.3, -0.2, 1.4])
-    direction = np.column_stack([np.ones(60), rng.uniform(-0.3, 0.6, 60), rng.uniform(-0.3, 0.3, 60)])
-    got = Solids([solid]).intersect(0, list(origin.astype(np.float32)), list(direction.T.astype(np.float32)))
+    pixel_from_cam = np.array([[13.0, 0.0, 8.0], [0.0, 13.0, 5.0], [0.0, 0.0, 1.0]])
+    ego_from_cam = np.array([[0, 0, 1, 0.3], [-1, 0, 0, -0.2], [0, -1, 0, 1.4], [0, 0, 0, 1]])
+    rays = Rays(pixel_from_cam, ego_from_cam, (10, 10), stagger=0.25)
+    rows, columns = slice(2, 9), slice(1, 10)
+    nearness = Solids([solid]).seen(rays).nearness(0, rays, (rows, columns))
     steps = np.arange(0, 12, 0.002)
-    for ray, t in zip(direction, got, strict=True):
+    got = []
+    for (row, column), near in np.ndenumerate(nearness):
+        u, v = 1 + column, 2 + row
+        v += -0.25 if u % 2 == 0 else 0.25
+        ray = np.array([1.0, -(u - 8) / 13, -(v - 5) / 13])
         away = origin + steps[:, None] * ray - [6.0, 1.0, 1.5]
         a = (math.cos(0.8) * away[:, 0] + math.sin(0.8) * away[:, 1]) / 2.0
         b = (math.cos(0.8) * away[:, 1] - math.sin(0.8) * away[:, 0]) / 1.0
         c = away[:, 2] / 1.0
         inside = a**2 + b**2 + c**2 < 1 if shape == "ellipsoid" else np.maximum.reduce([abs(a), abs(b), abs(c)]) < 1
         if inside.any():
-            assert t == pytest.approx(steps[np.argmax(inside)], abs=6e-3)
+            assert 1 / near == pytest.approx(steps[np.argmax(inside)], abs=6e-3)
         else:
-            assert np.isinf(t)
-    assert 10 < np.isfinite(got).sum() < 50
+            assert near <= 0
+        got.append(inside.any())
+    assert 10 < sum(got) < 50
+
+
+@pytest.mark.parametrize("shape", ["box", "ellipsoid"])
+def test_ground_is_shaded_where_marching_to_the_sun_finds_a_solid(shape: str) -> None:
+    """Also where the solid reaches below the ground, which casts no shadow."""
+    solid = Solid(8.0, 0.5, 0.7, 3.0, 1.6, -0.4, 2.2, (1.0, 1.0, 1.0), round=shape == "ellipsoid")
+    sun = (0.3, -0.8, math.sqrt(1 - 0.09 - 0.64))
+    (k,), (pose,) = nominal("front", (24, 48))
+    rays = Rays(k, pose, (24, 48))
+    below = slice(12, 24), slice(0, 48)
+    shaded = Solids([solid]).shadows(rays, sun).nearness(0, rays, below) > 0
+    away = np.arange(0, 8, 0.005)[:, None] * np.array(sun)
+    wrong = 0
+    for (row, column), dark in np.ndenumerate(shaded):
+        ray = pose[:3, :3] @ np.linalg.inv(k) @ [column, row + 12, 1]
+        x, y, z = (pose[:3, 3] - ray * pose[2, 3] / ray[2] + away - [8.0, 0.5, 0.9]).T
+        a = (math.cos(0.7) * x + math.sin(0.7) * y) / 1.5
+        b = (math.cos(0.7) * y - math.sin(0.7) * x) / 0.8
+        c = z / 1.3
+        inside = a**2 + b**2 + c**2 < 1 if shape == "ellipsoid" else np.maximum.reduce([abs(a), abs(b), abs(c)]) < 1
+        wrong += inside.any() != dark
+    assert 20 < shaded.sum() < 200
+    assert wrong <= 1  # a pixel that the march just misses
 
 
 def test_shadow_lies_away_from_the_sun() -> None:

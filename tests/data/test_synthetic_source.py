@@ -268,7 +268,7 @@ def test_jitter_has_its_standard_deviations() -> None:
     drawn = [spread.draw(mounted, rng)[0] for _ in range(3000)]
     facts = np.array([(*angles(pose), pose[2, 3]) for pose in drawn])
     np.testing.assert_allclose(facts.std(0), [2.0, 0.7, 1.2, 0.05], rtol=0.06)
-    np.testing.assert_allclose(facts.mean(0), [0, 4, 0, 1.6], atol=0.15)
+    np.testing.assert_allclose(facts.mean(0), [0, 5, 0, 1.65], atol=0.15)
 
 
 def test_jitter_moves_the_picture_and_the_cameras_not_the_scene(made: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_jitter_moves_the_picture_and_the_cameras_not_the_scene(made: Path, tmp_
     poses = np.array([worlds[0].poses(index)[0] for index in range(200)])
     assert np.std([angles(pose)[0] for pose in poses]) == pytest.approx(3.0, rel=0.15)
     assert poses[:, 2, 3].std() == pytest.approx(0.1, rel=0.15)
-    assert poses[:, :2, 3].std(0) == pytest.approx([0, 0], abs=1e-6)
+    assert np.ptp(poses[:, :2, 3], axis=0).tolist() == [0, 0]
 
 
 def test_calibration_may_lie_and_pictures_do_not(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_a_sheet_is_written(view_batch: ModuleType, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys, "argv", command)
     view_batch.main()
     drawn = np.asarray(Image.open(out))
-    side = 80 * view_batch.CELL_PX
+    side = 64 * view_batch.CELL_PX
     assert drawn.shape == (2 * side + view_batch.GAP_PX, 4 * side + 2 * view_batch.GAP_PX, 3)
     assert drawn.std() > 20
 

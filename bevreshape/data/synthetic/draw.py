@@ -16,11 +16,9 @@ RANGE_M = (-60.0, 75.0)
 CROSS_RANGE_M = (-45.0, 45.0)
 """The second road, to both sides of the junction."""
 
-PAINTS = np.array(
-    [
-        (0.85, 0.86, 0.87), (0.62, 0.64, 0.66), (0.33, 0.34, 0.36), (0.13, 0.13, 0.15), (0.09, 0.1, 0.12),
-        (0.62, 0.09, 0.08), (0.1, 0.2, 0.5), (0.16, 0.36, 0.6), (0.1, 0.3, 0.18), (0.7, 0.62, 0.45), (0.85, 0.62, 0.1),
-    ]
+PAINTS = (
+    (0.85, 0.86, 0.87), (0.62, 0.64, 0.66), (0.33, 0.34, 0.36), (0.13, 0.13, 0.15), (0.09, 0.1, 0.12),
+    (0.62, 0.09, 0.08), (0.1, 0.2, 0.5), (0.16, 0.36, 0.6), (0.1, 0.3, 0.18), (0.7, 0.62, 0.45), (0.85, 0.62, 0.1),
 )  # fmt: skip
 FACADES = np.array(
     [(0.66, 0.6, 0.52), (0.55, 0.36, 0.29), (0.72, 0.7, 0.66), (0.5, 0.5, 0.52), (0.74, 0.64, 0.44), (0.42, 0.33, 0.3)]
@@ -215,7 +213,11 @@ def _may_park(roads: tuple[Road, ...], road: int, x: np.ndarray, y: np.ndarray) 
 
 def _vehicle(rng: np.random.Generator, x: float, y: float, yaw: float, parked: bool) -> Vehicle:
     lot, a, b, c = rng.random(4).tolist()
-    rgb = _rgb(np.clip(PAINTS[rng.integers(len(PAINTS))] * rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3), 0, 1))
+    paint, tone = PAINTS[rng.integers(len(PAINTS))], rng.uniform(0.85, 1.15)
+    red, green, blue = (
+        min(c * tone * tint, 1.0) for c, tint in zip(paint, rng.uniform(0.95, 1.05, 3).tolist(), strict=True)
+    )
+    rgb = red, green, blue
     cos, sin = math.cos(yaw), math.sin(yaw)
 
     def box(ahead: float, length: float, width: float, bottom: float, top: float, **kind: object) -> Solid:

@@ -27,13 +27,14 @@ def ground_colours(scene: Scene, x: Array, y: Array) -> list[Array]:
     """Red, green and blue of the ground in full light at the pixels' ground points x, y (h, w)."""
     look = scene.look
     pixel_m = footprint(x) + footprint(y)
-    grain = pattern(look, x, y, NEAR_TEXEL_M) * np.clip(1.5 - pixel_m / (8 * NEAR_TEXEL_M), 0, 1)
-    grain += pattern(look, x, y, FAR_TEXEL_M) * np.clip(1.5 - pixel_m / (5 * FAR_TEXEL_M), 0, 1)
+    grain = _grain(look, x, y, pixel_m, NEAR_TEXEL_M, 8 * NEAR_TEXEL_M)
+    grain += _grain(look, x, y, pixel_m, FAR_TEXEL_M, 5 * FAR_TEXEL_M)
     ground = scene.ground(x, y)
     surface = ground.surface()
     width = footprint(surface)
     smooth = 1 + 0.55 * look.grain * grain
-    colours = [look.terrain[k] * (1 + 1.6 * look.grain * grain) for k in range(3)]
+    rough = 1 + 1.6 * look.grain * grain
+    colours = [rough * look.terrain[k] for k in range(3)]
     if look.pavement_m:
         s, _ = ground.st[0]
         joints = _strip(s - np.rint(s), 0.03, np.minimum(footprint(s), 1))
@@ -41,40 +42,51 @@ def ground_colours(scene: Scene, x: Array, y: Array) -> list[Array]:
         paved = _inside(surface - look.pavement_m, width)
         for k, colour in enumerate(colours):
             colour += (look.pavement[k] * tone - colour) * paved
-    on = np.nonzero(surface < 0.5 * width)
-    if on[0].size:
-        tar = _inside(surface[on], width[on])
-        tone = smooth[on] * _mended(scene, ground, on)
-        left = 1 - look.wear * np.clip(0.6 + 1.2 * grain[on], 0, 1)
+    on = np.flatnonzero(surface < 0.5 * width)
+    if on.size:
+        tar = _inside(surface.take(on), width.take(on))
+        tone = smooth.take(on) * _mended(scene, ground, on)
+        left = 1 - look.wear * np.clip(0.6 + 1.2 * grain.take(on), 0, 1)
         white, yellow = (np.minimum(paint, 1) * left for paint in _paint(ground, on))
         for k, colour in enumerate(colours):
             painted = look.asphalt[k] * tone
             painted += (WHITE[k] - painted) * white + (YELLOW[k] - painted) * yellow
-            colour[on] += (painted - colour[on]) * tar
+            flat = colour.ravel()
+            flat[on] += (painted - flat[on]) * tar
     return colours
 
 
-def _mended(scene: Scene, ground: Ground, on: tuple[NDArray[np.intp], ...]) -> Array:
+def _grain(look: Look, x: Array, y: Array, pixel_m: Array, texel_m: float, resolved_m: float) -> Array:
+    """A level of the texture, fading where pixels cover more of the ground than ``resolved_m``."""
+    grain = np.clip(1.5 - pixel_m * (1 / resolved_m), 0, 1)
+    rows = np.flatnonzero(grain.any(1))
+    if rows.size:
+        near = slice(rows[0], rows[-1] + 1)
+        grain[near] *= pattern(look, x[near], y[near], texel_m)
+    return grain
+
+
+def _mended(scene: Scene, ground: Ground, on: NDArray[np.intp]) -> Array:
     """Brightness of the tar of pixels ``on``, of 1."""
-    s, t = (axis[on] for axis in ground.st[0])
+    s, t = (axis.take(on) for axis in ground.st[0])
     tone = np.ones_like(s)
-    inside = ground.distances[0][on] < 0
+    inside = ground.distances[0].take(on) < 0
     for middle_s, middle_t, half_s, half_t, brightness in scene.patches:
         tone[inside & (np.abs(s - middle_s) < half_s) & (np.abs(t - middle_t) < half_t)] = brightness
     return tone
 
 
-def _paint(ground: Ground, on: tuple[NDArray[np.intp], ...]) -> tuple[Array, Array]:
+def _paint(ground: Ground, on: NDArray[np.intp]) -> tuple[Array, Array]:
     """How much of pixels ``on`` is under white and under yellow paint; a little more than 1 where lines meet."""
-    white, yellow = (np.zeros(len(on[0]), np.float32) for _ in range(2))
+    white, yellow = (np.zeros(len(on), np.float32) for _ in range(2))
     for i, road in enumerate(ground.roads):
         s, t = ground.st[i]
-        width_s, width_t = footprint(s)[on], footprint(t)[on]
-        s, t = s[on], t[on]
-        open_ = _inside(ground.distances[i][on], width_t)
+        width_s, width_t = footprint(s).take(on), footprint(t).take(on)
+        s, t = s.take(on), t.take(on)
+        open_ = _inside(ground.distances[i].take(on), width_t)
         if road.crossings or len(ground.roads) > 1:
             clear = ground.paintable(i)
-            open_ *= _inside(-clear[on], footprint(clear)[on])
+            open_ *= _inside(-clear.take(on), footprint(clear).take(on))
         for marking in road.markings:
             line = _strip(t - marking.offset_m, 0.5 * marking.width_m, width_t) * open_
             if marking.dash_m < marking.period_m:
@@ -83,7 +95,7 @@ def _paint(ground: Ground, on: tuple[NDArray[np.intp], ...]) -> tuple[Array, Arr
             colour += line
         for crossing in road.crossings:
             area = ground.crossing(i, crossing)
-            white += _inside(area[on], footprint(area)[on]) * _dashes(crossing.stripes, t, width_t)
+            white += _inside(area.take(on), footprint(area).take(on)) * _dashes(crossing.stripes, t, width_t)
     return white, yellow
 
 
@@ -116,10 +128,14 @@ def _dashes(marking: Marking, s: Array, width: Array) -> Array:
 def pattern(look: Look, x: Array, y: Array, texel_m: float) -> Array:
     """The texture at ground points (h, w), its tile turned, shifted and repeated in mirror image; mean 0, deviation ½."""
     turn, shift_x, shift_y = look.surface
-    cos, sin = math.cos(turn) / texel_m, math.sin(turn) / texel_m
-    u = torch.from_numpy(cos * x - sin * y + shift_x / texel_m)[None]
-    v = torch.from_numpy(sin * x + cos * y + shift_y / texel_m)[None]
-    return remap(_tile(), u, v, mode="bilinear", padding_mode="reflection", align_corners=True)[0, 0].numpy()
+    half_m = 0.5 * (TILE - 1) * texel_m  # of a tile, from the centre of its first texel to that of its last
+    cos, sin = math.cos(turn) / half_m, math.sin(turn) / half_m
+    u = torch.from_numpy(cos * x - sin * y + (shift_x / half_m - 1))[None]
+    v = torch.from_numpy(sin * x + cos * y + (shift_y / half_m - 1))[None]
+    sampled = remap(
+        _tile(), u, v, mode="bilinear", padding_mode="reflection", align_corners=True, normalized_coordinates=True
+    )
+    return sampled[0, 0].numpy()
 
 
 @cache

@@ -1,20 +1,18 @@
 """Boxes and ellipsoids seen by rays: where a ray meets them, and the colour that it finds there."""
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bevreshape.data.synthetic.rays import Array, Rays, Window
 from bevreshape.data.synthetic.world import Look, Solid
-
-Array = NDArray[np.floating]
-Coordinate = TypeVar("Coordinate", Array, np.float32)
-Window = tuple[slice, slice]
 
 CUT_M = 0.1
 """Depth at which what reaches behind the camera is cut off."""
-NEVER = np.float32(np.inf)
+NEVER = np.float32(0)
+"""Nearness of what a ray misses."""
 _SIGNS = np.array([(a, b, c) for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], np.float64)
 _PAIRS = np.triu_indices(8, 1)
 
@@ -30,7 +28,7 @@ class Solids:
         self.rgb = np.array([s.rgb for s in solids], np.float32).reshape(-1, 3).T
         self.frames = np.array(
             [
-                (s.x, s.y, (s.bottom_m + s.top_m) / 2, np.cos(s.yaw), np.sin(s.yaw),
+                (s.x, s.y, (s.bottom_m + s.top_m) / 2, math.cos(s.yaw), math.sin(s.yaw),
                  s.length_m / 2, s.width_m / 2, (s.top_m - s.bottom_m) / 2)
                 for s in solids
             ],
@@ -51,37 +49,60 @@ class Solids:
         corners = self.corners()
         return corners - corners[..., 2:] * (np.array(sun) / sun[2])
 
-    def intersect(self, i: int, origin: Sequence[Coordinate], direction: Sequence[Coordinate]) -> Array:
-        """Ray parameter at which rays enter solid ``i``; infinite where they miss it.
+    def seen(self, rays: Rays) -> "Bounds":
+        """How the rays of a camera meet the solids; nearness is 1 over depth.
 
-        Origins or directions may be constant; they are broadcast against each other. Rays start outside the solid.
+        The plane at ``h`` across an axis, with the ray at ``o + depth · d``, is met at a nearness of ``d / (h - o)``,
+        linear in the pixel. A ray is in a box from the last plane that it enters to the first that it leaves. The
+        ellipsoid is met where ``(toward + √(toward² - c · square)) / c``, with ``c = o · o - 1`` in the sphere's frame.
         """
-        x, y, z, cos, sin, *half = self.frames[:, i]
-        ox, oy, oz = origin[0] - x, origin[1] - y, origin[2] - z
-        dx, dy, dz = direction
-        local = (
-            (cos * ox + sin * oy, cos * dx + sin * dy),
-            (cos * oy - sin * ox, cos * dy - sin * dx),
-            (oz, dz),
-        )
-        if self.round[i]:
-            (oa, da), (ob, db), (oc, dc) = ((o / h, d / h) for (o, d), h in zip(local, half, strict=True))
-            square = da * da + db * db + dc * dc
-            toward = -(oa * da + ob * db + oc * dc)
-            under = toward * toward - square * (oa * oa + ob * ob + oc * oc - 1)
-            t = (toward - np.sqrt(np.maximum(under, 0))) / square
-            return np.where((under > 0) & (t > 0), t, NEVER)
-        enter, leave = -NEVER, NEVER
-        with np.errstate(divide="ignore"):  # a ray along a slab meets it at ±infinity, with the right sign
-            for (o, d), h in zip(local, half, strict=True):
-                inverse = 1 / d
-                low, high = (-h - o) * inverse, (h - o) * inverse
-                enter = np.maximum(enter, np.minimum(low, high))
-                leave = np.minimum(leave, np.maximum(low, high))
-        return np.where((enter <= leave) & (leave > 0), np.maximum(enter, 0), NEVER)
+        half = self.frames[5:].T.astype(np.float64)  # m 3
+        origin = self._local(rays.center[:, None] - self.frames[:3].T[..., None])[..., 0]
+        direction = self._local(np.broadcast_to(rays.ego_from_pixel, (len(half), 3, 3)))
+        gap = np.stack([-(origin + half), half - origin], axis=1)  # m 2 3
+        planes = direction[:, None] / _away_from_zero(gap)[..., None]
+        entered = np.stack([origin < -half, origin > half], axis=1).reshape(-1, 6)
+        order = np.argsort(~entered, axis=1, kind="stable")
+        planes = np.take_along_axis(planes.reshape(-1, 6, 3), order[..., None], axis=1)
 
-    def shade(self, solid: NDArray[np.intp], points: Sequence[Array], look: Look) -> list[Array]:
-        """Colours of points, each coordinate (p,), on the surfaces of the solids ``solid`` (p,)."""
+        origin, direction = (origin / half)[..., None], direction / half[..., None]
+        beyond = np.maximum((origin**2).sum(1) - 1, 1e-6)[..., None]
+        toward = -(origin * direction).sum(1, keepdims=True) / beyond
+        cone = np.concatenate([toward, toward, direction / np.sqrt(beyond), np.zeros_like(toward)], axis=1)
+        return Bounds(self.round, np.where(self.round[:, None, None], cone, planes), entered.sum(1))
+
+    def shadows(self, rays: Rays, sun: tuple[float, float, float]) -> "Bounds":
+        """How the rays to the sun from the ground in the pixels meet the solids; nearness is more than 0 in a shadow.
+
+        In homogeneous coordinates the ground point is linear in the pixel, and so is, times the point's weight, the way
+        from it to where the sun's ray enters or leaves through a plane. Above the horizon, where the weight is negative,
+        the values mean nothing.
+        """
+        half = self.frames[5:].T.astype(np.float64)[..., None]  # m 3 1
+        weight = -rays.ego_from_pixel[2]  # linear in the pixel as well
+        ground = rays.center[:, None] * weight + rays.center[2] * rays.ego_from_pixel  # 3 3
+        point = self._local(ground - self.frames[:3].T[..., None] * weight)
+        to_sun = self._local(np.broadcast_to(np.array(sun)[:, None], (len(half), 3, 1)))
+        slope = _away_from_zero(to_sun)
+        reach = np.abs(half / slope) * weight
+        planes = np.concatenate([reach - point / slope, -reach - point / slope], axis=1)
+
+        point, to_sun = point / half, to_sun / half
+        to_sun /= np.linalg.norm(to_sun, axis=1, keepdims=True)
+        toward = -(point * to_sun).sum(1, keepdims=True)
+        aside = np.cross(point, to_sun, axis=1)
+        radius = np.broadcast_to(weight, toward.shape)
+        cylinder = np.concatenate([toward, radius, aside, np.zeros_like(toward)], axis=1)
+        return Bounds(self.round, np.where(self.round[:, None, None], cylinder, planes), np.full(len(half), 3))
+
+    def _local(self, vectors: Array) -> Array:
+        """Vectors (m, 3, k) of the ego frame, turned into the frames of the solids."""
+        cos, sin = self.frames[3:5, :, None]
+        x, y, z = vectors[:, 0], vectors[:, 1], vectors[:, 2]
+        return np.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
+
+    def shade(self, solid: NDArray[np.intp], points: Array, look: Look) -> list[Array]:
+        """Colours of points (3, p) on the surfaces of the solids ``solid`` (p,)."""
         x, y, z, cos, sin, *half = np.take(self.frames, solid, axis=1)
         dx, dy = points[0] - x, points[1] - y
         local = (cos * dx + sin * dy, cos * dy - sin * dx, points[2] - z)
@@ -89,23 +110,22 @@ class Solids:
         size = [np.abs(r) for r in relative]
         end = (size[0] >= size[1]) & (size[0] >= size[2])  # the front or the back
         side = ~end & (size[1] >= size[2])
-        sun = (cos * np.float32(look.sun[0]) + sin * np.float32(look.sun[1]),
-               cos * np.float32(look.sun[1]) - sin * np.float32(look.sun[0]), np.float32(look.sun[2]))  # fmt: skip
-        facing = np.where(end, np.sign(local[0]) * sun[0], np.where(side, np.sign(local[1]) * sun[1], sun[2]))
-        skyward = np.where(end | side, np.float32(0.165), np.float32(0.3))
+        sun = self._local(np.broadcast_to(np.array(look.sun, np.float32)[:, None], (len(self.solids), 3, 1)))[..., 0]
+        strength = np.float32(0.75 * (1.25 - look.shade))
+        ahead, left, up = sun.T
+        facing = np.stack([-ahead, ahead, -left, left, up], axis=1)  # the back, front, right, left and top
+        skyward = np.array([0.165, 0.165, 0.165, 0.165, 0.3], np.float32)
+        face = np.where(end, local[0] > 0, np.where(side, 2 + (local[1] > 0), 4))
+        light = (0.34 + skyward + strength * np.maximum(facing, 0)).ravel()[5 * solid + face]
 
         curved = np.flatnonzero(self.round[solid])
         if curved.size:
-            normal = [(r[curved] / h[curved]) for r, h in zip(relative, half, strict=True)]
-            length = np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2)
+            normal = np.stack([r[curved] / h[curved] for r, h in zip(relative, half, strict=True)])
+            facing_sun = (normal * sun[solid[curved]].T).sum(0) / np.sqrt((normal**2).sum(0))
             a, b, c = (p[curved] for p in local)
-            facing[curved] = (normal[0] * sun[0][curved] + normal[1] * sun[1][curved] + normal[2] * sun[2]) / length
-            skyward[curved] = 0.15 + 0.15 * relative[2][curved]
             leaves = 1 + 0.45 * np.sin(7 * a + 3 * c) * np.sin(6 * b - 4 * a) * np.sin(8 * c + 2 * b)
-        light = 0.34 + skyward + np.float32(0.75 * (1.25 - look.shade)) * np.maximum(facing, 0)
-        if curved.size:
-            light[curved] *= leaves
-        colours = [self.rgb[k, solid] * light for k in range(3)]
+            light[curved] = (0.49 + 0.15 * relative[2][curved] + strength * np.maximum(facing_sun, 0)) * leaves
+        colours = [colour * light for colour in np.take(self.rgb, solid, axis=1)]
 
         for chosen, paint in ((self.facade, self._facade), (self.vehicle, self._vehicle)):
             at = np.flatnonzero(chosen[solid])
@@ -181,23 +201,51 @@ class Solids:
             colour[back] = (0.8, 0.06, 0.05)[k]
 
 
-def windows(
-    corners: Array, pixel_from_ego: Array, shape: tuple[int, int], stagger: float
-) -> Iterator[tuple[int, Window, float]]:
-    """The hulls that may be in a picture of ``shape`` samples, the nearest first.
+class Bounds:
+    """What bounds solids in a picture, as functions linear in the pixel.
+
+    Args:
+        round: (m,) which of them are ellipsoids.
+        functions: (m, 6, 3) of (u, v, 1). Of a box first those of the planes by which a ray enters it, then of those by
+            which it leaves; of an ellipsoid ``f`` with its nearness ``f0 + √(f1² - f2² - f3² - f4²)``.
+        entered: (m,) how many planes a ray enters by.
+    """
+
+    def __init__(self, round: NDArray[np.bool_], functions: Array, entered: NDArray[np.intp]) -> None:
+        self.round = round.tolist()
+        self.functions = functions.astype(np.float32)
+        self.entered = entered.tolist()
+
+    def nearness(self, i: int, rays: Rays, window: Window) -> Array:
+        """Of solid ``i`` in a window's rays (h, w); not above 0 where they miss it."""
+        fields = rays.evaluate(self.functions[i], window)
+        if self.round[i]:
+            squares = fields[1:5] ** 2
+            under = squares[0] - squares[1] - squares[2] - squares[3]
+            return np.where(under > 0, fields[0] + np.sqrt(np.maximum(under, 0)), NEVER)
+        enter = np.minimum.reduce(fields[: self.entered[i]], axis=0, initial=np.inf)
+        leave = np.maximum.reduce(fields[self.entered[i] :], axis=0)
+        return np.where(enter > leave, enter, NEVER)
+
+
+def _away_from_zero(values: Array) -> Array:
+    """Values whose reciprocals are finite."""
+    return np.copysign(np.maximum(np.abs(values), 1e-6), values)
+
+
+def windows(corners: Array, rays: Rays) -> Iterator[tuple[int, Window, float]]:
+    """The hulls that may be in a picture, the nearest first.
 
     A hull that reaches behind the camera is cut at ``CUT_M``, so that no point is projected from behind.
 
     Args:
         corners: (m, 8, 3) in the ego frame.
-        pixel_from_ego: (3, 4).
-        shape: rows and columns.
-        stagger: rows by which a sample may lie off its row.
+        rays: of the picture.
 
     Yields:
         The hull's number, the samples that its projection may cover, and the depth of its nearest corner.
     """
-    homogeneous = corners @ pixel_from_ego[:, :3].T + pixel_from_ego[:, 3]  # m 8 3
+    homogeneous = corners @ rays.pixel_from_ego[:, :3].T + rays.pixel_from_ego[:, 3]  # m 8 3
     depth = homogeneous[..., 2]
     nearest, farthest = depth.min(1), depth.max(1)
     pixels = homogeneous[..., :2] / np.where(np.abs(depth) < CUT_M, CUT_M, depth)[..., None]
@@ -210,9 +258,11 @@ def windows(
         kept = np.concatenate([homogeneous[i][depth[i] > CUT_M], between])
         kept = kept[:, :2] / kept[:, 2:]
         low[i], high[i] = kept.min(0), kept.max(0)
-    slack = np.array([0.0, stagger])
-    first = np.clip(np.ceil(low - slack), 0, shape[::-1]).astype(int)
-    stop = np.clip(np.floor(high + slack) + 1, 0, shape[::-1]).astype(int)
+    slack = np.array([0.0, rays.stagger])
+    first = np.clip(np.ceil(low - slack), 0, rays.shape[::-1]).astype(int)
+    stop = np.clip(np.floor(high + slack) + 1, 0, rays.shape[::-1]).astype(int)
     seen = np.flatnonzero((farthest > CUT_M) & (first < stop).all(1))
-    for i in seen[np.argsort(nearest[seen], kind="stable")].tolist():
-        yield i, (slice(first[i, 1], stop[i, 1]), slice(first[i, 0], stop[i, 0])), float(nearest[i])
+    seen = seen[np.argsort(nearest[seen], kind="stable")]
+    boxes = np.concatenate([first[seen], stop[seen]], axis=1).tolist()
+    for i, (left, top, right, bottom), depth_m in zip(seen.tolist(), boxes, nearest[seen].tolist(), strict=True):
+        yield i, (slice(top, bottom), slice(left, right)), depth_m

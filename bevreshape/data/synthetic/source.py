@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from bevreshape.data.synthetic.world import CLASSES, Scene, truth
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 
-WORLD_VERSION = 1
+WORLD_VERSION = 2
 """Raised with every change of what a seed stands for, so that old caches are not taken for new ones."""
 
 CALIBRATIONS = ("exact", "nominal", "noisy")
@@ -87,11 +87,14 @@ class World:
 
     def seen(self, poses: NDArray[np.float32]) -> NDArray[np.bool_]:
         """The cells (rows, cols) at whose ground a camera looks."""
-        intrinsics, _ = nominal(self.rig, self.image_size)
-        cameras = Cameras(
-            torch.tensor(intrinsics, dtype=torch.float32)[None], torch.from_numpy(poses)[None], self.image_size
-        )
-        return ground_pixels(cameras, self.grid)[1][0].any(0).numpy()
+        return _seen(self.rig, self.image_size, self.grid, poses.tobytes())
+
+
+@lru_cache(maxsize=1)  # without jitter all scenes have the same cameras
+def _seen(rig: str, image_size: tuple[int, int], grid: BEVGrid, poses: bytes) -> NDArray[np.bool_]:
+    intrinsics = torch.tensor(nominal(rig, image_size)[0], dtype=torch.float32)[None]
+    ego_from_cam = torch.frombuffer(bytearray(poses), dtype=torch.float32).view(1, -1, 4, 4)
+    return ground_pixels(Cameras(intrinsics, ego_from_cam, image_size), grid)[1][0].any(0).numpy()
 
 
 def make_records(world: World, first: int, stop: int) -> list[bytes]:

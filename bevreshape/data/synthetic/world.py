@@ -10,8 +10,10 @@ Functions of ground points take arrays x, y of any one shape, in float32 or floa
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from bevreshape.geometry import BEVGrid
@@ -254,14 +256,20 @@ class Ground:
         return np.maximum(along, np.abs(t - strip.middle_m) - (strip.half_m - CROSSING_INSET_M))
 
 
+@cache
+def _centers(grid: BEVGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ground points x, y of the cells' centres, each (rows, cols)."""
+    centers = grid.centers(dtype=torch.float64).numpy()
+    return centers[..., 0], centers[..., 1]
+
+
 def truth(scene: Scene, grid: BEVGrid, lane_label_m: float) -> NDArray[np.bool_]:
     """The exact target, (4, rows, cols), of :data:`CLASSES`, asked at the cells' centres.
 
     A cell is ``lane`` when the middle of a marking that is painted beside the cell's centre (dashes count, gaps do not)
     passes it within half of ``lane_label_m``, or of the marking's width where that is more.
     """
-    centers = grid.centers(dtype=grid.ground_from_cell().dtype).numpy()
-    x, y = centers[..., 0], centers[..., 1]
+    x, y = _centers(grid)
     ground = scene.ground(x, y)
     lane, crossing, vehicle = (np.zeros(grid.shape, bool) for _ in range(3))
     for i, road in enumerate(scene.roads):
@@ -274,8 +282,7 @@ def truth(scene: Scene, grid: BEVGrid, lane_label_m: float) -> NDArray[np.bool_]
             crossing |= ground.crossing(i, zebra) <= 0
     for car in scene.vehicles:
         reach = 0.5 * (car.length_m + car.width_m)
-        rows, cols = (np.flatnonzero(np.abs(axis) <= reach) for axis in (x[:, 0] - car.x, y[0] - car.y))
-        if rows.size and cols.size:
-            around = slice(rows[0], rows[-1] + 1), slice(cols[0], cols[-1] + 1)
+        if x[-1, 0] - reach <= car.x <= x[0, 0] + reach and y[0, -1] - reach <= car.y <= y[0, 0] + reach:
+            around = np.ix_(np.abs(x[:, 0] - car.x) <= reach, np.abs(y[0] - car.y) <= reach)
             vehicle[around] |= car.covers(x[around], y[around])
     return np.stack([ground.surface() <= 0, lane, crossing, vehicle])
