@@ -85,8 +85,12 @@ def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
     upsample = cfg["head"]["upsample"]
     if not isinstance(upsample, int) or upsample < 1:
         raise InputError(f"head.upsample={upsample!r} must be a whole number of at least 1")
-    source = sources[0] if len(sources) == 1 else sources
-    reshaper = _make("reshaper", cfg["reshaper"], source=source, grid=frame.grid.coarsen(upsample))
+    if len(sources) > 1:
+        raise InputError(
+            f"encoder.strides={[s.stride for s in sources]} are {len(sources)} scales but {cfg['reshaper']['_target_']} takes one; "
+            f"set encoder.strides=[{sources[0].stride}]"
+        )
+    reshaper = _make("reshaper", cfg["reshaper"], source=sources[0], grid=frame.grid.coarsen(upsample))
     if not hasattr(reshaper, "out_channels"):
         raise InputError(
             f"reshaper {type(reshaper).__name__} has no attribute out_channels; set it to d, the head is built for it"
@@ -199,6 +203,7 @@ def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     plain = _plain(node)
     if not plain.get("_target_"):
         raise InputError(f"{key}._target_ is missing; choose {key}=NAME, or set {key}._target_ to a class")
+    _check_options(key, plain, given)
     try:
         # Hydra would turn tuples into lists and dataclasses into dicts, so what is given reaches the class past it.
         return instantiate(plain, _convert_="all", _partial_=True)(**given)
@@ -206,13 +211,27 @@ def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, InputError):
             raise cause from None
-        if cause is not None and not isinstance(cause, TypeError | ValueError | ImportError):
-            raise
-        raise InputError(f"{key}: {' '.join(str(cause or error).split())}") from error
-    except TypeError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise  # from inside the class, not from the call
-        raise InputError(f"{key}: {plain['_target_']} does not take these values: {error}") from error
+        if isinstance(cause, ImportError | TypeError | ValueError | None):
+            raise InputError(f"{key}: {' '.join(str(cause or error).split())}") from error
+        raise
+
+
+def _check_options(key: str, node: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    target = _locate(str(node["_target_"]))
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    options = [name for name in parameters if name not in given and name != "self"]
+    for name in node:
+        if name not in options and name != "_target_":
+            raise InputError(
+                f"{key}: {target.__name__} has no option {name}; {suggest(name, options) if options else 'it has none'}"
+            )
+    missing = [
+        n for n, p in parameters.items() if p.default is p.empty and n not in given and n not in node and n != "self"
+    ]
+    if missing:
+        raise InputError(f"{key}: {target.__name__} needs {', '.join(missing)}; set {key}.{missing[0]}=…")
 
 
 def _plain(node: Any) -> Any:

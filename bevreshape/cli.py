@@ -11,7 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -56,6 +56,9 @@ def run(
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")
         sys.exit(130)
+    finally:
+        if not full_error:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def say(sentence: str) -> None:
@@ -77,6 +80,8 @@ def explain(error: BaseException) -> str | None:
             return _missing_choice(link)
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"the disk is full ({link.filename or 'while writing'}); free some space or choose another folder"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} is not understood ({error.message.splitlines()[0]}); write key=value, and quote what has = or spaces"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(chain[0]).replace("\n", " ").split() + str(chain[-1]).split() * (chain[-1] is not chain[0]))
     return None

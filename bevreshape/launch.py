@@ -30,7 +30,7 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
     check_hardware(cfg)
     try:
         return Trainer(**{**cfg, **kwargs}, plugins=[WholeCheckpoints()], use_distributed_sampler=False)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
 

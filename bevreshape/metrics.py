@@ -98,7 +98,7 @@ class BEVIoU(Metric):
                     f"{', '.join(map(str, self.shape))}); build the metric with the classes and the grid of the data"
                 )
         k, bands, _, bins = self.counts.shape
-        logits = logits.detach().float().flatten(2)  # b k cells
+        logits = logits.detach().float().flatten(2).contiguous()  # b k cells
         reached = torch.bucketize(logits, self.logits_at, right=True, out_int32=True)
         reached = reached.masked_fill(logits.isnan(), 0)
         row = torch.arange(k, device=logits.device)[:, None] * bands + self.band_of_cell  # k cells

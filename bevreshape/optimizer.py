@@ -23,11 +23,11 @@ class AdamWOneCycle:
         div_final: the last rate is the first rate ``/ div_final``.
     """
 
-    lr: float = 4e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.3
-    div_start: float = 10.0
-    div_final: float = 100.0
+    lr: float | int = 4e-3
+    weight_decay: float | int = 0.01
+    warmup: float | int = 0.3
+    div_start: float | int = 10.0
+    div_final: float | int = 100.0
 
     def __post_init__(self) -> None:
         for key in ("lr", "div_start", "div_final"):

@@ -53,6 +53,11 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
         The metrics, as written.
     """
     check_hardware(cfg["trainer"])
+    counts = {"checkpoint_every_n_steps": cfg["checkpoint_every_n_steps"]}
+    counts |= {f"pictures.{key}": value for key, value in cfg["pictures"].items()}
+    for key, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{key}={value!r} must be a whole number of at least 1")
     quiet()
     data = build_data(cfg)
     seed_everything(cfg["seed"], verbose=False)

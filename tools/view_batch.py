@@ -75,7 +75,7 @@ def main() -> None:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             data = build_data(compose("train", args.overrides))
         source = data.source
-        source.prepare()
+        source.prepare((args.split,))
         split = source.split(args.split)
         stop = min(args.first + args.samples, len(split))  # type: ignore[arg-type]
         if not 0 <= args.first < stop:

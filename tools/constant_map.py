@@ -1,0 +1,62 @@
+"""What a model must beat: the map of how often each cell is of each class in the training split, the same for every picture.
+
+    python tools/constant_map.py data=duckietown_fixed
+    python tools/constant_map.py data=synthetic data.scenes.train=1000
+
+The figures are IoU on the test split at 0.5 and at the threshold that is best there, so it is flattered, not the model.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from bevreshape import cli
+from bevreshape.build import build_data
+from bevreshape.data.batch import Batch
+from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.errors import InputError
+from bevreshape.metrics import BEVIoU
+from bevreshape.tables import metrics_table
+
+
+def frequencies(data: BEVDataModule) -> Tensor:
+    """Share of the training samples in which a cell is of a class, among those where that is known: (k, rows, cols)."""
+    source = data.source
+    positive = known = torch.zeros(len(source.classes), *source.grid.shape)
+    for batch in _batches(data, "train"):
+        positive = positive + (batch["target"] & batch["valid"]).sum(0)
+        known = known + batch["valid"].sum(0)
+    return positive / known.clamp(min=1)
+
+
+def main(arguments: list[str]) -> None:
+    """Count on the training split, score on the test split, print the table."""
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        data = build_data(compose("train", arguments))
+    data.source.prepare(("train", "test"))
+    frequency = frequencies(data)
+    metric = BEVIoU(data.source.classes, data.source.grid)
+    for batch in _batches(data, "test"):
+        metric.update(frequency.logit().expand_as(batch["target"]), batch["target"], batch["valid"])
+    metrics = {f"test/{key}": float(value) for key, value in metric.compute().items()}
+    Console().print(metrics_table(metrics, data.source.classes, "constant map: test"))
+
+
+def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
+    loader = DataLoader(data.source.split(split), data.batch_size, num_workers=data.loader_workers)
+    for batch in track(loader, split, console=Console(stderr=True)):
+        yield data.source.finish(batch)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        cli.say(str(error))
+        sys.exit(1)
