@@ -3,11 +3,14 @@
 import importlib
 import inspect
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -18,6 +21,7 @@ from bevreshape.checkpoint import FORMAT, load_weights, read_checkpoint
 from bevreshape.data.batch import BEVSource
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError, suggest
+from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
@@ -111,8 +115,12 @@ def build_task(cfg: Mapping[str, Any], frame: Frame, model: BEVModel) -> BEVTask
     )
 
 
-def load_model(path: str) -> tuple[BEVModel, Frame, dict[str, Any]]:
+def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, Frame, dict[str, Any]]:
     """Rebuild a trained model from its checkpoint alone, on the CPU and in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        trust: packages whose classes it may call, beside bevreshape and the installed entry points.
 
     Returns:
         The model, the frame it was trained for, and the config of its run.
@@ -125,7 +133,7 @@ def load_model(path: str) -> tuple[BEVModel, Frame, dict[str, Any]]:
     recipe = checkpoint["bevreshape"]
     cfg = dict(recipe["config"])
     for part in ("encoder", "reshaper", "head"):
-        check_targets(cfg[part], f"checkpoint {path}: {part}")
+        check_targets(cfg[part], f"checkpoint {path}: {part}", trust)
     if "pretrained" in cfg["encoder"]:
         cfg["encoder"] = {**cfg["encoder"], "pretrained": False}  # the weights are in the checkpoint
     frame = Frame.from_plain(recipe["frame"])
@@ -150,7 +158,11 @@ def announced_reshapers() -> dict[str, str]:
 def reshaper_fields(target: str) -> dict[str, Any]:
     """The config node of an announced reshaper: its target, and the signature's fields with their defaults."""
     fields: dict[str, Any] = {"_target_": target}
-    for parameter in inspect.signature(_locate(target)).parameters.values():
+    try:
+        found = _locate(target)
+    except InputError:
+        return fields  # it is said when somebody chooses it
+    for parameter in inspect.signature(found).parameters.values():
         if parameter.name in ("self", "source", "grid") or parameter.kind in (
             parameter.VAR_KEYWORD,
             parameter.VAR_POSITIONAL,
@@ -160,7 +172,7 @@ def reshaper_fields(target: str) -> dict[str, Any]:
     return fields
 
 
-def check_targets(node: Any, where: str) -> None:
+def check_targets(node: Any, where: str, trust: Sequence[str] = ()) -> None:
     """Refuse a stored config that names anything but classes of bevreshape and of installed entry points.
 
     Raises:
@@ -169,17 +181,18 @@ def check_targets(node: Any, where: str) -> None:
     if isinstance(node, Mapping):
         target = node.get("_target_")
         if target is not None and target not in announced_reshapers().values():
-            allowed = str(target).startswith("bevreshape.") and _is_own_class(str(target))
+            target = str(target)
+            allowed = (target.startswith("bevreshape.") and _is_own_class(target)) or target.split(".")[0] in trust
             if not allowed:
                 raise InputError(
                     f"{where} wants to call {target}, which is neither a class of bevreshape nor an installed entry point of "
-                    f"{RESHAPERS}; install the package it comes from, or do not trust this file"
+                    f"{RESHAPERS}; if you know this file and that code, set trust=[{target.split('.')[0]}]"
                 )
         for value in node.values():
-            check_targets(value, where)
+            check_targets(value, where, trust)
     elif isinstance(node, list | tuple):
         for value in node:
-            check_targets(value, where)
+            check_targets(value, where, trust)
 
 
 def _is_own_class(target: str) -> bool:
@@ -249,6 +262,7 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
         if mode not in (None, "online", "offline"):
             raise InputError(f"logger.mode={mode} is unknown; {suggest(str(mode), ('online', 'offline'))}")
         node["offline"] = mode == "offline" or (mode is None and not _logged_in())
+        node |= {"id": _kept_id(folder / "wandb_id"), "resume": "allow"}  # a run that goes on is the same W&B run
         os.environ.setdefault("WANDB_SILENT", "true")
     try:
         return _make("logger", node, save_dir=folder)
@@ -259,9 +273,20 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
 
 
 def _logged_in() -> bool:
-    import wandb
+    """Whether a key lies where W&B looks for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc().authenticators(str(host)) is not None
+    except (FileNotFoundError, NetrcParseError):
+        return False
 
-    return bool(wandb.api.api_key)
+
+def _kept_id(path: Path) -> str:
+    if not path.exists():
+        write_text(path, secrets.token_hex(4))
+    return path.read_text()
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:

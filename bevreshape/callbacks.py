@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -32,56 +34,89 @@ class WholeCheckpoints(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
-def checkpoints(folder: Path, every_n_steps: int) -> list[ModelCheckpoint]:
-    """``best.ckpt`` by mean validation IoU, and ``last.ckpt`` every so many steps."""
-    best = ModelCheckpoint(
-        folder,
-        filename="best",
-        monitor="val/iou/mean",
-        mode="max",
-        save_weights_only=False,
-        enable_version_counter=False,
-    )
-    last = ModelCheckpoint(folder, filename="last", every_n_train_steps=every_n_steps, enable_version_counter=False)
-    return [best, last]
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt`` by mean validation IoU."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, filename="best", monitor="val/iou/mean", mode="max", enable_version_counter=False)
 
 
-class StopSafely(Callback):
-    """On Ctrl-C or a polite kill, finish the batch, save ``last.ckpt`` and stop; on a second Ctrl-C, stop at once."""
+class Stopped(BaseException):
+    """Training was stopped by a signal, after ``last.ckpt`` was saved. No error, so nothing may catch it on its way."""
 
-    def __init__(self, path: Path) -> None:
+
+class LastCheckpoint(Checkpoint):
+    """``last.ckpt`` every so many steps, and on Ctrl-C or a polite kill, after which training stops.
+
+    Where a validation is due at such a step it is saved after that, with its result, so that a run which goes on has
+    neither lost nor repeated it. A second Ctrl-C, two seconds or more after the first, stops at once.
+
+    Args:
+        path: of the file, in the folder ``checkpoints`` of a run.
+        every_n_steps: optimizer steps.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int) -> None:
         self.path = path
-        self.signal: signal.Signals | None = None
+        self.every_n_steps = every_n_steps
+        self._asked_s: float | None = None
+        self._due = False
+        self._step = -1
         self._before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._remember)
+        self._step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
 
-    def _remember(self, number: int, frame: object) -> None:
-        if self.signal is not None:
+    def _ask(self, number: int, frame: object) -> None:
+        now = time.monotonic()
+        if self._asked_s is None:
+            self._asked_s = now
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                Console(stderr=True).print("[yellow]stopping after this step; once more to stop at once[/]")
+        elif now - self._asked_s > 2:  # a launcher passes on what the terminal has sent already
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-        Console(stderr=True).print("[yellow]stopping after this batch; once more to stop at once[/]")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
-            trainer.save_checkpoint(self.path)
-            raise Stopped(self.path)
+        if trainer.global_step == self._step:
+            return  # gradients are still being accumulated
+        self._step = trainer.global_step
+        self._due = self._stops(trainer) or self._step % self.every_n_steps == 0
+        validates = trainer.val_check_batch and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        if self._due and not validates:
+            self._save(trainer)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def _stops(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self._asked_s is not None
+        if self._step % 10:
+            return False  # asking all processes costs a wait
+        return trainer.strategy.reduce_boolean_decision(self._asked_s is not None, all=False)
+
+    def _save(self, trainer: Trainer) -> None:
+        self._due = False
+        trainer.save_checkpoint(self.path)
+        if self._stops(trainer):
+            raise Stopped(f"stopped; go on with resume={self.path.parent.parent}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
-
-
-class Stopped(Exception):
-    """Training was stopped by a signal, after ``last.ckpt`` was saved."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"stopped; go on with resume={path.parent.parent}")
 
 
 class History(Callback):
@@ -187,13 +222,20 @@ class Pictures(Callback):
         if batch_idx == 0:
             self._draw(trainer, pl_module, batch, "test")
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
     def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, name: str) -> None:
         if not trainer.is_global_zero:
             return
-        with torch.no_grad():
+        batch = {key: value[: self.samples] for key, value in batch.items()}
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             probabilities = pl_module(batch).float().sigmoid()
         panels = []
-        for i in range(min(self.samples, len(batch["name"]))):
+        for i in range(len(batch["name"])):
             panel = draw_sample(
                 batch["image"][i],
                 batch["target"][i],

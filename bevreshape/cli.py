@@ -53,8 +53,8 @@ def run(
         if sentence is not None:
             say(sentence)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped")
+    except (Stopped, KeyboardInterrupt) as stop:
+        say(str(stop) or "stopped")
         sys.exit(130)
     finally:
         if not full_error:
@@ -62,8 +62,9 @@ def run(
 
 
 def say(sentence: str) -> None:
-    """Print an error's sentence."""
-    Console(stderr=True).print(f"[red]error:[/] {_escaped(sentence)}", highlight=False, soft_wrap=True)
+    """Print an error's sentence, or why the program stops."""
+    label = "" if sentence.startswith("stopped") else "[red]error:[/] "
+    Console(stderr=True).print(f"{label}{_escaped(sentence)}", highlight=False, soft_wrap=True)
 
 
 def explain(error: BaseException) -> str | None:
@@ -74,8 +75,8 @@ def explain(error: BaseException) -> str | None:
         chain.append(cause)
         cause = cause.__cause__ or (cause.__context__ if isinstance(cause, HydraException) else None)
     for link in chain:
-        if isinstance(link, InputError | Stopped):
-            return str(link)
+        if isinstance(link, InputError):
+            return str(link).rpartition("InputError: ")[2].strip()  # a loader's worker wraps it in its traceback
         if isinstance(link, MissingConfigException):
             return _missing_choice(link)
         if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -15,4 +15,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """The tail of an "unknown name" message: the nearest known names, or all of them where none is near."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known are {', '.join(names[:12])}{f' and {len(names) - 12} more' if len(names) > 12 else ''}"

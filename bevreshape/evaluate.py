@@ -1,6 +1,5 @@
 """``python -m bevreshape.evaluate``: the metrics of a checkpoint, on its own data or on other."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from bevreshape import cli
-from bevreshape.build import Frame, build_data, load_model, plain_config
+from bevreshape.build import Frame, build_data, check_targets, load_model, plain_config
 from bevreshape.checkpoint import read_checkpoint
-from bevreshape.data.batch import SPLITS, Batch, cameras_of
+from bevreshape.data.batch import SPLITS, Batch, cameras_of, match_cameras, with_cameras
 from bevreshape.errors import InputError, suggest
-from bevreshape.files import write_text
 from bevreshape.launch import in_processes, make_trainer, process_count, quiet
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.tables import metrics_table
+from bevreshape.tables import metrics_table, write_metrics
 
 
 class Evaluation(LightningModule):
@@ -27,19 +25,29 @@ class Evaluation(LightningModule):
 
     Args:
         model: gives logits of ``predicted`` classes.
+        order: of the data's cameras, see :func:`~bevreshape.data.batch.match_cameras`.
         predicted: the model's classes.
         labelled: the data's classes.
         metric: on the classes to be compared.
     """
 
-    def __init__(self, model: BEVModel, predicted: tuple[str, ...], labelled: tuple[str, ...], metric: BEVIoU) -> None:
+    def __init__(
+        self,
+        model: BEVModel,
+        order: list[int],
+        predicted: tuple[str, ...],
+        labelled: tuple[str, ...],
+        metric: BEVIoU,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.order = order
         self.metric = metric
         self.predicted = [predicted.index(name) for name in metric.classes]
         self.labelled = [labelled.index(name) for name in metric.classes]
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        batch = with_cameras(batch, self.order)
         logits = self.model(batch["image"], cameras_of(batch))[:, self.predicted]  # b k rows cols
         self.metric.update(logits, batch["target"][:, self.labelled], batch["valid"][:, self.labelled])
 
@@ -67,27 +75,23 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     if cfg["split"] not in SPLITS:
         raise InputError(f"split={cfg['split']} is unknown; {suggest(str(cfg['split']), SPLITS)}")
     quiet()
-    model, frame, _ = load_model(cfg["checkpoint"])
+    model, frame, _ = load_model(cfg["checkpoint"], cfg["trust"])
     data = build_data({"data": in_frame(cfg["data"], frame), "seed": cfg["seed"]})
     found = Frame.of(data.source)
-    if len(found.camera_names) != len(frame.camera_names):
-        raise InputError(
-            f"data: it has {len(found.camera_names)} cameras ({', '.join(found.camera_names)}) but the checkpoint was trained on "
-            f"{len(frame.camera_names)} ({', '.join(frame.camera_names)}); choose data of the same rig"
-        )
+    order = match_cameras(frame.camera_names, found.camera_names, "data")
     classes = tuple(name for name in frame.classes if name in found.classes)
     if not classes:
         raise InputError(
             f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(frame.classes)}) have no name in "
             "common; name them alike in data.classes"
         )
-    task = Evaluation(model, frame.classes, found.classes, BEVIoU(classes, frame.grid))
+    task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid))
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, enable_model_summary=False)
     data.tested_split = cfg["split"]
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key: float(value) for key, value in tested.items()}
     if trainer.is_global_zero:
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_metrics(folder, metrics)
         left_out = sorted({*frame.classes, *found.classes} - {*classes})
         console = Console()
         console.print(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
@@ -113,6 +117,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     path = cli.typed_value(arguments, "checkpoint")
     if path is not None:
         stored = read_checkpoint(path)["bevreshape"]["config"]["data"]
+        check_targets(stored, f"checkpoint {path}: data")
         ConfigStore.instance().store(group="data", name="from_checkpoint", node=stored)
     elif not {"--help", "-h"} & {*arguments}:
         raise InputError(

@@ -11,7 +11,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bevreshape.callbacks import Stopped, WholeCheckpoints
@@ -29,7 +30,10 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
     """
     check_hardware(cfg)
     try:
-        return Trainer(**{**cfg, **kwargs}, plugins=[WholeCheckpoints()], use_distributed_sampler=False)
+        accelerator = "cuda" if _on_gpu(cfg) else "cpu"
+        return Trainer(
+            **{**cfg, "accelerator": accelerator, **kwargs}, plugins=[WholeCheckpoints()], use_distributed_sampler=False
+        )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -60,12 +64,16 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
         raise InputError(
             f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use; set trainer.accelerator=cpu"
         )
-    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus > 0)
-    if precision == "16-mixed" and not on_gpu and not _is_mps(accelerator):
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise InputError(
+            f"trainer.accelerator={accelerator} is not offered; {suggest(str(accelerator), ('auto', 'cpu', 'gpu', 'cuda'))}"
+        )
+    on_gpu = _on_gpu(cfg)
+    if precision == "16-mixed" and not on_gpu:
         raise InputError(
             "trainer.precision=16-mixed needs a GPU (a CPU has no float16 autocast); set trainer.precision=bf16-mixed or 32-true"
         )
-    if precision == "bf16-mixed" and on_gpu and not torch.cuda.is_bf16_supported():
+    if precision == "bf16-mixed" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(
             "trainer.precision=bf16-mixed: this GPU has no bfloat16; set trainer.precision=16-mixed or 32-true"
         )
@@ -126,7 +134,13 @@ def in_processes(count: int, main: Callable[..., Any], *args: Any) -> Any:
     try:
         results = elastic_launch(config, _speak)(main, *args)
     except ChildFailedError as error:
-        raise InputError(f"{len(error.failures)} of {count} processes failed, see above") from None
+        message = error.get_first_failure()[1].message
+        sentence = message["message"] if isinstance(message, dict) else message
+        raise InputError(
+            f"{len(error.failures)} of {count} processes failed: {sentence.removeprefix('InputError: ')}"
+        ) from None
+    except SignalException:
+        raise KeyboardInterrupt from None  # the processes have saved and said so
     if isinstance(results[0], Stopped):
         raise results[0]
     return results[0]
@@ -139,15 +153,17 @@ def _speak(main: Callable[..., Any], *args: Any) -> Any:
     try:
         return main(*args)
     except Stopped as stopped:
+        if os.environ["LOCAL_RANK"] == "0":
+            say(str(stopped))
         return stopped
     except Exception as error:
         sentence = explain(error)
         if sentence is None:
             traceback.print_exc()
-        else:
-            say(f"process {os.environ['LOCAL_RANK']}: {sentence}")
+        get_error_handler().record_exception(error if sentence is None else InputError(sentence))
         raise SystemExit(1) from None
 
 
-def _is_mps(accelerator: Any) -> bool:
-    return accelerator in ("mps", "auto") and torch.backends.mps.is_available()
+def _on_gpu(cfg: Mapping[str, Any]) -> bool:
+    accelerator = cfg.get("accelerator", "auto")
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)

@@ -1,6 +1,7 @@
 """How weights are updated."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -13,7 +14,7 @@ from bevreshape.errors import InputError
 class AdamWOneCycle:
     """AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith and Topin 2018).
 
-    Weight decay acts on matrices and kernels only, not on biases, norms and other vectors.
+    Weight decay acts on matrices and kernels only, not on biases, norms, learned queries and encodings.
 
     Attributes:
         lr: peak learning rate.
@@ -41,10 +42,14 @@ class AdamWOneCycle:
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``."""
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        decayed: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                (decayed if name.endswith("weight") and parameter.ndim > 1 else others).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
         optimizer = AdamW(groups, lr=self.lr)
         schedule = OneCycleLR(

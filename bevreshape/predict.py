@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from bevreshape import cli
 from bevreshape.build import Frame, load_model, plain_config
-from bevreshape.data.batch import cameras_of
+from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
 from bevreshape.data.folder import Frames, open_frames
 from bevreshape.drawing import draw_bev, overlay_on_pictures
 from bevreshape.errors import InputError
@@ -26,10 +26,10 @@ def main(cfg: DictConfig) -> None:
     plain = plain_config(cfg)
     _check_numbers(plain)
     device = _device(str(plain["device"]))
-    model, frame, _ = load_model(plain["checkpoint"])
+    model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     calibration = Path(plain["calibration"]) if plain["calibration"] else None
     frames = open_frames(Path(plain["input"]), frame.image_size, calibration=calibration)
-    check_rig(frames, frame)
+    frames.calibration.check_views(frame.grid)
     out = Path(plain["out"])
     count = predict(
         model.to(device), frame, frames, out, plain["batch_size"], plain["loader_workers"], plain["threshold"]
@@ -56,11 +56,12 @@ def predict(
         How many frames were written.
     """
     device = next(model.parameters()).device
+    order = match_cameras(frame.camera_names, frames.calibration.cameras, str(frames.calibration.path))
     loader = DataLoader(frames, batch_size, num_workers=loader_workers)
     written = 0
     for batch in track(loader, "predicting", console=Console(stderr=True)):
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        batch["image"] = batch["image"].float() / 255
+        batch = with_cameras(batch | {"image": batch["image"].float() / 255}, order)
         cameras = cameras_of(batch)
         probabilities = model(batch["image"], cameras).float().sigmoid()  # b k rows cols
         looks = ground_pixels(cameras, frame.grid)[1].any(1)  # b rows cols
@@ -84,21 +85,6 @@ def predict(
     return written
 
 
-def check_rig(frames: Frames, frame: Frame) -> None:
-    """Compare the pictures' rig with the one that a model was trained for.
-
-    Raises:
-        InputError: another number of cameras, or a camera that never sees the grid.
-    """
-    cameras = frames.calibration.cameras
-    if len(cameras) != len(frame.camera_names):
-        raise InputError(
-            f"{frames.calibration.path}: it has {len(cameras)} cameras ({', '.join(cameras)}) but the checkpoint was trained on "
-            f"{len(frame.camera_names)} ({', '.join(frame.camera_names)}); predict with pictures of the same rig"
-        )
-    frames.calibration.check_views(frame.grid)
-
-
 def _check_numbers(cfg: dict[str, Any]) -> None:
     for key, least in (("batch_size", 1), ("loader_workers", 0)):
         if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < least:
@@ -119,7 +105,7 @@ def _device(name: str) -> torch.device:
 
 
 def _npz(arrays: dict[str, np.ndarray], file: BinaryIO) -> None:
-    np.savez_compressed(file, allow_pickle=False, **arrays)
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

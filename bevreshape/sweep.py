@@ -59,8 +59,9 @@ def write_summary(sweep: Path) -> list[dict[str, Any]]:
 
 
 def summary_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for a console, figures short."""
-    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "reason"]
+    """The rows for a console: what differs between them, and their figures, short."""
+    keys = dict.fromkeys(key for row in rows for key in row if key != "reason")
+    columns = [k for k in keys if k in ("job", "status") or _is_shown(k) or len({row.get(k) for row in rows}) > 1]
     table = Table(title="sweep")
     for key in columns:
         table.add_column(key.removeprefix("test/"))

@@ -1,20 +1,31 @@
-"""Metrics as tables for a console."""
+"""Metrics as a table on the console and as a file."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.table import Table
 
+from bevreshape.files import write_text
 
-def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: str, stage: str = "test") -> Table:
+
+def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: str) -> Table:
     """IoU per class at 0.5, at the threshold best on the validation set where known, and per distance band."""
-    bands = [key.rsplit("/", 1)[1] for key in metrics if key.startswith(f"{stage}/iou/{classes[0]}/")]
-    chosen = f"{stage}/iou_at_val_threshold"
+    bands = [key.rsplit("/", 1)[1] for key in metrics if key.startswith(f"test/iou/{classes[0]}/")]
+    chosen = "test/iou_at_val_threshold"
     with_chosen = f"{chosen}/mean" in metrics
     table = Table(title=title)
     for heading in ("class", "IoU", *(["at val's threshold"] if with_chosen else ["best", "threshold"]), *bands):
         table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=heading == "class")
     for name in (*classes, "mean"):
-        extra = [f"{chosen}/{name}"] if with_chosen else [f"{stage}/best_iou/{name}", f"{stage}/best_threshold/{name}"]
-        keys = [f"{stage}/iou/{name}", *extra, *(f"{stage}/iou/{name}/{band}" for band in bands)]
+        extra = [f"{chosen}/{name}"] if with_chosen else [f"test/best_iou/{name}", f"test/best_threshold/{name}"]
+        keys = [f"test/iou/{name}", *extra, *(f"test/iou/{name}/{band}" for band in bands)]
         table.add_row(name, *(f"{metrics[key]:.3f}" if key in metrics else "" for key in keys))
     return table
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Write ``metrics.json``; a figure that does not exist (NaN) is null."""
+    known = {key: None if math.isnan(value) else value for key, value in metrics.items()}
+    write_text(folder / "metrics.json", json.dumps(known, indent=2) + "\n")

@@ -47,6 +47,7 @@ class BEVTask(LightningModule):
         self.seed = seed
         self.recipe = recipe
         self.test_thresholds: dict[str, float] | None = None
+        self._latest: tuple[Tensor, int, list[str]] | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (b, k, rows, cols) of a batch on its device."""
@@ -54,6 +55,7 @@ class BEVTask(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # A run that goes on from a checkpoint draws what the uninterrupted one would have drawn.
+        self.check_finite()
         torch.manual_seed(seeded(self.seed, self.global_step, batch_idx, self.global_rank).initial_seed())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -69,16 +71,29 @@ class BEVTask(LightningModule):
         logits = self(batch)  # b k rows cols
         loss = self.loss(logits, batch["target"], batch["valid"])
         if stage == "train":
-            if not torch.isfinite(loss):
-                raise InputError(
-                    f"training: the loss is {loss.item()} at step {self.global_step}, on the batch {', '.join(batch['name'])}; "
-                    "look at these samples, or lower optimizer.lr"
-                )
+            self._latest = (loss.detach(), self.global_step, batch["name"])
             self.log("train/loss", loss.detach())
         else:
             self._metric(stage).update(logits, batch["target"], batch["valid"])
             self.log(f"{stage}/loss", loss, batch_size=len(batch["name"]), on_epoch=True, sync_dist=True)
         return loss
+
+    def check_finite(self) -> None:
+        """Stop when the latest training loss was NaN or infinite; looked at a step late, so that no GPU is waited for.
+
+        Raises:
+            InputError: naming the step and the batch.
+        """
+        if self._latest is not None:
+            loss, step, names = self._latest
+            if not torch.isfinite(loss):
+                raise InputError(
+                    f"training: the loss is {loss.item()} at step {step}, on the batch {', '.join(names)}; look at these "
+                    "samples, or lower optimizer.lr"
+                )
+
+    def on_validation_epoch_start(self) -> None:
+        self.check_finite()
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -104,6 +119,7 @@ class BEVTask(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()
         if self.recipe is not None:
             checkpoint["bevreshape"] = self.recipe
 

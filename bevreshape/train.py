@@ -6,24 +6,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import wandb
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import seed_everything
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from bevreshape import cli
 from bevreshape.build import Frame, build_data, build_model, build_task, make_logger, plain_config
-from bevreshape.callbacks import History, Pictures, RunProgress, StopSafely, checkpoints
+from bevreshape.callbacks import BestCheckpoint, History, LastCheckpoint, Pictures, RunProgress
 from bevreshape.checkpoint import load_weights, read_checkpoint
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.files import write_text
-from bevreshape.launch import check_hardware, in_processes, make_trainer, process_count, quiet
+from bevreshape.launch import check_hardware, in_processes, launched, make_trainer, process_count, quiet
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape
-from bevreshape.tables import metrics_table
+from bevreshape.tables import metrics_table, write_metrics
+from bevreshape.task import BEVTask
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
 """What may differ when a run goes on; everything else would make it another run."""
@@ -34,11 +37,34 @@ def main(cfg: DictConfig) -> None:
     plain = plain_config(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     resumed = plain.pop("resume") is not None
-    if not resumed:
+    check(plain).prepare_data()
+    if launched() and not any(str(o).startswith("hydra.run.dir=") for o in HydraConfig.get().overrides.hydra):
+        raise InputError(
+            "started by torchrun or SLURM: set hydra.run.dir=FOLDER, so that all processes share one run folder"
+        )
+    if not resumed and getattr(rank_zero_only, "rank", 0) == 0:
         if (folder / "config.yaml").exists():
             raise InputError(f"{folder} holds a run already; wait a second, or set hydra.run.dir")
         write_text(folder / "config.yaml", OmegaConf.to_yaml(plain))
     in_processes(process_count(plain["trainer"]), train, plain, folder, resumed)
+
+
+def check(cfg: dict[str, Any]) -> BEVDataModule:
+    """Build all parts once, so that what is wrong with any is said before scenes are generated or processes started."""
+    counts = {"checkpoint_every_n_steps": cfg["checkpoint_every_n_steps"]}
+    counts |= {f"pictures.{key}": value for key, value in cfg["pictures"].items()}
+    for key, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{key}={value!r} must be a whole number of at least 1")
+    check_hardware(cfg["trainer"])
+    quiet()
+    data = build_data(cfg)
+    frame = Frame.of(data.source)
+    build_task(cfg, frame, build_model(cfg, frame))
+    trainer = with_validations(cfg["trainer"], data)
+    if process_count(trainer) == 1:
+        make_trainer(trainer, logger=False)
+    return data
 
 
 def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str, float]:
@@ -52,12 +78,6 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     Returns:
         The metrics, as written.
     """
-    check_hardware(cfg["trainer"])
-    counts = {"checkpoint_every_n_steps": cfg["checkpoint_every_n_steps"]}
-    counts |= {f"pictures.{key}": value for key, value in cfg["pictures"].items()}
-    for key, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{key}={value!r} must be a whole number of at least 1")
     quiet()
     data = build_data(cfg)
     seed_everything(cfg["seed"], verbose=False)
@@ -74,60 +94,76 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             RunProgress(),
             history,
             Pictures(folder / "pictures", data.source.classes, **cfg["pictures"]),
-            StopSafely(last),
-            *checkpoints(last.parent, cfg["checkpoint_every_n_steps"]),
+            BestCheckpoint(last.parent),
+            LastCheckpoint(last, cfg["checkpoint_every_n_steps"]),
         ],
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    _log_config(trainer.loggers, cfg)
     if trainer.is_global_zero:
         _introduce(cfg, model, frame, folder)
-    trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
-    trainer.save_checkpoint(last)
-
-    best = last.with_name("best.ckpt")
-    checkpoint = read_checkpoint(best)
-    load_weights(model, checkpoint, best)
-    validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[0]
-    task.test_thresholds = {name: validated[f"val/best_threshold/{name}"] for name in data.source.classes}
-    tested = trainer.test(task, datamodule=data, verbose=False)[0]
-    metrics = {key: float(value) for key, value in {**tested, **validated}.items()}
-    metrics |= {
-        "fit/seconds": round(history.seconds, 2),
-        "fit/samples_per_second": round(history.samples / max(history.seconds, 1e-9), 2),
-        "fit/steps": trainer.fit_loop.epoch_loop.global_step,
-    }
-    if trainer.is_global_zero:
-        write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    try:
+        for logger in trainer.loggers:
+            logger.log_hyperparams(cfg)
+        trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
+        trainer.save_checkpoint(last)
+        metrics = test_best(trainer, task, data, last.with_name("best.ckpt")) | {
+            "fit/seconds": round(history.seconds, 2),
+            "fit/samples_per_second": round(history.samples / max(history.seconds, 1e-9), 2),
+            "fit/steps": trainer.fit_loop.epoch_loop.global_step,
+        }
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in metrics.items() if key.startswith("fit/")})
-            logger.finalize("success")
+    finally:
+        if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
+            wandb.finish()  # or the next job of a sweep would go on in this W&B run
+    if trainer.is_global_zero:
+        write_metrics(folder, metrics)
         console = Console()
-        console.print(metrics_table(metrics, data.source.classes, f"{cfg['name']}: test"))
+        console.print(metrics_table(metrics, frame.classes, f"{cfg['name']}: test"))
         console.print(
-            f"{metrics['fit/steps']} steps in {metrics['fit/seconds']:.0f} s, {metrics['fit/samples_per_second']:.0f} samples/s · {folder}"
+            f"{metrics['fit/steps']} steps in {metrics['fit/seconds']:.0f} s, "
+            f"{metrics['fit/samples_per_second']:.0f} samples/s · {folder}",
+            highlight=False,
+            soft_wrap=True,
         )
     return metrics
 
 
+def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) -> dict[str, float]:
+    """Validation and test metrics of the best checkpoint, the test also at the thresholds best on the validation set."""
+    load_weights(task.model, read_checkpoint(best), best)
+    validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[0]
+    task.test_thresholds = {name: validated[f"val/best_threshold/{name}"] for name in data.source.classes}
+    tested = trainer.test(task, datamodule=data, verbose=False, weights_only=True)[0]
+    return {key: float(value) for key, value in {**tested, **validated}.items()}
+
+
 def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
-    """The ``trainer`` group with ``val_check_interval`` shortened so that the last validation falls on the run's end."""
-    trainer = dict(trainer)
-    steps, every = trainer.get("max_steps", -1), trainer.get("val_check_interval")
-    for key, value in (("max_steps", steps), ("val_check_interval", every)):
-        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and (key, value) != ("max_steps", -1)):
-            raise InputError(f"trainer.{key}={value!r} must be a whole number of steps, at least 1")
-    if steps > 0:
-        batches = steps * trainer.get("accumulate_grad_batches", 1)
-        trainer["val_check_interval"] = batches // math.ceil(batches / every)
-    elif not trainer.get("max_epochs") or trainer["max_epochs"] < 1:
+    """The ``trainer`` group with its length in steps, and validations spread so that the last falls on the end.
+
+    ``max_epochs`` is turned into steps; where both are given the shorter holds. ``val_check_interval`` becomes the
+    greatest divisor of the run's length in its upper half, if there is one; otherwise the last validation falls a few
+    steps before the end.
+    """
+    trainer = {"accumulate_grad_batches": 1, "max_epochs": -1, **trainer}
+    for key in ("max_steps", "max_epochs", "val_check_interval", "accumulate_grad_batches"):
+        value, may_be_open = trainer[key], key.startswith("max_")
+        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and not (may_be_open and value == -1)):
+            raise InputError(f"trainer.{key}={value!r} must be a whole number, at least 1")
+    accumulated, steps = trainer["accumulate_grad_batches"], trainer["max_steps"]
+    if trainer["max_epochs"] > 0:
+        world = process_count(trainer) * trainer.get("num_nodes", 1)
+        batches = len(data.source.split("train")) // (data.batch_size * world)  # type: ignore[arg-type]
+        whole = math.ceil(batches / accumulated) * trainer["max_epochs"]
+        steps = min(whole, steps) if steps > 0 else whole
+    elif steps < 0:
         raise InputError(
             "trainer.max_steps=-1 leaves the length of training open; set trainer.max_steps or trainer.max_epochs"
         )
-    else:
-        trainer["check_val_every_n_epoch"], trainer["val_check_interval"] = 1, None
-    return trainer
+    every = min(trainer["val_check_interval"], steps)
+    every = next((n for n in range(every, every // 2, -1) if steps % n == 0), every)
+    return {**trainer, "max_steps": max(steps, 1), "max_epochs": -1, "val_check_interval": max(every, 1) * accumulated}
 
 
 def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -155,12 +191,11 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     assert isinstance(stored, DictConfig)
     stored["resume"] = folder
     ConfigStore.instance().store(name="resumed", node=stored)
-    return "resumed", [*arguments, f"hydra.run.dir={json.dumps(str(run.resolve()))}", "hydra.output_subdir=null"]
-
-
-def _log_config(loggers: list[Logger], cfg: dict[str, Any]) -> None:
-    for logger in loggers:
-        logger.log_hyperparams(cfg)
+    return "resumed", [
+        *arguments,
+        f"hydra.run.dir={json.dumps(str(run.resolve()), ensure_ascii=False)}",
+        "hydra.output_subdir=null",
+    ]
 
 
 def _introduce(cfg: dict[str, Any], model: BEVModel, frame: Frame, folder: Path) -> None:

@@ -71,3 +71,16 @@ def test_config_in_a_checkpoint_cannot_call_strangers(trained: Path, tmp_path: P
     torch.save(checkpoint, tmp_path / "evil.ckpt")
     with pytest.raises(InputError, match="wants to call"):
         load_model(str(tmp_path / "evil.ckpt"))
+
+
+def test_data_config_in_a_checkpoint_cannot_call_strangers(command, trained: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["bevreshape"]["config"]["data"]["noise"] = {
+        "_target_": "bevreshape.files.write_text",
+        "path": "x",
+        "text": "y",
+    }
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    ended = command("evaluate", "checkpoint=evil.ckpt")
+    assert (ended.code, "wants to call bevreshape.files.write_text" in ended.err) == (1, True)
+    assert not (tmp_path / "x").exists()

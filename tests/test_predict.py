@@ -47,8 +47,8 @@ def test_every_picture_gets_its_three_files(command, trained: Path, pictures: Pa
     )
     with np.load(tmp_path / "out" / "frame3.npz") as arrays:
         assert list(arrays["classes"]) == ["drivable", "lane", "crossing", "vehicle"]
-        assert arrays["probabilities"].shape == (4, 20, 20)
-        assert arrays["valid"].shape == (20, 20)
+        assert arrays["probabilities"].shape == (4, 16, 16)
+        assert arrays["valid"].shape == (16, 16)
         found = torch.from_numpy(arrays["probabilities"]).float()
 
     model, _, _ = load_model(str(best))

@@ -110,9 +110,12 @@ class Augment:
         self.saturation, self.hue, self.noise = float(saturation), float(hue), float(noise)
         self.flip_p, self.zoom = float(flip_p), (float(zoom[0]), float(zoom[1]))
         self.partner = mirrored_cameras(camera_names)
+        self.active = any(given.values()) or self.zoom[1] > 1
 
     def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
         """A changed copy of a batch that is on its device, with pictures in 0..1 and with target and valid."""
+        if not self.active:
+            return batch
         generators = [seeded(STREAM, seed, epoch, index) for index in torch.as_tensor(batch["index"]).tolist()]
         drawn = torch.stack([torch.rand(len(Draws._fields), generator=generator) for generator in generators])
         draws = Draws(*drawn.to(batch["image"].device).unbind(1))

@@ -1,5 +1,7 @@
 """What a data source yields and what the network receives."""
 
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 
 SPLITS = ("train", "val", "test")
@@ -60,6 +63,35 @@ def cameras_of(batch: Batch) -> Cameras:
     """The cameras of a batch."""
     height, width = batch["image"].shape[-2:]
     return Cameras(batch["intrinsics"], batch["ego_from_cam"], (height, width), batch["camera_mask"])
+
+
+def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> list[int]:
+    """For every camera that a model was trained with, the position of the data's camera that takes its place.
+
+    Names match without regard to case and a leading ``cam``; where they do not match at all, order decides, and it is
+    printed which camera stands for which.
+
+    Raises:
+        InputError: another number of cameras.
+    """
+    if len(wanted) != len(given):
+        raise InputError(
+            f"{where}: it has {len(given)} cameras ({', '.join(given)}) but the checkpoint was trained on {len(wanted)} "
+            f"({', '.join(wanted)}); choose data of the same rig"
+        )
+    plain = [[re.sub(r"^cam(era)?_?", "", name.lower()) for name in names] for names in (wanted, given)]
+    if sorted(plain[0]) == sorted(plain[1]):
+        return [plain[1].index(name) for name in plain[0]]
+    if len(wanted) > 1:
+        pairs = ", ".join(f"{name} as {role}" for role, name in zip(wanted, given, strict=True))
+        print(f"{where}: camera names differ from the checkpoint's, so their order counts: {pairs}", file=sys.stderr)
+    return list(range(len(wanted)))
+
+
+def with_cameras(batch: Batch, order: Sequence[int]) -> Batch:
+    """The batch with its cameras in another order."""
+    per_camera = ("image", "intrinsics", "ego_from_cam", "camera_mask")
+    return batch | {key: batch[key][:, list(order)] for key in per_camera}
 
 
 def seeded(*key: int) -> torch.Generator:

@@ -241,7 +241,8 @@ class FolderSource:
         root: the folder, with ``images/``, ``calibration.json``, and ``labels/`` or ``bev/`` or both.
         grid: the cells that are wanted.
         image_size: (H, W) that the network wants.
-        classes: for every target class, where it comes from.
+        classes: for every target class, where it comes from; left out, all that the calibration names, those of the
+            truth from above before labels of the same name.
         splits: for ``train``, ``val`` and ``test``, a file of frame names, one a line, relative to ``root``.
         allow_missing: see :class:`Frames`.
 
@@ -255,7 +256,7 @@ class FolderSource:
         *,
         grid: BEVGrid,
         image_size: Sequence[int],
-        classes: Mapping[str, ClassSpec],
+        classes: Mapping[str, ClassSpec] | None = None,
         splits: Mapping[str, str],
         allow_missing: bool = False,
     ) -> None:
@@ -268,8 +269,9 @@ class FolderSource:
             raise InputError(f"{self.root}: classes is empty; say what the targets are made from (data/README.md)")
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
-        self.classes = tuple(classes)
         self.calibration = read_calibration(self.root / "calibration.json")
+        classes = all_classes(self.calibration) if classes is None else classes
+        self.classes = tuple(classes)
         self.calibration.check_views(grid)
         self.camera_names = self.calibration.cameras
         ipm, bev = _by_source(classes, "ipm"), _by_source(classes, "bev")
@@ -315,6 +317,23 @@ class FolderSource:
         batch["target"] = torch.stack([planes[name][0] for name in self.classes], dim=1)
         batch["valid"] = torch.stack([planes[name][1] & looks for name in self.classes], dim=1)
         return batch
+
+
+def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
+    """Every name in ``calibration.json`` as a class.
+
+    Raises:
+        InputError: when it names none.
+    """
+    above = tuple(calibration.bev.members) if calibration.bev else ()
+    pictured = tuple(calibration.labels.members) if calibration.labels else ()
+    classes: dict[str, ClassSpec] = {name: {"source": "bev", "bev": [name]} for name in above}
+    classes |= {name: {"source": "ipm", "labels": [name]} for name in pictured if name not in classes}
+    if not classes:
+        raise InputError(
+            f"{calibration.path}: it names no labels and no bev truth, so there is nothing to train on; add a section"
+        )
+    return classes
 
 
 def read_split(path: Path) -> list[str]:

@@ -42,7 +42,7 @@ class TimmEncoder(nn.Module):
 
     def __init__(
         self,
-        name: str = "mobilenetv3_small_050",
+        name: str = "mobilenetv4_conv_small",
         *,
         image_size: Sequence[int],
         cameras: int,

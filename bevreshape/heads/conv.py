@@ -31,7 +31,7 @@ class ConvHead(nn.Module):
         classes: int,
         *,
         upsample: int = 2,
-        channels: int = 64,
+        channels: int = 32,
         blocks: int = 2,
         final_channels: int = 16,
     ) -> None:
