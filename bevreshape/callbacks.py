@@ -120,7 +120,8 @@ class LastCheckpoint(Checkpoint):
 
 
 class History(Callback):
-    """``history.csv``: a row per validation, and what the fit cost.
+    """``history.csv``: a row per validation, and what the fit cost: ``seconds``, of these ``waited`` between a step and
+    the next, for data and the other callbacks, and ``samples``.
 
     Args:
         path: the file; rows of an interrupted run that lie behind the checkpoint it goes on from are dropped.
@@ -131,7 +132,9 @@ class History(Callback):
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.samples = 0
+        self.waited = 0.0
         self._started = 0.0
+        self._ended: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
@@ -143,6 +146,14 @@ class History(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.samples += len(batch["name"]) * trainer.world_size
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self._ended is not None:
+            self.waited += time.perf_counter() - self._ended
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
@@ -171,10 +182,10 @@ class History(Callback):
         self.seconds, self._started = self.elapsed, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.elapsed, "samples": self.samples}
+        return {"seconds": self.elapsed, "samples": self.samples, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.samples = state_dict["seconds"], state_dict["samples"]
+        self.seconds, self.samples, self.waited = (state_dict[key] for key in ("seconds", "samples", "waited"))
 
 
 class Pictures(Callback):

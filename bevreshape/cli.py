@@ -67,6 +67,18 @@ def say(sentence: str) -> None:
     Console(stderr=True).print(f"{label}{_escaped(sentence)}", highlight=False, soft_wrap=True)
 
 
+def speaking(main: Callable[..., object], *args: object) -> None:
+    """Run a script's ``main``; an error of the user's making is a sentence and exit code 1."""
+    try:
+        main(*args)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        say(sentence)
+        sys.exit(1)
+
+
 def explain(error: BaseException) -> str | None:
     """The sentence for an error of the user's making; ``None`` for one of ours, which deserves its traceback."""
     chain: list[BaseException] = []

@@ -110,6 +110,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
         metrics = test_best(trainer, task, data, last.with_name("best.ckpt")) | {
             "fit/seconds": round(history.seconds, 2),
             "fit/samples_per_second": round(history.samples / max(history.seconds, 1e-9), 2),
+            "fit/data_wait_share": round(history.waited / max(history.seconds, 1e-9), 4),
             "fit/steps": trainer.fit_loop.epoch_loop.global_step,
         }
         for logger in trainer.loggers:

@@ -38,3 +38,18 @@ def test_sweep_over_two_processes_each(worlds: Path, tmp_path: Path) -> None:
     assert [(row["seed"], row["status"]) for row in rows] == [("0", "done"), ("1", "done")]
     assert all(row["fit/steps"] == "2" for row in rows)
     assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]
+
+
+def test_every_job_is_a_wandb_run_of_its_own_and_a_resumed_one_is_the_same(worlds: Path, tmp_path: Path) -> None:
+    arguments = [*without("trainer.max_steps", "logger"), "trainer.max_steps=3", f"data.root={worlds}", "logger=wandb"]
+    ended = finish(
+        start("train", "-m", *arguments, "seed=0,1", "logger.mode=offline", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    )
+    assert ended.code == 0, ended.err
+    runs = [next((tmp_path / "sweep" / job / "wandb").glob("offline-run-*")).name for job in "01"]
+    ids = [(tmp_path / "sweep" / job / "wandb_id").read_text() for job in "01"]
+    assert ids[0] != ids[1]
+    assert [run.endswith(key) for run, key in zip(runs, ids, strict=True)] == [True, True]
+    again = finish(start("train", "resume=sweep/0", cwd=tmp_path))
+    assert again.code == 0, again.err
+    assert {p.name.rpartition("-")[2] for p in (tmp_path / "sweep" / "0" / "wandb").glob("offline-run-*")} == {ids[0]}

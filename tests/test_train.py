@@ -132,3 +132,41 @@ def test_nan_stops_with_the_batch(command, worlds: Path) -> None:
     assert ended.code == 1
     assert "the loss is" in ended.err
     assert "batch train-" in ended.err or "batch train" in ended.err
+
+
+def test_epochs_go_on_in_mid_epoch_too(worlds: Path, tmp_path: Path, command) -> None:
+    arguments = [
+        *without("logger", "trainer.max_steps"), f"data.root={worlds}", "trainer.max_epochs=3", "logger=csv",
+        "trainer.log_every_n_steps=1", "checkpoint_every_n_steps=4",
+    ]  # fmt: skip
+    assert command("train", *arguments, "hydra.run.dir=whole").code == 0
+    expected = losses(tmp_path / "whole")
+    assert sorted(expected) == list(range(18)), "24 scenes in batches of 4, three times"
+    process = start("train", *arguments, "hydra.run.dir=stopped", cwd=tmp_path)
+    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    while process.poll() is None and not last.exists():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    finish(process)
+    done = torch.load(last, weights_only=True)["global_step"]
+    assert done < 18, "the kill came too late to show anything"
+    assert command("train", "resume=stopped").code == 0
+    later = losses(tmp_path / "stopped")
+    assert {step: later[step] for step in range(done, 18)} == {step: expected[step] for step in range(done, 18)}
+
+
+def test_ctrl_c_in_two_processes(worlds: Path, tmp_path: Path) -> None:
+    arguments = without("trainer.max_steps", "trainer.val", "checkpoint_every")
+    process = start(
+        "train", *arguments, f"data.root={worlds}", "trainer.max_steps=100000", "trainer.val_check_interval=100000",
+        "checkpoint_every_n_steps=10", "trainer.devices=2", "trainer.strategy=ddp", "hydra.run.dir=run", cwd=tmp_path,
+    )  # fmt: skip
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while process.poll() is None and not last.exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    ended = finish(process)
+    assert ended.code == 130, ended.err
+    assert "go on with resume=" in ended.err
+    assert "Traceback" not in ended.err
+    torch.load(last, weights_only=True)

@@ -20,7 +20,6 @@ from bevreshape import cli
 from bevreshape.build import build_data
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
-from bevreshape.errors import InputError
 from bevreshape.metrics import BEVIoU
 from bevreshape.tables import metrics_table
 
@@ -55,8 +54,4 @@ def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        cli.say(str(error))
-        sys.exit(1)
+    cli.speaking(main, sys.argv[1:])

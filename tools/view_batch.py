@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from bevreshape import cli
 from bevreshape.build import build_data
-from bevreshape.cli import conf_dir
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.drawing import Picture, class_palette, draw_bev, overlay_on_pictures
 from bevreshape.errors import InputError
+from bevreshape.files import write_png
 from bevreshape.geometry import BEVGrid, picture_to_bev
 
 CELL_PX = 8
@@ -71,22 +72,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("batch.png"))
     args = parser.parse_args()
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            data = build_data(compose("train", args.overrides))
-        source = data.source
-        source.prepare((args.split,))
-        split = source.split(args.split)
-        stop = min(args.first + args.samples, len(split))  # type: ignore[arg-type]
-        if not 0 <= args.first < stop:
-            raise InputError(f"view_batch: --first={args.first} is not in the {stop} samples of {args.split}")
-        batch = default_collate([split[index] for index in range(args.first, stop)])
-    except InputError as error:
-        parser.exit(1, f"{error}\n")
+    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+        data = build_data(compose("train", args.overrides))
+    source = data.source
+    source.prepare((args.split,))
+    split = source.split(args.split)
+    stop = min(args.first + args.samples, len(split))  # type: ignore[arg-type]
+    if not 0 <= args.first < stop:
+        raise InputError(f"view_batch: --first={args.first} is not in the {stop} samples of {args.split}")
+    batch = default_collate([split[index] for index in range(args.first, stop)])
     batch = source.finish(batch | {"image": batch["image"].float() / 255})
-    Image.fromarray(sheet(batch, source.grid, source.classes)).save(args.out)
+    write_png(args.out, sheet(batch, source.grid, source.classes))
     print(f"wrote {args.out}: {', '.join(batch['name'])}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.speaking(main)
