@@ -13,7 +13,9 @@ from commands import ROOT, TINY, finish, start, without
 from PIL import Image
 
 from bevreshape.build import load_model
+from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.task import BEVTask
 
 
 def losses(run: Path) -> dict[int, str]:
@@ -70,13 +72,13 @@ def test_six_cameras_and_every_reshaper(command, worlds: Path, reshaper: str) ->
 def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
     arguments = [
         *without("logger", "data.loader_workers", "trainer.max_steps"),
-        f"data.root={worlds}", "data.loader_workers=2", "trainer.max_steps=14", "logger=csv", "+logger.flush_logs_every_n_steps=1",
+        f"data.root={worlds}", "data.loader_workers=2", "trainer.max_steps=30", "logger=csv", "+logger.flush_logs_every_n_steps=1",
         "trainer.log_every_n_steps=1", "augment=photometric", "reshaper=cross_attention",
     ]  # fmt: skip
     whole = start("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path)
     assert finish(whole).code == 0
     expected = losses(tmp_path / "whole")
-    assert sorted(expected) == list(range(14))
+    assert sorted(expected) == list(range(30))
 
     killed = start("train", *arguments, "hydra.run.dir=killed", cwd=tmp_path)
     log = tmp_path / "killed" / "csv" / "version_0" / "metrics.csv"
@@ -85,12 +87,12 @@ def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Pat
     os.kill(killed.pid, signal.SIGKILL)
     finish(killed)
     done = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert 0 < done < 14, "the kill came too early or too late to show anything"
+    assert 0 < done < 30, "the kill came too early or too late to show anything"
 
     resumed = finish(start("train", "resume=killed", cwd=tmp_path))
     assert resumed.code == 0, resumed.err
     later = losses(tmp_path / "killed")
-    assert {step: later[step] for step in range(done, 14)} == {step: expected[step] for step in range(done, 14)}
+    assert {step: later[step] for step in range(done, 30)} == {step: expected[step] for step in range(done, 30)}
     first = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     second = json.loads((tmp_path / "killed" / "metrics.json").read_text())
     assert {k: v for k, v in first.items() if not k.startswith("fit/")} == pytest.approx(
@@ -134,25 +136,26 @@ def test_nan_stops_with_the_batch(command, worlds: Path) -> None:
     assert "batch train-" in ended.err or "batch train" in ended.err
 
 
-def test_epochs_go_on_in_mid_epoch_too(worlds: Path, tmp_path: Path, command) -> None:
+def test_epochs_go_on_in_mid_epoch_too(worlds: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         *without("logger", "trainer.max_steps"), f"data.root={worlds}", "trainer.max_epochs=3", "logger=csv",
-        "trainer.log_every_n_steps=1", "checkpoint_every_n_steps=4",
+        "trainer.log_every_n_steps=1", "+logger.flush_logs_every_n_steps=1", "checkpoint_every_n_steps=4",
     ]  # fmt: skip
     assert command("train", *arguments, "hydra.run.dir=whole").code == 0
     expected = losses(tmp_path / "whole")
     assert sorted(expected) == list(range(18)), "24 scenes in batches of 4, three times"
-    process = start("train", *arguments, "hydra.run.dir=stopped", cwd=tmp_path)
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    while process.poll() is None and not last.exists():
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    finish(process)
-    done = torch.load(last, weights_only=True)["global_step"]
-    assert done < 18, "the kill came too late to show anything"
+
+    def power_cut(task: BEVTask, batch: object, batch_idx: int) -> None:
+        if task.global_step == 9:
+            raise InputError("the power is cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BEVTask, "on_train_batch_start", power_cut)
+        assert "the power is cut" in command("train", *arguments, "hydra.run.dir=stopped").err
+    assert torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
     assert command("train", "resume=stopped").code == 0
     later = losses(tmp_path / "stopped")
-    assert {step: later[step] for step in range(done, 18)} == {step: expected[step] for step in range(done, 18)}
+    assert {step: later[step] for step in range(8, 18)} == {step: expected[step] for step in range(8, 18)}
 
 
 def test_ctrl_c_in_two_processes(worlds: Path, tmp_path: Path) -> None:

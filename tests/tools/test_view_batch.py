@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bevreshape import cli
 from bevreshape.geometry import BEVGrid
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -76,6 +77,6 @@ def test_a_sample_that_is_not_there_is_a_sentence(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["view_batch.py", "data=synthetic", "data.rig=frnt", f"data.root={tmp_path}"])
     with pytest.raises(SystemExit) as exit_:
-        view_batch.main()
+        cli.speaking(view_batch.main)
     assert exit_.value.code == 1
     assert "did you mean front" in capsys.readouterr().err
