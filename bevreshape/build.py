@@ -89,12 +89,14 @@ def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
     upsample = cfg["head"]["upsample"]
     if not isinstance(upsample, int) or upsample < 1:
         raise InputError(f"head.upsample={upsample!r} must be a whole number of at least 1")
-    if len(sources) > 1:
+    target = cfg["reshaper"].get("_target_")
+    if len(sources) > 1 and target and not getattr(_locate(target), "takes_scales", False):
+        strides = [source.stride for source in sources]
         raise InputError(
-            f"encoder.strides={[s.stride for s in sources]} are {len(sources)} scales but {cfg['reshaper']['_target_']} takes one; "
-            f"set encoder.strides=[{sources[0].stride}]"
+            f"encoder.strides={strides} are {len(strides)} scales but {target} takes one; set encoder.strides=[{strides[0]}]"
         )
-    reshaper = _make("reshaper", cfg["reshaper"], source=sources[0], grid=frame.grid.coarsen(upsample))
+    source = sources[0] if len(sources) == 1 else sources
+    reshaper = _make("reshaper", cfg["reshaper"], source=source, grid=frame.grid.coarsen(upsample))
     if not hasattr(reshaper, "out_channels"):
         raise InputError(
             f"reshaper {type(reshaper).__name__} has no attribute out_channels; set it to d, the head is built for it"

@@ -125,7 +125,7 @@ class Cameras:
         common denominator ``-direction_z`` this is linear in (u, v, 1).
         """
         direction = compose(self.ego_from_cam[..., :3, :3], invert_intrinsics(self.intrinsics))  # ego_from_pixel
-        center = self.ego_from_cam[..., :3, 3]
+        center = self.centers
         x, y, z = (direction[..., i, :] for i in range(3))
         cx, cy, cz = (center[..., i, None] for i in range(3))
         return torch.stack([cz * x - cx * z, cz * y - cy * z, -z], dim=-2)
@@ -146,6 +146,24 @@ class Cameras:
         )  # fmt: skip
         safe = torch.where(depth > NEAR, depth, torch.ones_like(depth))
         return torch.stack([u / safe, v / safe], dim=-1), depth
+
+    def rays(self, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "b n p 3"]:
+        """Directions in the ego frame in which the pixels (u, v) look, of depth 1 metre along the optical axis, so that
+        ``center + depth · ray`` is the point at that depth."""
+        ego_from_pixel = compose(self.ego_from_cam[..., :3, :3], invert_intrinsics(self.intrinsics)).unsqueeze(-3)
+        u, v = (pixels[:, i].to(ego_from_pixel.dtype) for i in range(2))
+        return torch.stack(
+            [
+                ego_from_pixel[..., i, 0] * u + ego_from_pixel[..., i, 1] * v + ego_from_pixel[..., i, 2]
+                for i in range(3)
+            ],
+            dim=-1,
+        )
+
+    @property
+    def centers(self) -> Float[Tensor, "b n 3"]:
+        """Where the cameras stand in the ego frame, in metres."""
+        return self.ego_from_cam[..., :3, 3]
 
     def sees(self, pixels: Float[Tensor, "b n p 2"], depth: Float[Tensor, "b n p"]) -> Bool[Tensor, "b n p"]:
         """Whether projected points lie in front of a camera that is there, and inside its picture."""

@@ -1,6 +1,6 @@
 """View transformers, one file each, behind one contract: ``reshaper(features, cameras) -> bev``."""
 
-from bevreshape.reshapers.base import FeatureShape, Reshaper
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.mlp import MLP
@@ -8,4 +8,14 @@ from bevreshape.reshapers.pool import Pool
 from bevreshape.reshapers.self_attention import SelfAttention
 from bevreshape.reshapers.strided_conv import StridedConv
 
-__all__ = ["IPM", "MLP", "CrossAttention", "FeatureShape", "Pool", "Reshaper", "SelfAttention", "StridedConv"]
+__all__ = [
+    "IPM",
+    "MLP",
+    "CrossAttention",
+    "FeatureShape",
+    "GeometricReshaper",
+    "Pool",
+    "Reshaper",
+    "SelfAttention",
+    "StridedConv",
+]

@@ -1,7 +1,8 @@
 """The contract of a view transformer: ``reshaper(features, cameras) -> bev``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,17 @@ class FeatureShape:
         """Features of one camera, h·w."""
         return self.height * self.width
 
+    def pixels(
+        self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "h w 2"]:
+        """Pixel (u, v) of the picture on which every feature is centred."""
+        v, u = torch.meshgrid(
+            torch.arange(self.height, device=device, dtype=torch.float64),
+            torch.arange(self.width, device=device, dtype=torch.float64),
+            indexing="ij",
+        )
+        return (torch.stack([u, v], dim=-1) * self.stride + self.offset_px).to(dtype)
+
 
 class Reshaper(nn.Module):
     """Base of all view transformers: knows its source and its target, compares them with what it is given.
@@ -44,24 +56,34 @@ class Reshaper(nn.Module):
     for any h×w → R×C on ``(b, c, h, w)``, with no camera.
 
     Args:
-        source: the features it will get.
+        source: the features it will get; a sequence of them where it takes several scales.
         grid: the cells it fills, or just (R, C) for a plain adapter that knows no metres.
         out_channels: d.
 
     Raises:
-        InputError: when a geometric reshaper is given (R, C) in place of a grid.
+        InputError: when a geometric reshaper is given (R, C) in place of a grid, or its scales are of different rigs.
     """
 
     needs_cameras: ClassVar[bool] = False
     """Whether it reads the calibration; then ``cameras`` must be given and ``grid`` be a :class:`BEVGrid`."""
 
-    def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], out_channels: int) -> None:
+    takes_scales: ClassVar[bool] = False
+    """Whether it can take several feature scales; then :meth:`reshape` gets a tuple, also of one."""
+
+    def __init__(
+        self, source: FeatureShape | Sequence[FeatureShape], grid: BEVGrid | tuple[int, int], out_channels: int
+    ) -> None:
         super().__init__()
         if self.needs_cameras and not isinstance(grid, BEVGrid):
             raise InputError(
                 f"{self.name}: the target is {grid} cells without metres; pass a BEVGrid, it projects them"
             )
-        self.source = source
+        self.sources = (source,) if isinstance(source, FeatureShape) else tuple(source)
+        if len({scale.cameras for scale in self.sources}) > 1:
+            raise InputError(
+                f"{self.name}: its scales are of {[scale.cameras for scale in self.sources]} cameras; they must be of the same rig"
+            )
+        self.source = self.sources[0]
         self.grid = grid
         self.out_channels = out_channels
 
@@ -77,13 +99,14 @@ class Reshaper(nn.Module):
 
     def forward(
         self,
-        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"],
+        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
         cameras: Cameras | None = None,
     ) -> Float[Tensor, "b d R C"]:
         """Turn camera features into a bird's-eye view.
 
         Args:
-            features: (b, n, c, h, w), or (b, c, h, w) for one camera.
+            features: (b, n, c, h, w), or (b, c, h, w) for one camera; a sequence of them, one a scale, where several
+                scales are taken.
             cameras: the calibration, of the full-size pictures; may be left out where it is not read.
 
         Returns:
@@ -92,43 +115,110 @@ class Reshaper(nn.Module):
         Raises:
             InputError: when the features are not what this was built for, or a needed calibration is missing.
         """
-        if features.ndim == 4:
-            features = features.unsqueeze(1)
-        built = self.source
-        if tuple(features.shape[1:]) != (built.cameras, built.channels, built.height, built.width):
-            n, c, h, w = features.shape[1:]
+        scales = (features,) if isinstance(features, Tensor) else tuple(features)
+        scales = tuple(x.unsqueeze(1) if x.ndim == 4 else x for x in scales)
+        if len(scales) != len(self.sources):
             raise InputError(
-                f"{self.name}: features are {n} cameras × {c} channels × {h}×{w} but it was built for {built.cameras} × "
-                f"{built.channels} × {built.height}×{built.width}; rebuild it with source=FeatureShape(channels={c}, "
-                f"height={h}, width={w}, cameras={n}), or change the encoder's stride"
+                f"{self.name}: features are of {len(scales)} scales but it was built for {len(self.sources)}; rebuild it, or "
+                "change encoder.strides"
             )
-        if cameras is None and self.needs_cameras:
+        for x, built in zip(scales, self.sources, strict=True):
+            if tuple(x.shape[1:]) != (built.cameras, built.channels, built.height, built.width):
+                n, c, h, w = x.shape[1:]
+                raise InputError(
+                    f"{self.name}: features are {n} cameras × {c} channels × {h}×{w} but it was built for {built.cameras} × "
+                    f"{built.channels} × {built.height}×{built.width}; rebuild it with source=FeatureShape(channels={c}, "
+                    f"height={h}, width={w}, cameras={n}), or change the encoder's stride"
+                )
+        if self.needs_cameras:
+            self._check_cameras(cameras)
+        if cameras is not None and cameras.intrinsics.shape[:2] != scales[0].shape[:2]:
+            raise InputError(
+                f"{self.name}: features are of {tuple(scales[0].shape[:2])} (batch, cameras) but the calibration is of "
+                f"{cameras.batch_shape}; give every picture its camera"
+            )
+        return self.reshape(scales if self.takes_scales else scales[0], cameras)
+
+    def _check_cameras(self, cameras: Cameras | None) -> None:
+        if cameras is None:
             raise InputError(
                 f"{self.name}: it projects through the calibration; call it as reshaper(features, cameras)"
             )
-        if cameras is not None and cameras.intrinsics.shape[:2] != features.shape[:2]:
-            raise InputError(
-                f"{self.name}: features are of {tuple(features.shape[:2])} (batch, cameras) but the calibration is of "
-                f"{cameras.batch_shape}; give every picture its camera"
-            )
-        if cameras is not None and self.needs_cameras:
-            self._compare_with_pictures(cameras)
-        return self.reshape(features, cameras)
+        for built in self.sources:
+            # padding and unpadded convolutions make features cover a little more or less than the picture
+            for cells, pixels in zip((built.height, built.width), cameras.image_size, strict=True):
+                if abs(cells * built.stride - pixels) > max(built.stride, pixels / 4):
+                    raise InputError(
+                        f"{self.name}: features of {built.height}×{built.width} at stride {built.stride} do not cover "
+                        f"pictures of {cameras.image_size[0]}×{cameras.image_size[1]}; set FeatureShape's stride, or call it "
+                        "with cameras.resized(...) to the size that the encoder sees"
+                    )
 
-    def _compare_with_pictures(self, cameras: Cameras) -> None:
-        # padding and unpadded convolutions make features cover a little more or less than the picture
-        built = self.source
-        for cells, pixels in zip((built.height, built.width), cameras.image_size, strict=True):
-            if abs(cells * built.stride - pixels) > max(built.stride, pixels / 4):
-                raise InputError(
-                    f"{self.name}: features of {built.height}×{built.width} at stride {built.stride} do not cover pictures "
-                    f"of {cameras.image_size[0]}×{cameras.image_size[1]}; set FeatureShape's stride, or call it with "
-                    "cameras.resized(...) to the size that the encoder sees"
-                )
-
-    def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
-        """(b, n, c, h, w) → (b, d, R, C), sizes already compared."""
+    def reshape(self, features: Any, cameras: Cameras | None) -> Tensor:
+        """(b, n, c, h, w), a tuple of them where several scales are taken → (b, d, R, C), sizes already compared."""
         raise NotImplementedError
+
+
+class GeometricReshaper(Reshaper):
+    """Base of view transformers that look through the calibration: what follows from it is kept apart from the pictures.
+
+    A subclass implements :meth:`locate`, all that depends on cameras (and weights) alone, and :meth:`gather`, which
+    brings it together with the features. On a fixed rig :meth:`precompute` does the first once and for all.
+    """
+
+    needs_cameras: ClassVar[bool] = True
+    grid: BEVGrid
+
+    def __init__(
+        self, source: FeatureShape | Sequence[FeatureShape], grid: BEVGrid | tuple[int, int], out_channels: int
+    ) -> None:
+        super().__init__(source, grid, out_channels)
+        self._fixed = 0
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """What the calibration decides: tensors whose first dimension is the batch."""
+        raise NotImplementedError
+
+    def gather(self, features: Any, located: Any) -> Tensor:
+        """(b, n, c, h, w), or a tuple of scales, and what :meth:`locate` found, for b or for 1 → (b, d, R, C)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def precompute(self, cameras: Cameras) -> "GeometricReshaper":
+        """Fix the rig: from now on features alone are given, and geometry costs nothing per frame.
+
+        What is stored follows from the weights too: call it again after they changed. It is in no checkpoint.
+
+        Args:
+            cameras: of one rig, b = 1.
+
+        Raises:
+            InputError: when the calibration is of several rigs.
+        """
+        if cameras.batch_shape != (1, self.source.cameras):
+            raise InputError(
+                f"{self.name}: the fixed rig is of {cameras.batch_shape} (batch, cameras); give one calibration of "
+                f"{self.source.cameras} cameras"
+            )
+        Reshaper._check_cameras(self, cameras)
+        located = self.locate(cameras)
+        self._fixed = len(located)
+        for number, value in enumerate(located):
+            self.register_buffer(f"_fixed_{number}", value, persistent=False)
+        return self
+
+    def _check_cameras(self, cameras: Cameras | None) -> None:
+        if not self._fixed:
+            super()._check_cameras(cameras)
+        elif cameras is not None:
+            raise InputError(
+                f"{self.name}: its rig was fixed by precompute; call it with features alone, or build a new one"
+            )
+
+    def reshape(self, features: Tensor | tuple[Tensor, ...], cameras: Cameras | None) -> Tensor:
+        if cameras is None:
+            return self.gather(features, tuple(getattr(self, f"_fixed_{number}") for number in range(self._fixed)))
+        return self.gather(features, self.locate(cameras))
 
 
 def present_weights(features: Tensor, cameras: Cameras | None) -> Tensor:

@@ -273,3 +273,12 @@ def test_real_calibrations_pass():
         check_calibration(torch.from_numpy(k.round(6)), torch.from_numpy(p.round(6)), HD, "rig")
     cropped = rig(FRONT, image_size=HD).cropped(top=400, left=0, image_size=(500, 1600))
     check_calibration(cropped.intrinsics[0], cropped.ego_from_cam[0], cropped.image_size, "cropped")
+
+
+@pytest.mark.parametrize("camera", [FRONT, BACK_LEFT], ids=["front", "back_left"])
+def test_a_ray_leads_to_the_points_that_its_pixel_shows(camera):
+    cameras = rig(camera, image_size=HD)
+    points = ground_before(camera, 50)
+    seen = np.array([project(point, *camera) for point in points])
+    rays = cameras.rays(torch.from_numpy(seen[:, :2]))[0, 0].numpy()
+    np.testing.assert_allclose(cameras.centers[0, 0].numpy() + seen[:, 2:] * rays, points, atol=1e-9)

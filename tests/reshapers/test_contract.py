@@ -13,10 +13,11 @@ from torch.func import functional_call
 import bevreshape.reshapers as package
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers import FeatureShape, Reshaper
+from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
 
+BASES = (Reshaper, GeometricReshaper)
 RESHAPERS: list[type[Reshaper]] = [
-    thing for name in package.__all__ if issubclass(thing := getattr(package, name), Reshaper) and thing is not Reshaper
+    thing for name in package.__all__ if issubclass(thing := getattr(package, name), Reshaper) and thing not in BASES
 ]
 
 KNOWS_ITS_CAMERAS = {
@@ -48,7 +49,7 @@ def test_every_reshaper_of_the_package_is_exported() -> None:
     found = set()
     for module in pkgutil.iter_modules(package.__path__):
         for thing in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
-            if isinstance(thing, type) and issubclass(thing, Reshaper) and thing is not Reshaper:
+            if isinstance(thing, type) and issubclass(thing, Reshaper) and thing not in BASES:
                 found.add(thing)
     assert found == set(RESHAPERS)
 
@@ -216,6 +217,38 @@ def test_geometry_refuses_pictures_that_the_features_cannot_be_of(cls: type[Resh
             reshaper(x, rigs)
     else:
         assert torch.equal(reshaper(x, rigs), reshaper(x))
+
+
+@every_reshaper
+@one_and_six
+def test_a_fixed_rig_needs_its_calibration_once(cls: type[Reshaper], cameras: int, rig) -> None:
+    reshaper, x, rigs = build(cls, cameras), features(cameras, 3), rig(1, cameras)
+    if not issubclass(cls, GeometricReshaper):
+        assert not cls.needs_cameras
+        return
+    every = Cameras(rigs.intrinsics.expand(3, -1, -1, -1), rigs.ego_from_cam.expand(3, -1, -1, -1), rigs.image_size)
+    expected = reshaper(x, every)
+    with pytest.raises(InputError, match=r"of \(3, \d\) \(batch, cameras\)"):
+        reshaper.precompute(every)
+    fixed = reshaper.precompute(rigs)
+    torch.testing.assert_close(fixed(x), expected, atol=1e-5, rtol=1e-5)
+    assert fixed.state_dict().keys() == build(cls, cameras).state_dict().keys()
+    with pytest.raises(InputError, match="fixed by precompute"):
+        fixed(x, every)
+
+
+@every_reshaper
+def test_features_of_another_number_of_scales_are_refused(cls: type[Reshaper], rig) -> None:
+    scales = (source(6), replace(source(6), height=2, width=3, stride=16, offset_px=7.5))
+    x = features(6), torch.randn(2, 6, 8, 2, 3, generator=torch.Generator().manual_seed(3))
+    if cls.takes_scales:
+        torch.manual_seed(0)
+        reshaper = cls(scales, GRID)
+        assert reshaper(x, rig(2, 6)).shape[-2:] == GRID.shape
+        with pytest.raises(InputError, match="1 scales but it was built for 2"):
+            reshaper(x[0], rig(2, 6))
+    with pytest.raises(InputError, match="2 scales but it was built for 1"):
+        build(cls, 6)(x, rig(2, 6))
 
 
 class FromTensors(nn.Module):
