@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from bevreshape import cli
 from bevreshape.build import Frame, load_model, plain_config
 from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
-from bevreshape.data.folder import Frames, open_frames
+from bevreshape.data.frames import Frames, open_frames
 from bevreshape.drawing import draw_bev, overlay_on_pictures
 from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_png

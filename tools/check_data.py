@@ -24,8 +24,10 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from bevreshape.data.calibration import Calibration, read_calibration
-from bevreshape.data.folder import Frames, MapTruth, PictureTruth, read_split
+from bevreshape.data.folder import read_split
+from bevreshape.data.frames import Frames
 from bevreshape.data.pictures import read_picture
+from bevreshape.data.truth import MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, bev_to_picture, ground_pixels, picture_to_bev
 

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from bevreshape.data.folder import FolderSource, Frames, matching_cells, open_frames
+from bevreshape.data.folder import FolderSource
+from bevreshape.data.frames import Frames, open_frames
+from bevreshape.data.truth import matching_cells
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bevreshape.data.folder import open_frames
+from bevreshape.data.frames import open_frames
 from bevreshape.geometry import BEVGrid
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

@@ -1,0 +1,153 @@
+"""Calibrated pictures in a folder, frame by frame, at the network's size."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bevreshape.data.batch import Sample
+from bevreshape.data.calibration import Calibration, read_calibration
+from bevreshape.data.pictures import SUFFIXES, fit_picture, read_picture
+from bevreshape.errors import InputError, suggest
+
+
+def camera_folders(pictures: Path, cameras: Sequence[str]) -> list[Path]:
+    """The folder of every camera's files: the folder itself for one camera, one named like each for several.
+
+    Raises:
+        InputError: when it does not exist.
+    """
+    if not pictures.exists():
+        raise InputError(f"{pictures}: there is no such folder; data/README.md says what a camera folder holds")
+    if len(cameras) == 1:
+        return [pictures]
+    folders = [pictures / camera for camera in cameras]
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder}: there is no such folder, but calibration.json lists camera {folder.name!r}; several cameras have "
+                "a folder each, named like them"
+            )
+    return folders
+
+
+def files_by_frame(folder: Path) -> dict[str, Path]:
+    """Pictures of a folder, or one picture, by the name of their frame.
+
+    Raises:
+        InputError: when there is no such folder, or a frame has two pictures.
+    """
+    files: dict[str, Path] = {}
+    if not folder.exists():
+        raise InputError(f"{folder}: there is no such folder; data/README.md says what a camera folder holds")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+        if path.suffix.lower() not in SUFFIXES:
+            continue
+        if path.stem in files:
+            raise InputError(f"{path}: frame {path.stem!r} has a second picture, {files[path.stem].name}; remove one")
+        files[path.stem] = path
+    return files
+
+
+def check_size(path: Path, picture: Tensor, size: tuple[int, int], calibration: Path) -> None:
+    """Refuse a picture of another size (H, W) than ``calibration`` states."""
+    height, width = picture.shape[-2:]
+    if (height, width) != size:
+        raise InputError(
+            f"{path}: it is {height}×{width} (height×width) but {calibration} is for {size[0]}×{size[1]}; resize it, or state "
+            "the intrinsics of its size"
+        )
+
+
+class Frames(Dataset[Sample]):
+    """Calibrated pictures without labels, one sample a frame.
+
+    Args:
+        pictures: folder of ``<frame>.jpg|png`` for one camera, of ``<camera>/<frame>.jpg|png`` for several; or one
+            picture of one camera.
+        calibration: of these pictures.
+        image_size: (H, W) that the network wants.
+        names: the frames and their order; all of them, sorted, when left out.
+        allow_missing: whether a frame may lack pictures of some cameras; they are black and masked. Otherwise refused.
+
+    Raises:
+        InputError: when there is no picture, a frame is unknown, or a camera's picture is missing.
+    """
+
+    def __init__(
+        self,
+        pictures: Path,
+        calibration: Calibration,
+        image_size: tuple[int, int],
+        *,
+        names: Sequence[str] | None = None,
+        allow_missing: bool = False,
+    ) -> None:
+        self.calibration = calibration
+        self.image_size = (image_size[0], image_size[1])
+        self._files = [files_by_frame(folder) for folder in camera_folders(pictures, calibration.cameras)]
+        known = set().union(*self._files)
+        self.names = tuple(sorted(known) if names is None else names)
+        if not self.names:
+            raise InputError(f"{pictures}: there is no picture here; put {' or '.join(SUFFIXES)} files into it")
+        for name in self.names:
+            if name not in known:
+                raise InputError(f"{pictures}: there is no picture of frame {name!r}; {suggest(name, known)}")
+            for camera, files in zip(calibration.cameras, self._files, strict=True):
+                if name not in files and not allow_missing:
+                    raise InputError(
+                        f"{pictures}: frame {name!r} has no picture of camera {camera!r}; add it, or set "
+                        "allow_missing=true to mask that camera"
+                    )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.names[index]
+        rig = self.calibration.of(name)
+        images, intrinsics, mask = [], [], []
+        for number, size in enumerate(rig.sizes):
+            path = self.picture(index, number)
+            if path is None:
+                picture = torch.zeros(3, *size, dtype=torch.uint8)
+            else:
+                picture = read_picture(path)
+                check_size(path, picture, size, self.calibration.path)
+            picture, fitted = fit_picture(picture, rig.intrinsics[number], self.image_size)
+            images.append(picture)
+            intrinsics.append(fitted)
+            mask.append(path is not None)
+        return Sample(
+            image=torch.stack(images),
+            intrinsics=torch.stack(intrinsics).float(),
+            ego_from_cam=rig.ego_from_cam.float(),
+            camera_mask=torch.tensor(mask),
+            index=index,
+            name=name,
+        )
+
+    def picture(self, index: int, camera: int) -> Path | None:
+        """The file of a frame's camera, ``None`` where it is missing."""
+        return self._files[camera].get(self.names[index])
+
+
+def open_frames(path: Path, image_size: tuple[int, int], *, calibration: Path | None = None) -> Frames:
+    """The pictures of a camera folder, of a plain folder of pictures, or one picture.
+
+    Args:
+        path: any of them.
+        image_size: (H, W) that the network wants.
+        calibration: a ``calibration.json``; a camera folder brings its own.
+
+    Raises:
+        InputError: when there is nothing, or no calibration for it.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder or picture")
+    if calibration is None and not (path / "calibration.json").is_file():
+        raise InputError(f"{path}: these pictures bring no calibration.json; pass one with calibration=FILE")
+    pictures = path / "images" if (path / "images").is_dir() else path
+    return Frames(pictures, read_calibration(calibration or path / "calibration.json"), image_size, allow_missing=True)

@@ -1,0 +1,143 @@
+"""What targets are made from: labels of pictures, laid onto the ground, or truth from above."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from bevreshape.data.calibration import Calibration, Codes
+from bevreshape.data.frames import camera_folders, check_size, files_by_frame
+from bevreshape.data.pictures import read_codes
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras, labels_to_bev
+from bevreshape.geometry.ipm import VOID
+
+
+def matching_cells(stored: BEVGrid, wanted: BEVGrid, where: str) -> tuple[list[int], list[int]]:
+    """Rows and columns of ``stored`` that lie under the centres of ``wanted``.
+
+    The wanted cells must lie inside, in line with the stored ones, and be as long, an odd number of times as long (so
+    that a centre lies in the middle of a stored cell), or a whole fraction as long.
+
+    Raises:
+        InputError: when they are not, since the truth would move by part of a cell.
+    """
+    ratio = wanted.cell_m / stored.cell_m
+    unit = min(wanted.cell_m, stored.cell_m)
+    edges = [
+        (a - b) / unit
+        for bounds in ("forward_m", "left_m")
+        for a, b in zip(getattr(stored, bounds), getattr(wanted, bounds), strict=True)
+    ]
+    whole = all(abs(n - round(n)) < 1e-4 for n in (*edges, max(ratio, 1 / ratio)))
+    inside = edges[0] < 1e-4 and edges[1] > -1e-4 and edges[2] < 1e-4 and edges[3] > -1e-4
+    if not (whole and inside and (ratio < 1.5 or round(ratio) % 2)):
+        raise InputError(
+            f"{where}: the truth is on {stored.rows}×{stored.cols} cells of {stored.cell_m:g} m, forward {stored.forward_m}, "
+            f"left {stored.left_m}, and cannot be read on {wanted.rows}×{wanted.cols} cells of {wanted.cell_m:g} m, forward "
+            f"{wanted.forward_m}, left {wanted.left_m}, without moving it; choose cells inside it that are as long, an odd "
+            "number of times as long, or a whole fraction as long, and in line with it"
+        )
+    cells = stored.cells_of(wanted.centers(dtype=torch.float64)).round().long()  # R C (col, row)
+    return cells[:, 0, 1].tolist(), cells[0, :, 0].tolist()
+
+
+def _explained(codes: Codes | None, path: Path, section: str, classes: Mapping[str, Sequence[str]]) -> Codes:
+    if codes is None:
+        raise InputError(f"{path}: there is no {section!r} section, but {', '.join(classes)} is made from it; add it")
+    return codes
+
+
+def _ids(values: Tensor) -> list[int]:
+    return values.nonzero().flatten().tolist()
+
+
+class PictureTruth:
+    """Class ids of pixels, laid onto the ground by inverse perspective mapping.
+
+    Args:
+        folder: laid out as ``images/``, with PNG files of the pictures' sizes.
+        calibration: of the pictures.
+        classes: for every class, the names of the labels that count as it.
+
+    Raises:
+        InputError: when the calibration does not explain the labels, or a name is none of them.
+    """
+
+    def __init__(self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]]) -> None:
+        codes = _explained(calibration.labels, calibration.path, "labels", classes)
+        self._calibration = calibration
+        self._folder = folder
+        self._codes = codes
+        self._files = [files_by_frame(part) for part in camera_folders(folder, calibration.cameras)]
+        self._classes = {name: _ids(codes.any_of(names, f"class {name!r}")) for name, names in classes.items()}
+
+    def read(self, name: str, camera_mask: Tensor) -> UInt8[Tensor, "n H W"]:
+        """The label pictures of a frame, void beyond their edge and where a camera is missing."""
+        rig = self._calibration.of(name)
+        canvas = torch.full((len(self._files), *self._calibration.largest_size), VOID, dtype=torch.uint8)
+        for number, (files, size) in enumerate(zip(self._files, rig.sizes, strict=True)):
+            if not camera_mask[number]:
+                continue
+            if name not in files:
+                raise InputError(
+                    f"{self._folder}: frame {name!r} has no label of camera {self._calibration.cameras[number]!r}; add it, "
+                    "or take the frame out of the split"
+                )
+            labels = read_codes(files[name])
+            check_size(files[name], labels, size, self._calibration.path)
+            self._codes.check(labels, files[name])
+            canvas[number, : size[0], : size[1]] = labels
+        return canvas
+
+    def lay(self, labels: Tensor, cameras: Cameras, grid: BEVGrid) -> dict[str, tuple[Tensor, Tensor]]:
+        """For every class, target and where it is known, both (b, rows, cols)."""
+        target, known = labels_to_bev(labels, cameras, grid, list(self._classes.values()), _ids(self._codes.void))
+        return {name: (plane, known) for name, plane in zip(self._classes, target.unbind(1), strict=True)}
+
+
+class MapTruth:
+    """Truth seen from above, one byte a cell.
+
+    Args:
+        folder: of ``<frame>.png``.
+        calibration: explains the bytes and states their grid.
+        classes: for every class, the names of the truth that count as it.
+        grid: the cells that are wanted.
+
+    Raises:
+        InputError: when the calibration does not explain the truth, a name is none of it, or the grids do not fit.
+    """
+
+    def __init__(
+        self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]], grid: BEVGrid
+    ) -> None:
+        codes = _explained(calibration.bev, calibration.path, "bev", classes)
+        assert calibration.bev_grid is not None  # it is part of the same section
+        self._files = files_by_frame(folder)
+        self._folder = folder
+        self._codes = codes
+        self._stored = calibration.bev_grid
+        self._rows, self._cols = matching_cells(calibration.bev_grid, grid, str(calibration.path))
+        self._classes = {name: codes.any_of(names, f"class {name!r}") for name, names in classes.items()}
+
+    def read(self, name: str) -> UInt8[Tensor, "R C"]:
+        """The truth of a frame on the wanted cells."""
+        if name not in self._files:
+            raise InputError(f"{self._folder}: frame {name!r} has no truth; add it, or take the frame out of the split")
+        truth = read_codes(self._files[name])
+        if tuple(truth.shape) != self._stored.shape:
+            raise InputError(
+                f"{self._files[name]}: the truth is {truth.shape[0]}×{truth.shape[1]} cells but calibration.json states a "
+                f"grid of {self._stored.rows}×{self._stored.cols}; correct its bounds or cell_m"
+            )
+        self._codes.check(truth, self._files[name])
+        return truth[self._rows][:, self._cols]
+
+    def lay(self, truth: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """For every class, target and where it is known, both (b, rows, cols)."""
+        values = truth.long()
+        known = ~self._codes.void.to(values.device)[values]
+        return {name: (table.to(values.device)[values] & known, known) for name, table in self._classes.items()}
