@@ -267,7 +267,10 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
         node |= {"id": _kept_id(folder / "wandb_id"), "resume": "allow"}  # a run that goes on is the same W&B run
         os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        return _make("logger", node, save_dir=folder)
+        logger = _make("logger", node, save_dir=folder)
+        # Lightning passes on a setting that W&B has given up, and warns about
+        getattr(logger, "_wandb_init", {}).pop("anonymous", None)
+        return logger
     except ModuleNotFoundError as error:
         raise InputError(
             f"logger: {error.name} is not installed; pip install {error.name}, or choose logger=csv"

@@ -40,6 +40,16 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, filename="best", monitor="val/iou/mean", mode="max", enable_version_counter=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best score, also where the run's folder has moved."""
+        assert self.dirpath is not None
+        here = Path(self.dirpath)
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = str(here / Path(state[key]).name) if state[key] else ""
+        state["best_k_models"] = {str(here / Path(path).name): score for path, score in state["best_k_models"].items()}
+        super().load_state_dict(state)
+
 
 class Stopped(BaseException):
     """Training was stopped by a signal, after ``last.ckpt`` was saved. No error, so nothing may catch it on its way."""

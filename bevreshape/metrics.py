@@ -122,14 +122,8 @@ class BEVIoU(Metric):
             values |= {f"iou/{name}/{band}": by_band[number, j].float() for j, band in enumerate(self.bands)}
         return values
 
-    def best_thresholds(self) -> dict[str, float]:
-        """The best threshold of every class, to be kept from the validation set and given to :meth:`iou_at` on the test set."""
-        with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
-            best = self._best(self._iou(self.counts.sum(1)))
-        return dict(zip(self.classes, self.thresholds[best].tolist(), strict=True))
-
     def iou_at(self, thresholds: Mapping[str, float | int]) -> dict[str, Tensor]:
-        """``iou/<class>`` and ``iou/mean`` at a threshold per class.
+        """``iou/<class>`` and ``iou/mean`` at a threshold per class, such as the best ones of another data set.
 
         Raises:
             InputError: when a class has no threshold, or one that is not among those counted.

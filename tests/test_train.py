@@ -153,9 +153,14 @@ def test_epochs_go_on_in_mid_epoch_too(worlds: Path, tmp_path: Path, command, mo
         patch.setattr(BEVTask, "on_train_batch_start", power_cut)
         assert "the power is cut" in command("train", *arguments, "hydra.run.dir=stopped").err
     assert torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 8
-    assert command("train", "resume=stopped").code == 0
-    later = losses(tmp_path / "stopped")
+    (tmp_path / "stopped").rename(tmp_path / "moved")
+    assert command("train", "resume=moved").code == 0
+    later = losses(tmp_path / "moved")
     assert {step: later[step] for step in range(8, 18)} == {step: expected[step] for step in range(8, 18)}
+    best = [torch.load(tmp_path / run / "checkpoints" / "best.ckpt", weights_only=True) for run in ("whole", "moved")]
+    assert best[0]["global_step"] == best[1]["global_step"]
+    scores = [next(v for k, v in last["callbacks"].items() if k.startswith("BestCheckpoint")) for last in best]
+    assert scores[0]["best_model_score"] == scores[1]["best_model_score"]
 
 
 def test_ctrl_c_in_two_processes(worlds: Path, tmp_path: Path) -> None:

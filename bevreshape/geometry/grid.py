@@ -97,14 +97,3 @@ class BEVGrid:
         col = (self.left_m[1] - ground[..., 1]) / self.cell_m - 0.5
         row = (self.forward_m[1] - ground[..., 0]) / self.cell_m - 0.5
         return torch.stack([col, row], dim=-1)
-
-    def ground_from_cell(self) -> Float[Tensor, "3 3"]:
-        """Homography from (col, row, 1) to ground (x, y, 1) in metres, in float64."""
-        return torch.tensor(
-            [
-                [0.0, -self.cell_m, self.forward_m[1] - 0.5 * self.cell_m],
-                [-self.cell_m, 0.0, self.left_m[1] - 0.5 * self.cell_m],
-                [0.0, 0.0, 1.0],
-            ],
-            dtype=torch.float64,
-        )

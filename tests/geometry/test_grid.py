@@ -6,7 +6,6 @@ import torch
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
-from bevreshape.geometry.cameras import apply_homography
 
 GRID = BEVGrid((2.0, 10.0), (-3.0, 3.0), 0.5)
 
@@ -31,13 +30,6 @@ def test_convention_whole_numbers_are_cell_centres_and_halves_the_edges():
     assert torch.allclose(GRID.cells_of(GRID.centers()), torch.stack([col, row], -1), atol=1e-5)
     edges = GRID.cells_of(torch.tensor([[10.0, 3.0], [2.0, -3.0]]))
     assert edges.tolist() == [[-0.5, -0.5], [11.5, 15.5]]
-
-
-def test_homography_from_cells_agrees():
-    cells = torch.tensor([[0.0, 0.0], [11.0, 15.0], [3.3, 7.9]], dtype=torch.float64)
-    ground, _ = apply_homography(GRID.ground_from_cell(), cells)
-    assert torch.allclose(GRID.cells_of(ground), cells)
-    assert torch.allclose(ground[0], GRID.centers(dtype=torch.float64)[0, 0])
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
