@@ -25,6 +25,7 @@ from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.reshapers import FeatureShape, Reshaper
 from bevreshape.task import BEVTask
 
 RESHAPERS = "bevreshape.reshapers"
@@ -89,20 +90,29 @@ def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
     upsample = cfg["head"]["upsample"]
     if not isinstance(upsample, int) or upsample < 1:
         raise InputError(f"head.upsample={upsample!r} must be a whole number of at least 1")
-    target = cfg["reshaper"].get("_target_")
+    reshaper = build_reshaper(cfg["reshaper"], sources, frame.grid.coarsen(upsample))
+    head = _make("head", cfg["head"], in_channels=reshaper.out_channels, classes=len(frame.classes))
+    return BEVModel(encoder, reshaper, head)
+
+
+def build_reshaper(node: Mapping[str, Any], sources: Sequence[FeatureShape], grid: BEVGrid) -> Reshaper:
+    """The view transformer of a config node, for features of one or several scales.
+
+    Raises:
+        InputError: when it takes one scale but several are given, or does not say what it delivers.
+    """
+    target = node.get("_target_")
     if len(sources) > 1 and target and not getattr(_locate(target), "takes_scales", False):
         strides = [source.stride for source in sources]
         raise InputError(
             f"encoder.strides={strides} are {len(strides)} scales but {target} takes one; set encoder.strides=[{strides[0]}]"
         )
-    source = sources[0] if len(sources) == 1 else sources
-    reshaper = _make("reshaper", cfg["reshaper"], source=source, grid=frame.grid.coarsen(upsample))
+    reshaper = _make("reshaper", node, source=sources[0] if len(sources) == 1 else tuple(sources), grid=grid)
     if not hasattr(reshaper, "out_channels"):
         raise InputError(
             f"reshaper {type(reshaper).__name__} has no attribute out_channels; set it to d, the head is built for it"
         )
-    head = _make("head", cfg["head"], in_channels=reshaper.out_channels, classes=len(frame.classes))
-    return BEVModel(encoder, reshaper, head)
+    return reshaper
 
 
 def build_task(cfg: Mapping[str, Any], frame: Frame, model: BEVModel) -> BEVTask:

@@ -1,0 +1,308 @@
+"""``python -m bevreshape.benchmark``: what view transformers cost, side by side."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bevreshape import cli
+from bevreshape.build import Frame, announced_reshapers, build_model, build_reshaper, plain_config
+from bevreshape.costs import Cost, Workload, growth, matmul_rate, measure, ring
+from bevreshape.errors import InputError, suggest
+from bevreshape.files import write_atomic, write_text
+from bevreshape.geometry import BEVGrid
+from bevreshape.reshapers import FeatureShape, GeometricReshaper
+
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
+GROWTH = ("cells", "tokens", "cameras")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape on one device at one precision."""
+
+    batch: int
+    cameras: int
+    channels: int
+    height: int
+    width: int
+    rows: int
+    cols: int
+    device: str
+    precision: str
+    stride: int
+    cell_m: float
+
+    @property
+    def source(self) -> FeatureShape:
+        """The features, as of a resized picture."""
+        offset_px = (self.stride - 1) / 2
+        return FeatureShape(self.channels, self.height, self.width, self.cameras, self.stride, offset_px)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the pictures."""
+        return self.height * self.stride, self.width * self.stride
+
+    def grid(self, upsample: int = 1) -> BEVGrid:
+        """Cells ahead of one camera, around several; ``upsample`` times finer for a whole model."""
+        length, width = self.rows * self.cell_m, self.cols * self.cell_m
+        nearest = 0.0 if self.cameras == 1 else -length / 2
+        return BEVGrid((nearest, nearest + length), (-width / 2, width / 2), self.cell_m / upsample)
+
+    @property
+    def title(self) -> str:
+        """How tables call it."""
+        return (
+            f"{self.batch} × {self.cameras} cameras × {self.channels} × {self.height}×{self.width} → "
+            f"{self.rows}×{self.cols}, {self.device}, {self.precision}"
+        )
+
+
+def main(cfg: DictConfig) -> None:
+    """Measure every reshaper on every case; print, write and draw."""
+    plain = plain_config(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if plain["threads"] is not None:
+        torch.set_num_threads(_whole(plain, "threads"))
+    if plain["growth"] not in (None, *GROWTH):
+        raise InputError(f"growth={plain['growth']} is unknown; {suggest(str(plain['growth']), GROWTH)}")
+    cases = read_cases(plain)
+    rows: list[dict[str, Any]] = []
+    console = Console()
+    for case in track(cases, "measuring", console=Console(stderr=True), transient=True):
+        found, rate = measure_case(plain, case)
+        console.print(cost_table(case, found, rate, bool(plain["whole"])))
+        rows += [
+            {"reshaper": name, **asdict(case), **asdict(cost), "matmul_flops_per_s": rate}
+            for name, cost in found.items()
+        ]
+        write_text(folder / "benchmark.csv", _csv(rows))
+    exponents = fitted_growth(rows, plain["growth"]) if plain["growth"] else {}
+    if exponents:
+        console.print(growth_table(plain["growth"], exponents))
+    figure = draw(rows, plain["growth"])
+    write_atomic(folder / "benchmark.png", lambda file: figure.savefig(file, format="png", dpi=150))
+    console.print(f"{folder / 'benchmark.csv'} · benchmark.png", highlight=False, soft_wrap=True)
+
+
+def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
+    """Every combination of the listed shapes, devices and precisions; with ``growth`` the first one at every size.
+
+    Raises:
+        InputError: a value that is no positive number, or a device or precision that cannot be had.
+    """
+    devices = [_device(str(name)) for name in _listed(cfg["device"])]
+    precisions = [str(name) for name in _listed(cfg["precision"])]
+    for name in precisions:
+        if name not in AUTOCAST:
+            raise InputError(f"precision={name} is not offered; {suggest(name, AUTOCAST)}")
+    batches, cameras, channels = (
+        [_positive(key, value) for value in _listed(cfg[key])] for key in ("batch", "cameras", "channels")
+    )
+    shapes = list(product(_pairs("features", cfg["features"]), _pairs("cells", cfg["cells"])))
+    cases = [
+        Case(b, n, c, *features, *cells, device, precision, _whole(cfg, "stride"), float(cfg["cell_m"]))
+        for b, n, c, (features, cells) in product(batches, cameras, channels, shapes)
+        for device, precision in product(devices, precisions)
+    ]
+    if cfg["growth"] is None:
+        return cases
+    if len(cases) > 1:
+        raise InputError(
+            f"growth={cfg['growth']} starts from one case but {len(cases)} are listed; give one value each"
+        )
+    return [_grown(cases[0], cfg["growth"], _positive("factors", factor)) for factor in _listed(cfg["factors"])]
+
+
+def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[dict[str, Cost], float]:
+    """Cost of every reshaper on one case, and the machine's rate of matrix products, operations per second."""
+    device, autocast = torch.device(case.device), AUTOCAST[case.precision]
+    cameras = ring(case.cameras, case.image_size, case.batch, device)
+    workloads = []
+    for node in cfg["reshapers"].values():
+        torch.manual_seed(0)
+        if cfg["whole"]:
+            frame = Frame(
+                case.grid(cfg["head"]["upsample"]),
+                ("class",),
+                tuple(f"camera{i}" for i in range(case.cameras)),
+                case.image_size,
+            )
+            module: torch.nn.Module = build_model({**cfg, "reshaper": node}, frame)
+            features = torch.rand(case.batch, case.cameras, 3, *case.image_size, device=device)
+        else:
+            module = build_reshaper(node, (case.source,), case.grid())
+            features = torch.randn(case.batch, case.cameras, case.channels, case.height, case.width, device=device)
+        reshaper = getattr(module, "reshaper", module)
+        module.to(device)
+        if cfg["fixed"] and isinstance(reshaper, GeometricReshaper):
+            reshaper.precompute(ring(case.cameras, case.image_size, 1, device))
+            workloads.append(Workload(module, (features, None), autocast))
+        else:
+            workloads.append(Workload(module, (features, cameras), autocast))
+    costs = measure(workloads, _whole(cfg, "rounds"), bool(cfg["backward"]))
+    rate = matmul_rate(device, autocast or torch.float32)
+    return dict(zip(cfg["reshapers"], costs, strict=True)), rate
+
+
+def cost_table(case: Case, costs: Mapping[str, Cost], rate: float, whole: bool = False) -> Table:
+    """One case on the console: medians ± half the interquartile range."""
+    table = Table(title=f"{case.title}; matrix products {rate / 1e9:.0f} GFLOP/s", title_justify="left")
+    table.add_column("reshaper", no_wrap=True)
+    last = "frames/s" if whole else "of matmul"
+    for heading in ("params", "MFLOP", "forward ms", "fwd+bwd ms", "MiB", "fwd+bwd MiB", last):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, cost in costs.items():
+        measured = not math.isnan(cost.step_s)
+        table.add_row(
+            name,
+            f"{cost.parameters / 1e3:,.1f}k",
+            f"{cost.flops / 1e6:,.1f}",
+            f"{cost.forward_s * 1e3:.2f} ± {cost.forward_spread_s * 1e3:.2f}",
+            f"{cost.step_s * 1e3:.2f} ± {cost.step_spread_s * 1e3:.2f}" if measured else "",
+            f"{cost.forward_bytes / 2**20:.1f}",
+            f"{cost.step_bytes / 2**20:.1f}" if measured else "",
+            f"{case.batch / cost.forward_s:.1f}" if whole else f"{cost.flops / cost.forward_s / rate:.0%}",
+        )
+    return table
+
+
+def fitted_growth(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, float]]:
+    """For every reshaper, the exponents of forward time, forward and backward time, and memory."""
+    fitted: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["reshaper"] for row in rows):
+        own = [row for row in rows if row["reshaper"] == name]
+        sizes = [_size(row, key) for row in own]
+        fitted[name] = {
+            what: growth(sizes, [row[what] for row in own])
+            for what in ("forward_s", "step_s", "forward_bytes", "step_bytes")
+            if all(math.isfinite(row[what]) and row[what] > 0 for row in own)
+        }
+    return fitted
+
+
+def growth_table(key: str, exponents: Mapping[str, Mapping[str, float]]) -> Table:
+    """Exponents on the console."""
+    table = Table(title=f"growth with {key}: exponent e of size^e", title_justify="left")
+    columns = {"forward_s": "forward", "step_s": "fwd+bwd", "forward_bytes": "memory", "step_bytes": "fwd+bwd memory"}
+    for heading in ("reshaper", *columns.values()):
+        table.add_column(heading, justify="left" if heading == "reshaper" else "right")
+    for name, found in exponents.items():
+        table.add_row(name, *(f"{found[what]:.2f}" if what in found else "" for what in columns))
+    return table
+
+
+def draw(rows: Sequence[Mapping[str, Any]], growth_key: str | None) -> Figure:
+    """Bars of time and memory, a panel a case; with growth, lines over the size."""
+    names = list(dict.fromkeys(row["reshaper"] for row in rows))
+    panels = [("step_s", "forward and backward [ms]", 1e3), ("step_bytes", "its memory [MiB]", 2**-20)]
+    if any(math.isnan(row["step_s"]) for row in rows):
+        panels = []
+    panels = [("forward_s", "forward [ms]", 1e3), ("forward_bytes", "its memory [MiB]", 2**-20), *panels]
+    figure = Figure(figsize=(4 * len(panels), 1.5 + 0.35 * len(names) if not growth_key else 4), layout="constrained")
+    for axes, (what, label, unit) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        if growth_key:
+            for name in names:
+                own = [row for row in rows if row["reshaper"] == name]
+                axes.plot([_size(row, growth_key) for row in own], [row[what] * unit for row in own], "o-", label=name)
+            axes.set(xscale="log", yscale="log", xlabel=growth_key, ylabel=label)
+        else:
+            cases = list(dict.fromkeys(_case_label(row) for row in rows))
+            for number, case in enumerate(cases):
+                bars = {row["reshaper"]: row[what] * unit for row in rows if _case_label(row) == case}
+                places = [i + (number - (len(cases) - 1) / 2) * 0.8 / len(cases) for i in range(len(names))]
+                axes.barh(places, [bars[name] for name in names], 0.8 / len(cases), label=case)
+            axes.set(xscale="log", xlabel=label, yticks=range(len(names)), yticklabels=names)
+            axes.invert_yaxis()
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")
+    return figure
+
+
+def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """``reshaper=a,b`` composes the config of each below ``reshapers``; without it, of all."""
+    built_in = {path.stem for path in (cli.conf_dir() / "reshaper").glob("*.yaml")}
+    known = sorted(built_in | set(announced_reshapers()))
+    wanted = cli.typed_value(arguments, "reshaper") or "all"
+    names = known if wanted == "all" else [name.strip() for name in wanted.strip("[]").split(",")]
+    for name in names:
+        if name not in known:
+            raise InputError(f"reshaper={name} is unknown; {suggest(name, known)}")
+    kept = [argument for argument in arguments if not argument.startswith("reshaper=")]
+    return config_name, [*(f"+reshaper@reshapers.{name}={name}" for name in dict.fromkeys(names)), *kept]
+
+
+def _grown(case: Case, key: str, factor: int) -> Case:
+    if key == "cameras":
+        return replace(case, cameras=case.cameras * factor)
+    if key == "tokens":
+        return replace(case, width=case.width * factor)
+    return replace(case, cols=case.cols * factor)
+
+
+def _size(row: Mapping[str, Any], key: str) -> int:
+    if key == "cameras":
+        return row["cameras"]
+    return row["height"] * row["width"] if key == "tokens" else row["rows"] * row["cols"]
+
+
+def _case_label(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['batch']}×{row['cameras']}×{row['channels']}×{row['height']}×{row['width']} → {row['rows']}×{row['cols']}, "
+        f"{row['device']}, {row['precision']}"
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _pairs(key: str, value: Any) -> list[tuple[int, int]]:
+    pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise InputError(f"{key}={value} must be two numbers, rows and columns, or a list of such pairs")
+    return [(_positive(key, pair[0]), _positive(key, pair[1])) for pair in pairs]
+
+
+def _positive(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{key}={value!r} must be a whole number of at least 1")
+    return value
+
+
+def _whole(cfg: Mapping[str, Any], key: str) -> int:
+    return _positive(key, cfg[key])
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
+        raise InputError(f"device={name} cannot be had here; set device=cpu")
+    return name
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    cli.run(main, "benchmark", prepare)

@@ -1,0 +1,249 @@
+"""What view transformers cost: parameters, floating-point operations, time and memory, measured side by side."""
+
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from bevreshape.geometry import Cameras
+
+AT_LEAST_S = 0.02
+"""A measurement repeats what takes less, so that the clock does not count."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one module costs on one input.
+
+    Attributes:
+        parameters: how many numbers are trained.
+        flops: of a forward pass, a multiply-add counted as two; additions, norms and activations are not counted.
+        forward_s: median, in seconds.
+        forward_spread_s: half the distance between the quartiles.
+        step_s: forward and backward together; NaN where not measured.
+        step_spread_s: of these.
+        forward_bytes: most memory at a time beyond module and input, in a forward pass without gradients.
+        step_bytes: the same, forward and backward; NaN where not measured.
+    """
+
+    parameters: int
+    flops: int
+    forward_s: float
+    forward_spread_s: float
+    step_s: float
+    step_spread_s: float
+    forward_bytes: float
+    step_bytes: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A module and its arguments, on their device."""
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+    autocast: torch.dtype | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return _tensors(self.arguments)[0].device
+
+    def forward(self) -> Tensor:
+        """Infer."""
+        with torch.no_grad():
+            return self._call()
+
+    def step(self) -> None:
+        """Forward and backward, to all parameters and to the features."""
+        for x in _tensors(self.arguments):
+            x.requires_grad_()
+        self._call().sum().backward()
+        for x in (*_tensors(self.arguments), *self.module.parameters()):
+            x.grad = None
+        for x in _tensors(self.arguments):
+            x.requires_grad_(False)
+
+    def _call(self) -> Tensor:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.module(*self.arguments)
+
+
+def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[Cost]:
+    """Cost of every workload. Each round times all of them, one after another, so that what disturbs the machine
+    disturbs all.
+
+    Args:
+        workloads: on one device.
+        rounds: measurements of each; the median counts.
+        backward: measure forward and backward too.
+    """
+    for workload in workloads:
+        workload.module.eval()
+    forward = _time([workload.forward for workload in workloads], workloads[0].device, rounds)
+    flops = [count_flops(workload.forward) for workload in workloads]
+    forward_bytes = [peak_bytes(workload.forward, workload.device) for workload in workloads]
+    nothing = [(math.nan, math.nan)] * len(workloads)
+    step, step_bytes = nothing, [math.nan] * len(workloads)
+    if backward:
+        for workload in workloads:
+            workload.module.train()
+        step = _time([workload.step for workload in workloads], workloads[0].device, rounds)
+        step_bytes = [peak_bytes(workload.step, workload.device) for workload in workloads]
+    return [
+        Cost(
+            sum(p.numel() for p in w.module.parameters()), count, *forward[i], *step[i], forward_bytes[i], step_bytes[i]
+        )
+        for i, (w, count) in enumerate(zip(workloads, flops, strict=True))
+    ]
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1536, rounds: int = 5) -> float:
+    """Operations per second of this machine's own product of two square matrices, the median of several."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds, _ = _time([lambda: a @ b], device, rounds)[0]
+    return 2 * size**3 / seconds
+
+
+def growth(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of a call, by torch's counter, to which what it leaves out is added: CPU attention,
+    embedding bags (a multiply-add a tap) and bilinear sampling (four)."""
+    aten = torch.ops.aten
+    formulas: dict[Any, Any] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
+        aten._embedding_bag: _bag_flop,
+        aten._embedding_bag_forward_only: _bag_flop,
+        aten.grid_sampler_2d: _sampler_flop,
+    }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _attention_flop(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # Q·Kᵀ and P·V
+
+
+def _attention_backward_flop(_: Any, q: Sequence[int], k: Sequence[int], v: Sequence[int], *__: Any, **___: Any) -> int:
+    return 2 * math.prod(q[:-1]) * k[-2] * (3 * q[-1] + 2 * v[-1])  # Q·Kᵀ again, dQ and dK; dP and dV
+
+
+def _bag_flop(weight: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(indices) * weight[-1]
+
+
+def _sampler_flop(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return 8 * math.prod(out_shape)
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
+    """Most memory that a call holds at a time, beyond what was there before."""
+    call()  # what is allocated once and kept does not count
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    held = highest = 0
+    changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
+    for event in sorted(changes, key=lambda event: event["args"]["Ev Idx"]):
+        held += event["args"]["Bytes"]
+        highest = max(highest, held)
+    return float(highest)
+
+
+def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.device) -> Cameras:
+    """Cameras 1.5 m above the ground, 5° down, in equal steps of yaw from straight ahead, that overlap by a fifth.
+
+    Args:
+        cameras: n; a single one has 80° of view.
+        image_size: (H, W).
+        batch: b.
+        device: where they are needed.
+    """
+    height, width = image_size
+    view = math.radians(80.0 if cameras == 1 else min(360 / cameras * 1.2, 100))
+    focal = width / 2 / math.tan(view / 2)
+    down = math.radians(5)
+    poses = []
+    for number in range(cameras):
+        yaw = 2 * math.pi * number / cameras
+        sin, cos = math.sin(yaw), math.cos(yaw)
+        right, ahead = [sin, -cos, 0.0], [cos * math.cos(down), sin * math.cos(down), -math.sin(down)]
+        below = [-cos * math.sin(down), -sin * math.sin(down), -math.cos(down)]
+        pose = torch.eye(4)
+        pose[:3, :3] = torch.tensor([right, below, ahead]).T
+        pose[:3, 3] = torch.tensor([cos, sin, 1.5])
+        poses.append(pose)
+    intrinsics = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+    return Cameras(
+        intrinsics.expand(batch, cameras, 3, 3).contiguous().to(device),
+        torch.stack(poses).expand(batch, cameras, 4, 4).contiguous().to(device),
+        image_size,
+    )
+
+
+def _time(calls: Sequence[Callable[[], object]], device: torch.device, rounds: int) -> list[tuple[float, float]]:
+    """Median and half the interquartile range of seconds a call, after a warm-up."""
+    repeats = []
+    for call in calls:
+        call()
+        repeats.append(max(1, math.ceil(AT_LEAST_S / max(_seconds(call, 1, device), 1e-9))))
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, repeat, found in zip(calls, repeats, times, strict=True):
+            found.append(_seconds(call, repeat, device) / repeat)
+    spread = [np.subtract(*np.percentile(found, [75, 25])) / 2 for found in times]
+    return [(statistics.median(found), float(half)) for found, half in zip(times, spread, strict=True)]
+
+
+def _seconds(call: Callable[[], object], repeat: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    """Floating tensors among arguments; calibration is no tensor but :class:`Cameras`."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, tuple | list):
+            found += _tensors(argument)
+    return found
