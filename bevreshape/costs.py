@@ -117,7 +117,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1536, roun
     return 2 * size**3 / seconds
 
 
-def growth(sizes: Sequence[float], values: Sequence[float]) -> float:
+def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:
     """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 

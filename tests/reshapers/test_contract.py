@@ -3,8 +3,8 @@
 import importlib
 import pkgutil
 from dataclasses import replace
+from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 import bevreshape.reshapers as package
 from bevreshape.errors import InputError
+from bevreshape.export import export
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
 
@@ -262,14 +263,6 @@ class FromTensors(nn.Module):
         return self.reshaper(x, Cameras(intrinsics, ego_from_cam, (32, 48)))
 
 
-@pytest.fixture
-def no_shape_checks():
-    """Shape annotations compare sizes, which would pin a symbolic batch to the example's."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @every_reshaper
 @one_and_six
 @pytest.mark.usefixtures("no_shape_checks")
@@ -281,3 +274,25 @@ def test_export_with_any_batch(cls: type[Reshaper], cameras: int, rig) -> None:
     for size in (3, 2):
         cut = tuple(value[:size] for value in inputs)
         torch.testing.assert_close(program.module()(*cut), module(*cut), atol=1e-5, rtol=1e-5)
+
+
+@every_reshaper
+@pytest.mark.usefixtures("no_shape_checks")
+def test_onnx_with_any_batch(cls: type[Reshaper], rig, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    rigs = rig(3, 6)
+    inputs = (features(6, 3), rigs.intrinsics, rigs.ego_from_cam)
+    written = tmp_path / "reshaper.onnx"
+    export(FromTensors(build(cls, 6)), inputs, written, "onnx")  # compares batches of 1 and 3, to 1e-4
+    assert written.stat().st_size > 0
+
+
+@pytest.mark.usefixtures("no_shape_checks")
+@pytest.mark.parametrize(
+    "cls", [cls for cls in RESHAPERS if issubclass(cls, GeometricReshaper)], ids=lambda cls: cls.__name__
+)
+def test_export_of_a_fixed_rig(cls: type[GeometricReshaper], rig) -> None:
+    reshaper = build(cls, 6).eval().precompute(rig(1, 6))
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    program = torch.export.export(reshaper, (features(6, 3),), dynamic_shapes=(batch, None), strict=False)
+    torch.testing.assert_close(program.module()(features(6)), reshaper(features(6)), atol=1e-5, rtol=1e-5)

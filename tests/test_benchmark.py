@@ -1,0 +1,70 @@
+"""The benchmark by its command line: cases, growth, whole models, and what is refused."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SMALL = ("features=[4,6]", "cells=[8,8]", "channels=8", "rounds=1", "hydra.run.dir=out")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "out" / "benchmark.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_listed_reshaper_on_every_listed_case(command, tmp_path: Path) -> None:
+    ended = command("benchmark", "reshaper=mlp,ipm", "cameras=[1,6]", "precision=[32-true,bf16-mixed]", *SMALL)
+    assert ended.code == 0, ended.err
+    found = rows(tmp_path)
+    assert [(r["reshaper"], r["cameras"], r["precision"]) for r in found] == [
+        (name, cameras, precision)
+        for cameras in "16"
+        for precision in ("32-true", "bf16-mixed")
+        for name in ("mlp", "ipm")
+    ]
+    assert [int(r["parameters"]) for r in found] == [24 * 64 + 64, 0] * 2 + [6 * (24 * 64 + 64), 0] * 2
+    assert int(found[0]["flops"]) == 2 * 8 * 24 * 64
+    with Image.open(tmp_path / "out" / "benchmark.png") as picture:
+        assert picture.size[0] > 1000
+    assert "mlp" in ended.out
+    assert "GFLOP/s" in ended.out
+
+
+def test_growth_fits_an_exponent(command, tmp_path: Path) -> None:
+    ended = command("benchmark", "reshaper=mlp,pool", "growth=tokens", "factors=[1,4,16]", "backward=false", *SMALL)
+    assert ended.code == 0, ended.err
+    assert [int(r["width"]) for r in rows(tmp_path) if r["reshaper"] == "mlp"] == [6, 24, 96]
+    assert "growth with tokens" in ended.out
+
+
+def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None:
+    ended = command(
+        "benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=16", "whole=true", "backward=false",
+        "encoder.channels=8", "head.channels=8", *SMALL,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "frames/s" in ended.out
+    assert rows(tmp_path)[0]["step_s"] == "nan"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("reshaper=mpl",), ("mpl", "mlp")),
+        (("cameras=0",), ("cameras=0", "at least 1")),
+        (("cells=[8]",), ("cells", "two numbers")),
+        (("precision=16-mixed",), ("16-mixed", "bf16-mixed")),
+        (("growth=time",), ("growth=time", "tokens")),
+        (("growth=cells", "cameras=[1,6]"), ("starts from one case",)),
+        (("device=tpu",), ("device=tpu", "cpu")),
+    ],
+)
+def test_sentence(command, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    chosen = () if arguments[0].startswith("reshaper") else ("reshaper=pool",)
+    ended = command("benchmark", *chosen, *arguments)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err

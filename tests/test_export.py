@@ -1,0 +1,105 @@
+"""Exported programs against the model they come from."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from bevreshape import export as exporting
+from bevreshape.build import load_model
+from bevreshape.costs import ring
+from bevreshape.encoders import TimmEncoder
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.heads import ConvHead
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import IPM
+
+pytestmark = pytest.mark.usefixtures("no_shape_checks")
+
+
+def calibration(folder: Path, pitch: float = 0.1) -> Path:
+    """One camera 1.5 m above the ground, for pictures of 64×128."""
+    sin, cos = float(np.sin(pitch)), float(np.cos(pitch))
+    pose = [[0, -sin, cos, 1.0], [-1, 0, 0, 0.0], [0, -cos, -sin, 1.5], [0, 0, 0, 1]]
+    camera = {
+        "name": "front", "image_size": [64, 128], "ego_from_cam": pose,
+        "intrinsics": [[80, 0, 63.5], [0, 80, 31.5], [0, 0, 1]],
+    }  # fmt: skip
+    path = folder / "calibration.json"
+    path.write_text(json.dumps({"version": 1, "cameras": [camera]}))
+    return path
+
+
+def test_onnx_gives_the_models_probabilities(command, trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints" / "best.ckpt"
+    ended = command("export", f"checkpoint={checkpoint}", "out=model.onnx")
+    assert ended.code == 0, ended.err
+    assert "image, intrinsics, ego_from_cam → probabilities" in ended.out
+    model, _, _ = load_model(str(checkpoint))
+    cameras = ring(1, (32, 64), 5, torch.device("cpu"))
+    image = torch.rand(5, 1, 3, 32, 64)
+    with torch.no_grad():
+        expected = model(image, cameras).sigmoid()
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    inputs = dict(
+        zip([i.name for i in session.get_inputs()], (image, cameras.intrinsics, cameras.ego_from_cam), strict=False)
+    )
+    found = session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_a_fixed_rig_leaves_the_picture_as_the_only_input(command, trained: Path, tmp_path: Path) -> None:
+    arguments = (f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "format=pt2", "out=model.pt2", "rounds=2")
+    ended = command("export", *arguments, f"calibration={calibration(tmp_path)}")
+    assert ended.code == 0, ended.err
+    assert "ms with the calibration as an input" in ended.out
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    assert program(torch.rand(2, 1, 3, 32, 64)).shape == (2, 4, 16, 16)
+
+
+def geometric_model() -> BEVModel:
+    torch.manual_seed(0)
+    encoder = TimmEncoder(image_size=(32, 64), cameras=1, channels=8)
+    return BEVModel(
+        encoder, IPM(encoder.sources[0], BEVGrid((0, 16), (-8, 8), 2.0)), ConvHead(8, 2, upsample=1, channels=8)
+    ).eval()
+
+
+def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
+    """Pictures of 64×128 come to the model at half their size, with half their focal length."""
+    model = geometric_model()
+    pose = torch.tensor(json.loads(calibration(tmp_path).read_text())["cameras"][0]["ego_from_cam"])[None, None].float()
+    intrinsics = torch.tensor([[40, 0, 31.5], [0, 40, 15.5], [0, 0, 1.0]])[None, None]
+    image = torch.rand(3, 1, 3, 32, 64)
+    with torch.no_grad():
+        expected = model(image, Cameras(intrinsics.expand(3, 1, 3, 3), pose.expand(3, 1, 4, 4), (32, 64))).sigmoid()
+    frame = exporting.Frame(BEVGrid((0, 16), (-8, 8), 2.0), ("a", "b"), ("front",), (32, 64))
+    fixed = exporting.FixedInference(model, exporting.fixed_rig(tmp_path / "calibration.json", frame))
+    exporting.export(fixed, (image,), tmp_path / "fixed.onnx", "onnx")
+    found = exporting.open_program(tmp_path / "fixed.onnx")(image)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exporting.Inference(geometric_model(), (32, 64))
+    frame = exporting.Frame(BEVGrid((0, 16), (-8, 8), 2.0), ("a", "b"), ("front",), (32, 64))
+    right = exporting.open_program
+    monkeypatch.setattr(exporting, "open_program", lambda path: lambda *inputs: right(path)(*inputs) + 1e-3)
+    with pytest.raises(InputError, match=r"differs from the model by 0\.001"):
+        exporting.export(model, exporting.example(frame), tmp_path / "model.pt2", "pt2")
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def test_what_cannot_be_exported_is_said(command, trained: Path, tmp_path: Path) -> None:
+    checkpoint = f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}"
+    ended = command("export", checkpoint, "format=onx")
+    assert (ended.code, "onnx" in ended.err) == (1, True)
+    path = calibration(tmp_path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "frames": {"a": {"front": {"image_size": [64, 128]}}}}))
+    ended = command("export", checkpoint, f"calibration={path}")
+    assert (ended.code, "rigs of their own" in ended.err) == (1, True)
