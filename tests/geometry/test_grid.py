@@ -33,6 +33,14 @@ def test_convention_whole_numbers_are_cell_centres_and_halves_the_edges():
     assert edges.tolist() == [[-0.5, -0.5], [11.5, 15.5]]
 
 
+def test_steps_rounded_down_are_the_cell_that_holds_a_point():
+    points = torch.tensor([[9.75, 2.75], [2.0, -3.0], [2.49, -2.51], [2.5, -2.5], [1.99, 3.0]])
+    assert GRID.steps_of(points).floor().tolist() == [[15, 11], [0, 0], [0, 0], [1, 1], [-1, 12]]
+    ahead, left = GRID.steps_of(GRID.centers().flatten(0, 1)).floor().long().unbind(-1)
+    cells = (15 - ahead) * 12 + 11 - left
+    assert cells.tolist() == list(range(16 * 12))
+
+
 def test_homography_from_cells_agrees():
     cells = torch.tensor([[0.0, 0.0], [11.0, 15.0], [3.3, 7.9]], dtype=torch.float64)
     ground, _ = apply_homography(GRID.ground_from_cell(), cells)
