@@ -36,8 +36,8 @@ class LiftSplat(GeometricReshaper):
 
     Differences from the published code, and how to have its numbers:
 
-    - It spreads features evenly from the first pixel to the last (a ``linspace``), which is where they are centred at no
-      stride and offset; here they are centred on ``stride·j + offset_px``.
+    - It centres features evenly from the first pixel of a picture to the last (a ``linspace``), whatever the encoder's
+      stride; here they are centred on ``stride·j + offset_px``.
     - It rounds towards zero, so that points up to one cell behind the grid or right of it fall into its border cells, and
       points down to a whole height band below that band still count. Here they are left out.
     - Its sums are differences of one running sum over all points, which costs digits. Here each cell is summed alone.
@@ -46,7 +46,7 @@ class LiftSplat(GeometricReshaper):
 
     With :meth:`load_original` and its own points, ``gather(features, place(points, truncate=True))`` is its output.
 
-    Depth can be supervised: add ``depth_loss(depth(features), depth_m)`` to the loss (BEVDepth, Li et al., AAAI 2023).
+    Depth can be supervised (as in BEVDepth, Li et al., AAAI 2023): add ``depth_loss(depth(features), depth_m)`` to the loss.
 
     Args:
         source: the features it will get.
@@ -126,7 +126,7 @@ class LiftSplat(GeometricReshaper):
             counts = counts & present[..., None, None, None]
         cells = torch.where(counts, (rows - 1 - ahead) * cols + (cols - 1 - left), 0).int().flatten(1)
         cells = torch.where(counts.flatten(1), cells, self.spare_cell)  # b m, m points
-        if torch.compiler.is_exporting():  # without sorting, as ONNX would; splat has no use for starts then
+        if torch.compiler.is_exporting():  # unsorted, for ONNX sorts slowly; splat does not read starts then
             order = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
             return order, self.pixel_of_point.expand_as(cells), cells, cells, counts
         return *self._sort(cells), counts
