@@ -97,3 +97,13 @@ class BEVGrid:
         col = (self.left_m[1] - ground[..., 1]) / self.cell_m - 0.5
         row = (self.forward_m[1] - ground[..., 0]) / self.cell_m - 0.5
         return torch.stack([col, row], dim=-1)
+
+    def steps_of(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
+        """Fractional (ahead, left) of ground points (x, y) in metres: cells counted from the nearest and the rightmost edge.
+
+        Whole numbers are edges, so rounded down it says which cell holds a point, and one on an edge lies in the cell
+        ahead of it or left of it.
+        """
+        ahead = (ground[..., 0] - self.forward_m[0]) / self.cell_m
+        left = (ground[..., 1] - self.left_m[0]) / self.cell_m
+        return torch.stack([ahead, left], dim=-1)

@@ -32,6 +32,14 @@ def test_convention_whole_numbers_are_cell_centres_and_halves_the_edges():
     assert edges.tolist() == [[-0.5, -0.5], [11.5, 15.5]]
 
 
+def test_steps_rounded_down_are_the_cell_that_holds_a_point():
+    points = torch.tensor([[9.75, 2.75], [2.0, -3.0], [2.49, -2.51], [2.5, -2.5], [1.99, 3.0]])
+    assert GRID.steps_of(points).floor().tolist() == [[15, 11], [0, 0], [0, 0], [1, 1], [-1, 12]]
+    ahead, left = GRID.steps_of(GRID.centers().flatten(0, 1)).floor().long().unbind(-1)
+    cells = (15 - ahead) * 12 + 11 - left
+    assert cells.tolist() == list(range(16 * 12))
+
+
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_a_coarse_cell_is_the_mean_of_its_fine_ones(factor):
     coarse = GRID.coarsen(factor)

@@ -1,0 +1,240 @@
+"""Features spread along their rays by a predicted depth, and summed on the ground."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+
+
+def stack_samples(index: Tensor, b: int, size: int) -> Tensor:
+    """Indices of every sample, (b or 1, m), each below ``size``, as indices into the samples laid one after another."""
+    return (index + torch.arange(b, device=index.device, dtype=index.dtype)[:, None] * size).flatten()
+
+
+class LiftSplat(GeometricReshaper):
+    """Every feature is spread along its ray by a predicted distribution over depth; cells sum what falls into them.
+
+    Lift, Splat, Shoot (Philion & Fidler, ECCV 2020). A 1×1 convolution of the features gives a pixel D logits and a
+    context vector of d channels. The point of pixel p at the k-th depth carries ``softmax(logits_p)_k · context_p``, and
+
+        ``bev[cell] = Σ_(p,k) [point (p,k) lies in the cell] · softmax(logits_p)_k · context_p``.
+
+    The point lies on the ray through the pixel on which the feature is centred, at that depth along the optical axis,
+    ``center + depth · ray``. Its height decides only whether it counts. A cell without a point is 0.
+
+    The points' features, (b, n·D·h·w, d), are never written down: sorted by cell, the sum is a weighted bag of context
+    rows. Sorting follows from the calibration alone, so on a fixed rig it is done once (:meth:`precompute`). The result
+    is laid out channels last.
+
+    Differences from the published code, and how to have its numbers:
+
+    - It centres features evenly from the first pixel of a picture to the last (a ``linspace``), whatever the encoder's
+      stride; here they are centred on ``stride·j + offset_px``.
+    - It rounds towards zero, so that points up to one cell behind the grid or right of it fall into its border cells, and
+      points down to a whole height band below that band still count. Here they are left out.
+    - Its sums are differences of one running sum over all points, which costs digits. Here each cell is summed alone.
+    - Its axes (X, Y) are cells ahead and to the left: row is ``R - 1 - X`` and column ``C - 1 - Y``, so its output is
+      ``bev.flip(-2, -1)``. It keeps height bands apart as channels; here there is one band, as it is configured.
+
+    With :meth:`load_original` and its own points, ``gather(features, place(points, truncate=True))`` is its output.
+
+    Depth can be supervised (as in BEVDepth, Li et al., AAAI 2023): add ``depth_loss(depth(features), depth_m)`` to the loss.
+
+    Args:
+        source: the features it will get.
+        grid: the cells it fills.
+        depths_m: first depth, end (not included) and step, in metres; D of them. Published: 4, 45, 1.
+        height_m: lowest and highest point that counts, in metres above the ground.
+        channels: d.
+
+    Raises:
+        InputError: when the grid has no metres, or depths or heights do not ascend.
+    """
+
+    pixel_of_point: Tensor
+    spare_cell: Tensor
+
+    def __init__(
+        self,
+        source: FeatureShape,
+        grid: BEVGrid | tuple[int, int],
+        *,
+        depths_m: Sequence[float | int] = (1.0, 41.0, 1.0),
+        height_m: Sequence[float | int] = (-10.0, 10.0),
+        channels: int = 64,
+    ) -> None:
+        super().__init__(source, grid, channels)
+        if len(depths_m) != 3 or not 0 < depths_m[0] < depths_m[1] or not depths_m[2] > 0:
+            raise InputError(
+                f"LiftSplat: depths_m={list(depths_m)} must be [first, end, step] in metres, with 0 < first < end and a "
+                "positive step, such as [1, 41, 1]"
+            )
+        if len(height_m) != 2 or not height_m[0] < height_m[1]:
+            raise InputError(
+                f"LiftSplat: height_m={list(height_m)} must be [lowest, highest] in metres and ascend, such as [-10, 10]"
+            )
+        if channels < 1:
+            raise InputError(f"LiftSplat: channels={channels} leaves nothing to put on the ground; choose at least 1")
+        self.first_m, end_m, self.step_m = (float(v) for v in depths_m)
+        self.height_m = (float(height_m[0]), float(height_m[1]))
+        self.depths = math.ceil((end_m - self.first_m) / self.step_m - 1e-6)
+        self.depthnet = nn.Conv2d(source.channels, self.depths + channels, 1)
+        points = torch.arange(source.cameras * self.depths * source.tokens)  # in the order n D h w
+        pixels = points // (self.depths * source.tokens) * source.tokens + points % source.tokens
+        self.register_buffer("pixel_of_point", pixels.int(), persistent=False)
+        # points that do not count weigh nothing, and any cell can hold them; spread out they hold up none
+        self.register_buffer("spare_cell", (points % math.prod(self.target_shape)).int(), persistent=False)
+
+    def points(self, cameras: Cameras) -> Float[Tensor, "b n D h w 3"]:
+        """Where features may lie: ego points in metres."""
+        device, dtype = cameras.intrinsics.device, cameras.intrinsics.dtype
+        rays = cameras.rays(self.source.pixels(device, dtype).flatten(0, 1))  # b n p 3
+        rays = rays.unflatten(2, (1, self.source.height, self.source.width))  # b n 1 h w 3
+        steps = torch.arange(self.depths, device=device, dtype=torch.float64)
+        depths = (self.first_m + steps * self.step_m).to(dtype)
+        return cameras.centers[:, :, None, None, None] + depths[:, None, None, None] * rays
+
+    def place(
+        self, points: Float[Tensor, "b n D h w 3"], present: Bool[Tensor, "b n"] | None = None, truncate: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Which cell every point falls into.
+
+        Args:
+            points: ego points in metres.
+            present: which cameras are there; ``None``: all.
+            truncate: round towards zero, as the published code does, in place of down.
+
+        Returns:
+            Of points sorted by cell, (b, n·D·h·w): which point, whose pixel, which cell. Where every cell starts among
+            them, (b, R·C). Whether a point counts, in the points' own order, (b, n, D, h, w).
+        """
+        rows, cols = self.target_shape
+        low, high = self.height_m
+        ahead, left = self.grid.steps_of(points[..., :2]).unbind(-1)  # b n D h w
+        up = (points[..., 2] - low) / (high - low)
+        ahead, left, up = (torch.trunc(v) if truncate else torch.floor(v) for v in (ahead, left, up))
+        counts = (ahead >= 0) & (ahead < rows) & (left >= 0) & (left < cols) & (up == 0)
+        if present is not None:
+            counts = counts & present[..., None, None, None]
+        cells = torch.where(counts, (rows - 1 - ahead) * cols + (cols - 1 - left), 0).int().flatten(1)
+        cells = torch.where(counts.flatten(1), cells, self.spare_cell)  # b m, m points
+        if torch.compiler.is_exporting():  # unsorted, for ONNX sorts slowly; splat does not read starts then
+            order = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
+            return order, self.pixel_of_point.expand_as(cells), cells, cells, counts
+        return *self._sort(cells), counts
+
+    def _sort(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        b, m = cells.shape
+        size = math.prod(self.target_shape)
+        cells, order = stack_samples(cells, b, size).sort()  # one long sort is faster than one a sample
+        held = cells.new_zeros(b * size).index_add_(0, cells, torch.ones_like(cells)).view(b, size)
+        sample = torch.arange(b, device=cells.device, dtype=torch.int32)[:, None]
+        order = order.view(b, m).int() - sample * m
+        pixels = self.pixel_of_point.index_select(0, order.flatten()).view(b, m)
+        return order, pixels, cells.view(b, m) - sample * size, held.cumsum(1, dtype=torch.int32) - held
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """What :meth:`place` finds for the points of these cameras."""
+        return self.place(self.points(cameras), cameras.present)
+
+    def lift(
+        self, features: Float[Tensor, "b n c h w"]
+    ) -> tuple[Float[Tensor, "b n D h w"], Float[Tensor, "b n d h w"]]:
+        """Logits of depth, and context."""
+        lifted = self.depthnet(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        return lifted[:, :, : self.depths], lifted[:, :, self.depths :]
+
+    def depth(self, features: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n D h w"]:
+        """Logits of depth of every feature; their softmax over D is the distribution."""
+        return self.lift(features)[0]
+
+    def depth_loss(
+        self,
+        logits: Float[Tensor, "b n D h w"],
+        depth_m: Float[Tensor, "b n h w"],
+        valid: Bool[Tensor, "b n h w"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy with the depth nearest to the true one.
+
+        Args:
+            logits: of :meth:`depth`.
+            depth_m: true depth along the optical axis, in metres, where every feature is centred.
+            valid: where it is known. Pixels whose depth is none of D, more than half a step off, are left out as well.
+        """
+        nearest = torch.floor((depth_m - self.first_m) / self.step_m + 0.5)
+        known = (nearest >= 0) & (nearest < self.depths)
+        known = known if valid is None else known & valid
+        target = torch.where(known, nearest, -1).long()
+        loss = F.cross_entropy(logits.movedim(2, 1).float(), target, ignore_index=-1, reduction="sum")
+        return loss / known.sum().clamp(min=1)
+
+    def splat(
+        self, chances: Float[Tensor, "b n D h w"], context: Float[Tensor, "b n d h w"], located: tuple[Tensor, ...]
+    ) -> Float[Tensor, "b d R C"]:
+        """Sum of what falls into every cell.
+
+        Args:
+            chances: of every depth, a distribution over D.
+            context: what a pixel carries.
+            located: what :meth:`place` found, for b or for 1; the chances of points that do not count are not read.
+        """
+        order, pixels, cells, starts, counts = located
+        b, m = chances.shape[0], order.shape[1]
+        chances = torch.where(counts, chances, 0).flatten(1)  # b m
+        context = rearrange(context, "b n d h w -> b (n h w) d")
+        if torch.compiler.is_exporting():  # the same sum without bags, which ONNX lacks
+            share = chances.gather(1, order.expand(b, -1).long())[..., None]
+            points = share * context.gather(1, pixels.expand(b, -1).long()[..., None].expand(-1, -1, context.shape[2]))
+            index = cells.expand(b, -1).long()[..., None].expand_as(points)
+            empty = points.new_zeros(b, math.prod(self.target_shape), points.shape[2])
+            bev = empty.scatter_add(1, index, points)
+        else:
+            bev = F.embedding_bag(
+                stack_samples(pixels, b, context.shape[1]),
+                context.flatten(0, 1),
+                stack_samples(starts, b, m),
+                mode="sum",
+                per_sample_weights=chances.flatten().index_select(0, stack_samples(order, b, m)),
+            ).unflatten(0, (b, -1))
+        return bev.unflatten(1, self.target_shape).permute(0, 3, 1, 2)
+
+    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
+        # a camera without a point in the grid, such as a dropped one, is not even multiplied by zero
+        seen = located[-1].flatten(2).any(-1)[..., None, None, None]  # b n 1 1 1
+        logits, context = self.lift(torch.where(seen, features, 0))
+        with torch.autocast(features.device.type, enabled=False):
+            exact = torch.promote_types(features.dtype, torch.float32)
+            return self.splat(logits.to(exact).softmax(2), context.to(exact), located).to(features.dtype)
+
+    def load_original(self, state_dict: Mapping[str, Tensor]) -> "LiftSplat":
+        """Take the published module's weights, ``camencode.depthnet.weight`` and ``.bias``, with or without ``camencode.``.
+
+        Its first D channels are the logits, the others the context, as here.
+
+        Raises:
+            InputError: when one is missing or of another shape, or something else is left over.
+        """
+        given = {name.removeprefix("camencode."): value for name, value in state_dict.items()}
+        own = self.state_dict()
+        for problem, names in (("lack", own.keys() - given.keys()), ("have unknown", given.keys() - own.keys())):
+            if names:
+                raise InputError(
+                    f"LiftSplat: the original's weights {problem} {', '.join(sorted(names))}; give its depthnet.weight and "
+                    "depthnet.bias and nothing else"
+                )
+        for name, value in own.items():
+            if given[name].shape != value.shape:
+                raise InputError(
+                    f"LiftSplat: the original's {name} is {tuple(given[name].shape)} but this one is {tuple(value.shape)} for "
+                    f"{self.depths} depths + {self.out_channels} channels; set depths_m, channels or the source's channels"
+                )
+        self.load_state_dict(given)
+        return self
