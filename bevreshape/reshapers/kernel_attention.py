@@ -76,11 +76,11 @@ def rows_at(table: Float[Tensor, "b t d"], index: Int[Tensor, "_ ..."]) -> Tenso
 
 
 def nearest(position: Float[Tensor, "*p"], size: int, cells: int) -> tuple[Int[Tensor, "*p g"], Bool[Tensor, "*p g"]]:
-    """The ``size`` of ``cells`` whose numbers are nearest to a position, and which of them there are.
+    """The ``size`` numbers nearest to a position, and which of them are of the ``cells``; others are kept within.
 
-    A position outside counts as one on the first or last cell. Numbers that there are not stay within the cells.
+    Far outside they are moved until one, the first or the last, is there.
     """
-    first = (position.clamp(0, cells - 1) - size / 2 + 1).floor().long()
+    first = (position - size / 2 + 1).floor().clamp(1 - size, cells - 1).long()
     numbers = first.unsqueeze(-1) + torch.arange(size, device=position.device)
     return numbers.clamp(0, cells - 1), (numbers >= 0) & (numbers < cells)
 
