@@ -340,7 +340,7 @@ class KernelAttention(GeometricReshaper):
             else:
                 first, inside = first.unsqueeze(-1), inside.unsqueeze(-1)
             valid = of_cameras(view.valid, camera)
-            located.extend(Sight(first, inside, embedding, index, valid, cells, seeing.any(1)))
+            located.extend(Sight(first, inside, embedding, index, valid, cells, wanted[number].any(-1).any(1)))
         return tuple(located)
 
     def gather(self, features: Sequence[Tensor], located: tuple[Tensor, ...]) -> Tensor:
