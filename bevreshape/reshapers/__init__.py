@@ -3,6 +3,7 @@
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.ipm import IPM
+from bevreshape.reshapers.kernel_attention import KernelAttention
 from bevreshape.reshapers.lift_splat import LiftSplat
 from bevreshape.reshapers.mlp import MLP
 from bevreshape.reshapers.pool import Pool
@@ -15,6 +16,7 @@ __all__ = [
     "CrossAttention",
     "FeatureShape",
     "GeometricReshaper",
+    "KernelAttention",
     "LiftSplat",
     "Pool",
     "Reshaper",

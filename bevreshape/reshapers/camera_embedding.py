@@ -1,0 +1,52 @@
+"""Embeddings that know the calibration, shared by the reshapers that attend from cells to cameras."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class CameraEmbedding(nn.Module):
+    """Unit vectors of directions as a camera looks, learned from coordinates (CVT, Zhou and Krähenbühl 2022).
+
+    A feature is ``P·(point, 1) − O·(center, 1)``, the point 1 m deep on its ray, and a cell ``G·(x, y) + g −
+    O·(center, 1)``, each divided by its length: the angle between the two says whether the camera at that centre sees
+    the cell in that feature. All coordinates are metres in the ego frame, and the arithmetic is theirs (float32 or
+    more, no matrix multiplication), whatever the precision of the network.
+
+    Args:
+        dim: width of the embeddings.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.point = nn.Linear(4, dim, bias=False)
+        self.center = nn.Linear(4, dim, bias=False)
+        self.cell = nn.Linear(2, dim)
+
+    def centers(self, centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n d"]:
+        """What the other two subtract: ``O·(center, 1)``, not divided."""
+        weight = self.center.weight
+        return affine(centers, weight[:, :3], weight[:, 3])
+
+    def points(self, points: Float[Tensor, "*t 3"], centers: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
+        """Of features, from points on their rays and what :meth:`centers` said of their cameras."""
+        weight = self.point.weight
+        return unit(affine(points, weight[:, :3], weight[:, 3] - centers))
+
+    def cells(self, ground: Float[Tensor, "*p 2"], centers: Float[Tensor, "*q d"]) -> Float[Tensor, "*r d"]:
+        """Of cells as seen by cameras, from positions on the ground and what :meth:`centers` said of the cameras."""
+        return unit(affine(ground, self.cell.weight, self.cell.bias) - centers)
+
+
+def affine(points: Float[Tensor, "*t i"], weight: Float[Tensor, "d i"], bias: Tensor) -> Float[Tensor, "*t d"]:
+    """``points·weightᵀ + bias`` in the precision of the points or the weights, whichever is higher."""
+    dtype = torch.promote_types(points.dtype, weight.dtype)
+    points, weight, total = points.to(dtype), weight.to(dtype), bias.to(dtype)
+    for i in range(points.shape[-1]):
+        total = torch.addcmul(total, points[..., i, None], weight[:, i])
+    return total
+
+
+def unit(x: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
+    """Divided by its length."""
+    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-7)
