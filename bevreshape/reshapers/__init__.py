@@ -3,6 +3,7 @@
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.ipm import IPM
+from bevreshape.reshapers.latent_attention import LatentAttention
 from bevreshape.reshapers.mlp import MLP
 from bevreshape.reshapers.pool import Pool
 from bevreshape.reshapers.self_attention import SelfAttention
@@ -14,6 +15,7 @@ __all__ = [
     "CrossAttention",
     "FeatureShape",
     "GeometricReshaper",
+    "LatentAttention",
     "Pool",
     "Reshaper",
     "SelfAttention",
