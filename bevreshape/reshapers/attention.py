@@ -83,6 +83,8 @@ class Attention(nn.Module):
         if self.kernel == "softmax":
             mask = None if present is None else present[:, None, None]  # b 1 1 t
             out = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v, attn_mask=mask)
+            if mask is not None:  # of nothing, other runtimes make an average or what is not a number
+                out = torch.where(mask.any(-1, keepdim=True), out, 0.0)
         else:
             out = q @ self._summary(k, v, present)
         return rearrange(out, "b a q d -> b q (a d)")
