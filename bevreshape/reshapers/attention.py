@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import Cameras
+from bevreshape.reshapers.positional import RotaryEncoding
 
 KERNELS = ("softmax", "linear")
 
@@ -27,6 +28,7 @@ class Attention(nn.Module):
         divide_by_tokens: divide the linear kernel's sum by the number of tokens that are there, so that it does not
             grow with them.
         bias: whether the projections have one, which starts at 0.
+        rotary: turns Q and K, split into heads, by their places.
 
     Raises:
         InputError: an unknown kernel, or a dim that the heads do not divide.
@@ -41,6 +43,7 @@ class Attention(nn.Module):
         kernel: str = "softmax",
         divide_by_tokens: bool = True,
         bias: bool = False,
+        rotary: RotaryEncoding | None = None,
     ) -> None:
         super().__init__()
         if kernel not in KERNELS:
@@ -50,6 +53,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.kernel = kernel
         self.divide_by_tokens = divide_by_tokens
+        self.rotary = rotary
         self.to_q = nn.Linear(query_width, dim, bias)
         self.to_k = nn.Linear(token_width, dim, bias)
         self.to_v = nn.Linear(token_width, dim, bias)
@@ -80,6 +84,8 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b q d"]:
         """The same from Q, K and V already projected."""
         q, k, v = (self._heads(x) for x in (q, k, v))  # b a q d, b a t d; a heads
+        if self.rotary is not None:
+            q, k = self.rotary(q, k)
         if self.kernel == "softmax":
             mask = None if present is None else present[:, None, None]  # b 1 1 t
             out = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v, attn_mask=mask)
