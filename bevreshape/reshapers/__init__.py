@@ -4,6 +4,7 @@ from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.kernel_attention import KernelAttention
+from bevreshape.reshapers.latent_attention import LatentAttention
 from bevreshape.reshapers.lift_splat import LiftSplat
 from bevreshape.reshapers.mlp import MLP
 from bevreshape.reshapers.pool import Pool
@@ -17,6 +18,7 @@ __all__ = [
     "FeatureShape",
     "GeometricReshaper",
     "KernelAttention",
+    "LatentAttention",
     "LiftSplat",
     "Pool",
     "Reshaper",

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import Cameras
+from bevreshape.reshapers.positional import RotaryEncoding
 
 KERNELS = ("softmax", "linear")
 
@@ -15,7 +16,7 @@ KERNELS = ("softmax", "linear")
 class Attention(nn.Module):
     """``softmax(Q·Kᵀ/√d)·V``, or without softmax and scale ``Q·(KᵀV)``, whose cost grows linearly with tokens.
 
-    Q, K and V are projections from the right, ``X·W``, without bias. With several heads each works on its own part of
+    Q, K and V are projections from the right, ``X·W``, without bias unless asked for. With several heads each works on its own part of
     the channels and d is the width of a head (Vaswani et al. 2017).
 
     Args:
@@ -26,6 +27,8 @@ class Attention(nn.Module):
         kernel: ``softmax`` or ``linear``.
         divide_by_tokens: divide the linear kernel's sum by the number of tokens that are there, so that it does not
             grow with them.
+        bias: whether the projections have one, which starts at 0.
+        rotary: turns Q and K, split into heads, by their places.
 
     Raises:
         InputError: an unknown kernel, or a dim that the heads do not divide.
@@ -39,6 +42,8 @@ class Attention(nn.Module):
         heads: int = 1,
         kernel: str = "softmax",
         divide_by_tokens: bool = True,
+        bias: bool = False,
+        rotary: RotaryEncoding | None = None,
     ) -> None:
         super().__init__()
         if kernel not in KERNELS:
@@ -48,11 +53,14 @@ class Attention(nn.Module):
         self.heads = heads
         self.kernel = kernel
         self.divide_by_tokens = divide_by_tokens
-        self.to_q = nn.Linear(query_width, dim, bias=False)
-        self.to_k = nn.Linear(token_width, dim, bias=False)
-        self.to_v = nn.Linear(token_width, dim, bias=False)
+        self.rotary = rotary
+        self.to_q = nn.Linear(query_width, dim, bias)
+        self.to_k = nn.Linear(token_width, dim, bias)
+        self.to_v = nn.Linear(token_width, dim, bias)
         for projection in (self.to_q, self.to_k, self.to_v):
             nn.init.xavier_uniform_(projection.weight)
+            if bias:
+                nn.init.zeros_(projection.bias)
 
     def forward(
         self,
@@ -65,11 +73,24 @@ class Attention(nn.Module):
 
         Where a sample has no token at all its output is 0.
         """
-        q = self._heads(self.to_q(queries))  # b a q d, a heads
-        k, v = self._heads(self.to_k(keys)), self._heads(self.to_v(values))  # b a t d
+        return self.attend(self.to_q(queries), self.to_k(keys), self.to_v(values), present)
+
+    def attend(
+        self,
+        q: Float[Tensor, "#b q d"],
+        k: Float[Tensor, "b t d"],
+        v: Float[Tensor, "b t d"],
+        present: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b q d"]:
+        """The same from Q, K and V already projected."""
+        q, k, v = (self._heads(x) for x in (q, k, v))  # b a q d, b a t d; a heads
+        if self.rotary is not None:
+            q, k = self.rotary(q, k)
         if self.kernel == "softmax":
             mask = None if present is None else present[:, None, None]  # b 1 1 t
             out = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v, attn_mask=mask)
+            if mask is not None:  # of nothing, other runtimes make an average or what is not a number
+                out = torch.where(mask.any(-1, keepdim=True), out, 0.0)
         else:
             out = q @ self._summary(k, v, present)
         return rearrange(out, "b a q d -> b q (a d)")

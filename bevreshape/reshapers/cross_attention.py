@@ -4,10 +4,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
 from bevreshape.reshapers.base import FeatureShape, Reshaper
-from bevreshape.reshapers.positional import PositionalEncoding
+from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
 
 
 class CrossAttention(Reshaper):
@@ -29,14 +30,15 @@ class CrossAttention(Reshaper):
         heads: of the attention.
         kernel: ``softmax``, or ``linear``, whose cost grows with tokens + cells, not with their product.
         divide_by_tokens: see :class:`Attention`.
-        token_encoding: ``none``, ``sinusoidal`` or ``learned``; with several cameras the learned one differs from camera
-            to camera, and the sinusoidal one has a learned vector a camera added, so their order matters then.
-        query_encoding: the same for the cells.
+        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``; with several cameras the learned one differs
+            from camera to camera, and the others have a learned vector a camera added, so their order matters then.
+            ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), a picture laid over the cells.
+        query_encoding: the same for the cells; ``rotary`` for both or for neither.
         feedforward: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
         bare: the equation alone, without norms, output projection, residuals and feed-forward.
 
     Raises:
-        InputError: an unknown kernel or encoding, or widths that do not fit.
+        InputError: an unknown kernel or encoding, rotary encoding of one side only, or widths that do not fit.
     """
 
     def __init__(
@@ -54,6 +56,11 @@ class CrossAttention(Reshaper):
         bare: bool = False,
     ) -> None:
         super().__init__(source, grid, dim)
+        if (token_encoding == "rotary") != (query_encoding == "rotary"):
+            raise InputError(
+                f"CrossAttention: token_encoding={token_encoding} and query_encoding={query_encoding} do not go together; a "
+                "turn tells how far a token is from a cell only if both are turned: set both to rotary, or neither"
+            )
         rows, cols = self.target_shape
         self.bare = bare
         # where Ø is normalised to look things up, its own part of the output can start quietly
@@ -62,7 +69,10 @@ class CrossAttention(Reshaper):
             token_encoding, (source.height, source.width), source.channels, source.cameras
         )
         self.encode_queries = PositionalEncoding(query_encoding, (rows, cols), dim)
-        self.attention = Attention(dim, source.channels, dim, heads, kernel, divide_by_tokens)
+        rotary = None
+        if token_encoding == "rotary":
+            rotary = RotaryEncoding((rows, cols), (source.height, source.width), dim // heads, source.cameras)
+        self.attention = Attention(dim, source.channels, dim, heads, kernel, divide_by_tokens, rotary=rotary)
         if not bare:
             self.norm_tokens = nn.LayerNorm(source.channels)
             self.norm_query = nn.LayerNorm(dim)

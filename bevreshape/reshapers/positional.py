@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bevreshape.errors import InputError, suggest
 
-KINDS = ("none", "sinusoidal", "learned")
+KINDS = ("none", "sinusoidal", "learned", "rotary")
 
 
 def sinusoidal(rows: int, cols: int, channels: int) -> Tensor:
@@ -41,7 +41,8 @@ class PositionalEncoding(nn.Module):
 
     Args:
         kind: ``none`` adds nothing; ``sinusoidal`` a fixed wave, and with several maps one learned vector a map;
-            ``learned`` one learned vector a token of every map.
+            ``learned`` one learned vector a token of every map; ``rotary`` nothing to a single map and one learned
+            vector a map to several, since :class:`RotaryEncoding` tells places within a map.
         shape: (rows, columns) of a map.
         channels: of a token.
         maps: how many maps follow one another, such as the cameras of a rig.
@@ -57,7 +58,9 @@ class PositionalEncoding(nn.Module):
         if kind not in KINDS:
             raise InputError(f"positional encoding: there is no kind {kind}; {suggest(kind, KINDS)}")
         self.kind = kind
-        learned_tokens = {"none": 0, "sinusoidal": 1 if maps > 1 else 0, "learned": math.prod(shape)}[kind]
+        self.tokens = math.prod(shape)
+        a_map = 1 if maps > 1 else 0
+        learned_tokens = {"none": 0, "sinusoidal": a_map, "learned": math.prod(shape), "rotary": a_map}[kind]
         if kind == "sinusoidal":
             self.register_buffer("wave", sinusoidal(*shape, channels), persistent=False)
         self.learned: nn.Parameter | None = None
@@ -67,9 +70,66 @@ class PositionalEncoding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(b, maps·rows·cols, channels), or without b, with the encoding added."""
-        if self.kind == "none":
-            return tokens
+        waving = self.kind == "sinusoidal"
         if self.learned is None:
-            return tokens + self.wave
-        encoding = self.learned if self.kind == "learned" else self.learned + self.wave  # maps rows·cols channels
-        return tokens + encoding.flatten(0, 1)
+            return tokens + self.wave if waving else tokens
+        encoding = self.learned + self.wave if waving else self.learned.expand(-1, self.tokens, -1)
+        return tokens + encoding.flatten(0, 1)  # maps rows·cols channels before
+
+
+class RotaryEncoding(nn.Module):
+    """Turns projected queries and keys by their places, so that a score knows how far apart they lie (RoFormer, Su et
+    al. 2021), here in two dimensions.
+
+    Channels i and i + d/2 of a head are one complex number; of these d/2, the first half turn with the row and the
+    second with the column, ``q·exp(i·ω·p)`` and ``k·exp(i·ω·p)``, whose product knows ``ω·(p_k - p_q)`` alone. Maps of
+    different shape are laid over each other: cell j of N lies at ``p = (j + ½) / N``. An axis has m = d / 4 frequencies
+    ω, in a geometric row from π/2 per cell of the finer map to π per map: the fastest tells neighbours apart, the
+    slowest makes less than half a turn between any two places. RoFormer's base of 10000 is made for long sentences.
+
+    Args:
+        queries: (rows, columns) of the map of queries.
+        keys: (rows, columns) of a map of keys.
+        channels: d, of one head.
+        maps: how many maps of keys follow one another, such as the cameras of a rig; all are turned alike.
+
+    Raises:
+        InputError: when channels are not divisible by 4.
+    """
+
+    turn_queries: Tensor
+    turn_keys: Tensor
+
+    def __init__(self, queries: tuple[int, int], keys: tuple[int, int], channels: int, maps: int = 1) -> None:
+        super().__init__()
+        if channels % 4:
+            raise InputError(
+                f"rotary encoding: a head of {channels} channels cannot hold pairs for two axes; choose dim and heads so that "
+                "dim / heads is a multiple of 4"
+            )
+        self.maps = maps
+        finer = (max(queries[0], keys[0]), max(queries[1], keys[1]))
+        self.register_buffer("turn_queries", _turns(queries, finer, channels), persistent=False)
+        self.register_buffer("turn_keys", _turns(keys, finer, channels), persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, heads, q, d) and (b, heads, maps·t, d), turned."""
+        k = k.unflatten(-2, (self.maps, -1))
+        return _turn(q, self.turn_queries), _turn(k, self.turn_keys).flatten(-3, -2)
+
+
+def _turns(shape: tuple[int, int], finer: tuple[int, int], channels: int) -> Tensor:
+    """Cosine and sine by which the places of a map are turned, (2, rows·cols, channels/2)."""
+    slowness = torch.linspace(0, 1, channels // 4, dtype=torch.float64)
+    row, col = (
+        (torch.arange(cells, dtype=torch.float64) + 0.5)[:, None] / cells * math.pi * (most / 2) ** (1 - slowness)
+        for cells, most in zip(shape, finer, strict=True)
+    )  # cells m
+    phase = torch.cat([row[:, None].expand(*shape, -1), col[None].expand(*shape, -1)], dim=2).flatten(0, 1)
+    return torch.stack([phase.cos(), phase.sin()]).float()
+
+
+def _turn(x: Tensor, turns: Tensor) -> Tensor:
+    real, imaginary = x.chunk(2, dim=-1)
+    cos, sin = turns.to(x.dtype)
+    return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import Attention, FeedForward
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
-from bevreshape.reshapers.positional import PositionalEncoding
+from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
 
 
 class SelfAttention(Reshaper):
@@ -25,7 +25,8 @@ class SelfAttention(Reshaper):
         grid: the cells it fills, or (R, C).
         dim: channels of Q, K and V; with ``bare`` of the output too, which otherwise keeps c.
         heads: of the attention.
-        token_encoding: ``none``, ``sinusoidal`` or ``learned``, the same for all cameras.
+        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``, the same for all cameras; ``rotary`` turns Q
+            and K in place of adding to them (:class:`RotaryEncoding`).
         feedforward: width of the feed-forward in multiples of c; 0 leaves it out.
         bare: the equation alone, without norms, output projection, residuals and feed-forward.
 
@@ -47,8 +48,10 @@ class SelfAttention(Reshaper):
         c = source.channels
         super().__init__(source, grid, dim if bare else c)
         self.bare = bare
-        self.encode = PositionalEncoding(token_encoding, (source.height, source.width), c)
-        self.attention = Attention(c, c, dim, heads)
+        shape = (source.height, source.width)
+        self.encode = PositionalEncoding(token_encoding, shape, c)
+        rotary = RotaryEncoding(shape, shape, dim // heads) if token_encoding == "rotary" else None
+        self.attention = Attention(c, c, dim, heads, rotary=rotary)
         if not bare:
             self.norm = nn.LayerNorm(c)
             self.out = nn.Linear(dim, c)

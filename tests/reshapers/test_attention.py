@@ -1,5 +1,6 @@
 """Cross- and self-attention are their equations, and treat order as the article says."""
 
+import math
 from dataclasses import replace
 
 import cv2
@@ -151,6 +152,61 @@ def test_self_attention_is_equivariant_to_the_order_of_tokens(bare: bool) -> Non
     assert not torch.allclose(placed(shuffled).flatten(2), expected, atol=1e-3)
 
 
+ROTARY = {"bare": True, "token_encoding": "rotary", "query_encoding": "rotary", "dim": 16, "heads": 2}
+
+
+def turned_products(q: np.ndarray, k: np.ndarray, queries: tuple[int, int], keys: tuple[int, int]) -> np.ndarray:
+    """``Re Σ q̄·k·exp(i·ω·(p_k - p_q))`` of one head of 8 channels, one pair of places at a time."""
+    products = np.zeros((len(q), len(k)))
+    for i in range(len(q)):
+        for j in range(len(k)):
+            for axis in range(2):
+                at_q = (divmod(i, queries[1])[axis] + 0.5) / queries[axis]
+                at_k = (divmod(j % (keys[0] * keys[1]), keys[1])[axis] + 0.5) / keys[axis]
+                for m, omega in enumerate((math.pi / 2 * max(queries[axis], keys[axis]), math.pi)):
+                    channel = 2 * axis + m
+                    pair = complex(q[i, channel], -q[i, channel + 4]) * complex(k[j, channel], k[j, channel + 4])
+                    products[i, j] += (pair * np.exp(1j * omega * (at_k - at_q))).real
+    return products
+
+
+@pytest.mark.parametrize("kernel", ["softmax", "linear"])
+@pytest.mark.parametrize("mask", [None, [True, False]])
+def test_rotary_cross_attention_weighs_by_how_far_places_lie_apart(kernel: str, mask, rig) -> None:
+    reshaper = cross(replace(SOURCE, cameras=2), kernel=kernel, **ROTARY)
+    x = doubles(1, 2, 8, 3, 4)
+    cameras = replace(rig(1, 2), mask=None if mask is None else torch.tensor([mask]))
+    w_q, w_k, w_v = projections(reshaper.attention)
+    tokens = np.array([x[0, n, :, i, j].numpy() for n in range(2) for i in range(3) for j in range(4)])
+    of_camera = reshaper.encode_tokens.learned.detach().numpy().repeat(12, 1).reshape(24, 8)
+    q, k, v = reshaper.query.detach().numpy() @ w_q, (tokens + of_camera) @ w_k, tokens @ w_v
+    there = slice(None) if mask is None else slice(12)
+    expected = np.zeros((10, 16))
+    for head in (slice(8), slice(8, 16)):
+        weights = turned_products(q[:, head], k[there, head], (5, 2), (3, 4))
+        if kernel == "softmax":
+            weights = np.exp(weights / np.sqrt(8))
+            weights /= weights.sum(1, keepdims=True)
+        else:
+            weights /= weights.shape[1]
+        expected[:, head] = weights @ v[there, head]
+    bev = reshaper(x, cameras)[0].detach().numpy().transpose(1, 2, 0).reshape(10, 16)
+    np.testing.assert_allclose(bev, expected, atol=1e-6)
+
+
+def test_rotary_self_attention_weighs_by_how_far_places_lie_apart() -> None:
+    reshaper = self_attention(bare=True, token_encoding="rotary", dim=16, heads=2)
+    x = doubles(1, 8, 3, 4)
+    w_q, w_k, w_v = projections(reshaper.attention)
+    tokens = x[0].numpy().reshape(8, 12).T
+    expected = np.zeros((12, 16))
+    for head in (slice(8), slice(8, 16)):
+        weights = np.exp(turned_products((tokens @ w_q)[:, head], (tokens @ w_k)[:, head], (3, 4), (3, 4)) / np.sqrt(8))
+        expected[:, head] = weights / weights.sum(1, keepdims=True) @ (tokens @ w_v)[:, head]
+    out = reshaper(x)[0].detach().numpy().transpose(1, 2, 0).reshape(12, 16)
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
 def test_self_attention_is_resized_by_half_pixels() -> None:
     x = doubles(1, 8, 3, 4)
     kept, resized = self_attention(), self_attention((7, 9))
@@ -166,6 +222,12 @@ def test_self_attention_is_resized_by_half_pixels() -> None:
         ({"query_encoding": "leaned"}, "did you mean learned"),
         ({"dim": 10, "query_encoding": "none"}, "dim=10 cannot be divided among heads=3"),
         ({"dim": 6}, "6 channels .* multiple of 4"),
+        ({"token_encoding": "rotary"}, "token_encoding=rotary and query_encoding=sinusoidal .* both"),
+        (
+            {"token_encoding": "none", "query_encoding": "rotary"},
+            "token_encoding=none and query_encoding=rotary .* both",
+        ),
+        ({"token_encoding": "rotary", "query_encoding": "rotary", "heads": 2}, "head of 6 channels"),
     ],
 )
 def test_what_does_not_fit_is_refused(option, message) -> None:

@@ -1,0 +1,297 @@
+"""Attention by way of a few latents, every feature with its ray."""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+
+QUERIES = ("coordinates", "fourier", "learned")
+LEARNED_WIDTH = 32
+"""Channels of the vector that a cell learns."""
+
+RENAMED = (
+    (r"^.*?(?=latent_(encoder|decoder)\.)", ""),
+    (r"^latent_encoder\.latent$", "latents"),
+    (r"^latent_encoder\.input_embedding\.embedding_map\.", "embed_rays."),
+    (r"^latent_decoder\.query_map\.", "embed_cells."),
+    (r"^embed_(rays|cells)\.0\.", r"embed_\1.first."),
+    (r"^embed_(rays|cells)\.2\.", r"embed_\1.second."),
+    (r"^latent_decoder\.query_generator\.query_generators\.0\.bev_embedding$", "cells"),
+    (r"^latent_encoder\.ca_layer\.([01])\.module\.module\.", r"read.\1."),
+    (r"^latent_encoder\.sa_layer\.(\d+)\.([01])\.module\.module\.", r"think.\1.\2."),
+    (r"^latent_encoder\.sa_layer\.(\d+)\.([01])\.module\.layer_scale\.gamma$", r"think.\1.scales.\2"),
+    (r"^latent_decoder\.cross_attention\.0\.(?=q_norm|kv_norm|attention)", "write.0."),
+    (r"^latent_decoder\.cross_attention\.1\.module\.module\.", "write.1."),
+    (r"^(read|think\.\d+|write)\.0\.(q_)?norm\.", r"\1.norm."),
+    (r"^(read|write)\.0\.kv_norm\.", r"\1.norm_tokens."),
+    (r"^(read|think\.\d+|write)\.0\.attention\.attention\.out_proj\.", r"\1.out."),
+    (r"^(read|think\.\d+|write)\.0\.attention\.attention\.([qkv])_proj_weight$", r"\1.attention.to_\2.weight"),
+    (r"^(read|think\.\d+|write)\.0\.attention\.attention\.in_proj_(weight|bias)$", r"\1.attention.to_qkv.\2"),
+    (r"^(read|think\.\d+|write)\.1\.0\.", r"\1.feedforward.0."),
+    (r"^(read|think\.\d+|write)\.1\.1\.", r"\1.feedforward.1.0."),
+    (r"^(read|think\.\d+|write)\.1\.3\.", r"\1.feedforward.1.2."),
+)
+"""From the published names to these, one after the other."""
+
+
+class CoordinateMLP(nn.Module):
+    """Two linear layers with a GELU between, from coordinates to channels.
+
+    The first works at the precision of the coordinates, whatever that of the network: eight bits do not tell the cells
+    of a fine grid apart.
+    """
+
+    def __init__(self, coordinates: int, dim: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(coordinates, dim)
+        self.second = nn.Linear(dim, dim)
+
+    def forward(self, coordinates: Tensor) -> Tensor:
+        weight, bias = self.first.weight, self.first.bias
+        dtype = torch.promote_types(coordinates.dtype, weight.dtype)
+        with torch.autocast(coordinates.device.type, enabled=False):
+            hidden = F.linear(coordinates.to(dtype), weight.to(dtype), bias.to(dtype))
+        return self.second(F.gelu(hidden).to(weight.dtype))
+
+
+class Block(nn.Module):
+    """Queries attend to tokens, then every one of them goes through a feed-forward; norms come first.
+
+    Args:
+        dim: channels of the queries.
+        heads: of the attention.
+        token_width: channels of the tokens; ``None`` where the tokens are the queries, which share one norm.
+        scale: what the residual branches are multiplied by at the start, channel by channel (LayerScale, Touvron et al.
+            2021); 0 leaves the multiplication out.
+    """
+
+    def __init__(self, dim: int, heads: int, token_width: int | None = None, scale: float = 0.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.norm_tokens = nn.LayerNorm(token_width) if token_width else None
+        self.attention = Attention(dim, token_width or dim, dim, heads, bias=True)
+        self.out = nn.Linear(dim, dim)
+        self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, 1))
+        self.scales = nn.ParameterList([torch.full((dim,), scale) for _ in range(2)] if scale else [])
+
+    def forward(self, queries: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
+        return self.think(queries + self._scaled(0, self.answer(self.ask(queries), tokens, present)))
+
+    def ask(self, queries: Tensor) -> Tensor:
+        """Q, which needs no tokens."""
+        return self.attention.to_q(self.norm(queries))
+
+    def answer(self, q: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
+        """What Q gathers from the tokens."""
+        tokens = (self.norm_tokens or self.norm)(tokens)
+        k, v = self.attention.to_k(tokens), self.attention.to_v(tokens)
+        return self.out(self.attention.attend(q, k, v, present))
+
+    def think(self, x: Tensor) -> Tensor:
+        """The feed-forward with its residual."""
+        return x + self._scaled(1, self.feedforward(x))
+
+    def _scaled(self, branch: int, x: Tensor) -> Tensor:
+        return x * self.scales[branch] if len(self.scales) else x
+
+
+class LatentAttention(GeometricReshaper):
+    """Features are read into a few latents, these attend to each other, and the cells read the latents.
+
+    After LaRa (Bartoccioni et al., CoRL 2022), which follows Perceiver IO (Jaegle et al. 2021). With X the features of
+    all cameras, E their rays, Z the learned latents and Ø the cells:
+
+    - tokens ``T = [X, MLP(E)]``, (b, n·h·w, c + ray_dim); E is the camera's centre in metres and the unit direction
+      in which the feature looks, both in the ego frame (with ``plucker`` also their cross product);
+    - ``Z ← block(Z, T)``, then ``depth`` times ``Z ← block(Z, Z)``, (b, latents, dim);
+    - ``O = block(MLP(Ø), Z)``, (b, R·C, dim), without the first residual: a place is no feature.
+
+    A block is ``z ← z + softmax(Q·Kᵀ/√d)·V·W`` and ``z ← z + feedforward(z)``, with Q, K, V of normalised z and tokens.
+    Cost and memory grow with tokens + cells, not with their product, and no tokens × latents matrix is kept. Cells are
+    never projected into pictures: a cell that nobody sees still reads the latents.
+
+    A cell is told by its ``coordinates`` and their distance from the vehicle; by ``fourier`` features of them; or by a
+    ``learned`` vector. In the coordinates, x forward and y left, the vehicle stands at 0 and the farthest cell centre of
+    either axis at ±1, which on a grid around the vehicle are the original's.
+
+    The original reads feature j at pixel ``stride·j``; here at ``stride·j + offset_px``. Its Plücker rays of a batch of
+    three are crossed along the batch (``torch.cross`` takes the first dimension of size 3), and with Fourier features
+    the cells of a grid that is not square are out of order; neither happens here. Of its variants those that tell
+    a camera by its number are left out. Its rows and columns ascend, x and y; here row 0 is farthest ahead and column 0
+    farthest left, as everywhere. To work from rays and positions of one's own:
+    ``reshaper.gather(features, reshaper.embed(rays, cells))``.
+
+    Args:
+        source: the features it will get.
+        grid: the cells it fills.
+        dim: channels of the latents and of the output (LaRa: 256).
+        latents: how many (LaRa: 256).
+        depth: self-attention blocks (LaRa: 4).
+        read_heads: of the attention from latents to tokens (LaRa: 32).
+        heads: of the attention among latents and from cells to latents (LaRa: 16).
+        ray_dim: channels of an embedded ray (LaRa: 128); ``None`` is half of ``dim``.
+        plucker: rays with their moment, ``centre × direction``, as the authors came to recommend.
+        query: ``coordinates``, ``fourier`` or ``learned``.
+        query_bands: frequencies an axis, for ``fourier``, from 1 to half the cells of an axis.
+        layer_scale: what the residuals among latents are multiplied by at the start; 0 leaves it out (LaRa), 1e-5 is
+            that of its smaller version.
+
+    Raises:
+        InputError: an unknown query, no latents, heads that do not divide ``dim``, or a grid without metres.
+    """
+
+    def __init__(
+        self,
+        source: FeatureShape,
+        grid: BEVGrid | tuple[int, int],
+        *,
+        dim: int = 64,
+        latents: int = 128,
+        depth: int = 4,
+        read_heads: int = 8,
+        heads: int = 4,
+        ray_dim: int | None = None,
+        plucker: bool = False,
+        query: str = "coordinates",
+        query_bands: int = 16,
+        layer_scale: float = 0.0,
+    ) -> None:
+        super().__init__(source, grid, dim)
+        if query not in QUERIES:
+            raise InputError(f"LatentAttention: there is no query={query}; {suggest(query, QUERIES)}")
+        for name, value, least in (("latents", latents, 1), ("depth", depth, 0), ("query_bands", query_bands, 1)):
+            if value < least:
+                raise InputError(f"LatentAttention: {name}={value} is too few; choose {least} or more")
+        rows, cols = self.target_shape
+        ray_dim = dim // 2 if ray_dim is None else ray_dim
+        self.plucker = plucker
+        self.query = query
+        self.query_bands = query_bands
+        self.embed_rays = CoordinateMLP(9 if plucker else 6, ray_dim)
+        self.latents = nn.Parameter(torch.randn(latents, dim) * 0.02)
+        self.read = Block(dim, read_heads, source.channels + ray_dim)
+        self.think = nn.ModuleList(Block(dim, heads, scale=layer_scale) for _ in range(depth))
+        self.cells = nn.Parameter(torch.randn(rows * cols, LEARNED_WIDTH)) if query == "learned" else None
+        widths = {"coordinates": 3, "fourier": 2 + 4 * query_bands, "learned": LEARNED_WIDTH}
+        self.embed_cells = CoordinateMLP(widths[query], dim)
+        self.write = Block(dim, heads, dim)
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """The embedded rays and the cells' Q, see :meth:`embed`."""
+        pixels = self.source.pixels(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
+        directions = cameras.rays(pixels)  # b n p 3
+        directions = directions / directions.square().sum(-1, keepdim=True).sqrt()
+        centers = cameras.centers.unsqueeze(2).expand_as(directions)
+        rays = torch.cat([centers, directions], dim=-1).flatten(1, 2)
+        cells = self._coordinates(cameras.intrinsics.device, cameras.intrinsics.dtype)
+        return self.embed(rays, cells, present_tokens(cameras, self.source.tokens))
+
+    def embed(
+        self, rays: Float[Tensor, "b t 6"], cells: Float[Tensor, "p 2"], present: Bool[Tensor, "b t"] | None = None
+    ) -> tuple[Tensor, ...]:
+        """All that needs no picture, from rays and positions.
+
+        Args:
+            rays: of every feature, camera by camera and row by row, a point on it in metres and its unit direction.
+            cells: position of every cell, row by row, in units of the farthest cell.
+            present: which features are there; all where it is ``None``.
+
+        Returns:
+            The rays embedded, (b, t, ray_dim); Q of the cells, (1, R·C, dim); and ``present`` where it was given.
+        """
+        if present is not None:
+            rays = torch.where(present.unsqueeze(-1), rays, 0.0)
+        if self.plucker:
+            rays = torch.cat([rays, torch.linalg.cross(rays[..., :3], rays[..., 3:])], dim=-1)
+        q = self.write.ask(self.embed_cells(self._tell_apart(cells)).unsqueeze(0))
+        located = self.embed_rays(rays), q
+        return located if present is None else (*located, present)
+
+    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
+        rays, q, *rest = located
+        tokens = rearrange(features, "b n c h w -> b (n h w) c")
+        b = tokens.shape[0]
+        present = rest[0].expand(b, -1) if rest else None
+        if present is not None:  # a weight of 0 would not stop what is not a number
+            tokens = torch.where(present.unsqueeze(-1), tokens, 0.0)
+        tokens = torch.cat([tokens, rays.expand(b, -1, -1)], dim=-1)  # b t c+ray_dim
+        latents = self.read(self.latents.unsqueeze(0), tokens, present)
+        for block in self.think:
+            latents = block(latents, latents)
+        bev = self.write.think(self.write.answer(q, latents))
+        return rearrange(bev, "b (R C) d -> b d R C", R=self.target_shape[0])
+
+    def load_original(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of LaRa's ``latent_encoder`` and ``latent_decoder``.
+
+        The widths must be those that it was published with: ``dim=256, latents=256, read_heads=32, heads=16,
+        ray_dim=128`` on 128 channels.
+
+        Args:
+            state: the state dict of LaRa or its checkpoint, names with any prefix; its image encoder and BEV decoder
+                are passed over.
+
+        Raises:
+            InputError: when a weight is missing, left over or of another shape.
+        """
+        given: dict[str, Tensor] = {}
+        for key, value in state.items():
+            if not re.search(r"(^|\.)latent_(encoder|decoder)\.", key):
+                continue
+            for pattern, name in RENAMED:
+                key = re.sub(pattern, name, key)
+            if ".to_qkv." in key:
+                given |= {key.replace("qkv", x): part for x, part in zip("qkv", value.chunk(3), strict=True)}
+            else:
+                given[key] = value
+        own = self.state_dict()
+        wrong = [f"{key} is missing" for key in own.keys() - given.keys()]
+        wrong += [f"{key} is left over" for key in given.keys() - own.keys()]
+        wrong += [
+            f"{key} is {tuple(given[key].shape)} in place of {tuple(own[key].shape)}"
+            for key in own.keys() & given.keys()
+            if given[key].shape != own[key].shape
+        ]
+        if wrong:
+            raise InputError(
+                f"LatentAttention: the original's weights do not fit: {', '.join(sorted(wrong))}; build it with the options "
+                "that they were trained with"
+            )
+        if "cells" in given:
+            given["cells"] = given["cells"].unflatten(0, self.target_shape).flip(0, 1).flatten(0, 1)
+        self.load_state_dict(given)
+
+    def _coordinates(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "p 2"]:
+        centers = self.grid.centers(device, torch.float64).flatten(0, 1)
+        return torch.stack([centers[:, axis] / reach for axis, reach in enumerate(self._reach())], dim=-1).to(dtype)
+
+    def _reach(self) -> tuple[float, float]:
+        """How far the farthest cell centre of either axis is from the vehicle, in metres."""
+        half = self.grid.cell_m / 2
+        x, y = (max(abs(edge) for edge in edges) - half for edges in (self.grid.forward_m, self.grid.left_m))
+        return max(x, half), max(y, half)
+
+    def _tell_apart(self, cells: Float[Tensor, "p 2"]) -> Float[Tensor, "p k"]:
+        if self.cells is not None:
+            return self.cells
+        if self.query == "coordinates":
+            return torch.cat([cells, cells.square().sum(-1, keepdim=True).sqrt()], dim=-1)
+        # from -1 to 1 there are that many cells, and half as many waves can be told apart
+        phases = [
+            math.pi * cells[:, axis, None] * torch.linspace(
+                1, reach / self.grid.cell_m + 0.5, self.query_bands, device=cells.device, dtype=cells.dtype
+            )
+            for axis, reach in enumerate(self._reach())
+        ]  # fmt: skip
+        phase = torch.cat(phases, dim=-1)
+        return torch.cat([cells, phase.sin(), phase.cos()], dim=-1)
