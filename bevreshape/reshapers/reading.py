@@ -24,8 +24,10 @@ from bevreshape.reshapers.base import FeatureShape
 PADDINGS = ("border", "zeros")
 
 SLACK = 0.5
-"""Pixels times metres by which a cell may miss a picture before it is culled: far more than float32 rounds off."""
+"""By how many pixels times metres (metres for depth) a cell may miss a picture before it is culled: far more than float32
+rounds off."""
 
+# PyTorch 2.6 has only the wider question
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
@@ -51,18 +53,21 @@ def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: Fe
     m = pixel_from_ego[batch, camera, :, :, None]  # q 3 4 1, q columns of k points
     x, y = centers[row, col].unsqueeze(-1).unbind(1)  # q 1
     u, v, depth = (m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] * heights + m[:, i, 3] for i in range(3))  # q k
-    safe = torch.where(depth > NEAR, depth, torch.ones_like(depth))
-    u, v = u / safe, v / safe
-    height, width = cameras.image_size
-    inside = (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5) & (depth > NEAR)
-    column, level = inside.nonzero(as_tuple=True)  # m pairs
-    k, cells = len(heights), grid.rows * grid.cols
-    point = (((batch * grid.rows + row) * grid.cols + col) * k)[column] + level
-    order = point.argsort(stable=True)
+    pixels = torch.stack([u, v]) / torch.where(depth > NEAR, depth, 1)  # 2 q k
+    column, level = _inside(pixels, depth, cameras.image_size).nonzero(as_tuple=True)  # m pairs
+    point = (((batch * grid.rows + row) * grid.cols + col) * len(heights))[column] + level
+    point, order = point.sort(stable=True)
     column, level = column[order], level[order]
-    positions = torch.stack([u[column, level], v[column, level]], dim=-1).sub_(source.offset_px).div_(source.stride)
+    positions = (pixels[:, column, level] - source.offset_px) / source.stride
     view = (batch * cameras.batch_shape[1] + camera)[column]
-    return _tabulate(positions, view, point[order], (cameras.batch_shape[0], cells * k), source)
+    return _tabulate(positions, view, point, (cameras.batch_shape[0], grid.rows * grid.cols * len(heights)), source)
+
+
+def _inside(pixels: Tensor, depth: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Whether a picture shows what is projected to (u, v), as :meth:`Cameras.sees` has it."""
+    height, width = image_size
+    u, v = pixels
+    return (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5) & (depth > NEAR)
 
 
 def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, heights: Tensor) -> Tensor:
@@ -78,7 +83,9 @@ def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, 
     for side in (u + 0.5 * depth, (width - 0.5) * depth - u, v + 0.5 * depth, (height - 0.5) * depth - v, depth):
         along_x, along_y, along_z, rest = side.unsqueeze(-1).unbind(2)  # b n 1
         rest = rest + torch.maximum(along_z * heights[0], along_z * heights[-1])
-        seen = seen & ((along_x * centers[:, 0, 0]).unsqueeze(-1) + (along_y * centers[0, :, 1] + rest).unsqueeze(-2) > -SLACK)
+        seen = seen & (
+            (along_x * centers[:, 0, 0]).unsqueeze(-1) + (along_y * centers[0, :, 1] + rest).unsqueeze(-2) > -SLACK
+        )
     return rearrange(seen, "b n R C -> b R C n").nonzero()
 
 
@@ -112,44 +119,42 @@ def tabulate(
         raise InputError(f"reading: there is no padding={padding}; {suggest(padding, PADDINGS)}")
     b, n, p = seen.shape
     batch, point, camera = rearrange(seen, "b n p -> b p n").nonzero(as_tuple=True)
-    return _tabulate(
-        positions[batch, camera, point], batch * n + camera, batch * p + point, (b, p), source, padding
-    )
+    return _tabulate(positions[batch, camera, point].mT, batch * n + camera, batch * p + point, (b, p), source, padding)
 
 
 def _tabulate(
-    positions: Tensor, view: Tensor, point: Tensor, shape: tuple[int, int], source: FeatureShape, padding: str = "border"
+    positions: Tensor,
+    view: Tensor,
+    point: Tensor,
+    shape: tuple[int, int],
+    source: FeatureShape,
+    padding: str = "border",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of pairs by ascending point, numbered through the batch as views are.
+    """Of pairs by ascending point, their positions (2, m), views and points, both numbered through the batch.
 
     Returns:
         (m, 4) rows of the features as a table (b·n·h·w, c), (m, 4) weights, and where each point's pairs begin, (b, p).
     """
     counts = torch.zeros(shape, dtype=torch.int32, device=point.device).flatten()
     counts.index_add_(0, point, torch.ones_like(point, dtype=torch.int32))
-    weights = 1 / counts[point].to(positions.dtype)
-    first, taps = [], []
-    for position, size in zip(positions.unbind(-1), (source.width, source.height), strict=True):
-        if padding == "border":
-            position = position.clamp(0, size - 1)
-        lower = position.floor().clamp(0, max(size - 2, 0))
-        beyond = position - lower
-        first.append(lower.int())
-        taps.append(((1 - beyond.abs()).clamp(min=0), (1 - (beyond - 1).abs()).clamp(min=0) * (size > 1)))
-    (left, right), (above, below) = taps
-    above, below = above * weights, below * weights
-    rows = (view.int() * source.height + first[1]) * source.width + first[0]
-    starts = counts.cumsum(0, dtype=torch.int32) - counts
+    size = positions.new_tensor([[source.width], [source.height]])
+    if padding == "border":
+        positions = torch.minimum(positions, size - 1).clamp(min=0)
+    first = torch.minimum(positions.floor(), size - 2).clamp(min=0)
+    beyond = positions - first  # in 0..1, or outside the features
+    near, far = (1 - beyond.abs()).clamp(min=0), (1 - (beyond - 1).abs()).clamp(min=0) * (size > 1)
+    near_far_x, near_far_y = torch.stack([near, far], dim=-1)  # m 2
+    near_far_y = near_far_y / counts[point].unsqueeze(-1)
+    column, row = first.int()
+    rows = (view.int() * source.height + row) * source.width + column
     return (
         rows[:, None] + torch.tensor(_steps(source.height, source.width), dtype=torch.int32, device=rows.device),
-        torch.stack([left * above, right * above, left * below, right * below], dim=-1),
-        starts.reshape(shape),
+        (near_far_y.unsqueeze(2) * near_far_x.unsqueeze(1)).flatten(1),
+        (counts.cumsum(0, dtype=torch.int32) - counts).reshape(shape),
     )
 
 
-def read(
-    features: Float[Tensor, "b n c h w"], located: Sequence[Tensor], together: int = 1
-) -> Float[Tensor, "b q c"]:
+def read(features: Float[Tensor, "b n c h w"], located: Sequence[Tensor], together: int = 1) -> Float[Tensor, "b q c"]:
     """Sum what the cameras see of every point, in float32, or float64 if the features are.
 
     Args:
@@ -162,7 +167,8 @@ def read(
     """
     values = features if features.dtype == torch.float64 else features.float()
     if len(located) == 2:
-        return _read_everywhere(values, *located, together)
+        positions, weights = located
+        return _read_everywhere(values, positions, weights, together)
     rows, weights, starts = located
     b, _, c, h, w = features.shape
     starts = starts[:, ::together]
@@ -221,12 +227,11 @@ def _owners(starts: Tensor, pairs: int) -> Tensor:
 
 def _read_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
     """The same as :class:`Reading` with operations that every exported format has, for tables of one sample."""
-    pairs = sum(
-        tokens.index_select(1, row) * weight[:, None]
-        for row, weight in zip(rows.long().unbind(1), weights.unbind(1), strict=True)
-    )
-    empty = tokens.new_zeros(tokens.shape[0], starts.shape[1], tokens.shape[2])
-    return empty.index_add(1, _owners(starts[0].long(), rows.shape[0]), pairs)
+    owners = _owners(starts[0].long(), rows.shape[0])  # ONNX scatters no int32
+    points = tokens.new_zeros(tokens.shape[0], starts.shape[1], tokens.shape[2])
+    for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
+        points = points.index_add(1, owners, tokens.index_select(1, row) * weight[:, None])
+    return points
 
 
 def _read_everywhere(values: Tensor, positions: Tensor, weights: Tensor, together: int) -> Tensor:
