@@ -1,6 +1,7 @@
 """View transformers, one file each, behind one contract: ``reshaper(features, cameras) -> bev``."""
 
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
+from bevreshape.reshapers.bilinear import Bilinear
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.kernel_attention import KernelAttention
@@ -14,6 +15,7 @@ from bevreshape.reshapers.strided_conv import StridedConv
 __all__ = [
     "IPM",
     "MLP",
+    "Bilinear",
     "CrossAttention",
     "FeatureShape",
     "GeometricReshaper",

@@ -1,10 +1,11 @@
 """Inverse perspective mapping as a view transformer."""
 
+from einops import rearrange
 from torch import Tensor
 
-from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
-from bevreshape.geometry.ipm import sample
+from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.reading import look, read
 
 
 class IPM(GeometricReshaper):
@@ -25,12 +26,10 @@ class IPM(GeometricReshaper):
     def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int]) -> None:
         super().__init__(source, grid, source.channels)
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Positions in features, (b, n, R, C, 2), and weights of the cameras, (b, n, R, C)."""
-        pixels, seen = ground_pixels(cameras, self.grid)
-        return (pixels - self.source.offset_px) / self.source.stride, seen / seen.sum(1, keepdim=True).clamp(min=1)
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """What :func:`~bevreshape.reshapers.reading.read` takes."""
+        return look(cameras, self.grid, (0.0,), self.source)
 
-    def gather(self, features: Tensor, located: tuple[Tensor, Tensor]) -> Tensor:
-        positions, weights = located
-        views = sample(features, positions.expand(features.shape[0], -1, -1, -1, -1))  # b n c R C
-        return (views * weights.unsqueeze(2)).sum(1).to(features.dtype)
+    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
+        cells = read(features, located).to(features.dtype)
+        return rearrange(cells, "b (R C) c -> b c R C", R=self.grid.rows)

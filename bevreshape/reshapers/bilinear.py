@@ -1,0 +1,150 @@
+"""Bilinear sampling of a volume above the grid."""
+
+from collections.abc import Mapping, Sequence
+
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.reading import look, read, tabulate
+
+COMPRESSOR = "bev_compressor."
+"""What the original's names of the compressor's parameters begin with, in the state of its whole network."""
+
+OTHERS = ("encoder.", "decoder.", "ce_weight", "center_weight", "offset_weight")
+"""The rest of that network."""
+
+
+class Bilinear(GeometricReshaper):
+    """Every voxel above a cell reads the features where it appears, and a convolution folds the heights (Harley et al.,
+    "Simple-BEV: What Really Matters for Multi-Sensor BEV Perception?", ICRA 2023).
+
+    Space above the grid is cut into k heights. A voxel's centre x is projected into every camera n that sees it, n ∈ N(x),
+    the features F are read there bilinearly, π(x), and averaged; a voxel that nobody sees is 0::
+
+        V(x) = 1/|N(x)| · Σ_{n ∈ N(x)} F_n(π_n(x))                          b·R·C·k voxels of c channels
+        out  = GELU(InstanceNorm(Conv3×3(V)))     heights folded into channels, b (k·c) R C → b d R C
+
+    There is no depth: all voxels along a ray read the same, and what stands there is for the head to find out. The
+    convolution and its norm carry what is seen into neighbouring cells that no camera sees. With ``compress=False`` the
+    heights are summed, which has no parameter and is what the original does with ``do_rgbcompress=False``.
+
+    What differs from the original: a camera counts where it looks, in the original where, channel by channel, the value
+    read is not exactly 0. Heights go upward and row 0 is farthest ahead, in the original it is farthest behind. And a
+    feature is read at its centre, pixel ``stride·j + offset_px``, the nearest at the border. The original scales
+    positions by w / (w − 1) and takes ½ off, reading up to half a feature beside the place, and lets features fade to 0
+    at the border: it normalises for ``align_corners=True`` and samples without. :meth:`locate_original` reproduces that
+    from its own positions, :meth:`load_original` takes its weights into this order.
+
+    Args:
+        source: the features it will get, with their stride and offset.
+        grid: the cells it fills.
+        heights: k.
+        height_m: lower and upper edge of the space that is cut into heights, in metres above the ground.
+        compress: fold the heights by a convolution; else sum them.
+        channels: d, of the convolution; those of the source by default.
+
+    Raises:
+        InputError: when the grid has no metres, there is no space to cut, or channels without a convolution.
+    """
+
+    def __init__(
+        self,
+        source: FeatureShape,
+        grid: BEVGrid | tuple[int, int],
+        *,
+        heights: int = 8,
+        height_m: Sequence[float | int] = (-1.0, 3.0),
+        compress: bool = True,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(source, grid, channels or source.channels)
+        if heights < 1 or len(height_m) != 2 or not height_m[0] < height_m[1]:
+            raise InputError(
+                f"Bilinear: heights={heights} of height_m={list(height_m)}; it needs at least one, between a lower and an "
+                "upper edge in metres"
+            )
+        if channels is not None and (channels < 1 or not compress):
+            raise InputError(
+                f"Bilinear: channels={channels} with compress={compress}; leave channels out, or set compress=true and "
+                "at least one channel"
+            )
+        low, high = height_m
+        self.heights_m = tuple(low + (level + 0.5) * (high - low) / heights for level in range(heights))
+        self.compressor = (
+            nn.Sequential(
+                nn.Conv2d(heights * source.channels, self.out_channels, kernel_size=3, padding=1, bias=False),
+                nn.InstanceNorm2d(self.out_channels),
+                nn.GELU(),
+            )
+            if compress
+            else None
+        )
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """What :func:`~bevreshape.reshapers.reading.read` takes, heights of a cell side by side."""
+        return look(cameras, self.grid, self.heights_m, self.source)
+
+    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
+        if self.compressor is None:
+            cells = read(features, located, together=len(self.heights_m)).to(features.dtype)
+            return rearrange(cells, "b (R C) c -> b c R C", R=self.grid.rows)
+        voxels = read(features, located).to(features.dtype)
+        # a view, channels last in memory
+        return self.compressor(rearrange(voxels, "b (R C k) c -> b (k c) R C", R=self.grid.rows, k=len(self.heights_m)))
+
+    def locate_original(
+        self, positions: Float[Tensor, "b n Z Y X 2"], valid: Bool[Tensor, "b n Z Y X"]
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`gather` takes in place of :meth:`locate`, sampled as the original does.
+
+        Args:
+            positions: x and y that the original projects its voxels to, in features, before it normalises them. Its
+                order is Z forward, Y down, X to the right.
+            valid: where it takes them for seen.
+
+        Returns:
+            Located features; ``gather(features, located).flip(2)`` is the original's, whose rows go forward.
+        """
+        size = positions.new_tensor([self.source.width, self.source.height])
+        places = positions * (size / (size - 1)) - 0.5
+        # a voxel whose four taps are all outside reads 0, which the original does not count
+        seen = valid & ((places > -1) & (places < size)).all(-1)
+        return tabulate(
+            rearrange(places.flip(2, 3), "b n Z Y X uv -> b n (Z X Y) uv"),
+            rearrange(seen.flip(2, 3), "b n Z Y X -> b n (Z X Y)"),
+            self.source,
+            padding="zeros",
+        )
+
+    def load_original(self, state: Mapping[str, Tensor]) -> "Bilinear":
+        """Take the weights of the original's compressor, turned into this class's order of heights and rows.
+
+        Args:
+            state: of its whole network ``Segnet``, of which encoder and decoder are left aside, or of its
+                ``bev_compressor`` alone.
+
+        Raises:
+            InputError: when the compressor's weights are missing or of another shape, or others are left over.
+        """
+        if self.compressor is None:
+            raise InputError("Bilinear: compress=false has no weights to load; build it with compress=true")
+        own = {name.removeprefix(COMPRESSOR): value for name, value in state.items() if not name.startswith(OTHERS)}
+        if own.keys() != {"0.weight"}:
+            raise InputError(
+                f"Bilinear: of the original's weights {sorted({'0.weight'} - own.keys())} are missing and "
+                f"{sorted(own.keys() - {'0.weight'})} are left over; give the state of Segnet for pictures alone, or of its "
+                "bev_compressor"
+            )
+        shape = self.compressor.state_dict()["0.weight"].shape
+        if own["0.weight"].shape != shape:
+            raise InputError(
+                f"Bilinear: the original's weights are {tuple(own['0.weight'].shape)} but these are {tuple(shape)}; "
+                "build it with as many channels and heights"
+            )
+        turned = rearrange(own["0.weight"], "d (c Y) i j -> d Y c i j", Y=len(self.heights_m)).flip(1, 3)
+        self.compressor.load_state_dict({"0.weight": rearrange(turned, "d Y c i j -> d (Y c) i j")})
+        return self

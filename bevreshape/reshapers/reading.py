@@ -1,0 +1,247 @@
+"""Bilinear reading of features where cameras see the points of a scene, shared by reshapers that project.
+
+Most cameras do not see most points. So the pairs of a point and a camera that sees it are listed, by point, and the four
+features around each pair's position, its taps, are summed with their weights. Only these are ever touched: a feature
+of a camera that sees nothing, or was dropped, may even be NaN.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry.cameras import NEAR, compose
+from bevreshape.geometry.ipm import sample
+from bevreshape.reshapers.base import FeatureShape
+
+PADDINGS = ("border", "zeros")
+
+SLACK = 0.5
+"""By how many pixels times metres (metres for depth) a cell may miss a picture before it is culled: far more than float32
+rounds off."""
+
+# PyTorch 2.6 has only the wider question
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+@torch.no_grad()
+def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: FeatureShape) -> tuple[Tensor, ...]:
+    """Find the points above the centre of every cell in the features of the cameras that see them.
+
+    Args:
+        cameras: of the full-size pictures.
+        grid: R×C cells.
+        heights_m: k heights above the ground, ascending.
+        source: which pixel a feature is centred on.
+
+    Returns:
+        What :func:`read` takes, for p = R·C·k points, the heights of a cell side by side.
+    """
+    heights = torch.tensor(heights_m, dtype=cameras.intrinsics.dtype, device=cameras.intrinsics.device)
+    if is_exporting():
+        return _look_everywhere(cameras, grid, heights, source)
+    pixel_from_ego = compose(cameras.intrinsics, cameras.cam_from_ego[..., :3, :])  # b n 3 4
+    centers = grid.centers(heights.device, heights.dtype)  # R C 2
+    batch, row, col, camera = _columns_in_view(cameras, pixel_from_ego, centers, heights).unbind(1)
+    m = pixel_from_ego[batch, camera, :, :, None]  # q 3 4 1, q columns of k points
+    x, y = centers[row, col].unsqueeze(-1).unbind(1)  # q 1
+    u, v, depth = (m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] * heights + m[:, i, 3] for i in range(3))  # q k
+    pixels = torch.stack([u, v]) / torch.where(depth > NEAR, depth, 1)  # 2 q k
+    column, level = _inside(pixels, depth, cameras.image_size).nonzero(as_tuple=True)  # m pairs
+    point = (((batch * grid.rows + row) * grid.cols + col) * len(heights))[column] + level
+    point, order = point.sort(stable=True)
+    column, level = column[order], level[order]
+    positions = (pixels[:, column, level] - source.offset_px) / source.stride
+    view = (batch * cameras.batch_shape[1] + camera)[column]
+    return _tabulate(positions, view, point, (cameras.batch_shape[0], grid.rows * grid.cols * len(heights)), source)
+
+
+def _inside(pixels: Tensor, depth: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Whether a picture shows what is projected to (u, v), as :meth:`Cameras.sees` has it."""
+    height, width = image_size
+    u, v = pixels
+    return (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5) & (depth > NEAR)
+
+
+def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, heights: Tensor) -> Tensor:
+    """Cells above which a camera may see something between the lowest and the highest point, as (q, 4) numbers of
+    sample, row, column and camera, ascending.
+
+    A point is seen when five functions linear in it, its signed distances from the picture's edges times depth and
+    depth itself, are positive. Of each the larger value at a column's two ends is the largest of the column.
+    """
+    height, width = cameras.image_size
+    u, v, depth = pixel_from_ego.unbind(2)  # b n 4
+    seen = cameras.present[..., None, None]
+    for side in (u + 0.5 * depth, (width - 0.5) * depth - u, v + 0.5 * depth, (height - 0.5) * depth - v, depth):
+        along_x, along_y, along_z, rest = side.unsqueeze(-1).unbind(2)  # b n 1
+        rest = rest + torch.maximum(along_z * heights[0], along_z * heights[-1])
+        seen = seen & (
+            (along_x * centers[:, 0, 0]).unsqueeze(-1) + (along_y * centers[0, :, 1] + rest).unsqueeze(-2) > -SLACK
+        )
+    return rearrange(seen, "b n R C -> b R C n").nonzero()
+
+
+def _look_everywhere(cameras: Cameras, grid: BEVGrid, heights: Tensor, source: FeatureShape) -> tuple[Tensor, Tensor]:
+    """The same for exported programs, whose shapes may not depend on values: positions in features, (b, n, p, 2), and
+    weights, (b, n, p), of all cameras."""
+    centers = grid.centers(heights.device, heights.dtype).flatten(0, 1)  # R·C 2
+    ground = centers.repeat_interleave(len(heights), dim=0)
+    points = torch.cat([ground, heights.repeat(len(centers))[:, None]], dim=-1)
+    pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))
+    seen = cameras.sees(pixels, depth)
+    return (pixels - source.offset_px) / source.stride, seen / seen.sum(1, keepdim=True).clamp(min=1)
+
+
+@torch.no_grad()
+def tabulate(
+    positions: Float[Tensor, "b n p 2"], seen: Bool[Tensor, "b n p"], source: FeatureShape, padding: str = "border"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`read` takes for points whose positions are known, averaged over the cameras that see them.
+
+    Args:
+        positions: column and row in features; whole numbers are their centres.
+        seen: where a camera sees a point.
+        source: the features to read.
+        padding: what a tap outside the features is, the nearest feature (``border``) or 0 (``zeros``).
+
+    Raises:
+        InputError: an unknown padding.
+    """
+    if padding not in PADDINGS:
+        raise InputError(f"reading: there is no padding={padding}; {suggest(padding, PADDINGS)}")
+    b, n, p = seen.shape
+    batch, point, camera = rearrange(seen, "b n p -> b p n").nonzero(as_tuple=True)
+    return _tabulate(positions[batch, camera, point].mT, batch * n + camera, batch * p + point, (b, p), source, padding)
+
+
+def _tabulate(
+    positions: Tensor,
+    view: Tensor,
+    point: Tensor,
+    shape: tuple[int, int],
+    source: FeatureShape,
+    padding: str = "border",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of pairs by ascending point, their positions (2, m), views and points, both numbered through the batch.
+
+    Returns:
+        (m, 4) rows of the features as a table (b·n·h·w, c), (m, 4) weights, and where each point's pairs begin, (b, p).
+    """
+    counts = torch.zeros(shape, dtype=torch.int32, device=point.device).flatten()
+    counts.index_add_(0, point, torch.ones_like(point, dtype=torch.int32))
+    size = positions.new_tensor([[source.width], [source.height]])
+    if padding == "border":
+        positions = torch.minimum(positions, size - 1).clamp(min=0)
+    first = torch.minimum(positions.floor(), size - 2).clamp(min=0)
+    beyond = positions - first  # in 0..1, or outside the features
+    near, far = (1 - beyond.abs()).clamp(min=0), (1 - (beyond - 1).abs()).clamp(min=0) * (size > 1)
+    near_far_x, near_far_y = torch.stack([near, far], dim=-1)  # m 2
+    near_far_y = near_far_y / counts[point].unsqueeze(-1)
+    column, row = first.int()
+    rows = (view.int() * source.height + row) * source.width + column
+    return (
+        rows[:, None] + torch.tensor(_steps(source.height, source.width), dtype=torch.int32, device=rows.device),
+        (near_far_y.unsqueeze(2) * near_far_x.unsqueeze(1)).flatten(1),
+        (counts.cumsum(0, dtype=torch.int32) - counts).reshape(shape),
+    )
+
+
+def read(features: Float[Tensor, "b n c h w"], located: Sequence[Tensor], together: int = 1) -> Float[Tensor, "b q c"]:
+    """Sum what the cameras see of every point, in float32, or float64 if the features are.
+
+    Args:
+        features: of all cameras.
+        located: from :func:`look` or :func:`tabulate`, for b samples or for one that all of them share.
+        together: this many points that follow each other are summed, q = p / together.
+
+    Returns:
+        Channels last; 0 where nothing is seen. Gradients reach the features, not the calibration.
+    """
+    values = features if features.dtype == torch.float64 else features.float()
+    if len(located) == 2:
+        positions, weights = located
+        return _read_everywhere(values, positions, weights, together)
+    rows, weights, starts = located
+    b, _, c, h, w = features.shape
+    starts = starts[:, ::together]
+    weights = weights.to(values.dtype)
+    if is_exporting():
+        return _read_plainly(rearrange(values, "b n c h w -> b (n h w) c"), rows, weights, starts)
+    if starts.shape[0] < b:  # one rig for all samples
+        sample_number = torch.arange(b, dtype=torch.int32, device=rows.device)[:, None, None]
+        rows = (rows + sample_number * (features[0].numel() // c)).flatten(0, 1)
+        starts = starts + sample_number[:, 0] * weights.shape[0]
+        weights = weights.expand(b, -1, -1).flatten(0, 1)
+    table = rearrange(values, "b n c h w -> (b n h w) c").contiguous()
+    return Reading.apply(table, rows, weights, starts.flatten(), _steps(h, w)).reshape(b, -1, c)
+
+
+class Reading(torch.autograd.Function):
+    """Weighted sums of rows of a table; the gradient reads just like that, from the sums back to the rows.
+
+    PyTorch's own gradient of ``embedding_bag`` sorts all taps and adds them one by one. Here pairs are sorted by their
+    first tap, a quarter as many, and each of the four taps is read for itself and then moved to its place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor, steps: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weights, starts)
+        ctx.table_rows, ctx.steps = table.shape[0], steps
+        return _sum_rows(table, rows, weights, starts * len(steps))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        rows, weights, starts = ctx.saved_tensors
+        first, order = rows[:, 0].contiguous().sort()
+        owners = _owners(starts, rows.shape[0])[order]
+        begins = torch.searchsorted(first, torch.arange(ctx.table_rows, device=first.device, dtype=first.dtype))
+        gradient, begins = gradient.contiguous(), begins.to(owners.dtype)
+        out = gradient.new_zeros(ctx.table_rows, gradient.shape[1])
+        for step, weight in zip(ctx.steps, weights[order].unbind(1), strict=True):
+            out[step:] += _sum_rows(gradient, owners, weight.contiguous(), begins)[: ctx.table_rows - step]
+        return out, None, None, None, None
+
+
+def _sum_rows(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+    """Weighted rows of a table, summed from each start to the next."""
+    return F.embedding_bag(rows.flatten(), table, starts, mode="sum", per_sample_weights=weights.flatten())
+
+
+def _owners(starts: Tensor, pairs: int) -> Tensor:
+    """Which point each of so many pairs belongs to."""
+    begun = torch.zeros(pairs + 1, dtype=starts.dtype, device=starts.device)
+    begun = begun.index_add(0, starts, torch.ones_like(starts))
+    return begun[:pairs].cumsum(0, dtype=starts.dtype) - 1
+
+
+def _read_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+    """The same as :class:`Reading` with operations that every exported format has, for tables of one sample."""
+    owners = _owners(starts[0].long(), rows.shape[0])  # ONNX scatters no int32
+    points = tokens.new_zeros(tokens.shape[0], starts.shape[1], tokens.shape[2])
+    for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
+        points = points.index_add(1, owners, tokens.index_select(1, row) * weight[:, None])
+    return points
+
+
+def _read_everywhere(values: Tensor, positions: Tensor, weights: Tensor, together: int) -> Tensor:
+    positions, weights = positions.expand(values.shape[0], -1, -1, -1), weights.to(values.dtype).unsqueeze(2)
+    views = sample(values, positions.unsqueeze(2)).squeeze(3)  # b n c p
+    points = torch.where(weights > 0, views * weights, 0).sum(1)
+    return rearrange(points, "b c (q together) -> b q c together", together=together).sum(-1)
+
+
+def _steps(height: int, width: int) -> tuple[int, int, int, int]:
+    """From the first tap of a pair to all four, in rows of the table."""
+    right, below = min(1, width - 1), min(1, height - 1) * width
+    return 0, right, below, below + right
