@@ -176,11 +176,11 @@ class GeometricReshaper(Reshaper):
         self._fixed = 0
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """What the calibration decides: tensors whose first dimension is the batch."""
+        """What the calibration decides, of b rigs: the tensors that :meth:`gather` takes."""
         raise NotImplementedError
 
     def gather(self, features: Any, located: Any) -> Tensor:
-        """(b, n, c, h, w), or a tuple of scales, and what :meth:`locate` found, for b or for 1 → (b, d, R, C)."""
+        """(b, n, c, h, w), or a tuple of scales, and what :meth:`locate` found, of b rigs or of one → (b, d, R, C)."""
         raise NotImplementedError
 
     @torch.no_grad()
