@@ -15,6 +15,25 @@ from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.joint_attention import joint_attention
 
+RENAMED = (
+    ("bev_embedding.learned_features", "prior"),
+    ("cross_views.", "views."),
+    ("layers.", "middle."),
+    ("feature_proj.0.", "embed_key.norm."),
+    ("feature_proj.2.", "embed_key.linear."),
+    ("feature_linear.0.", "embed_value.norm."),
+    ("feature_linear.2.", "embed_value.linear."),
+    ("bev_embed.", "embed_ground."),
+    ("img_embed.", "embed_ray."),
+    ("cam_embed.", "embed_camera."),
+    *((f"cross_attend.to_{x}.0.", f"to_{x}.norm.") for x in "qkv"),
+    *((f"cross_attend.to_{x}.1.", f"to_{x}.linear.") for x in "qkv"),
+    ("cross_attend.proj.", "project."),
+    ("cross_attend.mlp.", "feedforward."),
+    ("cross_attend.", ""),
+)
+"""What the original calls its weights, and what they are called here."""
+
 Statistics = tuple[Tensor, Tensor, Tensor]
 """Mean and variance of every channel, and how many values they are of."""
 
@@ -52,7 +71,7 @@ class NormedLinear(nn.Module):
 
 
 class PictureEmbedding(nn.Module):
-    """BatchNorm and ReLU of pictures' features; their projection to the attention's width is left to who reads them."""
+    """``W · relu(BatchNorm(x))``, of which forward leaves W to :meth:`NormedLinear.of_embedded`."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -134,8 +153,7 @@ class CrossView(nn.Module):
         square = (rays * (weight.mT @ weight @ rays)).sum(2, keepdim=True)  # b n 1 t
         # |Wz| = √(zᵀWᵀWz), kept from 0, where its gradient would be infinite
         rays = rays / (square.clamp(min=1e-20).sqrt() + 1e-7)
-        bias = None if self.embed_ground.bias is None else self.embed_ground.bias.to(wide)
-        cells = F.linear(ground, self.embed_ground.weight.to(wide), bias)  # q d
+        cells = F.linear(ground, self.embed_ground.weight.to(wide), self.embed_ground.bias.to(wide))  # q d
         cells = cells - F.linear(centers, self.embed_camera.weight.to(wide)).unsqueeze(2)  # b n q d
         return rays, cells / (cells.norm(dim=-1, keepdim=True) + 1e-7)
 
@@ -147,8 +165,8 @@ class CrossView(nn.Module):
         cells: Float[Tensor, "#b n q d"],
         present: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b q d"]:
-        b, n = features.shape[:2]
-        keys, values = self._tokens(features, rays.expand(b, -1, -1, -1), present)
+        rays = rays.expand(features.shape[0], -1, -1, -1)
+        keys, values = self._tokens(features, rays, present)
         queries = self.to_q(cells.to(bev.dtype) + bev.unsqueeze(1))  # b n q (a e)
         q, k, v = (rearrange(x, "b n t (a e) -> b n a t e", a=self.heads) for x in (queries, keys, values))
         found = self.project(rearrange(joint_attention(q, k, v, present), "b a q e -> b q (a e)"))
@@ -163,7 +181,9 @@ class CrossView(nn.Module):
         if there is not None:
             pictures = torch.where(there[:, None, None], pictures, 0.0)
         with torch.autocast(features.device.type, enabled=False):
-            statistics = statistics_of(pictures, there) if self.training else None
+            embeddings = [x for x in (self.embed_key, self.embed_value) if x is not None]
+            counted = any(x.norm.training for x in embeddings)
+            statistics = statistics_of(pictures, there) if counted else None
             keys, embed = rays.flatten(0, 1).to(wide), self._ray_weight(wide)
             if self.embed_key is not None:
                 keys = torch.cat([self.embed_key(pictures, statistics), keys], dim=1)
@@ -176,7 +196,45 @@ class CrossView(nn.Module):
 
 
 class CrossViewAttention(GeometricReshaper):
-    """docs"""
+    """Cells look up the tokens of all cameras by the direction in which a camera would see them (CVT).
+
+    "Cross-view Transformers for real-time Map-view Semantic Segmentation" (Zhou & Krähenbühl, CVPR 2022). A token of
+    camera n at pixel u is embedded by the point one metre deep on its ray, a cell by its place x on the ground, both
+    relative to where the camera stands, ``cₙ``, and only the direction of that difference counts::
+
+        δₙᵤ = unit(W_ray·(Rₙ Kₙ⁻¹ u + cₙ) - W_camera·cₙ)        query  qₙₓ = to_q(unit(W_ground·x - W_camera·cₙ) + bev)
+        key kₙᵤ = to_k(δₙᵤ + φ(feature))                        value  vₙᵤ = to_v(ψ(feature))
+        bev ← LN(z + MLP(z)),  z = LN(bev + project(softmax over all n, u (qₙₓ·kₙᵤ/√e) · v))
+
+    with φ, ψ = BatchNorm, ReLU and a 1×1 convolution each, and to_q, to_k, to_v a LayerNorm and a linear layer. The BEV
+    starts as a learned map, and every scale refines it in turn, followed by residual bottlenecks (He et al. 2016). That a
+    token lies where a cell is seen is learned, not computed: every cell looks at all cameras, those that do not see it too.
+
+    The result is that of the original, up to rounding; what differs is how it is had. Cells × tokens is never formed, see
+    :func:`joint_attention`, nor are the embedded tokens, see :class:`NormedLinear`. And what the original does not have:
+
+    - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w and its cells lie at ``linspace`` over the whole map, its
+      edges included, both up to half a cell off. Here a ray starts where the feature is centred, and a cell is its centre;
+      the original's own come out by ``gather(features, encode(rays, centers, ground))``.
+    - Dropped cameras have no weight in the softmax, and their pictures are left out of BatchNorm's statistics.
+
+    In training, BatchNorm lets the samples of a batch meet, as in the original; in evaluation they do not.
+
+    Args:
+        source: the features it will get, of one scale or of several; they are looked up in this order (the original: the
+            finest first).
+        grid: the cells it fills.
+        dim: d, channels of the BEV and of all embeddings (the original: 128).
+        heads: of the attention.
+        dim_head: e, width of a head (the original: 32).
+        qkv_bias: whether to_q, to_k and to_v have a bias.
+        skip: whether what is found is added to the BEV, or takes its place.
+        image_features: whether keys hold what the picture shows (φ), or only where it looks.
+        middle: bottlenecks after every scale, one number for all or one each.
+
+    Raises:
+        InputError: when the grid has no metres, or widths or numbers of blocks that cannot be.
+    """
 
     takes_scales = True
 
@@ -214,6 +272,37 @@ class CrossViewAttention(GeometricReshaper):
             nn.Sequential(*(Bottleneck(dim, dim // 4) for _ in range(count))) for count in blocks
         )
 
+    def load_original(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the original.
+
+        Args:
+            state: of its ``Encoder``; the prefix ``encoder.``, its backbone and its grids are skipped.
+
+        Raises:
+            InputError: when weights are missing, left over or of another shape.
+        """
+        own, renamed = self.state_dict(), {}
+        for name, value in state.items():
+            name = name.removeprefix("encoder.")
+            if name.startswith("backbone.") or name.endswith((".image_plane", "bev_embedding.grid")):
+                continue
+            for theirs, ours in RENAMED:
+                name = name.replace(theirs, ours)
+            pointwise = name in own and own[name].ndim == 2 and value.shape[2:] == (1, 1)
+            renamed[name] = value.flatten(1) if pointwise else value
+        missing, left = sorted(own.keys() - renamed.keys()), sorted(renamed.keys() - own.keys())
+        other = [
+            f"{name} {tuple(renamed[name].shape)} for {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in renamed and renamed[name].shape != value.shape
+        ]
+        if missing or left or other:
+            raise InputError(
+                f"{self.name}: the original's weights do not fit: missing {missing}, left over {left}, of another shape "
+                f"{other}; build it with the original's sizes and options"
+            )
+        self.load_state_dict(renamed)
+
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         device, dtype = cameras.intrinsics.device, cameras.intrinsics.dtype
         rays = [cameras.rays(scale.pixels(device, dtype).flatten(0, 1)) for scale in self.sources]
@@ -226,13 +315,25 @@ class CrossViewAttention(GeometricReshaper):
         ground: Float[Tensor, "R C 2"],
         mask: Bool[Tensor, "b n"] | None = None,
     ) -> tuple[Tensor, ...]:
-        """What :meth:`gather` takes."""
+        """What :meth:`gather` takes, for rays and cells from anywhere.
+
+        With the original's inverse matrices ``I_inv``, ``E_inv`` and its grids, its coordinates are ``rays =
+        (E_inv[..., :3, :3] @ I_inv @ image_plane).mT`` of every scale, ``centers = E_inv[..., :3, 3]`` and ``ground =
+        grid[:2]``, cells last; its ego frame is ours.
+
+        Args:
+            rays: of the tokens of every scale, row by row: directions in the ego frame, one metre deep.
+            centers: where the cameras stand, in metres.
+            ground: places of the cells (x, y), in metres.
+            mask: false where a camera was dropped.
+        """
         if mask is not None:  # not even an impossible calibration may show
             rays = [torch.where(mask[..., None, None], x, 0.0) for x in rays]
             centers = torch.where(mask[..., None], centers, 0.0)
         located: list[Tensor] = [] if mask is None else [mask]
         with torch.autocast(centers.device.type, enabled=False):
             for view, scale in zip(self.views, rays, strict=True):
+                assert isinstance(view, CrossView)
                 located.extend(view.locate(scale, centers, ground.flatten(0, 1)))
         return tuple(located)
 

@@ -35,15 +35,15 @@ def joint_attention(
             holds; where a sample has no camera at all its output is 0.
 
     Returns:
-        What every query has found, in the type of the keys, or in autocast's.
+        What every query has found, in the type of the keys.
     """
-    device = keys.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.dtype
-    q, k, v = (x.to(dtype) for x in (queries, keys, values))
+    q, k, v = (x.to(keys.dtype) for x in (queries, keys, values))  # autocast leaves some of them as they were
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return _by_matrix(q, k, v, present)
     width = q.shape[-1]
-    if device == "cuda" and width % 8:  # what its kernels ask for; zeros change neither products nor, cut off, outputs
+    if (
+        q.device.type == "cuda" and width % 8
+    ):  # what its kernels ask for; zeros change neither products nor, cut off, outputs
         q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
     kernel = _kernel(q, k, v)
     if kernel is None:
@@ -56,8 +56,8 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str | None:
     if q.device.type == "cpu":
         return "cpu" if q.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16) else None
     if q.device.type == "cuda":
-        flat = (x.detach().flatten(0, 1) for x in (q, k, v))
-        ask = torch.backends.cuda.SDPAParams(*flat, None, 0.0, False, False)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        ask = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
         if torch.backends.cuda.can_use_flash_attention(ask):
             return "flash"
         if torch.backends.cuda.can_use_efficient_attention(ask):
@@ -67,9 +67,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str | None:
 
 class _Joint(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, kernel: str, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, kernel: str, scale: float) -> Tensor:
         b, n = q.shape[:2]
         flat = [x.flatten(0, 1) for x in (q, k, v)]
         # the denominators are of float32 where the rest is of 16 bits
