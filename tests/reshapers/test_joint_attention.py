@@ -16,9 +16,7 @@ SIZES = (2, 3, 2, 5, 7, 4)  # b n a q t e
 def inputs(sizes=SIZES, dtype=torch.float64) -> list[Tensor]:
     b, n, a, q, t, e = sizes
     generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(b, n, a, p, e, generator=generator, dtype=dtype).mul(1.5).requires_grad_() for p in (q, t, t)
-    ]
+    return [torch.randn(b, n, a, p, e, generator=generator, dtype=dtype).mul(1.5).requires_grad_() for p in (q, t, t)]
 
 
 def mask() -> Tensor:
