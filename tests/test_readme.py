@@ -9,18 +9,22 @@ import pytest
 import torch
 from commands import ROOT, without
 
+from bevreshape.costs import ring
 from bevreshape.reshapers import MLP, FeatureShape
 
 README = (ROOT / "README.md").read_text()
 
 
+def python_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
 def test_your_own_reshaper_trains_as_described(
     command, worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    assert code is not None
-    assert len(code[1].strip().splitlines()) <= 15
-    (tmp_path / "mine.py").write_text(code[1])
+    code = next(block for block in python_blocks() if "(Reshaper)" in block)
+    assert len(code.strip().splitlines()) <= 15
+    (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("mine", None)
     typed = re.search(r"`python -m bevreshape.train (reshaper=pool reshaper._target_=[^`]*)`", README)
@@ -30,13 +34,26 @@ def test_your_own_reshaper_trains_as_described(
     assert ended.code == 0, ended.err
 
 
-def test_adapter_of_the_last_line() -> None:
+def test_inference_in_plain_torch(trained: Path) -> None:
+    code = next(block for block in python_blocks() if "load_model" in block)
+    names = {"images": torch.rand(2, 1, 3, 32, 64), "cameras": ring(1, (32, 64), 2, torch.device("cpu"))}
+    exec(code.replace("best.ckpt", str(trained / "checkpoints" / "best.ckpt")), names)
+    assert names["probabilities"].shape == (2, 4, 16, 16)
+
+
+def test_adapter_in_two_lines() -> None:
     assert MLP(FeatureShape(64, 16, 32), (20, 20))(torch.zeros(2, 64, 16, 32)).shape == (2, 64, 20, 20)
 
 
 def shown() -> list[str]:
     lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
     return [line.split("  #")[0].strip() for line in lines if line.startswith("python -m bevreshape.train ")]
+
+
+def test_every_built_in_reshaper_is_in_the_table() -> None:
+    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert {path.stem for path in (ROOT / "conf" / "reshaper").glob("*.yaml")} <= named
 
 
 @pytest.mark.parametrize("line", [line for line in shown() if "resume=" not in line and "--help" not in line])

@@ -3,6 +3,7 @@
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.bilinear import Bilinear
 from bevreshape.reshapers.cross_attention import CrossAttention
+from bevreshape.reshapers.cross_view_attention import CrossViewAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.kernel_attention import KernelAttention
 from bevreshape.reshapers.latent_attention import LatentAttention
@@ -17,6 +18,7 @@ __all__ = [
     "MLP",
     "Bilinear",
     "CrossAttention",
+    "CrossViewAttention",
     "FeatureShape",
     "GeometricReshaper",
     "KernelAttention",

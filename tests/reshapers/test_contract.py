@@ -27,8 +27,11 @@ KNOWS_ITS_CAMERAS = {
 }
 """Who may change when cameras and their calibration change places, and why."""
 
-MIXES_ITS_BATCH = {"KernelAttention": "normalises the cells of a batch together in training, as published"}
-"""Whose samples meet in training, and why; they must not when it is over."""
+MEETS_IN_TRAINING = {
+    "KernelAttention": "normalises the cells of a batch together, as published",
+    "CrossViewAttention": "has the original's BatchNorm, whose statistics are the batch's",
+}
+"""Whose samples are apart only in evaluation, and why."""
 
 GRID = BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0)  # 8×6
 
@@ -131,7 +134,7 @@ def test_the_seed_decides_the_initialisation(cls: type[Reshaper], rig) -> None:
 @one_and_six
 def test_samples_of_a_batch_do_not_meet(cls: type[Reshaper], cameras: int, rig) -> None:
     reshaper, x, rigs = build(cls, cameras), features(cameras, 3), rig(3, cameras)
-    reshaper.train(cls.__name__ not in MIXES_ITS_BATCH)
+    reshaper.train(cls.__name__ not in MEETS_IN_TRAINING)
     together = reshaper(x, rigs)
     for i in range(3):
         alone = Cameras(rigs.intrinsics[i : i + 1], rigs.ego_from_cam[i : i + 1], rigs.image_size)

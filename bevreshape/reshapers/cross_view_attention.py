@@ -1,0 +1,351 @@
+"""Cross-view attention with camera-aware positional embeddings, the view transformer of CVT."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.attention import FeedForward
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.joint_attention import joint_attention
+
+RENAMED = (
+    ("bev_embedding.learned_features", "prior"),
+    ("cross_views.", "views."),
+    ("layers.", "middle."),
+    ("feature_proj.0.", "embed_key.norm."),
+    ("feature_proj.2.", "embed_key.linear."),
+    ("feature_linear.0.", "embed_value.norm."),
+    ("feature_linear.2.", "embed_value.linear."),
+    ("bev_embed.", "embed_ground."),
+    ("img_embed.", "embed_ray."),
+    ("cam_embed.", "embed_camera."),
+    *((f"cross_attend.to_{x}.0.", f"to_{x}.norm.") for x in "qkv"),
+    *((f"cross_attend.to_{x}.1.", f"to_{x}.linear.") for x in "qkv"),
+    ("cross_attend.proj.", "project."),
+    ("cross_attend.mlp.", "feedforward."),
+    ("cross_attend.", ""),
+)
+"""What the original calls its weights, and what they are called here."""
+
+Statistics = tuple[Tensor, Tensor, Tensor]
+"""Mean and variance of every channel, and how many values they are of."""
+
+
+class NormedLinear(nn.Module):
+    """``W · LayerNorm(x) + b``."""
+
+    def __init__(self, dim: int, out: int, bias: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.linear = nn.Linear(dim, out, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.norm(x))
+
+    def of_embedded(self, tokens: Float[Tensor, "p k t"], embed: Float[Tensor, "d k"]) -> Float[Tensor, "p t out"]:
+        """The same of ``x = E·z`` for tokens z, without x, which is several times as wide as z.
+
+        With P, which subtracts the mean, ``LayerNorm(x)`` is ``g · PEz / √(zᵀ(PE)ᵀ(PE)z/d + ε) + h``: all but the
+        square root is linear, and is multiplied into one matrix.
+        """
+        wide = tokens.dtype
+        with torch.autocast(tokens.device.type, enabled=False):
+            centred = embed - embed.mean(0)
+            gram = centred.mT @ centred / len(embed)  # k k
+            gain, shift, w = (x.to(wide) for x in (self.norm.weight, self.norm.bias, self.linear.weight))
+            weight, bias = (w * gain) @ centred, w @ shift
+            if self.linear.bias is not None:
+                bias = bias + self.linear.bias.to(wide)
+            variance = (tokens * (gram @ tokens)).sum(1, keepdim=True).clamp(min=0)  # p 1 t
+            tokens = tokens * torch.rsqrt(variance + self.norm.eps)
+        narrow = self.linear.weight.dtype
+        weight = weight.mT.to(narrow).expand(tokens.shape[0], -1, -1)
+        return torch.baddbmm(bias.to(narrow), tokens.mT.to(narrow), weight)
+
+
+class PictureEmbedding(nn.Module):
+    """``W · relu(BatchNorm(x))``, of which forward leaves W to :meth:`NormedLinear.of_embedded`."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, dim, bias=False)
+
+    def forward(self, pictures: Float[Tensor, "p c t"], statistics: Statistics | None) -> Float[Tensor, "p c t"]:
+        """``relu(BatchNorm(x))``; the statistics are those of the pictures, needed in training."""
+        norm = self.norm
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert var is not None
+        if norm.training:
+            assert statistics is not None
+            self._track(*statistics)
+            mean, var, _ = statistics
+        wide = pictures.dtype
+        scale = norm.weight.to(wide) * torch.rsqrt(var.to(wide) + norm.eps)
+        shift = norm.bias.to(wide) - mean.to(wide) * scale
+        return torch.addcmul(shift[:, None], pictures, scale[:, None]).relu()
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        momentum = (norm.momentum or 0.0) * (count > 0)  # a batch without pictures says nothing
+        for running, value in ((norm.running_mean, mean), (norm.running_var, var * count / (count - 1).clamp(min=1))):
+            running.lerp_(value.to(running.dtype), momentum.to(running.dtype))
+        norm.num_batches_tracked += 1
+
+
+def statistics_of(pictures: Float[Tensor, "p c t"], present: Bool[Tensor, " p"] | None) -> Statistics:
+    """Mean and variance of the channels of those pictures that are there."""
+    p, _, t = pictures.shape
+    if present is None:
+        var, mean = torch.var_mean(pictures, (0, 2), correction=0)
+        return mean, var, torch.full((), p * t, device=pictures.device, dtype=pictures.dtype)
+    weights = present.to(pictures.dtype)[:, None]
+    count = weights.sum() * t
+    mean = (pictures.sum(2) * weights).sum(0) / count.clamp(min=1)
+    var = ((pictures - mean[:, None]).square().sum(2) * weights).sum(0) / count.clamp(min=1)
+    return mean, var, count
+
+
+class CrossView(nn.Module):
+    """One scale: BEV queries, aware of the cameras, look up its tokens."""
+
+    def __init__(
+        self, channels: int, dim: int, heads: int, dim_head: int, qkv_bias: bool, skip: bool, image_features: bool
+    ) -> None:
+        super().__init__()
+        self.heads, self.skip = heads, skip
+        self.embed_key = PictureEmbedding(channels, dim) if image_features else None
+        self.embed_value = PictureEmbedding(channels, dim)
+        self.embed_ground = nn.Linear(2, dim)
+        self.embed_ray = nn.Linear(4, dim, bias=False)
+        self.embed_camera = nn.Linear(4, dim, bias=False)
+        self.to_q, self.to_k, self.to_v = (NormedLinear(dim, heads * dim_head, qkv_bias) for _ in range(3))
+        self.project = nn.Linear(heads * dim_head, dim)
+        self.prenorm, self.postnorm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.feedforward = FeedForward(dim, 2)
+
+    def _ray_weight(self, wide: torch.dtype) -> Float[Tensor, "d 7"]:
+        """Of (ray, centre, 1): ``W_ray·(centre + ray, 1) − W_camera·(centre, 1)``."""
+        ray, camera = self.embed_ray.weight.to(wide), self.embed_camera.weight.to(wide)
+        return torch.cat([ray[:, :3], ray - camera], dim=1)
+
+    def locate(
+        self, rays: Float[Tensor, "b n t 3"], centers: Float[Tensor, "b n 3"], ground: Float[Tensor, "q 2"]
+    ) -> tuple[Float[Tensor, "b n 7 t"], Float[Tensor, "b n q d"]]:
+        """What, times ``_ray_weight``, is the unit embedding of every ray, and the unit embedding of every cell."""
+        wide = torch.promote_types(self.embed_ray.weight.dtype, rays.dtype)
+        rays, centers, ground = (x.to(wide) for x in (rays, centers, ground))
+        centers = F.pad(centers, (0, 1), value=1.0)  # b n 4
+        rays = torch.cat([rays.mT, centers.unsqueeze(-1).expand(-1, -1, -1, rays.shape[2])], dim=2)  # b n 7 t
+        weight = self._ray_weight(wide)
+        square = (rays * (weight.mT @ weight @ rays)).sum(2, keepdim=True)  # b n 1 t
+        # |Wz| = √(zᵀWᵀWz), kept from 0, where its gradient would be infinite
+        rays = rays / (square.clamp(min=1e-20).sqrt() + 1e-7)
+        cells = F.linear(ground, self.embed_ground.weight.to(wide), self.embed_ground.bias.to(wide))  # q d
+        cells = cells - F.linear(centers, self.embed_camera.weight.to(wide)).unsqueeze(2)  # b n q d
+        return rays, cells / (cells.norm(dim=-1, keepdim=True) + 1e-7)
+
+    def forward(
+        self,
+        bev: Float[Tensor, "b q d"],
+        features: Float[Tensor, "b n c h w"],
+        rays: Float[Tensor, "#b n 7 t"],
+        cells: Float[Tensor, "#b n q d"],
+        present: Bool[Tensor, "b n"] | None,
+    ) -> Float[Tensor, "b q d"]:
+        rays = rays.expand(features.shape[0], -1, -1, -1)
+        keys, values = self._tokens(features, rays, present)
+        queries = self.to_q(cells.to(bev.dtype) + bev.unsqueeze(1))  # b n q (a e)
+        q, k, v = (rearrange(x, "b n t (a e) -> b n a t e", a=self.heads) for x in (queries, keys, values))
+        found = self.project(rearrange(joint_attention(q, k, v, present), "b a q e -> b q (a e)"))
+        bev = self.prenorm(bev + found if self.skip else found)
+        return self.postnorm(bev + self.feedforward(bev))
+
+    def _tokens(self, features: Tensor, rays: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and values, (b, n, t, heads · e) each."""
+        wide = torch.promote_types(features.dtype, torch.float32)
+        pictures = features.flatten(3).flatten(0, 1).to(wide)  # p c t
+        there = None if present is None else present.flatten()
+        if there is not None:
+            pictures = torch.where(there[:, None, None], pictures, 0.0)
+        with torch.autocast(features.device.type, enabled=False):
+            embeddings = [x for x in (self.embed_key, self.embed_value) if x is not None]
+            counted = any(x.norm.training for x in embeddings)
+            statistics = statistics_of(pictures, there) if counted else None
+            keys, embed = rays.flatten(0, 1).to(wide), self._ray_weight(wide)
+            if self.embed_key is not None:
+                keys = torch.cat([self.embed_key(pictures, statistics), keys], dim=1)
+                embed = torch.cat([self.embed_key.linear.weight.to(wide), embed], dim=1)
+            values = self.embed_value(pictures, statistics)
+        k = self.to_k.of_embedded(keys, embed)
+        v = self.to_v.of_embedded(values, self.embed_value.linear.weight.to(wide))
+        size = features.shape[:2]
+        return k.unflatten(0, size), v.unflatten(0, size)
+
+
+class CrossViewAttention(GeometricReshaper):
+    """Cells look up the tokens of all cameras by the direction in which a camera would see them (CVT).
+
+    "Cross-view Transformers for real-time Map-view Semantic Segmentation" (Zhou & Krähenbühl, CVPR 2022). A token of
+    camera n at pixel u is embedded by the point one metre deep on its ray, a cell by its place x on the ground, both
+    relative to where the camera stands, ``cₙ``, and only the direction of that difference counts::
+
+        δₙᵤ = unit(W_ray·(Rₙ Kₙ⁻¹ u + cₙ) - W_camera·cₙ)        query  qₙₓ = to_q(unit(W_ground·x - W_camera·cₙ) + bev)
+        key kₙᵤ = to_k(δₙᵤ + φ(feature))                        value  vₙᵤ = to_v(ψ(feature))
+        bev ← LN(z + MLP(z)),  z = LN(bev + project(softmax over all n, u (qₙₓ·kₙᵤ/√e) · v))
+
+    with φ, ψ = BatchNorm, ReLU and a 1×1 convolution each, and to_q, to_k, to_v a LayerNorm and a linear layer. The BEV
+    starts as a learned map, and every scale refines it in turn, followed by residual bottlenecks (He et al. 2016). That a
+    token lies where a cell is seen is learned, not computed: every cell looks at all cameras, those that do not see it too.
+
+    The result is that of the original, up to rounding; what differs is how it is had. Cells × tokens is never formed, see
+    :func:`joint_attention`, nor are the embedded tokens, see :class:`NormedLinear`. And what the original does not have:
+
+    - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w and its cells lie at ``linspace`` over the whole map, its
+      edges included, both up to half a cell off. Here a ray starts where the feature is centred, and a cell is its centre;
+      the original's own come out by ``gather(features, encode(rays, centers, ground))``.
+    - Dropped cameras have no weight in the softmax, and their pictures are left out of BatchNorm's statistics.
+
+    In training, BatchNorm lets the samples of a batch meet, as in the original; in evaluation they do not.
+
+    Args:
+        source: the features it will get, of one scale or of several; they are looked up in this order (the original: the
+            finest first).
+        grid: the cells it fills.
+        dim: d, channels of the BEV and of all embeddings (the original: 128).
+        heads: of the attention.
+        dim_head: e, width of a head (the original: 32).
+        qkv_bias: whether to_q, to_k and to_v have a bias.
+        skip: whether what is found is added to the BEV, or takes its place.
+        image_features: whether keys hold what the picture shows (φ), or only where it looks.
+        middle: bottlenecks after every scale, one number for all or one each.
+
+    Raises:
+        InputError: when the grid has no metres, or widths or numbers of blocks that cannot be.
+    """
+
+    takes_scales = True
+
+    def __init__(
+        self,
+        source: FeatureShape | Sequence[FeatureShape],
+        grid: BEVGrid | tuple[int, int],
+        *,
+        dim: int = 64,
+        heads: int = 4,
+        dim_head: int = 16,
+        qkv_bias: bool = True,
+        skip: bool = True,
+        image_features: bool = True,
+        middle: int | Sequence[int] = 2,
+    ) -> None:
+        super().__init__(source, grid, dim)
+        blocks = [middle] * len(self.sources) if isinstance(middle, int) else list(middle)
+        if len(blocks) != len(self.sources) or min(blocks) < 0:
+            raise InputError(
+                f"{self.name}: middle={middle} must say how many blocks, 0 or more, follow each of {len(self.sources)} scales"
+            )
+        if any(blocks) and dim % 4:
+            raise InputError(
+                f"{self.name}: the blocks after a scale are a quarter as wide inside, but dim={dim} is no multiple of 4; "
+                "choose one, or middle=0"
+            )
+        if min(dim, heads, dim_head) < 1:
+            raise InputError(f"{self.name}: dim={dim}, heads={heads} and dim_head={dim_head} must be at least 1")
+        self.prior = nn.Parameter(torch.randn(dim, *self.target_shape))
+        self.views = nn.ModuleList(
+            CrossView(scale.channels, dim, heads, dim_head, qkv_bias, skip, image_features) for scale in self.sources
+        )
+        self.middle = nn.ModuleList(
+            nn.Sequential(*(Bottleneck(dim, dim // 4) for _ in range(count))) for count in blocks
+        )
+
+    def load_original(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights of the original.
+
+        Args:
+            state: of its ``Encoder``; the prefix ``encoder.``, its backbone and its grids are skipped.
+
+        Raises:
+            InputError: when weights are missing, left over or of another shape.
+        """
+        own, renamed = self.state_dict(), {}
+        for name, value in state.items():
+            name = name.removeprefix("encoder.")
+            if name.startswith("backbone.") or name.endswith((".image_plane", "bev_embedding.grid")):
+                continue
+            for theirs, ours in RENAMED:
+                name = name.replace(theirs, ours)
+            pointwise = name in own and own[name].ndim == 2 and value.shape[2:] == (1, 1)
+            renamed[name] = value.flatten(1) if pointwise else value
+        missing, left = sorted(own.keys() - renamed.keys()), sorted(renamed.keys() - own.keys())
+        other = [
+            f"{name} {tuple(renamed[name].shape)} for {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in renamed and renamed[name].shape != value.shape
+        ]
+        if missing or left or other:
+            raise InputError(
+                f"{self.name}: the original's weights do not fit: missing {missing}, left over {left}, of another shape "
+                f"{other}; build it with the original's sizes and options"
+            )
+        self.load_state_dict(renamed)
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        device, dtype = cameras.intrinsics.device, cameras.intrinsics.dtype
+        rays = [cameras.rays(scale.pixels(device, dtype).flatten(0, 1)) for scale in self.sources]
+        return self.encode(rays, cameras.centers, self.grid.centers(device, dtype), cameras.mask)
+
+    def encode(
+        self,
+        rays: Sequence[Float[Tensor, "b n _ 3"]],
+        centers: Float[Tensor, "b n 3"],
+        ground: Float[Tensor, "R C 2"],
+        mask: Bool[Tensor, "b n"] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`gather` takes, for rays and cells from anywhere.
+
+        With the original's inverse matrices ``I_inv``, ``E_inv`` and its grids, its coordinates are ``rays =
+        (E_inv[..., :3, :3] @ I_inv @ image_plane).mT`` of every scale, ``centers = E_inv[..., :3, 3]`` and ``ground =
+        grid[:2]``, cells last; its ego frame is ours.
+
+        Args:
+            rays: of the tokens of every scale, row by row: directions in the ego frame, one metre deep.
+            centers: where the cameras stand, in metres.
+            ground: places of the cells (x, y), in metres.
+            mask: false where a camera was dropped.
+        """
+        if mask is not None:  # not even an impossible calibration may show
+            rays = [torch.where(mask[..., None, None], x, 0.0) for x in rays]
+            centers = torch.where(mask[..., None], centers, 0.0)
+        located: list[Tensor] = [] if mask is None else [mask]
+        with torch.autocast(centers.device.type, enabled=False):
+            for view, scale in zip(self.views, rays, strict=True):
+                assert isinstance(view, CrossView)
+                located.extend(view.locate(scale, centers, ground.flatten(0, 1)))
+        return tuple(located)
+
+    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
+        b = features[0].shape[0]
+        present = None
+        if len(located) % 2:
+            present, located = located[0].expand(b, -1), located[1:]
+        bev = self.prior.expand(b, -1, -1, -1)  # b d R C
+        for number, (view, blocks) in enumerate(zip(self.views, self.middle, strict=True)):
+            rays, cells = located[2 * number : 2 * number + 2]
+            queries = rearrange(bev, "b d R C -> b (R C) d")
+            queries = view(queries, features[number], rays, cells, present)
+            bev = blocks(rearrange(queries, "b (R C) d -> b d R C", R=self.target_shape[0]))
+        return bev

@@ -1,0 +1,137 @@
+"""Exact attention to the tokens of all cameras in one softmax, where every camera is asked by its own queries."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+
+
+def joint_attention(
+    queries: Float[Tensor, "b n a q e"],
+    keys: Float[Tensor, "b n a t e"],
+    values: Float[Tensor, "b n a t e"],
+    present: Bool[Tensor, "b n"] | None = None,
+) -> Float[Tensor, "b a q e"]:
+    """``softmax([Q₁K₁ᵀ, …, QₙKₙᵀ]/√e) · [V₁; …; Vₙ]``, in which every camera has its own queries.
+
+    One call of a fused kernel attends within all cameras at once and returns, beside the outputs Oᵢ, the logarithms Lᵢ
+    of their softmaxes' denominators. The joint softmax follows exactly, with ``L = log Σ exp Lᵢ``, as
+    ``O = Σ exp(Lᵢ − L) · Oᵢ``. Its gradient is the kernel's own, camera by camera, given O and L in place of Oᵢ and Lᵢ,
+    as in Ring Attention (Liu et al. 2023). So the matrix of queries by tokens is never formed: memory grows with
+    tokens + n · queries. It is formed where a graph is exported, and on devices and types that have no fused kernel.
+
+    Letters: a heads, q queries, t tokens of a camera, e width of a head.
+
+    Args:
+        queries: of every camera.
+        keys: of its tokens.
+        values: of its tokens.
+        present: false where a camera was dropped. Its tokens have the weight 0 and its gradients are 0, whatever it
+            holds; where a sample has no camera at all its output is 0.
+
+    Returns:
+        What every query has found, in the type of the keys.
+    """
+    q, k, v = (x.to(keys.dtype) for x in (queries, keys, values))  # autocast leaves some of them as they were
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        return _by_matrix(q, k, v, present)
+    width = q.shape[-1]
+    if (
+        q.device.type == "cuda" and width % 8
+    ):  # what its kernels ask for; zeros change neither products nor, cut off, outputs
+        q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
+    kernel = _kernel(q, k, v)
+    if kernel is None:
+        return _by_matrix(q[..., :width], k[..., :width], v[..., :width], present)
+    return _Joint.apply(q, k, v, present, kernel, width**-0.5)[..., :width]
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """The fused kernel for this device and type, if there is one."""
+    if q.device.type == "cpu":
+        return "cpu" if q.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16) else None
+    if q.device.type == "cuda":
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        ask = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
+        if torch.backends.cuda.can_use_flash_attention(ask):
+            return "flash"
+        if torch.backends.cuda.can_use_efficient_attention(ask):
+            return "efficient"
+    return None
+
+
+class _Joint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, kernel: str, scale: float) -> Tensor:
+        b, n = q.shape[:2]
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        # the denominators are of float32 where the rest is of 16 bits
+        if kernel == "cpu":
+            views, log_sums = aten._scaled_dot_product_flash_attention_for_cpu(*flat, scale=scale)
+            ctx.rest = ()
+        elif kernel == "flash":
+            views, log_sums, *rest = aten._scaled_dot_product_flash_attention(*flat, scale=scale)
+            ctx.rest = rest[:6]
+        else:
+            views, log_sums, *rest = aten._scaled_dot_product_efficient_attention(*flat, None, True, scale=scale)
+            ctx.rest = (log_sums.shape[-1], *rest)
+            log_sums = log_sums[..., : q.shape[-2]]  # it is padded
+        views, log_sums = views.unflatten(0, (b, n)), log_sums.unflatten(0, (b, n))  # b n a q e, b n a q
+        if present is not None:
+            absent = ~present[..., None, None]
+            views = views.masked_fill(absent[..., None], 0.0)
+            log_sums = log_sums.masked_fill(absent, torch.finfo(log_sums.dtype).min)
+        log_sum = log_sums.logsumexp(1, keepdim=True)  # b 1 a q
+        out = ((log_sums - log_sum).exp().unsqueeze(-1) * views).sum(1).to(q.dtype)
+        ctx.save_for_backward(q, k, v, present, out, log_sum)
+        ctx.kernel, ctx.scale = kernel, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, present, out, log_sum = ctx.saved_tensors
+        b, n = q.shape[:2]
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        grad, out = (
+            x.unsqueeze(1).expand(-1, n, -1, -1, -1).flatten(0, 1).contiguous() for x in (grad, out)
+        )  # (b n) a q e
+        log_sum = log_sum.expand(-1, n, -1, -1).flatten(0, 1).contiguous()  # (b n) a q
+        if ctx.kernel == "cpu":
+            grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad, *flat, out, log_sum, 0.0, False, scale=ctx.scale
+            )
+        elif ctx.kernel == "flash":
+            cum_q, cum_k, max_q, max_k, seed, offset = ctx.rest
+            grads = aten._scaled_dot_product_flash_attention_backward(
+                grad, *flat, out, log_sum, cum_q, cum_k, max_q, max_k, 0.0, False, seed, offset, scale=ctx.scale
+            )
+        else:
+            length, seed, offset = ctx.rest
+            # as the kernel itself pads: rows that do not exist have the weight exp(x - ∞) = 0
+            log_sum = F.pad(log_sum, (0, length - log_sum.shape[-1]), value=torch.inf)
+            grads = aten._scaled_dot_product_efficient_attention_backward(
+                grad, *flat, None, out, log_sum, seed, offset, 0.0, [True, True, True, False], scale=ctx.scale
+            )
+        grads = [x.unflatten(0, (b, n)) for x in grads[:3]]
+        if present is not None:
+            grads = [x.masked_fill(~present[..., None, None, None], 0.0) for x in grads]
+        return *grads, None, None, None
+
+
+def _by_matrix(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
+    """The same by way of the matrix of queries by tokens, in plain operations."""
+    if present is not None:
+        q, k, v = (torch.where(present[..., None, None, None], x, 0.0) for x in (q, k, v))
+    logits = (q @ k.mT) * q.shape[-1] ** -0.5  # b n a q t
+    if present is not None:
+        logits = logits.masked_fill(~present[..., None, None, None], torch.finfo(logits.dtype).min)
+    logits = logits.permute(0, 2, 3, 1, 4)  # b a q n t
+    weights = logits.flatten(3).softmax(-1)
+    # where no camera is there all tokens weigh the same, but their values are 0
+    return weights @ v.transpose(1, 2).flatten(2, 3)
