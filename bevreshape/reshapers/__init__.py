@@ -2,6 +2,7 @@
 
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.cross_attention import CrossAttention
+from bevreshape.reshapers.deformable_attention import DeformableAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.mlp import MLP
 from bevreshape.reshapers.pool import Pool
@@ -12,6 +13,7 @@ __all__ = [
     "IPM",
     "MLP",
     "CrossAttention",
+    "DeformableAttention",
     "FeatureShape",
     "GeometricReshaper",
     "Pool",
