@@ -4,7 +4,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -78,7 +78,7 @@ class Canvas(nn.Module):
 
     def paint(self, values: Sequence[Float[Tensor, "bn _ d"]]) -> Float[Tensor, "bn rows cols d"]:
         """Put the tokens of every scale in their place."""
-        framed = []
+        framed: list[Tensor] = []
         for value, (height, width) in zip(values, self.sizes, strict=True):
             below = FRAME if len(framed) + 1 == len(self.sizes) else 0
             sides = (0, 0, FRAME, self.width - FRAME - width, FRAME, below)
@@ -89,16 +89,27 @@ class Canvas(nn.Module):
         """Columns and rows of the canvas of places given in features of their scale."""
         return torch.minimum(places.clamp(min=-FRAME), self.limit.to(places.dtype)) + self.origin
 
-    def rows_of(self, corner: Float[Tensor, "N 2 K"], first: Tensor) -> Tensor:
-        """Rows of the painted table (bn·rows·cols·heads, channels of a head) of corners of the canvas that begin at
-        row ``first``, (N·heads, K / heads)."""
+    def look_up(self, places: Tensor, weights: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Taps]:
+        """Rows of the table of features (bn·rows·cols·heads, channels of a head) in which the corners of places are, on
+        canvases that begin at row ``first``, (N·heads, K / heads); with them what :func:`bilinear` says."""
+        corner, past, taps = bilinear(self.on_canvas(places), weights)
         row = (corner[:, 1] * self.width + corner[:, 0]) * self.heads + self.head
-        return (row.int() + first[:, None]).view(-1, self.samples)
+        return (row.int() + first[:, None]).view(-1, self.samples), past, taps
 
+    @property
     def steps(self) -> tuple[int, int, int, int]:
         """Rows of the table from a corner to the four features."""
         below = self.width * self.heads
         return 0, self.heads, below, below + self.heads
+
+    def around(self, rows: Tensor) -> Tensor:
+        """The rows of all four, (N·heads, 4·K / heads)."""
+        return torch.cat([rows + step for step in self.steps], dim=1)
+
+    def add_up(self, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+        """What every head reads, (N·heads, channels of a head)."""
+        rows, _, taps = self.look_up(places, weights, first)
+        return weighted_rows(table, self.around(rows), torch.cat([tap.view_as(rows) for tap in taps], dim=1))
 
     def read(self, canvas: Tensor, places: Tensor, weights: Tensor, camera: Tensor) -> Tensor:
         """Sum the samples of every head, bilinearly read: (N, d).
@@ -111,16 +122,9 @@ class Canvas(nn.Module):
         """
         table = canvas.view(-1, canvas.shape[-1] // self.heads)
         first = (camera * (self.height * self.width * self.heads)).int()
-        if canvas.device.type == "cpu" and not torch.compiler.is_compiling():
-            summed = Gather.apply(table, places, weights, first, self)
-        else:
-            corner, _, taps = bilinear(self.on_canvas(places), weights)
-            rows = self.rows_of(corner, first)
-            summed = weighted_rows(table, torch.cat([rows + step for step in self.steps()], dim=1), self._side(taps))
-        return summed.view(-1, canvas.shape[-1])
-
-    def _side(self, taps: Taps) -> Tensor:
-        return torch.cat([tap.view(-1, self.samples) for tap in taps], dim=1)
+        own_backward = canvas.device.type == "cpu" and not torch.compiler.is_compiling()
+        add_up = partial(Gather.apply, self) if own_backward else self.add_up
+        return add_up(table, places, weights, first).view(-1, canvas.shape[-1])
 
     def read_all(self, canvas: Tensor, places: Tensor, weights: Tensor) -> Tensor:
         """:meth:`read` of equally many places in every camera, (bn, m, 2, K) → (bn, m, d), in operations that export."""
@@ -141,19 +145,17 @@ def weighted_rows(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor |
 class Gather(torch.autograd.Function):
     """:meth:`Canvas.read` on a CPU, with a backward of its own.
 
-    That of ``embedding_bag`` takes five times as long: it sorts four rows a sample where one will do, and multiplies
-    rows of a few channels by a routine made for long vectors. Indices are found again rather than kept.
+    That of ``embedding_bag`` takes two to five times as long: it sorts four rows a sample where one will do, and
+    multiplies rows of a few channels by a routine made for long vectors. Indices are found again rather than kept.
     """
 
     @staticmethod
-    def forward(table: Tensor, places: Tensor, weights: Tensor, first: Tensor, canvas: Canvas) -> Tensor:
-        corner, _, taps = bilinear(canvas.on_canvas(places), weights)
-        rows = canvas.rows_of(corner, first)
-        return weighted_rows(table, torch.cat([rows + step for step in canvas.steps()], dim=1), canvas._side(taps))
+    def forward(canvas: Canvas, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+        return canvas.add_up(table, places, weights, first)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.canvas = inputs
+        ctx.canvas, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -161,15 +163,13 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, places, weights, first = ctx.saved_tensors
         canvas: Canvas = ctx.canvas
-        corner, past, taps = bilinear(canvas.on_canvas(places), weights)
-        rows = canvas.rows_of(corner, first)
+        rows, past, taps = canvas.look_up(places, weights, first)
         grad = grad.contiguous()
         grad_table = grad_places = grad_weights = None
-        if ctx.needs_input_grad[0]:
-            grad_table = spread(grad, rows, taps, canvas.steps(), len(table))
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            columns = torch.cat([rows + step for step in canvas.steps()], dim=1)
-            dots = row_dots(grad, table, columns).view(-1, 4, canvas.samples)
+        if ctx.needs_input_grad[1]:
+            grad_table = spread(grad, rows, taps, canvas.steps, len(table))
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            dots = row_dots(grad, table, canvas.around(rows)).view(-1, 4, canvas.samples)
             here, right, below, across = (dot.reshape(weights.shape) for dot in dots.unbind(1))
             along_above, along_below = right.sub_(here), across.sub_(below)
             above = torch.addcmul(here, along_above, past[:, 0])
@@ -177,7 +177,7 @@ class Gather(torch.autograd.Function):
             grad_weights = torch.addcmul(above, down, past[:, 1])
             grad_places = torch.stack([torch.lerp(along_above, along_below, past[:, 1]), down], dim=1)
             grad_places *= weights[:, None]
-        return grad_table, grad_places, grad_weights, None, None
+        return None, grad_table, grad_places, grad_weights, None
 
 
 def spread(grad: Tensor, rows: Tensor, taps: Taps, steps: Sequence[int], length: int) -> Tensor:
@@ -202,10 +202,9 @@ def row_dots(left: Tensor, table: Tensor, columns: Tensor) -> Tensor:
     _accept_sparse()
     ends = torch.arange(0, columns.numel() + 1, columns.shape[1], dtype=columns.dtype, device=columns.device)
     nothing = left.new_zeros(columns.numel())
-    wanted = torch.sparse_csr_tensor(
-        ends, columns.flatten(), nothing, (len(left), len(table)), check_invariants=False
-    )
-    return torch.sparse.sampled_addmm(wanted, left, table.mT, beta=0).values().view(columns.shape)
+    wanted = torch.sparse_csr_tensor(ends, columns.flatten(), nothing, (len(left), len(table)), check_invariants=False)
+    torch.sparse.sampled_addmm(wanted, left, table.mT, beta=0, out=wanted)
+    return wanted.values().view(columns.shape)
 
 
 @cache
@@ -318,6 +317,73 @@ class Layer(nn.Module):
         return self.norm_out(query + self.feedforward(query))
 
 
+def pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n RC z"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of a camera and a cell of which it sees a point: numbers and shares (b, m), points (b, m, z, 2).
+
+    m is that of the sample with most pairs; in an exported program all pairs, those that do not see one another with
+    points far off.
+    """
+    visible = seen.any(-1)  # b n RC
+    share = (visible / visible.sum(1, keepdim=True).clamp(min=1)).flatten(1)
+    points, visible = points.flatten(1, 2), visible.flatten(1)
+    index = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
+    if not torch.compiler.is_exporting():
+        rank = visible.cumsum(1)
+        most = max(1, int(rank[:, -1].max()))
+        slot = torch.where(visible, rank - 1, most)  # the last one takes what nobody sees
+        index = index.new_zeros(visible.shape[0], most + 1).scatter_(1, slot, index)[:, :most]
+        visible = torch.arange(most, device=visible.device) < rank[:, -1:]
+        share = share.gather(1, index) * visible
+        points = points.gather(1, index[..., None, None].expand(-1, -1, *points.shape[2:]))
+    return index, share, torch.where(visible[..., None, None], points, torch.full_like(points, FAR))
+
+
+def every_pair(index: Tensor, share: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs as an exported program needs them, all of them in order, where a fixed rig has kept those that see."""
+    if index.shape[1] == count:
+        return index, share, places
+    all_shares = share.new_zeros(1, count).scatter(1, index, share)
+    where = index[..., None, None].expand_as(places)
+    all_places = places.new_full((1, count, *places.shape[2:]), FAR).scatter(1, where, places)
+    return torch.arange(count, device=index.device)[None], all_shares, all_places
+
+
+def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The published weights under own names, and the names that are unknown here."""
+    # of two attentions in a layer the first is the temporal one, and so is the first of three norms
+    spatial = int(any(".attentions.1." in f".{name}" for name in state_dict))
+    attention = f"attentions.{spatial}"
+    in_a_layer = {
+        f"{attention}.deformable_attention.sampling_offsets": "attention.offsets",
+        f"{attention}.deformable_attention.attention_weights": "attention.weights",
+        f"{attention}.deformable_attention.value_proj": "attention.value",
+        f"{attention}.output_proj": "attention.out",
+        f"norms.{spatial}": "norm",
+        f"norms.{spatial + 1}": "norm_out",
+        "ffns.0.layers.0.0": "feedforward.0",
+        "ffns.0.layers.1": "feedforward.2",
+    }
+    around = {
+        "bev_embedding.weight": "query",
+        "positional_encoding.row_embed.weight": "position.0",
+        "positional_encoding.col_embed.weight": "position.1",
+        "level_embeds": "level_embedding",
+        "cams_embeds": "camera_embedding",
+    }
+    found: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name, value in state_dict.items():
+        whole = f"layers.0.{attention}.{name}" if name.startswith(("deformable_attention.", "output_proj.")) else name
+        part = re.fullmatch(r"(?:.*\bencoder\.)?layers\.(\d+)\.(.+)\.(weight|bias)", whole)
+        if part and part[2] in in_a_layer:
+            found[f"layers.{part[1]}.{in_a_layer[part[2]]}.{part[3]}"] = value
+        elif name in around:
+            found[around[name]] = value
+        elif not (part and spatial and part[2].startswith(("attentions.0.", "norms.0"))):
+            left.append(name)
+    return found, left
+
+
 class DeformableAttention(GeometricReshaper):
     r"""Every cell looks at a few places of the pictures around its own projections, and learns where and how much.
 
@@ -366,7 +432,7 @@ class DeformableAttention(GeometricReshaper):
         bare: the attention and its residual alone, without norms and feed-forward.
 
     Raises:
-        InputError: a width that heads do not divide, points that heights do not divide, or no layer.
+        InputError: a width that heads do not divide, points that heights do not divide, or none of something.
     """
 
     takes_scales: ClassVar[bool] = True
@@ -387,6 +453,11 @@ class DeformableAttention(GeometricReshaper):
         bare: bool = False,
     ) -> None:
         super().__init__(source, grid, dim)
+        counts = {"dim": dim, "heads": heads, "points": points, "layers": layers, "feedforward": feedforward}
+        for key, value in counts.items():
+            if value < 1:
+                hint = "; bare=true leaves it out" if key == "feedforward" else ""
+                raise InputError(f"{self.name}: {key}={value} must be 1 or more{hint}")
         if dim % heads:
             raise InputError(
                 f"{self.name}: dim={dim} cannot be divided among heads={heads}; choose a multiple of the heads"
@@ -398,11 +469,6 @@ class DeformableAttention(GeometricReshaper):
             )
         if query_position and dim % 2:
             raise InputError(f"{self.name}: dim={dim} cannot hold a row's and a column's position; choose an even one")
-        if min(layers, feedforward) < 1:
-            raise InputError(
-                f"{self.name}: layers={layers} and feedforward={feedforward} must be 1 or more; bare=true leaves the "
-                "feed-forward out"
-            )
         rows, cols = self.target_shape
         scales = len(self.sources)
         self.heights_m = tuple(float(z) for z in heights_m)
@@ -514,70 +580,3 @@ class DeformableAttention(GeometricReshaper):
                 value = value.unflatten(0, order).movedim(3, 0).flatten(0, 3)
             own[name] = value
         self.load_state_dict(own)
-
-
-def pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n RC z"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of a camera and a cell of which it sees a point: numbers and shares (b, m), points (b, m, z, 2).
-
-    m is that of the sample with most pairs; in an exported program all pairs, those that do not see one another with
-    points far off.
-    """
-    visible = seen.any(-1)  # b n RC
-    share = (visible / visible.sum(1, keepdim=True).clamp(min=1)).flatten(1)
-    points, visible = points.flatten(1, 2), visible.flatten(1)
-    index = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
-    if not torch.compiler.is_exporting():
-        rank = visible.cumsum(1)
-        most = max(1, int(rank[:, -1].max()))
-        slot = torch.where(visible, rank - 1, most)  # the last one takes what nobody sees
-        index = index.new_zeros(visible.shape[0], most + 1).scatter_(1, slot, index)[:, :most]
-        visible = torch.arange(most, device=visible.device) < rank[:, -1:]
-        share = share.gather(1, index) * visible
-        points = points.gather(1, index[..., None, None].expand(-1, -1, *points.shape[2:]))
-    return index, share, torch.where(visible[..., None, None], points, torch.full_like(points, FAR))
-
-
-def every_pair(index: Tensor, share: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs as an exported program needs them, all of them in order, where a fixed rig has kept those that see."""
-    if index.shape[1] == count:
-        return index, share, places
-    all_shares = share.new_zeros(1, count).scatter(1, index, share)
-    where = index[..., None, None].expand_as(places)
-    all_places = places.new_full((1, count, *places.shape[2:]), FAR).scatter(1, where, places)
-    return torch.arange(count, device=index.device)[None], all_shares, all_places
-
-
-def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The published weights under own names, and the names that are unknown here."""
-    # of two attentions in a layer the first is the temporal one, and so is the first of three norms
-    spatial = int(any(".attentions.1." in f".{name}" for name in state_dict))
-    attention = f"attentions.{spatial}"
-    in_a_layer = {
-        f"{attention}.deformable_attention.sampling_offsets": "attention.offsets",
-        f"{attention}.deformable_attention.attention_weights": "attention.weights",
-        f"{attention}.deformable_attention.value_proj": "attention.value",
-        f"{attention}.output_proj": "attention.out",
-        f"norms.{spatial}": "norm",
-        f"norms.{spatial + 1}": "norm_out",
-        "ffns.0.layers.0.0": "feedforward.0",
-        "ffns.0.layers.1": "feedforward.2",
-    }
-    around = {
-        "bev_embedding.weight": "query",
-        "positional_encoding.row_embed.weight": "position.0",
-        "positional_encoding.col_embed.weight": "position.1",
-        "level_embeds": "level_embedding",
-        "cams_embeds": "camera_embedding",
-    }
-    found: dict[str, Tensor] = {}
-    left: list[str] = []
-    for name, value in state_dict.items():
-        whole = f"layers.0.{attention}.{name}" if name.startswith(("deformable_attention.", "output_proj.")) else name
-        part = re.fullmatch(r"(?:.*\bencoder\.)?layers\.(\d+)\.(.+)\.(weight|bias)", whole)
-        if part and part[2] in in_a_layer:
-            found[f"layers.{part[1]}.{in_a_layer[part[2]]}.{part[3]}"] = value
-        elif name in around:
-            found[around[name]] = value
-        elif not (part and spatial and part[2].startswith(("attentions.0.", "norms.0"))):
-            left.append(name)
-    return found, left
