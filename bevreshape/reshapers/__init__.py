@@ -4,6 +4,7 @@ from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.bilinear import Bilinear
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.cross_view_attention import CrossViewAttention
+from bevreshape.reshapers.deformable_attention import DeformableAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.kernel_attention import KernelAttention
 from bevreshape.reshapers.latent_attention import LatentAttention
@@ -19,6 +20,7 @@ __all__ = [
     "Bilinear",
     "CrossAttention",
     "CrossViewAttention",
+    "DeformableAttention",
     "FeatureShape",
     "GeometricReshaper",
     "KernelAttention",

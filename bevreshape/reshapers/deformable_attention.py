@@ -1,0 +1,582 @@
+"""Deformable attention from the cells of the grid into every camera's features (BEVFormer)."""
+
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry.cameras import NEAR
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+
+FRAME = 2
+"""Zeros around every map: whatever is read at -2 or beyond the last feature is 0, and so is its gradient."""
+
+FAR = -1e6
+"""Where a point lies that no picture shows, in pixels or features."""
+
+Taps = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def bilinear(places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Taps]:
+    """Corners (N, 2, K), how far past them the places lie, and what the four features around weigh, (N, K) each.
+
+    The four are in the order of reading: here, right of it, below it, below and right.
+    """
+    corner = places.floor()
+    past = places - corner
+    below = weights * past[:, 1]
+    above = weights - below
+    above_right, below_right = above * past[:, 0], below * past[:, 0]
+    return corner, past, (above - above_right, above_right, below - below_right, below_right)
+
+
+class Canvas(nn.Module):
+    """All feature scales of a camera on one map, below one another and framed by zeros.
+
+    The frame makes zero padding a matter of clamping, of values and gradients alike, and one map makes all scales one
+    gather. K = heads · scales · points are the samples of a query, in this order.
+
+    Args:
+        sources: the scales.
+        heads: parts of the channels, each with its own samples.
+        points: samples of a head on a scale.
+    """
+
+    limit: Tensor
+    origin: Tensor
+    head: Tensor
+
+    def __init__(self, sources: Sequence[FeatureShape], heads: int, points: int) -> None:
+        super().__init__()
+        self.sizes = [(scale.height, scale.width) for scale in sources]
+        self.width = max(width for _, width in self.sizes) + 2 * FRAME
+        tops = [FRAME]
+        for height, _ in self.sizes:
+            tops.append(tops[-1] + height + FRAME)
+        self.height = tops.pop()
+        self.heads, self.samples = heads, len(sources) * points
+        per_scale = {
+            "limit": [(width, height) for height, width in self.sizes],
+            "origin": [(FRAME, top) for top in tops],
+        }
+        for key, value in per_scale.items():
+            # whole numbers, which a module cast to half precision leaves alone
+            samples = torch.tensor(value).T.repeat_interleave(points, dim=1).repeat(1, heads)  # 2 K
+            self.register_buffer(key, samples, persistent=False)
+        self.register_buffer("head", torch.arange(heads).repeat_interleave(self.samples), persistent=False)
+
+    def paint(self, values: Sequence[Float[Tensor, "bn _ d"]]) -> Float[Tensor, "bn rows cols d"]:
+        """Put the tokens of every scale in their place."""
+        framed: list[Tensor] = []
+        for value, (height, width) in zip(values, self.sizes, strict=True):
+            below = FRAME if len(framed) + 1 == len(self.sizes) else 0
+            sides = (0, 0, FRAME, self.width - FRAME - width, FRAME, below)
+            framed.append(F.pad(value.unflatten(1, (height, width)), sides))
+        return torch.cat(framed, dim=1) if len(framed) > 1 else framed[0]
+
+    def on_canvas(self, places: Float[Tensor, "N 2 K"]) -> Float[Tensor, "N 2 K"]:
+        """Columns and rows of the canvas of places given in features of their scale."""
+        return torch.minimum(places.clamp(min=-FRAME), self.limit.to(places.dtype)) + self.origin
+
+    def look_up(self, places: Tensor, weights: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Taps]:
+        """Rows of the table of features (bn·rows·cols·heads, channels of a head) in which the corners of places are, on
+        canvases that begin at row ``first``, (N·heads, K / heads); with them what :func:`bilinear` says."""
+        corner, past, taps = bilinear(self.on_canvas(places), weights)
+        row = (corner[:, 1] * self.width + corner[:, 0]) * self.heads + self.head
+        return (row.int() + first[:, None]).view(-1, self.samples), past, taps
+
+    @property
+    def steps(self) -> tuple[int, int, int, int]:
+        """Rows of the table from a corner to the four features."""
+        below = self.width * self.heads
+        return 0, self.heads, below, below + self.heads
+
+    def around(self, rows: Tensor) -> Tensor:
+        """The rows of all four, (N·heads, 4·K / heads)."""
+        return torch.cat([rows + step for step in self.steps], dim=1)
+
+    def add_up(self, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+        """What every head reads, (N·heads, channels of a head)."""
+        rows, _, taps = self.look_up(places, weights, first)
+        return weighted_rows(table, self.around(rows), torch.cat([tap.view_as(rows) for tap in taps], dim=1))
+
+    def read(self, canvas: Tensor, places: Tensor, weights: Tensor, camera: Tensor) -> Tensor:
+        """Sum the samples of every head, bilinearly read: (N, d).
+
+        Args:
+            canvas: what :meth:`paint` made, (bn, rows, cols, d).
+            places: (N, 2, K), in features.
+            weights: (N, K).
+            camera: (N) which canvas.
+        """
+        table = canvas.view(-1, canvas.shape[-1] // self.heads)
+        first = (camera * (self.height * self.width * self.heads)).int()
+        own_backward = canvas.device.type == "cpu" and not torch.compiler.is_compiling()
+        add_up = partial(Gather.apply, self) if own_backward else self.add_up
+        return add_up(table, places, weights, first).view(-1, canvas.shape[-1])
+
+    def read_all(self, canvas: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        """:meth:`read` of equally many places in every camera, (bn, m, 2, K) → (bn, m, d), in operations that export."""
+        maps = rearrange(canvas, "bn y x (a e) -> (bn a) e y x", a=self.heads)
+        size = places.new_tensor([self.width - 1, self.height - 1])
+        x = self.on_canvas(places.flatten(0, 1)).unflatten(0, places.shape[:2])
+        x = rearrange(x, "bn m xy (a s) -> (bn a) m s xy", a=self.heads) * (2 / size) - 1
+        w = rearrange(weights, "bn m (a s) -> (bn a) 1 m s", a=self.heads)
+        read = (F.grid_sample(maps, x, align_corners=True) * w).sum(-1)  # (bn a) e m
+        return rearrange(read, "(bn a) e m -> bn m (a e)", a=self.heads)
+
+
+def weighted_rows(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Sums of rows of a table: a sum for every row of ``rows`` or, with ``starts``, from one start to the next."""
+    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
+
+
+class Gather(torch.autograd.Function):
+    """:meth:`Canvas.read` on a CPU, with a backward of its own.
+
+    That of ``embedding_bag`` takes two to five times as long: it sorts four rows a sample where one will do, and
+    multiplies rows of a few channels by a routine made for long vectors. Indices are found again rather than kept.
+    """
+
+    @staticmethod
+    def forward(canvas: Canvas, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+        return canvas.add_up(table, places, weights, first)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.canvas, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, places, weights, first = ctx.saved_tensors
+        canvas: Canvas = ctx.canvas
+        rows, past, taps = canvas.look_up(places, weights, first)
+        grad = grad.contiguous()
+        grad_table = grad_places = grad_weights = None
+        if ctx.needs_input_grad[1]:
+            grad_table = spread(grad, rows, taps, canvas.steps, len(table))
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            dots = row_dots(grad, table, canvas.around(rows)).view(-1, 4, canvas.samples)
+            here, right, below, across = (dot.reshape(weights.shape) for dot in dots.unbind(1))
+            along_above, along_below = right.sub_(here), across.sub_(below)
+            above = torch.addcmul(here, along_above, past[:, 0])
+            down = torch.addcmul(below, along_below, past[:, 0]).sub_(above)
+            grad_weights = torch.addcmul(above, down, past[:, 1])
+            grad_places = torch.stack([torch.lerp(along_above, along_below, past[:, 1]), down], dim=1)
+            grad_places *= weights[:, None]
+        return None, grad_table, grad_places, grad_weights, None
+
+
+def spread(grad: Tensor, rows: Tensor, taps: Taps, steps: Sequence[int], length: int) -> Tensor:
+    """What a table of ``length`` rows gets where :func:`weighted_rows` had read it: the same sums the other way round.
+
+    Samples are sorted by their corner once; each of the four features around then takes its sums, moved by a step.
+    """
+    flat = rows.flatten()
+    order = flat.sort(stable=True).indices.int()
+    counts = torch.bincount(flat, minlength=length)
+    starts = (counts.cumsum(0) - counts).int()
+    queries = order // rows.shape[1]
+    table = grad.new_zeros(length, grad.shape[1])
+    for tap, step in zip(taps, steps, strict=True):
+        part = weighted_rows(grad, queries, tap.flatten().index_select(0, order), starts)
+        table[step:] += part[: length - step]
+    return table
+
+
+def row_dots(left: Tensor, table: Tensor, columns: Tensor) -> Tensor:
+    """Row i of ``left`` times every row of ``table`` that row i of ``columns`` names, in the shape of ``columns``."""
+    _accept_sparse()
+    ends = torch.arange(0, columns.numel() + 1, columns.shape[1], dtype=columns.dtype, device=columns.device)
+    nothing = left.new_zeros(columns.numel())
+    wanted = torch.sparse_csr_tensor(ends, columns.flatten(), nothing, (len(left), len(table)), check_invariants=False)
+    torch.sparse.sampled_addmm(wanted, left, table.mT, beta=0, out=wanted)
+    return wanted.values().view(columns.shape)
+
+
+@cache
+def _accept_sparse() -> None:
+    """Torch says once a process that its sparse matrices are in beta, which is no concern of the user's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+
+
+def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
+    """Where heads look at first: every head in its own direction, onto a square around the reference, 1 to p features
+    away."""
+    angle = torch.arange(heads) * (2 * math.pi / heads)
+    way = torch.stack([angle.cos(), angle.sin()])  # 2 heads
+    way = way / way.abs().amax(0)
+    return way[..., None] * torch.arange(1, points + 1)
+
+
+def numbered(index: Tensor, samples: int, each: int) -> Tensor:
+    """Flat numbers of what the samples of a batch count from 0, ``each`` of them a sample; of one sample for all."""
+    return (index + torch.arange(samples, device=index.device)[:, None] * each).flatten()
+
+
+class SpatialCrossAttention(nn.Module):
+    """What every query reads from the cameras that see it, plus the query."""
+
+    def __init__(self, dim: int, heads: int, scales: int, points: int) -> None:
+        super().__init__()
+        self.shape = 2, heads, scales, points
+        self.offsets = nn.Linear(dim, 2 * heads * scales * points)
+        self.weights = nn.Linear(dim, heads * scales * points)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        for linear in (self.offsets, self.weights):
+            nn.init.zeros_(linear.weight)
+        for linear in (self.weights, self.value, self.out):
+            nn.init.zeros_(linear.bias)
+        for linear in (self.value, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+        with torch.no_grad():
+            self.offsets.bias.copy_(ring(heads, points)[:, :, None].expand(self.shape).flatten())
+
+    def forward(
+        self,
+        query: Float[Tensor, "#b RC d"],
+        position: Float[Tensor, "RC d"] | float,
+        tokens: Sequence[tuple[Tensor, Tensor]],
+        located: tuple[Tensor, Tensor, Tensor],
+        canvas: Canvas,
+    ) -> Float[Tensor, "b RC d"]:
+        index, share, reference = located  # b m, b m, b m 2 (scales points)
+        cells, (b, m) = query.shape[1], index.shape
+        painted = canvas.paint([self._values(x, embedding) for x, embedding in tokens])
+        with torch.autocast(query.device.type, enabled=False):
+            painted = painted.to(reference.dtype)
+            offsets, weights = self._samples(query + position, reference.dtype)  # #b RC 2 K, #b RC K
+            # the first layer has the same queries for all samples, later ones their own
+            chosen = numbered(index % cells, query.shape[0], cells)
+            offsets = offsets.flatten(0, 1).index_select(0, chosen).view(b * m, *self.shape[:2], -1)
+            weights = weights.flatten(0, 1).index_select(0, chosen)
+            places = (offsets + reference.flatten(0, 1)[:, :, None]).flatten(2)  # bm 2 K
+            if torch.compiler.is_exporting():
+                n = m // cells
+                read = canvas.read_all(painted, places.view(b * n, cells, 2, -1), weights.view(b * n, cells, -1))
+            else:
+                camera = numbered(index // cells, b, painted.shape[0] // b)
+                read = canvas.read(painted, places, weights, camera)
+            read = read.reshape(b, m, -1) * share[..., None]
+            seen = read.new_zeros(b * cells, read.shape[-1])
+            seen = seen.index_add_(0, numbered(index % cells, b, cells), read.flatten(0, 1)).view(b, cells, -1)
+        return query + self.out(seen.to(query.dtype))
+
+    def _values(self, tokens: Float[Tensor, "bn t c"], embedding: Tensor) -> Float[Tensor, "bn t d"]:
+        """``(tokens + embedding)·V``, the embedding taken into the bias."""
+        bias = F.linear(embedding, self.value.weight, self.value.bias)  # n d
+        bias = bias.repeat(tokens.shape[0] // bias.shape[0], 1)[:, None].expand(-1, tokens.shape[1], -1)
+        return torch.baddbmm(bias, tokens, self.value.weight.mT.expand(tokens.shape[0], -1, -1))
+
+    def _samples(self, query: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Offsets in features, (#b, RC, 2, K), and weights that add up to 1 for every head, (#b, RC, K)."""
+        heads = self.shape[1]
+        offsets, weights = (
+            F.linear(query.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
+            for linear in (self.offsets, self.weights)
+        )
+        # a NaN that training has run into shows in the weights; as an index it would end the process
+        return offsets.nan_to_num().unflatten(2, (2, -1)), weights.unflatten(2, (heads, -1)).softmax(-1).flatten(2)
+
+
+class Layer(nn.Module):
+    """Spatial cross-attention and a feed-forward, each with its residual and then a norm."""
+
+    def __init__(self, dim: int, heads: int, scales: int, points: int, feedforward: int, bare: bool) -> None:
+        super().__init__()
+        self.attention = SpatialCrossAttention(dim, heads, scales, points)
+        self.bare = bare
+        if not bare:
+            self.norm = nn.LayerNorm(dim)
+            self.feedforward = nn.Sequential(
+                nn.Linear(dim, feedforward * dim), nn.ReLU(), nn.Linear(feedforward * dim, dim)
+            )
+            self.norm_out = nn.LayerNorm(dim)
+
+    def forward(self, query: Tensor, *args: Any) -> Tensor:
+        query = self.attention(query, *args)
+        if self.bare:
+            return query
+        query = self.norm(query)
+        return self.norm_out(query + self.feedforward(query))
+
+
+def pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n RC z"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of a camera and a cell of which it sees a point: numbers and shares (b, m), points (b, m, z, 2).
+
+    m is that of the sample with most pairs; in an exported program all pairs, those that do not see one another with
+    points far off.
+    """
+    visible = seen.any(-1)  # b n RC
+    share = (visible / visible.sum(1, keepdim=True).clamp(min=1)).flatten(1)
+    points, visible = points.flatten(1, 2), visible.flatten(1)
+    index = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
+    if not torch.compiler.is_exporting():
+        rank = visible.cumsum(1)
+        most = max(1, int(rank[:, -1].max()))
+        slot = torch.where(visible, rank - 1, most)  # the last one takes what nobody sees
+        index = index.new_zeros(visible.shape[0], most + 1).scatter_(1, slot, index)[:, :most]
+        visible = torch.arange(most, device=visible.device) < rank[:, -1:]
+        share = share.gather(1, index) * visible
+        points = points.gather(1, index[..., None, None].expand(-1, -1, *points.shape[2:]))
+    return index, share, torch.where(visible[..., None, None], points, torch.full_like(points, FAR))
+
+
+def every_pair(index: Tensor, share: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs as an exported program needs them, all of them in order, where a fixed rig has kept those that see."""
+    if index.shape[1] == count:
+        return index, share, places
+    all_shares = share.new_zeros(1, count).scatter(1, index, share)
+    where = index[..., None, None].expand_as(places)
+    all_places = places.new_full((1, count, *places.shape[2:]), FAR).scatter(1, where, places)
+    return torch.arange(count, device=index.device)[None], all_shares, all_places
+
+
+def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The published weights under own names, and the names that are unknown here."""
+    # of two attentions in a layer the first is the temporal one, and so is the first of three norms
+    spatial = int(any(".attentions.1." in f".{name}" for name in state_dict))
+    attention = f"attentions.{spatial}"
+    in_a_layer = {
+        f"{attention}.deformable_attention.sampling_offsets": "attention.offsets",
+        f"{attention}.deformable_attention.attention_weights": "attention.weights",
+        f"{attention}.deformable_attention.value_proj": "attention.value",
+        f"{attention}.output_proj": "attention.out",
+        f"norms.{spatial}": "norm",
+        f"norms.{spatial + 1}": "norm_out",
+        "ffns.0.layers.0.0": "feedforward.0",
+        "ffns.0.layers.1": "feedforward.2",
+    }
+    around = {
+        "bev_embedding.weight": "query",
+        "positional_encoding.row_embed.weight": "position.0",
+        "positional_encoding.col_embed.weight": "position.1",
+        "level_embeds": "level_embedding",
+        "cams_embeds": "camera_embedding",
+    }
+    found: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name, value in state_dict.items():
+        whole = f"layers.0.{attention}.{name}" if name.startswith(("deformable_attention.", "output_proj.")) else name
+        part = re.fullmatch(r"(?:.*\bencoder\.)?layers\.(\d+)\.(.+)\.(weight|bias)", whole)
+        if part and part[2] in in_a_layer:
+            found[f"layers.{part[1]}.{in_a_layer[part[2]]}.{part[3]}"] = value
+        elif name in around:
+            found[around[name]] = value
+        elif not (part and spatial and part[2].startswith(("attentions.0.", "norms.0"))):
+            left.append(name)
+    return found, left
+
+
+class DeformableAttention(GeometricReshaper):
+    r"""Every cell looks at a few places of the pictures around its own projections, and learns where and how much.
+
+    After BEVFormer's encoder (Li et al., ECCV 2022) without its temporal self-attention, on the multi-scale deformable
+    attention of Deformable DETR (Zhu et al., ICLR 2021). A cell's learned query q, which stands on the ground like a
+    pillar, has a reference point P_z at every height z. For every camera i of those V(q) whose picture shows one of them
+    at least, and for each of A heads,
+
+    ``SCA(q) = q + out(1/|V| · Σ_i∈V concat_a Σ_l Σ_p w_alp · V_a F_il(P_i,z(p) + Δ_alp))``
+
+    with offsets ``Δ = offsets(q)`` in features of scale l, weights ``w = softmax_lp(weights(q))``, point p at height
+    number p mod heights, and ``V_a F`` read bilinearly, 0 outside of the map. Then follow a norm, a feed-forward with
+    residual and a norm. Layers after the first ask with what the former one found.
+
+    (b, n, c, h, w), one or several scales → (b, dim, R, C). A cell that no camera sees keeps its query alone.
+
+    What differs from the published module, and why:
+
+    - A feature is read where it is centred, pixel ``stride·j + offset_px``. The original takes fractions of the picture
+      times the size of the map, minus ½, which is the same for features with offset (stride - 1)/2 that cover the
+      picture exactly. :meth:`locate_original` takes the original's own points.
+    - Every sample of a batch has its own cameras. The original chooses the queries that a camera sees by the first
+      sample's calibration for all of them, and divides by each one's own count.
+    - A point behind a camera reads 0; the original divides by a depth of 1e-5, which mostly falls outside of the map.
+    - Offsets and weights depend on the query alone, so they are computed once a cell, not once a camera.
+    - No dropout, and no camera embeddings by default, which tie the weights to the order of cameras.
+    - Temporal self-attention is left out, with the norm behind it; only that one is given the queries' position in the
+      original, so ``query_position`` is off by default. Queries begin quietly: their own part of the output is noise.
+
+    Only pairs of cells and cameras that see them are computed, except in an exported program, whose shapes must not
+    depend on the calibration; memory grows with pairs · heads · scales · points, not with features.
+
+    Args:
+        source: the features it will get, of one scale or several. Scales of another width than ``dim`` are first
+            projected to it.
+        grid: the cells it fills.
+        dim: width of queries and BEV features.
+        heads: how many share the channels; each begins in a direction of its own.
+        points: places that a head reads in every scale, shared out among the heights.
+        layers: how often cells look; BEVFormer's 6.
+        heights_m: z of the reference points above the ground, in metres.
+        feedforward: width of the feed-forward in multiples of ``dim``.
+        query_position: add a learned position, half of a row and half of a column, to queries when they decide where
+            to look.
+        camera_embedding: add a learned vector to every camera's features; then the order of cameras matters.
+        bare: the attention and its residual alone, without norms and feed-forward.
+
+    Raises:
+        InputError: a width that heads do not divide, points that heights do not divide, or none of something.
+    """
+
+    takes_scales: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        source: FeatureShape | Sequence[FeatureShape],
+        grid: BEVGrid | tuple[int, int],
+        *,
+        dim: int = 64,
+        heads: int = 8,
+        points: int = 8,
+        layers: int = 1,
+        heights_m: Sequence[float | int] = (0.0, 1.0, 2.0, 3.0),
+        feedforward: int = 2,
+        query_position: bool = False,
+        camera_embedding: bool = False,
+        bare: bool = False,
+    ) -> None:
+        super().__init__(source, grid, dim)
+        counts = {"dim": dim, "heads": heads, "points": points, "layers": layers, "feedforward": feedforward}
+        for key, value in counts.items():
+            if value < 1:
+                hint = "; bare=true leaves it out" if key == "feedforward" else ""
+                raise InputError(f"{self.name}: {key}={value} must be 1 or more{hint}")
+        if dim % heads:
+            raise InputError(
+                f"{self.name}: dim={dim} cannot be divided among heads={heads}; choose a multiple of the heads"
+            )
+        if not heights_m or points % len(heights_m):
+            raise InputError(
+                f"{self.name}: points={points} cannot be shared out among {len(heights_m)} heights_m; choose a multiple of "
+                "their number"
+            )
+        if query_position and dim % 2:
+            raise InputError(f"{self.name}: dim={dim} cannot hold a row's and a column's position; choose an even one")
+        rows, cols = self.target_shape
+        scales = len(self.sources)
+        self.heights_m = tuple(float(z) for z in heights_m)
+        self.query = nn.Parameter(torch.randn(rows * cols, dim) * 0.02)
+        self.position: nn.ParameterList | None = None
+        if query_position:
+            self.position = nn.ParameterList(torch.rand(cells, dim // 2) for cells in (rows, cols))
+        self.level_embedding = nn.Parameter(torch.randn(scales, dim))
+        self.camera_embedding = nn.Parameter(torch.randn(self.source.cameras, dim)) if camera_embedding else None
+        self.project = nn.ModuleList(
+            nn.Identity() if scale.channels == dim else nn.Linear(scale.channels, dim) for scale in self.sources
+        )
+        self.canvas = Canvas(self.sources, heads, points)
+        self.points = points
+        self.layers = nn.ModuleList(Layer(dim, heads, scales, points, feedforward, bare) for _ in range(layers))
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs of a camera and a cell that it sees, as many for every sample.
+
+        Returns:
+            Number ``camera·RC + cell`` of the pair, (b, m); the camera's share in the cell, (b, m), 0 where a sample has
+            fewer pairs than m; and where the cell's reference points lie, in features of every scale,
+            (b, m, 2, scales, heights).
+        """
+        centers = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # RC 2
+        z = centers.new_tensor(self.heights_m)
+        ground = centers[:, None].expand(-1, len(z), -1)
+        points = torch.cat([ground, z[:, None].expand(len(centers), -1, 1)], dim=2).flatten(0, 1)  # (RC z) 3
+        pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))
+        seen = cameras.sees(pixels, depth)
+        pixels = torch.where((depth > NEAR)[..., None], pixels, torch.full_like(pixels, FAR))
+        index, share, chosen = pairs(pixels.unflatten(2, (-1, len(z))), seen.unflatten(2, (-1, len(z))))
+        places = torch.stack([(chosen - scale.offset_px) / scale.stride for scale in self.sources], dim=-2)
+        return index, share, rearrange(places, "b m z scales xy -> b m xy scales z")
+
+    def locate_original(
+        self, points: Float[Tensor, "n b RC z 2"], seen: Bool[Tensor, "n b RC z"]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`locate` returns, from the published ``reference_points_cam`` and ``bev_mask``.
+
+        ``reshaper.gather((features, ...), reshaper.locate_original(points, seen))`` is the original's output, with cells
+        in the original's order: its row 0 lies farthest behind where the points say so.
+
+        Args:
+            points: fractions of the picture.
+            seen: which of them are in it.
+        """
+        index, share, chosen = pairs(points.transpose(0, 1), seen.bool().transpose(0, 1))
+        sizes = [chosen.new_tensor([scale.width, scale.height]) for scale in self.sources]
+        places = torch.stack([chosen * size - 0.5 for size in sizes], dim=-2)
+        return index, share, rearrange(places, "b m z scales xy -> b m xy scales z")
+
+    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        b, n = features[0].shape[:2]
+        dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+        index, share, places = located
+        places = places.repeat(1, 1, 1, 1, self.points // len(self.heights_m)).flatten(3)  # b m 2 (scales points)
+        if torch.compiler.is_exporting():
+            index, share, places = every_pair(index, share, places, n * len(self.query))
+        on_rig = index.expand(b, -1), share.to(dtype).expand(b, -1), places.to(dtype).expand(b, -1, -1, -1)
+        tokens = []
+        for x, project, level in zip(features, self.project, self.level_embedding, strict=True):
+            embedding = level[None] if self.camera_embedding is None else level + self.camera_embedding  # n d
+            tokens.append((project(rearrange(x, "b n c h w -> (b n) (h w) c")), embedding))
+        query = self.query[None]
+        for layer in self.layers:
+            query = layer(query, self._position(), tokens, on_rig, self.canvas)
+        return rearrange(query.to(features[0].dtype), "b (R C) d -> b d R C", R=self.target_shape[0])
+
+    def _position(self) -> Tensor | float:
+        if self.position is None:
+            return 0.0
+        row, col = self.position
+        cells = (len(row), len(col), -1)
+        return torch.cat([col[None].expand(cells), row[:, None].expand(cells)], dim=2).flatten(0, 1)
+
+    def load_original(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Take the weights of a published ``BEVFormerEncoder``, or of a ``SpatialCrossAttention`` alone.
+
+        ``layers.N.attentions.1``, ``norms.1``, ``norms.2`` and ``ffns.0`` become layer N; what belongs to temporal
+        self-attention, ``attentions.0`` and ``norms.0``, is left aside. Taken too where they are there:
+        ``bev_embedding.weight``, ``positional_encoding.row_embed.weight`` and ``col_embed``, ``level_embeds`` and
+        ``cams_embeds``. Without ``level_embeds`` nothing is added to the scales; queries and projections of scales stay
+        as they are. Names of layers may begin with anything up to ``encoder.``.
+
+        Raises:
+            InputError: naming what is missing, left over or of another size.
+        """
+        own = self.state_dict()
+        found, left = translate(state_dict)
+        left += [name for name in found if name not in own]
+        optional = {"query", "position.0", "position.1", "camera_embedding"}
+        optional |= {name for name in own if name.startswith("project.")}
+        found.setdefault("level_embedding", torch.zeros_like(self.level_embedding))
+        missing = [name for name in own if name not in found and name not in optional]
+        if missing or left:
+            raise InputError(
+                f"{self.name}: these weights are of another module: missing {missing or 'nothing'}, left over "
+                f"{left or 'nothing'}; build it with the same layers, bare, query_position and camera_embedding"
+            )
+        order = self.canvas.heads, len(self.sources), self.points, 2
+        for name, value in found.items():
+            if value.shape != own[name].shape:
+                raise InputError(
+                    f"{self.name}: the original's {name} is {tuple(value.shape)} but it was built for "
+                    f"{tuple(own[name].shape)}; build it with the same dim, heads, points, scales and grid"
+                )
+            if ".offsets." in name:
+                value = value.unflatten(0, order).movedim(3, 0).flatten(0, 3)
+            own[name] = value
+        self.load_state_dict(own)
