@@ -4,6 +4,7 @@ from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.mlp import MLP
+from bevreshape.reshapers.mlp_attention import MLPAttention
 from bevreshape.reshapers.pool import Pool
 from bevreshape.reshapers.self_attention import SelfAttention
 from bevreshape.reshapers.strided_conv import StridedConv
@@ -14,6 +15,7 @@ __all__ = [
     "CrossAttention",
     "FeatureShape",
     "GeometricReshaper",
+    "MLPAttention",
     "Pool",
     "Reshaper",
     "SelfAttention",
