@@ -10,6 +10,7 @@ from bevreshape.reshapers.kernel_attention import KernelAttention
 from bevreshape.reshapers.latent_attention import LatentAttention
 from bevreshape.reshapers.lift_splat import LiftSplat
 from bevreshape.reshapers.mlp import MLP
+from bevreshape.reshapers.mlp_attention import MLPAttention
 from bevreshape.reshapers.pool import Pool
 from bevreshape.reshapers.self_attention import SelfAttention
 from bevreshape.reshapers.strided_conv import StridedConv
@@ -26,6 +27,7 @@ __all__ = [
     "KernelAttention",
     "LatentAttention",
     "LiftSplat",
+    "MLPAttention",
     "Pool",
     "Reshaper",
     "SelfAttention",

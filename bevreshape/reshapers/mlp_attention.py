@@ -1,0 +1,184 @@
+"""An MLP from view to view and back, and attention that finds again in the picture what the MLP put into each cell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
+
+RENAMED = {
+    "transform_module.fc_transform.": "transform.",
+    "retransform_module.fc_transform.": "retransform.",
+    "query_conv.": "to_q.",
+    "key_conv.": "to_k.",
+    "value_conv.": "to_v.",
+    "f_conv.": "fuse.",
+}
+"""The published modules' names and these here."""
+
+UNUSED = ("res_conv.", "epoch")
+"""What published checkpoints hold that no output depends on."""
+
+
+class TokenMLP(nn.Sequential):
+    """``relu(W₂·relu(W₁·X + b₁) + b₂)`` over tokens, the same for all channels: (..., tokens) → (..., cells)."""
+
+    def __init__(self, tokens: int, hidden: int, cells: int) -> None:
+        super().__init__(
+            nn.Linear(tokens, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, cells), nn.ReLU(inplace=True)
+        )
+
+
+class MLPAttention(Reshaper):
+    """An MLP makes the bird's-eye view, another one the picture of it again, and hard attention compares them (PYVA).
+
+    Projecting Your View Attentively (Yang et al., CVPR 2021). Of a camera's features X, (c, h·w)::
+
+        X'  = MLP(X)                                    c × RC, the view from above
+        X'' = MLP'(X')                                  c × hw, the picture that it remembers
+        Q, K, V = 1×1 convolutions of X', X, X''        Q and K of c/8 channels
+        S_j, i_j = max, argmax over tokens i of K_i·Q_j     for every cell j
+        T_j = V at i_j
+        O   = X' + conv3×3([X', T]) ⊙ S                 c × RC
+
+    All cameras share these weights and are averaged over those that are there. X'' ends in a relu, so X should too.
+
+    Training adds the cycle's error, that X'' should be X: :meth:`cycle_loss`. A task that has the features writes
+    ``loss = task_loss + 0.001 * reshaper.cycle_loss(features, cameras)`` (0.001 is the authors'); they also supervise
+    X', through a head of its own, which is not done here.
+
+    Differs from the original: any h×w becomes any R×C, where theirs are one square; and X' is what the result is added
+    to and convolved with, since S and T are of its cells, where the published code takes the picture's X, whose token
+    of the same number looks elsewhere. ``residual="picture"`` does as they did, with h×w = R×C. The relevance K·Q is
+    only looked at to find its largest entry, and the gradient goes through that entry alone, as that of a maximum does,
+    so that no matrix of tokens × cells is kept for the backward pass.
+
+    Args:
+        source: the features it will get.
+        grid: the cells it fills, or (R, C).
+        hidden: tokens of the hidden layers; ``None``, as published, for as many as come out: R·C there, h·w back.
+        residual: ``bev`` or ``picture``, see above.
+
+    Raises:
+        InputError: an unknown residual, or the picture's where h×w is not R×C.
+    """
+
+    def __init__(
+        self,
+        source: FeatureShape,
+        grid: BEVGrid | tuple[int, int],
+        *,
+        hidden: int | None = None,
+        residual: str = "bev",
+    ) -> None:
+        super().__init__(source, grid, source.channels)
+        if residual not in ("bev", "picture"):
+            raise InputError(f"MLPAttention: there is no residual={residual}; {suggest(residual, ('bev', 'picture'))}")
+        rows, cols = self.target_shape
+        if residual == "picture" and (source.height, source.width) != (rows, cols):
+            raise InputError(
+                f"MLPAttention: residual=picture adds features of {source.height}×{source.width} to {rows}×{cols} cells; "
+                "make them the same size, or set residual=bev"
+            )
+        if hidden is not None and hidden < 1:
+            raise InputError(f"MLPAttention: hidden={hidden} must be at least 1, or null for as many as come out")
+        self.residual = residual
+        channels, tokens, cells = source.channels, source.tokens, rows * cols
+        narrow = max(1, channels // 8)
+        self.transform = TokenMLP(tokens, hidden or cells, cells)
+        self.retransform = TokenMLP(cells, hidden or tokens, tokens)
+        self.to_q = nn.Conv2d(channels, narrow, 1)
+        self.to_k = nn.Conv2d(channels, narrow, 1)
+        self.to_v = nn.Conv2d(channels, channels, 1)
+        self.fuse = nn.Conv2d(2 * channels, channels, 3, padding=1)
+
+    def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
+        b = features.shape[0]
+        x = rearrange(_present(features, cameras), "b n c h w -> (b n) c (h w)")
+        bev = self.transform(x)  # z c RC, z = b·n
+        q = _project(self.to_q, bev)  # z c/8 RC
+        k = _project(self.to_k, x)  # z c/8 hw
+        chosen = (q.detach().mT @ k.detach()).argmax(-1)  # z RC
+        score = (q * _gather(k, chosen)).sum(1)  # z RC
+        found = _gather(_project(self.to_v, self.retransform(bev)), chosen)  # z c RC
+        base = x if self.residual == "picture" else bev
+        out = self.fuse(torch.cat([base, found], 1).unflatten(2, self.target_shape))  # z c R C
+        out = torch.addcmul(
+            base.unflatten(2, self.target_shape), out, score.unflatten(1, self.target_shape).unsqueeze(1)
+        )
+        return average_views(out.unflatten(0, (b, -1)), cameras)
+
+    def cycle_loss(
+        self, features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"], cameras: Cameras | None = None
+    ) -> Float[Tensor, ""]:
+        """Mean of \\|X − X''\\|, over the cameras that are there: how much of the picture its own view from above forgets.
+
+        Args:
+            features: what :meth:`forward` gets.
+            cameras: likewise.
+        """
+        features = features.unsqueeze(1) if features.ndim == 4 else features
+        x = _present(features, cameras).flatten(3)  # b n c hw
+        missed = F.l1_loss(self.retransform(self.transform(x)), x, reduction="none").mean((2, 3))  # b n
+        return (missed * present_weights(features, cameras)).sum(1).mean()
+
+    @torch.no_grad()
+    def load_original(self, state_dict: Mapping[str, Any]) -> "MLPAttention":
+        """Take the weights of the published ``CycledViewProjection`` and ``CrossViewTransformer``.
+
+        Built with ``residual="picture"`` this gives their output, ``transformer(x, *projection(x))``.
+
+        Args:
+            state_dict: of both, ``{**projection.state_dict(), **transformer.state_dict()}``: the keys
+                ``transform_module.…`` and ``retransform_module.…`` of the one, ``query_conv.…``, ``key_conv.…``,
+                ``value_conv.…`` and ``f_conv.…`` of the other. The latter's ``res_conv.…``, which nothing reads, and
+                the ``epoch`` of their checkpoints are left out.
+
+        Raises:
+            InputError: when something is missing, left over or of another size.
+        """
+        given = {}
+        for key, value in state_dict.items():
+            if not key.startswith(UNUSED):
+                prefix = next((prefix for prefix in RENAMED if key.startswith(prefix)), "")
+                given[RENAMED.get(prefix, "original ") + key.removeprefix(prefix)] = value
+        own = self.state_dict()
+        missing, left = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+        if missing or left:
+            raise InputError(
+                f"MLPAttention: the original's state dict lacks {missing[:4]} and has {left[:4]} left over; give both modules' "
+                "together and nothing else"
+            )
+        for name, value in given.items():
+            if value.shape != own[name].shape:
+                raise InputError(
+                    f"MLPAttention: {name} of the original is {tuple(value.shape)} but {tuple(own[name].shape)} here; "
+                    "rebuild it for the same features and cells"
+                )
+        self.load_state_dict(given)
+        return self
+
+
+def _present(features: Tensor, cameras: Cameras | None) -> Tensor:
+    """Features with nothing in dropped cameras, whatever they hold."""
+    if cameras is None or cameras.mask is None:
+        return features
+    return features.masked_fill(~cameras.mask[..., None, None, None], 0)
+
+
+def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1×1 convolution of tokens, (z, c, tokens), as the product that it is."""
+    assert conv.bias is not None
+    return torch.baddbmm(conv.bias[:, None], conv.weight.flatten(1).expand(x.shape[0], -1, -1), x)
+
+
+def _gather(x: Float[Tensor, "z c t"], chosen: Tensor) -> Float[Tensor, "z c j"]:
+    """Of every channel the chosen tokens."""
+    return x.gather(2, chosen.unsqueeze(1).expand(-1, x.shape[1], -1))
