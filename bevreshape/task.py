@@ -18,7 +18,7 @@ class BEVTask(LightningModule):
     """BEV segmentation with any model ``model(images, cameras) -> logits``.
 
     Args:
-        model: the network.
+        model: the network; its attribute ``auxiliary``, where it has one and it is not ``None``, is added to the loss.
         loss: ``loss(logits, target, valid) -> scalar``.
         metric: IoU on the classes and grid of the data; one clone each for validation and test.
         optimizer: what updates the weights, and its schedule.
@@ -71,6 +71,10 @@ class BEVTask(LightningModule):
         logits = self(batch)  # b k rows cols
         loss = self.loss(logits, batch["target"], batch["valid"])
         if stage == "train":
+            auxiliary = getattr(self.model, "auxiliary", None)
+            if auxiliary is not None:
+                self.log("train/auxiliary_loss", auxiliary.detach())
+                loss = loss + auxiliary
             self._latest = (loss.detach(), self.global_step, batch["name"])
             self.log("train/loss", loss.detach())
         else:

@@ -158,6 +158,10 @@ class Reshaper(nn.Module):
         """(b, n, c, h, w), a tuple of them where several scales are taken → (b, d, R, C), sizes already compared."""
         raise NotImplementedError
 
+    def auxiliary_loss(self, features: Any, cameras: Cameras | None) -> Tensor | None:
+        """What the method itself adds to the loss in training, weighted; ``None``: nothing."""
+        return None
+
 
 class GeometricReshaper(Reshaper):
     """Base of view transformers that look through the calibration: what follows from it is kept apart from the pictures.

@@ -50,9 +50,8 @@ class MLPAttention(Reshaper):
 
     All cameras share these weights and are averaged over those that are there. X'' ends in a relu, so X should too.
 
-    Training adds the cycle's error, that X'' should be X: :meth:`cycle_loss`. A task that has the features writes
-    ``loss = task_loss + 0.001 * reshaper.cycle_loss(features, cameras)`` (0.001 is the authors'); they also supervise
-    X', through a head of its own, which is not done here.
+    Training adds the cycle's error, that X'' should be X: ``cycle_weight`` times :meth:`cycle_loss`. The authors also
+    supervise X', through a head of its own, which is not done here.
 
     Differs from the original: any h×w becomes any R×C, where theirs are one square; and X' is what the result is added
     to and convolved with, since S and T are of its cells, where the published code takes the picture's X, whose token
@@ -65,9 +64,10 @@ class MLPAttention(Reshaper):
         grid: the cells it fills, or (R, C).
         hidden: tokens of the hidden layers; ``None``, as published, for as many as come out: R·C there, h·w back.
         residual: ``bev`` or ``picture``, see above.
+        cycle_weight: of the cycle's error in the loss; 0.001 is the authors'.
 
     Raises:
-        InputError: an unknown residual, or the picture's where h×w is not R×C.
+        InputError: an unknown residual, a negative weight, or the picture's where h×w is not R×C.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class MLPAttention(Reshaper):
         *,
         hidden: int | None = None,
         residual: str = "bev",
+        cycle_weight: float | int = 0.001,
     ) -> None:
         super().__init__(source, grid, source.channels)
         if residual not in ("bev", "picture"):
@@ -89,6 +90,9 @@ class MLPAttention(Reshaper):
             )
         if hidden is not None and hidden < 1:
             raise InputError(f"MLPAttention: hidden={hidden} must be at least 1, or null for as many as come out")
+        if cycle_weight < 0:
+            raise InputError(f"MLPAttention: cycle_weight={cycle_weight} must be 0, for none, or positive")
+        self.cycle_weight = cycle_weight
         self.residual = residual
         channels, tokens, cells = source.channels, source.tokens, rows * cols
         narrow = max(1, channels // 8)
@@ -114,6 +118,9 @@ class MLPAttention(Reshaper):
             base.unflatten(2, self.target_shape), out, score.unflatten(1, self.target_shape).unsqueeze(1)
         )
         return average_views(out.unflatten(0, (b, -1)), cameras)
+
+    def auxiliary_loss(self, features: Tensor, cameras: Cameras | None) -> Tensor | None:
+        return self.cycle_weight * self.cycle_loss(features, cameras) if self.cycle_weight else None
 
     def cycle_loss(
         self, features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"], cameras: Cameras | None = None

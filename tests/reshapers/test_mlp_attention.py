@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from bevreshape.errors import InputError
+from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape, MLPAttention
 
 FIXTURE = Path(__file__).parent / "fixtures" / "mlp_attention.pt"
@@ -145,3 +147,19 @@ def test_cycle_loss_teaches_the_way_back() -> None:
 def test_options_that_cannot_be_are_refused(options, message) -> None:
     with pytest.raises(InputError, match=message):
         MLPAttention(SOURCE, GRID, **options)
+
+
+def test_the_cycle_joins_the_loss_in_training_alone(rig) -> None:
+    torch.manual_seed(0)
+    reshaper = MLPAttention(FeatureShape(3, 4, 6, 6, 8, 3.5), (8, 6), cycle_weight=0.5)
+    x, rigs = torch.rand(2, 6, 3, 4, 6), rig(2, 6)
+    model = BEVModel(nn.Identity(), reshaper, nn.Identity())  # features in, view from above out
+    model.eval()(x, rigs)
+    assert model.auxiliary is None
+    model.train()(x, rigs)
+    assert model.auxiliary is not None
+    torch.testing.assert_close(model.auxiliary, 0.5 * reshaper.cycle_loss(x, rigs))
+    model.auxiliary.backward()
+    assert reshaper.retransform[0].weight.grad.abs().max() > 0
+    with pytest.raises(InputError, match=r"cycle_weight=-1\.0"):
+        MLPAttention(FeatureShape(8, 4, 6), (8, 6), cycle_weight=-1.0)
