@@ -49,18 +49,19 @@ def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: Fe
         return _look_everywhere(cameras, grid, heights, source)
     pixel_from_ego = compose(cameras.intrinsics, cameras.cam_from_ego[..., :3, :])  # b n 3 4
     centers = grid.centers(heights.device, heights.dtype)  # R C 2
-    batch, row, col, camera = _columns_in_view(cameras, pixel_from_ego, centers, heights).unbind(1)
-    m = pixel_from_ego[batch, camera, :, :, None]  # q 3 4 1, q columns of k points
-    x, y = centers[row, col].unsqueeze(-1).unbind(1)  # q 1
-    u, v, depth = (m[:, i, 0] * x + m[:, i, 1] * y + m[:, i, 2] * heights + m[:, i, 3] for i in range(3))  # q k
-    pixels = torch.stack([u, v]) / torch.where(depth > NEAR, depth, 1)  # 2 q k
-    column, level = _inside(pixels, depth, cameras.image_size).nonzero(as_tuple=True)  # m pairs
-    point = (((batch * grid.rows + row) * grid.cols + col) * len(heights))[column] + level
-    point, order = point.sort(stable=True)
-    column, level = column[order], level[order]
-    positions = (pixels[:, column, level] - source.offset_px) / source.stride
-    view = (batch * cameras.batch_shape[1] + camera)[column]
-    return _tabulate(positions, view, point, (cameras.batch_shape[0], grid.rows * grid.cols * len(heights)), source)
+    batch, row, col, camera = _columns_in_view(cameras, pixel_from_ego, centers, heights).unbind(1)  # q columns
+    along_x, along_y, along_z, rest = pixel_from_ego[batch, camera].permute(2, 1, 0).unsqueeze(-1)  # 3 q 1
+    x, y = centers[row, col].mT.unsqueeze(-1)  # q 1
+    image = along_x * x + along_y * y + along_z * heights + rest  # 3 q k
+    pixels, depth = image[:2] / torch.where(image[2] > NEAR, image[2], 1), image[2]  # 2 q k, q k
+    pairs = _inside(pixels, depth, cameras.image_size).flatten().nonzero().squeeze(1)  # m of the q·k
+    k, cells = len(heights), grid.rows * grid.cols
+    point = torch.arange(k, device=batch.device) + (batch * cells + row * grid.cols + col).unsqueeze(1) * k  # q k
+    point, order = point.flatten()[pairs].sort(stable=True)
+    pairs = pairs[order]
+    positions = (pixels.flatten(1)[:, pairs] - source.offset_px) / source.stride  # 2 m
+    view = (batch * cameras.batch_shape[1] + camera)[pairs // k]
+    return _tabulate(positions, view, point, (cameras.batch_shape[0], cells * k), source)
 
 
 def _inside(pixels: Tensor, depth: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -79,14 +80,12 @@ def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, 
     """
     height, width = cameras.image_size
     u, v, depth = pixel_from_ego.unbind(2)  # b n 4
-    seen = cameras.present[..., None, None]
-    for side in (u + 0.5 * depth, (width - 0.5) * depth - u, v + 0.5 * depth, (height - 0.5) * depth - v, depth):
-        along_x, along_y, along_z, rest = side.unsqueeze(-1).unbind(2)  # b n 1
-        rest = rest + torch.maximum(along_z * heights[0], along_z * heights[-1])
-        seen = seen & (
-            (along_x * centers[:, 0, 0]).unsqueeze(-1) + (along_y * centers[0, :, 1] + rest).unsqueeze(-2) > -SLACK
-        )
-    return rearrange(seen, "b n R C -> b R C n").nonzero()
+    sides = (u + 0.5 * depth, (width - 0.5) * depth - u, v + 0.5 * depth, (height - 0.5) * depth - v, depth)
+    along_x, along_y, along_z, rest = torch.stack(sides, dim=2).unsqueeze(-1).unbind(3)  # b n 5 1
+    rest = rest + torch.maximum(along_z * heights[0], along_z * heights[-1])
+    over_x, over_y = along_x * centers[:, 0, 0], along_y * centers[0, :, 1] + rest  # b n 5 R, b n 5 C
+    nearest = (over_x.unsqueeze(-1) + over_y.unsqueeze(-2)).amin(2)  # b n R C
+    return rearrange((nearest > -SLACK) & cameras.present[..., None, None], "b n R C -> b R C n").nonzero()
 
 
 def _look_everywhere(cameras: Cameras, grid: BEVGrid, heights: Tensor, source: FeatureShape) -> tuple[Tensor, Tensor]:
@@ -142,14 +141,17 @@ def _tabulate(
         positions = torch.minimum(positions, size - 1).clamp(min=0)
     first = torch.minimum(positions.floor(), size - 2).clamp(min=0)
     beyond = positions - first  # in 0..1, or outside the features
-    near, far = (1 - beyond.abs()).clamp(min=0), (1 - (beyond - 1).abs()).clamp(min=0) * (size > 1)
-    near_far_x, near_far_y = torch.stack([near, far], dim=-1)  # m 2
-    near_far_y = near_far_y / counts[point].unsqueeze(-1)
+    near_far = torch.stack([1 - beyond, beyond])  # 2 2 m
+    if padding == "zeros":
+        near_far = torch.minimum(near_far, 2 - near_far).clamp(min=0)
+        near_far[1] *= size > 1
+    near_far_x, near_far_y = near_far.unbind(1)  # 2 m
+    weights = near_far_y.unsqueeze(1) * near_far_x / counts[point]  # 2 2 m, rows before columns
     column, row = first.int()
     rows = (view.int() * source.height + row) * source.width + column
     return (
         rows[:, None] + torch.tensor(_steps(source.height, source.width), dtype=torch.int32, device=rows.device),
-        (near_far_y.unsqueeze(2) * near_far_x.unsqueeze(1)).flatten(1),
+        weights.flatten(0, 1).mT.contiguous(),
         (counts.cumsum(0, dtype=torch.int32) - counts).reshape(shape),
     )
 
