@@ -50,7 +50,7 @@ class NormedLinear(nn.Module):
         return self.linear(self.norm(x))
 
     def of_embedded(self, tokens: Float[Tensor, "p k t"], embed: Float[Tensor, "d k"]) -> Float[Tensor, "p t out"]:
-        """The same of ``x = E·z`` for tokens z, without x, which is several times as wide as z.
+        """The same of ``x = E·z`` for tokens z, without x where it is wider than z.
 
         With P, which subtracts the mean, ``LayerNorm(x)`` is ``g · PEz / √(zᵀ(PE)ᵀ(PE)z/d + ε) + h``: all but the
         square root is linear, and is multiplied into one matrix.
@@ -58,12 +58,17 @@ class NormedLinear(nn.Module):
         wide = tokens.dtype
         with torch.autocast(tokens.device.type, enabled=False):
             centred = embed - embed.mean(0)
-            gram = centred.mT @ centred / len(embed)  # k k
             gain, shift, w = (x.to(wide) for x in (self.norm.weight, self.norm.bias, self.linear.weight))
-            weight, bias = (w * gain) @ centred, w @ shift
+            weight, bias = w * gain, w @ shift
             if self.linear.bias is not None:
                 bias = bias + self.linear.bias.to(wide)
-            variance = (tokens * (gram @ tokens)).sum(1, keepdim=True).clamp(min=0)  # p 1 t
+            if embed.shape[1] < len(embed):
+                gram = centred.mT @ centred / len(embed)  # k k
+                variance = (tokens * (gram @ tokens)).sum(1, keepdim=True).clamp(min=0)  # p 1 t
+                weight = weight @ centred
+            else:
+                tokens = centred @ tokens  # p d t
+                variance = tokens.square().mean(1, keepdim=True)
             tokens = tokens * torch.rsqrt(variance + self.norm.eps)
         narrow = self.linear.weight.dtype
         weight = weight.mT.to(narrow).expand(tokens.shape[0], -1, -1)
@@ -211,7 +216,8 @@ class CrossViewAttention(GeometricReshaper):
     token lies where a cell is seen is learned, not computed: every cell looks at all cameras, those that do not see it too.
 
     The result is that of the original, up to rounding; what differs is how it is had. Cells × tokens is never formed, see
-    :func:`joint_attention`, nor are the embedded tokens, see :class:`NormedLinear`. And what the original does not have:
+    :func:`joint_attention`, nor are embedded tokens wider than their features, see :class:`NormedLinear`. What the original
+    does not have:
 
     - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w and its cells lie at ``linspace`` over the whole map, its
       edges included, both up to half a cell off. Here a ray starts where the feature is centred, and a cell is its centre;
