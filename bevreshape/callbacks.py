@@ -131,7 +131,7 @@ class LastCheckpoint(Checkpoint):
 
 class History(Callback):
     """``history.csv``: a row per validation, and what the fit cost: ``seconds``, of these ``waited`` between a step and
-    the next, for data and the other callbacks, and ``samples``.
+    the arrival of the next batch, for its loader and the other callbacks, and ``samples``.
 
     Args:
         path: the file; rows of an interrupted run that lie behind the checkpoint it goes on from are dropped.
@@ -160,7 +160,8 @@ class History(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         if self._ended is not None:
-            self.waited += time.perf_counter() - self._ended
+            arrived_s = getattr(trainer.datamodule, "arrived_s", None)  # type: ignore[attr-defined]
+            self.waited += (arrived_s or time.perf_counter()) - self._ended
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended = None

@@ -1,5 +1,6 @@
 """Splits and loaders; what can run on the device in batch does."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -85,7 +86,8 @@ class BEVDataModule(LightningDataModule):
         augment: changes training batches on the device; ``None`` leaves them as they are.
         seed: of order and augmentation.
 
-    ``tested_split`` says what ``trainer.test`` reads.
+    ``tested_split`` says what ``trainer.test`` reads; ``arrived_s`` when the latest batch came out of its loader, by
+    ``time.perf_counter``, before anything was done to it on the device.
 
     Raises:
         InputError: when a number is out of range.
@@ -111,6 +113,7 @@ class BEVDataModule(LightningDataModule):
         self.augment = augment
         self.seed = seed
         self.tested_split = "test"
+        self.arrived_s: float | None = None
 
     def prepare_data(self) -> None:
         only_tests = self.trainer is not None and self.trainer.state.fn == "test"
@@ -134,6 +137,10 @@ class BEVDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Sample]:
         return self._evaluation(self.tested_split)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        self.arrived_s = time.perf_counter()
+        return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         batch = self.source.finish(batch | {"image": batch["image"].float() / 255})
