@@ -44,6 +44,7 @@ class Case:
     precision: str
     stride: int
     cell_m: float
+    around: bool
 
     @property
     def source(self) -> FeatureShape:
@@ -57,9 +58,9 @@ class Case:
         return self.height * self.stride, self.width * self.stride
 
     def grid(self, upsample: int = 1) -> BEVGrid:
-        """Cells ahead of one camera, around several; ``upsample`` times finer for a whole model."""
+        """Cells ahead of the vehicle or around it; ``upsample`` times finer for a whole model."""
         length, width = self.rows * self.cell_m, self.cols * self.cell_m
-        nearest = 0.0 if self.cameras == 1 else -length / 2
+        nearest = -length / 2 if self.around else 0.0
         return BEVGrid((nearest, nearest + length), (-width / 2, width / 2), self.cell_m / upsample)
 
     @property
@@ -79,6 +80,8 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(_whole(plain, "threads"))
     if plain["growth"] not in (None, *GROWTH):
         raise InputError(f"growth={plain['growth']} is unknown; {suggest(str(plain['growth']), GROWTH)}")
+    if plain["fixed"] and plain["backward"]:
+        raise InputError("fixed=true is for inference, where geometry is computed once; set backward=false with it")
     cases = read_cases(plain)
     rows: list[dict[str, Any]] = []
     console = Console()
@@ -114,7 +117,18 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
     )
     shapes = list(product(_pairs("features", cfg["features"]), _pairs("cells", cfg["cells"])))
     cases = [
-        Case(b, n, c, *features, *cells, device, precision, _whole(cfg, "stride"), float(cfg["cell_m"]))
+        Case(
+            b,
+            n,
+            c,
+            *features,
+            *cells,
+            device,
+            precision,
+            _whole(cfg, "stride"),
+            float(cfg["cell_m"]),
+            n > 1 or cfg["growth"] == "cameras",
+        )
         for b, n, c, (features, cells) in product(batches, cameras, channels, shapes)
         for device, precision in product(devices, precisions)
     ]
@@ -149,10 +163,10 @@ def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[dict[str, Cost], f
         reshaper = getattr(module, "reshaper", module)
         module.to(device)
         if cfg["fixed"] and isinstance(reshaper, GeometricReshaper):
-            reshaper.precompute(ring(case.cameras, case.image_size, 1, device))
+            reshaper.eval().precompute(ring(case.cameras, case.image_size, 1, device))
             workloads.append(Workload(module, (features, None), autocast))
         else:
-            workloads.append(Workload(module, (features, cameras), autocast))
+            workloads.append(Workload(module, (features, cameras), autocast, into_input=not cfg["whole"]))
     costs = measure(workloads, _whole(cfg, "rounds"), bool(cfg["backward"]))
     rate = matmul_rate(device, autocast or torch.float32)
     return dict(zip(cfg["reshapers"], costs, strict=True)), rate

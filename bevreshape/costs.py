@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.reshapers import Reshaper
 
 AT_LEAST_S = 0.02
 """A measurement repeats what takes less, so that the clock does not count."""
@@ -50,11 +52,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Workload:
-    """A module and its arguments, on their device."""
+    """A module and its arguments, on their device.
+
+    Attributes:
+        module: a reshaper or a whole model.
+        arguments: of its forward.
+        autocast: the type that it computes in, where not in its own.
+        into_input: whether the backward pass goes on into the arguments, as into features, but not into pictures.
+    """
 
     module: nn.Module
     arguments: tuple[Any, ...]
     autocast: torch.dtype | None = None
+    into_input: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -67,13 +77,17 @@ class Workload:
             return self._call()
 
     def step(self) -> None:
-        """Forward and backward, to all parameters and to the features."""
-        for x in _tensors(self.arguments):
+        """Forward and backward, to all parameters, the reshaper's own loss included."""
+        inputs = _tensors(self.arguments) if self.into_input else []
+        for x in inputs:
             x.requires_grad_()
-        self._call().sum().backward()
-        for x in (*_tensors(self.arguments), *self.module.parameters()):
+        loss = self._call().sum()
+        reshaper = getattr(self.module, "reshaper", self.module)
+        auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        for x in (*inputs, *self.module.parameters()):
             x.grad = None
-        for x in _tensors(self.arguments):
+        for x in inputs:
             x.requires_grad_(False)
 
     def _call(self) -> Tensor:
@@ -118,7 +132,13 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1536, roun
 
 
 def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:
-    """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms."""
+    """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms.
+
+    Raises:
+        InputError: when there are not two different sizes.
+    """
+    if len(set(sizes)) < 2:
+        raise InputError(f"growth: sizes {list(sizes)} are fewer than two different ones; give several factors")
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
@@ -179,14 +199,16 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
     return float(highest)
 
 
-def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.device) -> Cameras:
-    """Cameras 1.5 m above the ground, 5° down, in equal steps of yaw from straight ahead, that overlap by a fifth.
+def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.device, reach_m: float = 30.0) -> Cameras:
+    """Cameras in equal steps of yaw from straight ahead, that overlap by a fifth, at the height of a car's where they
+    must see 30 metres, and in proportion.
 
     Args:
         cameras: n; a single one has 80° of view.
         image_size: (H, W).
         batch: b.
         device: where they are needed.
+        reach_m: how far they must see, in metres.
     """
     height, width = image_size
     view = math.radians(80.0 if cameras == 1 else min(360 / cameras * 1.2, 100))
@@ -200,7 +222,7 @@ def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.de
         below = [-cos * math.sin(down), -sin * math.sin(down), -math.cos(down)]
         pose = torch.eye(4)
         pose[:3, :3] = torch.tensor([right, below, ahead]).T
-        pose[:3, 3] = torch.tensor([cos, sin, 1.5])
+        pose[:3, 3] = torch.tensor([0.5 * cos, 0.5 * sin, 1.5]) * reach_m / 30
         poses.append(pose)
     intrinsics = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
     return Cameras(

@@ -23,7 +23,7 @@ from bevreshape.data.calibration import read_calibration
 from bevreshape.data.pictures import fit_intrinsics
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic
-from bevreshape.geometry import Cameras
+from bevreshape.geometry import Cameras, ground_pixels
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import GeometricReshaper
 
@@ -104,7 +104,10 @@ def main(cfg: DictConfig) -> None:
         free = Path(folder) / f"free.{plain['format']}"
         export(Inference(model, frame.image_size), example(frame), free, plain["format"])
         rigs = (image[0][:1], rig.intrinsics, rig.ego_from_cam)
-        given, folded = frame_times([(open_program(free), rigs), (open_program(out), rigs[:1])], plain["rounds"])
+        given, folded = frame_times(
+            [(open_program(free, plain["format"]), rigs), (open_program(out, plain["format"]), rigs[:1])],
+            plain["rounds"],
+        )
     console.print(
         f"{folded * 1e3:.1f} ms a frame, {given * 1e3:.1f} ms with the calibration as an input", soft_wrap=True
     )
@@ -134,7 +137,7 @@ def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters about themselves; what they wrote is compared
             (torch.export.save if format == "pt2" else _save_onnx)(program, written)
-        reread = open_program(written)
+        reread = open_program(written, format)
         with torch.no_grad():
             error = max(
                 (reread(*cut) - module(*cut)).abs().max().item()
@@ -150,9 +153,9 @@ def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str) 
     return error
 
 
-def open_program(path: Path) -> Program:
-    """A written program, by its suffix: tensors in, probabilities out, on the CPU."""
-    if path.suffix == ".pt2":
+def open_program(path: Path, format: str) -> Program:
+    """A written program: tensors in, probabilities out, on the CPU."""
+    if format == "pt2":
         return torch.export.load(path).module()
     onnxruntime = _imported("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -165,12 +168,23 @@ def open_program(path: Path) -> Program:
 
 
 def example(frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-    """Random pictures of a ring of cameras, a batch of 3, each sample's a little higher."""
+    """Random pictures of a ring of cameras that sees the grid, a batch of 3, each sample's a little higher.
+
+    Raises:
+        InputError: when the ring sees less than a tenth of the cells, for then a comparison would show little.
+    """
     generator = torch.Generator().manual_seed(0)
     n = len(frame.camera_names)
-    cameras = ring(n, frame.image_size, 3, torch.device("cpu"))
+    reach_m = max(map(abs, (*frame.grid.forward_m, *frame.grid.left_m)))
+    cameras = ring(n, frame.image_size, 3, torch.device("cpu"), reach_m)
     poses = cameras.ego_from_cam.clone()
-    poses[:, :, 2, 3] += torch.tensor([0.0, 0.1, 0.2])[:, None]
+    poses[:, :, 2, 3] *= torch.tensor([1.0, 1.1, 1.2])[:, None]
+    seen = ground_pixels(Cameras(cameras.intrinsics, poses, frame.image_size), frame.grid)[1].any(1).float().mean()
+    if seen < 0.1:
+        raise InputError(
+            f"export: example cameras see {seen:.0%} of the grid, forward {frame.grid.forward_m}, left {frame.grid.left_m}; "
+            "fold in the rig that it is for, with calibration=FILE"
+        )
     return torch.rand(3, n, 3, *frame.image_size, generator=generator), cameras.intrinsics, poses
 
 

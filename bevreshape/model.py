@@ -4,7 +4,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bevreshape.geometry import Cameras
-from bevreshape.reshapers import Reshaper
 
 
 class BEVModel(nn.Module):
@@ -21,13 +20,9 @@ class BEVModel(nn.Module):
         self.encoder = encoder
         self.reshaper = reshaper
         self.head = head
-        self.auxiliary: Tensor | None = None
-        """The reshaper's own part of the loss, of the latest forward in training."""
 
     def forward(self, images: Float[Tensor, "b n 3 H W"], cameras: Cameras) -> Float[Tensor, "b k rows cols"]:
         """Pictures in 0..1 and their cameras to logits."""
         features = self.encoder(images)  # b n c h w
         bev = self.reshaper(features, cameras)  # b d R C
-        if self.training and isinstance(self.reshaper, Reshaper):
-            self.auxiliary = self.reshaper.auxiliary_loss(features, cameras)
         return self.head(bev)  # b k rows cols

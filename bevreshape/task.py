@@ -12,13 +12,14 @@ from bevreshape.data.batch import Batch, cameras_of, seeded
 from bevreshape.errors import InputError
 from bevreshape.metrics import BEVIoU
 from bevreshape.optimizer import AdamWOneCycle
+from bevreshape.reshapers import Reshaper
 
 
 class BEVTask(LightningModule):
     """BEV segmentation with any model ``model(images, cameras) -> logits``.
 
     Args:
-        model: the network; its attribute ``auxiliary``, where it has one and it is not ``None``, is added to the loss.
+        model: the network; where it has a ``reshaper`` with a loss of its own, that is added in training.
         loss: ``loss(logits, target, valid) -> scalar``.
         metric: IoU on the classes and grid of the data; one clone each for validation and test.
         optimizer: what updates the weights, and its schedule.
@@ -71,7 +72,8 @@ class BEVTask(LightningModule):
         logits = self(batch)  # b k rows cols
         loss = self.loss(logits, batch["target"], batch["valid"])
         if stage == "train":
-            auxiliary = getattr(self.model, "auxiliary", None)
+            reshaper = getattr(self.model, "reshaper", None)
+            auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
             if auxiliary is not None:
                 self.log("train/auxiliary_loss", auxiliary.detach())
                 loss = loss + auxiliary

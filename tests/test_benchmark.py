@@ -1,6 +1,7 @@
 """The benchmark by its command line: cases, growth, whole models, and what is refused."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def test_growth_fits_an_exponent(command, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert [int(r["width"]) for r in rows(tmp_path) if r["reshaper"] == "mlp"] == [6, 24, 96]
     assert "growth with tokens" in ended.out
+    line = next(line for line in ended.out.split("growth with tokens")[1].splitlines() if " mlp " in line)
+    exponents = [float(number) for number in re.findall(r"-?\d+\.\d+", line)]
+    assert len(exponents) == 2  # time and memory, forward alone
+    assert exponents[1] < 0.5  # what it writes is cells, which stay
 
 
 def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None:
@@ -59,6 +64,8 @@ def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None
         (("growth=time",), ("growth=time", "tokens")),
         (("growth=cells", "cameras=[1,6]"), ("starts from one case",)),
         (("device=tpu",), ("device=tpu", "cpu")),
+        (("growth=tokens", "factors=4"), ("two different", "factors")),
+        (("fixed=true",), ("fixed=true", "backward=false")),
     ],
 )
 def test_sentence(command, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

@@ -18,6 +18,8 @@ from bevreshape.heads import ConvHead
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM
 
+GRID = BEVGrid((0, 16), (-8, 8), 2.0)
+
 pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
 
@@ -61,12 +63,10 @@ def test_a_fixed_rig_leaves_the_picture_as_the_only_input(command, trained: Path
     assert program(torch.rand(2, 1, 3, 32, 64)).shape == (2, 4, 16, 16)
 
 
-def geometric_model() -> BEVModel:
+def geometric_model(grid: BEVGrid = GRID) -> BEVModel:
     torch.manual_seed(0)
     encoder = TimmEncoder(image_size=(32, 64), cameras=1, channels=8)
-    return BEVModel(
-        encoder, IPM(encoder.sources[0], BEVGrid((0, 16), (-8, 8), 2.0)), ConvHead(8, 2, upsample=1, channels=8)
-    ).eval()
+    return BEVModel(encoder, IPM(encoder.sources[0], grid), ConvHead(8, 2, upsample=1, channels=8)).eval()
 
 
 def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
@@ -77,18 +77,33 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
     image = torch.rand(3, 1, 3, 32, 64)
     with torch.no_grad():
         expected = model(image, Cameras(intrinsics.expand(3, 1, 3, 3), pose.expand(3, 1, 4, 4), (32, 64))).sigmoid()
-    frame = exporting.Frame(BEVGrid((0, 16), (-8, 8), 2.0), ("a", "b"), ("front",), (32, 64))
+    frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
     fixed = exporting.FixedInference(model, exporting.fixed_rig(tmp_path / "calibration.json", frame))
     exporting.export(fixed, (image,), tmp_path / "fixed.onnx", "onnx")
-    found = exporting.open_program(tmp_path / "fixed.onnx")(image)
+    found = exporting.open_program(tmp_path / "fixed.onnx", "onnx")(image)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cell_m", [2.0, 0.1])
+def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> None:
+    """Cameras of a car for a street, of a toy for a table: the compared programs must read pictures."""
+    grid = BEVGrid((0, 8 * cell_m), (-4 * cell_m, 4 * cell_m), cell_m)
+    frame = exporting.Frame(grid, ("a", "b"), ("front",), (32, 64))
+    image, intrinsics, ego_from_cam = exporting.example(frame)
+    model = geometric_model(grid)
+    error = exporting.export(
+        exporting.Inference(model, (32, 64)), (image, intrinsics, ego_from_cam), tmp_path / "m.onnx", "onnx"
+    )
+    assert error < 1e-4
+    bev = model.reshaper(model.encoder(image), Cameras(intrinsics, ego_from_cam, (32, 64)))
+    assert (bev != 0).any(1).float().mean() > 0.2
 
 
 def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = exporting.Inference(geometric_model(), (32, 64))
-    frame = exporting.Frame(BEVGrid((0, 16), (-8, 8), 2.0), ("a", "b"), ("front",), (32, 64))
+    frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
     right = exporting.open_program
-    monkeypatch.setattr(exporting, "open_program", lambda path: lambda *inputs: right(path)(*inputs) + 1e-3)
+    monkeypatch.setattr(exporting, "open_program", lambda *given: lambda *inputs: right(*given)(*inputs) + 1e-3)
     with pytest.raises(InputError, match=r"differs from the model by 0\.001"):
         exporting.export(model, exporting.example(frame), tmp_path / "model.pt2", "pt2")
     assert not (tmp_path / "model.pt2").exists()

@@ -138,7 +138,7 @@ class FolderSource:
             raise InputError(
                 f"{self.root}: there is no such folder; convert your data first (data/README.md), or set root"
             )
-        if not classes:
+        if classes is not None and not classes:
             raise InputError(f"{self.root}: classes is empty; say what the targets are made from (data/README.md)")
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])

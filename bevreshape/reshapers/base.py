@@ -1,6 +1,6 @@
 """The contract of a view transformer: ``reshaper(features, cameras) -> bev``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+
+# PyTorch 2.6 has only the wider question
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Reshaper(nn.Module):
         self.source = self.sources[0]
         self.grid = grid
         self.out_channels = out_channels
+        self.auxiliary_loss: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -137,6 +141,7 @@ class Reshaper(nn.Module):
                 f"{self.name}: features are of {tuple(scales[0].shape[:2])} (batch, cameras) but the calibration is of "
                 f"{cameras.batch_shape}; give every picture its camera"
             )
+        scales = tuple(without_dropped(x, cameras) for x in scales)
         return self.reshape(scales if self.takes_scales else scales[0], cameras)
 
     def _check_cameras(self, cameras: Cameras | None) -> None:
@@ -158,9 +163,10 @@ class Reshaper(nn.Module):
         """(b, n, c, h, w), a tuple of them where several scales are taken → (b, d, R, C), sizes already compared."""
         raise NotImplementedError
 
-    def auxiliary_loss(self, features: Any, cameras: Cameras | None) -> Tensor | None:
-        """What the method itself adds to the loss in training, weighted; ``None``: nothing."""
-        return None
+    def pop_auxiliary_loss(self) -> Tensor | None:
+        """What the method itself adds to the loss of the latest forward in training, weighted, once; ``None``: nothing."""
+        auxiliary, self.auxiliary_loss = self.auxiliary_loss, None
+        return auxiliary
 
 
 class GeometricReshaper(Reshaper):
@@ -177,7 +183,8 @@ class GeometricReshaper(Reshaper):
         self, source: FeatureShape | Sequence[FeatureShape], grid: BEVGrid | tuple[int, int], out_channels: int
     ) -> None:
         super().__init__(source, grid, out_channels)
-        self._fixed = 0
+        self._located: tuple[Tensor, ...] = ()
+        self.register_load_state_dict_pre_hook(_forget_rig)
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         """What the calibration decides, of b rigs: the tensors that :meth:`gather` takes."""
@@ -191,28 +198,40 @@ class GeometricReshaper(Reshaper):
     def precompute(self, cameras: Cameras) -> "GeometricReshaper":
         """Fix the rig: from now on features alone are given, and geometry costs nothing per frame.
 
-        What is stored follows from the weights too: call it again after they changed. It is in no checkpoint.
+        For inference: what is kept may follow from the weights too, so training or loading weights ends it, after which
+        the calibration must be given again. It is in no checkpoint, and keeps its precision whatever the module is cast to.
 
         Args:
             cameras: of one rig, b = 1.
 
         Raises:
-            InputError: when the calibration is of several rigs.
+            InputError: in training, or when the calibration is of several rigs.
         """
         if cameras.batch_shape != (1, self.source.cameras):
             raise InputError(
                 f"{self.name}: the fixed rig is of {cameras.batch_shape} (batch, cameras); give one calibration of "
                 f"{self.source.cameras} cameras"
             )
-        Reshaper._check_cameras(self, cameras)
-        located = self.locate(cameras)
-        self._fixed = len(located)
-        for number, value in enumerate(located):
-            self.register_buffer(f"_fixed_{number}", value, persistent=False)
+        if self.training:
+            raise InputError(f"{self.name}: a rig is fixed for inference; call eval() first")
+        super()._check_cameras(cameras)
+        self._located = self.locate(cameras)
+        return self
+
+    def train(self, mode: bool = True) -> "GeometricReshaper":
+        """Switch between training and inference; training ends a fixed rig."""
+        if mode:
+            self._located = ()
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GeometricReshaper":
+        super()._apply(fn, recurse)
+        self._located = tuple(value.to(fn(value).device) for value in self._located)
         return self
 
     def _check_cameras(self, cameras: Cameras | None) -> None:
-        if not self._fixed:
+        if not self._located:
             super()._check_cameras(cameras)
         elif cameras is not None:
             raise InputError(
@@ -220,9 +239,19 @@ class GeometricReshaper(Reshaper):
             )
 
     def reshape(self, features: Tensor | tuple[Tensor, ...], cameras: Cameras | None) -> Tensor:
-        if cameras is None:
-            return self.gather(features, tuple(getattr(self, f"_fixed_{number}") for number in range(self._fixed)))
-        return self.gather(features, self.locate(cameras))
+        return self.gather(features, self._located if cameras is None else self.locate(cameras))
+
+
+def _forget_rig(module: nn.Module, *_: Any) -> None:
+    assert isinstance(module, GeometricReshaper)
+    module._located = ()
+
+
+def without_dropped(features: Tensor, cameras: Cameras | None) -> Tensor:
+    """(b, n, c, h, w) with zeros in dropped cameras, whatever they hold, NaN too."""
+    if cameras is None or cameras.mask is None:
+        return features
+    return torch.where(cameras.mask[..., None, None, None], features, 0)
 
 
 def present_weights(features: Tensor, cameras: Cameras | None) -> Tensor:

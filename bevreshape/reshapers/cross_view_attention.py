@@ -278,7 +278,7 @@ class CrossViewAttention(GeometricReshaper):
             nn.Sequential(*(Bottleneck(dim, dim // 4) for _ in range(count))) for count in blocks
         )
 
-    def load_original(self, state: Mapping[str, Tensor]) -> None:
+    def load_original(self, state: Mapping[str, Tensor]) -> "CrossViewAttention":
         """Load the weights of the original.
 
         Args:
@@ -308,6 +308,7 @@ class CrossViewAttention(GeometricReshaper):
                 f"{other}; build it with the original's sizes and options"
             )
         self.load_state_dict(renamed)
+        return self
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         device, dtype = cameras.intrinsics.device, cameras.intrinsics.dtype

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting
 
 FRAME = 2
 """Zeros around every map: whatever is read at -2 or beyond the last feature is 0, and so is its gradient."""
@@ -267,7 +267,7 @@ class SpatialCrossAttention(nn.Module):
             offsets = offsets.flatten(0, 1).index_select(0, chosen).view(b * m, *self.shape[:2], -1)
             weights = weights.flatten(0, 1).index_select(0, chosen)
             places = (offsets + reference.flatten(0, 1)[:, :, None]).flatten(2)  # bm 2 K
-            if torch.compiler.is_exporting():
+            if is_exporting():
                 n = m // cells
                 read = canvas.read_all(painted, places.view(b * n, cells, 2, -1), weights.view(b * n, cells, -1))
             else:
@@ -327,7 +327,7 @@ def pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n RC z"]) -
     share = (visible / visible.sum(1, keepdim=True).clamp(min=1)).flatten(1)
     points, visible = points.flatten(1, 2), visible.flatten(1)
     index = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         rank = visible.cumsum(1)
         most = max(1, int(rank[:, -1].max()))
         slot = torch.where(visible, rank - 1, most)  # the last one takes what nobody sees
@@ -526,7 +526,7 @@ class DeformableAttention(GeometricReshaper):
         dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
         index, share, places = located
         places = places.repeat(1, 1, 1, 1, self.points // len(self.heights_m)).flatten(3)  # b m 2 (scales points)
-        if torch.compiler.is_exporting():
+        if is_exporting():
             index, share, places = every_pair(index, share, places, n * len(self.query))
         on_rig = index.expand(b, -1), share.to(dtype).expand(b, -1), places.to(dtype).expand(b, -1, -1, -1)
         tokens = []
@@ -545,7 +545,7 @@ class DeformableAttention(GeometricReshaper):
         cells = (len(row), len(col), -1)
         return torch.cat([col[None].expand(cells), row[:, None].expand(cells)], dim=2).flatten(0, 1)
 
-    def load_original(self, state_dict: Mapping[str, Tensor]) -> None:
+    def load_original(self, state_dict: Mapping[str, Tensor]) -> "DeformableAttention":
         """Take the weights of a published ``BEVFormerEncoder``, or of a ``SpatialCrossAttention`` alone.
 
         ``layers.N.attentions.1``, ``norms.1``, ``norms.2`` and ``ffns.0`` become layer N; what belongs to temporal
@@ -580,3 +580,4 @@ class DeformableAttention(GeometricReshaper):
                 value = value.unflatten(0, order).movedim(3, 0).flatten(0, 3)
             own[name] = value
         self.load_state_dict(own)
+        return self

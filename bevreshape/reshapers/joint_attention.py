@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bevreshape.reshapers.base import is_exporting
+
 aten = torch.ops.aten
 
 
@@ -38,7 +40,7 @@ def joint_attention(
         What every query has found, in the type of the keys.
     """
     q, k, v = (x.to(keys.dtype) for x in (queries, keys, values))  # autocast leaves some of them as they were
-    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+    if is_exporting() or torch.onnx.is_in_onnx_export():
         return _by_matrix(q, k, v, present)
     width = q.shape[-1]
     if (

@@ -231,7 +231,7 @@ class LatentAttention(GeometricReshaper):
         bev = self.write.think(self.write.answer(q, latents))
         return rearrange(bev, "b (R C) d -> b d R C", R=self.target_shape[0])
 
-    def load_original(self, state: Mapping[str, Tensor]) -> None:
+    def load_original(self, state: Mapping[str, Tensor]) -> "LatentAttention":
         """Take the weights of LaRa's ``latent_encoder`` and ``latent_decoder``.
 
         The widths must be those that it was published with: ``dim=256, latents=256, read_heads=32, heads=16,
@@ -270,6 +270,7 @@ class LatentAttention(GeometricReshaper):
         if "cells" in given:
             given["cells"] = given["cells"].unflatten(0, self.target_shape).flip(0, 1).flatten(0, 1)
         self.load_state_dict(given)
+        return self
 
     def _coordinates(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "p 2"]:
         centers = self.grid.centers(device, torch.float64).flatten(0, 1)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting
 
 
 def stack_samples(index: Tensor, b: int, size: int) -> Tensor:
@@ -126,7 +126,7 @@ class LiftSplat(GeometricReshaper):
             counts = counts & present[..., None, None, None]
         cells = torch.where(counts, (rows - 1 - ahead) * cols + (cols - 1 - left), 0).int().flatten(1)
         cells = torch.where(counts.flatten(1), cells, self.spare_cell)  # b m, m points
-        if torch.compiler.is_exporting():  # unsorted, for ONNX sorts slowly; splat does not read starts then
+        if is_exporting():  # unsorted, for ONNX sorts slowly; splat does not read starts then
             order = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
             return order, self.pixel_of_point.expand_as(cells), cells, cells, counts
         return *self._sort(cells), counts
@@ -190,7 +190,7 @@ class LiftSplat(GeometricReshaper):
         b, m = chances.shape[0], order.shape[1]
         chances = torch.where(counts, chances, 0).flatten(1)  # b m
         context = rearrange(context, "b n d h w -> b (n h w) d")
-        if torch.compiler.is_exporting():  # the same sum without bags, which ONNX lacks
+        if is_exporting():  # the same sum without bags, which ONNX lacks
             share = chances.gather(1, order.expand(b, -1).long())[..., None]
             points = share * context.gather(1, pixels.expand(b, -1).long()[..., None].expand(-1, -1, context.shape[2]))
             index = cells.expand(b, -1).long()[..., None].expand_as(points)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers.base import FeatureShape, Reshaper
+from bevreshape.reshapers.base import FeatureShape, Reshaper, without_dropped
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -254,13 +254,11 @@ class MLP(Reshaper):
             raise InputError("MLP: with views=joint one W reads all cameras; per_camera needs views=per_view")
         if self.needs_cameras:
             self._check_cameras(cameras)
-        return self._maps(features, cameras).transpose(0, 1).unflatten(-1, self.target_shape)
+        return self._maps(without_dropped(features, cameras), cameras).transpose(0, 1).unflatten(-1, self.target_shape)
 
     def _maps(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         """(b, n, c, h, w) → (g, b, d, cells)."""
         b, n = features.shape[:2]
-        if cameras is not None and cameras.mask is not None:
-            features = features.masked_fill(~cameras.mask[..., None, None, None], 0)  # whatever it holds, NaN too
         x = self.project(features.flatten(0, 1)).unflatten(0, (b, n))  # b n d h w
         if self.rectify is not None:
             assert cameras is not None  # compared in forward

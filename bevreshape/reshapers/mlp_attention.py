@@ -36,6 +36,20 @@ class TokenMLP(nn.Sequential):
         )
 
 
+def cycle_loss(
+    again: Float[Tensor, "z c t"], x: Float[Tensor, "z c t"], weights: Float[Tensor, "b n"]
+) -> Float[Tensor, ""]:
+    """Mean of \\|X − X''\\|, over the cameras that are there: how much of the picture its own view from above forgets.
+
+    Args:
+        again: X'', z = b·n.
+        x: X.
+        weights: of the cameras, whose sum is 1.
+    """
+    missed = F.l1_loss(again, x, reduction="none").mean((1, 2))  # z
+    return (missed * weights.flatten()).sum() / len(weights)
+
+
 class MLPAttention(Reshaper):
     """An MLP makes the bird's-eye view, another one the picture of it again, and hard attention compares them (PYVA).
 
@@ -50,7 +64,7 @@ class MLPAttention(Reshaper):
 
     All cameras share these weights and are averaged over those that are there. X'' ends in a relu, so X should too.
 
-    Training adds the cycle's error, that X'' should be X: ``cycle_weight`` times :meth:`cycle_loss`. The authors also
+    Training adds the cycle's error, that X'' should be X: ``cycle_weight`` times :func:`cycle_loss`. The authors also
     supervise X', through a head of its own, which is not done here.
 
     Differs from the original: any h×w becomes any R×C, where theirs are one square; and X' is what the result is added
@@ -105,36 +119,22 @@ class MLPAttention(Reshaper):
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         b = features.shape[0]
-        x = rearrange(_present(features, cameras), "b n c h w -> (b n) c (h w)")
+        x = rearrange(features, "b n c h w -> (b n) c (h w)")
         bev = self.transform(x)  # z c RC, z = b·n
         q = _project(self.to_q, bev)  # z c/8 RC
         k = _project(self.to_k, x)  # z c/8 hw
         chosen = (q.detach().mT @ k.detach()).argmax(-1)  # z RC
         score = (q * _gather(k, chosen)).sum(1)  # z RC
-        found = _gather(_project(self.to_v, self.retransform(bev)), chosen)  # z c RC
+        again = self.retransform(bev)  # z c hw
+        if self.training and self.cycle_weight:
+            self.auxiliary_loss = self.cycle_weight * cycle_loss(again, x, present_weights(features, cameras))
+        found = _gather(_project(self.to_v, again), chosen)  # z c RC
         base = x if self.residual == "picture" else bev
         out = self.fuse(torch.cat([base, found], 1).unflatten(2, self.target_shape))  # z c R C
         out = torch.addcmul(
             base.unflatten(2, self.target_shape), out, score.unflatten(1, self.target_shape).unsqueeze(1)
         )
         return average_views(out.unflatten(0, (b, -1)), cameras)
-
-    def auxiliary_loss(self, features: Tensor, cameras: Cameras | None) -> Tensor | None:
-        return self.cycle_weight * self.cycle_loss(features, cameras) if self.cycle_weight else None
-
-    def cycle_loss(
-        self, features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"], cameras: Cameras | None = None
-    ) -> Float[Tensor, ""]:
-        """Mean of \\|X − X''\\|, over the cameras that are there: how much of the picture its own view from above forgets.
-
-        Args:
-            features: what :meth:`forward` gets.
-            cameras: likewise.
-        """
-        features = features.unsqueeze(1) if features.ndim == 4 else features
-        x = _present(features, cameras).flatten(3)  # b n c hw
-        missed = F.l1_loss(self.retransform(self.transform(x)), x, reduction="none").mean((2, 3))  # b n
-        return (missed * present_weights(features, cameras)).sum(1).mean()
 
     @torch.no_grad()
     def load_original(self, state_dict: Mapping[str, Any]) -> "MLPAttention":
@@ -171,13 +171,6 @@ class MLPAttention(Reshaper):
                 )
         self.load_state_dict(given)
         return self
-
-
-def _present(features: Tensor, cameras: Cameras | None) -> Tensor:
-    """Features with nothing in dropped cameras, whatever they hold."""
-    if cameras is None or cameras.mask is None:
-        return features
-    return features.masked_fill(~cameras.mask[..., None, None, None], 0)
 
 
 def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:

@@ -19,16 +19,13 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR, compose
 from bevreshape.geometry.ipm import sample
-from bevreshape.reshapers.base import FeatureShape
+from bevreshape.reshapers.base import FeatureShape, is_exporting
 
 PADDINGS = ("border", "zeros")
 
 SLACK = 0.5
 """By how many pixels times metres (metres for depth) a cell may miss a picture before it is culled: far more than float32
 rounds off."""
-
-# PyTorch 2.6 has only the wider question
-is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 @torch.no_grad()

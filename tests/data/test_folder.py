@@ -109,6 +109,16 @@ def two(tmp_path: Path) -> Builder:
     return Builder(tmp_path, {"left": look(25), "right": look(-25)}, {"a": SIZE, "b": (70, 90)})
 
 
+def test_left_out_classes_are_all_that_the_calibration_names(one: Builder) -> None:
+    source = one.source(classes=None)
+    named = set(NAMES.values())
+    assert set(source.classes) == named | {"drivable", "vehicle"}
+    assert finished(source)["target"].shape[1] == len(source.classes)
+    split = dict(zip(source.classes, finished(source)["target"].unbind(1), strict=True))
+    explicit = finished(one.source(classes={"drivable": {"source": "bev", "bev": ["drivable"]}}))
+    assert torch.equal(split["drivable"], explicit["target"][:, 0])
+
+
 def pixel_of(cell: tuple[int, int], intrinsics: np.ndarray, pose: np.ndarray) -> tuple[float, float] | None:
     """Where a cell's centre lies in a picture, from the plain definitions; ``None`` behind the camera."""
     row, col = cell

@@ -159,7 +159,7 @@ def test_a_dropped_camera_contributes_nothing(cls: type[Reshaper], rig) -> None:
     bev.square().sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad.abs().sum((2, 3, 4)) > 0, mask)
-    other = torch.where(mask[..., None, None, None], x.detach(), 100.0)
+    other = torch.where(mask[..., None, None, None], x.detach(), torch.nan)
     torch.testing.assert_close(reshaper(other, rigs), bev)
     assert not torch.allclose(reshaper(x, rig(2, 6)), bev, atol=1e-3)
 
@@ -230,7 +230,7 @@ def test_geometry_refuses_pictures_that_the_features_cannot_be_of(cls: type[Resh
 @every_reshaper
 @one_and_six
 def test_a_fixed_rig_needs_its_calibration_once(cls: type[Reshaper], cameras: int, rig) -> None:
-    reshaper, x, rigs = build(cls, cameras), features(cameras, 3), rig(1, cameras)
+    reshaper, x, rigs = build(cls, cameras).eval(), features(cameras, 3), rig(1, cameras)
     if not issubclass(cls, GeometricReshaper):
         assert not cls.needs_cameras
         return
@@ -243,6 +243,16 @@ def test_a_fixed_rig_needs_its_calibration_once(cls: type[Reshaper], cameras: in
     assert fixed.state_dict().keys() == build(cls, cameras).state_dict().keys()
     with pytest.raises(InputError, match="fixed by precompute"):
         fixed(x, every)
+    half = build(cls, cameras).eval().precompute(rigs).bfloat16()(x.bfloat16())
+    again = build(cls, cameras).eval().bfloat16().precompute(rigs)(x.bfloat16())
+    torch.testing.assert_close(half, again, atol=0.1, rtol=0.05)  # places are no less exact for the cast
+    fixed.load_state_dict(fixed.state_dict())
+    torch.testing.assert_close(fixed(x, every), expected, atol=1e-5, rtol=1e-5)  # other weights may locate otherwise
+    fixed.precompute(rigs).train()
+    with pytest.raises(InputError, match=r"call it as reshaper\(features, cameras\)"):
+        fixed(x)
+    with pytest.raises(InputError, match="call eval"):
+        fixed.precompute(rigs)
 
 
 @every_reshaper
