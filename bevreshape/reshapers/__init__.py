@@ -1,6 +1,7 @@
 """View transformers, one file each, behind one contract: ``reshaper(features, cameras) -> bev``."""
 
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
+from bevreshape.reshapers.column_mlp import ColumnMLP
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.mlp import MLP
@@ -11,6 +12,7 @@ from bevreshape.reshapers.strided_conv import StridedConv
 __all__ = [
     "IPM",
     "MLP",
+    "ColumnMLP",
     "CrossAttention",
     "FeatureShape",
     "GeometricReshaper",

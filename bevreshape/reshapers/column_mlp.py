@@ -1,0 +1,205 @@
+"""The column-wise fully connected view transformer of Pyramid Occupancy Networks."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry.cameras import NEAR
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.polar import PolarMaps, heading, load_published, nominal_focal
+
+PUBLISHED = {
+    "conv.weight": "project.weight",
+    "conv.bias": "project.bias",
+    "bn.weight": "norm.weight",
+    "bn.bias": "norm.bias",
+    "fc.weight": "weight",
+    "fc.bias": "bias",
+}
+"""Names in the published weights, and here."""
+
+
+class Columns(nn.Module):
+    """One scale: ``ReLU(GroupNorm(P·X))``, and one W from a column's rows × channels to its bins × channels.
+
+    Args:
+        source: the features.
+        dim: d.
+        rows: k, rows of the features that W sees; ``None`` for all of them.
+        bins: of depth.
+        groups: into which W divides the channels.
+    """
+
+    def __init__(self, source: FeatureShape, dim: int, rows: int | None, bins: int, groups: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.bins = bins
+        self.groups = groups
+        width_in, width_out = dim // groups * (rows or source.height), dim // groups * bins
+        self.project = nn.Conv2d(source.channels, dim, 1)
+        self.norm = nn.GroupNorm(math.gcd(16, dim), dim)
+        self.weight = nn.Parameter(torch.empty(groups, width_out, width_in))  # g (bins d/g) (d/g k)
+        self.bias = nn.Parameter(torch.empty(groups, 1, width_out))
+        bound = 1 / math.sqrt(width_in)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, top: Tensor, present: Tensor | None) -> Tensor:
+        """(b, n, c, h, w), row of the features where its window begins, (b, n), and (b, n) → (b, n, w, bins, d)."""
+        n, w = x.shape[1], x.shape[-1]
+        x, top = x.flatten(0, 1), top.flatten()  # (b n) c h w
+        if self.rows is None:
+            x = x if present is None else torch.where(present.reshape(-1, 1, 1, 1), x, 0)
+            x = self.project(x)
+        else:
+            x = self._window(x, self.rows, top, present)
+        x = rearrange(F.relu(self.norm(x)), "b (g d) k w -> g (b w) (d k)", g=self.groups)
+        x = torch.baddbmm(self.bias, x, self.weight.mT)  # g (b n w) (bins d/g)
+        return rearrange(x, "g (b n w) (z d) -> b n w z (g d)", n=n, w=w, z=self.bins)
+
+    def _window(self, x: Tensor, rows: int, top: Tensor, present: Tensor | None) -> Tensor:
+        """(b n) d k w, read between rows where it begins between rows; zeros are projected outside the picture."""
+        first = top.floor()
+        row = first.long()[:, None] + torch.arange(rows + 1, device=x.device)  # (b n) k+1
+        inside = (row >= 0) & (row < x.shape[2])
+        if present is not None:
+            inside = inside & present.reshape(-1, 1)
+        index = row.clamp(0, x.shape[2] - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+        x = torch.where(inside[:, None, :, None], x.gather(2, index), 0)
+        x = F.conv2d(x, self.project.weight)
+        part = (top - first).to(x.dtype)[:, None, None, None]
+        return torch.lerp(x[:, :, :-1], x[:, :, 1:], part) + self.project.bias[:, None, None]
+
+
+class ColumnMLP(GeometricReshaper):
+    """Every column of the picture becomes the ray on the ground that it looks along, by one fully connected layer.
+
+    The dense transformer of Pyramid Occupancy Networks (Roddick and Cipolla, CVPR 2020). Of a feature map X, (c, h, w),
+    channels are projected and normalised, ``Y = ReLU(GroupNorm(P·X))``; each column of Y, k rows × d channels, becomes
+    bins of depth × d channels by the same ``W·y + b``; the map of columns × bins is read where cells of the ground lie
+    in it. With several scales each answers for a band of depth, coarse ones near, fine ones far (see
+    :class:`PolarMaps`). The weights are shared by all columns and cameras; a cell that several cameras see is their
+    average, one that nobody sees is 0.
+
+    W sees the k rows around the point that is ``height_m``'s middle above the camera at the near end of the band, for
+    an object that is seen there whole is seen farther off too; k covers ``height_m`` there. Where that is the whole
+    picture or more, it sees all rows.
+
+    What differs from the original: it reads cells at their corner and the features as if each were centred half a
+    stride into its cell, and lets the maps fade to zero at their borders, which are also the borders between scales;
+    here it is centres, features where they are centred, and no fading. Its window begins at a whole row; here it is
+    read where it lies. One camera there, looking level from the origin; here any rig. To have the original's own
+    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and whole rows.
+
+    Args:
+        source: the features it will get, one a scale.
+        grid: the cells it fills.
+        dim: d.
+        groups: into which W divides the channels.
+        depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
+        bin_m: length of a bin of depth; ``None`` for that of a cell.
+        rows: k of every scale, which may exceed the picture, zeros then stand beside it; ``None`` derives them.
+        height_m: the lowest and highest that is looked for, relative to the camera.
+        focal_px: nominal focal length of the full-size picture, for what is derived; ``None`` for 0.8 of its width.
+
+    Raises:
+        InputError: when widths, borders or rows do not fit.
+    """
+
+    takes_scales = True
+
+    def __init__(
+        self,
+        source: FeatureShape | Sequence[FeatureShape],
+        grid: BEVGrid | tuple[int, int],
+        *,
+        dim: int = 64,
+        groups: int = 1,
+        depth_m: Sequence[float | int] | None = None,
+        bin_m: float | int | None = None,
+        rows: Sequence[int] | None = None,
+        height_m: Sequence[float | int] = (-4.0, 2.0),
+        focal_px: float | int | None = None,
+    ) -> None:
+        super().__init__(source, grid, dim)
+        if groups < 1 or dim % groups:
+            raise InputError(f"ColumnMLP: dim={dim} cannot be divided into groups={groups}; choose a multiple")
+        low, high = height_m
+        if not low < high:
+            raise InputError(f"ColumnMLP: height_m=({low}, {high}) must ascend; write the lowest first")
+        focal = nominal_focal(self.sources[0]) if focal_px is None else float(focal_px)
+        if not focal > 0:
+            raise InputError(f"ColumnMLP: focal_px={focal_px} must be a positive number of pixels")
+        self.groups = groups
+        self.middle_m = (low + high) / 2
+        self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)
+        pairs = list(zip(self.sources, self.maps.bands, strict=True))
+        windows: list[int | None]
+        if rows is None:
+            wanted = [math.ceil(focal / s.stride * (high - low) / band.near_m) for s, band in pairs]
+            windows = [k if k < s.height else None for k, s in zip(wanted, self.sources, strict=True)]
+        else:
+            windows = list(rows)
+            if len(windows) != len(self.sources) or min(rows) < 1:
+                raise InputError(
+                    f"ColumnMLP: rows={windows} must be {len(self.sources)} positive numbers, one a scale"
+                )
+        self.scales = nn.ModuleList(
+            Columns(s, dim, k, band.bins, groups) for (s, band), k in zip(pairs, windows, strict=True)
+        )
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """Tokens and weights that cells read, (b, R·C, 4·n), where the windows begin, (b, n) a scale, and the mask."""
+        tops = [
+            self._top(cameras, source, band.near_m, scale.rows)
+            for source, band, scale in zip(self.sources, self.maps.bands, self.scales, strict=True)
+        ]
+        mask = () if cameras.mask is None else (cameras.mask,)
+        return (*self.maps.locate(cameras), *tops, *mask)
+
+    def _top(self, cameras: Cameras, source: FeatureShape, near_m: float, rows: int | None) -> Tensor:
+        """Row of the features where the window begins, (b, n)."""
+        if rows is None:
+            return torch.zeros_like(cameras.intrinsics[..., 0, 0])
+        ahead = heading(cameras) * near_m
+        middle = torch.cat([ahead, torch.full_like(ahead[..., :1], self.middle_m)], dim=-1)  # from the camera, ego axes
+        middle = (cameras.ego_from_cam[..., :3, :3] * middle.unsqueeze(-1)).sum(-2)  # camera axes
+        v = (cameras.intrinsics[..., 1, :] * middle).sum(-1) / middle[..., 2].clamp(min=NEAR)
+        return (v - source.offset_px) / source.stride - (rows - 1) / 2
+
+    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
+        tokens, weights, *rest = located
+        b = features[0].shape[0]
+        present = rest[len(self.scales)].expand(b, -1) if len(rest) > len(self.scales) else None
+        maps = [
+            scale(x, top.expand(b, -1), present) for x, top, scale in zip(features, rest, self.scales, strict=False)
+        ]
+        return self.maps.read(maps, tokens, weights)
+
+    @torch.no_grad()
+    def load_original(self, state: Mapping[str, Tensor]) -> "ColumnMLP":
+        """Take the weights of the published ``DenseTransformer``, or of a ``TransformerPyramid`` scale by scale.
+
+        Built with the published ``focal_px``, ``height_m`` and ``depth_m`` it has as many rows, where they do not exceed
+        the picture's; else set ``rows``.
+
+        Raises:
+            InputError: naming what is missing, left over or of another shape.
+        """
+        weights: dict[str, Tensor] = {}
+        for key, value in state.items():
+            pyramid = key.startswith("transformers.")
+            number, _, part = key.removeprefix("transformers.").partition(".") if pyramid else ("0", "", key)
+            if part.startswith("fc.") and len(value) % self.out_channels == 0:
+                d = self.out_channels // self.groups
+                value = rearrange(value.reshape(len(value), -1), "(g d z) i -> g (z d) i", g=self.groups, d=d)
+                value = value if part == "fc.weight" else value.mT
+            weights[f"scales.{number}.{PUBLISHED.get(part, part)}"] = value
+        load_published(self, self.name, weights)
+        return self
