@@ -54,27 +54,36 @@ class Columns(nn.Module):
         """(b, n, c, h, w), row of the features where its window begins, (b, n), and (b, n) → (b, n, w, bins, d)."""
         n, w = x.shape[1], x.shape[-1]
         x, top = x.flatten(0, 1), top.flatten()  # (b n) c h w
+        present = None if present is None else present.reshape(-1, 1, 1, 1)
         if self.rows is None:
-            x = x if present is None else torch.where(present.reshape(-1, 1, 1, 1), x, 0)
-            x = self.project(x)
+            x = x if present is None else torch.where(present, x, 0)
+            x = self._project(x) + self.project.bias[:, None, None]
         else:
             x = self._window(x, self.rows, top, present)
-        x = rearrange(F.relu(self.norm(x)), "b (g d) k w -> g (b w) (d k)", g=self.groups)
-        x = torch.baddbmm(self.bias, x, self.weight.mT)  # g (b n w) (bins d/g)
+        x = rearrange(F.relu(self.norm(x)), "b (g d) k w -> g (b w) (d k)", g=self.groups).contiguous()
+        if self.groups == 1:  # the plain product has the cheaper gradient
+            x = F.linear(x.squeeze(0), self.weight.squeeze(0), self.bias.flatten())[None]
+        else:
+            x = torch.baddbmm(self.bias, x, self.weight.mT)  # g (b n w) (bins d/g)
         return rearrange(x, "g (b n w) (z d) -> b n w z (g d)", n=n, w=w, z=self.bins)
+
+    def _project(self, x: Tensor) -> Tensor:
+        # as plain products, which do without a convolution's reordering
+        weight = self.project.weight.flatten(1).expand(x.shape[0], -1, -1)
+        return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
 
     def _window(self, x: Tensor, rows: int, top: Tensor, present: Tensor | None) -> Tensor:
         """(b n) d k w, read between rows where it begins between rows; zeros are projected outside the picture."""
+        b, c, h, w = x.shape
         first = top.floor()
         row = first.long()[:, None] + torch.arange(rows + 1, device=x.device)  # (b n) k+1
-        inside = (row >= 0) & (row < x.shape[2])
-        if present is not None:
-            inside = inside & present.reshape(-1, 1)
-        index = row.clamp(0, x.shape[2] - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-        x = torch.where(inside[:, None, :, None], x.gather(2, index), 0)
-        x = F.conv2d(x, self.project.weight)
+        inside = ((row >= 0) & (row < h)).to(x.dtype)[:, None, :, None]
+        flat = h * torch.arange(b * c, device=x.device).reshape(b, c, 1) + row.clamp(0, h - 1)[:, None]
+        x = F.embedding(flat, x.reshape(-1, w))  # (b n) c k+1 w
+        x = self._project(x if present is None else torch.where(present, x, 0))
         part = (top - first).to(x.dtype)[:, None, None, None]
-        return torch.lerp(x[:, :, :-1], x[:, :, 1:], part) + self.project.bias[:, None, None]
+        upper, lower = (1 - part) * inside[:, :, :-1], part * inside[:, :, 1:]
+        return x[:, :, :-1] * upper + x[:, :, 1:] * lower + self.project.bias[:, None, None]
 
 
 class ColumnMLP(GeometricReshaper):
@@ -147,9 +156,7 @@ class ColumnMLP(GeometricReshaper):
         else:
             windows = list(rows)
             if len(windows) != len(self.sources) or min(rows) < 1:
-                raise InputError(
-                    f"ColumnMLP: rows={windows} must be {len(self.sources)} positive numbers, one a scale"
-                )
+                raise InputError(f"ColumnMLP: rows={windows} must be {len(self.sources)} positive numbers, one a scale")
         self.scales = nn.ModuleList(
             Columns(s, dim, k, band.bins, groups) for (s, band), k in zip(pairs, windows, strict=True)
         )

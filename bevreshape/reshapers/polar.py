@@ -107,8 +107,7 @@ class PolarMaps:
             (s.stride, s.offset_px, s.width - 1, band.near_m, band.bins / (band.far_m - band.near_m), band.bins - 1)
             for s, band in zip(self.sources, self.bands, strict=True)
         ]
-        table = torch.tensor(values, device=u.device, dtype=u.dtype)[scale]  # b n p 6
-        stride, offset_px, last_column, near_m, bins_per_metre, last_bin = table.unbind(-1)
+        stride, offset_px, last_column, near_m, bins_per_metre, last_bin = _look_up(values, scale, u.dtype)
         column = ((u - offset_px) / stride).clamp(min=0).minimum(last_column)
         bin_ = ((depth - near_m) * bins_per_metre - 0.5).clamp(min=0).minimum(last_bin)
         return self.corners(column, bin_, scale, seen / seen.sum(1, keepdim=True).clamp(min=1))
@@ -139,20 +138,14 @@ class PolarMaps:
             (source.width, band.bins, start)
             for source, band, start in zip(self.sources, self.bands, self.starts, strict=True)
         ]
-        width, depth, start = torch.tensor(values, device=column.device)[scale].unbind(-1)
+        width, depth, start = _look_up(values, scale, torch.long)
         start = start + self.tokens * torch.arange(column.shape[1], device=column.device)[:, None]
-        left, near = column.floor(), bins.floor()
-        tokens, weights = [], []
-        for i, across in ((left.long(), 1 - (column - left)), (left.long() + 1, column - left)):
-            for j, along in ((near.long(), 1 - (bins - near)), (near.long() + 1, bins - near)):
-                inside = (i >= 0) & (i < width) & (j >= 0) & (j < depth)
-                token = start + i.clamp(min=0).minimum(width - 1) * depth + j.clamp(min=0).minimum(depth - 1)
-                tokens.append(token)
-                weights.append(weight * across * along * inside)
-        return (
-            rearrange(torch.stack(tokens), "four b n p -> b p (n four)"),
-            rearrange(torch.stack(weights), "four b n p -> b p (n four)"),
-        )
+        across, i = _pair(column, width)  # 2 b n p
+        along, j = _pair(bins, depth)
+        tokens = (start + i * depth).unsqueeze(1) + j  # 2 2 b n p
+        weights = (weight * across).unsqueeze(1) * along
+        tokens, weights = (rearrange(x, "i j b n p -> b p (n i j)") for x in (tokens, weights))
+        return tokens, weights
 
     def read(
         self, maps: Sequence[Tensor], tokens: Int[Tensor, "#b p m"], weights: Float[Tensor, "#b p m"]
@@ -183,7 +176,22 @@ class PolarMaps:
         rank = torch.zeros_like(depth, dtype=torch.long)
         for border in self.edges[1:-1]:
             rank = rank + (depth >= border)
-        return torch.tensor(self.near_first, device=depth.device)[rank]
+        return _look_up([(scale,) for scale in self.near_first], rank, torch.long).squeeze(0)
+
+
+def _look_up(values: Sequence[tuple[float | int, ...]], row: Tensor, dtype: torch.dtype) -> Tensor:
+    """(columns, *row.shape): every column of a table at these rows."""
+    table = torch.tensor(values, device=row.device, dtype=dtype).mT
+    return table.index_select(1, row.flatten()).unflatten(1, row.shape)
+
+
+def _pair(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """The two whole numbers around a position, moved into 0..size - 1, and linear weights, 0 where one was moved."""
+    low = position.floor()
+    part = position - low
+    pair = torch.stack([low, low + 1]).long()  # 2 b n p
+    moved = pair.clamp(min=0).minimum(size - 1)
+    return torch.stack([1 - part, part]) * (moved == pair), moved
 
 
 def heading(cameras: Cameras) -> Float[Tensor, "b n 2"]:
