@@ -42,7 +42,7 @@ class Columns(nn.Module):
         self.bins = bins
         self.groups = groups
         width_in, width_out = dim // groups * (rows or source.height), dim // groups * bins
-        self.project = nn.Conv2d(source.channels, dim, 1)
+        self.project = nn.Linear(source.channels, dim)
         self.norm = nn.GroupNorm(math.gcd(16, dim), dim)
         self.weight = nn.Parameter(torch.empty(groups, width_out, width_in))  # g (bins d/g) (d/g k)
         self.bias = nn.Parameter(torch.empty(groups, 1, width_out))
@@ -69,7 +69,7 @@ class Columns(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         # as plain products, which do without a convolution's reordering
-        weight = self.project.weight.flatten(1).expand(x.shape[0], -1, -1)
+        weight = self.project.weight.expand(x.shape[0], -1, -1)
         return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
 
     def _window(self, x: Tensor, rows: int, top: Tensor, present: Tensor | None) -> Tensor:
@@ -149,23 +149,23 @@ class ColumnMLP(GeometricReshaper):
         self.middle_m = (low + high) / 2
         self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)
         pairs = list(zip(self.sources, self.maps.bands, strict=True))
-        windows: list[int | None]
+        self.rows: list[int | None]
         if rows is None:
             wanted = [math.ceil(focal / s.stride * (high - low) / band.near_m) for s, band in pairs]
-            windows = [k if k < s.height else None for k, s in zip(wanted, self.sources, strict=True)]
+            self.rows = [k if k < s.height else None for k, s in zip(wanted, self.sources, strict=True)]
+        elif len(rows) != len(self.sources) or min(rows) < 1:
+            raise InputError(f"ColumnMLP: rows={list(rows)} must be {len(self.sources)} positive numbers, one a scale")
         else:
-            windows = list(rows)
-            if len(windows) != len(self.sources) or min(rows) < 1:
-                raise InputError(f"ColumnMLP: rows={windows} must be {len(self.sources)} positive numbers, one a scale")
+            self.rows = list(rows)
         self.scales = nn.ModuleList(
-            Columns(s, dim, k, band.bins, groups) for (s, band), k in zip(pairs, windows, strict=True)
+            Columns(s, dim, k, band.bins, groups) for (s, band), k in zip(pairs, self.rows, strict=True)
         )
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         """Tokens and weights that cells read, (b, R·C, 4·n), where the windows begin, (b, n) a scale, and the mask."""
         tops = [
-            self._top(cameras, source, band.near_m, scale.rows)
-            for source, band, scale in zip(self.sources, self.maps.bands, self.scales, strict=True)
+            self._top(cameras, source, band.near_m, rows)
+            for source, band, rows in zip(self.sources, self.maps.bands, self.rows, strict=True)
         ]
         mask = () if cameras.mask is None else (cameras.mask,)
         return (*self.maps.locate(cameras), *tops, *mask)
@@ -207,6 +207,8 @@ class ColumnMLP(GeometricReshaper):
                 d = self.out_channels // self.groups
                 value = rearrange(value.reshape(len(value), -1), "(g d z) i -> g (z d) i", g=self.groups, d=d)
                 value = value if part == "fc.weight" else value.mT
+            elif part == "conv.weight":
+                value = value.flatten(1)
             weights[f"scales.{number}.{PUBLISHED.get(part, part)}"] = value
         load_published(self, self.name, weights)
         return self

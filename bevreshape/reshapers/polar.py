@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -80,7 +81,7 @@ class PolarMaps:
                 f"{name}: depth_m={edges} has {len(edges)} borders but {len(sources)} scales need {len(sources) + 1}; write "
                 "the near end, the borders between scales and the far end"
             )
-        if edges[0] <= 0 or any(near >= far for near, far in zip(edges, edges[1:], strict=False)):
+        if edges[0] <= 0 or any(near >= far for near, far in pairwise(edges)):
             raise InputError(f"{name}: depth_m={edges} must ascend from more than 0 m; write the nearest first")
         self.grid = grid
         self.sources = sources

@@ -61,7 +61,7 @@ def test_the_published_configuration_is_derived() -> None:
     reshaper = ColumnMLP(sources, BEVGrid((1, 50), (-25, 25), 0.5), dim=2, focal_px=630)
     assert [band.near_m for band in reshaper.maps.bands] == [39.0, 19.5, 9.5, 4.5, 1.0]
     assert [band.bins for band in reshaper.maps.bands[1:]] == [39, 20, 10, 7]
-    assert [scale.rows for scale in reshaper.scales] == [13, 13, 13, None, None]  # 14 of 10 rows and 30 of 5 there
+    assert reshaper.rows == [13, 13, 13, None, None]  # 14 of 10 rows and 30 of 5 there
 
 
 def norm_relu(x: np.ndarray, groups: int, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def norm_relu(x: np.ndarray, groups: int, weight: np.ndarray, bias: np.ndarray) 
 def polar_map(reshaper: ColumnMLP, s: int, x: np.ndarray, k: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """The (d, bins, w) map of one picture, (c, h, w), by loops over columns and bins."""
     weights = {name: value.numpy() for name, value in reshaper.scales[s].state_dict().items()}
-    source, band, rows = reshaper.sources[s], reshaper.maps.bands[s], reshaper.scales[s].rows
+    source, band, rows = reshaper.sources[s], reshaper.maps.bands[s], reshaper.rows[s]
     h, w, d = source.height, source.width, reshaper.out_channels
     if rows is None:
         window = x
@@ -86,7 +86,7 @@ def polar_map(reshaper: ColumnMLP, s: int, x: np.ndarray, k: np.ndarray, pose: n
         for i in range(rows):
             for row in range(h):  # linear between rows, zeros beyond the first and the last
                 window[:, i] += max(0, 1 - abs(top + i - row)) * x[:, row]
-    y = np.einsum("dc,ckw->dkw", weights["project.weight"][:, :, 0, 0], window) + weights["project.bias"][:, None, None]
+    y = np.einsum("dc,ckw->dkw", weights["project.weight"], window) + weights["project.bias"][:, None, None]
     y = norm_relu(y, math.gcd(16, d), weights["norm.weight"], weights["norm.bias"])
     out = np.zeros((d, band.bins, w))
     per_group = d // reshaper.groups
