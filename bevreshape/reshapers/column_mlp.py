@@ -142,9 +142,7 @@ class ColumnMLP(GeometricReshaper):
         low, high = height_m
         if not low < high:
             raise InputError(f"ColumnMLP: height_m=({low}, {high}) must ascend; write the lowest first")
-        focal = nominal_focal(self.sources[0]) if focal_px is None else float(focal_px)
-        if not focal > 0:
-            raise InputError(f"ColumnMLP: focal_px={focal_px} must be a positive number of pixels")
+        focal = nominal_focal(self.sources[0]) if focal_px is None else focal_px
         self.groups = groups
         self.middle_m = (low + high) / 2
         self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)

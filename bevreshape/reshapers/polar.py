@@ -66,8 +66,10 @@ class PolarMaps:
         grid: BEVGrid,
         depth_m: Sequence[float | int] | None,
         bin_m: float | int | None,
-        focal_px: float,
+        focal_px: float | int,
     ) -> None:
+        if not focal_px > 0:
+            raise InputError(f"{name}: focal_px={focal_px} must be a positive number of pixels")
         bin_m = grid.cell_m if bin_m is None else float(bin_m)
         if not bin_m > 0:
             raise InputError(f"{name}: bin_m={bin_m} must be a positive length in metres")
@@ -201,7 +203,7 @@ def heading(cameras: Cameras) -> Float[Tensor, "b n 2"]:
     return axis / axis.square().sum(-1, keepdim=True).sqrt().clamp(min=NEAR)
 
 
-def depth_borders(strides: Sequence[int], grid: BEVGrid, bin_m: float, focal_px: float) -> list[float]:
+def depth_borders(strides: Sequence[int], grid: BEVGrid, bin_m: float, focal_px: float | int) -> list[float]:
     """Borders of the bands from near to far: that of a scale begins at the last bin in which its columns are no wider
     than a bin, ``⌊focal / stride⌋`` bins away, and the scales share what the grid is deep."""
     corner = math.hypot(max(map(abs, grid.forward_m)), max(map(abs, grid.left_m)))
