@@ -160,30 +160,31 @@ class ColumnMLP(GeometricReshaper):
         )
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """Tokens and weights that cells read, (b, R·C, 4·n), where the windows begin, (b, n) a scale, and the mask."""
-        tops = [
-            self._top(cameras, source, band.near_m, rows)
+        """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), the row where the window of every scale
+        begins, (b, n, scales), and the mask if there is one."""
+        mask = () if cameras.mask is None else (cameras.mask,)
+        return (*self.maps.locate(cameras), self._tops(cameras), *mask)
+
+    def _tops(self, cameras: Cameras) -> Tensor:
+        values = [
+            (band.near_m, self.middle_m, source.offset_px, source.stride, ((rows or 1) - 1) / 2)
             for source, band, rows in zip(self.sources, self.maps.bands, self.rows, strict=True)
         ]
-        mask = () if cameras.mask is None else (cameras.mask,)
-        return (*self.maps.locate(cameras), *tops, *mask)
-
-    def _top(self, cameras: Cameras, source: FeatureShape, near_m: float, rows: int | None) -> Tensor:
-        """Row of the features where the window begins, (b, n)."""
-        if rows is None:
-            return torch.zeros_like(cameras.intrinsics[..., 0, 0])
-        ahead = heading(cameras) * near_m
-        middle = torch.cat([ahead, torch.full_like(ahead[..., :1], self.middle_m)], dim=-1)  # from the camera, ego axes
-        middle = (cameras.ego_from_cam[..., :3, :3] * middle.unsqueeze(-1)).sum(-2)  # camera axes
-        v = (cameras.intrinsics[..., 1, :] * middle).sum(-1) / middle[..., 2].clamp(min=NEAR)
-        return (v - source.offset_px) / source.stride - (rows - 1) / 2
+        k = cameras.intrinsics
+        near_m, middle_m, offset_px, stride, half = torch.tensor(values, device=k.device, dtype=k.dtype).mT  # scales
+        ahead = heading(cameras).unsqueeze(-2) * near_m[:, None]  # b n scales 2
+        middle = torch.cat([ahead, middle_m[:, None].expand(*ahead.shape[:-1], 1)], dim=-1)  # from the camera, ego axes
+        middle = (cameras.ego_from_cam[..., None, :3, :3] * middle.unsqueeze(-1)).sum(-2)  # camera axes
+        v = (k[..., None, 1, :] * middle).sum(-1) / middle[..., 2].clamp(min=NEAR)
+        return torch.where(cameras.present[..., None], (v - offset_px) / stride - half, 0)
 
     def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
-        tokens, weights, *rest = located
+        tokens, weights, tops, *mask = located
         b = features[0].shape[0]
-        present = rest[len(self.scales)].expand(b, -1) if len(rest) > len(self.scales) else None
+        present = mask[0].expand(b, -1) if mask else None
         maps = [
-            scale(x, top.expand(b, -1), present) for x, top, scale in zip(features, rest, self.scales, strict=False)
+            scale(x, top.expand(b, -1), present)
+            for x, top, scale in zip(features, tops.unbind(-1), self.scales, strict=True)
         ]
         return self.maps.read(maps, tokens, weights)
 

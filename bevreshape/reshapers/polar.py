@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.geometry.cameras import NEAR, apply_homography
+from bevreshape.geometry.cameras import NEAR
 from bevreshape.reshapers.base import FeatureShape
 
 
@@ -99,31 +99,40 @@ class PolarMaps:
 
     def locate(self, cameras: Cameras) -> tuple[Int[Tensor, "b p m"], Float[Tensor, "b p m"]]:
         """Which tokens of the maps every cell reads, and how much of each, averaged over the cameras that see it."""
-        centers = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
-        pixels, distance = apply_homography(cameras.pixel_from_ground, centers)
-        u = pixels[..., 0]  # b n p
-        depth = self.depth(cameras, centers)
-        seen = (distance > NEAR) & (u >= -0.5) & (u < cameras.image_size[1] - 0.5) & cameras.present[..., None]
-        seen = seen & (depth >= self.edges[0]) & (depth < self.edges[-1])
-        scale = self._scale_at(depth)
-        values = [
-            (s.stride, s.offset_px, s.width - 1, band.near_m, band.bins / (band.far_m - band.near_m), band.bins - 1)
-            for s, band in zip(self.sources, self.bands, strict=True)
-        ]
-        stride, offset_px, last_column, near_m, bins_per_metre, last_bin = _look_up(values, scale, u.dtype)
-        column = ((u - offset_px) / stride).clamp(min=0).minimum(last_column)
-        bin_ = ((depth - near_m) * bins_per_metre - 0.5).clamp(min=0).minimum(last_bin)
-        return self.corners(column, bin_, scale, seen / seen.sum(1, keepdim=True).clamp(min=1))
+        homography, ahead = cameras.pixel_from_ground, heading(cameras)
+        behind = -(ahead * cameras.centers[..., :2]).sum(-1, keepdim=True)
+        across, _, distance, depth = self._on_cells(
+            torch.cat([homography, torch.cat([ahead, behind], dim=-1).unsqueeze(-2)], dim=-2)
+        ).unbind(2)  # b n p
+        seen = (distance > NEAR) & (depth >= self.edges[0]) & (depth < self.edges[-1]) & cameras.present[..., None]
+        u = across / torch.where(seen, distance, 1)
+        seen = seen & (u >= -0.5) & (u < cameras.image_size[1] - 0.5)
+        borders = torch.tensor(self.edges[1:-1], device=u.device, dtype=u.dtype)
+        scale = (depth >= borders[:, None, None, None]).sum(0)  # from near to far
+        if self.near_first != list(range(len(self.sources))):
+            scale = _look_up([(scale,) for scale in self.near_first], scale, torch.long)[0]
+        values = []
+        for source, band in zip(self.sources, self.bands, strict=True):
+            bins_per_metre = band.bins / (band.far_m - band.near_m)
+            columns = 1 / source.stride, -source.offset_px / source.stride, source.width - 1
+            values.append((*columns, bins_per_metre, -band.near_m * bins_per_metre - 0.5, band.bins - 1))
+        slope, start, last, bins_per_metre, first, last_bin = _look_up(values, scale, u.dtype)
+        position = torch.stack([u * slope + start, depth * bins_per_metre + first])
+        position = torch.where(seen, position, 0).clamp(min=0).minimum(torch.stack([last, last_bin]))
+        return self._corners(position, scale, seen / seen.sum(1, keepdim=True).clamp(min=1))
 
-    def depth(self, cameras: Cameras, ground: Float[Tensor, "p 2"]) -> Float[Tensor, "b n p"]:
-        """Distance of ground points (x, y) from every camera along its horizontal heading, in metres."""
-        return ((ground - cameras.centers[..., None, :2]) * heading(cameras).unsqueeze(-2)).sum(-1)
+    def _on_cells(self, linear: Float[Tensor, "b n i 3"]) -> Float[Tensor, "b n i p"]:
+        """Values at the centres of cells that are linear in (x, y, 1)."""
+        centers = self.grid.centers(linear.device, linear.dtype)
+        rows = linear[..., :1] * centers[:, 0, 0]
+        cols = linear[..., 1:2] * centers[0, :, 1] + linear[..., 2:]
+        return (rows.unsqueeze(-1) + cols.unsqueeze(-2)).flatten(-2)
 
     def corners(
         self,
         column: Float[Tensor, "b n p"],
         bins: Float[Tensor, "b n p"],
-        scale: Int[Tensor, "#b #n p"],
+        scale: Int[Tensor, "b n p"],
         weight: Float[Tensor, "b n p"],
     ) -> tuple[Int[Tensor, "b p m"], Float[Tensor, "b p m"]]:
         """The tokens around positions in the maps, and the bilinear weights of each; outside a map there is nothing.
@@ -137,16 +146,23 @@ class PolarMaps:
         Returns:
             Tokens and their weights, four a camera, m = 4·n.
         """
+        return self._corners(torch.stack([column, bins]), scale, weight)
+
+    def _corners(self, position: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         values = [
-            (source.width, band.bins, start)
+            (source.width - 1, band.bins - 1, band.bins, start)
             for source, band, start in zip(self.sources, self.bands, self.starts, strict=True)
         ]
-        width, depth, start = _look_up(values, scale, torch.long)
-        start = start + self.tokens * torch.arange(column.shape[1], device=column.device)[:, None]
-        across, i = _pair(column, width)  # 2 b n p
-        along, j = _pair(bins, depth)
-        tokens = (start + i * depth).unsqueeze(1) + j  # 2 2 b n p
-        weights = (weight * across).unsqueeze(1) * along
+        look_up = _look_up(values, scale, torch.long)
+        low = position.floor()
+        part = position - low  # 2 b n p, of column and bin
+        pair = torch.stack([low, low + 1]).long()
+        inside = pair.clamp(min=0).minimum(look_up[:2])
+        share = torch.stack([1 - part, part]) * (inside == pair)
+        first = (self.tokens + 1) * torch.arange(position.shape[2], device=position.device)[:, None]  # n 1, of a camera
+        tokens = (inside[:, 0] * look_up[2] + look_up[3] + first).unsqueeze(1) + inside[:, 1]  # 2 2 b n p
+        weights = (weight * share[:, 0]).unsqueeze(1) * share[:, 1]
+        tokens = torch.where(weights == 0, self.tokens + first, tokens)  # 0 · NaN would be NaN
         tokens, weights = (rearrange(x, "i j b n p -> b p (n i j)") for x in (tokens, weights))
         return tokens, weights
 
@@ -160,7 +176,8 @@ class PolarMaps:
             tokens: from :meth:`locate`.
             weights: of the tokens.
         """
-        table = torch.cat([polar.flatten(2, 3) for polar in maps], dim=2).flatten(1, 2)  # b n·tokens d
+        nothing = torch.zeros_like(maps[0][:, :, 0, :1])  # b n 1 d, what weighs nothing is read there
+        table = torch.cat([*(polar.flatten(2, 3) for polar in maps), nothing], dim=2).flatten(1, 2)  # b n·(tokens+1) d
         b, dtype = table.shape[0], table.dtype
         table = table if dtype == torch.float64 else table.float()
         tokens, weights = tokens.expand(b, -1, -1), weights.to(table.dtype).expand(b, -1, -1)
@@ -175,26 +192,13 @@ class PolarMaps:
                 ).unflatten(0, (b, -1))
         return rearrange(bev, "b (R C) d -> b d R C", R=self.grid.rows).to(dtype)
 
-    def _scale_at(self, depth: Tensor) -> Tensor:
-        rank = torch.zeros_like(depth, dtype=torch.long)
-        for border in self.edges[1:-1]:
-            rank = rank + (depth >= border)
-        return _look_up([(scale,) for scale in self.near_first], rank, torch.long).squeeze(0)
-
 
 def _look_up(values: Sequence[tuple[float | int, ...]], row: Tensor, dtype: torch.dtype) -> Tensor:
     """(columns, *row.shape): every column of a table at these rows."""
     table = torch.tensor(values, device=row.device, dtype=dtype).mT
+    if len(values) == 1:
+        return table[..., None, None]
     return table.index_select(1, row.flatten()).unflatten(1, row.shape)
-
-
-def _pair(position: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """The two whole numbers around a position, moved into 0..size - 1, and linear weights, 0 where one was moved."""
-    low = position.floor()
-    part = position - low
-    pair = torch.stack([low, low + 1]).long()  # 2 b n p
-    moved = pair.clamp(min=0).minimum(size - 1)
-    return torch.stack([1 - part, part]) * (moved == pair), moved
 
 
 def heading(cameras: Cameras) -> Float[Tensor, "b n 2"]:

@@ -175,6 +175,7 @@ def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
     cameras = replace(rig(1, 6), mask=torch.arange(6)[None] != 2)
     x = torch.randn(1, 6, 4, 4, 6)
     x[:, 2] = torch.nan
+    cameras.ego_from_cam[:, 2] = torch.nan
     reshaper = ColumnAttention(scales(6)[0], GRID)
     bev = reshaper(x, cameras)
     bev.sum().backward()

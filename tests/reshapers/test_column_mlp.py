@@ -51,9 +51,9 @@ def test_published_weights_and_positions_give_the_published_output() -> None:
         scale.append(torch.full_like(x, i, dtype=torch.long))
     column, bin_, number = (torch.cat(values, dim=1)[:, None] for values in (columns, bins, scale))  # b n p
     positions = reshaper.maps.corners(column, bin_, number, torch.ones_like(column))
-    tops = [saved[f"top.{i}"][:, None] for i in range(5)]
+    tops = torch.stack([saved[f"top.{i}"] for i in range(5)], dim=-1)[:, None]  # b n scales
     features = tuple(saved[f"features.{i}"][:, None] for i in range(5))
-    torch.testing.assert_close(reshaper.gather(features, (*positions, *tops)), saved["output"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reshaper.gather(features, (*positions, tops)), saved["output"], atol=1e-4, rtol=1e-4)
 
 
 def test_the_published_configuration_is_derived() -> None:
@@ -161,6 +161,15 @@ def test_cells_outside_every_field_of_view_get_nothing(rig) -> None:
     assert (bev[:, :, 0, 2:4].abs().sum(1) > 0).all()
 
 
+def test_a_camera_that_sees_nan_spoils_its_own_cells_only(rig) -> None:
+    reshaper = ColumnMLP(scales(6)[0], BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0), dim=4)
+    x = torch.randn(1, 6, 3, 4, 6)
+    x[:, 0] = torch.nan
+    bev = reshaper(x, rig(1, 6))[0]
+    assert bev[:, 0, 2:4].isnan().all()
+    assert bev[:, 5:].isfinite().all()
+
+
 def test_a_window_follows_the_horizon(rig) -> None:
     """Pictures moved down by a row and a half, with their calibration, look the same to the camera."""
     source = FeatureShape(2, 12, 6, 1, 4, 1.5)
@@ -179,6 +188,7 @@ def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
     cameras = replace(rig(1, 6), mask=torch.arange(6)[None] != 2)
     x = torch.randn(1, 6, 3, 4, 6)
     x[:, 2] = torch.nan
+    cameras.ego_from_cam[:, 2] = torch.nan
     for rows in (None, [2]):
         reshaper = ColumnMLP(scales(6)[0], BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0), dim=4, rows=rows)
         bev = reshaper(x, cameras)
