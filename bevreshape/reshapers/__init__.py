@@ -2,6 +2,8 @@
 
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.reshapers.bilinear import Bilinear
+from bevreshape.reshapers.column_attention import ColumnAttention
+from bevreshape.reshapers.column_mlp import ColumnMLP
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.cross_view_attention import CrossViewAttention
 from bevreshape.reshapers.deformable_attention import DeformableAttention
@@ -19,6 +21,8 @@ __all__ = [
     "IPM",
     "MLP",
     "Bilinear",
+    "ColumnAttention",
+    "ColumnMLP",
     "CrossAttention",
     "CrossViewAttention",
     "DeformableAttention",

@@ -219,6 +219,7 @@ class LatentAttention(GeometricReshaper):
 
     def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
         rays, q, *rest = located
+        rays, q = rays.to(self.latents.dtype), q.to(self.latents.dtype)  # of a fixed rig, from before a cast
         tokens = rearrange(features, "b n c h w -> b (n h w) c")
         b = tokens.shape[0]
         present = rest[0].expand(b, -1) if rest else None

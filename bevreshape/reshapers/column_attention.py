@@ -1,0 +1,281 @@
+"""The column-wise attending view transformer of Translating Images into Maps."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.polar import PolarMaps, load_published, nominal_focal
+
+ENCODINGS = ("published", "sincos")
+
+
+class Heads(nn.Module):
+    """``softmax(Q·Kᵀ/√d)·V·Wo + bo`` in heads, Q, K and V projected with biases (Vaswani et al. 2017)."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        nn.init.zeros_(self.to_qkv.bias)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """(b or 1, t, d), (b, s, d) and (b, s, d) → (b, t, d)."""
+        weight, bias, d = self.to_qkv.weight, self.to_qkv.bias, q.shape[-1]
+        if q is k:
+            q, k = F.linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, dim=-1)
+        else:
+            q = F.linear(q, weight[:d], bias[:d]).expand(k.shape[0], -1, -1)
+            k = F.linear(k, weight[d : 2 * d], bias[d : 2 * d])
+        v = F.linear(v, weight[2 * d :], bias[2 * d :])
+        q, k, v = (rearrange(x, "b t (a d) -> b a t d", a=self.heads) for x in (q, k, v))
+        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b a t d -> b t (a d)"))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention of a column's tokens and a feed-forward, each added and then normalised."""
+
+    def __init__(self, dim: int, heads: int, width: int) -> None:
+        super().__init__()
+        self.attention = Heads(dim, heads)
+        self.feedforward = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        placed = x + place
+        x = self.norms[0](x + self.attention(placed, placed, x))
+        return self.norms[1](x + self.feedforward(x))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention of a ray's queries, attention to the column's tokens and a feed-forward, each added and then
+    normalised."""
+
+    def __init__(self, dim: int, heads: int, width: int) -> None:
+        super().__init__()
+        self.self_attention = Heads(dim, heads)
+        self.cross_attention = Heads(dim, heads)
+        self.feedforward = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
+
+    def forward(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        placed = x + query
+        x = self.norms[0](x + self.self_attention(placed, placed, x))
+        x = self.norms[1](x + self.cross_attention(x + query, keys, values))
+        return self.norms[2](x + self.feedforward(x))
+
+
+class ColumnTransformer(nn.Module):
+    """One scale: every column's tokens to its ray's bins, by an encoder and a decoder.
+
+    Args:
+        dim: d, channels of the features.
+        rows: h, tokens of a column.
+        bins: of depth, queries of a ray.
+        heads: of every attention.
+        layers: of the encoder and of the decoder.
+        width: of the feed-forwards.
+        encoding: ``published`` or ``sincos``.
+    """
+
+    row_wave: Tensor
+    bin_wave: Tensor
+
+    def __init__(
+        self, dim: int, rows: int, bins: int, heads: int, layers: tuple[int, int], width: int, encoding: str
+    ) -> None:
+        super().__init__()
+        self.published = encoding == "published"
+        self.encoder = nn.ModuleList(EncoderLayer(dim, heads, width) for _ in range(layers[0]))
+        self.decoder = nn.ModuleList(DecoderLayer(dim, heads, width) for _ in range(layers[1]))
+        self.norm = nn.LayerNorm(dim)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        self.query = nn.Parameter(torch.randn(bins, dim))
+        self.register_buffer("row_wave", sequence_wave(rows, dim, self.published), persistent=False)
+        self.register_buffer("bin_wave", sequence_wave(bins, dim, self.published), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, h, d), b columns → (b, bins, d)."""
+        place = x + self.row_wave if self.published else self.row_wave
+        for encode in self.encoder:
+            x = encode(x, place)
+        keys, query = x + place, self.query
+        bev = self.bin_wave[None]  # the same for all columns until it attends to them
+        for decode in self.decoder:
+            bev = decode(bev, query, keys, x)
+        return self.norm(bev)
+
+
+class ColumnAttention(GeometricReshaper):
+    """Every column of the picture is translated into the ray on the ground that it looks along, by a transformer.
+
+    After Translating Images into Maps (Saha, Mendez, Russell and Bowden, ICRA 2022). A column's h tokens X attend to
+    one another, ``M = encoder(X)``; queries, one a bin of depth, attend to one another and to the column,
+    ``decoder(E, M)``, where E is a sinusoidal encoding of the bin and a learned vector q a bin is added to it wherever
+    it looks things up. All layers normalise after adding (Vaswani et al. 2017). The weights are shared by all columns
+    and cameras. The map of columns × bins is read where cells of the ground lie in it; with several scales each answers
+    for a band of depth, coarse ones near, fine ones far, with weights of its own (see :class:`PolarMaps`). A cell that
+    several cameras see is their average, one that nobody sees is 0.
+
+    This is the published single-frame network between its backbone and its head; its models with time, its auxiliary
+    heads and its monotonic attention, which are not its defaults, are left out, and so is dropout. As published (``encoding="published"``), what is added to tokens where they are looked up is their own
+    features again, with the encoding: keys of the decoder are ``M + X + E``, of the encoder's first layer ``2·X + E``;
+    and in E both channels of a pair are the sine. With ``sincos`` E alone is added, of sines and cosines.
+
+    What else differs from the original: it looks up one learned vector for all bins, the first of a hundred, here there
+    is one a bin; it cuts the picture's middle rows out, here all are tokens. It lays the polar map's columns between
+    the picture's borders at depths evenly spaced from the first to the last of a band, whatever depth the rows of the
+    grid have; here it is where they are (see :class:`ColumnMLP`, too). To have the original's own positions give
+    :meth:`gather` what ``maps.corners`` makes of them.
+
+    Args:
+        source: the features it will get, one a scale, all of d channels.
+        grid: the cells it fills.
+        heads: of every attention.
+        encoder_layers: how many.
+        decoder_layers: how many, at least one.
+        feedforward: width of the feed-forwards, one number or one a scale; ``None`` for 2·d.
+        encoding: ``published`` or ``sincos``.
+        depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
+        bin_m: length of a bin of depth; ``None`` for that of a cell.
+        focal_px: nominal focal length of the full-size picture, for what is derived; ``None`` for 0.8 of its width.
+
+    Raises:
+        InputError: an unknown encoding, or widths, layers or borders that do not fit.
+    """
+
+    takes_scales = True
+
+    def __init__(
+        self,
+        source: FeatureShape | Sequence[FeatureShape],
+        grid: BEVGrid | tuple[int, int],
+        *,
+        heads: int = 4,
+        encoder_layers: int = 2,
+        decoder_layers: int = 2,
+        feedforward: int | Sequence[int] | None = None,
+        encoding: str = "published",
+        depth_m: Sequence[float | int] | None = None,
+        bin_m: float | int | None = None,
+        focal_px: float | int | None = None,
+    ) -> None:
+        first = source if isinstance(source, FeatureShape) else source[0]
+        dim = first.channels
+        super().__init__(source, grid, dim)
+        if len({scale.channels for scale in self.sources}) > 1:
+            raise InputError(
+                f"ColumnAttention: its scales have {[scale.channels for scale in self.sources]} channels; all must have the same"
+            )
+        if dim % heads or dim % 2:
+            raise InputError(
+                f"ColumnAttention: {dim} channels cannot be divided among heads={heads} or into pairs; choose a multiple"
+            )
+        if encoding not in ENCODINGS:
+            raise InputError(f"ColumnAttention: there is no encoding={encoding}; {suggest(encoding, ENCODINGS)}")
+        if encoder_layers < 0 or decoder_layers < 1:
+            raise InputError(
+                f"ColumnAttention: encoder_layers={encoder_layers} and decoder_layers={decoder_layers} must be at least 0 and 1"
+            )
+        if feedforward is None or isinstance(feedforward, int):
+            widths = [feedforward or 2 * dim] * len(self.sources)
+        else:
+            widths = list(feedforward)
+        if len(widths) != len(self.sources) or min(widths) < 1:
+            raise InputError(
+                f"ColumnAttention: feedforward={feedforward} must be a positive width, or {len(self.sources)}, one a scale"
+            )
+        focal = nominal_focal(self.sources[0]) if focal_px is None else focal_px
+        self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)
+        self.scales = nn.ModuleList(
+            ColumnTransformer(dim, s.height, band.bins, heads, (encoder_layers, decoder_layers), width, encoding)
+            for s, band, width in zip(self.sources, self.maps.bands, widths, strict=True)
+        )
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), and the mask if there is one."""
+        mask = () if cameras.mask is None else (cameras.mask,)
+        return (*self.maps.locate(cameras), *mask)
+
+    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
+        tokens, weights, *mask = located
+        maps = []
+        for x, scale in zip(features, self.scales, strict=True):
+            n, w = x.shape[1], x.shape[4]
+            if mask:
+                x = torch.where(mask[0][..., None, None, None], x, 0)
+            columns = rearrange(x, "b n c h w -> (b n w) h c").contiguous()
+            maps.append(rearrange(scale(columns), "(b n w) z d -> b n w z d", n=n, w=w))
+        return self.maps.read(maps, tokens, weights)
+
+    @torch.no_grad()
+    def load_original(self, state: Mapping[str, Tensor]) -> "ColumnAttention":
+        """Take the weights of a published ``Transformer``; of several scales, of the published network's ``tbev8``,
+        ``tbev16`` and so on, the names in the order of this one's scales from fine to coarse.
+
+        Where the weights have a ``query_embed.weight``, its first row becomes the query of every bin, as there; where
+        they have none, for it is no part of the ``Transformer``, the queries stay as they are. Other parts of the
+        network are to be left out.
+
+        Raises:
+            InputError: naming what is missing, left over or of another shape.
+        """
+        names = sorted(
+            {key.partition(".")[0] for key in state if key.startswith("tbev")}, key=lambda name: int(name[4:])
+        )
+        order = sorted(range(len(self.scales)), key=lambda scale: self.sources[scale].stride)
+        number = {name: str(scale) for name, scale in zip(names, order, strict=False)}
+        weights: dict[str, Tensor] = {}
+        query = state.get("query_embed.weight")
+        for name, own in self.named_parameters():
+            if name.endswith(".query"):
+                weights[name] = own if query is None else query[:1].expand_as(own)
+        for key, value in state.items():
+            if key != "query_embed.weight":
+                name, _, rest = key.partition(".")
+                where, rest = (number.get(name, name), rest) if name.startswith("tbev") else ("0", key)
+                weights[f"scales.{where}.{_own_name(rest)}"] = value
+        load_published(self, self.name, weights)
+        return self
+
+
+def sequence_wave(count: int, channels: int, sines_only: bool) -> Tensor:
+    """(count, channels): ``sin(i·ω)`` and ``cos(i·ω)`` in turn for i = 0, 1, ..., ω = 10000^(-2m/channels) of the pair
+    m (Vaswani et al. 2017); or the sine in the place of the cosine, too."""
+    omega = torch.exp(torch.arange(0, channels, 2).double() * (-math.log(10000.0) / channels))
+    phase = torch.arange(count).double()[:, None] * omega  # count pairs
+    pair = [phase.sin(), phase.sin() if sines_only else phase.cos()]
+    return torch.stack(pair, dim=-1).flatten(1).float()
+
+
+PUBLISHED = {
+    "in_proj_": "to_qkv.",
+    "out_proj.": "out.",
+    "linear1.": "feedforward.0.",
+    "linear2.": "feedforward.2.",
+    "norm1.": "norms.0.",
+    "norm2.": "norms.1.",
+    "norm3.": "norms.2.",
+    "multihead_attn.": "cross_attention.",
+    "encoder.layers.": "encoder.",
+    "decoder.layers.": "decoder.",
+    "decoder.norm.": "norm.",
+}
+"""Parts of names in the published weights, and here."""
+
+
+def _own_name(key: str) -> str:
+    attention = "attention." if key.startswith("encoder.") else "self_attention."
+    for theirs, ours in {**PUBLISHED, "self_attn.": attention}.items():
+        key = key.replace(theirs, ours)
+    return key

@@ -1,0 +1,213 @@
+"""The column-wise fully connected view transformer of Pyramid Occupancy Networks."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry.cameras import NEAR
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.polar import PolarMaps, heading, load_published, nominal_focal
+
+PUBLISHED = {
+    "conv.weight": "project.weight",
+    "conv.bias": "project.bias",
+    "bn.weight": "norm.weight",
+    "bn.bias": "norm.bias",
+    "fc.weight": "weight",
+    "fc.bias": "bias",
+}
+"""Names in the published weights, and here."""
+
+
+class Columns(nn.Module):
+    """One scale: ``ReLU(GroupNorm(P·X))``, and one W from a column's rows × channels to its bins × channels.
+
+    Args:
+        source: the features.
+        dim: d.
+        rows: k, rows of the features that W sees; ``None`` for all of them.
+        bins: of depth.
+        groups: into which W divides the channels.
+    """
+
+    def __init__(self, source: FeatureShape, dim: int, rows: int | None, bins: int, groups: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.bins = bins
+        self.groups = groups
+        width_in, width_out = dim // groups * (rows or source.height), dim // groups * bins
+        self.project = nn.Linear(source.channels, dim)
+        self.norm = nn.GroupNorm(math.gcd(16, dim), dim)
+        self.weight = nn.Parameter(torch.empty(groups, width_out, width_in))  # g (bins d/g) (d/g k)
+        self.bias = nn.Parameter(torch.empty(groups, 1, width_out))
+        bound = 1 / math.sqrt(width_in)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, top: Tensor, present: Tensor | None) -> Tensor:
+        """(b, n, c, h, w), row of the features where its window begins, (b, n), and (b, n) → (b, n, w, bins, d)."""
+        n, w = x.shape[1], x.shape[-1]
+        x, top = x.flatten(0, 1), top.flatten()  # (b n) c h w
+        present = None if present is None else present.reshape(-1, 1, 1, 1)
+        if self.rows is None:
+            x = x if present is None else torch.where(present, x, 0)
+            x = self._project(x) + self.project.bias[:, None, None]
+        else:
+            x = self._window(x, self.rows, top, present)
+        x = rearrange(F.relu(self.norm(x)), "b (g d) k w -> g (b w) (d k)", g=self.groups).contiguous()
+        if self.groups == 1:  # the plain product has the cheaper gradient
+            x = F.linear(x.squeeze(0), self.weight.squeeze(0), self.bias.flatten())[None]
+        else:
+            x = torch.baddbmm(self.bias, x, self.weight.mT)  # g (b n w) (bins d/g)
+        return rearrange(x, "g (b n w) (z d) -> b n w z (g d)", n=n, w=w, z=self.bins)
+
+    def _project(self, x: Tensor) -> Tensor:
+        # as plain products, which do without a convolution's reordering
+        weight = self.project.weight.expand(x.shape[0], -1, -1)
+        return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
+
+    def _window(self, x: Tensor, rows: int, top: Tensor, present: Tensor | None) -> Tensor:
+        """(b n) d k w, read between rows where it begins between rows; zeros are projected outside the picture."""
+        b, c, h, w = x.shape
+        first = top.floor()
+        row = first.long()[:, None] + torch.arange(rows + 1, device=x.device)  # (b n) k+1
+        inside = ((row >= 0) & (row < h)).to(x.dtype)[:, None, :, None]
+        flat = h * torch.arange(b * c, device=x.device).reshape(b, c, 1) + row.clamp(0, h - 1)[:, None]
+        x = F.embedding(flat, x.reshape(-1, w))  # (b n) c k+1 w
+        x = self._project(x if present is None else torch.where(present, x, 0))
+        part = (top - first).to(x.dtype)[:, None, None, None]
+        upper, lower = (1 - part) * inside[:, :, :-1], part * inside[:, :, 1:]
+        return x[:, :, :-1] * upper + x[:, :, 1:] * lower + self.project.bias[:, None, None]
+
+
+class ColumnMLP(GeometricReshaper):
+    """Every column of the picture becomes the ray on the ground that it looks along, by one fully connected layer.
+
+    The dense transformer of Pyramid Occupancy Networks (Roddick and Cipolla, CVPR 2020). Of a feature map X, (c, h, w),
+    channels are projected and normalised, ``Y = ReLU(GroupNorm(P·X))``; each column of Y, k rows × d channels, becomes
+    bins of depth × d channels by the same ``W·y + b``; the map of columns × bins is read where cells of the ground lie
+    in it. With several scales each answers for a band of depth, coarse ones near, fine ones far (see
+    :class:`PolarMaps`). The weights are shared by all columns and cameras; a cell that several cameras see is their
+    average, one that nobody sees is 0.
+
+    W sees the k rows around the point that is ``height_m``'s middle above the camera at the near end of the band, for
+    an object that is seen there whole is seen farther off too; k covers ``height_m`` there. Where that is the whole
+    picture or more, it sees all rows.
+
+    What differs from the original: it reads cells at their corner and the features as if each were centred half a
+    stride into its cell, and lets the maps fade to zero at their borders, which are also the borders between scales;
+    here it is centres, features where they are centred, and no fading. Its window begins at a whole row; here it is
+    read where it lies. One camera there, looking level from the origin; here any rig. To have the original's own
+    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and whole rows.
+
+    Args:
+        source: the features it will get, one a scale.
+        grid: the cells it fills.
+        dim: d.
+        groups: into which W divides the channels.
+        depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
+        bin_m: length of a bin of depth; ``None`` for that of a cell.
+        rows: k of every scale, which may exceed the picture, zeros then stand beside it; ``None`` derives them.
+        height_m: the lowest and highest that is looked for, relative to the camera.
+        focal_px: nominal focal length of the full-size picture, for what is derived; ``None`` for 0.8 of its width.
+
+    Raises:
+        InputError: when widths, borders or rows do not fit.
+    """
+
+    takes_scales = True
+
+    def __init__(
+        self,
+        source: FeatureShape | Sequence[FeatureShape],
+        grid: BEVGrid | tuple[int, int],
+        *,
+        dim: int = 64,
+        groups: int = 1,
+        depth_m: Sequence[float | int] | None = None,
+        bin_m: float | int | None = None,
+        rows: Sequence[int] | None = None,
+        height_m: Sequence[float | int] = (-4.0, 2.0),
+        focal_px: float | int | None = None,
+    ) -> None:
+        super().__init__(source, grid, dim)
+        if groups < 1 or dim % groups:
+            raise InputError(f"ColumnMLP: dim={dim} cannot be divided into groups={groups}; choose a multiple")
+        low, high = height_m
+        if not low < high:
+            raise InputError(f"ColumnMLP: height_m=({low}, {high}) must ascend; write the lowest first")
+        focal = nominal_focal(self.sources[0]) if focal_px is None else focal_px
+        self.groups = groups
+        self.middle_m = (low + high) / 2
+        self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)
+        pairs = list(zip(self.sources, self.maps.bands, strict=True))
+        self.rows: list[int | None]
+        if rows is None:
+            wanted = [math.ceil(focal / s.stride * (high - low) / band.near_m) for s, band in pairs]
+            self.rows = [k if k < s.height else None for k, s in zip(wanted, self.sources, strict=True)]
+        elif len(rows) != len(self.sources) or min(rows) < 1:
+            raise InputError(f"ColumnMLP: rows={list(rows)} must be {len(self.sources)} positive numbers, one a scale")
+        else:
+            self.rows = list(rows)
+        self.scales = nn.ModuleList(
+            Columns(s, dim, k, band.bins, groups) for (s, band), k in zip(pairs, self.rows, strict=True)
+        )
+
+    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+        """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), the row where the window of every scale
+        begins, (b, n, scales), and the mask if there is one."""
+        mask = () if cameras.mask is None else (cameras.mask,)
+        return (*self.maps.locate(cameras), self._tops(cameras), *mask)
+
+    def _tops(self, cameras: Cameras) -> Tensor:
+        values = [
+            (band.near_m, self.middle_m, source.offset_px, source.stride, ((rows or 1) - 1) / 2)
+            for source, band, rows in zip(self.sources, self.maps.bands, self.rows, strict=True)
+        ]
+        k = cameras.intrinsics
+        near_m, middle_m, offset_px, stride, half = torch.tensor(values, device=k.device, dtype=k.dtype).mT  # scales
+        ahead = heading(cameras).unsqueeze(-2) * near_m[:, None]  # b n scales 2
+        middle = torch.cat([ahead, middle_m[:, None].expand(*ahead.shape[:-1], 1)], dim=-1)  # from the camera, ego axes
+        middle = (cameras.ego_from_cam[..., None, :3, :3] * middle.unsqueeze(-1)).sum(-2)  # camera axes
+        v = (k[..., None, 1, :] * middle).sum(-1) / middle[..., 2].clamp(min=NEAR)
+        return torch.where(cameras.present[..., None], (v - offset_px) / stride - half, 0)
+
+    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
+        tokens, weights, tops, *mask = located
+        b = features[0].shape[0]
+        present = mask[0].expand(b, -1) if mask else None
+        maps = [
+            scale(x, top.expand(b, -1), present)
+            for x, top, scale in zip(features, tops.unbind(-1), self.scales, strict=True)
+        ]
+        return self.maps.read(maps, tokens, weights)
+
+    @torch.no_grad()
+    def load_original(self, state: Mapping[str, Tensor]) -> "ColumnMLP":
+        """Take the weights of the published ``DenseTransformer``, or of a ``TransformerPyramid`` scale by scale.
+
+        Built with the published ``focal_px``, ``height_m`` and ``depth_m`` it has as many rows, where they do not exceed
+        the picture's; else set ``rows``.
+
+        Raises:
+            InputError: naming what is missing, left over or of another shape.
+        """
+        weights: dict[str, Tensor] = {}
+        for key, value in state.items():
+            pyramid = key.startswith("transformers.")
+            number, _, part = key.removeprefix("transformers.").partition(".") if pyramid else ("0", "", key)
+            if part.startswith("fc.") and len(value) % self.out_channels == 0:
+                d = self.out_channels // self.groups
+                value = rearrange(value.reshape(len(value), -1), "(g d z) i -> g (z d) i", g=self.groups, d=d)
+                value = value if part == "fc.weight" else value.mT
+            elif part == "conv.weight":
+                value = value.flatten(1)
+            weights[f"scales.{number}.{PUBLISHED.get(part, part)}"] = value
+        load_published(self, self.name, weights)
+        return self

@@ -1,0 +1,246 @@
+"""Polar maps, picture columns × bins of depth, and how cells of the ground read them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry.cameras import NEAR
+from bevreshape.reshapers.base import FeatureShape
+
+
+@dataclass(frozen=True)
+class Band:
+    """The depths that one scale answers for.
+
+    Attributes:
+        near_m: where its first bin begins, in metres from the camera along its horizontal heading.
+        far_m: where its last bin ends.
+        bins: of equal length.
+    """
+
+    near_m: float
+    far_m: float
+    bins: int
+
+
+class PolarMaps:
+    """The polar maps of all cameras and scales, and the way from there to the ground.
+
+    A column of a picture looks along a vertical plane through the camera. On its floor lie ``bins`` of depth, measured
+    along the camera's horizontal heading, as the distance of image planes of a level camera is. Of several scales each
+    answers for a band of depth, the coarsest for the nearest, where a column is as wide as a cell (Roddick and
+    Cipolla 2020).
+
+    A cell's column is that of its centre on the ground, through the full calibration; of a level camera all points
+    above it lie in the same column, of a pitched one that is an approximation which is exact on the ground. A camera
+    sees a cell that is in front of it, between its first and last column and inside a band; whether its rows reach
+    that low is not asked, since what stands there may be seen all the same. Maps are read bilinearly inside a band,
+    and nearest within half a bin or half a column of its borders.
+
+    Args:
+        name: of the reshaper, to begin messages with.
+        sources: the features, one a scale.
+        grid: the cells.
+        depth_m: borders of the bands in ascending order, one more than scales; ``None`` for those of the paper: from
+            1 m to the grid's farthest corner, divided where a cell is as wide as a column of the next finer scale.
+        bin_m: length of a bin; ``None`` for the length of a cell.
+        focal_px: nominal focal length of the cameras, from which the paper's borders follow.
+
+    Raises:
+        InputError: when borders do not ascend or their number does not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[FeatureShape],
+        grid: BEVGrid,
+        depth_m: Sequence[float | int] | None,
+        bin_m: float | int | None,
+        focal_px: float | int,
+    ) -> None:
+        if not focal_px > 0:
+            raise InputError(f"{name}: focal_px={focal_px} must be a positive number of pixels")
+        bin_m = grid.cell_m if bin_m is None else float(bin_m)
+        if not bin_m > 0:
+            raise InputError(f"{name}: bin_m={bin_m} must be a positive length in metres")
+        near_first = sorted(range(len(sources)), key=lambda scale: -sources[scale].stride)
+        if depth_m is None:
+            edges = depth_borders([sources[scale].stride for scale in near_first], grid, bin_m, focal_px)
+        else:
+            edges = [float(edge) for edge in depth_m]
+        if len(edges) != len(sources) + 1:
+            raise InputError(
+                f"{name}: depth_m={edges} has {len(edges)} borders but {len(sources)} scales need {len(sources) + 1}; write "
+                "the near end, the borders between scales and the far end"
+            )
+        if edges[0] <= 0 or any(near >= far for near, far in pairwise(edges)):
+            raise InputError(f"{name}: depth_m={edges} must ascend from more than 0 m; write the nearest first")
+        self.grid = grid
+        self.sources = sources
+        self.near_first = near_first
+        self.edges = edges
+        self.bands = [Band(0.0, 0.0, 0)] * len(sources)
+        for rank, scale in enumerate(near_first):
+            bins = math.ceil((edges[rank + 1] - edges[rank]) / bin_m - 1e-6)
+            self.bands[scale] = Band(edges[rank], edges[rank + 1], bins)
+        sizes = [source.width * band.bins for source, band in zip(sources, self.bands, strict=True)]
+        self.starts = [sum(sizes[:scale]) for scale in range(len(sizes))]
+        self.tokens = sum(sizes)
+
+    def locate(self, cameras: Cameras) -> tuple[Int[Tensor, "b p m"], Float[Tensor, "b p m"]]:
+        """Which tokens of the maps every cell reads, and how much of each, averaged over the cameras that see it."""
+        homography, ahead = cameras.pixel_from_ground, heading(cameras)
+        behind = -(ahead * cameras.centers[..., :2]).sum(-1, keepdim=True)
+        across, _, distance, depth = self._on_cells(
+            torch.cat([homography, torch.cat([ahead, behind], dim=-1).unsqueeze(-2)], dim=-2)
+        ).unbind(2)  # b n p
+        seen = (distance > NEAR) & (depth >= self.edges[0]) & (depth < self.edges[-1]) & cameras.present[..., None]
+        u = across / torch.where(seen, distance, 1)
+        seen = seen & (u >= -0.5) & (u < cameras.image_size[1] - 0.5)
+        borders = torch.tensor(self.edges[1:-1], device=u.device, dtype=u.dtype)
+        scale = (depth >= borders[:, None, None, None]).sum(0)  # from near to far
+        if self.near_first != list(range(len(self.sources))):
+            scale = _look_up([(scale,) for scale in self.near_first], scale, torch.long)[0]
+        values = []
+        for source, band in zip(self.sources, self.bands, strict=True):
+            bins_per_metre = band.bins / (band.far_m - band.near_m)
+            columns = 1 / source.stride, -source.offset_px / source.stride, source.width - 1
+            values.append((*columns, bins_per_metre, -band.near_m * bins_per_metre - 0.5, band.bins - 1))
+        slope, start, last, bins_per_metre, first, last_bin = _look_up(values, scale, u.dtype)
+        position = torch.stack([u * slope + start, depth * bins_per_metre + first])
+        position = torch.where(seen, position, 0).clamp(min=0).minimum(torch.stack([last, last_bin]))
+        return self._corners(position, scale, seen / seen.sum(1, keepdim=True).clamp(min=1))
+
+    def _on_cells(self, linear: Float[Tensor, "b n i 3"]) -> Float[Tensor, "b n i p"]:
+        """Values at the centres of cells that are linear in (x, y, 1)."""
+        centers = self.grid.centers(linear.device, linear.dtype)
+        rows = linear[..., :1] * centers[:, 0, 0]
+        cols = linear[..., 1:2] * centers[0, :, 1] + linear[..., 2:]
+        return (rows.unsqueeze(-1) + cols.unsqueeze(-2)).flatten(-2)
+
+    def corners(
+        self,
+        column: Float[Tensor, "b n p"],
+        bins: Float[Tensor, "b n p"],
+        scale: Int[Tensor, "b n p"],
+        weight: Float[Tensor, "b n p"],
+    ) -> tuple[Int[Tensor, "b p m"], Float[Tensor, "b p m"]]:
+        """The tokens around positions in the maps, and the bilinear weights of each; outside a map there is nothing.
+
+        Args:
+            column: 0 is the centre of the map's first column.
+            bins: 0 is the centre of its first bin.
+            scale: whose map it is.
+            weight: of what is read there.
+
+        Returns:
+            Tokens and their weights, four a camera, m = 4·n.
+        """
+        return self._corners(torch.stack([column, bins]), scale, weight)
+
+    def _corners(self, position: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        values = [
+            (source.width - 1, band.bins - 1, band.bins, start)
+            for source, band, start in zip(self.sources, self.bands, self.starts, strict=True)
+        ]
+        look_up = _look_up(values, scale, torch.long)
+        low = position.floor()
+        part = position - low  # 2 b n p, of column and bin
+        pair = torch.stack([low, low + 1]).long()
+        inside = pair.clamp(min=0).minimum(look_up[:2])
+        share = torch.stack([1 - part, part]) * (inside == pair)
+        first = (self.tokens + 1) * torch.arange(position.shape[2], device=position.device)[:, None]  # n 1, of a camera
+        tokens = (inside[:, 0] * look_up[2] + look_up[3] + first).unsqueeze(1) + inside[:, 1]  # 2 2 b n p
+        weights = (weight * share[:, 0]).unsqueeze(1) * share[:, 1]
+        tokens = torch.where(weights == 0, self.tokens + first, tokens)  # 0 · NaN would be NaN
+        tokens, weights = (rearrange(x, "i j b n p -> b p (n i j)") for x in (tokens, weights))
+        return tokens, weights
+
+    def read(
+        self, maps: Sequence[Tensor], tokens: Int[Tensor, "#b p m"], weights: Float[Tensor, "#b p m"]
+    ) -> Float[Tensor, "b d R C"]:
+        """Sum what the cells read.
+
+        Args:
+            maps: (b, n, w, bins, d), one a scale.
+            tokens: from :meth:`locate`.
+            weights: of the tokens.
+        """
+        nothing = torch.zeros_like(maps[0][:, :, 0, :1])  # b n 1 d, what weighs nothing is read there
+        table = torch.cat([*(polar.flatten(2, 3) for polar in maps), nothing], dim=2).flatten(1, 2)  # b n·(tokens+1) d
+        b, dtype = table.shape[0], table.dtype
+        table = table if dtype == torch.float64 else table.float()
+        tokens, weights = tokens.expand(b, -1, -1), weights.to(table.dtype).expand(b, -1, -1)
+        tokens = tokens + table.shape[1] * torch.arange(b, device=tokens.device)[:, None, None]
+        flat = table.flatten(0, 1)
+        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            bev = (flat[tokens] * weights.unsqueeze(-1)).sum(2)
+        else:
+            with torch.autocast(table.device.type, enabled=False):
+                bev = F.embedding_bag(
+                    tokens.flatten(0, 1), flat, per_sample_weights=weights.flatten(0, 1), mode="sum"
+                ).unflatten(0, (b, -1))
+        return rearrange(bev, "b (R C) d -> b d R C", R=self.grid.rows).to(dtype)
+
+
+def _look_up(values: Sequence[tuple[float | int, ...]], row: Tensor, dtype: torch.dtype) -> Tensor:
+    """(columns, *row.shape): every column of a table at these rows."""
+    table = torch.tensor(values, device=row.device, dtype=dtype).mT
+    if len(values) == 1:
+        return table[..., None, None]
+    return table.index_select(1, row.flatten()).unflatten(1, row.shape)
+
+
+def heading(cameras: Cameras) -> Float[Tensor, "b n 2"]:
+    """Where the optical axes point on the ground (x, y), of length 1; shorter of a camera that looks straight down."""
+    axis = cameras.ego_from_cam[..., :2, 2]
+    return axis / axis.square().sum(-1, keepdim=True).sqrt().clamp(min=NEAR)
+
+
+def depth_borders(strides: Sequence[int], grid: BEVGrid, bin_m: float, focal_px: float | int) -> list[float]:
+    """Borders of the bands from near to far: that of a scale begins at the last bin in which its columns are no wider
+    than a bin, ``⌊focal / stride⌋`` bins away, and the scales share what the grid is deep."""
+    corner = math.hypot(max(map(abs, grid.forward_m)), max(map(abs, grid.left_m)))
+    far = math.ceil(corner / bin_m - 1e-6) * bin_m
+    borders = [min(1.0, far / 2)]
+    for number, stride in enumerate(strides[1:], 1):
+        wanted = math.floor(focal_px / stride) * bin_m
+        borders.append(min(max(wanted, borders[-1] + bin_m), far - (len(strides) - number) * bin_m))
+    return [*borders, far]
+
+
+def nominal_focal(source: FeatureShape) -> float:
+    """A focal length in pixels where nobody knows one: 0.8 of the picture's width, as of nuScenes' front cameras."""
+    return 0.8 * source.width * source.stride
+
+
+def load_published(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
+    """Load weights under the module's own names, all of them and no others.
+
+    Raises:
+        InputError: naming what is missing, left over or of another shape.
+    """
+    own = dict(module.named_parameters())
+    missing, left = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or left:
+        raise InputError(
+            f"{name}: the published weights lack {missing or 'nothing'} and leave over {left or 'nothing'} (by their names "
+            "here); build it with as many scales and layers as they have"
+        )
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            raise InputError(
+                f"{name}: {key} is {tuple(value.shape)} in the published weights but {tuple(own[key].shape)} here; build it "
+                "with their widths, rows and bins of depth"
+            )
+    module.load_state_dict(weights)

@@ -1,0 +1,48 @@
+"""Polar maps read onto the ground by loops over cells and cameras."""
+
+import numpy as np
+
+from bevreshape.geometry import Cameras
+from bevreshape.reshapers import ColumnAttention, ColumnMLP
+
+
+def bilinear(polar: np.ndarray, i: float, j: float) -> np.ndarray:
+    """(d, bins, w) at bin i and column j, the border going on outside."""
+    i, j = np.clip(i, 0, polar.shape[1] - 1), np.clip(j, 0, polar.shape[2] - 1)
+    i0, j0 = int(i), int(j)
+    i1, j1 = min(i0 + 1, polar.shape[1] - 1), min(j0 + 1, polar.shape[2] - 1)
+    near = (1 - (j - j0)) * polar[:, i0, j0] + (j - j0) * polar[:, i0, j1]
+    far = (1 - (j - j0)) * polar[:, i1, j0] + (j - j0) * polar[:, i1, j1]
+    return (1 - (i - i0)) * near + (i - i0) * far
+
+
+def read_maps(
+    reshaper: ColumnMLP | ColumnAttention, maps: list[list[np.ndarray]], cameras: Cameras
+) -> tuple[np.ndarray, np.ndarray, set[int]]:
+    """The bird's-eye view of one sample, (d, R, C), how many cameras see each cell, and which scales are read.
+
+    Args:
+        reshaper: knows the bands.
+        maps: (d, bins, w) of every scale and camera.
+        cameras: of one sample.
+    """
+    poses, intrinsics = cameras.ego_from_cam[0].double().numpy(), cameras.intrinsics[0].double().numpy()
+    present, grid, width = cameras.present[0].tolist(), reshaper.grid, cameras.image_size[1]
+    bev = np.zeros((maps[0][0].shape[0], *grid.shape))
+    counts, used = np.zeros(grid.shape, dtype=int), set()
+    for row in range(grid.rows):
+        for col in range(grid.cols):
+            x = grid.forward_m[1] - (row + 0.5) * grid.cell_m
+            y = grid.left_m[1] - (col + 0.5) * grid.cell_m
+            for n in range(len(poses)):
+                point = poses[n][:3, :3].T @ (np.array([x, y, 0.0]) - poses[n][:3, 3])
+                ahead = poses[n][:2, 2] / np.linalg.norm(poses[n][:2, 2])
+                depth = ahead @ (np.array([x, y]) - poses[n][:2, 3])
+                u = (intrinsics[n] @ point / point[2])[0]
+                for s, (source, band) in enumerate(zip(reshaper.sources, reshaper.maps.bands, strict=True)):
+                    if present[n] and point[2] > 0 and -0.5 <= u < width - 0.5 and band.near_m <= depth < band.far_m:
+                        z = (depth - band.near_m) / (band.far_m - band.near_m) * band.bins - 0.5
+                        bev[:, row, col] += bilinear(maps[s][n], z, (u - source.offset_px) / source.stride)
+                        counts[row, col] += 1
+                        used.add(s)
+    return bev / np.maximum(counts, 1), counts, used
