@@ -69,6 +69,13 @@ def test_six_cameras_and_every_reshaper(command, worlds: Path, reshaper: str) ->
     assert "test" in ended.out
 
 
+@pytest.mark.parametrize("reshaper", ["cross_view_attention", "column_mlp"])
+def test_several_feature_scales(command, worlds: Path, reshaper: str) -> None:
+    arguments = [*without("trainer.max_steps"), "trainer.max_steps=1", f"data.root={worlds}", f"reshaper={reshaper}"]
+    ended = command("train", *arguments, "encoder.strides=[4,16]")
+    assert ended.code == 0, ended.err
+
+
 def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
     arguments = [
         *without("logger", "data.loader_workers", "trainer.max_steps"),
