@@ -104,7 +104,8 @@ class ColumnMLP(GeometricReshaper):
     stride into its cell, and lets the maps fade to zero at their borders, which are also the borders between scales;
     here it is centres, features where they are centred, and no fading. Its window begins at a whole row; here it is
     read where it lies. One camera there, looking level from the origin; here any rig. To have the original's own
-    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and whole rows.
+    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and the rows at which its
+    windows begin, (b, n, scales).
 
     Args:
         source: the features it will get, one a scale.

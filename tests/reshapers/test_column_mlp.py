@@ -56,6 +56,24 @@ def test_published_weights_and_positions_give_the_published_output() -> None:
     torch.testing.assert_close(reshaper.gather(features, (*positions, tops)), saved["output"], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_one_published_scale_is_a_convolution_along_the_columns(groups: int) -> None:
+    """The weights of a ``DenseTransformer``, on all rows, by the layers that it is made of."""
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(3, 16, 1), torch.nn.GroupNorm(16, 16)
+    fc = torch.nn.Conv1d(16 * 4, 16 * 5, 1, groups=groups)
+    layers = {"conv": conv, "bn": norm, "fc": fc}
+    state = {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
+    source = FeatureShape(channels=3, height=4, width=6, stride=8)
+    reshaper = ColumnMLP(source, BEVGrid((0, 8), (-4, 4), 1.0), dim=16, groups=groups, depth_m=(1, 6)).load_original(
+        state
+    )
+    x = torch.randn(2, 3, 4, 6)
+    expected = fc(norm(conv(x)).relu().flatten(1, 2)).unflatten(1, (16, 5))  # b d bins w
+    polar = reshaper.scales[0](x[:, None], torch.zeros(2, 1), None)[:, 0]  # b w bins d
+    torch.testing.assert_close(polar.permute(0, 3, 2, 1), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_the_published_configuration_is_derived() -> None:
     strides = [8, 16, 32, 64, 128]
     sources = [FeatureShape(2, math.ceil(600 / s), math.ceil(800 / s), stride=s) for s in strides]
