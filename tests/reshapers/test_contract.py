@@ -281,11 +281,11 @@ class FromTensors(nn.Module):
 
 
 @every_reshaper
-@one_and_six
 @pytest.mark.usefixtures("no_shape_checks")
-def test_export_with_any_batch(cls: type[Reshaper], cameras: int, rig) -> None:
-    module, rigs = FromTensors(build(cls, cameras)).eval(), rig(3, cameras)
-    inputs = (features(cameras, 3), rigs.intrinsics, rigs.ego_from_cam)
+def test_export_with_any_batch(cls: type[Reshaper], rig) -> None:
+    """Of one camera; that of six is part of its ONNX."""
+    module, rigs = FromTensors(build(cls, 1)).eval(), rig(3, 1)
+    inputs = (features(1, 3), rigs.intrinsics, rigs.ego_from_cam)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(module, inputs, dynamic_shapes=(batch, batch, batch), strict=False)
     for size in (3, 2):
