@@ -239,7 +239,7 @@ def draw(rows: Sequence[Mapping[str, Any]], growth_key: str | None) -> Figure:
                 bars = {row["reshaper"]: row[what] * unit for row in rows if _case_label(row) == case}
                 places = [i + (number - (len(cases) - 1) / 2) * 0.8 / len(cases) for i in range(len(names))]
                 axes.barh(places, [bars[name] for name in names], 0.8 / len(cases), label=case)
-            axes.set(xscale="log", xlabel=label, yticks=range(len(names)), yticklabels=names)
+            axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
             axes.invert_yaxis()
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")

@@ -107,7 +107,7 @@ def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[
     for workload in workloads:
         workload.module.eval()
     forward = _time([workload.forward for workload in workloads], workloads[0].device, rounds)
-    flops = [count_flops(workload.forward) for workload in workloads]
+    flops = [_forward_flops(workload) for workload in workloads]
     forward_bytes = [peak_bytes(workload.forward, workload.device) for workload in workloads]
     nothing = [(math.nan, math.nan)] * len(workloads)
     step, step_bytes = nothing, [math.nan] * len(workloads)
@@ -156,6 +156,17 @@ def count_flops(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call()
     return counter.get_total_flops()
+
+
+def _forward_flops(workload: Workload) -> int:
+    trained = [p for p in workload.module.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)  # torch's counter fails on views of a parameter where gradients are off
+    try:
+        return count_flops(workload.forward)
+    finally:
+        for p in trained:
+            p.requires_grad_()
 
 
 def _attention_flop(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:

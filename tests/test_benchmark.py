@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import ROOT
 from PIL import Image
 
 SMALL = ("features=[4,6]", "cells=[8,8]", "channels=8", "rounds=1", "hydra.run.dir=out")
@@ -31,6 +32,14 @@ def test_every_listed_reshaper_on_every_listed_case(command, tmp_path: Path) -> 
         assert picture.size[0] > 1000
     assert "mlp" in ended.out
     assert "GFLOP/s" in ended.out
+
+
+def test_all_reshapers(command, tmp_path: Path) -> None:
+    ended = command("benchmark", "cells=[4,4]", *(a for a in SMALL if not a.startswith("cells")))
+    assert ended.code == 0, ended.err
+    names = {path.stem for path in (ROOT / "conf" / "reshaper").glob("*.yaml")}
+    assert {r["reshaper"] for r in rows(tmp_path)} == names
+    assert all(float(r["forward_s"]) > 0 and float(r["step_s"]) > 0 for r in rows(tmp_path))
 
 
 def test_growth_fits_an_exponent(command, tmp_path: Path) -> None:
