@@ -2,6 +2,7 @@
 
 import pickle
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """How given weights differ from a module's own in names and shapes, the first two of each kind; empty where they fit."""
+    kinds = (
+        [
+            f"{key} is {tuple(given[key].shape)} there and {tuple(own[key].shape)} here"
+            for key in sorted(own.keys() & given.keys())
+            if given[key].shape != own[key].shape
+        ],
+        [f"{key} is missing there" for key in sorted(own.keys() - given.keys())],
+        [f"{key} is unknown here" for key in sorted(given.keys() - own.keys())],
+    )
+    said = [sentence for kind in kinds for sentence in kind[:2]]
+    more = sum(map(len, kinds)) - len(said)
+    return "; ".join(said) + (f" and {more} more" if more else "")
+
+
 def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
     """Put a checkpoint's weights into a model.
 
@@ -58,23 +75,10 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str |
     weights = {
         key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
     }
-    own = model.state_dict()
-    missing, surplus = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [
-        f"{key} is {tuple(weights[key].shape)} there and {tuple(own[key].shape)} here"
-        for key in own.keys() & weights.keys()
-        if weights[key].shape != own[key].shape
-    ]
-    if missing or surplus or shapes:
-        differences = [
-            *sorted(shapes),
-            *(f"{key} is missing there" for key in missing),
-            *(f"{key} is unknown here" for key in surplus),
-        ]
+    wrong = differences(model.state_dict(), weights)
+    if wrong:
         raise InputError(
-            f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}"
-            f"{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}; set the encoder, reshaper, head and data it was "
-            "trained with"
+            f"checkpoint {path} is of another architecture: {wrong}; set the encoder, reshaper, head and data it was trained with"
         )
     model.load_state_dict(weights)
 

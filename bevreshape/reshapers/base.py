@@ -1,6 +1,6 @@
 """The contract of a view transformer: ``reshaper(features, cameras) -> bev``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bevreshape.checkpoint import differences
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 
@@ -162,6 +163,16 @@ class Reshaper(nn.Module):
     def reshape(self, features: Any, cameras: Cameras | None) -> Tensor:
         """(b, n, c, h, w), a tuple of them where several scales are taken → (b, d, R, C), sizes already compared."""
         raise NotImplementedError
+
+    def check_original(self, weights: Mapping[str, Any], remedy: str) -> None:
+        """Compare published weights, renamed, with this module's own.
+
+        Raises:
+            InputError: naming what is missing, left over or of another shape, and the remedy.
+        """
+        wrong = differences(self.state_dict(), weights)
+        if wrong:
+            raise InputError(f"{self.name}: the original's weights do not fit: {wrong}; {remedy}")
 
     def pop_auxiliary_loss(self) -> Tensor | None:
         """What the method itself adds to the loss of the latest forward in training, weighted, once; ``None``: nothing."""

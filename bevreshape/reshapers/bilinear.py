@@ -132,19 +132,11 @@ class Bilinear(GeometricReshaper):
         """
         if self.compressor is None:
             raise InputError("Bilinear: compress=false has no weights to load; build it with compress=true")
-        own = {name.removeprefix(COMPRESSOR): value for name, value in state.items() if not name.startswith(OTHERS)}
-        if own.keys() != {"0.weight"}:
-            raise InputError(
-                f"Bilinear: of the original's weights {sorted({'0.weight'} - own.keys())} are missing and "
-                f"{sorted(own.keys() - {'0.weight'})} are left over; give the state of Segnet for pictures alone, or of its "
-                "bev_compressor"
-            )
-        shape = self.compressor.state_dict()["0.weight"].shape
-        if own["0.weight"].shape != shape:
-            raise InputError(
-                f"Bilinear: the original's weights are {tuple(own['0.weight'].shape)} but these are {tuple(shape)}; "
-                "build it with as many channels and heights"
-            )
-        turned = rearrange(own["0.weight"], "d (c Y) i j -> d Y c i j", Y=len(self.heights_m)).flip(1, 3)
+        given = {name.removeprefix(COMPRESSOR): value for name, value in state.items() if not name.startswith(OTHERS)}
+        self.check_original(
+            {f"compressor.{name}": value for name, value in given.items()},
+            "give the state of Segnet for pictures alone, or of its bev_compressor, and build it with as many channels and heights",
+        )
+        turned = rearrange(given["0.weight"], "d (c Y) i j -> d Y c i j", Y=len(self.heights_m)).flip(1, 3)
         self.compressor.load_state_dict({"0.weight": rearrange(turned, "d Y c i j -> d (Y c) i j")})
         return self

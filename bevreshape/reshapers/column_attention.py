@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
-from bevreshape.reshapers.polar import PolarMaps, load_published, nominal_focal
+from bevreshape.reshapers.polar import PolarMaps, nominal_focal
 
 ENCODINGS = ("published", "sincos")
 
@@ -245,7 +245,10 @@ class ColumnAttention(GeometricReshaper):
                 name, _, rest = key.partition(".")
                 where, rest = (number.get(name, name), rest) if name.startswith("tbev") else ("0", key)
                 weights[f"scales.{where}.{_own_name(rest)}"] = value
-        load_published(self, self.name, weights)
+        self.check_original(
+            weights, "build it with as many scales and layers, and their widths, rows and bins of depth"
+        )
+        self.load_state_dict(weights)
         return self
 
 

@@ -12,7 +12,7 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
-from bevreshape.reshapers.polar import PolarMaps, heading, load_published, nominal_focal
+from bevreshape.reshapers.polar import PolarMaps, heading, nominal_focal
 
 PUBLISHED = {
     "conv.weight": "project.weight",
@@ -210,5 +210,8 @@ class ColumnMLP(GeometricReshaper):
             elif part == "conv.weight":
                 value = value.flatten(1)
             weights[f"scales.{number}.{PUBLISHED.get(part, part)}"] = value
-        load_published(self, self.name, weights)
+        self.check_original(
+            weights, "build it with as many scales and layers, and their widths, rows and bins of depth"
+        )
+        self.load_state_dict(weights)
         return self

@@ -296,17 +296,7 @@ class CrossViewAttention(GeometricReshaper):
                 name = name.replace(theirs, ours)
             pointwise = name in own and own[name].ndim == 2 and value.shape[2:] == (1, 1)
             renamed[name] = value.flatten(1) if pointwise else value
-        missing, left = sorted(own.keys() - renamed.keys()), sorted(renamed.keys() - own.keys())
-        other = [
-            f"{name} {tuple(renamed[name].shape)} for {tuple(value.shape)}"
-            for name, value in own.items()
-            if name in renamed and renamed[name].shape != value.shape
-        ]
-        if missing or left or other:
-            raise InputError(
-                f"{self.name}: the original's weights do not fit: missing {missing}, left over {left}, of another shape "
-                f"{other}; build it with the original's sizes and options"
-            )
+        self.check_original(renamed, "build it with the original's sizes and options")
         self.load_state_dict(renamed)
         return self
 

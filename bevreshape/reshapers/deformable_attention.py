@@ -559,23 +559,16 @@ class DeformableAttention(GeometricReshaper):
         """
         own = self.state_dict()
         found, left = translate(state_dict)
-        left += [name for name in found if name not in own]
         optional = {"query", "position.0", "position.1", "camera_embedding"}
         optional |= {name for name in own if name.startswith("project.")}
         found.setdefault("level_embedding", torch.zeros_like(self.level_embedding))
-        missing = [name for name in own if name not in found and name not in optional]
-        if missing or left:
-            raise InputError(
-                f"{self.name}: these weights are of another module: missing {missing or 'nothing'}, left over "
-                f"{left or 'nothing'}; build it with the same layers, bare, query_position and camera_embedding"
-            )
+        kept = {name: value for name, value in own.items() if name in optional}
+        self.check_original(
+            {**kept, **found, **dict.fromkeys(left, torch.empty(0))},
+            "build it with the same layers, dim, heads, points, scales, grid, bare, query_position and camera_embedding",
+        )
         order = self.canvas.heads, len(self.sources), self.points, 2
         for name, value in found.items():
-            if value.shape != own[name].shape:
-                raise InputError(
-                    f"{self.name}: the original's {name} is {tuple(value.shape)} but it was built for "
-                    f"{tuple(own[name].shape)}; build it with the same dim, heads, points, scales and grid"
-                )
             if ".offsets." in name:
                 value = value.unflatten(0, order).movedim(3, 0).flatten(0, 3)
             own[name] = value

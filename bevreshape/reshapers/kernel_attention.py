@@ -360,23 +360,13 @@ class KernelAttention(GeometricReshaper):
         Raises:
             InputError: when weights are missing, left over, or of another shape.
         """
-        own = self.state_dict()
         given = {}
         for name, value in state_dict.items():
             for theirs, ours in RENAMED.items():
                 name = re.sub(f"^{theirs}", ours, name)
             given[name] = value.flatten(1) if "embedding" in name and value.ndim == 4 else value  # 1×1 convolutions
-        missing, left_over = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-        if missing or left_over:
-            raise InputError(
-                f"KernelAttention: of the original's weights are missing {missing} and left over {left_over}; build it with as "
-                "many scales and bottlenecks, and give the encoder's weights without the backbone's"
-            )
-        other = [f"{name} {tuple(given[name].shape)}" for name in own if own[name].shape != given[name].shape]
-        if other:
-            raise InputError(
-                f"KernelAttention: the original's {', '.join(other)} are of another shape than here, "
-                f"{[tuple(own[name.split()[0]].shape) for name in other]}; build it with the same sizes"
-            )
+        self.check_original(
+            given, "give the encoder's weights without its backbone's, and build it with as many scales and bottlenecks"
+        )
         self.load_state_dict(given)
         return self

@@ -255,19 +255,7 @@ class LatentAttention(GeometricReshaper):
                 given |= {key.replace("qkv", x): part for x, part in zip("qkv", value.chunk(3), strict=True)}
             else:
                 given[key] = value
-        own = self.state_dict()
-        wrong = [f"{key} is missing" for key in own.keys() - given.keys()]
-        wrong += [f"{key} is left over" for key in given.keys() - own.keys()]
-        wrong += [
-            f"{key} is {tuple(given[key].shape)} in place of {tuple(own[key].shape)}"
-            for key in own.keys() & given.keys()
-            if given[key].shape != own[key].shape
-        ]
-        if wrong:
-            raise InputError(
-                f"LatentAttention: the original's weights do not fit: {', '.join(sorted(wrong))}; build it with the options "
-                "that they were trained with"
-            )
+        self.check_original(given, "build it with the options that they were trained with")
         if "cells" in given:
             given["cells"] = given["cells"].unflatten(0, self.target_shape).flip(0, 1).flatten(0, 1)
         self.load_state_dict(given)

@@ -223,18 +223,9 @@ class LiftSplat(GeometricReshaper):
             InputError: when one is missing or of another shape, or something else is left over.
         """
         given = {name.removeprefix("camencode."): value for name, value in state_dict.items()}
-        own = self.state_dict()
-        for problem, names in (("lack", own.keys() - given.keys()), ("have unknown", given.keys() - own.keys())):
-            if names:
-                raise InputError(
-                    f"LiftSplat: the original's weights {problem} {', '.join(sorted(names))}; give its depthnet.weight and "
-                    "depthnet.bias and nothing else"
-                )
-        for name, value in own.items():
-            if given[name].shape != value.shape:
-                raise InputError(
-                    f"LiftSplat: the original's {name} is {tuple(given[name].shape)} but this one is {tuple(value.shape)} for "
-                    f"{self.depths} depths + {self.out_channels} channels; set depths_m, channels or the source's channels"
-                )
+        self.check_original(
+            given,
+            "give depthnet.weight and depthnet.bias and nothing else, and set depths_m, channels and the source to theirs",
+        )
         self.load_state_dict(given)
         return self

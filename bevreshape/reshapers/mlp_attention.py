@@ -156,19 +156,7 @@ class MLPAttention(Reshaper):
             if not key.startswith(UNUSED):
                 prefix = next((prefix for prefix in RENAMED if key.startswith(prefix)), "")
                 given[RENAMED.get(prefix, "original ") + key.removeprefix(prefix)] = value
-        own = self.state_dict()
-        missing, left = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-        if missing or left:
-            raise InputError(
-                f"MLPAttention: the original's state dict lacks {missing[:4]} and has {left[:4]} left over; give both modules' "
-                "together and nothing else"
-            )
-        for name, value in given.items():
-            if value.shape != own[name].shape:
-                raise InputError(
-                    f"MLPAttention: {name} of the original is {tuple(value.shape)} but {tuple(own[name].shape)} here; "
-                    "rebuild it for the same features and cells"
-                )
+        self.check_original(given, "give both modules' weights together, and build it for the same features and cells")
         self.load_state_dict(given)
         return self
 

@@ -1,14 +1,14 @@
 """Polar maps, picture columns × bins of depth, and how cells of the ground read them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bevreshape.errors import InputError
@@ -222,25 +222,3 @@ def depth_borders(strides: Sequence[int], grid: BEVGrid, bin_m: float, focal_px:
 def nominal_focal(source: FeatureShape) -> float:
     """A focal length in pixels where nobody knows one: 0.8 of the picture's width, as of nuScenes' front cameras."""
     return 0.8 * source.width * source.stride
-
-
-def load_published(module: nn.Module, name: str, weights: Mapping[str, Tensor]) -> None:
-    """Load weights under the module's own names, all of them and no others.
-
-    Raises:
-        InputError: naming what is missing, left over or of another shape.
-    """
-    own = dict(module.named_parameters())
-    missing, left = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or left:
-        raise InputError(
-            f"{name}: the published weights lack {missing or 'nothing'} and leave over {left or 'nothing'} (by their names "
-            "here); build it with as many scales and layers as they have"
-        )
-    for key, value in weights.items():
-        if value.shape != own[key].shape:
-            raise InputError(
-                f"{name}: {key} is {tuple(value.shape)} in the published weights but {tuple(own[key].shape)} here; build it "
-                "with their widths, rows and bins of depth"
-            )
-    module.load_state_dict(weights)

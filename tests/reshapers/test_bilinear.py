@@ -187,11 +187,13 @@ def test_options_that_make_no_sense_are_refused(options, message: str) -> None:
 
 def test_weights_that_are_not_the_originals_are_refused() -> None:
     _, state = original()
-    with pytest.raises(InputError, match=r"\['0.weight'\] are missing and \['0.bias'\] are left over"):
+    with pytest.raises(
+        InputError, match=r"compressor\.0\.weight is missing there; compressor\.0\.bias is unknown here"
+    ):
         like_original().load_original({"bev_compressor.0.bias": torch.zeros(4)})
-    with pytest.raises(InputError, match=r"\[\] are missing and \['rest'\] are left over"):
+    with pytest.raises(InputError, match=r"do not fit: compressor\.rest is unknown here;"):
         like_original().load_original({**state, "rest": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"\(4, 12, 3, 3\) but these are \(5, 12, 3, 3\)"):
+    with pytest.raises(InputError, match=r"\(4, 12, 3, 3\) there and \(5, 12, 3, 3\) here"):
         like_original(channels=5).load_original(state)
     with pytest.raises(InputError, match="compress=false has no weights"):
         like_original(compress=False).load_original(state)

@@ -56,11 +56,11 @@ def test_output_of_the_original(original) -> None:
 def test_weights_that_are_not_the_original_are_refused(original) -> None:
     weights = original["state_dict"]
     built = MLPAttention(FeatureShape(16, 4, 4), (4, 4))
-    with pytest.raises(InputError, match=r"lacks \['fuse\.bias', 'fuse\.weight'\]"):
+    with pytest.raises(InputError, match=r"fuse\.bias is missing there; fuse\.weight is missing there;"):
         built.load_original({key: value for key, value in weights.items() if not key.startswith("f_conv")})
-    with pytest.raises(InputError, match=r"has \['original decoder\.weight'\] left over"):
+    with pytest.raises(InputError, match=r"original decoder\.weight is unknown here"):
         built.load_original({**weights, "decoder.weight": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"transform\.0\.weight of the original is \(16, 16\) but \(12, 16\) here"):
+    with pytest.raises(InputError, match=r"retransform\.0\.weight is \(16, 16\) there and \(16, 12\) here"):
         MLPAttention(FeatureShape(16, 4, 4), (4, 3)).load_original(weights)
 
 
