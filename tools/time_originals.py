@@ -1,0 +1,352 @@
+"""Our view transformers beside the code that was published with them, timed in turn in one process, at published shapes.
+
+Clone the repositories of ``ORIGINALS`` below into one folder, then
+
+    python tools/time_originals.py --clones CLONES
+    python tools/time_originals.py --clones CLONES --only PON VPN --rounds 15
+
+Only the classes that are compared are taken out of the clones, at the commit that is named, and run as they stand.
+"""
+
+import argparse
+import ast
+import math
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import einops
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
+
+from bevreshape import cli
+from bevreshape.costs import Workload, matmul_rate, measure, ring
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers import (
+    MLP,
+    Bilinear,
+    ColumnMLP,
+    CrossViewAttention,
+    FeatureShape,
+    GeometricReshaper,
+    KernelAttention,
+    LiftSplat,
+    Reshaper,
+)
+from bevreshape.reshapers.reading import read
+
+ORIGINALS = {
+    "cross_view_transformers": ("bradyz", "4de6e64"),
+    "GKT": ("hustvl", "104c27f"),
+    "lift-splat-shoot": ("nv-tlabs", "d74598c"),
+    "simple_bev": ("aharley", "be46f0e"),
+    "View-Parsing-Network": ("pbw-Berwin", "9ccfcce"),
+    "mono-semantic-maps": ("tom-roddick", "f6b0f52"),
+    "HDMapNet": ("Tsinghua-MARS-Lab", "7911227"),
+}
+"""Repository: owner, commit."""
+
+GRID = BEVGrid((-50.0, 50.0), (-50.0, 50.0), 0.5)
+"""100 m × 100 m, 200×200."""
+
+
+class Original(nn.Module):
+    """A published module, called as ours are."""
+
+    def __init__(self, module: nn.Module, call: Callable[[Any, Any], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self.call = call
+
+    def forward(self, features: Any, cameras: Cameras) -> Tensor:
+        return self.call(features, cameras)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison; features are those of a sample, a tuple where there are several scales."""
+
+    title: str
+    original: Original
+    ours: Reshaper
+    features: Tensor | tuple[Tensor, ...]
+    cameras: Cameras
+
+
+def definitions(clones: Path, repository: str, *paths: str, **given: Any) -> SimpleNamespace:
+    """Functions and classes of a repository's files, without what the files import.
+
+    Args:
+        clones: folder of the clones.
+        repository: its name.
+        paths: files in it.
+        given: what the files would have imported beside torch, numpy, einops and math.
+
+    Raises:
+        InputError: when the clone or its commit is not there.
+    """
+    owner, commit = ORIGINALS[repository]
+    names: dict[str, Any] = {
+        "torch": torch, "nn": nn, "F": F, "np": np, "math": math, "Bottleneck": Bottleneck, "List": list,
+        "rearrange": einops.rearrange, "repeat": einops.repeat, "EPS": 1e-6, **given,
+    }  # fmt: skip
+    for path in paths:
+        show = ["git", "-C", str(clones / repository), "show", f"{commit}:{path}"]
+        found = subprocess.run(show, capture_output=True, text=True, check=False)
+        if found.returncode:
+            raise InputError(
+                f"{clones / repository}: {path} at commit {commit} cannot be read; git clone "
+                f"https://github.com/{owner}/{repository} there"
+            )
+        kept = [node for node in ast.parse(found.stdout).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        exec(compile(ast.Module(kept, []), path, "exec"), names)
+    return SimpleNamespace(**names)
+
+
+def cross_view(clones: Path, channels: int, height: int, width: int, stride: int) -> Pair:
+    """One scale of CVT: 6 cameras to 25×25, dim 128, 4 heads of 32."""
+    code = definitions(clones, "cross_view_transformers", "cross_view_transformer/model/encoder.py")
+    layer = code.CrossViewAttention(height, width, channels, 128, 224, 480, qkv_bias=True)
+    cells = code.BEVEmbedding(128, 1.0, 200, 200, 100.0, 100.0, 0.0, [1, 1, 1])
+
+    def call(features: Tensor, cameras: Cameras) -> Tensor:
+        prior = cells.get_prior()[None]
+        return layer(prior, cells, features, cameras.intrinsics.inverse(), cameras.ego_from_cam)
+
+    source = FeatureShape(channels, height, width, 6, stride, (stride - 1) / 2)
+    ours = CrossViewAttention(source, GRID.coarsen(8), dim=128, dim_head=32, middle=0)
+    return pair(f"CVT, 6 × {height}×{width}×{channels}", nn.ModuleList([layer, cells]), call, ours)
+
+
+def kernel(clones: Path, channels: int, height: int, width: int, stride: int) -> Pair:
+    """One scale of GKT: 6 cameras to 25×25, dim 128, windows of 7×1 after a convolution of 1×7."""
+    code = definitions(
+        clones, "GKT", "segmentation/cross_view_transformer/model/geometry_kernel_transformer_encoder.py"
+    )
+    layer = code.GeometryKernelAttention(height, width, channels, 128, 1.0, 7, 1, 224, 480, qkv_bias=True)
+    cells = code.BEVEmbedding(128, 1.0, 200, 200, 100.0, 100.0, 0.0, [1, 1, 1])
+
+    def call(features: Tensor, cameras: Cameras) -> Tensor:
+        k, e = cameras.intrinsics, cameras.ego_from_cam.inverse()
+        return layer(cells.get_prior()[None], cells, features, k.inverse(), cameras.ego_from_cam, k, e)
+
+    source = FeatureShape(channels, height, width, 6, stride, (stride - 1) / 2)
+    ours = KernelAttention(source, GRID.coarsen(8), dim=128, bottlenecks=0)
+    return pair(f"GKT, 6 × {height}×{width}×{channels}", nn.ModuleList([layer, cells]), call, ours)
+
+
+def lift_splat(clones: Path) -> Pair:
+    """LSS from the trunk's features on: depth and context by a 1×1 convolution, geometry, pooling."""
+    tools = definitions(clones, "lift-splat-shoot", "src/tools.py", torchvision=_Torchvision)
+    code = definitions(
+        clones,
+        "lift-splat-shoot",
+        "src/models.py",
+        gen_dx_bx=tools.gen_dx_bx,
+        cumsum_trick=tools.cumsum_trick,
+        QuickCumsum=tools.QuickCumsum,
+    )
+
+    class Trunkless(code.CamEncode):  # the trunk is an encoder's matter
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.D, self.C = 41, 64
+            self.depthnet = nn.Conv2d(64, 41 + 64, 1)
+
+        def get_eff_depth(self, x: Tensor) -> Tensor:
+            return x
+
+    model = code.LiftSplatShoot.__new__(code.LiftSplatShoot)
+    nn.Module.__init__(model)
+    model.grid_conf = {
+        "xbound": [-50, 50, 0.5],
+        "ybound": [-50, 50, 0.5],
+        "zbound": [-10, 10, 20],
+        "dbound": [4, 45, 1],
+    }
+    model.data_aug_conf = {"final_dim": (128, 352)}
+    steps = tools.gen_dx_bx(*(model.grid_conf[f"{axis}bound"] for axis in "xyz"))
+    model.dx, model.bx, model.nx = (nn.Parameter(x, requires_grad=False) for x in steps)
+    model.downsample, model.camC, model.D, model.use_quickcumsum = 16, 64, 41, True
+    model.frustum = model.create_frustum()
+    model.camencode = Trunkless()
+
+    def call(features: Tensor, cameras: Cameras) -> Tensor:
+        rotation, place = cameras.ego_from_cam[..., :3, :3], cameras.ego_from_cam[..., :3, 3]
+        unchanged, unmoved = torch.eye(3).expand_as(rotation), torch.zeros_like(place)
+        points = model.get_geometry(rotation, place, cameras.intrinsics, unchanged, unmoved)
+        lifted = model.camencode(features.flatten(0, 1)).unflatten(0, features.shape[:2])  # b n c D h w
+        return model.voxel_pooling(points, lifted.permute(0, 1, 3, 4, 5, 2))
+
+    ours = LiftSplat(FeatureShape(64, 8, 22, 6, 16, 7.5), GRID, depths_m=[4, 45, 1], channels=64)
+    return pair("LSS, 6 × 8×22×64, 41 depths", model, call, ours)
+
+
+def simple_bev(clones: Path) -> Pair:
+    """Simple-BEV's sampling of 200×8×200 points and its mean over the cameras, without the convolution after it."""
+    utils = SimpleNamespace()
+    for name in ("basic", "geom", "vox"):
+        setattr(utils, name, definitions(clones, "simple_bev", f"utils/{name}.py", utils=utils))
+    shape = (200, 8, 200)
+    voxels = utils.vox.Vox_util(*shape, torch.tensor([[0.0, 1.0, 0.0]]), [-50, 50, -5, 5, -50, 50])
+    for bound in ("XMIN", "XMAX", "YMIN", "YMAX", "ZMIN", "ZMAX"):
+        setattr(voxels, bound, float(getattr(voxels, bound)))  # numpy scalars do not fit in today's torch.tensor
+    # the frame it samples in: x right, y down, z forward, at the vehicle
+    ego_from_ref = torch.tensor([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+    cells = utils.basic.gridcloud3d(1, *shape, norm=False, device="cpu")
+    points = utils.geom.apply_4x4(voxels.get_ref_T_mem(1, *shape, device="cpu"), cells)
+
+    def call(features: Tensor, cameras: Cameras) -> Tensor:
+        features, n = features[0], features.shape[1]
+        intrinsics = torch.eye(4).repeat(n, 1, 1)
+        intrinsics[:, :3, :3] = cameras.intrinsics[0]
+        height, width = cameras.image_size
+        scaled = utils.geom.scale_intrinsics(intrinsics, features.shape[-1] / width, features.shape[-2] / height)
+        cam_from_ref = cameras.cam_from_ego[0] @ ego_from_ref
+        pixel_from_ref = utils.basic.matmul2(scaled, cam_from_ref)
+        volume = voxels.unproject_image_to_mem(
+            features, pixel_from_ref, cam_from_ref, *shape, xyz_camA=points.repeat(n, 1, 1)
+        )[None]
+        return utils.basic.reduce_masked_mean(volume, (volume.abs() > 0).float(), dim=1)
+
+    ours = Sampling(FeatureShape(128, 28, 60, 6, 8, 3.5), GRID, heights=8, height_m=(-6.0, 4.0))
+    return pair("Simple-BEV, 6 × 28×60×128 → 200×8×200", nn.Module(), call, ours)
+
+
+class Sampling(Bilinear):
+    """Bilinear sampling, the volume as it is."""
+
+    def gather(self, features: Sequence[Tensor], located: tuple[Tensor, ...]) -> Tensor:
+        return read(features, located)  # b (R C k) c
+
+
+def parsing(clones: Path) -> Pair:
+    """VPN: six views of 25×25 by an MLP each, summed."""
+    code = definitions(clones, "View-Parsing-Network", "models.py")
+    module = code.TransformModule(25, 6)
+
+    def call(features: Tensor, cameras: Cameras) -> Tensor:
+        if not torch.is_grad_enabled():
+            return module(features.clone())
+        # its sum in place fails in autograd
+        b, n, c, h, w = features.shape
+        return sum(module.mat_list[i](features[:, i].flatten(2)) for i in range(n)).view(b, c, h, w)
+
+    ours = MLP(FeatureShape(256, 25, 25, 6), (25, 25), hidden=[625])
+    return pair("VPN, 6 × 25×25×256", module, call, ours)
+
+
+def pyramid(clones: Path) -> Pair:
+    """PON: five scales of a 600×800 picture to 1 to 50 m at 0.5 m."""
+    files = (f"src/nn/{name}.py" for name in ("resampler", "transformer", "pyramid"))
+    code = definitions(clones, "mono-semantic-maps", *files)
+    module = code.TransformerPyramid(256, 64, 0.5, [-25.0, 1.0, 25.0, 50.0], -2, 4, 630.0)
+
+    def call(features: tuple[Tensor, ...], cameras: Cameras) -> Tensor:
+        return module([scale[:, 0] for scale in features], cameras.intrinsics[:, 0])
+
+    sources = [
+        FeatureShape(256, *shape, stride=2**i, offset_px=(2**i - 1) / 2)
+        for i, shape in enumerate([(75, 100), (38, 50), (19, 25), (10, 13), (5, 7)], start=3)
+    ]
+    ours = ColumnMLP(
+        sources,
+        BEVGrid((1.0, 50.0), (-25.0, 25.0), 0.5),
+        dim=64,
+        depth_m=(1, 4.5, 9.5, 19.5, 39, 50),
+        rows=(13, 13, 13, 14, 30),
+    )
+    intrinsics = torch.tensor([[633.0, 0, 399.5], [0, 633, 299.5], [0, 0, 1]])
+    pose = torch.tensor([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
+    return pair(
+        "PON, five scales of 256", module, call, ours, Cameras(intrinsics[None, None], pose[None, None], (600, 800))
+    )
+
+
+def views(clones: Path) -> Pair:
+    """HDMapNet: six views of 8×22 by two layers each."""
+    code = definitions(clones, "HDMapNet", "model/hdmapnet.py")
+    module = code.ViewTransformation((8, 22), (40, 80))
+    ours = PerCamera(FeatureShape(64, 8, 22, 6), (40, 80), hidden=[3200])
+    return pair("HDMapNet, 6 × 8×22×64 → 40×80", module, lambda features, cameras: module(features), ours)
+
+
+class PerCamera(MLP):
+    """The MLP before its sum over the cameras, as HDMapNet takes it."""
+
+    def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
+        return self.per_camera(features)
+
+
+class _Torchvision:
+    """What src/tools.py of LSS wants for a class that is not used here."""
+
+    class transforms:  # noqa: N801
+        Normalize = object
+
+
+PAIRS: dict[str, Callable[[Path], Pair]] = {
+    "CVT-4": lambda clones: cross_view(clones, 32, 56, 120, 4),
+    "CVT-16": lambda clones: cross_view(clones, 160, 14, 30, 16),
+    "GKT-4": lambda clones: kernel(clones, 32, 56, 120, 4),
+    "GKT-16": lambda clones: kernel(clones, 160, 14, 30, 16),
+    "LSS": lift_splat,
+    "SimpleBEV": simple_bev,
+    "VPN": parsing,
+    "PON": pyramid,
+    "HDMapNet": views,
+}
+
+
+def pair(title: str, module: nn.Module, call: Callable, ours: Reshaper, cameras: Cameras | None = None) -> Pair:
+    """Features for ours, a rig that suits them, and both modules."""
+    source = ours.source
+    features = tuple(torch.randn(1, s.cameras, s.channels, s.height, s.width) for s in ours.sources)
+    if cameras is None:
+        size = (int(source.height * source.stride), int(source.width * source.stride))
+        cameras = ring(source.cameras, size, 1, torch.device("cpu"))
+    return Pair(title, Original(module, call), ours, features if len(features) > 1 else features[0], cameras)
+
+
+def main(clones: Path, only: Sequence[str], rounds: int) -> None:
+    """Time every pair and print the table."""
+    console = Console()
+    rate = matmul_rate(torch.device("cpu"), torch.float32)
+    threads = torch.get_num_threads()
+    table = Table(title=f"batch 1, float32, {threads} threads, matrix products {rate / 1e9:.0f} GFLOP/s; ms, medians")
+    for heading in ("", "original", "ours", "ratio", "fixed rig", "original fwd+bwd", "ours", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in only:
+        torch.manual_seed(0)
+        found = PAIRS[name](clones)
+        arguments = (found.features, found.cameras)
+        theirs, ours = measure([Workload(found.original, arguments), Workload(found.ours, arguments)], rounds, True)
+        fixed = ""
+        if isinstance(found.ours, GeometricReshaper):
+            found.ours.eval().precompute(found.cameras)
+            cost = measure([Workload(found.ours, (found.features, None))], rounds, False)[0]
+            fixed = f"{cost.forward_s * 1e3:.1f}"
+        times = [theirs.forward_s, ours.forward_s, theirs.step_s, ours.step_s]
+        before, after, step_before, step_after = (f"{seconds * 1e3:.1f}" for seconds in times)
+        ratio, step_ratio = (f"{times[i + 1] / times[i]:.2f}" for i in (0, 2))
+        table.add_row(found.title, before, after, ratio, fixed, step_before, step_after, step_ratio)
+        console.print(name, *times, style="dim")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clones", type=Path, required=True, help="folder of the cloned repositories")
+    parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS), help="some of the comparisons")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each; the median counts")
+    given = parser.parse_args()
+    cli.speaking(main, given.clones, given.only, given.rounds)
