@@ -107,7 +107,9 @@ def definitions(clones: Path, repository: str, *paths: str, **given: Any) -> Sim
                 f"{clones / repository}: {path} at commit {commit} cannot be read; git clone "
                 f"https://github.com/{owner}/{repository} there"
             )
-        kept = [node for node in ast.parse(found.stdout).body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        kept: list[ast.stmt] = [
+            node for node in ast.parse(found.stdout).body if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        ]
         exec(compile(ast.Module(kept, []), path, "exec"), names)
     return SimpleNamespace(**names)
 
@@ -156,17 +158,11 @@ def lift_splat(clones: Path) -> Pair:
         QuickCumsum=tools.QuickCumsum,
     )
 
-    class Trunkless(code.CamEncode):  # the trunk is an encoder's matter
-        def __init__(self) -> None:
-            nn.Module.__init__(self)
-            self.D, self.C = 41, 64
-            self.depthnet = nn.Conv2d(64, 41 + 64, 1)
-
-        def get_eff_depth(self, x: Tensor) -> Tensor:
-            return x
-
-    model = code.LiftSplatShoot.__new__(code.LiftSplatShoot)
-    nn.Module.__init__(model)
+    encode, model = (kind.__new__(kind) for kind in (code.CamEncode, code.LiftSplatShoot))
+    for module in (encode, model):  # without their trunks, which are an encoder's matter
+        nn.Module.__init__(module)
+    encode.D, encode.C, encode.depthnet = 41, 64, nn.Conv2d(64, 41 + 64, 1)
+    encode.get_eff_depth = nn.Identity()
     model.grid_conf = {
         "xbound": [-50, 50, 0.5],
         "ybound": [-50, 50, 0.5],
@@ -178,7 +174,7 @@ def lift_splat(clones: Path) -> Pair:
     model.dx, model.bx, model.nx = (nn.Parameter(x, requires_grad=False) for x in steps)
     model.downsample, model.camC, model.D, model.use_quickcumsum = 16, 64, 41, True
     model.frustum = model.create_frustum()
-    model.camencode = Trunkless()
+    model.camencode = encode
 
     def call(features: Tensor, cameras: Cameras) -> Tensor:
         rotation, place = cameras.ego_from_cam[..., :3, :3], cameras.ego_from_cam[..., :3, 3]
@@ -225,7 +221,7 @@ def simple_bev(clones: Path) -> Pair:
 class Sampling(Bilinear):
     """Bilinear sampling, the volume as it is."""
 
-    def gather(self, features: Sequence[Tensor], located: tuple[Tensor, ...]) -> Tensor:
+    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
         return read(features, located)  # b (R C k) c
 
 

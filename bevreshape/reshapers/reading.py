@@ -196,25 +196,47 @@ class Reading(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(rows, weights, starts)
         ctx.table_rows, ctx.steps = table.shape[0], steps
-        return _sum_rows(table, rows, weights, starts * len(steps))
+        return sum_rows(table, rows, weights, starts * len(steps))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         rows, weights, starts = ctx.saved_tensors
-        first, order = rows[:, 0].contiguous().sort()
-        owners = _owners(starts, rows.shape[0])[order]
-        begins = torch.searchsorted(first, torch.arange(ctx.table_rows, device=first.device, dtype=first.dtype))
-        gradient, begins = gradient.contiguous(), begins.to(owners.dtype)
-        out = gradient.new_zeros(ctx.table_rows, gradient.shape[1])
-        for step, weight in zip(ctx.steps, weights[order].unbind(1), strict=True):
-            out[step:] += _sum_rows(gradient, owners, weight.contiguous(), begins)[: ctx.table_rows - step]
+        readers = _owners(starts, rows.shape[0])
+        out = spread(gradient.contiguous(), readers, rows[:, 0], weights.unbind(1), ctx.steps, ctx.table_rows)
         return out, None, None, None, None
 
 
-def _sum_rows(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
-    """Weighted rows of a table, summed from each start to the next."""
-    return F.embedding_bag(rows.flatten(), table, starts, mode="sum", per_sample_weights=weights.flatten())
+def spread(
+    gradient: Tensor, readers: Tensor, first: Tensor, weights: Sequence[Tensor], steps: Sequence[int], length: int
+) -> Tensor:
+    """What a table of ``length`` rows gets where it was read bilinearly: the same sums the other way round.
+
+    Pairs are sorted by their first tap once; each of the taps then takes its sums, moved by a step.
+
+    Args:
+        gradient: of the sums that were read.
+        readers: (m) which of them each pair belongs to.
+        first: (m) row of its first tap.
+        weights: (m) of every tap.
+        steps: from the first tap to every tap, in rows.
+        length: rows of the table.
+    """
+    first, order = first.contiguous().sort(stable=True)
+    rows = torch.arange(length, device=first.device, dtype=first.dtype)
+    starts = torch.searchsorted(first, rows).to(readers.dtype)
+    readers = readers[order]
+    table = gradient.new_zeros(length, gradient.shape[1])
+    for step, weight in zip(steps, weights, strict=True):
+        table[step:] += sum_rows(gradient, readers, weight[order], starts)[: length - step]
+    return table
+
+
+def sum_rows(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
+    """Weighted rows of a table: a sum for every row of ``rows`` or, with ``starts``, from one start to the next."""
+    if starts is not None:
+        rows, weights = rows.flatten(), weights.flatten()
+    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def _owners(starts: Tensor, pairs: int) -> Tensor:
