@@ -162,7 +162,7 @@ def lift_splat(clones: Path) -> Pair:
     for module in (encode, model):  # without their trunks, which are an encoder's matter
         nn.Module.__init__(module)
     encode.D, encode.C, encode.depthnet = 41, 64, nn.Conv2d(64, 41 + 64, 1)
-    encode.get_eff_depth = nn.Identity()
+    vars(encode)["get_eff_depth"] = nn.Identity()
     model.grid_conf = {
         "xbound": [-50, 50, 0.5],
         "ybound": [-50, 50, 0.5],
