@@ -3,6 +3,10 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+TINY = 1e-7
+"""Keeps lengths from 0, as published."""
 
 
 class CameraEmbedding(nn.Module):
@@ -33,6 +37,24 @@ class CameraEmbedding(nn.Module):
         weight = self.point.weight
         return unit(affine(points, weight[:, :3], weight[:, 3] - centers))
 
+    def rays(self, rays: Float[Tensor, "*n t 3"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 7 t"]:
+        """What :meth:`ray_weight` takes to the same as :meth:`points` of ``centers + rays``, for one linear map to follow.
+
+        It is 7 wide, however wide the embedding, whose length comes from the weights' own products.
+        """
+        dtype = torch.promote_types(rays.dtype, self.point.weight.dtype)
+        ones = F.pad(centers.to(dtype), (0, 1), value=1.0).unsqueeze(-1)  # n 4 1
+        known = torch.cat([rays.to(dtype).mT, ones.expand(*ones.shape[:-1], rays.shape[-2])], dim=-2)  # n 7 t
+        weight = self.ray_weight(dtype)
+        square = (known * (weight.mT @ weight @ known)).sum(-2, keepdim=True)  # |Wz|² = zᵀWᵀWz
+        # kept from 0, where the root's gradient would be infinite
+        return known / (square.clamp(min=1e-20).sqrt() + TINY)
+
+    def ray_weight(self, dtype: torch.dtype) -> Float[Tensor, "d 7"]:
+        """Of (ray, centre, 1): ``P·(centre + ray, 1) − O·(centre, 1)``."""
+        point, center = self.point.weight.to(dtype), self.center.weight.to(dtype)
+        return torch.cat([point[:, :3], point - center], dim=1)
+
     def cells(self, ground: Float[Tensor, "*p 2"], centers: Float[Tensor, "*q d"]) -> Float[Tensor, "*r d"]:
         """Of cells as seen by cameras, from positions on the ground and what :meth:`centers` said of the cameras."""
         return unit(affine(ground, self.cell.weight, self.cell.bias) - centers)
@@ -49,4 +71,4 @@ def affine(points: Float[Tensor, "*t i"], weight: Float[Tensor, "d i"], bias: Te
 
 def unit(x: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
     """Divided by its length."""
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-7)
+    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + TINY)

@@ -6,13 +6,13 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.camera_embedding import CameraEmbedding
 from bevreshape.reshapers.joint_attention import joint_attention
 
 RENAMED = (
@@ -23,9 +23,9 @@ RENAMED = (
     ("feature_proj.2.", "embed_key.linear."),
     ("feature_linear.0.", "embed_value.norm."),
     ("feature_linear.2.", "embed_value.linear."),
-    ("bev_embed.", "embed_ground."),
-    ("img_embed.", "embed_ray."),
-    ("cam_embed.", "embed_camera."),
+    ("bev_embed.", "embedding.cell."),
+    ("img_embed.", "embedding.point."),
+    ("cam_embed.", "embedding.center."),
     *((f"cross_attend.to_{x}.0.", f"to_{x}.norm.") for x in "qkv"),
     *((f"cross_attend.to_{x}.1.", f"to_{x}.linear.") for x in "qkv"),
     ("cross_attend.proj.", "project."),
@@ -133,34 +133,11 @@ class CrossView(nn.Module):
         self.heads, self.skip = heads, skip
         self.embed_key = PictureEmbedding(channels, dim) if image_features else None
         self.embed_value = PictureEmbedding(channels, dim)
-        self.embed_ground = nn.Linear(2, dim)
-        self.embed_ray = nn.Linear(4, dim, bias=False)
-        self.embed_camera = nn.Linear(4, dim, bias=False)
+        self.embedding = CameraEmbedding(dim)
         self.to_q, self.to_k, self.to_v = (NormedLinear(dim, heads * dim_head, qkv_bias) for _ in range(3))
         self.project = nn.Linear(heads * dim_head, dim)
         self.prenorm, self.postnorm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, 2)
-
-    def _ray_weight(self, wide: torch.dtype) -> Float[Tensor, "d 7"]:
-        """Of (ray, centre, 1): ``W_ray·(centre + ray, 1) − W_camera·(centre, 1)``."""
-        ray, camera = self.embed_ray.weight.to(wide), self.embed_camera.weight.to(wide)
-        return torch.cat([ray[:, :3], ray - camera], dim=1)
-
-    def locate(
-        self, rays: Float[Tensor, "b n t 3"], centers: Float[Tensor, "b n 3"], ground: Float[Tensor, "q 2"]
-    ) -> tuple[Float[Tensor, "b n 7 t"], Float[Tensor, "b n q d"]]:
-        """What, times ``_ray_weight``, is the unit embedding of every ray, and the unit embedding of every cell."""
-        wide = torch.promote_types(self.embed_ray.weight.dtype, rays.dtype)
-        rays, centers, ground = (x.to(wide) for x in (rays, centers, ground))
-        centers = F.pad(centers, (0, 1), value=1.0)  # b n 4
-        rays = torch.cat([rays.mT, centers.unsqueeze(-1).expand(-1, -1, -1, rays.shape[2])], dim=2)  # b n 7 t
-        weight = self._ray_weight(wide)
-        square = (rays * (weight.mT @ weight @ rays)).sum(2, keepdim=True)  # b n 1 t
-        # |Wz| = √(zᵀWᵀWz), kept from 0, where its gradient would be infinite
-        rays = rays / (square.clamp(min=1e-20).sqrt() + 1e-7)
-        cells = F.linear(ground, self.embed_ground.weight.to(wide), self.embed_ground.bias.to(wide))  # q d
-        cells = cells - F.linear(centers, self.embed_camera.weight.to(wide)).unsqueeze(2)  # b n q d
-        return rays, cells / (cells.norm(dim=-1, keepdim=True) + 1e-7)
 
     def forward(
         self,
@@ -189,7 +166,7 @@ class CrossView(nn.Module):
             embeddings = [x for x in (self.embed_key, self.embed_value) if x is not None]
             counted = any(x.norm.training for x in embeddings)
             statistics = statistics_of(pictures, there) if counted else None
-            keys, embed = rays.flatten(0, 1).to(wide), self._ray_weight(wide)
+            keys, embed = rays.flatten(0, 1).to(wide), self.embedding.ray_weight(wide)
             if self.embed_key is not None:
                 keys = torch.cat([self.embed_key(pictures, statistics), keys], dim=1)
                 embed = torch.cat([self.embed_key.linear.weight.to(wide), embed], dim=1)
@@ -331,7 +308,9 @@ class CrossViewAttention(GeometricReshaper):
         with torch.autocast(centers.device.type, enabled=False):
             for view, scale in zip(self.views, rays, strict=True):
                 assert isinstance(view, CrossView)
-                located.extend(view.locate(scale, centers, ground.flatten(0, 1)))
+                offsets = view.embedding.centers(centers).unsqueeze(2)  # b n 1 d
+                located.append(view.embedding.rays(scale, centers))
+                located.append(view.embedding.cells(ground.flatten(0, 1), offsets))
         return tuple(located)
 
     def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:

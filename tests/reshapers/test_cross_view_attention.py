@@ -75,11 +75,11 @@ def test_weights_that_do_not_fit_are_named(original) -> None:
     weights = weights_of(original)
     removed = weights.pop("cross_views.1.cam_embed.weight")
     with pytest.raises(
-        InputError, match=r"views\.1\.embed_camera\.weight is missing there; views\.1\.camera is unknown here"
+        InputError, match=r"views\.1\.embedding\.center\.weight is missing there; views\.1\.camera is unknown here"
     ):
         as_the_original().load_original(weights | {"cross_views.1.camera": removed})
     weights["cross_views.1.cam_embed.weight"] = removed[:, :3]
-    with pytest.raises(InputError, match=r"views\.1\.embed_camera\.weight is \(16, 3\) there and \(16, 4\) here"):
+    with pytest.raises(InputError, match=r"views\.1\.embedding\.center\.weight is \(16, 3\) there and \(16, 4\) here"):
         as_the_original().load_original(weights)
 
 
@@ -120,14 +120,14 @@ def by_loops(reshaper: CrossViewAttention, features: Tensor, cameras: Cameras, h
             if cameras.mask is not None and not cameras.mask[0, camera]:
                 continue
             ego_from_cam = cameras.ego_from_cam[0, camera].double().numpy()
-            centre = linear(ego_from_cam[:, 3], w, "embed_camera")
+            centre = linear(ego_from_cam[:, 3], w, "embedding.center")
             query = projected(
-                unit(linear(np.array([x, y]), w, "embed_ground") - centre) + prior[:, row, col], w, "to_q"
+                unit(linear(np.array([x, y]), w, "embedding.cell") - centre) + prior[:, row, col], w, "to_q"
             )
             for i, j in np.ndindex(height, width):
                 pixel = np.array([8 * j + 3.5, 8 * i + 3.5, 1.0])
                 point = np.linalg.inv(cameras.intrinsics[0, camera].double().numpy()) @ pixel
-                ray = unit(linear(ego_from_cam @ np.append(point, 1.0), w, "embed_ray") - centre)
+                ray = unit(linear(ego_from_cam @ np.append(point, 1.0), w, "embedding.point") - centre)
                 feature = features[0, camera, :, i, j].double().numpy()
                 if "embed_key.linear.weight" in w:
                     ray = ray + seen(feature, w, "embed_key")
@@ -186,9 +186,9 @@ def compass() -> CrossViewAttention:
     xy = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])  # of mean 0, its length is that of (x, y)
     view, four = reshaper.views[0], torch.eye(4)
     values = {
-        "embed_ground.weight": xy,
-        "embed_ray.weight": torch.cat([xy, torch.zeros(4, 2)], dim=1),
-        "embed_camera.weight": torch.cat([xy, torch.zeros(4, 2)], dim=1),
+        "embedding.cell.weight": xy,
+        "embedding.point.weight": torch.cat([xy, torch.zeros(4, 2)], dim=1),
+        "embedding.center.weight": torch.cat([xy, torch.zeros(4, 2)], dim=1),
         "embed_value.linear.weight": torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]),
         "to_q.linear.weight": 20 * four,
         "to_k.linear.weight": 20 * four,
