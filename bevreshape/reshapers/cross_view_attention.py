@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed.nn
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch import distributed as dist
 from torchvision.models.resnet import Bottleneck
 
 from bevreshape.errors import InputError
@@ -110,17 +112,30 @@ class PictureEmbedding(nn.Module):
         norm.num_batches_tracked += 1
 
 
-def statistics_of(pictures: Float[Tensor, "p c t"], present: Bool[Tensor, " p"] | None) -> Statistics:
-    """Mean and variance of the channels of those pictures that are there."""
+def statistics_of(
+    pictures: Float[Tensor, "p c t"], present: Bool[Tensor, " p"] | None, group: dist.ProcessGroup | None = None
+) -> Statistics:
+    """Mean and variance of the channels of those pictures that are there, in all processes of a group."""
     p, _, t = pictures.shape
-    if present is None:
+    if present is None and group is None:
         var, mean = torch.var_mean(pictures, (0, 2), correction=0)
         return mean, var, torch.full((), p * t, device=pictures.device, dtype=pictures.dtype)
-    weights = present.to(pictures.dtype)[:, None]
-    count = weights.sum() * t
-    mean = (pictures.sum(2) * weights).sum(0) / count.clamp(min=1)
-    var = ((pictures - mean[:, None]).square().sum(2) * weights).sum(0) / count.clamp(min=1)
+    weights = torch.ones_like(pictures[:, :1, 0]) if present is None else present.to(pictures.dtype)[:, None]
+    count = _total(weights.sum() * t, group)
+    mean = _total((pictures.sum(2) * weights).sum(0), group) / count.clamp(min=1)
+    var = _total(((pictures - mean[:, None]).square().sum(2) * weights).sum(0), group) / count.clamp(min=1)
     return mean, var, count
+
+
+def _total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    return value if group is None else dist.nn.functional.all_reduce(value, group=group)
+
+
+def _synchronised(norm: nn.Module) -> dist.ProcessGroup | None:
+    """The processes that a norm shares its statistics with, where ``sync_batchnorm`` has made it such a one."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not dist.is_initialized():
+        return None
+    return norm.process_group or dist.group.WORLD
 
 
 class CrossView(nn.Module):
@@ -165,7 +180,7 @@ class CrossView(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             embeddings = [x for x in (self.embed_key, self.embed_value) if x is not None]
             counted = any(x.norm.training for x in embeddings)
-            statistics = statistics_of(pictures, there) if counted else None
+            statistics = statistics_of(pictures, there, _synchronised(self.embed_value.norm)) if counted else None
             keys, embed = rays.flatten(0, 1).to(wide), self.embedding.ray_weight(wide)
             if self.embed_key is not None:
                 keys = torch.cat([self.embed_key(pictures, statistics), keys], dim=1)

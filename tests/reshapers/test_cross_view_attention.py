@@ -303,3 +303,32 @@ def test_cells_by_tokens_are_never_formed(rig) -> None:
 def test_options_that_cannot_be_are_refused(options, message) -> None:
     with pytest.raises(InputError, match=message):
         CrossViewAttention(SOURCE, GRID, **options)
+
+
+def _half(rank: int, folder: str, features: Tensor, cameras: Cameras) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    reshaper = torch.nn.SyncBatchNorm.convert_sync_batchnorm(CrossViewAttention(SOURCE, GRID, middle=0)).train()
+    mine = slice(rank, rank + 1)
+    features = features[mine].clone().requires_grad_()
+    cameras = Cameras(cameras.intrinsics[mine], cameras.ego_from_cam[mine], cameras.image_size)
+    reshaper(features, cameras).square().sum().backward()
+    norm = reshaper.views[0].embed_value.norm
+    torch.save((features.grad, norm.running_mean, norm.running_var), f"{folder}/out.{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_sync_batchnorm_counts_the_pictures_of_all_processes(tmp_path, rig) -> None:
+    features, cameras = torch.randn(2, 6, 3, 4, 6), rig(2, 6)
+    features[1] *= 3  # each process alone would find something else
+    torch.multiprocessing.spawn(_half, (str(tmp_path), features, cameras), nprocs=2)
+    torch.manual_seed(0)
+    together = CrossViewAttention(SOURCE, GRID, middle=0).train()
+    features.requires_grad_()
+    together(features, cameras).square().sum().backward()
+    norm = together.views[0].embed_value.norm
+    for rank in range(2):
+        gradient, mean, var = torch.load(tmp_path / f"out.{rank}", weights_only=True)
+        torch.testing.assert_close(mean, norm.running_mean)
+        torch.testing.assert_close(var, norm.running_var)
+        torch.testing.assert_close(gradient, features.grad[rank : rank + 1], atol=1e-5, rtol=1e-4)
