@@ -23,7 +23,7 @@ from bevreshape.costs import Cost, Workload, growth, matmul_rate, measure, ring
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
-from bevreshape.reshapers import FeatureShape, GeometricReshaper
+from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
 GROWTH = ("cells", "tokens", "cameras")
@@ -86,8 +86,10 @@ def main(cfg: DictConfig) -> None:
     rows: list[dict[str, Any]] = []
     console = Console()
     for case in track(cases, "measuring", console=Console(stderr=True), transient=True):
-        found, rate = measure_case(plain, case)
+        case, found, rate, left_out = measure_case(plain, case)
         console.print(cost_table(case, found, rate, bool(plain["whole"])))
+        for reason in left_out.values():
+            console.print(f"left out: {reason}", style="yellow", highlight=False)
         rows += [
             {"reshaper": name, **asdict(case), **asdict(cost), "matmul_flops_per_s": rate}
             for name, cost in found.items()
@@ -141,35 +143,64 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
     return [_grown(cases[0], cfg["growth"], _positive("factors", factor)) for factor in _listed(cfg["factors"])]
 
 
-def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[dict[str, Cost], float]:
-    """Cost of every reshaper on one case, and the machine's rate of matrix products, operations per second."""
+def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[Case, dict[str, Cost], float, dict[str, str]]:
+    """Cost of every reshaper on one case.
+
+    Returns:
+        The case, of whole models with the features that their encoder gives; costs; the machine's rate of matrix products,
+        operations per second; and why those that are missing are left out.
+
+    Raises:
+        InputError: when none is left.
+    """
     device, autocast = torch.device(case.device), AUTOCAST[case.precision]
     cameras = ring(case.cameras, case.image_size, case.batch, device)
-    workloads = []
-    for node in cfg["reshapers"].values():
-        torch.manual_seed(0)
-        if cfg["whole"]:
-            frame = Frame(
-                case.grid(cfg["head"]["upsample"]),
-                ("class",),
-                tuple(f"camera{i}" for i in range(case.cameras)),
-                case.image_size,
-            )
-            module: torch.nn.Module = build_model({**cfg, "reshaper": node}, frame)
-            features = torch.rand(case.batch, case.cameras, 3, *case.image_size, device=device)
+    workloads: dict[str, Workload] = {}
+    left_out: dict[str, str] = {}
+    shown = case
+    for name, node in cfg["reshapers"].items():
+        try:
+            module, reshaper, features = _subject(cfg, node, case, device)
+            workload = Workload(module, (features, cameras), autocast, into_input=not cfg["whole"])
+            if cfg["fixed"] and isinstance(reshaper, GeometricReshaper):
+                reshaper.eval().precompute(ring(case.cameras, case.image_size, 1, device))
+                workload = Workload(module, (features, None), autocast)
+            (workload.step if cfg["backward"] else workload.forward)()
+        except InputError as error:
+            left_out[name] = str(error)
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            left_out[name] = f"{name}: the memory does not suffice; give it smaller features or cells"
         else:
-            module = build_reshaper(node, (case.source,), case.grid())
-            features = torch.randn(case.batch, case.cameras, case.channels, case.height, case.width, device=device)
-        reshaper = getattr(module, "reshaper", module)
-        module.to(device)
-        if cfg["fixed"] and isinstance(reshaper, GeometricReshaper):
-            reshaper.eval().precompute(ring(case.cameras, case.image_size, 1, device))
-            workloads.append(Workload(module, (features, None), autocast))
-        else:
-            workloads.append(Workload(module, (features, cameras), autocast, into_input=not cfg["whole"]))
-    costs = measure(workloads, _whole(cfg, "rounds"), bool(cfg["backward"]))
+            workloads[name] = workload
+            built = reshaper.source
+            shown = replace(case, channels=built.channels, height=built.height, width=built.width, stride=built.stride)
+    if not workloads:
+        raise InputError(f"{case.title}: no reshaper can be measured; " + "; ".join(left_out.values()))
+    costs = measure(list(workloads.values()), _whole(cfg, "rounds"), bool(cfg["backward"]))
     rate = matmul_rate(device, autocast or torch.float32)
-    return dict(zip(cfg["reshapers"], costs, strict=True)), rate
+    return shown, dict(zip(workloads, costs, strict=True)), rate, left_out
+
+
+def _subject(
+    cfg: Mapping[str, Any], node: Any, case: Case, device: torch.device
+) -> tuple[torch.nn.Module, Reshaper, torch.Tensor]:
+    """A reshaper, twice, and features, or a whole model, its reshaper and pictures."""
+    torch.manual_seed(0)
+    if not cfg["whole"]:
+        reshaper = build_reshaper(node, (case.source,), case.grid()).to(device).eval()
+        shape = (case.batch, case.cameras, case.channels, case.height, case.width)
+        return reshaper, reshaper, torch.randn(shape, device=device)
+    names = tuple(f"camera{i}" for i in range(case.cameras))
+    frame = Frame(case.grid(cfg["head"]["upsample"]), ("class",), names, case.image_size)
+    model = build_model({**cfg, "reshaper": node}, frame).to(device).eval()
+    assert isinstance(model.reshaper, Reshaper)
+    return model, model.reshaper, torch.rand(case.batch, case.cameras, 3, *case.image_size, device=device)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def cost_table(case: Case, costs: Mapping[str, Cost], rate: float, whole: bool = False) -> Table:
@@ -200,6 +231,8 @@ def fitted_growth(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict
     for name in dict.fromkeys(row["reshaper"] for row in rows):
         own = [row for row in rows if row["reshaper"] == name]
         sizes = [_size(row, key) for row in own]
+        if len(own) == 1 < len({_size(row, key) for row in rows}):
+            continue  # left out at the other sizes
         fitted[name] = {
             what: growth(sizes, [row[what] for row in own])
             for what in ("forward_s", "step_s", "forward_bytes", "step_bytes")
@@ -238,7 +271,7 @@ def draw(rows: Sequence[Mapping[str, Any]], growth_key: str | None) -> Figure:
             for number, case in enumerate(cases):
                 bars = {row["reshaper"]: row[what] * unit for row in rows if _case_label(row) == case}
                 places = [i + (number - (len(cases) - 1) / 2) * 0.8 / len(cases) for i in range(len(names))]
-                axes.barh(places, [bars[name] for name in names], 0.8 / len(cases), label=case)
+                axes.barh(places, [bars.get(name, math.nan) for name in names], 0.8 / len(cases), label=case)
             axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
             axes.invert_yaxis()
     handles, labels = axes.get_legend_handles_labels()
@@ -256,7 +289,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
         if name not in known:
             raise InputError(f"reshaper={name} is unknown; {suggest(name, known)}")
     kept = [argument for argument in arguments if not argument.startswith("reshaper=")]
-    return config_name, [*(f"+reshaper@reshapers.{name}={name}" for name in dict.fromkeys(names)), *kept]
+    return config_name, [*kept, *(f"+reshaper@reshapers.{name}={name}" for name in dict.fromkeys(names))]
 
 
 def _grown(case: Case, key: str, factor: int) -> Case:

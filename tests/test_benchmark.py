@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from commands import ROOT
 from PIL import Image
+
+from bevreshape.reshapers import MLP
 
 SMALL = ("features=[4,6]", "cells=[8,8]", "channels=8", "rounds=1", "hydra.run.dir=out")
 
@@ -61,6 +64,37 @@ def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None
     assert ended.code == 0, ended.err
     assert "frames/s" in ended.out
     assert rows(tmp_path)[0]["step_s"] == "nan"
+
+
+def test_one_that_cannot_be_had_is_left_out_with_its_reason(command, tmp_path: Path) -> None:
+    ended = command("benchmark", "reshaper=mlp,cross_attention", "reshapers.cross_attention.dim=30", *SMALL)
+    assert ended.code == 0, ended.err
+    assert re.search(r"left out: .*choose a multiple of 4", " ".join(ended.out.split()))
+    assert [r["reshaper"] for r in rows(tmp_path)] == ["mlp"]
+    ended = command("benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=30", *SMALL)
+    assert ended.code == 1
+    assert "no reshaper can be measured" in ended.err
+
+
+def test_one_that_does_not_fit_into_memory_is_left_out(command, tmp_path: Path, monkeypatch) -> None:
+    def full(self: MLP, features: object, cameras: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(MLP, "reshape", full)
+    ended = command("benchmark", "reshaper=mlp,pool", *SMALL)
+    assert ended.code == 0, ended.err
+    assert "left out: mlp: the memory does not suffice" in ended.out
+    assert [r["reshaper"] for r in rows(tmp_path)] == ["pool"]
+
+
+def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path: Path) -> None:
+    ended = command(
+        "benchmark", "reshaper=pool", "whole=true", "backward=false", "encoder.channels=5", "encoder.strides=[16]",
+        "features=[8,16]", "cells=[8,8]", "rounds=1", "hydra.run.dir=out",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    (row,) = rows(tmp_path)
+    assert [row[key] for key in ("channels", "height", "width", "stride")] == ["5", "4", "8", "16"]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_adapter_in_two_lines() -> None:
 
 def shown() -> list[str]:
     lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("python -m bevreshape.train ")]
+    return [line.split("  #")[0].strip() for line in lines if line.startswith("python -m bevreshape.")]
 
 
 def test_the_table_has_every_built_in_reshaper_and_no_other() -> None:
@@ -58,10 +58,14 @@ def test_the_table_has_every_built_in_reshaper_and_no_other() -> None:
     assert named == {path.stem for path in (ROOT / "conf" / "reshaper").glob("*.yaml")}
 
 
-@pytest.mark.parametrize("line", [line for line in shown() if "resume=" not in line and "--help" not in line])
-def test_commands_compose(command, line: str) -> None:
-    arguments = [part for part in shlex.split(line)[3:] if part != "-m"]
-    arguments = [part.split(",")[0] if re.match(r"(reshaper|seed)=", part) else part for part in arguments]
-    ended = command("train", "--cfg", "job", *arguments)
+@pytest.mark.parametrize("line", [line for line in shown() if "resume=" not in line and "--" not in line])
+def test_commands_compose(command, trained: Path, line: str) -> None:
+    name, *arguments = shlex.split(line.removeprefix("python -m bevreshape."))
+    best = f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}"
+    arguments = [best if part.startswith("checkpoint=") else part for part in arguments if part != "-m"]
+    if name == "train":
+        arguments = [part.split(",")[0] if re.match(r"(reshaper|seed)=", part) else part for part in arguments]
+    ended = command(name, "--cfg", "job", *arguments)
     assert ended.code == 0, ended.err
-    assert "_target_" in ended.out
+    for key in re.findall(r"^[a-z_.]+(?==)", " ".join(arguments)):
+        assert key.split(".")[-1] in ended.out
