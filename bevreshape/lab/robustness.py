@@ -1,0 +1,152 @@
+"""What errors cost a trained model: a calibration that is off, cameras that fail, pictures that are spoilt."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from einops import rearrange
+from kornia.filters import gaussian_blur2d
+
+from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import Cameras
+from bevreshape.geometry.cameras import compose
+from bevreshape.metrics import BEVIoU
+from bevreshape.model import BEVModel
+
+Change = Callable[[Batch], Batch]
+"""A batch on its device, otherwise than it was; targets stay."""
+
+ERRORS = ("yaw_deg", "pitch_deg", "roll_deg", "height_m")
+"""Of a camera's pose: a turn to the left, downwards, about its optical axis, and a shift upwards."""
+
+CORRUPTIONS = ("darkness", "noise", "blur", "occlusion")
+
+
+def misread(cameras: Cameras, error: str, amount: float) -> Cameras:
+    """The calibration that is told where every camera's pose is misread by the same amount; pictures do not change.
+
+    Args:
+        cameras: the true ones.
+        error: one of :data:`ERRORS`.
+        amount: degrees or metres.
+
+    Raises:
+        InputError: an unknown error.
+    """
+    if error not in ERRORS:
+        raise InputError(f"robustness: there is no error={error}; {suggest(error, ERRORS)}")
+    pose = cameras.ego_from_cam
+    if error == "height_m":
+        up = torch.zeros_like(pose)
+        up[..., 2, 3] = amount
+        return replace(cameras, ego_from_cam=pose + up)
+    # camera axes are right, down, forward: about -y is to the left, about -x downwards
+    axis, sign = {"yaw_deg": (1, -1), "pitch_deg": (0, -1), "roll_deg": (2, 1)}[error]
+    angle = math.radians(sign * amount)
+    turn = torch.eye(4, dtype=torch.float64)
+    a, b = (axis + 1) % 3, (axis + 2) % 3
+    turn[a, a] = turn[b, b] = math.cos(angle)
+    turn[b, a] = math.sin(angle)
+    turn[a, b] = -math.sin(angle)
+    return replace(cameras, ego_from_cam=compose(pose, turn.to(pose)))
+
+
+def misreading(error: str, amount: float) -> Change:
+    """:func:`misread` of a batch."""
+
+    def change(batch: Batch) -> Batch:
+        told = misread(cameras_of(batch), error, amount)
+        return batch | {"ego_from_cam": told.ego_from_cam}
+
+    return change
+
+
+def dropping(camera: int) -> Change:
+    """One camera of the rig fails."""
+
+    def change(batch: Batch) -> Batch:
+        mask = batch["camera_mask"].clone()
+        if not 0 <= camera < mask.shape[1]:
+            raise InputError(f"robustness: camera {camera} of a rig of {mask.shape[1]}; count from 0")
+        mask[:, camera] = False
+        return batch | {"camera_mask": mask}
+
+    return change
+
+
+def corrupting(kind: str, severity: float) -> Change:
+    """All pictures of a batch are spoilt, always in the same way.
+
+    ``darkness``: light is multiplied by 1 − severity. ``noise``: Gaussian, of that standard deviation where white is 1.
+    ``blur``: Gaussian, of that standard deviation in hundredths of a picture's width. ``occlusion``: that share of the
+    width is covered by grey, from the left.
+
+    Raises:
+        InputError: an unknown kind, or a severity that is negative, or over 1 where it is a share.
+    """
+    if kind not in CORRUPTIONS:
+        raise InputError(f"robustness: there is no corruption={kind}; {suggest(kind, CORRUPTIONS)}")
+    if severity < 0 or (kind in ("darkness", "occlusion") and severity > 1):
+        raise InputError(f"robustness: {kind} of severity={severity} must lie in 0..1")
+    return partial(_corrupted, kind, severity)
+
+
+def _corrupted(kind: str, severity: float, batch: Batch) -> Batch:
+    image = batch["image"]
+    width = image.shape[-1]
+    if kind == "darkness":
+        image = image * (1 - severity)
+    elif kind == "noise":
+        # drawn on the CPU, so that it is the same on every device
+        drawn = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(0))
+        image = (image + severity * drawn.to(image)).clamp(0, 1)
+    elif kind == "blur" and severity > 0:
+        sigma = severity * width / 100
+        size = 2 * math.ceil(3 * sigma) + 1
+        size = min(size, *(2 * cells - 1 for cells in image.shape[-2:]))
+        flat = rearrange(image, "b n c H W -> (b n) c H W")
+        blurred = gaussian_blur2d(flat, (size, size), (sigma, sigma))
+        image = rearrange(blurred, "(b n) c H W -> b n c H W", n=image.shape[1])
+    elif kind == "occlusion":
+        image = image.clone()
+        image[..., : round(severity * width)] = 0.5
+    return batch | {"image": image}
+
+
+@torch.no_grad()
+def iou_under(
+    model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, changes: Mapping[str, Change]
+) -> dict[str, dict[str, float]]:
+    """IoU of a model under every change, all of them on the same batches.
+
+    Pictures that a change leaves as they are, are encoded once.
+
+    Args:
+        model: trained.
+        batches: on the model's device, with ``target`` and ``valid`` of the metric's classes.
+        metric: of those classes; it is left empty.
+        changes: by name; ``unchanged`` is added.
+
+    Returns:
+        ``iou/<class>`` and ``iou/mean`` by the change's name, ``unchanged`` first.
+    """
+    metrics = {name: metric.clone() for name in ("unchanged", *changes)}
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            features = model.encoder(batch["image"])
+            for name, counted in metrics.items():
+                changed = changes[name](batch) if name in changes else batch
+                same = changed["image"] is batch["image"]
+                found = features if same else model.encoder(changed["image"])
+                logits = model.head(model.reshaper(found, cameras_of(changed)))
+                counted.update(logits, changed["target"], changed["valid"])
+    finally:
+        model.train(was_training)
+    wanted = [f"iou/{name}" for name in (*metric.classes, "mean")]
+    results = {name: counted.compute() for name, counted in metrics.items()}
+    return {name: {key: float(values[key]) for key in wanted} for name, values in results.items()}
