@@ -1,0 +1,173 @@
+"""From figures of several seeds to a verdict, by rules that do not know which way a claim expects them."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+
+from scipy.stats import t as student
+
+from bevreshape.errors import InputError
+
+CONFIDENCE = 0.95
+
+
+class Known(StrEnum):
+    """What is known of a figure; a run that never reached a threshold took *at least* as long as it ran."""
+
+    EXACT = "exact"
+    AT_LEAST = "at least"
+    AT_MOST = "at most"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one seed measured."""
+
+    value: float
+    known: Known = Known.EXACT
+
+    def over(self, other: "Figure") -> "Figure":
+        """The ratio of two figures, both positive.
+
+        Raises:
+            InputError: when one is not positive.
+        """
+        if not (self.value > 0 and other.value > 0):
+            raise InputError(f"verdict: the ratio of {self.value:g} to {other.value:g} needs two positive figures")
+        turned = {Known.AT_LEAST: Known.AT_MOST, Known.AT_MOST: Known.AT_LEAST}
+        known = {self.known, turned.get(other.known, other.known)} - {Known.EXACT}
+        if not known:
+            return Figure(self.value / other.value)
+        return Figure(self.value / other.value, known.pop() if len(known) == 1 else Known.NOTHING)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of several seeds, with the interval that holds the true mean with 95 % confidence, were seeds drawn anew.
+
+    Attributes:
+        mean: of the figures; geometric where it is of ratios.
+        low: lower end, by Student's t; −∞ where figures are upper bounds.
+        high: upper end; ∞ where they are lower bounds.
+        seeds: how many.
+        censored: how many of them are bounds alone.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+    censored: int
+
+    def __str__(self) -> str:
+        if self.low == -math.inf and self.high == math.inf:
+            return f"unknown ({self.censored} of {self.seeds} never got there)"
+        if self.high == math.inf:
+            return f"at least {_short(self.low)}"
+        if self.low == -math.inf:
+            return f"at most {_short(self.high)}"
+        return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}]"
+
+
+class Verdict(StrEnum):
+    """What came of a claim."""
+
+    HOLDS = "holds"
+    FAILS = "does not hold"
+    OPEN = "undecided"
+
+
+def estimate(figures: Sequence[Figure], *, ratios: bool = False) -> Estimate:
+    """Mean and 95 % interval of independent seeds; of ratios both are taken of their logarithms.
+
+    A figure that is a lower bound leaves the upper end open, and the other way round: bounds are used as such, not as if
+    they had been measured, and the end that is left holds for every seed.
+
+    Raises:
+        InputError: for fewer than two seeds, which have no spread, or figures that are not numbers.
+    """
+    if len(figures) < 2:
+        raise InputError(f"verdict: {len(figures)} seed has no spread; run two or more")
+    values = [math.log(figure.value) if ratios else figure.value for figure in figures]
+    if not all(math.isfinite(value) for value in values):
+        raise InputError(f"verdict: figures {[figure.value for figure in figures]} must be finite numbers")
+    mean, spread = statistics.mean(values), statistics.stdev(values)
+    half = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    back = math.exp if ratios else float
+    known = {figure.known for figure in figures}
+    bounds = known != {Known.EXACT}  # whose spread is not that of what they bound
+    low = min(mean - half, *values) if bounds else mean - half
+    high = max(mean + half, *values) if bounds else mean + half
+    low = -math.inf if known & {Known.AT_MOST, Known.NOTHING} else back(low)
+    high = math.inf if known & {Known.AT_LEAST, Known.NOTHING} else back(high)
+    censored = sum(figure.known is not Known.EXACT for figure in figures)
+    return Estimate(back(mean), low, high, len(figures), censored)
+
+
+def above(found: Estimate, threshold: float) -> Verdict:
+    """Whether it lies above a threshold: so if the whole interval does, not so if the whole interval lies below."""
+    if found.low > threshold:
+        return Verdict.HOLDS
+    return Verdict.FAILS if found.high <= threshold else Verdict.OPEN
+
+
+def below(found: Estimate, threshold: float) -> Verdict:
+    """Whether it lies below a threshold, likewise."""
+    if found.high < threshold:
+        return Verdict.HOLDS
+    return Verdict.FAILS if found.low >= threshold else Verdict.OPEN
+
+
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of a claim with several parts: it holds if all do, and does not if one does not."""
+    if Verdict.FAILS in verdicts:
+        return Verdict.FAILS
+    return Verdict.HOLDS if all(one is Verdict.HOLDS for one in verdicts) else Verdict.OPEN
+
+
+def where(verdicts: Sequence[tuple[str, Verdict]]) -> str:
+    """Of a claim looked at under several conditions: under which it holds.
+
+    Args:
+        verdicts: condition and verdict.
+    """
+    found = {one for _, one in verdicts}
+    if len(found) == 1:
+        return str(found.pop())
+    holding = [condition for condition, one in verdicts if one is Verdict.HOLDS]
+    if not holding:
+        return str(Verdict.OPEN)
+    return f"holds only where {', '.join(holding)}"
+
+
+def crossover(levels: Sequence[float | int], differences: Sequence[float]) -> Figure:
+    """At which level a difference turns from negative to positive for good, linear between levels.
+
+    Args:
+        levels: ascending, such as standard deviations of jitter.
+        differences: at each of them, such as IoU of attention less that of the MLP.
+
+    Returns:
+        At most the lowest level where it is positive throughout, at least the highest where it never stays so.
+
+    Raises:
+        InputError: when levels do not ascend, or there are not as many differences.
+    """
+    values = list(differences)
+    if len(levels) != len(values) or any(a >= b for a, b in pairwise(levels)):
+        raise InputError(f"verdict: levels {list(levels)} must ascend, with a difference each; {len(values)} are given")
+    if values[-1] <= 0:
+        return Figure(levels[-1], Known.AT_LEAST)
+    last = max((i for i, value in enumerate(values) if value <= 0), default=None)
+    if last is None:
+        return Figure(levels[0], Known.AT_MOST)
+    share = values[last] / (values[last] - values[last + 1])
+    return Figure(levels[last] + share * (levels[last + 1] - levels[last]))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"
