@@ -120,6 +120,22 @@ class Reshaper(nn.Module):
         Raises:
             InputError: when the features are not what this was built for, or a needed calibration is missing.
         """
+        scales = self.checked(features, cameras)
+        return self.reshape(scales if self.takes_scales else scales[0], cameras)
+
+    def checked(
+        self,
+        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
+        cameras: Cameras | None,
+    ) -> tuple[Tensor, ...]:
+        """Compare what is given with what this was built for.
+
+        Returns:
+            (b, n, c, h, w) of every scale, with zeros in dropped cameras.
+
+        Raises:
+            InputError: as :meth:`forward`.
+        """
         scales = (features,) if isinstance(features, Tensor) else tuple(features)
         scales = tuple(x.unsqueeze(1) if x.ndim == 4 else x for x in scales)
         if len(scales) != len(self.sources):
@@ -142,8 +158,7 @@ class Reshaper(nn.Module):
                 f"{self.name}: features are of {tuple(scales[0].shape[:2])} (batch, cameras) but the calibration is of "
                 f"{cameras.batch_shape}; give every picture its camera"
             )
-        scales = tuple(without_dropped(x, cameras) for x in scales)
-        return self.reshape(scales if self.takes_scales else scales[0], cameras)
+        return tuple(without_dropped(x, cameras) for x in scales)
 
     def _check_cameras(self, cameras: Cameras | None) -> None:
         if cameras is None:
