@@ -1,0 +1,1 @@
+"""What the article claims, as measurements."""
