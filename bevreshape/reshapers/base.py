@@ -52,6 +52,21 @@ class FeatureShape:
         )
         return (torch.stack([u, v], dim=-1) * self.stride + self.offset_px).to(dtype)
 
+    def check_covers(self, image_size: tuple[int, int], who: str) -> None:
+        """Refuse pictures of (H, W) pixels that these features cannot be of.
+
+        Raises:
+            InputError: naming ``who`` asks.
+        """
+        # padding and unpadded convolutions make features cover a little more or less than the picture
+        for cells, pixels in zip((self.height, self.width), image_size, strict=True):
+            if abs(cells * self.stride - pixels) > max(self.stride, pixels / 4):
+                raise InputError(
+                    f"{who}: features of {self.height}×{self.width} at stride {self.stride} do not cover pictures of "
+                    f"{image_size[0]}×{image_size[1]}; set FeatureShape's stride, or call it with cameras.resized(...) to "
+                    "the size that the encoder sees"
+                )
+
 
 class Reshaper(nn.Module):
     """Base of all view transformers: knows its source and its target, compares them with what it is given.
@@ -166,14 +181,7 @@ class Reshaper(nn.Module):
                 f"{self.name}: it projects through the calibration; call it as reshaper(features, cameras)"
             )
         for built in self.sources:
-            # padding and unpadded convolutions make features cover a little more or less than the picture
-            for cells, pixels in zip((built.height, built.width), cameras.image_size, strict=True):
-                if abs(cells * built.stride - pixels) > max(built.stride, pixels / 4):
-                    raise InputError(
-                        f"{self.name}: features of {built.height}×{built.width} at stride {built.stride} do not cover "
-                        f"pictures of {cameras.image_size[0]}×{cameras.image_size[1]}; set FeatureShape's stride, or call it "
-                        "with cameras.resized(...) to the size that the encoder sees"
-                    )
+            built.check_covers(cameras.image_size, self.name)
 
     def reshape(self, features: Any, cameras: Cameras | None) -> Tensor:
         """(b, n, c, h, w), a tuple of them where several scales are taken → (b, d, R, C), sizes already compared."""
