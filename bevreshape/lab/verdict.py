@@ -161,10 +161,10 @@ def crossover(levels: Sequence[float | int], differences: Sequence[float]) -> Fi
     if len(levels) != len(values) or any(a >= b for a, b in pairwise(levels)):
         raise InputError(f"verdict: levels {list(levels)} must ascend, with a difference each; {len(values)} are given")
     if values[-1] <= 0:
-        return Figure(levels[-1], Known.AT_LEAST)
+        return Figure(float(levels[-1]), Known.AT_LEAST)
     last = max((i for i, value in enumerate(values) if value <= 0), default=None)
     if last is None:
-        return Figure(levels[0], Known.AT_MOST)
+        return Figure(float(levels[0]), Known.AT_MOST)
     share = values[last] / (values[last] - values[last + 1])
     return Figure(levels[last] + share * (levels[last + 1] - levels[last]))
 

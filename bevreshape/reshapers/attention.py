@@ -83,26 +83,50 @@ class Attention(nn.Module):
         present: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b q d"]:
         """The same from Q, K and V already projected."""
-        q, k, v = (self._heads(x) for x in (q, k, v))  # b a q d, b a t d; a heads
-        if self.rotary is not None:
-            q, k = self.rotary(q, k)
+        q, k = self._placed(q, k)
+        v = self._heads(v)
         if self.kernel == "softmax":
             mask = None if present is None else present[:, None, None]  # b 1 1 t
             out = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v, attn_mask=mask)
             if mask is not None:  # of nothing, other runtimes make an average or what is not a number
                 out = torch.where(mask.any(-1, keepdim=True), out, 0.0)
         else:
-            out = q @ self._summary(k, v, present)
+            out = q @ (self._averaging(k, present).mT @ v)
         return rearrange(out, "b a q d -> b q (a d)")
 
-    def _summary(self, k: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
-        """KᵀV, (b, heads, d, d)."""
+    def matrix(
+        self,
+        queries: Float[Tensor, "#b q dq"],
+        keys: Float[Tensor, "b t c"],
+        present: Bool[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b a q t"]:
+        """What every query weighs every token by, head by head: A, of which :meth:`forward` is A·V.
+
+        Of tokens that do not exist it is 0. With the linear kernel it may be negative.
+        """
+        q, k = self._placed(self.to_q(queries), self.to_k(keys))
+        if self.kernel == "linear":
+            return q @ self._averaging(k, present).mT
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if present is None:
+            return scores.softmax(-1)
+        there = present[:, None, None]  # b 1 1 t
+        scores = scores.masked_fill(~there, torch.finfo(scores.dtype).min)
+        return torch.where(there, scores.softmax(-1), 0.0)
+
+    def _placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Q and K of every head, turned where there is a rotary encoding: (b, heads, q, d) and (b, heads, t, d)."""
+        q, k = self._heads(q), self._heads(k)
+        return (q, k) if self.rotary is None else self.rotary(q, k)
+
+    def _averaging(self, k: Tensor, present: Tensor | None) -> Tensor:
+        """The linear kernel's K: 0 for tokens that do not exist, and divided by how many do."""
         if present is not None:
             k = k * present[:, None, :, None]
         if self.divide_by_tokens:
             # before the product, which would overflow half precision
             k = k / (k.shape[-2] if present is None else present.sum(1).clamp(min=1)[:, None, None, None])
-        return k.mT @ v
+        return k
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b t (a d) -> b a t d", a=self.heads)

@@ -52,6 +52,21 @@ class FeatureShape:
         )
         return (torch.stack([u, v], dim=-1) * self.stride + self.offset_px).to(dtype)
 
+    def check_covers(self, image_size: tuple[int, int], who: str) -> None:
+        """Refuse pictures of (H, W) pixels that these features cannot be of.
+
+        Raises:
+            InputError: naming ``who`` asks.
+        """
+        # padding and unpadded convolutions make features cover a little more or less than the picture
+        for cells, pixels in zip((self.height, self.width), image_size, strict=True):
+            if abs(cells * self.stride - pixels) > max(self.stride, pixels / 4):
+                raise InputError(
+                    f"{who}: features of {self.height}×{self.width} at stride {self.stride} do not cover pictures of "
+                    f"{image_size[0]}×{image_size[1]}; set FeatureShape's stride, or call it with cameras.resized(...) to "
+                    "the size that the encoder sees"
+                )
+
 
 class Reshaper(nn.Module):
     """Base of all view transformers: knows its source and its target, compares them with what it is given.
@@ -120,6 +135,22 @@ class Reshaper(nn.Module):
         Raises:
             InputError: when the features are not what this was built for, or a needed calibration is missing.
         """
+        scales = self.checked(features, cameras)
+        return self.reshape(scales if self.takes_scales else scales[0], cameras)
+
+    def checked(
+        self,
+        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
+        cameras: Cameras | None,
+    ) -> tuple[Tensor, ...]:
+        """Compare what is given with what this was built for.
+
+        Returns:
+            (b, n, c, h, w) of every scale, with zeros in dropped cameras.
+
+        Raises:
+            InputError: as :meth:`forward`.
+        """
         scales = (features,) if isinstance(features, Tensor) else tuple(features)
         scales = tuple(x.unsqueeze(1) if x.ndim == 4 else x for x in scales)
         if len(scales) != len(self.sources):
@@ -142,8 +173,7 @@ class Reshaper(nn.Module):
                 f"{self.name}: features are of {tuple(scales[0].shape[:2])} (batch, cameras) but the calibration is of "
                 f"{cameras.batch_shape}; give every picture its camera"
             )
-        scales = tuple(without_dropped(x, cameras) for x in scales)
-        return self.reshape(scales if self.takes_scales else scales[0], cameras)
+        return tuple(without_dropped(x, cameras) for x in scales)
 
     def _check_cameras(self, cameras: Cameras | None) -> None:
         if cameras is None:
@@ -151,14 +181,7 @@ class Reshaper(nn.Module):
                 f"{self.name}: it projects through the calibration; call it as reshaper(features, cameras)"
             )
         for built in self.sources:
-            # padding and unpadded convolutions make features cover a little more or less than the picture
-            for cells, pixels in zip((built.height, built.width), cameras.image_size, strict=True):
-                if abs(cells * built.stride - pixels) > max(built.stride, pixels / 4):
-                    raise InputError(
-                        f"{self.name}: features of {built.height}×{built.width} at stride {built.stride} do not cover "
-                        f"pictures of {cameras.image_size[0]}×{cameras.image_size[1]}; set FeatureShape's stride, or call it "
-                        "with cameras.resized(...) to the size that the encoder sees"
-                    )
+            built.check_covers(cameras.image_size, self.name)
 
     def reshape(self, features: Any, cameras: Cameras | None) -> Tensor:
         """(b, n, c, h, w), a tuple of them where several scales are taken → (b, d, R, C), sizes already compared."""

@@ -1,7 +1,10 @@
 """Cross-attention from a learned output query of the wanted shape."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bevreshape.errors import InputError
@@ -80,15 +83,33 @@ class CrossAttention(Reshaper):
             self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, feedforward)) if feedforward else None
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
-        tokens = rearrange(features, "b n c h w -> b (n h w) c")
-        present = present_tokens(cameras, self.source.tokens)
-        if self.bare:
-            bev = self._attend(self.query, tokens, present)
-        else:
-            bev = self.query + self.out(self._attend(self.norm_query(self.query), self.norm_tokens(tokens), present))
+        queries, keys, values, present = self._looking(features, cameras)
+        bev = self.attention(queries, keys, values, present)
+        if not self.bare:
+            bev = self.query + self.out(bev)
             if self.feedforward is not None:
                 bev = bev + self.feedforward(bev)
         return rearrange(bev, "b (R C) d -> b d R C", R=self.target_shape[0])
 
-    def _attend(self, query: Tensor, tokens: Tensor, present: Tensor | None) -> Tensor:
-        return self.attention(self.encode_queries(query)[None], self.encode_tokens(tokens), tokens, present)
+    def attention_weights(
+        self,
+        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
+        cameras: Cameras | None = None,
+    ) -> Float[Tensor, "b a q n h w"]:
+        """What each of the R·C cells, row by row, weighs every token by, head by head.
+
+        Raises:
+            InputError: as :meth:`forward`.
+        """
+        (x,) = self.checked(features, cameras)
+        queries, keys, _, present = self._looking(x, cameras)
+        n, _, h, _ = x.shape[1:]
+        return rearrange(self.attention.matrix(queries, keys, present), "b a q (n h w) -> b a q n h w", n=n, h=h)
+
+    def _looking(self, features: Tensor, cameras: Cameras | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What attends to what: queries, keys, values, and which of the tokens are there."""
+        tokens, query = rearrange(features, "b n c h w -> b (n h w) c"), self.query
+        if not self.bare:
+            tokens, query = self.norm_tokens(tokens), self.norm_query(query)
+        present = present_tokens(cameras, self.source.tokens)
+        return self.encode_queries(query)[None], self.encode_tokens(tokens), tokens, present

@@ -1,6 +1,7 @@
 """Cross-view attention with camera-aware positional embeddings, the view transformer of CVT."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed.nn
@@ -15,7 +16,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
-from bevreshape.reshapers.joint_attention import joint_attention
+from bevreshape.reshapers.joint_attention import joint_attention, joint_matrix
 
 RENAMED = (
     ("bev_embedding.learned_features", "prior"),
@@ -162,13 +163,26 @@ class CrossView(nn.Module):
         cells: Float[Tensor, "#b n q d"],
         present: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b q d"]:
-        rays = rays.expand(features.shape[0], -1, -1, -1)
-        keys, values = self._tokens(features, rays, present)
-        queries = self.to_q(cells.to(bev.dtype) + bev.unsqueeze(1))  # b n q (a e)
-        q, k, v = (rearrange(x, "b n t (a e) -> b n a t e", a=self.heads) for x in (queries, keys, values))
+        q, k, v = self._looking(bev, features, rays, cells, present)
         found = self.project(rearrange(joint_attention(q, k, v, present), "b a q e -> b q (a e)"))
         bev = self.prenorm(bev + found if self.skip else found)
         return self.postnorm(bev + self.feedforward(bev))
+
+    def matrix(
+        self, bev: Tensor, features: Tensor, rays: Tensor, cells: Tensor, present: Tensor | None
+    ) -> Float[Tensor, "b a q n t"]:
+        """What every cell weighs every token by, given what :meth:`forward` is given."""
+        q, k, _ = self._looking(bev, features, rays, cells, present)
+        return joint_matrix(q, k, present)
+
+    def _looking(
+        self, bev: Tensor, features: Tensor, rays: Tensor, cells: Tensor, present: Tensor | None
+    ) -> list[Tensor]:
+        """Q, K and V, (b, n, heads, q or t, e)."""
+        rays = rays.expand(features.shape[0], -1, -1, -1)
+        keys, values = self._tokens(features, rays, present)
+        queries = self.to_q(cells.to(bev.dtype) + bev.unsqueeze(1))  # b n q (a e)
+        return [rearrange(x, "b n t (a e) -> b n a t e", a=self.heads) for x in (queries, keys, values)]
 
     def _tokens(self, features: Tensor, rays: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values, (b, n, t, heads · e) each."""
@@ -340,3 +354,23 @@ class CrossViewAttention(GeometricReshaper):
             queries = view(queries, features[number], rays, cells, present)
             bev = blocks(rearrange(queries, "b (R C) d -> b d R C", R=self.target_shape[0]))
         return bev
+
+    def attention_weights(
+        self,
+        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
+        cameras: Cameras | None = None,
+        scale: int = 0,
+    ) -> Float[Tensor, "b a q n h w"]:
+        """What each of the R·C cells, row by row, weighs every token of a scale by, head by head.
+
+        For evaluation: in training it would count the pictures twice in BatchNorm's statistics.
+
+        Raises:
+            InputError: as :meth:`forward`.
+        """
+        view = self.views[scale]
+        assert isinstance(view, CrossView)
+        given: list[Any] = []
+        with view.register_forward_pre_hook(lambda _, arguments: given.extend(arguments)):
+            self(features, cameras)
+        return rearrange(view.matrix(*given), "b a q n (h w) -> b a q n h w", h=self.sources[scale].height)

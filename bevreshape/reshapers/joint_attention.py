@@ -129,11 +129,20 @@ class _Joint(torch.autograd.Function):
 def _by_matrix(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
     """The same by way of the matrix of queries by tokens, in plain operations."""
     if present is not None:
-        q, k, v = (torch.where(present[..., None, None, None], x, 0.0) for x in (q, k, v))
+        v = torch.where(present[..., None, None, None], v, 0.0)
+    return joint_matrix(q, k, present).flatten(3) @ v.transpose(1, 2).flatten(2, 3)
+
+
+def joint_matrix(
+    queries: Float[Tensor, "b n a q e"], keys: Float[Tensor, "b n a t e"], present: Bool[Tensor, "b n"] | None = None
+) -> Float[Tensor, "b a q n t"]:
+    """The softmax of :func:`joint_attention`, by which the values are weighed; 0 for tokens of dropped cameras."""
+    q, k = queries, keys
+    if present is not None:
+        q, k = (torch.where(present[..., None, None, None], x, 0.0) for x in (q, k))
     logits = (q @ k.mT) * q.shape[-1] ** -0.5  # b n a q t
     if present is not None:
         logits = logits.masked_fill(~present[..., None, None, None], torch.finfo(logits.dtype).min)
     logits = logits.permute(0, 2, 3, 1, 4)  # b a q n t
-    weights = logits.flatten(3).softmax(-1)
-    # where no camera is there all tokens weigh the same, but their values are 0
-    return weights @ v.transpose(1, 2).flatten(2, 3)
+    weights = logits.flatten(3).softmax(-1).reshape(logits.shape)
+    return weights if present is None else torch.where(present[:, None, None, :, None], weights, 0.0)

@@ -1,12 +1,15 @@
 """Self-attention, which keeps the shape, and a resize."""
 
+from collections.abc import Sequence
+
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import Attention, FeedForward
-from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
+from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
 from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
 
 
@@ -58,18 +61,42 @@ class SelfAttention(Reshaper):
             self.feedforward = nn.Sequential(nn.LayerNorm(c), FeedForward(c, feedforward)) if feedforward else None
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
-        n, h = features.shape[1], features.shape[3]
-        x = rearrange(features, "b n c h w -> (b n) (h w) c")
+        x, placed, values = self._looking(features)
+        found = self.attention(placed, placed, values)
         if self.bare:
-            x = self._attend(x)
+            x = found
         else:
-            x = x + self.out(self._attend(self.norm(x)))
+            x = x + self.out(found)
             if self.feedforward is not None:
                 x = x + self.feedforward(x)
-        x = rearrange(x, "bn (h w) d -> bn d h w", h=h)
-        x = F.interpolate(x, self.target_shape, mode="bilinear", align_corners=False)
-        return average_views(rearrange(x, "(b n) d R C -> b n d R C", n=n), cameras)
+        return average_views(rearrange(self._resized(x), "(b n) d R C -> b n d R C", n=features.shape[1]), cameras)
 
-    def _attend(self, tokens: Tensor) -> Tensor:
-        placed = self.encode(tokens)
-        return self.attention(placed, placed, tokens)
+    def attention_weights(
+        self,
+        features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
+        cameras: Cameras | None = None,
+    ) -> Float[Tensor, "b a q n h w"]:
+        """What each of the R·C cells, row by row, weighs every token by, head by head: resize and average of cameras,
+        which follow attention, included; the residual left out.
+
+        Raises:
+            InputError: as :meth:`forward`.
+        """
+        (x,) = self.checked(features, cameras)
+        n, _, h, w = x.shape[1:]
+        _, placed, _ = self._looking(x)
+        of_tokens = self.attention.matrix(placed, placed)  # bn a q t
+        of_cells = self._resized(rearrange(of_tokens, "bn a q t -> bn q (a t)"))  # bn (a t) R C
+        of_cells = rearrange(of_cells, "(b n) (a h w) R C -> b a (R C) n h w", n=n, h=h, w=w)
+        return of_cells * present_weights(x, cameras)[:, None, None, :, None, None]
+
+    def _looking(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens of every picture, queries or keys, and values, (bn, hw, c) each."""
+        tokens = rearrange(features, "b n c h w -> (b n) (h w) c")
+        values = tokens if self.bare else self.norm(tokens)
+        return tokens, self.encode(values), values
+
+    def _resized(self, tokens: Tensor) -> Tensor:
+        """(bn, hw, d) → (bn, d, R, C)."""
+        x = rearrange(tokens, "bn (h w) d -> bn d h w", h=self.source.height)
+        return F.interpolate(x, self.target_shape, mode="bilinear", align_corners=False)

@@ -63,8 +63,8 @@ def test_parts_and_conditions() -> None:
 
 def test_crossover_lies_between_levels_and_is_a_bound_beyond_them() -> None:
     assert crossover([0, 1, 2], [-1.0, -0.5, 1.5]) == Figure(1.25)
-    assert crossover([0, 1, 2], [0.5, 1.0, 1.0]) == Figure(0, Known.AT_MOST)
-    assert crossover([0, 1, 2], [0.5, 1.0, -1.0]) == Figure(2, Known.AT_LEAST)
+    assert crossover([0, 1, 2], [0.5, 1.0, 1.0]) == Figure(0.0, Known.AT_MOST)
+    assert crossover([0, 1, 2], [0.5, 1.0, -1.0]) == Figure(2.0, Known.AT_LEAST)
     assert crossover([0, 1, 2, 3], [-1.0, 1.0, -1.0, 1.0]) == Figure(2.5)
     with pytest.raises(InputError, match="must ascend"):
         crossover([1, 0], [1.0, 2.0])
