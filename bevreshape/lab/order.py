@@ -7,7 +7,6 @@ and may move tokens from one camera to another.
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from copy import deepcopy
 from functools import singledispatch
 from typing import Any
 
@@ -16,9 +15,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import Batch
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.lab.evaluation import Variant, evaluating, iou_of
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import CrossAttention, GeometricReshaper, Reshaper, SelfAttention
@@ -235,7 +235,7 @@ def invariance_error(
         InputError: when f's output is 0, or see :class:`PermutedReshaper`.
     """
     permuted = PermutedReshaper(reshaper, permutation, move_encodings=move_encodings)
-    with _evaluating(reshaper):
+    with evaluating(reshaper), torch.no_grad():
         bev = reshaper(features, cameras)
         return _ratio(permuted(features, cameras) - bev, bev, f"{reshaper.name}: its output is 0 everywhere")
 
@@ -268,7 +268,7 @@ def equivariance_error(
             "cannot be permuted alike; build it for a grid of the same shape"
         )
     permuted = PermutedReshaper(reshaper, permutation, move_encodings=move_encodings)
-    with _evaluating(reshaper):
+    with evaluating(reshaper), torch.no_grad():
         bev = reshaper(features, cameras)
         change = permuted(features, cameras) - permute_tokens(bev, permutation)
         return _ratio(change, bev, f"{reshaper.name}: its output is 0 everywhere")
@@ -300,7 +300,7 @@ def destruction(
     if len(features) < 2:
         raise InputError(f"destruction: {len(features)} sample has no other to be compared with; give two or more")
     permuted = PermutedReshaper(reshaper, permutation, move_encodings=move_encodings)
-    with _evaluating(reshaper):
+    with evaluating(reshaper), torch.no_grad():
         bev = reshaper(features, cameras)
         unrelated = reshaper(features.roll(1, 0), cameras)
         same = f"{reshaper.name}: its output is the same for all samples"
@@ -312,19 +312,6 @@ def _ratio(change: Tensor, reference: Tensor, when_zero: str) -> float:
     if size == 0:
         raise InputError(f"{when_zero}, so there is nothing to compare a change with; give other features, or train it")
     return change.double().norm().item() / size
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation without gradients; then every part is in the mode that it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training  # not train(), which ends a fixed rig
 
 
 def iou_when_permuted(
@@ -351,27 +338,11 @@ def iou_when_permuted(
             f"iou_when_permuted: the model's reshaper is a {type(own).__name__}; derive it from Reshaper, which knows how "
             "many tokens there are"
         )
-    reshapers = {"intact": own, "permuted": PermutedReshaper(own, permutation)}
+    variants = {"intact": Variant(), "permuted": Variant(reshaper=PermutedReshaper(own, permutation))}
     if _can_move(own):
-        reshapers["encodings_moved"] = PermutedReshaper(own, permutation, move_encodings=True)
-    metrics: dict[str, BEVIoU] = {}
-    with _evaluating(model):
-        for batch in batches:
-            if not batch["image"].is_floating_point():
-                raise InputError(
-                    f"iou_when_permuted: pictures are {batch['image'].dtype}, the model wants floats in 0..1; give what "
-                    "the datamodule's on_after_batch_transfer(batch, 0) makes of a batch"
-                )
-            cameras, features = cameras_of(batch), model.encoder(batch["image"])
-            for name, reshaper in reshapers.items():
-                if name not in metrics:
-                    metrics[name] = deepcopy(metric).to(features.device)
-                    metrics[name].reset()
-                logits = model.head(reshaper(features, cameras))  # b k rows cols
-                metrics[name].update(logits, batch["target"], batch["valid"])
-    if not metrics:
-        raise InputError("iou_when_permuted: there is no batch; give one at least")
-    return {name: {key: value.item() for key, value in counted.compute().items()} for name, counted in metrics.items()}
+        moved = PermutedReshaper(own, permutation, move_encodings=True)
+        variants["encodings_moved"] = Variant(reshaper=moved)
+    return iou_of(model, batches, metric, variants)
 
 
 def gram(features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b c c"]:

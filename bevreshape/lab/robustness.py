@@ -1,7 +1,7 @@
 """What errors cost a trained model: a calibration that is off, cameras that fail, pictures that are spoilt."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -13,11 +13,9 @@ from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import Cameras
 from bevreshape.geometry.cameras import compose
+from bevreshape.lab.evaluation import Change, Variant, iou_of
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
-
-Change = Callable[[Batch], Batch]
-"""A batch on its device, otherwise than it was; targets stay."""
 
 ERRORS = ("yaw_deg", "pitch_deg", "roll_deg", "height_m")
 """Of a camera's pose: a turn to the left, downwards, about its optical axis, and a shift upwards."""
@@ -116,37 +114,9 @@ def _corrupted(kind: str, severity: float, batch: Batch) -> Batch:
     return batch | {"image": image}
 
 
-@torch.no_grad()
 def iou_under(
     model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, changes: Mapping[str, Change]
 ) -> dict[str, dict[str, float]]:
-    """IoU of a model under every change, all of them on the same batches.
-
-    Pictures that a change leaves as they are, are encoded once.
-
-    Args:
-        model: trained.
-        batches: on the model's device, with ``target`` and ``valid`` of the metric's classes.
-        metric: of those classes; it is left empty.
-        changes: by name; ``unchanged`` is added.
-
-    Returns:
-        ``iou/<class>`` and ``iou/mean`` by the change's name, ``unchanged`` first.
-    """
-    metrics = {name: metric.clone() for name in ("unchanged", *changes)}
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in batches:
-            features = model.encoder(batch["image"])
-            for name, counted in metrics.items():
-                changed = changes[name](batch) if name in changes else batch
-                same = changed["image"] is batch["image"]
-                found = features if same else model.encoder(changed["image"])
-                logits = model.head(model.reshaper(found, cameras_of(changed)))
-                counted.update(logits, changed["target"], changed["valid"])
-    finally:
-        model.train(was_training)
-    wanted = [f"iou/{name}" for name in (*metric.classes, "mean")]
-    results = {name: counted.compute() for name, counted in metrics.items()}
-    return {name: {key: float(values[key]) for key in wanted} for name, values in results.items()}
+    """IoU of a model under every change, see :func:`~bevreshape.lab.evaluation.iou_of`; ``unchanged`` comes first."""
+    variants = {"unchanged": Variant(), **{name: Variant(change) for name, change in changes.items()}}
+    return iou_of(model, batches, metric, variants)

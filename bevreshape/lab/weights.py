@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.lab.evaluation import evaluating
 from bevreshape.reshapers import MLP, Reshaper
 from bevreshape.reshapers.attention import Attention
 
@@ -62,18 +63,6 @@ def cell_indices(cells: Cells | None, shape: tuple[int, int], device: torch.devi
                 f"cells: ({row}, {col}) lies outside the map of {shape[0]}×{shape[1]} cells; choose within"
             )
     return torch.tensor(cells, device=device)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold a module in evaluation, in which the samples of a batch do not meet; afterwards all is as it was."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 @contextmanager
