@@ -23,6 +23,7 @@ from bevreshape.costs import Cost, Workload, growth, matmul_rate, measure, ring
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
+from bevreshape.launch import read_device
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
@@ -109,7 +110,7 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
     Raises:
         InputError: a value that is no positive number, or a device or precision that cannot be had.
     """
-    devices = [_device(str(name)) for name in _listed(cfg["device"])]
+    devices = [str(read_device(str(name))) for name in _listed(cfg["device"])]
     precisions = [str(name) for name in _listed(cfg["precision"])]
     for name in precisions:
         if name not in AUTOCAST:
@@ -333,14 +334,6 @@ def _positive(key: str, value: Any) -> int:
 
 def _whole(cfg: Mapping[str, Any], key: str) -> int:
     return _positive(key, cfg[key])
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda") or (name != "cpu" and not torch.cuda.is_available()):
-        raise InputError(f"device={name} cannot be had here; set device=cpu")
-    return name
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -167,3 +167,19 @@ def _speak(main: Callable[..., Any], *args: Any) -> Any:
 def _on_gpu(cfg: Mapping[str, Any]) -> bool:
     accelerator = cfg.get("accelerator", "auto")
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)
+
+
+def read_device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU where there is one.
+
+    Raises:
+        InputError: when it cannot be had.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={name} cannot be had here ({str(error).splitlines()[0]}); set device=cpu") from error
+    return device

@@ -19,13 +19,14 @@ from bevreshape.drawing import draw_bev, overlay_on_pictures
 from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
+from bevreshape.launch import read_device
 
 
 def main(cfg: DictConfig) -> None:
     """Predict every frame of the input, a batch at a time."""
     plain = plain_config(cfg)
     _check_numbers(plain)
-    device = _device(str(plain["device"]))
+    device = read_device(str(plain["device"]))
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     calibration = Path(plain["calibration"]) if plain["calibration"] else None
     frames = open_frames(Path(plain["input"]), frame.image_size, calibration=calibration)
@@ -91,17 +92,6 @@ def _check_numbers(cfg: dict[str, Any]) -> None:
             raise InputError(f"{key}={cfg[key]!r} must be a whole number, at least {least}")
     if not isinstance(cfg["threshold"], float | int) or not 0 < cfg["threshold"] < 1:
         raise InputError(f"threshold={cfg['threshold']!r} must be a probability between 0 and 1")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name} cannot be had here ({str(error).splitlines()[0]}); set device=cpu") from error
-    return device
 
 
 def _npz(arrays: dict[str, np.ndarray], file: BinaryIO) -> None:

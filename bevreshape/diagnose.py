@@ -1,0 +1,104 @@
+"""``python -m bevreshape.diagnose``: what a trained model has learned, and what it bears."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import WandbLogger
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from bevreshape import cli
+from bevreshape.build import Frame, build_data, load_model, make_logger, plain_config
+from bevreshape.data.batch import SPLITS, Batch, match_cameras, with_cameras
+from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.errors import InputError, suggest
+from bevreshape.evaluate import in_frame, prepare
+from bevreshape.files import write_atomic, write_text
+from bevreshape.lab.diagnosis import Plan, diagnose
+from bevreshape.launch import read_device
+from bevreshape.metrics import BEVIoU
+
+
+def main(cfg: DictConfig) -> None:
+    """Run the instruments, print the main figures, write ``diagnosis.json`` and the drawings."""
+    plain = plain_config(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if plain["split"] not in SPLITS:
+        raise InputError(f"split={plain['split']} is unknown; {suggest(str(plain['split']), SPLITS)}")
+    for key in ("samples", "cells"):
+        if not isinstance(plain[key], int) or plain[key] < 1:
+            raise InputError(f"{key}={plain[key]} must be a whole number of at least 1")
+    device = read_device(str(plain["device"]))
+    model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
+    data = build_data({"data": in_frame(plain["data"], frame), "seed": 0})
+    found = Frame.of(data.source)
+    if found.classes != frame.classes:
+        raise InputError(
+            f"data: its classes are {', '.join(found.classes)} but the checkpoint's are {', '.join(frame.classes)}; diagnose on "
+            "data with the same classes"
+        )
+    order = match_cameras(frame.camera_names, found.camera_names, "data")
+    data.source.prepare((plain["split"],))
+    data.tested_split = plain["split"]
+    plan = Plan(plain["samples"], plain["cells"], plain["probes"], plain["errors"], plain["corruptions"])
+    metric = BEVIoU(frame.classes, frame.grid).to(device)
+    diagnosis = diagnose(model.to(device), lambda: on_device(data, order, device), metric, frame.camera_names, plan)
+    write_text(folder / "diagnosis.json", json.dumps(diagnosis.numbers, indent=2) + "\n")
+    for name, figure in diagnosis.figures.items():
+        write_atomic(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=150))
+    console = Console()
+    console.print(summary(diagnosis.numbers))
+    console.print(f"{folder / 'diagnosis.json'} · " + " · ".join(f"{name}.png" for name in diagnosis.figures))
+    logger = make_logger(plain, folder)
+    if not isinstance(logger, bool):
+        logger.log_metrics({key: value for key, value in flat(diagnosis.numbers).items() if isinstance(value, float)})
+        if isinstance(logger, WandbLogger):
+            for name in diagnosis.figures:
+                logger.log_image(name, [str(folder / f"{name}.png")])
+        logger.finalize("success")
+
+
+def on_device(data: BEVDataModule, order: list[int], device: torch.device) -> Iterator[Batch]:
+    """Batches of the split that is tested, as a model gets them."""
+    for batch in data.test_dataloader():
+        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+        yield with_cameras(data.on_after_batch_transfer(moved, 0), order)
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as ``a/b/0: value``."""
+    if isinstance(node, dict | list | tuple):
+        items = node.items() if isinstance(node, dict) else enumerate(node)
+        return {k: v for key, value in items for k, v in flat(value, f"{prefix}/{key}".strip("/")).items()}
+    return {prefix: node}
+
+
+def summary(numbers: dict[str, Any]) -> Table:
+    """The main figures on the console."""
+    table = Table("measurement", "value", title=f"{numbers['reshaper']}: what it has learned")
+    whole = numbers["agreement"]["whole"]
+    table.add_row("mean IoU", f"{numbers['iou']['iou/mean']:.3f}")
+    table.add_row("data dependence of W (0: fixed)", f"{numbers['data_dependence']:.3g}")
+    for rule in ("centroid", "peak", "uniform"):
+        found = whole[rule]
+        what = f"W to true projection, {rule}" if rule != "uniform" else "... of uniform weights"
+        table.add_row(f"{what}: median, 90 % [features]", f"{found['median']:.2f}, {found['p90']:.2f}")
+    if "not_measured" in numbers["order"]:
+        table.add_row("tokens permuted", numbers["order"]["not_measured"])
+    else:
+        iou = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in numbers["order"]["iou"].items())
+        table.add_row("tokens permuted: mean IoU", iou)
+    for group, values in numbers["robustness"].items():
+        shown = ", ".join(f"{what}: {value['iou/mean']:.3f}" for what, value in values.items())
+        table.add_row(f"{group}: mean IoU", shown)
+    return table
+
+
+if __name__ == "__main__":
+    cli.run(main, "diagnose", prepare)
