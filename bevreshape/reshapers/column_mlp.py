@@ -13,6 +13,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.polar import PolarMaps, heading, nominal_focal
+from bevreshape.reshapers.products import fast_product
 
 PUBLISHED = {
     "conv.weight": "project.weight",
@@ -60,13 +61,18 @@ class Columns(nn.Module):
             x = self._project(x) + self.project.bias[:, None, None]
         else:
             x = self._window(x, self.rows, top, present)
-        # W from the left, columns side by side: few columns keep no product busy the other way round
-        x = rearrange(F.relu(self.norm(x)), "b (g d) k w -> g (d k) (b w)", g=self.groups)
+        x = F.relu(self.norm(x))
+        fast = None
+        if not torch.is_grad_enabled():
+            fast = fast_product(self.weight, rearrange(x, "b (g d) k w -> g (d k) (b w)", g=self.groups))
+        if fast is not None:
+            return rearrange(fast.add_(self.bias.mT), "g (z d) (b n w) -> b n w z (g d)", n=n, w=w, z=self.bins)
+        x = rearrange(x, "b (g d) k w -> g (b w) (d k)", g=self.groups).contiguous()
         if self.groups == 1:  # the plain product has the cheaper gradient
-            x = torch.addmm(self.bias[0].mT, self.weight[0], x[0])[None]
+            x = F.linear(x.squeeze(0), self.weight.squeeze(0), self.bias.flatten())[None]
         else:
-            x = torch.baddbmm(self.bias.mT, self.weight, x)
-        return rearrange(x, "g (z d) (b n w) -> b n w z (g d)", n=n, w=w, z=self.bins)
+            x = torch.baddbmm(self.bias, x, self.weight.mT)  # g (b n w) (bins d/g)
+        return rearrange(x, "g (b n w) (z d) -> b n w z (g d)", n=n, w=w, z=self.bins)
 
     def _project(self, x: Tensor) -> Tensor:
         # as plain products, which do without a convolution's reordering

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +11,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, Reshaper, without_dropped
+from bevreshape.reshapers.products import fast_product
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -26,9 +25,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": torch.tanh,
     "none": nn.Identity(),
 }
-
-LARGE = 2**24
-"""Multiply-adds of a group from which a product is worth asking for by another library."""
 
 ORIGINAL = re.compile(r"(?:.*\.)?(?:mat_list|hw_mat)\.(\d+)\.(\d+)\.(weight|bias)")
 """What VPN and HDMapNet call a parameter: camera, place in its Linear-ReLU-Linear-ReLU, kind."""
@@ -46,7 +42,7 @@ class TokenLinear(nn.Module):
     def forward(self, x: Tensor, activation: Activation = ACTIVATIONS["none"]) -> Tensor:
         # W's gradient must come in W's own layout: turning it would cost more than the product where m is small.
         # Of a batch of products that of W·X does, of a single one that of Xᵀ·Wᵀ, in which pictures come as they are.
-        fast = _fast_product(self.weight, x)
+        fast = fast_product(self.weight, x)
         if len(self.weight) == 1 and fast is None:
             out = F.linear(x[0].mT, self.weight[0], None if self.bias is None else self.bias[0, 0])  # m cells
             return activation(out).mT[None]
@@ -69,37 +65,6 @@ class LowRankLinear(nn.Module):
 
     def forward(self, x: Tensor, activation: Activation) -> Tensor:
         return self.outer(self.inner(x), activation)
-
-
-def _fast_product(weight: Tensor, x: Tensor) -> Tensor | None:
-    """W·X of every group, (g, cells, m), by oneDNN; ``None`` where that is not possible or not worth it.
-
-    Torch multiplies float32 by MKL, which packs both matrices anew each time. oneDNN reads its first one where it lies,
-    and so takes half the time where W is large and m small. Inference alone: it has no derivative.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or (weight.device.type, weight.dtype, x.dtype) != ("cpu", torch.float32, torch.float32)
-        or weight[0].numel() * x.shape[2] < LARGE
-        or torch.is_autocast_enabled("cpu")
-        or _get_current_dispatch_mode() is not None  # who counts operations does not know this one
-        or (linear := _onednn_linear()) is None
-    ):
-        return None
-    products = [linear(w, y.mT, None, "none", [], "") for w, y in zip(weight, x, strict=True)]
-    return torch.stack(products) if len(products) > 1 else products[0][None]
-
-
-@cache
-def _onednn_linear() -> Callable[..., Tensor] | None:
-    """``x, W → x·Wᵀ``, which torch keeps for its compiler; ``None`` where this torch does not have it."""
-    try:
-        linear = torch.ops.mkldnn._linear_pointwise
-        linear(torch.ones(1, 1), torch.ones(1, 1), None, "none", [], "")
-    except (AttributeError, RuntimeError, TypeError):
-        return None
-    return linear
 
 
 class Rectify(nn.Module):
@@ -166,6 +131,11 @@ class MLP(Reshaper):
     layer of R·C tokens, each layer followed by σ. W is fixed after training: it holds one view of the world, needs no
     positional encoding and no calibration. VPN is ``hidden=[R·C]``; so is HDMapNet's MLP, whose output a camera is
     :meth:`per_camera` (it then turns each camera's map by its extrinsics and takes the largest, which is not done here).
+
+    The published σ is relu, after the last layer too. Features that are never negative, as an encoder's behind its own
+    relu, then leave a cell whose row of W is negative at 0 for every picture, without a gradient that could bring it
+    back: of a single layer behind the default encoder half of all cells. ``gelu``, with which ``conf`` trains, lets
+    them live.
 
     ``rank=r`` writes W as U·V with U of RC × r and V of r × hw, r·(RC + hw) numbers and multiply-adds a channel in
     place of RC·hw: from 512 tokens to 100×100 cells, rank 64 takes .7 million in place of 5.1. The best U·V for a given

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import IPM, MLP, FeatureShape
-from bevreshape.reshapers.mlp import _onednn_linear
+from bevreshape.reshapers.products import _onednn_linear
 
 SOURCE = FeatureShape(3, 2, 4)
 RIG = FeatureShape(3, 2, 4, cameras=2)
