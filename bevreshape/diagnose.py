@@ -34,6 +34,12 @@ def main(cfg: DictConfig) -> None:
     for key in ("samples", "cells"):
         if not isinstance(plain[key], int) or plain[key] < 1:
             raise InputError(f"{key}={plain[key]} must be a whole number of at least 1")
+    for group in ("errors", "corruptions"):
+        for key, amounts in plain[group].items():
+            if not isinstance(amounts, list) or not all(isinstance(amount, int | float) for amount in amounts):
+                raise InputError(
+                    f"{group}.{key}={amounts} must be a list of numbers, such as [0.5, 1, 2]; [] leaves it out"
+                )
     device = read_device(str(plain["device"]))
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     data = build_data({"data": in_frame(plain["data"], frame), "seed": 0})

@@ -68,7 +68,7 @@ def test_the_rest_is_composed(choice: str) -> None:
     assert cfg["data"]["batch_size"] > 0
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose"])
 def test_help_explains_and_shows_examples(command, name: str) -> None:
     ended = command(name, "--help")
     assert ended.code == 0

@@ -1,0 +1,126 @@
+"""The instruments on a trained model, by the command line, and where what they say is known."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from bevreshape.costs import ring
+from bevreshape.data.batch import Batch
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.lab.diagnosis import Plan, diagnose
+from bevreshape.metrics import BEVIoU
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import IPM, ColumnMLP, FeatureShape, Pool
+
+GRID = BEVGrid((3.0, 11.0), (-4.0, 4.0), 1.0)
+SIZE = (64, 128)
+PLAN = Plan(samples=3, cells=4, probes=None, errors={"yaw_deg": [2]}, corruptions={"darkness": [0.5, 1.0]})
+
+
+def batch(cameras: int = 1) -> Batch:
+    torch.manual_seed(0)
+    rig = ring(cameras, SIZE, 4, torch.device("cpu"), reach_m=8.0)
+    coarse = torch.rand(4 * cameras, 3, 8, 16)
+    image = nn.functional.interpolate(coarse, size=SIZE, mode="bilinear").unflatten(0, (4, cameras))
+    target = torch.rand(4, 1, 8, 8) > 0.5
+    return {
+        "image": image,
+        "intrinsics": rig.intrinsics,
+        "ego_from_cam": rig.ego_from_cam,
+        "camera_mask": torch.ones(4, cameras, dtype=torch.bool),
+        "target": target,
+        "valid": torch.ones_like(target),
+        "name": [f"{i}" for i in range(4)],
+    }
+
+
+def model(reshaper_class: type, cameras: int = 1) -> BEVModel:
+    torch.manual_seed(0)
+    source = FeatureShape(3, *SIZE, cameras)
+    return BEVModel(nn.Identity(), reshaper_class(source, GRID), nn.Conv2d(3, 1, 1))
+
+
+def test_ipm_takes_every_cell_from_where_it_is_and_no_picture_changes_that() -> None:
+    found = diagnose(model(IPM), lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN)
+    numbers = found.numbers
+    assert numbers["samples"] == 3
+    assert numbers["data_dependence"] == 0.0
+    assert numbers["agreement"]["whole"]["centroid"]["p90"] < 1e-3
+    assert numbers["agreement"]["whole"]["uniform"]["median"] > 5
+    assert "offers no attention matrix" in numbers["attention"]["not_measured"]
+    assert numbers["order"]["iou"]["intact"] == numbers["iou"]["iou/mean"]
+    assert list(numbers["robustness"]["yaw_deg"]) == ["-2", "+2"]
+    assert list(numbers["robustness"]) == ["yaw_deg", "darkness"]
+    json.dumps(numbers)
+    assert set(found.figures) == {"weights", "robustness"}
+
+
+def test_pool_does_not_take_them_from_there_and_bears_any_calibration() -> None:
+    numbers = diagnose(model(Pool), lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
+    assert numbers["agreement"]["whole"]["centroid"]["median"] > 3
+    assert all(value == numbers["iou"] for value in numbers["robustness"]["yaw_deg"].values())
+    assert numbers["robustness"]["darkness"]["1"] != numbers["iou"]
+
+
+def test_every_camera_of_a_rig_is_dropped_in_turn() -> None:
+    names = ("a", "b", "c")
+    numbers = diagnose(model(IPM, 3), lambda: [batch(3)], BEVIoU(("white",), GRID), names, PLAN).numbers
+    assert list(numbers["robustness"]["without"]) == list(names)
+
+
+def test_what_does_not_apply_leaves_its_reason() -> None:
+    torch.manual_seed(0)
+    sources = (FeatureShape(3, *SIZE), FeatureShape(3, *SIZE))
+    two = BEVModel(Twice(), ColumnMLP(sources, GRID, dim=4, depth_m=(3, 6, 12)), nn.Conv2d(4, 1, 1))
+    numbers = diagnose(two, lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
+    assert "takes 2 scales" in numbers["order"]["not_measured"]
+    other = BEVModel(nn.Identity(), nn.Identity(), nn.Identity())
+    with pytest.raises(InputError, match="derive it from Reshaper"):
+        diagnose(other, lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN)
+
+
+class Twice(nn.Module):
+    """The picture as two scales of features."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return images, images
+
+
+def test_command(command, trained: Path, tmp_path: Path) -> None:
+    few = ("samples=2", "cells=3", "probes=1", "errors.pitch_deg=[]", "corruptions.noise=[]", "device=cpu")
+    ended = command("diagnose", f"checkpoint={trained}/checkpoints/best.ckpt", "logger=csv", "hydra.run.dir=out", *few)
+    assert ended.code == 0, ended.err
+    numbers = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
+    test = json.loads((trained / "metrics.json").read_text())
+    assert numbers["iou"]["iou/mean"] == pytest.approx(test["test/iou/mean"])
+    for name in ("weights", "robustness"):
+        with Image.open(tmp_path / "out" / f"{name}.png") as picture:
+            assert picture.size[0] > 500
+    assert "tokens permuted" in ended.out
+    assert "data_dependence" in next((tmp_path / "out" / "csv").rglob("metrics.csv")).read_text()
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("split=tset", ("split=tset", "test")),
+        ("samples=0", ("samples=0", "at least 1")),
+        ("+errors.yaw=[1]", ("no error=yaw", "yaw_deg")),
+        ("errors.yaw_deg=2", ("errors.yaw_deg=2", "list of numbers")),
+        ("+corruptions.fog=[1]", ("no corruption=fog",)),
+        ("corruptions.blur=[much]", ("corruptions.blur", "list of numbers")),
+        ("data.scenes={train: 24, val: 7, test: 7, dev: 1}", ("dev",)),
+    ],
+)
+def test_sentence(command, trained: Path, argument: str, words: tuple[str, ...]) -> None:
+    few = ("samples=1", "cells=1", "probes=1", "logger=none", "device=cpu")
+    ended = command("diagnose", f"checkpoint={trained}/checkpoints/best.ckpt", *few, argument)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err
