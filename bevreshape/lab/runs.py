@@ -1,0 +1,143 @@
+"""Finished runs, found again and compared: those that differ in nothing but their seed belong together."""
+
+import csv
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bevreshape.errors import InputError
+
+UNCOUNTED = ("seed", "name", "resume", "data.root", "data.loader_workers", "data.workers")
+"""What may differ between the seeds of a row."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was asked for and what came out.
+
+    Attributes:
+        folder: where it lies.
+        kind: its name without the seed.
+        settings: its resolved config, flat: ``a.b.c``.
+        metrics: as in its ``metrics.json``.
+    """
+
+    folder: Path
+    kind: str
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, float]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Its best weights."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def curve(self, key: str) -> list[tuple[int, float]]:
+        """Step and value of a metric that was logged while it ran, such as ``val/iou/mean``."""
+        with (self.folder / "history.csv").open(newline="", encoding="utf-8") as file:
+            return [(int(row["step"]), float(row[key])) for row in csv.DictReader(file) if row.get(key)]
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """The finished runs below a folder.
+
+    Raises:
+        InputError: when there is none, or one cannot be read.
+    """
+    found = []
+    for path in sorted(folder.rglob("metrics.json")):
+        config = path.with_name("config.yaml")
+        try:
+            settings = flattened(yaml.safe_load(config.read_text(encoding="utf-8")))
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{path.parent} is no run that can be read ({error}); name other folders") from None
+        if "test/iou/mean" in metrics:
+            found.append(Run(path.parent, re.sub(r"-seed\d+$", "", str(settings["name"])), settings, metrics))
+    if not found:
+        raise InputError(
+            f"{folder} has no finished run below it, no metrics.json with test/iou/mean; name another folder"
+        )
+    return found
+
+
+def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as ``a.b.c: value``."""
+    if not isinstance(node, dict):
+        return {prefix: node}
+    return {k: v for key, value in node.items() for k, v in flattened(value, f"{prefix}.{key}".strip(".")).items()}
+
+
+def grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that differ in nothing but their seed."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        asked = {key: value for key, value in run.settings.items() if key not in UNCOUNTED}
+        groups.setdefault(json.dumps([run.kind, asked], sort_keys=True), []).append(run)
+    for group in groups.values():
+        seeds = [run.settings["seed"] for run in group]
+        if len(set(seeds)) < len(seeds):
+            raise InputError(f"{group[0].kind}: seeds {sorted(seeds)} are there more than once; name fewer folders")
+    return list(groups.values())
+
+
+def chosen(rows: Sequence[list[Run]], key: str) -> list[list[Run]]:
+    """Of rows that differ in one setting alone, that of the lowest loss on the validation split."""
+    best: dict[str, list[Run]] = {}
+    for runs in rows:
+        if key not in runs[0].settings:
+            raise InputError(
+                f"--choose {key}: {runs[0].kind} has no such setting; write it as in its config.yaml, e.g. optimizer.lr"
+            )
+        others = {k: v for k, v in runs[0].settings.items() if k not in (*UNCOUNTED, key)}
+        rival = best.setdefault(json.dumps([runs[0].kind, others], sort_keys=True), runs)
+        if _loss(runs) < _loss(rival):
+            best[json.dumps([runs[0].kind, others], sort_keys=True)] = runs
+    return list(best.values())
+
+
+def differing(rows: Sequence[list[Run]]) -> list[str]:
+    """The settings that tell rows apart; of a reshaper's own those that tell its own rows apart."""
+    keys = dict.fromkeys(key for runs in rows for key in runs[0].settings)
+    return [key for key in keys if key not in UNCOUNTED and _differs(rows, key)]
+
+
+def tabulated(rows: Sequence[list[Run]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of a table, IoU as mean ± standard deviation of the seeds."""
+    keys = differing(rows)
+    figures = list(dict.fromkeys(k for runs in rows for k in runs[0].metrics if re.fullmatch(r"test/iou/[^/]+", k)))
+    headings = ["run", *keys, "seeds", *(key.removeprefix("test/iou/") for key in figures)]
+    cells = []
+    for runs in rows:
+        settings = [str(runs[0].settings.get(key, "")) for key in keys]
+        cells.append([runs[0].kind, *settings, str(len(runs)), *(mean_spread(runs, key) for key in figures)])
+    return headings, cells
+
+
+def _differs(rows: Sequence[list[Run]], key: str) -> bool:
+    values: dict[str, set[str]] = {}
+    for runs in rows:
+        if key in runs[0].settings:
+            values.setdefault(runs[0].kind if key.startswith("reshaper.") else "", set()).add(
+                str(runs[0].settings[key])
+            )
+    return any(len(found) > 1 for found in values.values())
+
+
+def mean_spread(runs: Sequence[Run], key: str) -> str:
+    """Mean and, of several seeds, standard deviation of a metric."""
+    found = [run.metrics[key] for run in runs if run.metrics.get(key) is not None]
+    if not found:
+        return ""
+    mean = f"{statistics.mean(found):.3f}"
+    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.3f}"
+
+
+def _loss(runs: Sequence[Run]) -> float:
+    return statistics.mean(run.metrics["val/loss"] for run in runs)
