@@ -1,0 +1,262 @@
+"""``python -m bevreshape.report RUN_FOLDERS``: finished runs as one HTML page that opens from disk."""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import yaml
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+
+from bevreshape import __version__, cli
+from bevreshape.build import Frame, build_data, load_model
+from bevreshape.costs import count_flops, ring
+from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.drawing import draw_sample
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.lab.order import PermutedReshaper
+from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells
+from bevreshape.lab.page.report import FIGURE_STYLE, Chart, Report, Section, Table, write
+from bevreshape.lab.runs import Run, differing, grouped, mean_spread, read_runs, tabulated
+from bevreshape.lab.weights import jacobian_norm
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import GeometricReshaper, Reshaper
+
+IOU = "iou/mean"
+
+PER_SAMPLE = ("image", "intrinsics", "ego_from_cam", "camera_mask")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A configuration and its first seed's model."""
+
+    label: str
+    runs: Sequence[Run]
+    model: BEVModel
+    frame: Frame
+
+    @property
+    def reshaper(self) -> Reshaper:
+        """Its view transformer.
+
+        Raises:
+            InputError: when it is of a foreign kind.
+        """
+        found = self.model.reshaper
+        if not isinstance(found, Reshaper):
+            raise InputError(f"{self.label}: its reshaper is a {type(found).__name__}; derive it from Reshaper")
+        return found
+
+
+def main(folders: Sequence[Path], out: Path, samples: int, cells: int, probes: int) -> None:
+    """Collect the runs and write the page."""
+    for key, value in (("--samples", samples), ("--cells", cells), ("--probes", probes)):
+        if value < 1:
+            raise InputError(f"{key} {value} must be at least 1")
+    rows = grouped([run for folder in folders for run in read_runs(folder)])
+    rows.sort(key=lambda runs: -_mean(runs))
+    shown = comparable(rows)
+    batch = first_batch(shown[0].runs[0], samples)
+    headings, lines = tabulated(rows)
+    style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
+    with matplotlib.rc_context(style):
+        found = [
+            Section("Results", table=Table(tuple(headings), tuple(map(tuple, lines)))),
+            curves(rows),
+            costs(shown),
+            *sweeps(rows),
+            examples(shown, batch),
+        ]
+        page = Report(
+            title="View transformers compared",
+            text="IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the "
+            "standard deviation of the seeds.",
+            sections=[section for section in found if section is not None],
+            explorer=explorer(shown, batch, cells, probes),
+            source=f"Made by bevreshape {__version__} of {sum(map(len, rows))} runs.",
+        )
+        write(page, out)
+    Console().print(f"{out}", highlight=False, soft_wrap=True)
+
+
+def comparable(rows: Sequence[list[Run]]) -> list[Shown]:
+    """Those of the configurations that look through the same cameras at the same cells as the first."""
+    keys = differing(rows)
+    loaded = [(runs, *load_model(str(runs[0].checkpoint))[:2]) for runs in rows]
+    return [Shown(_label(runs[0], keys), runs, model, frame) for runs, model, frame in loaded if frame == loaded[0][2]]
+
+
+def first_batch(run: Run, samples: int) -> Batch:
+    """The first samples of a run's test split, on the CPU."""
+    config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
+    data = build_data({"data": {**config["data"], "loader_workers": 0}, "seed": 0})
+    data.source.prepare(("test",))
+    data.batch_size = samples
+    return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+
+
+def curves(rows: Sequence[list[Run]]) -> Section | None:
+    """IoU on the validation split while training."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    keys = differing(rows)
+    drawn = 0
+    for runs in rows:
+        steps: dict[int, list[float]] = {}
+        for run in runs:
+            for step, value in run.curve(f"val/{IOU}"):
+                steps.setdefault(step, []).append(value)
+        whole = {step: values for step, values in sorted(steps.items()) if len(values) == len(runs)}
+        if len(whole) < 2:
+            continue
+        drawn += 1
+        means = [statistics.mean(values) for values in whole.values()]
+        (line,) = axes.plot(list(whole), means, label=_label(runs[0], keys))
+        low, high = ([pick(values) for values in whole.values()] for pick in (min, max))
+        axes.fill_between(list(whole), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if not drawn:
+        return None
+    axes.set(xlabel="optimizer steps", ylabel="validation IoU, mean of classes", ylim=(0, None))
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    alt = f"Validation IoU against optimizer steps for {drawn} configurations."
+    return Section("Learning curves", "Bands span the seeds.", (Chart(figure, alt),))
+
+
+def costs(shown: Sequence[Shown]) -> Section:
+    """IoU against operations of the view transformer."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    lines = []
+    for one in shown:
+        flops = _flops(one.reshaper) / 1e6
+        parameters = sum(p.numel() for p in one.reshaper.parameters())
+        axes.errorbar(flops, _mean(one.runs), yerr=_spread(one.runs), fmt="o", capsize=2)
+        axes.annotate(one.label, (flops, _mean(one.runs)), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        lines.append((one.label, f"{parameters:,}", f"{flops:,.1f}", mean_spread(one.runs, f"test/{IOU}")))
+    axes.set(xscale="log", xlabel="MFLOP of the view transformer, a sample", ylabel="test IoU, mean of classes")
+    alt = "Test IoU against the operations that each view transformer takes."
+    table = Table(("run", "parameters", "MFLOP", "mean IoU"), tuple(lines))
+    return Section("Cost against IoU", "", (Chart(figure, alt),), table)
+
+
+def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
+    """IoU against every number that was swept, such as calibration jitter or the number of training scenes."""
+    sections = []
+    for key in differing(rows):
+        groups: dict[str, dict[float, list[Run]]] = {}
+        others = [other for other in differing(rows) if other != key]
+        for runs in rows:
+            value = runs[0].settings.get(key)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                groups.setdefault(_label(runs[0], others), {})[float(value)] = runs
+        lines = {label: dict(sorted(points.items())) for label, points in groups.items() if len(points) > 1}
+        if not lines:
+            continue
+        figure = Figure(figsize=(7, 4))
+        axes = figure.subplots()
+        for label, points in lines.items():
+            means = [_mean(runs) for runs in points.values()]
+            spread = [_spread(runs) for runs in points.values()]
+            axes.errorbar(list(points), means, yerr=spread, fmt="o-", capsize=2, label=label)
+        axes.set(xlabel=key, ylabel="test IoU, mean of classes")
+        axes.legend(fontsize=7)
+        alt = f"Test IoU against {key} for {', '.join(lines)}."
+        sections.append(
+            Section(f"IoU against {key}", "Bars are the standard deviation of the seeds.", (Chart(figure, alt),))
+        )
+    return sections
+
+
+def examples(shown: Sequence[Shown], batch: Batch) -> Section:
+    """Picture, target and prediction of the first sample."""
+    charts = []
+    for one in shown:
+        found = _sample(batch, 0)
+        with torch.no_grad():
+            bev = one.model(found["image"], cameras_of(found)).sigmoid()[0]
+        picture = draw_sample(
+            batch["image"][0], batch["target"][0], bev, batch["valid"][0], one.frame.classes,
+            ego_from_cam=batch["ego_from_cam"][0],
+        )  # fmt: skip
+        charts.append(Chart(picture, f"Input, target and prediction of {one.label}.", one.label))
+    return Section("Example predictions", f"The first test sample, {batch['name'][0]}.", tuple(charts))
+
+
+def explorer(shown: Sequence[Shown], batch: Batch, cells: int, probes: int) -> Explorer:
+    """W of every model on every sample, and with tokens permuted where no calibration says where they are."""
+    samples = [_sample(batch, i) for i in range(len(batch["name"]))]
+    scenes = [
+        Scene(name, one["image"][0], cameras_of(one), batch["target"][i].float(), batch["valid"][i])
+        for i, (name, one) in enumerate(zip(batch["name"], samples, strict=True))
+    ]
+    exhibits = []
+    for one in track(shown, "weights", console=Console(stderr=True), transient=True):
+        reshaper = one.reshaper
+        assert isinstance(reshaper.grid, BEVGrid)
+        chosen = choose_cells(reshaper.grid, cells)
+        orders = {"in order": reshaper}
+        if not isinstance(reshaper, GeometricReshaper) and len(reshaper.sources) == 1:
+            permutation = torch.randperm(reshaper.source.tokens, generator=torch.Generator().manual_seed(0))
+            orders["permuted"] = PermutedReshaper(reshaper, permutation)
+        views = [
+            {order: view(one.model, ordered, sample, chosen, probes) for order, ordered in orders.items()}
+            for sample in samples
+        ]
+        exhibits.append(Exhibit(one.label, reshaper.source, chosen, views))
+    frame = shown[0].frame
+    return Explorer(scenes, exhibits, frame.classes, frame.grid, frame.camera_names)
+
+
+def view(model: BEVModel, reshaper: Reshaper, sample: Batch, cells: Cells, probes: int) -> View:
+    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the picture."""
+    cameras = cameras_of(sample)
+    with torch.no_grad():
+        features = model.encoder(sample["image"])
+        bev = model.head(reshaper(features, cameras)).sigmoid()[0]
+    at = [divmod(number, cells.grid.cols) for number in cells.queries.tolist()]
+    return View(bev, jacobian_norm(reshaper, features, cameras, cells=at, probes=probes)[0])
+
+
+def _sample(batch: Batch, number: int) -> Batch:
+    return {key: batch[key][number : number + 1] for key in PER_SAMPLE}
+
+
+def _flops(reshaper: Reshaper) -> int:
+    source = reshaper.source
+    size = (round(source.height * source.stride), round(source.width * source.stride))
+    rig = ring(source.cameras, size, 1, torch.device("cpu"))
+    features = [torch.randn(1, s.cameras, s.channels, s.height, s.width) for s in reshaper.sources]
+    with torch.no_grad():
+        return count_flops(lambda: reshaper.eval()(features if len(features) > 1 else features[0], rig))
+
+
+def _label(run: Run, keys: Sequence[str]) -> str:
+    told = [f"{key.rpartition('.')[2]}={run.settings[key]}" for key in keys if key in run.settings]
+    return " ".join([run.kind, *told])
+
+
+def _mean(runs: Sequence[Run]) -> float:
+    return statistics.mean(run.metrics[f"test/{IOU}"] for run in runs)
+
+
+def _spread(runs: Sequence[Run]) -> float:
+    return statistics.stdev(run.metrics[f"test/{IOU}"] for run in runs) if len(runs) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser("bevreshape.report", description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
+    parser.add_argument("--samples", type=int, default=3, help="test samples in the explorer (3)")
+    parser.add_argument("--cells", type=int, default=20, help="cells along a side whose weights are shown (20)")
+    parser.add_argument("--probes", type=int, default=2, help="random probes a cell (2)")
+    given = parser.parse_args()
+    cli.speaking(main, given.folders, given.out, given.samples, given.cells, given.probes)
