@@ -105,7 +105,7 @@ def draw_sample(
     """
     truth = draw_bev(target, classes, valid)
     predicted = draw_bev(probabilities, classes, valid, threshold=threshold)
-    pictures = _tile(_bytes(image), _in_order(len(image)) if ego_from_cam is None else _as_they_look(ego_from_cam))
+    pictures = _tile(_bytes(image), _in_order(len(image)) if ego_from_cam is None else as_they_look(ego_from_cam))
     size = (round(pictures.shape[1] * len(truth) / len(pictures)), len(truth))
     shown = np.asarray(Image.fromarray(pictures).resize(size, Image.Resampling.BILINEAR))
     panels = {"input": shown, "target": truth, "prediction": predicted}
@@ -147,7 +147,7 @@ def overlay_on_pictures(
     # nearest, so that what is seen are the cells themselves
     paint, _ = bev_to_picture(torch.cat([colour, cover], dim=1), cameras, grid, mode="nearest")  # b n 4 H W
     painted = torch.lerp(images, paint[:, :, :3], opacity * paint[:, :, 3:])
-    return [_tile(_bytes(one), _as_they_look(pose)) for one, pose in zip(painted, cameras.ego_from_cam, strict=True)]
+    return [_tile(_bytes(one), as_they_look(pose)) for one, pose in zip(painted, cameras.ego_from_cam, strict=True)]
 
 
 def _paint(there: Bool[Tensor, "k rows cols"], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -170,7 +170,7 @@ def _in_order(cameras: int) -> list[list[int]]:
     return [list(range(first, min(first + 3, cameras))) for first in range(0, cameras, 3)]
 
 
-def _as_they_look(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
+def as_they_look(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
     """Camera numbers in rows: those that look ahead, then those that look back, each from left to right."""
     x, y = ego_from_cam[:, :2, 2].double().cpu().unbind(1)  # of the optical axes
     sideways = torch.atan2(y, x.abs())  # 90 degrees to the left, whether ahead or back

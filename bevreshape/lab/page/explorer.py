@@ -18,7 +18,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from bevreshape.drawing import GROUND, UNKNOWN, class_palette, draw_bev
+from bevreshape.drawing import GROUND, UNKNOWN, as_they_look, class_palette, draw_bev
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR, apply_homography
@@ -413,11 +413,9 @@ def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list
 
 def _places(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
     """[row, column] of every camera's picture: those that look ahead above those that look back, each from left to right."""
-    x, y = ego_from_cam[:, :2, 2].double().cpu().unbind(1)  # of the optical axes
-    order = torch.atan2(y, x.abs()).argsort(descending=True, stable=True).tolist()
-    rows = [row for row in ([i for i in order if x[i] >= 0], [i for i in order if x[i] < 0]) if row]
+    rows = as_they_look(ego_from_cam)
     places = {camera: [row, column] for row, cameras in enumerate(rows) for column, camera in enumerate(cameras)}
-    return [places[camera] for camera in range(len(order))]
+    return [places[camera] for camera in range(len(ego_from_cam))]
 
 
 def _grid(grid: BEVGrid) -> dict[str, Any]:
