@@ -21,9 +21,13 @@ from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.drawing import draw_sample
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
+from bevreshape.lab.charts import sections
+from bevreshape.lab.claims import Study as Results
+from bevreshape.lab.claims import claims
+from bevreshape.lab.experiments import PLAN_FILE, Plan, Study, units
 from bevreshape.lab.order import PermutedReshaper
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells
-from bevreshape.lab.page.report import FIGURE_STYLE, Chart, Report, Section, Table, write
+from bevreshape.lab.page.report import FIGURE_STYLE, Chart, Claim, Report, Section, Table, write
 from bevreshape.lab.runs import Run, differing, grouped, mean_spread, read_runs, tabulated
 from bevreshape.lab.weights import jacobian_norm
 from bevreshape.model import BEVModel
@@ -56,8 +60,8 @@ class Shown:
         return found
 
 
-def main(folders: Sequence[Path], out: Path, samples: int, cells: int, probes: int) -> None:
-    """Collect the runs and write the page."""
+def main(folders: Sequence[Path], out: Path, samples: int = 3, cells: int = 20, probes: int = 2) -> None:
+    """Collect the runs, and of studies the claims and figures, and write the page."""
     for key, value in (("--samples", samples), ("--cells", cells), ("--probes", probes)):
         if value < 1:
             raise InputError(f"{key} {value} must be at least 1")
@@ -68,7 +72,9 @@ def main(folders: Sequence[Path], out: Path, samples: int, cells: int, probes: i
     headings, lines = tabulated(rows)
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
+        studies = [study_results(folder) for folder in folders if (folder / PLAN_FILE).is_file()]
         found = [
+            *(section for study in studies for section in sections(study)),
             Section("Results", table=Table(tuple(headings), tuple(map(tuple, lines)))),
             curves(rows),
             costs(shown),
@@ -79,12 +85,33 @@ def main(folders: Sequence[Path], out: Path, samples: int, cells: int, probes: i
             title="View transformers compared",
             text="IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the "
             "standard deviation of the seeds.",
+            claims=[
+                Claim(row.number, row.claim, row.measurement, row.value, row.verdict, row.holds)
+                for study in studies
+                for row in claims(study.plan, study.records)
+            ],
             sections=[section for section in found if section is not None],
             explorer=explorer(shown, batch, cells, probes),
             source=f"Made by bevreshape {__version__} of {sum(map(len, rows))} runs.",
         )
         write(page, out)
     Console().print(f"{out}", highlight=False, soft_wrap=True)
+
+
+def study_results(folder: Path) -> Results:
+    """What a study has found.
+
+    Raises:
+        InputError: when its runs are not all done.
+    """
+    plan = Plan(**yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8")))
+    records = Study(folder, plan, torch.device("cpu")).records()
+    left = [unit.name for unit in units(plan, records) if unit.name not in records]
+    if left:
+        raise InputError(
+            f"{folder} lacks {len(left)} of its records, such as {left[0]}; run the study again, it goes on"
+        )
+    return Results(plan, records)
 
 
 def comparable(rows: Sequence[list[Run]]) -> list[Shown]:

@@ -110,10 +110,9 @@ def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Se
         "order": _or_reason(lambda: _order(model, scales, cameras, batches, metric)),
         "robustness": robustness,
     }
-    figures = {
-        "weights": draw_weights(images[0], weights[0], cameras, reshaper, cells),
-        "robustness": draw_robustness(robustness, found["unchanged"]["iou/mean"]),
-    }
+    figures = {"weights": draw_weights(images[0], weights[0], cameras, reshaper, cells)}
+    if robustness:
+        figures["robustness"] = draw_robustness(robustness, found["unchanged"]["iou/mean"])
     return Diagnosis(numbers, figures)
 
 

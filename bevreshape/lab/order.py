@@ -106,7 +106,7 @@ def _(reshaper: SelfAttention) -> Encodings:
     return [(reshaper.encode, (0,))] + ([] if rotary is None else [(rotary, (0, 1))])  # queries are tokens too
 
 
-def _can_move(reshaper: Reshaper) -> bool:
+def can_move(reshaper: Reshaper) -> bool:
     try:
         return bool(token_encodings(reshaper))
     except InputError:
@@ -339,7 +339,7 @@ def iou_when_permuted(
             "many tokens there are"
         )
     variants = {"intact": Variant(), "permuted": Variant(reshaper=PermutedReshaper(own, permutation))}
-    if _can_move(own):
+    if can_move(own):
         moved = PermutedReshaper(own, permutation, move_encodings=True)
         variants["encodings_moved"] = Variant(reshaper=moved)
     return iou_of(model, batches, metric, variants)

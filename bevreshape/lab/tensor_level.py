@@ -136,7 +136,7 @@ class ReadOut(nn.Module):
         d = reshaper.out_channels
         self.readout = nn.Identity() if d == channels else nn.Conv2d(d, channels, 1)
 
-    def forward(self, features: Float[Tensor, "b n c h w"], cameras: Cameras | None) -> Float[Tensor, "b c R C"]:
+    def forward(self, features: Float[Tensor, "b n c h w"], cameras: Cameras | None = None) -> Float[Tensor, "b c R C"]:
         """Features to as many channels on the ground."""
         return self.readout(self.reshaper(features, cameras))
 

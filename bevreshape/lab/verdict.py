@@ -27,7 +27,7 @@ class Known(StrEnum):
 class Figure:
     """What one seed measured."""
 
-    value: float
+    value: float | int
     known: Known = Known.EXACT
 
     def over(self, other: "Figure") -> "Figure":
@@ -108,14 +108,14 @@ def estimate(figures: Sequence[Figure], *, ratios: bool = False) -> Estimate:
     return Estimate(back(mean), low, high, len(figures), censored)
 
 
-def above(found: Estimate, threshold: float) -> Verdict:
+def above(found: Estimate, threshold: float | int) -> Verdict:
     """Whether it lies above a threshold: so if the whole interval does, not so if the whole interval lies below."""
     if found.low > threshold:
         return Verdict.HOLDS
     return Verdict.FAILS if found.high <= threshold else Verdict.OPEN
 
 
-def below(found: Estimate, threshold: float) -> Verdict:
+def below(found: Estimate, threshold: float | int) -> Verdict:
     """Whether it lies below a threshold, likewise."""
     if found.high < threshold:
         return Verdict.HOLDS

@@ -1,0 +1,126 @@
+"""The figures of a study: how fast, at which jitter, with how many samples, and where W looks."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bevreshape.lab.claims import Study
+from bevreshape.lab.experiments import RIVALS, TOLD
+from bevreshape.lab.page.report import Chart, Section
+
+SHOWN = {
+    "mlp": ("MLP", "C0", "-"),
+    "attention": ("attention", "C1", "-"),
+    "mlp_told": ("MLP, told the calibration", "C0", "--"),
+    "attention_told": ("attention, told the calibration", "C1", "--"),
+    "ipm": ("IPM", "C2", "-"),
+}
+"""Name, colour and line of a contender."""
+
+
+def sections(study: Study) -> list[Section]:
+    """All figures, with what they say."""
+    return [convergence(study), overtaking(study), amounts(study)]
+
+
+def convergence(study: Study) -> Section:
+    """Learning curves of the fixed camera, at tensor level and on the task."""
+    figure = Figure(figsize=(9, 3.4))
+    tensor, task = figure.subplots(1, 2)
+    for role in (*RIVALS, *TOLD):
+        curves = [study.tensor(role, seed)["curve"] for seed in study.plan.seeds]
+        _band(tensor, role, [[(p["steps"], p["error"]) for p in curve] for curve in curves])
+    threshold = study.plan.tensor["threshold"]
+    tensor.axhline(threshold, color="#5c6370", linewidth=0.8, linestyle=":")
+    tensor.set(yscale="log", xlabel="optimizer steps", ylabel="error", title="features onto the ground")
+    for role in study.plan.task["contenders"]:
+        if role not in TOLD:
+            curves = [study.task(role, seed)["curve"] for seed in study.plan.seeds]
+            _band(task, role, [[(p["steps"], p["iou"]) for p in curve] for curve in curves])
+    task.axhline(study.iou_to_reach, color="#5c6370", linewidth=0.8, linestyle=":")
+    task.set(xlabel="optimizer steps", ylabel="validation IoU", title="segmentation of the world", ylim=(0, None))
+    for axes in (tensor, task):
+        axes.legend(fontsize=7)
+    alt = "Learning curves of MLP and attention for a fixed camera, at tensor level and on the task."
+    text = (
+        f"A fixed camera. Bands span the seeds; dotted: an error of {threshold:g}, and "
+        f"{study.plan.task['share']:.0%} of IPM's IoU at the end."
+    )
+    return Section("Convergence", text, (Chart(figure, alt),))
+
+
+def overtaking(study: Study) -> Section:
+    """Final error against the jitter of the cameras."""
+    levels = study.plan.tensor["jitter_deg"]
+    sigmas = study.plan.task["jitter_deg"]
+    on_task = len(sigmas) > 1
+    figure = Figure(figsize=(9, 3.4))
+    panels = figure.subplots(1, 2 + on_task)
+    for axes, roles, title in ((panels[0], RIVALS, "calibration not told"), (panels[1], TOLD, "calibration told")):
+        for role in roles:
+            _bars(axes, role, levels, study, lambda seed, at, role=role: study.error(role, seed, jitter_deg=at).value)  # type: ignore[misc]
+        axes.set(yscale="log", xlabel="jitter of the cameras, σ of yaw in degrees", ylabel="final error", title=title)
+    if on_task:
+        for role in study.plan.task["contenders"]:
+            at_level = sigmas[1:] if role in TOLD else sigmas
+            _bars(panels[2], role, at_level, study, lambda seed, at, role=role: study.iou(role, seed, at))  # type: ignore[misc]
+        panels[2].set(
+            xlabel="jitter of the cameras, σ of yaw in degrees", ylabel="test IoU", title="task", ylim=(0, None)
+        )
+    for axes in panels:
+        axes.legend(fontsize=7)
+    alt = "Final error of MLP and attention against the jitter of the cameras, calibration told and not told."
+    return Section("When cameras move", "Bars are the standard deviation of the seeds.", (Chart(figure, alt),))
+
+
+def amounts(study: Study) -> Section:
+    """Final error against the number of training samples."""
+    tried = study.plan.tensor["training_samples"]
+    unlimited = study.plan.tensor["steps"] * study.plan.tensor["batch"]
+    scenes = study.plan.task["scenes"]
+    on_task = len(scenes) > 1
+    sigma = study.plan.tensor["told_jitter_deg"]
+    figure = Figure(figsize=(9, 3.4))
+    panels = figure.subplots(1, 2 + on_task)
+    for axes, roles, jitter, title in (
+        (panels[0], RIVALS, 0, "fixed camera, calibration not told"),
+        (panels[1], TOLD, sigma, f"jitter of {sigma:g}°, calibration told"),
+    ):
+        for role in roles:
+
+            def value(seed: int, at: float | int, role: str = role, jitter: float = jitter) -> float:
+                amount = None if at == unlimited else int(at)
+                return study.error(role, seed, jitter_deg=jitter, training_samples=amount).value
+
+            _bars(axes, role, [*tried, unlimited], study, value)
+        axes.set(xscale="log", yscale="log", xlabel="training samples", ylabel="final error", title=title)
+    if on_task:
+        for role in RIVALS:
+            _bars(panels[2], role, scenes, study, lambda seed, at, role=role: study.iou(role, seed, scenes=int(at)))  # type: ignore[misc]
+        panels[2].set(xscale="log", xlabel="training scenes", ylabel="test IoU", title="task", ylim=(0, None))
+    for axes in panels:
+        axes.legend(fontsize=7)
+    alt = "Final error of MLP and attention against the number of training samples."
+    text = f"The last point has new samples in every step, {unlimited:,} in all. Bars are the standard deviation of the seeds."
+    return Section("What more data does", text, (Chart(figure, alt),))
+
+
+def _bars(axes: Axes, role: str, at: Sequence[float], study: Study, value: Callable[[int, float], float]) -> None:
+    label, color, line = SHOWN.get(role, (role, "C3", "-"))
+    found = [[value(seed, level) for seed in study.plan.seeds] for level in at]
+    means, spread = [statistics.mean(one) for one in found], [statistics.stdev(one) for one in found]
+    axes.errorbar(at, means, yerr=spread, fmt=f"o{line}", color=color, capsize=2, label=label)
+
+
+def _band(axes: Axes, role: str, curves: Sequence[Sequence[tuple[int, float | None]]]) -> None:
+    label, color, style = SHOWN.get(role, (role, "C3", "-"))
+    steps = [step for step, _ in curves[0]]
+    values = [
+        [math.nan if value is None else value for value in column]
+        for column in zip(*([v for _, v in c] for c in curves), strict=True)
+    ]
+    axes.plot(steps, [statistics.mean(column) for column in values], color=color, linestyle=style, label=label)
+    axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15, linewidth=0)

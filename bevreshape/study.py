@@ -1,0 +1,86 @@
+"""``python -m bevreshape.study``: the article's claims A7 to A12, measured."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bevreshape import cli, report
+from bevreshape.build import plain_config
+from bevreshape.files import write_atomic, write_text
+from bevreshape.lab.charts import sections
+from bevreshape.lab.claims import Row, claims
+from bevreshape.lab.claims import Study as Results
+from bevreshape.lab.experiments import PLAN_FILE, Plan, Records, Study, Unit, units
+from bevreshape.lab.page.report import FIGURE_STYLE
+from bevreshape.launch import quiet, read_device
+
+PAUSE_SECONDS = 2.0
+
+
+def main(cfg: DictConfig) -> None:
+    """Do the runs that are left, then write the table, the figures and the page."""
+    plain = plain_config(cfg)
+    quiet()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    study = Study(folder, Plan(**plain["plan"]), read_device(str(plain["device"])))
+    console = Console()
+    records = finish(study, console)
+    write_text(folder / PLAN_FILE, OmegaConf.to_yaml(plain["plan"]))
+    rows = claims(study.plan, records)
+    write_text(folder / "claims.json", json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n")
+    style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
+    with matplotlib.rc_context(style):
+        for section in sections(Results(study.plan, records)):
+            path = folder / f"{section.title.lower().replace(' ', '_')}.png"
+            write_atomic(path, partial(section.charts[0].figure.savefig, format="png", dpi=150))
+    console.print(table(rows))
+    report.main([folder], folder / "report.html")
+
+
+def finish(study: Study, console: Console) -> Records:
+    """Do what nobody has done yet, and wait for what others are doing; the records of all."""
+    while True:
+        records = study.records()
+        known = units(study.plan, records)
+        left = [unit for unit in known if unit.name not in records]
+        if not left:
+            return records
+        if not any(_done(study, unit, f"{len(records) + 1} of {len(known)}", console) for unit in left):
+            time.sleep(PAUSE_SECONDS)
+
+
+def _done(study: Study, unit: Unit, number: str, console: Console) -> bool:
+    with study.claimed(unit) as ours:
+        if not ours:
+            return False
+        start = time.perf_counter()
+        found = study.run(unit)
+        last = found["curve"][-1]
+        score = f"IoU {last['iou']:.3f}" if "iou" in last else f"error {last['error'] or float('nan'):.4f}"
+        seconds = time.perf_counter() - start
+        console.print(f"{number}  {unit.name}: {score}, {seconds:.0f} s", highlight=False, soft_wrap=True)
+        return True
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The results for a console."""
+    shown = Table("", "claim", "measurement", "value [95 % interval]", "verdict", title="claims", show_lines=True)
+    for row in rows:
+        color = {True: "green", False: "red", None: "yellow"}[row.holds]
+        shown.add_row(row.number, row.claim, row.measurement, escape(row.value), f"[{color}]{row.verdict}[/]")
+    return shown
+
+
+if __name__ == "__main__":
+    cli.run(main, "study")

@@ -1,0 +1,86 @@
+"""The study by its command line: it goes on where it stopped, and ends with a table, figures and a page."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import finish, start, without
+from lab.test_experiments import CPU, plain
+
+from bevreshape.lab.experiments import Plan, Study, task_unit, units
+
+TASK = (
+    *without("trainer.accelerator", "trainer.max_steps", "trainer.val_check_interval"),
+    "trainer.max_steps=4",
+    "trainer.val_check_interval=2",
+)
+
+
+@pytest.fixture
+def confs(worlds: Path, tmp_path: Path) -> Path:
+    """A folder with a plan whose runs take seconds."""
+    given = plain()
+    given["task"] |= {"arguments": [*TASK, f"data.root={worlds}"], "scenes": [24]}
+    folder = tmp_path / "conf"
+    (folder / "plan").mkdir(parents=True)
+    (folder / "plan" / "tiny.yaml").write_text(yaml.safe_dump(given))
+    return folder
+
+
+def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> None:
+    plan = Plan(**yaml.safe_load((confs / "plan" / "tiny.yaml").read_text()))
+    folder = tmp_path / "studies" / "tiny"
+    looked_at = folder / "runs" / task_unit(plan, "mlp", 0).name / "diagnosis" / "diagnosis.json"
+    tasks = [unit for unit in units(plan, {}) if unit.settings["level"] == "task"]
+    arguments = [f"--config-dir={confs}", "plan=tiny", "device=cpu"]
+
+    # the others are as if a process had been stopped between training and record; one is trained from nothing
+    for number, unit in enumerate(tasks):
+        run = folder / "runs" / unit.name
+        if run != looked_at.parents[1]:
+            shutil.copytree(trained, run)
+            config = yaml.safe_load((run / "config.yaml").read_text()) | {"seed": number}
+            (run / "config.yaml").write_text(yaml.safe_dump(config))
+            (run / "diagnosis").mkdir()
+            (run / "diagnosis" / "diagnosis.json").write_text(
+                json.dumps(
+                    {
+                        "data_dependence": 0.1 * number,
+                        "order": {"iou": {"intact": 0.5, "permuted": 0.1 + 0.01 * number}},
+                    }
+                )
+            )
+    ended = finish(start("study", *arguments, cwd=tmp_path))
+    assert ended.code == 0, ended.err
+    assert json.loads(looked_at.read_text())["order"]["iou"].keys() == {"intact", "permuted"}
+    records = Study(folder, plan, CPU).records()
+    known = units(plan, records)
+    assert {unit.name for unit in known} == set(records)
+    assert sum(unit.settings.get("features") == "encoder" for unit in known) == 4
+    for name in ("claims.json", "convergence.png", "when_cameras_move.png", "what_more_data_does.png", "report.html"):
+        assert (folder / name).stat().st_size > 1000, name
+    rows = json.loads((folder / "claims.json").read_text())
+    assert {row["number"] for row in rows} == {"A7", "A8", "A9", "A10", "A11", "A12", "Q1", "Q2"}
+    page = (folder / "report.html").read_text()
+    for text in ("XᵀX does not change", ">Convergence<", ">When cameras move<", ">Explorer<"):
+        assert text in page
+
+    # again: nothing is left to do, and what somebody lost is made anew
+    (folder / "records" / f"{known[0].name}.json").unlink()
+    ended = finish(start("study", *arguments, cwd=tmp_path))
+    assert ended.code == 0, ended.err
+    assert [line for line in ended.out.splitlines() if " of " in line and ": error" in line][0].split()[3].rstrip(
+        ":"
+    ) == known[0].name
+    assert ended.out.count(": error") == 1
+
+
+def test_sentences(confs: Path, tmp_path: Path) -> None:
+    ended = finish(start("study", "plan.seeds=[1]", "device=cpu", cwd=tmp_path))
+    assert ended.code == 1
+    assert "plan.seeds=[1] must be two different ones" in ended.err
+    assert "Traceback" not in ended.err
+    ended = finish(start("study", "plan=none", cwd=tmp_path))
+    assert "plan=none is unknown" in ended.err
