@@ -10,8 +10,18 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import open_dict
 
-from bevreshape.build import Frame, _make, build_data, build_model, build_task, make_logger, plain_config
+from bevreshape.build import (
+    Frame,
+    _make,
+    build_data,
+    build_model,
+    build_reshaper,
+    build_task,
+    make_logger,
+    plain_config,
+)
 from bevreshape.geometry import BEVGrid
+from bevreshape.lab.experiments import Plan
 
 CONF = ROOT / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
@@ -68,7 +78,20 @@ def test_the_rest_is_composed(choice: str) -> None:
     assert cfg["data"]["batch_size"] > 0
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose"])
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("plan/")])
+def test_plans_are_composed_and_make_sense(choice: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("study", [f"plan={choice.partition('/')[2]}"])
+    plan = Plan(**plain_config(cfg.plan))
+    assert len(plan.seeds) >= 3
+    source = plan.source
+    for node in plan.tensor["contenders"].values():
+        assert build_reshaper(node, (source,), plan.grid).target_shape == plan.grid.shape
+    for arguments in plan.task["contenders"].values():
+        composed(*plan.task["arguments"], *arguments)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose", "study"])
 def test_help_explains_and_shows_examples(command, name: str) -> None:
     ended = command(name, "--help")
     assert ended.code == 0
