@@ -9,23 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 from hydra.core.hydra_config import HydraConfig
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bevreshape import cli, report
-from bevreshape.build import plain_config
+from bevreshape.build import load_model, plain_config
+from bevreshape.data.batch import cameras_of
 from bevreshape.files import write_atomic, write_text
-from bevreshape.lab.charts import sections
+from bevreshape.geometry import BEVGrid
+from bevreshape.lab.charts import SHOWN, sections
 from bevreshape.lab.claims import Row, claims
 from bevreshape.lab.claims import Study as Results
-from bevreshape.lab.experiments import PLAN_FILE, Plan, Records, Study, Unit, units
+from bevreshape.lab.diagnosis import draw_weights
+from bevreshape.lab.experiments import PLAN_FILE, RIVALS, Plan, Records, Study, Unit, task_run, task_unit, units
 from bevreshape.lab.page.report import FIGURE_STYLE
+from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
+from bevreshape.reshapers import Reshaper
 
 PAUSE_SECONDS = 2.0
+
+SHOWN_CELLS = 6
+"""Along a side of the map, of which a figure shows some."""
 
 
 def main(cfg: DictConfig) -> None:
@@ -44,6 +54,8 @@ def main(cfg: DictConfig) -> None:
         for section in sections(Results(study.plan, records)):
             path = folder / f"{section.title.lower().replace(' ', '_')}.png"
             write_atomic(path, partial(section.charts[0].figure.savefig, format="png", dpi=150))
+        figure = mappings(study)
+        write_atomic(folder / "weights.png", partial(figure.savefig, format="png", dpi=150))
     console.print(table(rows))
     report.main([folder], folder / "report.html")
 
@@ -71,6 +83,26 @@ def _done(study: Study, unit: Unit, number: str, console: Console) -> bool:
         seconds = time.perf_counter() - start
         console.print(f"{number}  {unit.name}: {score}, {seconds:.0f} s", highlight=False, soft_wrap=True)
         return True
+
+
+def mappings(study: Study) -> Figure:
+    """W of a fixed camera after training, of MLP and attention beside the homography, on the first test sample."""
+    seed = study.plan.seeds[0]
+    runs = {role: task_run(study.folder / "runs" / task_unit(study.plan, role, seed).name) for role in ("ipm", *RIVALS)}
+    batch = report.first_batch(runs["ipm"], 1)
+    cameras = cameras_of(batch)
+    weights = {}
+    for role, run in runs.items():
+        model, *_ = load_model(str(run.checkpoint))
+        reshaper = model.reshaper
+        assert isinstance(reshaper, Reshaper)
+        grid, source = reshaper.grid, reshaper.source
+        assert isinstance(grid, BEVGrid)
+        with torch.no_grad():
+            features = model.encoder(batch["image"])
+        cells = cell_raster(reshaper.target_shape, SHOWN_CELLS)
+        weights[SHOWN[role][0]] = jacobian_norm(reshaper, features, cameras, cells=cells, probes=8)[0]
+    return draw_weights(batch["image"][0], weights, cameras, grid, source, cells, shown=4)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -60,7 +60,14 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
     known = units(plan, records)
     assert {unit.name for unit in known} == set(records)
     assert sum(unit.settings.get("features") == "encoder" for unit in known) == 4
-    for name in ("claims.json", "convergence.png", "when_cameras_move.png", "what_more_data_does.png", "report.html"):
+    for name in (
+        "claims.json",
+        "weights.png",
+        "convergence.png",
+        "when_cameras_move.png",
+        "what_more_data_does.png",
+        "report.html",
+    ):
         assert (folder / name).stat().st_size > 1000, name
     rows = json.loads((folder / "claims.json").read_text())
     assert {row["number"] for row in rows} == {"A7", "A8", "A9", "A10", "A11", "A12", "Q1", "Q2"}
@@ -76,10 +83,10 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
     assert ended.out.count(": error") == 1
 
 
-def test_sentences(confs: Path, tmp_path: Path) -> None:
-    ended = finish(start("study", "plan.seeds=[1]", "device=cpu", cwd=tmp_path))
+def test_sentences(command) -> None:
+    ended = command("study", "plan.seeds=[1]", "device=cpu")
     assert ended.code == 1
     assert "plan.seeds=[1] must be two different ones" in ended.err
     assert "Traceback" not in ended.err
-    ended = finish(start("study", "plan=none", cwd=tmp_path))
+    ended = command("study", "plan=none")
     assert "plan=none is unknown" in ended.err

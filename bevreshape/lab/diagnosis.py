@@ -21,7 +21,7 @@ from bevreshape.lab.robustness import corrupting, dropping, iou_under, misreadin
 from bevreshape.lab.weights import attention_weights, cell_raster, jacobian_norm
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.reshapers import Reshaper
+from bevreshape.reshapers import FeatureShape, Reshaper
 
 Batches = Callable[[], Iterable[Batch]]
 """Begins anew at every call; batches are on the model's device."""
@@ -110,7 +110,9 @@ def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Se
         "order": _or_reason(lambda: _order(model, scales, cameras, batches, metric)),
         "robustness": robustness,
     }
-    figures = {"weights": draw_weights(images[0], weights[0], cameras, reshaper, cells)}
+    figures = {
+        "weights": draw_weights(images[0], {reshaper.name: weights[0]}, cameras, reshaper.grid, reshaper.source, cells)
+    }
     if robustness:
         figures["robustness"] = draw_robustness(robustness, found["unchanged"]["iou/mean"])
     return Diagnosis(numbers, figures)
@@ -157,9 +159,10 @@ def _or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def draw_weights(
     images: Float[Tensor, "n 3 H W"],
-    weights: Float[Tensor, "q n h w"],
+    weights: Mapping[str, Float[Tensor, "q n h w"]],
     cameras: Cameras,
-    reshaper: Reshaper,
+    grid: BEVGrid,
+    source: FeatureShape,
     cells: Sequence[tuple[int, int]],
     shown: int = 8,
 ) -> Figure:
@@ -167,37 +170,41 @@ def draw_weights(
 
     Args:
         images: of one sample, in 0..1.
-        weights: of its cells.
+        weights: of its cells, by name of the reshaper; several stand below one another.
         cameras: whose first sample is this one.
-        reshaper: whose weights these are.
+        grid: of the cells.
+        source: whose tokens these are.
         cells: (row, column) of the q cells.
         shown: how many of those that a camera sees.
     """
-    assert isinstance(reshaper.grid, BEVGrid)
-    source = reshaper.source
-    positions, seen = (x[0].cpu() for x in projections(cameras, reshaper.grid, source, cells))  # q n 2, q n
+    positions, seen = (x[0].cpu() for x in projections(cameras, grid, source, cells))  # q n 2, q n
     visible = seen.any(1).nonzero().squeeze(1)
     chosen = visible[torch.linspace(0, len(visible) - 1, min(shown, len(visible))).round().long()].tolist()
-    figure = Figure(figsize=(12, 1.9 * ((len(chosen) + 3) // 4) + 0.3), layout="constrained")
-    panels = figure.subplots((len(chosen) + 3) // 4, 4, squeeze=False).flat
+    cols = 4 if len(weights) == 1 else len(chosen)
+    rows = -(-len(chosen) // cols) * len(weights)
+    figure = Figure(figsize=(3 * cols, 1.9 * rows + 0.3), layout="constrained")
+    panels = iter(figure.subplots(rows, cols, squeeze=False).flat)
     half = source.stride / 2
-    right, bottom = (source.offset_px + source.stride * (cells - 1) + half for cells in (source.width, source.height))
+    right, bottom = (source.offset_px + source.stride * (count - 1) + half for count in (source.width, source.height))
     extent = (source.offset_px - half, right, bottom, source.offset_px - half)
-    centers = reshaper.grid.centers()
-    for q, panel in zip(chosen, panels, strict=False):
-        camera = int(seen[q].nonzero()[0])
-        picture = images[camera].permute(1, 2, 0).float().cpu().numpy()
-        panel.imshow(picture @ np.array([0.3, 0.59, 0.11]), cmap="gray", vmin=0, vmax=1)
-        heat = (weights[q, camera] / weights[q].max().clamp(min=1e-12)).float().cpu().numpy()
-        panel.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.85, extent=extent, vmin=0, vmax=1)
-        u, v = (positions[q, camera] * source.stride + source.offset_px).tolist()
-        panel.plot(u, v, "+", color="cyan", markersize=12, markeredgewidth=2)
-        x, y = centers[cells[q]].tolist()
-        panel.set_title(f"{x:.0f} m ahead, {abs(y):.0f} m {'left' if y >= 0 else 'right'}", fontsize=9)
-        panel.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
+    centers = grid.centers()
+    for name, found in weights.items():
+        for q, panel in zip(chosen, panels, strict=False):
+            camera = int(seen[q].nonzero()[0])
+            picture = images[camera].permute(1, 2, 0).float().cpu().numpy()
+            panel.imshow(picture @ np.array([0.3, 0.59, 0.11]), cmap="gray", vmin=0, vmax=1)
+            heat = (found[q, camera] / found[q].max().clamp(min=1e-12)).float().cpu().numpy()
+            panel.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.85, extent=extent, vmin=0, vmax=1)
+            u, v = (positions[q, camera] * source.stride + source.offset_px).tolist()
+            panel.plot(u, v, "+", color="cyan", markersize=12, markeredgewidth=2)
+            x, y = centers[cells[q]].tolist()
+            where = f"{x:.0f} m ahead, {abs(y):.0f} m {'left' if y >= 0 else 'right'}"
+            panel.set_title(where if len(weights) == 1 else f"{name}: {where}", fontsize=9)
+            panel.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
     for panel in figure.axes:
         panel.set_axis_off()
-    figure.suptitle(f"{reshaper.name}: where cells take their features from; + is where they really are", fontsize=10)
+    names = ", ".join(weights)
+    figure.suptitle(f"{names}: where cells take their features from; + is where they really are", fontsize=10)
     return figure
 
 
