@@ -22,8 +22,7 @@ from bevreshape.drawing import draw_sample
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.charts import sections
-from bevreshape.lab.claims import Study as Results
-from bevreshape.lab.claims import claims
+from bevreshape.lab.claims import Results, claims
 from bevreshape.lab.experiments import PLAN_FILE, Plan, Study, units
 from bevreshape.lab.order import PermutedReshaper
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells

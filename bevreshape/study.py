@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from rich.table import Table
 from bevreshape import cli, report
 from bevreshape.build import load_model, plain_config
 from bevreshape.data.batch import cameras_of
+from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.charts import SHOWN, sections
-from bevreshape.lab.claims import Row, claims
-from bevreshape.lab.claims import Study as Results
+from bevreshape.lab.claims import Results, Row, claims
 from bevreshape.lab.diagnosis import draw_weights
 from bevreshape.lab.experiments import PLAN_FILE, RIVALS, Plan, Records, Study, Unit, task_run, task_unit, units
 from bevreshape.lab.page.report import FIGURE_STYLE
@@ -46,40 +45,62 @@ def main(cfg: DictConfig) -> None:
     study = Study(folder, Plan(**plain["plan"]), read_device(str(plain["device"])))
     console = Console()
     records = finish(study, console)
-    write_text(folder / PLAN_FILE, OmegaConf.to_yaml(plain["plan"]))
     rows = claims(study.plan, records)
-    write_text(folder / "claims.json", json.dumps([asdict(row) for row in rows], indent=2, ensure_ascii=False) + "\n")
+    console.print(table(rows))
+    with study.claimed("results") as lock:
+        if lock is not None:  # or another process of this study is writing the same
+            write_results(study, records, rows)
+            write_text(folder / PLAN_FILE, OmegaConf.to_yaml(plain["plan"]))
+            report.main([folder], folder / "report.html")
+
+
+def write_results(study: Study, records: Records, rows: Sequence[Row]) -> None:
+    """The table as JSON and the figures as PNG."""
+    text = json.dumps([row.to_plain() for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(study.folder / "claims.json", text + "\n")
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
-        for section in sections(Results(study.plan, records)):
-            path = folder / f"{section.title.lower().replace(' ', '_')}.png"
-            write_atomic(path, partial(section.charts[0].figure.savefig, format="png", dpi=150))
-        figure = mappings(study)
-        write_atomic(folder / "weights.png", partial(figure.savefig, format="png", dpi=150))
-    console.print(table(rows))
-    report.main([folder], folder / "report.html")
+        figures = {section.title: section.charts[0].figure for section in sections(Results(study.plan, records))}
+        for name, figure in {**figures, "weights": mappings(study)}.items():
+            path = study.folder / f"{name.lower().replace(' ', '_')}.png"
+            write_atomic(path, partial(figure.savefig, format="png", dpi=150))
 
 
 def finish(study: Study, console: Console) -> Records:
-    """Do what nobody has done yet, and wait for what others are doing; the records of all."""
+    """Do what nobody has done yet, and wait for what others are doing; the records of all.
+
+    Raises:
+        InputError: when runs have failed, after all others are done.
+    """
+    failed: dict[str, InputError] = {}
     while True:
         records = study.records()
         known = units(study.plan, records)
         left = [unit for unit in known if unit.name not in records]
         if not left:
             return records
-        if not any(_done(study, unit, f"{len(records) + 1} of {len(known)}", console) for unit in left):
+        if failed and not any(unit.name not in failed for unit in left):
+            name, error = next(iter(failed.items()))
+            raise InputError(f"{len(failed)} of {len(known)} runs have failed, first {name}: {error}")
+        number = f"{len(records) + 1} of {len(known)}"
+        if not any(_done(study, unit, number, console, failed) for unit in left if unit.name not in failed):
             time.sleep(PAUSE_SECONDS)
 
 
-def _done(study: Study, unit: Unit, number: str, console: Console) -> bool:
-    with study.claimed(unit) as ours:
-        if not ours:
+def _done(study: Study, unit: Unit, number: str, console: Console, failed: dict[str, InputError]) -> bool:
+    with study.claimed(unit.name) as lock:
+        if lock is None or study.has(unit):
             return False
         start = time.perf_counter()
-        found = study.run(unit)
+        try:
+            found = study.run(unit, lock)
+        except InputError as error:
+            failed[unit.name] = error
+            console.print(f"{number}  {unit.name}: failed, {error}", markup=False, highlight=False, soft_wrap=True)
+            return True
         last = found["curve"][-1]
-        score = f"IoU {last['iou']:.3f}" if "iou" in last else f"error {last['error'] or float('nan'):.4f}"
+        value = last.get("iou", last.get("error"))
+        score = "diverged" if value is None else f"{'IoU' if 'iou' in last else 'error'} {value:.3f}"
         seconds = time.perf_counter() - start
         console.print(f"{number}  {unit.name}: {score}, {seconds:.0f} s", highlight=False, soft_wrap=True)
         return True
@@ -96,8 +117,8 @@ def mappings(study: Study) -> Figure:
         model, *_ = load_model(str(run.checkpoint))
         reshaper = model.reshaper
         assert isinstance(reshaper, Reshaper)
+        assert isinstance(reshaper.grid, BEVGrid)
         grid, source = reshaper.grid, reshaper.source
-        assert isinstance(grid, BEVGrid)
         with torch.no_grad():
             features = model.encoder(batch["image"])
         cells = cell_raster(reshaper.target_shape, SHOWN_CELLS)

@@ -1,13 +1,15 @@
-"""The figures of a study: how fast, at which jitter, with how many samples, and where W looks."""
+"""The figures of a study: how fast, at which jitter, and with how many samples."""
 
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bevreshape.lab.claims import Study
+from bevreshape.lab.claims import PAIRS, Results
 from bevreshape.lab.experiments import RIVALS, TOLD
 from bevreshape.lab.page.report import Chart, Section
 
@@ -21,12 +23,12 @@ SHOWN = {
 """Name, colour and line of a contender."""
 
 
-def sections(study: Study) -> list[Section]:
+def sections(study: Results) -> list[Section]:
     """All figures, with what they say."""
     return [convergence(study), overtaking(study), amounts(study)]
 
 
-def convergence(study: Study) -> Section:
+def convergence(study: Results) -> Section:
     """Learning curves of the fixed camera, at tensor level and on the task."""
     figure = Figure(figsize=(9, 3.4))
     tensor, task = figure.subplots(1, 2)
@@ -45,38 +47,49 @@ def convergence(study: Study) -> Section:
     for axes in (tensor, task):
         axes.legend(fontsize=7)
     alt = "Learning curves of MLP and attention for a fixed camera, at tensor level and on the task."
+    rates = ", ".join(f"{SHOWN[role][0]} {study.rates[role]:g}" for role in (*RIVALS, *TOLD))
     text = (
-        f"A fixed camera. Bands span the seeds; dotted: an error of {threshold:g}, and "
+        f"A fixed camera; at tensor level the best learning rates were {rates}. Bands span the seeds; dotted: an error of {threshold:g}, and "
         f"{study.plan.task['share']:.0%} of IPM's IoU at the end."
     )
     return Section("Convergence", text, (Chart(figure, alt),))
 
 
-def overtaking(study: Study) -> Section:
-    """Final error against the jitter of the cameras."""
+def overtaking(study: Results) -> Section:
+    """Final error against the jitter of the cameras, and where attention overtakes the MLP."""
     levels = study.plan.tensor["jitter_deg"]
     sigmas = study.plan.task["jitter_deg"]
     on_task = len(sigmas) > 1
-    figure = Figure(figsize=(9, 3.4))
-    panels = figure.subplots(1, 2 + on_task)
-    for axes, roles, title in ((panels[0], RIVALS, "calibration not told"), (panels[1], TOLD, "calibration told")):
+    figure = Figure(figsize=(12 if on_task else 9, 3.4))
+    panels = figure.subplots(1, len(PAIRS) + on_task)
+    for axes, (name, (roles, given)) in zip(panels, PAIRS.items(), strict=False):
         for role in roles:
-            _bars(axes, role, levels, study, lambda seed, at, role=role: study.error(role, seed, jitter_deg=at).value)  # type: ignore[misc]
-        axes.set(yscale="log", xlabel="jitter of the cameras, σ of yaw in degrees", ylabel="final error", title=title)
+
+            def error(seed: int, at: float | int, role: str = role, given: dict[str, Any] = given) -> float | int:
+                return study.error(role, seed, jitter_deg=at, **(given if at else {})).value
+
+            _bars(axes, role, levels, study, error)
+        found = study.over_seeds(partial(study.overtaken, rivals=roles, **given))
+        if levels[0] < found.mean < levels[-1]:
+            axes.axvline(found.mean, color="#5c6370", linewidth=0.8, linestyle=":")
+        axes.set(yscale="log", xlabel="σ of yaw [degrees]", ylabel="error", title=f"calibration {name}")
     if on_task:
         for role in study.plan.task["contenders"]:
             at_level = sigmas[1:] if role in TOLD else sigmas
-            _bars(panels[2], role, at_level, study, lambda seed, at, role=role: study.iou(role, seed, at))  # type: ignore[misc]
-        panels[2].set(
-            xlabel="jitter of the cameras, σ of yaw in degrees", ylabel="test IoU", title="task", ylim=(0, None)
-        )
+            _bars(panels[-1], role, at_level, study, lambda seed, at, role=role: study.iou(role, seed, at))  # type: ignore[misc]
+        panels[-1].set(xlabel="σ of yaw [degrees]", ylabel="test IoU", title="task", ylim=(0, None))
     for axes in panels:
         axes.legend(fontsize=7)
-    alt = "Final error of MLP and attention against the jitter of the cameras, calibration told and not told."
-    return Section("When cameras move", "Bars are the standard deviation of the seeds.", (Chart(figure, alt),))
+    alt = "Error of MLP and attention against the jitter of the cameras, by how they know where these look."
+    text = (
+        "Error after training by the jitter of the cameras. Not told, X says nothing of it either, and no fixed mapping can "
+        "do well; shown, X has the direction of every feature. Dotted: where attention overtakes the MLP. Bars are the "
+        "standard deviation of the seeds."
+    )
+    return Section("When cameras move", text, (Chart(figure, alt),))
 
 
-def amounts(study: Study) -> Section:
+def amounts(study: Results) -> Section:
     """Final error against the number of training samples."""
     tried = study.plan.tensor["training_samples"]
     unlimited = study.plan.tensor["steps"] * study.plan.tensor["batch"]
@@ -108,7 +121,7 @@ def amounts(study: Study) -> Section:
     return Section("What more data does", text, (Chart(figure, alt),))
 
 
-def _bars(axes: Axes, role: str, at: Sequence[float], study: Study, value: Callable[[int, float], float]) -> None:
+def _bars(axes: Axes, role: str, at: Sequence[float], study: Results, value: Callable[[int, float], float]) -> None:
     label, color, line = SHOWN.get(role, (role, "C3", "-"))
     found = [[value(seed, level) for seed in study.plan.seeds] for level in at]
     means, spread = [statistics.mean(one) for one in found], [statistics.stdev(one) for one in found]

@@ -1,23 +1,24 @@
 """The runs of a study: which there are, what each leaves behind, and who does which.
 
 A run's record is a JSON file that takes its name when the run is over, so a study goes on where it was stopped; a file
-lock, which the system frees when a process ends, keeps two processes off the same run.
+lock, which the system frees when the last process of a run ends, keeps two studies off the same run.
 """
 
+import fcntl
 import json
 import math
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -26,16 +27,15 @@ from bevreshape.costs import ring
 from bevreshape.data.batch import cameras_of, seeded
 from bevreshape.data.synthetic.rig import Spread
 from bevreshape.errors import InputError
-from bevreshape.files import write_atomic, write_text
+from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab import order, tensor_level
-from bevreshape.lab.agreement import geometry_agreement
 from bevreshape.lab.dependence import relative_spread
 from bevreshape.lab.runs import Run, read_runs
 from bevreshape.lab.tensor_level import Settings, sampling_distance, sampling_matrix, smooth_fields
-from bevreshape.lab.weights import cell_raster, jacobian_norm
+from bevreshape.lab.weights import cell_raster, jacobian_norm, mlp_weights
 from bevreshape.optimizer import AdamWOneCycle
-from bevreshape.reshapers import FeatureShape, Reshaper
+from bevreshape.reshapers import MLP, FeatureShape, Reshaper
 
 TOLD = ("mlp_told", "attention_told")
 RIVALS = ("mlp", "attention")
@@ -50,6 +50,16 @@ INSTRUMENTS = 0x494E5354
 
 EXAMINED = 6
 """Samples that a trained reshaper is examined with, and cells along a side."""
+
+
+KEYS = {
+    "tensor": (
+        "source", "grid", "steps", "batch", "evaluate_every", "rates", "threshold", "jitter_deg", "training_samples",
+        "told_jitter_deg", "encoder_samples", "contenders",
+    ),
+    "task": ("arguments", "share", "jitter_deg", "scenes", "contenders"),
+}  # fmt: skip
+"""What a plan holds."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,10 @@ class Plan:
     task: Mapping[str, Any]
 
     def __post_init__(self) -> None:
+        for group, keys in KEYS.items():
+            wrong = sorted(set(keys) ^ set(getattr(self, group)))
+            if wrong:
+                raise InputError(f"plan.{group}: {', '.join(wrong)} missing or unknown; it takes {', '.join(keys)}")
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
             raise InputError(f"plan.seeds={list(self.seeds)} must be two different ones at least; one has no spread")
         if set(self.tensor["contenders"]) != set(ROLES):
@@ -86,9 +100,10 @@ class Plan:
             "task.scenes": self.task["scenes"],
             "tensor.rates": self.tensor["rates"],
         }.items():
-            if not values or sorted(set(values)) != list(values) or values[0] < 0:
-                raise InputError(f"plan.{key}={list(values)} must be numbers of 0 or more, in ascending order")
-            if key.endswith("jitter_deg") and values[0] != 0:
+            jitter = key.endswith("jitter_deg")
+            if not values or sorted(set(values)) != list(values) or values[0] < 0 or (values[0] == 0 and not jitter):
+                raise InputError(f"plan.{key}={list(values)} must be positive numbers in ascending order")
+            if jitter and values[0] != 0:
                 raise InputError(f"plan.{key}={list(values)} must begin with 0, the fixed camera")
         if self.grid.shape != (self.source.height, self.source.width):
             raise InputError(
@@ -140,7 +155,9 @@ def tensor_unit(
     jitter_deg: float | int = 0,
     training_samples: int | None = None,
     features: str = "fields",
+    shown: bool = False,
     permuted: bool = False,
+    tuning: bool = False,
 ) -> Unit:
     """A run of the tensor level.
 
@@ -148,22 +165,34 @@ def tensor_unit(
         plan: what all have in common.
         role: who is trained.
         rate: peak learning rate.
-        seed: of initialisation and order.
+        seed: of initialisation and training samples.
         jitter_deg: standard deviation of yaw, and half as much of pitch and of roll.
         training_samples: drawn from; ``None`` for new ones in every step.
         features: random ``fields``, or those of the trained ``encoder`` of the reference.
+        shown: X shows where the cameras look.
         permuted: tokens come in another, fixed order.
+        tuning: for the choice of the rate, measured on other samples than the rest.
     """
-    keys = ("source", "grid", "steps", "batch", "evaluate_every", "encoder_samples")
-    settings = {key: plan.tensor[key] for key in keys} | {
-        "level": "tensor", "reshaper": plan.tensor["contenders"][role], "told": role in TOLD, "rate": rate, "seed": seed,
+    settings = {key: plan.tensor[key] for key in ("source", "grid", "steps", "batch", "evaluate_every")} | {
+        "level": "tensor", "reshaper": plan.tensor["contenders"][role],
+        "calibration": "exact" if role in TOLD else "shown" if shown else "none", "rate": rate, "seed": seed,
         "jitter_deg": jitter_deg, "training_samples": training_samples, "features": features, "permuted": permuted,
+        "tuning": tuning,
     }  # fmt: skip
     if features == "encoder":
-        settings["encoder"] = task_unit(plan, "ipm", plan.seeds[0]).name
-    amount = training_samples or "new"
-    name = f"{role}-{features}-jitter{jitter_deg:g}-samples_{amount}-rate{rate:g}-seed{seed}"
-    return Unit(f"tensor-{name}{'-permuted' * permuted}", settings)
+        reference = task_unit(plan, "ipm", plan.seeds[0])
+        settings["encoder"] = {
+            "run": reference.name, "arguments": reference.settings["arguments"], "samples": plan.tensor["encoder_samples"],
+        }  # fmt: skip
+    name = f"{role}-{features}-jitter{jitter_deg:g}-samples_{training_samples or 'all'}-rate{rate:g}-seed{seed}"
+    marks = "-shown" * shown + "-permuted" * permuted + "-tuning" * tuning
+    return Unit(f"tensor-{name}{marks}", settings)
+
+
+def tuning_unit(plan: Plan, role: str, rate: float | int) -> Unit:
+    """A run in which a learning rate is tried: of a fixed camera, or with jitter for those that are told of it."""
+    jitter_deg = plan.tensor["told_jitter_deg"] if role in TOLD else 0
+    return tensor_unit(plan, role, rate, plan.seeds[0], jitter_deg=jitter_deg, tuning=True)
 
 
 def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Unit:
@@ -182,7 +211,7 @@ def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, sce
 def units(plan: Plan, records: Records) -> list[Unit]:
     """The runs of a plan, as far as they can be told: most depend on the learning rates that did best."""
     tensor, task, seeds = plan.tensor, plan.task, plan.seeds
-    found = [tensor_unit(plan, role, rate, seeds[0]) for role, rate in product(ROLES, tensor["rates"])]
+    found = [tuning_unit(plan, role, rate) for role, rate in product(ROLES, tensor["rates"])]
     for seed, role in product(seeds, task["contenders"]):
         for jitter_deg in task["jitter_deg"] if role not in TOLD else task["jitter_deg"][1:]:
             found.append(task_unit(plan, role, seed, jitter_deg))
@@ -204,6 +233,7 @@ def units(plan: Plan, records: Records) -> list[Unit]:
             unit(role, training_samples=n, jitter_deg=told_at) for role, n in product(TOLD, tensor["training_samples"])
         ]
         found += [unit(role, permuted=True) for role in RIVALS]
+        found += [unit(role, jitter_deg=sigma, shown=True) for role, sigma in product(RIVALS, tensor["jitter_deg"][1:])]
         if task_unit(plan, "ipm", seeds[0]).name in records:
             found += [unit(role, features="encoder") for role in RIVALS]
     return list({unit.name: unit for unit in found}.values())
@@ -212,8 +242,7 @@ def units(plan: Plan, records: Records) -> list[Unit]:
 def best_rates(plan: Plan, records: Records) -> dict[str, float] | None:
     """Every contender's learning rate, that of its lowest error; ``None`` before all have been tried."""
     tried = {
-        role: {rate: records.get(tensor_unit(plan, role, rate, plan.seeds[0]).name) for rate in plan.tensor["rates"]}
-        for role in ROLES
+        role: {rate: records.get(tuning_unit(plan, role, rate).name) for rate in plan.tensor["rates"]} for role in ROLES
     }
     if any(record is None for found in tried.values() for record in found.values()):
         return None
@@ -274,28 +303,44 @@ class Study:
         return result
 
     @contextmanager
-    def claimed(self, unit: Unit) -> Iterator[bool]:
-        """Whether a unit is still to be done and is ours; within, nobody else gets it."""
-        path = self._path(unit).with_suffix(".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(path, timeout=0):
-                yield not self._path(unit).exists()
-        except Timeout:
-            yield False
+    def claimed(self, name: str) -> Iterator[int | None]:
+        """A lock of a unit, or of something else that is done once: its file descriptor, ``None`` if it is not ours.
 
-    def run(self, unit: Unit) -> dict[str, Any]:
-        """Do a unit and keep its record."""
-        make = self._tensor if unit.settings["level"] == "tensor" else partial(self._task, unit.name)
-        result = make(unit.settings)
-        write_text(self._path(unit), json.dumps({"settings": unit.settings, "result": result}, indent=1) + "\n")
+        It lasts as long as a process that has the descriptor, so that nobody goes on with a run whose study was killed
+        before the run itself has ended.
+        """
+        path = self.folder / "records" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+            else:
+                yield lock.fileno()
+
+    def has(self, unit: Unit) -> bool:
+        """Whether it is done."""
+        return self._path(unit).exists()
+
+    def run(self, unit: Unit, lock: int) -> dict[str, Any]:
+        """Do a unit and keep its record.
+
+        Args:
+            unit: which.
+            lock: as :meth:`claimed` gives it, handed on to the processes that do it.
+        """
+        settings = unit.settings
+        result = self._tensor(settings) if settings["level"] == "tensor" else self._task(unit, lock)
+        result["machine"] = f"{platform.node()}, {self.device}, {torch.get_num_threads()} threads"
+        write_text(self._path(unit), json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
         return result
 
     def _tensor(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         source, grid = self.plan.source, self.plan.grid
         features = cameras = None
         if settings["features"] == "encoder":
-            features, cameras, source = self._encoder_features(settings["encoder"], settings["encoder_samples"])
+            features, cameras, source = self._encoder_features(**settings["encoder"])
         moved = seeded(settings["seed"], INSTRUMENTS)
 
         def build(source: FeatureShape, grid: BEVGrid) -> Reshaper:
@@ -307,12 +352,13 @@ class Study:
         sigma = float(settings["jitter_deg"])
         experiment = Settings(
             source=source, grid=grid, jitter=Spread(sigma, sigma / 2, sigma / 2),
-            calibration="exact" if settings["told"] else "none", training_samples=settings["training_samples"],
+            calibration=settings["calibration"], training_samples=settings["training_samples"],
             steps=settings["steps"], batch=settings["batch"], optimizer=AdamWOneCycle(lr=settings["rate"]),
             evaluate_every=settings["evaluate_every"], held_out=4 * settings["batch"], seed=settings["seed"],
+            data_seed=settings["seed"], held_out_seed=int(settings["tuning"]),
         )  # fmt: skip
         result = tensor_level.run(build, experiment, cameras=cameras, features=features, device=self.device)
-        known = {
+        known: dict[str, Any] = {
             "curve": [
                 {"steps": p.steps, "samples": p.samples, "seconds": p.seconds, "error": _finite(p.error)}
                 for p in result.curve
@@ -320,13 +366,18 @@ class Study:
             "parameters": result.parameters,
             "flops": result.flops,
         }
-        plain = settings["features"] == "fields" and not (settings["permuted"] or sigma or settings["training_samples"])
-        return known | ({"examined": examine(result.network, experiment, moved)} if plain else {})
+        special = ("jitter_deg", "training_samples", "permuted", "tuning")
+        plain = settings["features"] == "fields" and not any(settings[key] for key in special)
+        if plain and math.isfinite(result.final_error):
+            known["examined"] = examine(result.network, experiment, moved)
+        return known
 
-    def _encoder_features(self, reference: str, count: int) -> tuple[tuple[Tensor, Tensor], Cameras, FeatureShape]:
-        """Features of the trained encoder of a task-level run, of pictures of its world, shrunk to the plan's shape."""
-        run = task_run(self.folder / "runs" / reference)
-        model, _, config = load_model(str(run.checkpoint))
+    def _encoder_features(
+        self, run: str, arguments: Sequence[str], samples: int
+    ) -> tuple[tuple[Tensor, Tensor], Cameras, FeatureShape]:
+        """Features of the trained encoder of a task-level run, of pictures of its world, shrunk to the plan's shape, and
+        standardised channel by channel by those trained on."""
+        model, _, config = load_model(str(task_run(self.folder / "runs" / run).checkpoint))
         (own,) = model.encoder.sources  # type: ignore[misc]
         height, width = self.plan.source.height, self.plan.source.width
         if own.height % height or own.width % width or own.height // height != own.width // width:
@@ -339,54 +390,88 @@ class Study:
             own.channels, height, width, own.cameras, own.stride * factor,
             offset_px=own.offset_px + own.stride * (factor - 1) / 2,
         )  # fmt: skip
-        path = self.folder / "encoder_features.pt"
         data = build_data({"data": {**config["data"], "loader_workers": 0}, "seed": 0})
-        if not path.exists():
-            data.source.prepare(("train", "val"))
-            model.to(self.device)
-            parts: list[Tensor] = []
-            for split, wanted in (("train", count), ("val", math.inf)):
-                data.tested_split, found = split, []
-                for batch in data.test_dataloader():
-                    with torch.no_grad():
-                        features = model.encoder(batch["image"].to(self.device)).flatten(0, 1)
-                    found.append(F.avg_pool2d(features, factor).unflatten(0, (-1, own.cameras)).cpu())
-                    if sum(map(len, found)) >= wanted:
-                        break
-                parts.append(torch.cat(found)[:count])
-            write_atomic(path, partial(torch.save, tuple(parts)))
-        data.tested_split = "val"
-        cameras = cameras_of(next(iter(data.test_dataloader())))
+        data.source.prepare(("train", "val"))
+        model.to(self.device)
+        parts: list[Tensor] = []
+        for split in ("train", "val"):
+            data.tested_split, found = split, []
+            for batch in data.test_dataloader():
+                batch = data.on_after_batch_transfer(batch, 0)  # floats in 0..1
+                with torch.no_grad():
+                    features = model.encoder(batch["image"].to(self.device)).flatten(0, 1)
+                found.append(F.avg_pool2d(features, factor).unflatten(0, (-1, own.cameras)))
+                if sum(map(len, found)) >= samples:
+                    break
+            parts.append(torch.cat(found)[:samples])
+        cameras = cameras_of(batch)
         rig = Cameras(cameras.intrinsics[:1], cameras.ego_from_cam[:1], cameras.image_size)
-        train, val = torch.load(path, weights_only=True)
+        mean, spread = (of((0, 1, 3, 4), keepdim=True) for of in (parts[0].mean, parts[0].std))
+        train, val = ((part - mean) / spread for part in parts)
         return (train, val), rig, source
 
-    def _task(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        folder = self.folder / "runs" / name
-        begun = (folder / "checkpoints" / "last.ckpt").exists()
+    def _task(self, unit: Unit, lock: int) -> dict[str, Any]:
+        folder = self.folder / "runs" / unit.name
+        begun, arguments = folder / "unit.json", unit.settings["arguments"]
+        if begun.exists() and (made := json.loads(begun.read_text(encoding="utf-8"))["arguments"]) != arguments:
+            raise InputError(
+                f"{folder} was begun with {' '.join(made)} but the plan says {' '.join(arguments)}; set name= to begin another "
+                "study, or delete it"
+            )
+        write_text(begun, json.dumps(unit.settings, indent=1) + "\n")
+        command = _Commands(folder, self.device, lock)
         if not (folder / "metrics.json").exists():
-            if begun:
-                _command("train", [f"resume={folder}"], folder)
+            if (folder / "checkpoints" / "last.ckpt").exists():
+                command("train", f"resume={_quoted(folder)}", command.accelerator)
             else:
                 (folder / "config.yaml").unlink(missing_ok=True)  # stopped before there was anything to go on from
-                on = (
-                    ["trainer.accelerator=cpu"]
-                    if self.device.type == "cpu"
-                    else [f"trainer.devices=[{self.device.index or 0}]"]
-                )
-                _command("train", [*settings["arguments"], *on, _written_to(folder)], folder)
+                command("train", *arguments, command.accelerator, f"hydra.run.dir={_quoted(folder)}")
         run = task_run(folder)
         found = folder / "diagnosis"
         if not (found / "diagnosis.json").exists():
             nothing = [f"errors.{key}=[]" for key in ("yaw_deg", "pitch_deg", "roll_deg", "height_m")]
             nothing += [f"corruptions.{key}=[]" for key in ("darkness", "noise", "blur", "occlusion")]
-            arguments = [f"checkpoint={json.dumps(str(run.checkpoint), ensure_ascii=False)}", "logger=none", *nothing]
-            _command("diagnose", [*arguments, f"device={self.device}", _written_to(found)], folder)
+            checkpoint, device = f"checkpoint={_quoted(run.checkpoint)}", f"device={self.device.type}"
+            command("diagnose", checkpoint, "logger=none", *nothing, device, f"hydra.run.dir={_quoted(found)}")
         return {
             "curve": [{"steps": step, "iou": value} for step, value in run.curve("val/iou/mean")],
             "metrics": dict(run.metrics),
             "diagnosis": json.loads((found / "diagnosis.json").read_text(encoding="utf-8")),
         }
+
+
+@dataclass(frozen=True)
+class _Commands:
+    """The package's commands, each in a process of its own that holds the lock; what they print goes to ``NAME.log``."""
+
+    folder: Path
+    device: torch.device
+    lock: int
+
+    @property
+    def accelerator(self) -> str:
+        """The argument of ``train``."""
+        return f"trainer.accelerator={'cpu' if self.device.type == 'cpu' else 'gpu'}"
+
+    def __call__(self, name: str, *arguments: str) -> None:
+        environment = dict(os.environ)
+        if self.device.type == "cuda" and self.device.index is not None:
+            there = environment.get("CUDA_VISIBLE_DEVICES")
+            environment["CUDA_VISIBLE_DEVICES"] = str(
+                there.split(",")[self.device.index] if there else self.device.index
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{name}.log"
+        with log.open("w", encoding="utf-8") as output:
+            code = subprocess.run(
+                [sys.executable, "-m", f"bevreshape.{name}", *arguments],
+                stdout=output, stderr=subprocess.STDOUT, env=environment, pass_fds=(self.lock,), check=False,
+            ).returncode  # fmt: skip
+        if code:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise InputError(
+                f"python -m bevreshape.{name} {' '.join(arguments)}: {lines[-1] if lines else f'ended with {code}'}; see {log}"
+            )
 
 
 def task_run(folder: Path) -> Run:
@@ -401,31 +486,22 @@ def examine(network: tensor_level.ReadOut, settings: Settings, generator: torch.
     device = next(network.parameters()).device
     features = smooth_fields(EXAMINED, source, settings.correlation_length, generator).to(device)
     rig = ring(source.cameras, (source.height * source.stride, source.width * source.stride), 1, device)
-    cameras = Cameras(
-        rig.intrinsics.expand(EXAMINED, -1, -1, -1), rig.ego_from_cam.expand(EXAMINED, -1, -1, -1), rig.image_size
-    )
-    told = cameras if settings.calibration != "none" else None
+    told = None
+    if settings.calibration != "none":
+        poses, intrinsics = (x.expand(EXAMINED, -1, -1, -1) for x in (rig.ego_from_cam, rig.intrinsics))
+        told = Cameras(intrinsics, poses, rig.image_size)
     cells = cell_raster(grid.shape, EXAMINED)
-    weights = jacobian_norm(network, features, told, cells=cells)  # b q n h w
-    numbers = [row * grid.cols + col for row, col in cells]
-    mean = weights.mean(0).flatten(1) / math.sqrt(source.channels)
-    agreement = geometry_agreement(weights, cameras, grid, source, cells=cells)
-    found = {
-        "data_dependence": relative_spread([weights]),
-        "sampling_distance": sampling_distance(mean, sampling_matrix(rig, source, grid)[numbers]),
-        "peak_distance": agreement.whole.peak.median,
-        "uniform_distance": agreement.whole.uniform.median,
-    }
+    found = {"data_dependence": relative_spread([jacobian_norm(network, features, told, cells=cells)])}
+    if isinstance(reshaper, MLP) and len(reshaper.layers) == 1 and reshaper.rectify is None:
+        found["sampling_distance"] = sampling_distance(
+            mlp_weights(reshaper).flatten(1), sampling_matrix(rig, source, grid)
+        )
     permutation = torch.randperm(source.tokens, generator=generator).to(device)
     found["invariance_error"] = order.invariance_error(reshaper, features, permutation, told)
     found["destruction"] = order.destruction(reshaper, features, permutation, told)
     if order.can_move(reshaper):
-        found["invariance_error_moved"] = order.invariance_error(
-            reshaper, features, permutation, told, move_encodings=True
-        )
-        found["equivariance_error_moved"] = order.equivariance_error(
-            reshaper, features, permutation, told, move_encodings=True
-        )
+        for measure in (order.invariance_error, order.equivariance_error):
+            found[f"{measure.__name__}_moved"] = measure(reshaper, features, permutation, told, move_encodings=True)
     wide = features.double()
     gram = order.gram(wide)
     change = order.gram(order.permute_tokens(wide, permutation)) - gram
@@ -433,23 +509,9 @@ def examine(network: tensor_level.ReadOut, settings: Settings, generator: torch.
     return found
 
 
-def _finite(value: float | int) -> float | None:
+def _finite(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
-def _written_to(folder: Path) -> str:
-    return f"hydra.run.dir={json.dumps(str(folder.resolve()), ensure_ascii=False)}"
-
-
-def _command(name: str, arguments: Sequence[str], folder: Path) -> None:
-    """Run one of the package's commands in a process of its own; what it prints goes to ``NAME.log``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = folder / f"{name}.log"
-    with log.open("w", encoding="utf-8") as output:
-        command = [sys.executable, "-m", f"bevreshape.{name}", *arguments]
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
-    if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise InputError(
-            f"python -m bevreshape.{name} {' '.join(arguments)}: {lines[-1] if lines else code}; see {log}"
-        )
+def _quoted(path: Path) -> str:
+    return json.dumps(str(path.resolve()), ensure_ascii=False)

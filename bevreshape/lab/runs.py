@@ -13,7 +13,9 @@ import yaml
 
 from bevreshape.errors import InputError
 
-UNCOUNTED = ("seed", "name", "resume", "data.root", "data.loader_workers", "data.workers")
+UNCOUNTED = (
+    "seed", "name", "resume", "data.root", "data.loader_workers", "data.workers", "trainer.accelerator", "trainer.devices",
+)  # fmt: skip
 """What may differ between the seeds of a row."""
 
 

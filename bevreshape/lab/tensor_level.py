@@ -5,8 +5,8 @@ MLP can hold exactly (A8). A camera whose pose changes from sample to sample mak
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bevreshape.costs import count_flops, ring
 from bevreshape.data.batch import seeded
@@ -25,7 +26,7 @@ from bevreshape.geometry.ipm import sample
 from bevreshape.optimizer import AdamWOneCycle
 from bevreshape.reshapers import FeatureShape, Reshaper
 
-CALIBRATIONS = ("exact", "nominal", "none")
+CALIBRATIONS = ("exact", "nominal", "none", "shown")
 TRAINING, HELD_OUT, ORDER = 1, 2, 3
 """What a stream of random numbers is for, the last word of its key."""
 
@@ -49,7 +50,10 @@ class Settings:
         grid: cells of the target.
         correlation_length: of the random fields, in features, see :func:`smooth_fields`.
         jitter: how far a sample's cameras are off their nominal poses.
-        calibration: what the reshaper is told: the ``exact`` poses, the ``nominal`` ones, or ``none``.
+        calibration: what the reshaper is told: the ``exact`` poses, the ``nominal`` ones, or ``none``, and then X says
+            nothing of them either: no mapping does better than the best fixed one. ``shown`` is ``none``, but X has three
+            more channels, the direction in the vehicle's frame in which every feature really looks (standardised over the
+            nominal rig), as a picture shows horizon and vanishing point.
         training_samples: how many there are, each with its poses, to be drawn from with replacement; ``None`` for new
             ones in every step (of given features: all).
         steps: of training.
@@ -58,7 +62,8 @@ class Settings:
         evaluate_every: steps between points of the curve; what is reached is known to so many steps.
         held_out: random samples, never trained on, whose error is measured; the same whatever is trained.
         seed: of initialisation, of the order of training, and of what a reshaper draws.
-        data_seed: of fields and poses.
+        data_seed: of the fields and poses trained on.
+        held_out_seed: of the others.
 
     Raises:
         InputError: an unknown calibration, or a number out of range.
@@ -77,6 +82,7 @@ class Settings:
     held_out: int = 128
     seed: int = 0
     data_seed: int = 0
+    held_out_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.calibration not in CALIBRATIONS:
@@ -84,7 +90,7 @@ class Settings:
                 f"tensor level: there is no calibration={self.calibration}; {suggest(self.calibration, CALIBRATIONS)}"
             )
         ones = dict.fromkeys(("batch", "evaluate_every", "held_out", "training_samples"), 1)
-        for key, least in ({"steps": 2, "seed": 0, "data_seed": 0} | ones).items():
+        for key, least in ({"steps": 2, "seed": 0, "data_seed": 0, "held_out_seed": 0} | ones).items():
             value = getattr(self, key)
             if key == "training_samples" and value is None:
                 continue
@@ -126,6 +132,14 @@ class Reached:
     at: Point
     censored: bool
 
+    @classmethod
+    def of(cls, curve: Sequence[Point], threshold: float | int) -> "Reached":
+        """The first point whose error is at most ``threshold``, and whether there is none."""
+        for point in curve:
+            if point.error <= threshold:
+                return cls(point, censored=False)
+        return cls(curve[-1], censored=True)
+
 
 class ReadOut(nn.Module):
     """A reshaper and, where it delivers other channels than are wanted, a 1×1 convolution behind it."""
@@ -136,8 +150,8 @@ class ReadOut(nn.Module):
         d = reshaper.out_channels
         self.readout = nn.Identity() if d == channels else nn.Conv2d(d, channels, 1)
 
-    def forward(self, features: Float[Tensor, "b n c h w"], cameras: Cameras | None = None) -> Float[Tensor, "b c R C"]:
-        """Features to as many channels on the ground."""
+    def forward(self, features: Float[Tensor, "b n c h w"], cameras: Cameras | None = None) -> Float[Tensor, "b d R C"]:
+        """Features to as many channels on the ground as are wanted, d."""
         return self.readout(self.reshaper(features, cameras))
 
 
@@ -162,13 +176,6 @@ class Result:
     def final_error(self) -> float:
         """After the last step."""
         return self.curve[-1].error
-
-    def reached(self, threshold: float) -> Reached:
-        """The first point whose error is at most ``threshold``, and whether there is none."""
-        for point in self.curve:
-            if point.error <= threshold:
-                return Reached(point, censored=False)
-        return Reached(self.curve[-1], censored=True)
 
 
 def smooth_fields(
@@ -316,9 +323,10 @@ def run(
     given = [x.detach().to(device, torch.float32) for x in features or ()]
     world = _World(settings, cameras.to(device))
     held_out = world.samples(HELD_OUT)(given[1] if given else settings.held_out)
+    shown = source if settings.calibration != "shown" else replace(source, channels=source.channels + 3)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
-        network = ReadOut(build(source, settings.grid), source.channels).to(device)
+        network = ReadOut(build(shown, settings.grid), source.channels).to(device)
         curve = _train(network, settings, world.training(given[0] if given else None), lambda: world.split(*held_out))
         network.eval()
         one = world.lesson(held_out[0][:1], held_out[1][:1])
@@ -343,6 +351,8 @@ class _World:
         self.settings = settings
         self.rig = rig
         self.mounted = rig.ego_from_cam[0].double().cpu().numpy()
+        looked = self.directions(rig)
+        self.mean, self.spread = (of((0, 1, 3, 4), keepdim=True) for of in (looked.mean, looked.std))
 
     def training(self, given: Tensor | None) -> Iterator[_Lesson]:
         """Batches without end."""
@@ -362,7 +372,8 @@ class _World:
     def samples(self, purpose: int) -> Callable[[int | Tensor], tuple[Tensor, Tensor]]:
         """Draws so many new fields, or takes the features given, and draws poses."""
         settings, mounted = self.settings, self.rig.ego_from_cam
-        noise, lots = seeded(settings.data_seed, purpose), np.random.default_rng((settings.data_seed, purpose))
+        key = settings.held_out_seed if purpose == HELD_OUT else settings.data_seed
+        noise, lots = seeded(key, purpose), np.random.default_rng((key, purpose))
 
         def draw(wanted: int | Tensor) -> tuple[Tensor, Tensor]:
             if isinstance(wanted, int):
@@ -384,10 +395,19 @@ class _World:
     def lesson(self, features: Tensor, poses: Tensor) -> _Lesson:
         """What is told and wanted of features whose cameras have these poses."""
         settings, true = self.settings, self.posed(poses)
-        told = None
-        if settings.calibration != "none":
-            told = true if settings.calibration == "exact" else self.posed(self.rig.ego_from_cam.expand_as(poses))
-        return _Lesson(features, told, *homography_target(features, true, settings.source, settings.grid))
+        nominal = self.posed(self.rig.ego_from_cam.expand_as(poses)) if settings.calibration == "nominal" else None
+        told = {"exact": true, "nominal": nominal}.get(settings.calibration)
+        target, valid = homography_target(features, true, settings.source, settings.grid)
+        if settings.calibration == "shown":
+            features = torch.cat([features, (self.directions(true) - self.mean) / self.spread], dim=2)
+        return _Lesson(features, told, target, valid)
+
+    def directions(self, cameras: Cameras) -> Float[Tensor, "b n 3 h w"]:
+        """Unit vectors in the vehicle's frame along which features look."""
+        source = self.settings.source
+        pixels = source.pixels(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)
+        rays = F.normalize(cameras.rays(pixels), dim=-1)
+        return rearrange(rays, "b n (h w) xyz -> b n xyz h w", h=source.height)
 
     def posed(self, poses: Tensor) -> Cameras:
         """The rig in poses (b, n, 4, 4)."""

@@ -65,12 +65,13 @@ class Estimate:
 
     def __str__(self) -> str:
         if self.low == -math.inf and self.high == math.inf:
-            return f"unknown ({self.censored} of {self.seeds} never got there)"
+            return f"unknown ({self.censored} of {self.seeds} seeds beyond what was tried)"
+        beyond = f" ({self.censored} of {self.seeds} seeds censored)" if self.censored else ""
         if self.high == math.inf:
-            return f"at least {_short(self.low)}"
+            return f"at least {_short(self.low)}{beyond}"
         if self.low == -math.inf:
-            return f"at most {_short(self.high)}"
-        return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}]"
+            return f"at most {_short(self.high)}{beyond}"
+        return f"{_short(self.mean)} [{_short(self.low)}, {_short(self.high)}]{beyond}"
 
 
 class Verdict(StrEnum):
@@ -130,18 +131,19 @@ def all_of(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def where(verdicts: Sequence[tuple[str, Verdict]]) -> str:
-    """Of a claim looked at under several conditions: under which it holds.
+    """Of a claim looked at under several conditions: under which it holds, under which it does not, and which are open.
 
     Args:
         verdicts: condition and verdict.
     """
-    found = {one for _, one in verdicts}
-    if len(found) == 1:
-        return str(found.pop())
-    holding = [condition for condition, one in verdicts if one is Verdict.HOLDS]
-    if not holding:
-        return str(Verdict.OPEN)
-    return f"holds only where {', '.join(holding)}"
+    if len({one for _, one in verdicts}) == 1:
+        return str(verdicts[0][1])
+    told = []
+    for kind in Verdict:
+        conditions = [condition for condition, one in verdicts if one is kind]
+        if conditions:
+            told.append(f"{kind} where {'; '.join(conditions)}")
+    return " · ".join(told)
 
 
 def crossover(levels: Sequence[float | int], differences: Sequence[float]) -> Figure:

@@ -13,6 +13,7 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab.tensor_level import (
     Point,
+    Reached,
     ReadOut,
     Result,
     Settings,
@@ -227,11 +228,11 @@ def test_the_curve_says_where_the_training_stood() -> None:
 def test_what_is_never_reached_is_censored() -> None:
     curve = tuple(Point(10 * i, 80 * i, 0.5 * i, error) for i, error in enumerate([1.0, 0.4, 0.2, 0.3]))
     result = Result(curve, 0, 0, ReadOut(Given(SOURCE, (2, 2)), SOURCE.channels))
-    assert (result.reached(0.4).at, result.reached(0.4).censored) == (curve[1], False)
-    assert (result.reached(0.39).at, result.reached(0.39).censored) == (curve[2], False)
-    assert (result.reached(0.1).at, result.reached(0.1).censored) == (curve[3], True)
+    assert (Reached.of(result.curve, 0.4).at, Reached.of(result.curve, 0.4).censored) == (curve[1], False)
+    assert (Reached.of(result.curve, 0.39).at, Reached.of(result.curve, 0.39).censored) == (curve[2], False)
+    assert (Reached.of(result.curve, 0.1).at, Reached.of(result.curve, 0.1).censored) == (curve[3], True)
     diverged = replace(result, curve=(curve[0], replace(curve[1], error=float("nan"))))
-    assert diverged.reached(0.5).censored
+    assert Reached.of(diverged.curve, 0.5).censored
 
 
 def test_where_nothing_trains_the_curve_is_flat() -> None:
@@ -239,8 +240,8 @@ def test_where_nothing_trains_the_curve_is_flat() -> None:
     first, last = result.curve
     assert (first.steps, last.steps, last.samples) == (0, 60, 960)
     assert first.error == last.error
-    assert result.reached(first.error / 2).at.steps == 60
-    assert (result.parameters, result.reached(1.0).at.steps) == (0, 0)
+    assert Reached.of(result.curve, first.error / 2).at.steps == 60
+    assert (result.parameters, Reached.of(result.curve, 1.0).at.steps) == (0, 0)
 
 
 def test_parameters_and_operations_are_those_of_all_that_trains() -> None:
@@ -276,7 +277,7 @@ def test_the_seed_is_that_of_weights_and_the_data_seed_that_of_fields() -> None:
         return mlp
 
     settings = replace(SMALL, steps=2, evaluate_every=2, held_out=16)  # measured, two steps, measured, one sample
-    for seeds in ({}, {"seed": 1}, {"data_seed": 1}):
+    for seeds in ({}, {"seed": 1}, {"data_seed": 1, "held_out_seed": 1}):
         run(build, replace(settings, **seeds))
     first, seed, data = given[:5], given[5:10], given[10:]
     assert torch.equal(initial[0], initial[2])

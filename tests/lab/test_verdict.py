@@ -57,8 +57,10 @@ def test_parts_and_conditions() -> None:
     assert all_of([holds, still_open]) is still_open
     assert all_of([still_open, fails]) is fails
     assert where([("0°", holds), ("2°", holds)]) == "holds"
-    assert where([("0°", fails), ("2°", holds), ("4°", holds)]) == "holds only where 2°, 4°"
-    assert where([("0°", fails), ("2°", still_open)]) == "undecided"
+    assert where([("0°", fails), ("2°", holds), ("4°", holds)]) == "holds where 2°; 4° · does not hold where 0°"
+    assert where([("0°", holds), ("2°", fails), ("4°", fails)]) == "holds where 0° · does not hold where 2°; 4°"
+    assert where([("0°", fails), ("2°", still_open)]) == "does not hold where 0° · undecided where 2°"
+    assert where([("0°", holds), ("2°", still_open)]) == "holds where 0° · undecided where 2°"
 
 
 def test_crossover_lies_between_levels_and_is_a_bound_beyond_them() -> None:
