@@ -30,8 +30,11 @@ from bevreshape.lab.page.report import FIGURE_STYLE
 from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
 from bevreshape.reshapers import Reshaper
+from bevreshape.tables import markdown_table
 
 PAUSE_SECONDS = 2.0
+
+HEADINGS = ("", "claim", "measurement", "value [95 % interval]", "verdict")
 
 SHOWN_CELLS = 6
 """Along a side of the map, of which a figure shows some."""
@@ -55,9 +58,11 @@ def main(cfg: DictConfig) -> None:
 
 
 def write_results(study: Study, records: Records, rows: Sequence[Row]) -> None:
-    """The table as JSON and the figures as PNG."""
+    """The table as JSON and Markdown, and the figures as PNG."""
     text = json.dumps([row.to_plain() for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
     write_text(study.folder / "claims.json", text + "\n")
+    lines = [(row.number, row.claim, row.measurement, row.value, row.verdict) for row in rows]
+    write_text(study.folder / "claims.md", markdown_table(HEADINGS, lines))
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
         figures = {section.title: section.charts[0].figure for section in sections(Results(study.plan, records))}
@@ -128,7 +133,7 @@ def mappings(study: Study) -> Figure:
 
 def table(rows: Sequence[Row]) -> Table:
     """The results for a console."""
-    shown = Table("", "claim", "measurement", "value [95 % interval]", "verdict", title="claims", show_lines=True)
+    shown = Table(*HEADINGS, title="claims", show_lines=True)
     for row in rows:
         color = {True: "green", False: "red", None: "yellow"}[row.holds]
         shown.add_row(row.number, row.claim, row.measurement, escape(row.value), f"[{color}]{row.verdict}[/]")

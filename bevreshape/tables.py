@@ -29,3 +29,11 @@ def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
     """Write ``metrics.json``; a figure that does not exist (NaN) is null."""
     known = {key: None if math.isnan(value) else value for key, value in metrics.items()}
     write_text(folder / "metrics.json", json.dumps(known, indent=2) + "\n")
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with its line ends."""
+    first, *others = (
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in (headings, *rows)
+    )
+    return first + "|" + "---|" * len(headings) + "\n" + "".join(others)

@@ -62,6 +62,7 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
     assert sum(unit.settings.get("features") == "encoder" for unit in known) == 4
     for name in (
         "claims.json",
+        "claims.md",
         "weights.png",
         "convergence.png",
         "when_cameras_move.png",

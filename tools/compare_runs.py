@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bevreshape import cli
 from bevreshape.lab.runs import chosen, grouped, read_runs, tabulated
+from bevreshape.tables import markdown_table
 
 
 def main(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
@@ -27,8 +28,7 @@ def main(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
     rows.sort(key=lambda runs: -statistics.mean(run.metrics["test/iou/mean"] for run in runs))
     headings, cells = tabulated(rows)
     if markdown:
-        print("| " + " | ".join(headings) + " |\n|" + "---|" * len(headings))
-        print("\n".join("| " + " | ".join(line) + " |" for line in cells))
+        print(markdown_table(headings, cells), end="")
         return
     table = Table(*headings)
     for line in cells:
