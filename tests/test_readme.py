@@ -64,7 +64,9 @@ def test_commands_compose(command, trained: Path, line: str) -> None:
     best = f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}"
     arguments = [best if part.startswith("checkpoint=") else part for part in arguments if part != "-m"]
     if name == "train":
-        arguments = [part.split(",")[0] if re.match(r"(reshaper|seed|optimizer.lr)=", part) else part for part in arguments]
+        arguments = [
+            part.split(",")[0] if re.match(r"(reshaper|seed|optimizer.lr)=", part) else part for part in arguments
+        ]
     ended = command(name, "--cfg", "job", *arguments)
     assert ended.code == 0, ended.err
     for key in re.findall(r"^[a-z_.]+(?==)", " ".join(arguments)):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -463,10 +464,16 @@ class _Commands:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{name}.log"
         with log.open("w", encoding="utf-8") as output:
-            code = subprocess.run(
+            process = subprocess.Popen(
                 [sys.executable, "-m", f"bevreshape.{name}", *arguments],
-                stdout=output, stderr=subprocess.STDOUT, env=environment, pass_fds=(self.lock,), check=False,
-            ).returncode  # fmt: skip
+                stdout=output, stderr=subprocess.STDOUT, env=environment, pass_fds=(self.lock,), start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = process.wait()
+            except KeyboardInterrupt:
+                process.send_signal(signal.SIGINT)  # it saves where it stands, and the next study goes on from there
+                process.wait()
+                raise
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise InputError(

@@ -30,6 +30,9 @@ CALIBRATIONS = ("exact", "nominal", "none", "shown")
 TRAINING, HELD_OUT, ORDER = 1, 2, 3
 """What a stream of random numbers is for, the last word of its key."""
 
+SHOWN = 4
+"""Channels that say where a feature looks."""
+
 SOURCE = FeatureShape(channels=8, height=8, width=16, stride=16, offset_px=7.5)
 GRID = BEVGrid((0.0, 16.0), (-8.0, 8.0), 1.0)
 FIXED = Spread()
@@ -51,9 +54,9 @@ class Settings:
         correlation_length: of the random fields, in features, see :func:`smooth_fields`.
         jitter: how far a sample's cameras are off their nominal poses.
         calibration: what the reshaper is told: the ``exact`` poses, the ``nominal`` ones, or ``none``, and then X says
-            nothing of them either: no mapping does better than the best fixed one. ``shown`` is ``none``, but X has three
-            more channels, the direction in the vehicle's frame in which every feature really looks (standardised over the
-            nominal rig), as a picture shows horizon and vanishing point.
+            nothing of them either: no mapping does better than the best fixed one. ``shown`` is ``none``, but X has four
+            more channels, cosine and sine of azimuth and elevation in the vehicle's frame of where every feature really
+            looks (standardised over the nominal rig), as a picture shows horizon and vanishing point.
         training_samples: how many there are, each with its poses, to be drawn from with replacement; ``None`` for new
             ones in every step (of given features: all).
         steps: of training.
@@ -323,7 +326,7 @@ def run(
     given = [x.detach().to(device, torch.float32) for x in features or ()]
     world = _World(settings, cameras.to(device))
     held_out = world.samples(HELD_OUT)(given[1] if given else settings.held_out)
-    shown = source if settings.calibration != "shown" else replace(source, channels=source.channels + 3)
+    shown = source if settings.calibration != "shown" else replace(source, channels=source.channels + SHOWN)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         network = ReadOut(build(shown, settings.grid), source.channels).to(device)
@@ -402,12 +405,14 @@ class _World:
             features = torch.cat([features, (self.directions(true) - self.mean) / self.spread], dim=2)
         return _Lesson(features, told, target, valid)
 
-    def directions(self, cameras: Cameras) -> Float[Tensor, "b n 3 h w"]:
-        """Unit vectors in the vehicle's frame along which features look."""
+    def directions(self, cameras: Cameras) -> Float[Tensor, "b n 4 h w"]:
+        """Cosine and sine of azimuth and elevation of where features look, in the vehicle's frame."""
         source = self.settings.source
         pixels = source.pixels(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)
-        rays = F.normalize(cameras.rays(pixels), dim=-1)
-        return rearrange(rays, "b n (h w) xyz -> b n xyz h w", h=source.height)
+        x, y, z = F.normalize(cameras.rays(pixels), dim=-1).unbind(-1)  # b n hw
+        level = torch.hypot(x, y)
+        looked = torch.stack([x / level, y / level, level, z], dim=2)
+        return rearrange(looked, "b n k (h w) -> b n k h w", h=source.height)
 
     def posed(self, poses: Tensor) -> Cameras:
         """The rig in poses (b, n, 4, 4)."""

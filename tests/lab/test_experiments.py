@@ -247,12 +247,12 @@ def test_shown_directions_are_those_of_the_rays_and_change_with_the_pose() -> No
         settings = Settings(source=source, grid=grid, jitter=jitter, calibration="shown", steps=2, batch=4, held_out=4)
         run(Watched, settings)
     fixed, moved = seen[0][:, 0, 2:], seen[len(seen) // 2][:, 0, 2:]
-    assert fixed.shape == (4, 3, 4, 8)
-    assert fixed.mean((0, 2, 3)).tolist() == pytest.approx([0.0] * 3, abs=1e-5)
-    assert fixed.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.02)
+    assert fixed.shape == (4, 4, 4, 8)
+    assert fixed.mean((0, 2, 3)).tolist() == pytest.approx([0.0] * 4, abs=1e-5)
+    assert fixed.std((0, 2, 3)).tolist() == pytest.approx([1.0] * 4, abs=0.02)
     left, right = fixed[0, 1, :, 0], fixed[0, 1, :, -1]
-    assert (left > right).all()  # y is to the left
-    assert (fixed[0, 2, 0] > fixed[0, 2, -1]).all()  # z is up
+    assert (left > right).all()  # y, the sine of the azimuth, is to the left
+    assert (fixed[0, 3, 0] > fixed[0, 3, -1]).all()  # z is up
     assert torch.allclose(fixed[0], fixed[3])
     assert not torch.allclose(moved[0], moved[3])
 
