@@ -70,7 +70,7 @@ def overtaking(study: Results) -> Section:
 
             _bars(axes, role, levels, study, error)
         found = study.over_seeds(partial(study.overtaken, rivals=roles, **given))
-        if levels[0] < found.mean < levels[-1]:
+        if not found.censored:
             axes.axvline(found.mean, color="#5c6370", linewidth=0.8, linestyle=":")
         axes.set(yscale="log", xlabel="σ of yaw [degrees]", ylabel="error", title=f"calibration {name}")
     if on_task:
@@ -83,8 +83,8 @@ def overtaking(study: Results) -> Section:
     alt = "Error of MLP and attention against the jitter of the cameras, by how they know where these look."
     text = (
         "Error after training by the jitter of the cameras. Not told, X says nothing of it either, and no fixed mapping can "
-        "do well; shown, X has the direction of every feature. Dotted: where attention overtakes the MLP. Bars are the "
-        "standard deviation of the seeds."
+        "do well; shown, X has the direction of every feature. Dotted: where attention overtakes the MLP. Bars span the "
+        "seeds."
     )
     return Section("When cameras move", text, (Chart(figure, alt),))
 
@@ -117,14 +117,18 @@ def amounts(study: Results) -> Section:
     for axes in panels:
         axes.legend(fontsize=7)
     alt = "Final error of MLP and attention against the number of training samples."
-    text = f"The last point has new samples in every step, {unlimited:,} in all. Bars are the standard deviation of the seeds."
+    text = f"The last point has new samples in every step, {unlimited:,} in all. Bars span the seeds."
     return Section("What more data does", text, (Chart(figure, alt),))
 
 
 def _bars(axes: Axes, role: str, at: Sequence[float], study: Results, value: Callable[[int, float], float]) -> None:
     label, color, line = SHOWN.get(role, (role, "C3", "-"))
     found = [[value(seed, level) for seed in study.plan.seeds] for level in at]
-    means, spread = [statistics.mean(one) for one in found], [statistics.stdev(one) for one in found]
+    means = [statistics.mean(one) for one in found]
+    spread = [
+        [mean - min(one) for mean, one in zip(means, found, strict=True)],
+        [max(one) - mean for mean, one in zip(means, found, strict=True)],
+    ]
     axes.errorbar(at, means, yerr=spread, fmt=f"o{line}", color=color, capsize=2, label=label)
 
 

@@ -190,10 +190,10 @@ def tensor_unit(
     return Unit(f"tensor-{name}{marks}", settings)
 
 
-def tuning_unit(plan: Plan, role: str, rate: float | int) -> Unit:
+def tuning_unit(plan: Plan, role: str, rate: float | int, seed: int) -> Unit:
     """A run in which a learning rate is tried: of a fixed camera, or with jitter for those that are told of it."""
     jitter_deg = plan.tensor["told_jitter_deg"] if role in TOLD else 0
-    return tensor_unit(plan, role, rate, plan.seeds[0], jitter_deg=jitter_deg, tuning=True)
+    return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, tuning=True)
 
 
 def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Unit:
@@ -212,7 +212,7 @@ def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, sce
 def units(plan: Plan, records: Records) -> list[Unit]:
     """The runs of a plan, as far as they can be told: most depend on the learning rates that did best."""
     tensor, task, seeds = plan.tensor, plan.task, plan.seeds
-    found = [tuning_unit(plan, role, rate) for role, rate in product(ROLES, tensor["rates"])]
+    found = [tuning_unit(plan, *tried) for tried in product((*RIVALS, *TOLD), tensor["rates"], seeds)]
     for seed, role in product(seeds, task["contenders"]):
         for jitter_deg in task["jitter_deg"] if role not in TOLD else task["jitter_deg"][1:]:
             found.append(task_unit(plan, role, seed, jitter_deg))
@@ -241,13 +241,18 @@ def units(plan: Plan, records: Records) -> list[Unit]:
 
 
 def best_rates(plan: Plan, records: Records) -> dict[str, float] | None:
-    """Every contender's learning rate, that of its lowest error; ``None`` before all have been tried."""
-    tried = {
-        role: {rate: records.get(tuning_unit(plan, role, rate).name) for rate in plan.tensor["rates"]} for role in ROLES
-    }
-    if any(record is None for found in tried.values() for record in found.values()):
-        return None
-    return {role: min(found, key=lambda rate: final_error(found[rate])) for role, found in tried.items()}
+    """Every contender's learning rate, that of its lowest mean error over the seeds, the variants of the attention taking
+    its own; ``None`` before all have been tried."""
+    rates = {}
+    for role in (*RIVALS, *TOLD):
+        errors: dict[float, float] = {}
+        for rate in plan.tensor["rates"]:
+            tried = [records.get(tuning_unit(plan, role, rate, seed).name) for seed in plan.seeds]
+            if None in tried:
+                return None
+            errors[rate] = sum(map(final_error, tried))
+        rates[role] = min(errors, key=errors.__getitem__)
+    return {role: rates.get(role, rates["attention"]) for role in ROLES}
 
 
 def final_error(record: Mapping[str, Any] | None) -> float:

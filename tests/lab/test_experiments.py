@@ -74,16 +74,16 @@ def record(error: float | None) -> dict[str, Any]:
 
 def tried(plan: Plan, errors: Callable[[str, float], float | None]) -> dict[str, dict[str, Any]]:
     return {
-        tuning_unit(plan, role, rate).name: record(errors(role, rate))
-        for role in plan.tensor["contenders"]
+        tuning_unit(plan, role, rate, seed).name: record(errors(role, rate))
+        for role in ("mlp", "mlp_told", "attention", "attention_told")
         for rate in plan.tensor["rates"]
+        for seed in plan.seeds
     }
 
 
 def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> None:
     first = units(plan, {})
-    assert {unit.settings["seed"] for unit in first if unit.settings["level"] == "tensor"} == {0}
-    assert sum(unit.settings["level"] == "tensor" for unit in first) == 6 * 2
+    assert sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2  # roles × rates × seeds
     assert sum(unit.settings["level"] == "task" for unit in first) == 3 * 2  # contenders × seeds
     found = tried(plan, lambda role, rate: 0.1 if rate == 1e-2 else 0.2)
     then = units(plan, found)
@@ -92,8 +92,8 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
     }
     assert rates == {1e-2}
     assert len({unit.name for unit in then}) == len(then)
-    # each seed: 4 roles × 2 jitters, 2 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and 6 roles × 2 rates
-    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 2 + 8 + 2 + 2) + 12
+    # each seed: 4 roles × 2 jitters, 2 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and those tried first
+    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 2 + 8 + 2 + 2) + 16
     tuned = {unit.name for unit in first if unit.settings["level"] == "tensor"}
     assert all(unit.settings["tuning"] == (unit.name in tuned) for unit in then if unit.settings["level"] == "tensor")
     assert not any(unit.settings.get("features") == "encoder" for unit in then)
@@ -104,7 +104,7 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
 def test_a_rate_that_diverges_is_not_chosen(plan: Plan) -> None:
     found = tried(plan, lambda role, rate: None if rate == 1e-2 else 0.9)
     assert best_rates(plan, found) == dict.fromkeys(plan.tensor["contenders"], 1e-3)
-    del found[tuning_unit(plan, "mlp", 1e-2).name]
+    del found[tuning_unit(plan, "mlp", 1e-2, 1).name]
     assert best_rates(plan, found) is None
 
 
@@ -122,7 +122,7 @@ def test_a_run_is_kept_and_not_made_again(study: Study, plan: Plan, monkeypatch:
     assert [point["steps"] for point in made["curve"]] == [0, 2, 3]
     assert {"data_dependence", "destruction", "equivariance_error_moved"} <= set(made["examined"])
     assert study.has(unit)
-    tried = tuning_unit(plan, "mlp", 1e-2)
+    tried = tuning_unit(plan, "mlp", 1e-2, 1)
     kept = done(study, tried)
     assert study.records() == {tried.name: kept}  # the first rests on rates that are not all known yet
     again = done(study, unit)  # the same seed gives the same figures
@@ -146,7 +146,7 @@ def test_nobody_else_gets_what_is_claimed(study: Study, plan: Plan) -> None:
 
 
 def test_a_record_of_other_settings_is_refused(study: Study, plan: Plan) -> None:
-    done(study, tuning_unit(plan, "mlp", 1e-2))
+    done(study, tuning_unit(plan, "mlp", 1e-2, 1))
     changed = plain()
     changed["tensor"]["steps"] = 5
     with pytest.raises(InputError, match=r"was made with steps=3 but the plan says 5; set name="):
