@@ -34,6 +34,12 @@ from bevreshape.reshapers import GeometricReshaper, Reshaper
 
 IOU = "iou/mean"
 
+CLAIMS_TEXT = (
+    "Values are means over the seeds with the interval that holds the true mean with 95 % confidence. A claim holds where the "
+    "whole interval follows the rule beside its measurement, does not hold where the whole interval breaks it, and is "
+    "undecided otherwise. Runs that never got to a threshold are censored: they took at least as long as they ran."
+)
+
 PER_SAMPLE = ("image", "intrinsics", "ego_from_cam", "camera_mask")
 
 
@@ -84,8 +90,16 @@ def main(folders: Sequence[Path], out: Path, samples: int = 3, cells: int = 20, 
             title="View transformers compared",
             text="IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the "
             "standard deviation of the seeds.",
+            claims_text=CLAIMS_TEXT,
             claims=[
-                Claim(row.number, row.claim, row.measurement, row.value, row.verdict, row.holds)
+                Claim(
+                    row.number,
+                    row.claim,
+                    row.measurement,
+                    "\n".join(row.lines),
+                    row.verdict.replace(" · ", "\n"),
+                    row.holds,
+                )
                 for study in studies
                 for row in claims(study.plan, study.records)
             ],

@@ -61,7 +61,7 @@ def write_results(study: Study, records: Records, rows: Sequence[Row]) -> None:
     """The table as JSON and Markdown, and the figures as PNG."""
     text = json.dumps([row.to_plain() for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
     write_text(study.folder / "claims.json", text + "\n")
-    lines = [(row.number, row.claim, row.measurement, row.value, row.verdict) for row in rows]
+    lines = [(row.number, row.claim, row.measurement, "<br>".join(row.lines), row.verdict) for row in rows]
     write_text(study.folder / "claims.md", markdown_table(HEADINGS, lines))
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):

@@ -56,13 +56,18 @@ class Row:
     holds: bool | None
 
     @property
-    def value(self) -> str:
-        """All estimates in a line."""
+    def lines(self) -> list[str]:
+        """Condition and estimates, one condition a line."""
         told = []
         for condition, parts in self.values.items():
             shown = ", ".join(f"{name} {found}".strip() for name, found in parts.items())
             told.append(f"{condition}: {shown}" if condition else shown)
-        return "; ".join(told)
+        return told
+
+    @property
+    def value(self) -> str:
+        """All estimates in one line."""
+        return "; ".join(self.lines)
 
     def to_plain(self) -> dict[str, Any]:
         """For a JSON file; ends of intervals that are open are null."""
