@@ -105,8 +105,6 @@ class Results:
         found = [measure(seed) for seed in self.plan.seeds]
         return estimate([one if isinstance(one, Figure) else Figure(one) for one in found], ratios=ratios)
 
-    # tensor level
-
     def examined(self, role: str, key: str) -> Estimate:
         """What an instrument found; nothing is known of a run that diverged."""
 
@@ -136,12 +134,22 @@ class Results:
         return Figure(value, Known.AT_LEAST if hit.censored else Known.EXACT)
 
     def later(self, what: str, **given: Any) -> Estimate:
-        """The attention's need of something in parts of the MLP's; nothing is known of seconds on different machines."""
-        mlp, attention = RIVALS
+        """The attention's need of something in parts of the MLP's."""
+        mlp, attention = (partial(self.reached, role, what=what, **given) for role in RIVALS)
+        return self._compared(mlp, attention, what, partial(self.tensor, **given))
+
+    def _compared(
+        self,
+        mlp: Callable[[int], Figure],
+        attention: Callable[[int], Figure],
+        what: str,
+        record: Callable[[str, int], Mapping[str, Any]],
+    ) -> Estimate:
+        """A ratio of what two runs took; nothing is known of seconds on different machines."""
 
         def ratio(seed: int) -> Figure:
-            found = self.reached(attention, seed, what, **given).over(self.reached(mlp, seed, what, **given))
-            same = self.tensor(mlp, seed, **given)["machine"] == self.tensor(attention, seed, **given)["machine"]
+            found = attention(seed).over(mlp(seed))
+            same = len({record(role, seed)["machine"] for role in RIVALS}) == 1
             return found if same or what != "seconds" else Figure(found.value, Known.NOTHING)
 
         return self.over_seeds(ratio, ratios=True)
@@ -180,8 +188,6 @@ class Results:
         few, many = (abs(math.log(ratio.value)) for ratio in ratios)
         return Figure(math.exp(few - many), Known.EXACT if exact else Known.NOTHING)
 
-    # task level
-
     @property
     def iou_to_reach(self) -> float:
         """The plan's share of the reference's validation IoU at its end, the mean of the seeds."""
@@ -202,15 +208,9 @@ class Results:
         return Figure(value, Known.AT_LEAST if steps is None else Known.EXACT)
 
     def iou_later(self, what: str) -> Estimate:
-        """The attention's need of something in parts of the MLP's; nothing is known of seconds on different machines."""
-        mlp, attention = RIVALS
-
-        def ratio(seed: int) -> Figure:
-            found = self.iou_reached(attention, seed, what).over(self.iou_reached(mlp, seed, what))
-            same = self.task(mlp, seed)["machine"] == self.task(attention, seed)["machine"]
-            return found if same or what != "seconds" else Figure(found.value, Known.NOTHING)
-
-        return self.over_seeds(ratio, ratios=True)
+        """The attention's need of something in parts of the MLP's."""
+        mlp, attention = (partial(self.iou_reached, role, what=what) for role in RIVALS)
+        return self._compared(mlp, attention, what, self.task)
 
     def iou_kept(self, role: str) -> Estimate:
         """Share of the IoU that is left when tokens are permuted after training."""

@@ -346,7 +346,9 @@ class Study:
         source, grid = self.plan.source, self.plan.grid
         features = cameras = None
         if settings["features"] == "encoder":
-            features, cameras, source = self._encoder_features(**settings["encoder"])
+            features, cameras, source = self._encoder_features(
+                settings["encoder"]["run"], settings["encoder"]["samples"]
+            )
         moved = seeded(settings["seed"], INSTRUMENTS)
 
         def build(source: FeatureShape, grid: BEVGrid) -> Reshaper:
@@ -378,9 +380,7 @@ class Study:
             known["examined"] = examine(result.network, experiment, moved)
         return known
 
-    def _encoder_features(
-        self, run: str, arguments: Sequence[str], samples: int
-    ) -> tuple[tuple[Tensor, Tensor], Cameras, FeatureShape]:
+    def _encoder_features(self, run: str, samples: int) -> tuple[tuple[Tensor, Tensor], Cameras, FeatureShape]:
         """Features of the trained encoder of a task-level run, of pictures of its world, shrunk to the plan's shape, and
         standardised channel by channel by those trained on."""
         model, _, config = load_model(str(task_run(self.folder / "runs" / run).checkpoint))

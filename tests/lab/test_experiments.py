@@ -263,7 +263,7 @@ def test_an_encoders_features_are_those_of_pictures_as_the_model_gets_them(train
     given["tensor"]["grid"] = {"forward_m": [2, 6], "left_m": [-4, 4], "cell_m": 2.0}
     study = Study(tmp_path, Plan(**given), CPU)
     shutil.copytree(trained, tmp_path / "runs" / "reference")
-    (train, val), rig, source = study._encoder_features("reference", [], 5)
+    (train, val), rig, source = study._encoder_features("reference", 5)
     assert train.shape == (5, 1, 8, 2, 4)
     assert val.shape == (5, 1, 8, 2, 4)
     assert (source.stride, rig.batch_shape) == (16, (1, 1))
