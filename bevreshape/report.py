@@ -22,11 +22,12 @@ from bevreshape.drawing import draw_sample
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.charts import sections
-from bevreshape.lab.claims import Results, claims
+from bevreshape.lab.claims import claims
 from bevreshape.lab.experiments import PLAN_FILE, Plan, Study, units
 from bevreshape.lab.order import PermutedReshaper
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells
 from bevreshape.lab.page.report import FIGURE_STYLE, Chart, Claim, Report, Section, Table, write
+from bevreshape.lab.results import Results
 from bevreshape.lab.runs import Run, differing, grouped, mean_spread, read_runs, tabulated
 from bevreshape.lab.weights import jacobian_norm
 from bevreshape.model import BEVModel

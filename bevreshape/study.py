@@ -23,10 +23,11 @@ from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.charts import SHOWN, sections
-from bevreshape.lab.claims import Results, Row, claims
+from bevreshape.lab.claims import Row, claims
 from bevreshape.lab.diagnosis import draw_weights
 from bevreshape.lab.experiments import PLAN_FILE, RIVALS, Plan, Records, Study, Unit, task_run, task_unit, units
 from bevreshape.lab.page.report import FIGURE_STYLE
+from bevreshape.lab.results import Results
 from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
 from bevreshape.reshapers import Reshaper

@@ -9,9 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bevreshape.lab.claims import PAIRS, Results
+from bevreshape.lab.claims import PAIRS
 from bevreshape.lab.experiments import RIVALS, TOLD
 from bevreshape.lab.page.report import Chart, Section
+from bevreshape.lab.results import Results
 
 SHOWN = {
     "mlp": ("MLP", "C0", "-"),

@@ -5,24 +5,21 @@ A figure is taken of every seed; the verdict follows from their interval by the 
 """
 
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from bevreshape.lab.experiments import RIVALS, TOLD, Plan, Records, best_rates, final_error, task_unit, tensor_unit
-from bevreshape.lab.tensor_level import Point, Reached
+from bevreshape.lab.experiments import RIVALS, TOLD, Plan, Records
+from bevreshape.lab.results import Results, figure_of
 from bevreshape.lab.verdict import (
     Estimate,
     Figure,
-    Known,
     Verdict,
     above,
     all_of,
     below,
     crossover,
-    estimate,
     where,
 )
 
@@ -84,144 +81,6 @@ def _finite(value: float | int) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
-class Results:
-    """What the claims ask of a plan's records."""
-
-    def __init__(self, plan: Plan, records: Records) -> None:
-        rates = best_rates(plan, records)
-        assert rates is not None
-        self.plan, self.records, self.rates = plan, records, rates
-
-    def tensor(self, role: str, seed: int, **given: Any) -> Mapping[str, Any]:
-        """Record of a tensor-level run."""
-        return self.records[tensor_unit(self.plan, role, self.rates[role], seed, **given).name]
-
-    def task(self, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Mapping[str, Any]:
-        """Record of a task-level run."""
-        return self.records[task_unit(self.plan, role, seed, jitter_deg, scenes).name]
-
-    def over_seeds(self, measure: Callable[[int], Figure | float], *, ratios: bool = False) -> Estimate:
-        """Estimate of a figure that every seed has."""
-        found = [measure(seed) for seed in self.plan.seeds]
-        return estimate([one if isinstance(one, Figure) else Figure(one) for one in found], ratios=ratios)
-
-    def examined(self, role: str, key: str) -> Estimate:
-        """What an instrument found; nothing is known of a run that diverged."""
-
-        def found(seed: int) -> Figure:
-            record = self.tensor(role, seed).get("examined")
-            return _figure(None if record is None else record[key])
-
-        return self.over_seeds(found)
-
-    def error(self, role: str, seed: int, **given: Any) -> Figure:
-        """Final error; of a run that diverged at least that of the mean."""
-        found = final_error(self.tensor(role, seed, **given))
-        return Figure(found) if math.isfinite(found) else Figure(1.0, Known.AT_LEAST)
-
-    def error_ratio(self, over: str, under: str, **given: Any) -> Estimate:
-        """Final error of one contender in parts of another's, the same seeds beside each other."""
-        return self.over_seeds(
-            lambda seed: self.error(over, seed, **given).over(self.error(under, seed, **given)), ratios=True
-        )
-
-    def reached(self, role: str, seed: int, what: str, **given: Any) -> Figure:
-        """How many ``steps``, ``samples``, ``seconds`` or ``flops`` it took to the threshold; at least all, if it never did."""
-        record = self.tensor(role, seed, **given)
-        curve = [Point(**{**point, "error": _number(point["error"])}) for point in record["curve"]]
-        hit = Reached.of(curve, self.plan.tensor["threshold"])
-        value = 3 * record["flops"] * hit.at.samples if what == "flops" else getattr(hit.at, what)  # backward: twice
-        return Figure(value, Known.AT_LEAST if hit.censored else Known.EXACT)
-
-    def later(self, what: str, **given: Any) -> Estimate:
-        """The attention's need of something in parts of the MLP's."""
-        mlp, attention = (partial(self.reached, role, what=what, **given) for role in RIVALS)
-        return self._compared(mlp, attention, what, partial(self.tensor, **given))
-
-    def _compared(
-        self,
-        mlp: Callable[[int], Figure],
-        attention: Callable[[int], Figure],
-        what: str,
-        record: Callable[[str, int], Mapping[str, Any]],
-    ) -> Estimate:
-        """A ratio of what two runs took; nothing is known of seconds on different machines."""
-
-        def ratio(seed: int) -> Figure:
-            found = attention(seed).over(mlp(seed))
-            same = len({record(role, seed)["machine"] for role in RIVALS}) == 1
-            return found if same or what != "seconds" else Figure(found.value, Known.NOTHING)
-
-        return self.over_seeds(ratio, ratios=True)
-
-    def samples_needed(self, role: str, seed: int) -> Figure:
-        """Fewest training samples with which the error ends at the threshold, between the amounts tried by interpolation."""
-        amounts = self.plan.tensor["training_samples"]
-        short = [
-            self.plan.tensor["threshold"] - self.error(role, seed, training_samples=amount).value for amount in amounts
-        ]
-        found = crossover([math.log2(amount) for amount in amounts], short)
-        return Figure(2**found.value, found.known)
-
-    def overtaken(self, seed: int, rivals: Sequence[str], **given: Any) -> Figure:
-        """Jitter from which on the second of two has the lower error."""
-        levels = self.plan.tensor["jitter_deg"]
-        gains = []
-        for level in levels:
-            first, second = (
-                self.error(role, seed, jitter_deg=level, **(given if level else {})).value for role in rivals
-            )
-            gains.append(first - second)
-        return crossover(levels, gains)
-
-    def gap_closed(self, seed: int, rivals: Sequence[str], jitter_deg: float | int) -> Figure:
-        """By which factor the ratio of the larger to the smaller error shrinks from fewest samples to new ones."""
-        mlp, attention = rivals
-        fewest = self.plan.tensor["training_samples"][0]
-        ratios = [
-            self.error(attention, seed, jitter_deg=jitter_deg, training_samples=amount).over(
-                self.error(mlp, seed, jitter_deg=jitter_deg, training_samples=amount)
-            )
-            for amount in (fewest, None)
-        ]
-        exact = all(ratio.known is Known.EXACT for ratio in ratios)
-        few, many = (abs(math.log(ratio.value)) for ratio in ratios)
-        return Figure(math.exp(few - many), Known.EXACT if exact else Known.NOTHING)
-
-    @property
-    def iou_to_reach(self) -> float:
-        """The plan's share of the reference's validation IoU at its end, the mean of the seeds."""
-        ends = [self.task("ipm", seed)["curve"][-1]["iou"] for seed in self.plan.seeds]
-        return float(self.plan.task["share"] * statistics.mean(ends))
-
-    def iou(self, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> float:
-        """Mean IoU on the test split."""
-        return float(self.task(role, seed, jitter_deg, scenes)["metrics"]["test/iou/mean"])
-
-    def iou_reached(self, role: str, seed: int, what: str) -> Figure:
-        """How many ``steps`` or ``seconds`` it took to :attr:`iou_to_reach`."""
-        record = self.task(role, seed)
-        curve, metrics = record["curve"], record["metrics"]
-        steps = next((point["steps"] for point in curve if point["iou"] >= self.iou_to_reach), None)
-        at = curve[-1]["steps"] if steps is None else steps
-        value = at if what == "steps" else at * metrics["fit/seconds"] / metrics["fit/steps"]
-        return Figure(value, Known.AT_LEAST if steps is None else Known.EXACT)
-
-    def iou_later(self, what: str) -> Estimate:
-        """The attention's need of something in parts of the MLP's."""
-        mlp, attention = (partial(self.iou_reached, role, what=what) for role in RIVALS)
-        return self._compared(mlp, attention, what, self.task)
-
-    def iou_kept(self, role: str) -> Estimate:
-        """Share of the IoU that is left when tokens are permuted after training."""
-
-        def kept(seed: int) -> Figure:
-            iou = self.task(role, seed)["diagnosis"]["order"].get("iou", {"intact": 0.0})
-            return _figure(iou["permuted"] / iou["intact"] if iou["intact"] else None)
-
-        return self.over_seeds(kept)
-
-
 def claims(plan: Plan, records: Records) -> list[Row]:
     """The results table of a study whose runs are all done."""
     study = Results(plan, records)
@@ -242,16 +101,6 @@ def _row(
     return Row(number, claim, measurement, values, where(verdicts), holds)
 
 
-def _figure(value: float | int | None) -> Figure:
-    """Nothing is known where there is no number."""
-    found = _number(value)
-    return Figure(found) if math.isfinite(found) else Figure(1.0, Known.NOTHING)
-
-
-def _number(value: float | int | None) -> float:
-    return math.nan if value is None else float(value)
-
-
 def _over(threshold: float | int) -> Rule:
     return partial(above, threshold=threshold)
 
@@ -262,7 +111,7 @@ def _under(threshold: float | int) -> Rule:
 
 def _a7(study: Results) -> list[Row]:
     def dependence(role: str) -> Estimate:
-        return study.over_seeds(lambda seed: _figure(study.task(role, seed)["diagnosis"]["data_dependence"]))
+        return study.over_seeds(lambda seed: figure_of(study.task(role, seed)["diagnosis"]["data_dependence"]))
 
     still, moving = _under(EXACT_TO), _over(0.01)
     return [

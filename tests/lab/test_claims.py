@@ -6,8 +6,9 @@ import pytest
 import yaml
 from commands import ROOT
 
-from bevreshape.lab.claims import Results, Row, claims
+from bevreshape.lab.claims import Row, claims
 from bevreshape.lab.experiments import Plan, Unit, units
+from bevreshape.lab.results import Results
 
 FAST = {"mlp": 30, "mlp_told": 60, "attention": 120, "attention_told": 150}
 """Steps to the threshold."""
