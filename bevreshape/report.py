@@ -23,10 +23,12 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.charts import sections
 from bevreshape.lab.claims import claims
-from bevreshape.lab.experiments import PLAN_FILE, Plan, Study, units
+from bevreshape.lab.experiments import Place
 from bevreshape.lab.order import PermutedReshaper
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells
 from bevreshape.lab.page.report import FIGURE_STYLE, Chart, Claim, Report, Section, Table, write
+from bevreshape.lab.plan import PLAN_FILE, Plan, units
+from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
 from bevreshape.lab.runs import Run, differing, grouped, mean_spread, read_runs, tabulated
 from bevreshape.lab.weights import jacobian_norm
@@ -66,14 +68,21 @@ class Shown:
         return found
 
 
-def main(folders: Sequence[Path], out: Path, samples: int = 3, cells: int = 20, probes: int = 2) -> None:
+def main(
+    folders: Sequence[Path],
+    out: Path,
+    samples: int = 3,
+    cells: int = 20,
+    probes: int = 2,
+    trust: Sequence[str] = (),
+) -> None:
     """Collect the runs, and of studies the claims and figures, and write the page."""
     for key, value in (("--samples", samples), ("--cells", cells), ("--probes", probes)):
         if value < 1:
             raise InputError(f"{key} {value} must be at least 1")
     rows = grouped([run for folder in folders for run in read_runs(folder)])
     rows.sort(key=lambda runs: -_mean(runs))
-    shown = comparable(rows)
+    shown = comparable(rows, trust)
     batch = first_batch(shown[0].runs[0], samples)
     headings, lines = tabulated(rows)
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
@@ -119,7 +128,7 @@ def study_results(folder: Path) -> Results:
         InputError: when its runs are not all done.
     """
     plan = Plan(**yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8")))
-    records = Study(folder, plan, torch.device("cpu")).records()
+    records = Study(plan, Place(folder, torch.device("cpu"))).records()
     left = [unit.name for unit in units(plan, records) if unit.name not in records]
     if left:
         raise InputError(
@@ -128,10 +137,10 @@ def study_results(folder: Path) -> Results:
     return Results(plan, records)
 
 
-def comparable(rows: Sequence[list[Run]]) -> list[Shown]:
+def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> list[Shown]:
     """Those of the configurations that look through the same cameras at the same cells as the first."""
     keys = differing(rows)
-    loaded = [(runs, *load_model(str(runs[0].checkpoint))[:2]) for runs in rows]
+    loaded = [(runs, *load_model(str(runs[0].checkpoint), trust)[:2]) for runs in rows]
     return [Shown(_label(runs[0], keys), runs, model, frame) for runs, model, frame in loaded if frame == loaded[0][2]]
 
 
@@ -299,5 +308,6 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=3, help="test samples in the explorer (3)")
     parser.add_argument("--cells", type=int, default=20, help="cells along a side whose weights are shown (20)")
     parser.add_argument("--probes", type=int, default=2, help="random probes a cell (2)")
+    parser.add_argument("--trust", nargs="+", default=(), help="packages whose classes the checkpoints may call")
     given = parser.parse_args()
-    cli.speaking(main, given.folders, given.out, given.samples, given.cells, given.probes)
+    cli.speaking(main, given.folders, given.out, given.samples, given.cells, given.probes, given.trust)

@@ -25,8 +25,10 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.lab.charts import SHOWN, sections
 from bevreshape.lab.claims import Row, claims
 from bevreshape.lab.diagnosis import draw_weights
-from bevreshape.lab.experiments import PLAN_FILE, RIVALS, Plan, Records, Study, Unit, task_run, task_unit, units
+from bevreshape.lab.experiments import Place, task_run
 from bevreshape.lab.page.report import FIGURE_STYLE
+from bevreshape.lab.plan import PLAN_FILE, RIVALS, Plan, Records, Unit, task_unit, units
+from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
 from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
@@ -46,7 +48,7 @@ def main(cfg: DictConfig) -> None:
     plain = plain_config(cfg)
     quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    study = Study(folder, Plan(**plain["plan"]), read_device(str(plain["device"])))
+    study = Study(Plan(**plain["plan"]), Place(folder, read_device(str(plain["device"])), tuple(plain["trust"])))
     console = Console()
     records = finish(study, console)
     rows = claims(study.plan, records)
@@ -55,20 +57,20 @@ def main(cfg: DictConfig) -> None:
         if lock is not None:  # or another process of this study is writing the same
             write_results(study, records, rows)
             write_text(folder / PLAN_FILE, OmegaConf.to_yaml(plain["plan"]))
-            report.main([folder], folder / "report.html")
+            report.main([folder], folder / "report.html", trust=study.place.trust)
 
 
 def write_results(study: Study, records: Records, rows: Sequence[Row]) -> None:
     """The table as JSON and Markdown, and the figures as PNG."""
     text = json.dumps([row.to_plain() for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(study.folder / "claims.json", text + "\n")
+    write_text(study.place.folder / "claims.json", text + "\n")
     lines = [(row.number, row.claim, row.measurement, "<br>".join(row.lines), row.verdict) for row in rows]
-    write_text(study.folder / "claims.md", markdown_table(HEADINGS, lines))
+    write_text(study.place.folder / "claims.md", markdown_table(HEADINGS, lines))
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
         figures = {section.title: section.charts[0].figure for section in sections(Results(study.plan, records))}
         for name, figure in {**figures, "weights": mappings(study)}.items():
-            path = study.folder / f"{name.lower().replace(' ', '_')}.png"
+            path = study.place.folder / f"{name.lower().replace(' ', '_')}.png"
             write_atomic(path, partial(figure.savefig, format="png", dpi=150))
 
 
@@ -115,12 +117,13 @@ def _done(study: Study, unit: Unit, number: str, console: Console, failed: dict[
 def mappings(study: Study) -> Figure:
     """W of a fixed camera after training, of MLP and attention beside the homography, on the first test sample."""
     seed = study.plan.seeds[0]
-    runs = {role: task_run(study.folder / "runs" / task_unit(study.plan, role, seed).name) for role in ("ipm", *RIVALS)}
+    plan, place = study.plan, study.place
+    runs = {role: task_run(place.run_folder(task_unit(plan, role, seed).name)) for role in ("ipm", *RIVALS)}
     batch = report.first_batch(runs["ipm"], 1)
     cameras = cameras_of(batch)
     weights = {}
     for role, run in runs.items():
-        model, *_ = load_model(str(run.checkpoint))
+        model, *_ = load_model(str(run.checkpoint), place.trust)
         reshaper = model.reshaper
         assert isinstance(reshaper, Reshaper)
         assert isinstance(reshaper.grid, BEVGrid)

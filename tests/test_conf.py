@@ -21,7 +21,7 @@ from bevreshape.build import (
     plain_config,
 )
 from bevreshape.geometry import BEVGrid
-from bevreshape.lab.experiments import Plan
+from bevreshape.lab.plan import Plan
 
 CONF = ROOT / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)

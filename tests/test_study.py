@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import finish, start, without
-from lab.test_experiments import CPU, plain
+from lab.studies import plain, tiny
 
-from bevreshape.lab.experiments import Plan, Study, task_unit, units
+from bevreshape.lab.plan import Plan, task_unit, units
 
 TASK = (
     *without("trainer.accelerator", "trainer.max_steps", "trainer.val_check_interval"),
@@ -56,7 +56,7 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
     ended = finish(start("study", *arguments, cwd=tmp_path))
     assert ended.code == 0, ended.err
     assert json.loads(looked_at.read_text())["order"]["iou"].keys() == {"intact", "permuted"}
-    records = Study(folder, plan, CPU).records()
+    records = tiny(folder, plan).records()
     known = units(plan, records)
     assert {unit.name for unit in known} == set(records)
     assert sum(unit.settings.get("features") == "encoder" for unit in known) == 4

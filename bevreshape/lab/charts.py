@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bevreshape.lab.claims import PAIRS
-from bevreshape.lab.experiments import RIVALS, TOLD
 from bevreshape.lab.page.report import Chart, Section
+from bevreshape.lab.plan import RIVALS, TOLD
 from bevreshape.lab.results import Results
 
 SHOWN = {

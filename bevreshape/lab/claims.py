@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from bevreshape.lab.experiments import RIVALS, TOLD, Plan, Records
+from bevreshape.lab.plan import RIVALS, TOLD, Plan, Records
 from bevreshape.lab.results import Results, figure_of
 from bevreshape.lab.verdict import (
     Estimate,
@@ -165,7 +165,7 @@ def _a8(study: Results) -> list[Row]:
             "A8", "Attention needs more time", f"seconds of training {to}, {ratio}",
             [*ratios("seconds"), (task, {"": (study.iou_later("seconds"), later)})],
         ),
-        _row("A8", "Attention needs more computation", f"FLOPs of training {to}, {ratio}", ratios("flops")),
+        _row("A8", "Attention needs more computation", f"FLOPs of training (backward counted as twice forward) {to}, {ratio}", ratios("flops")),
         _row(
             "A8", "Attention needs more data", f"fewest training samples {to}, {ratio}", [("", {"": (needed, later)})]
         ),

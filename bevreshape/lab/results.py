@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bevreshape.lab.experiments import RIVALS, Plan, Records, best_rates, final_error, task_unit, tensor_unit
+from bevreshape.lab.plan import RIVALS, Plan, Records, best_rates, final_error, task_unit, tensor_unit
 from bevreshape.lab.tensor_level import Point, Reached
 from bevreshape.lab.verdict import Estimate, Figure, Known, crossover, estimate
 

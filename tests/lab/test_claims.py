@@ -7,7 +7,7 @@ import yaml
 from commands import ROOT
 
 from bevreshape.lab.claims import Row, claims
-from bevreshape.lab.experiments import Plan, Unit, units
+from bevreshape.lab.plan import Plan, Unit, units
 from bevreshape.lab.results import Results
 
 FAST = {"mlp": 30, "mlp_told": 60, "attention": 120, "attention_told": 150}

@@ -1,0 +1,227 @@
+"""The runs of a study, as its plan has them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.reshapers import FeatureShape
+
+TOLD = ("mlp_told", "attention_told")
+RIVALS = ("mlp", "attention")
+ROLES = (*RIVALS, *TOLD, "attention_unplaced", "self_attention")
+"""Who takes part at tensor level."""
+
+PLAN_FILE = "plan.yaml"
+"""In a study's folder, what was done there."""
+
+KEYS = {
+    "tensor": (
+        "source", "grid", "steps", "batch", "evaluate_every", "rates", "threshold", "jitter_deg", "training_samples",
+        "told_jitter_deg", "encoder_samples", "contenders",
+    ),
+    "task": ("arguments", "share", "jitter_deg", "scenes", "contenders"),
+}  # fmt: skip
+"""What a plan holds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan of ``conf/plan``, checked: which runs there are.
+
+    Attributes:
+        seeds: of every run.
+        tensor: as it stands in the file.
+        task: likewise.
+
+    Raises:
+        InputError: when something is missing or out of range.
+    """
+
+    seeds: Sequence[int]
+    tensor: Mapping[str, Any]
+    task: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for group, keys in KEYS.items():
+            wrong = sorted(set(keys) ^ set(getattr(self, group)))
+            if wrong:
+                raise InputError(f"plan.{group}: {', '.join(wrong)} missing or unknown; it takes {', '.join(keys)}")
+        if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < 2:
+            raise InputError(f"plan.seeds={list(self.seeds)} must be two different ones at least; one has no spread")
+        if set(self.tensor["contenders"]) != set(ROLES):
+            raise InputError(
+                f"plan.tensor.contenders are {', '.join(self.tensor['contenders'])}; the claims are about {', '.join(ROLES)}"
+            )
+        missing = {"ipm", *RIVALS} - set(self.task["contenders"])
+        if missing:
+            raise InputError(f"plan.task.contenders lacks {', '.join(sorted(missing))}; the claims are about these")
+        for key, values in {
+            "tensor.jitter_deg": self.tensor["jitter_deg"],
+            "task.jitter_deg": self.task["jitter_deg"],
+            "tensor.training_samples": self.tensor["training_samples"],
+            "task.scenes": self.task["scenes"],
+            "tensor.rates": self.tensor["rates"],
+        }.items():
+            jitter = key.endswith("jitter_deg")
+            if not values or sorted(set(values)) != list(values) or values[0] < 0 or (values[0] == 0 and not jitter):
+                raise InputError(f"plan.{key}={list(values)} must be positive numbers in ascending order")
+            if jitter and values[0] != 0:
+                raise InputError(f"plan.{key}={list(values)} must begin with 0, the fixed camera")
+        if self.grid.shape != (self.source.height, self.source.width):
+            raise InputError(
+                f"plan.tensor.grid has {self.grid.rows}×{self.grid.cols} cells and plan.tensor.source {self.source.height}×"
+                f"{self.source.width} features; make them alike, since self-attention keeps the shape"
+            )
+        if self.tensor["told_jitter_deg"] not in self.tensor["jitter_deg"]:
+            raise InputError(
+                f"plan.tensor.told_jitter_deg={self.tensor['told_jitter_deg']} must be one of "
+                f"plan.tensor.jitter_deg={list(self.tensor['jitter_deg'])}"
+            )
+
+    @property
+    def source(self) -> FeatureShape:
+        """Shape of the random fields; features are centred on their patches."""
+        given = self.tensor["source"]
+        return FeatureShape(**given, offset_px=(given["stride"] - 1) / 2)
+
+    @property
+    def grid(self) -> BEVGrid:
+        """Cells of the tensor level."""
+        given = self.tensor["grid"]
+        return BEVGrid(tuple(given["forward_m"]), tuple(given["left_m"]), given["cell_m"])
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run.
+
+    Attributes:
+        name: of its record.
+        settings: all that it depends on; ``level`` says which of the two it is of.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+Records = Mapping[str, Mapping[str, Any]]
+"""What is known of the units that are done, by name."""
+
+
+def tensor_unit(
+    plan: Plan,
+    role: str,
+    rate: float | int,
+    seed: int,
+    *,
+    jitter_deg: float | int = 0,
+    training_samples: int | None = None,
+    features: str = "fields",
+    shown: bool = False,
+    permuted: bool = False,
+    tuning: bool = False,
+) -> Unit:
+    """A run of the tensor level.
+
+    Args:
+        plan: what all have in common.
+        role: who is trained.
+        rate: peak learning rate.
+        seed: of initialisation and training samples.
+        jitter_deg: standard deviation of yaw, and half as much of pitch and of roll.
+        training_samples: drawn from; ``None`` for new ones in every step.
+        features: random ``fields``, or those of the trained ``encoder`` of the reference.
+        shown: X shows where the cameras look.
+        permuted: tokens come in another, fixed order.
+        tuning: for the choice of the rate, measured on other samples than the rest.
+    """
+    settings = {key: plan.tensor[key] for key in ("source", "grid", "steps", "batch", "evaluate_every")} | {
+        "level": "tensor", "reshaper": plan.tensor["contenders"][role],
+        "calibration": "exact" if role in TOLD else "shown" if shown else "none", "rate": rate, "seed": seed,
+        "jitter_deg": jitter_deg, "training_samples": training_samples, "features": features, "permuted": permuted,
+        "tuning": tuning,
+    }  # fmt: skip
+    if features == "encoder":
+        reference = task_unit(plan, "ipm", plan.seeds[0])
+        settings["encoder"] = {
+            "run": reference.name, "arguments": reference.settings["arguments"], "samples": plan.tensor["encoder_samples"],
+        }  # fmt: skip
+    name = f"{role}-{features}-jitter{jitter_deg:g}-samples_{training_samples or 'all'}-rate{rate:g}-seed{seed}"
+    marks = "-shown" * shown + "-permuted" * permuted + "-tuning" * tuning
+    return Unit(f"tensor-{name}{marks}", settings)
+
+
+def tuning_unit(plan: Plan, role: str, rate: float | int, seed: int) -> Unit:
+    """A run in which a learning rate is tried: of a fixed camera, or with jitter for those that are told of it."""
+    jitter_deg = plan.tensor["told_jitter_deg"] if role in TOLD else 0
+    return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, tuning=True)
+
+
+def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Unit:
+    """A run of the task level; of all scenes that the plan has where none are named."""
+    scenes = plan.task["scenes"][-1] if scenes is None else scenes
+    jitter = {"yaw_deg": jitter_deg, "pitch_deg": jitter_deg / 2, "roll_deg": jitter_deg / 2}
+    arguments = [
+        *plan.task["arguments"], *plan.task["contenders"][role], f"data.scenes.train={scenes}", f"seed={seed}",
+        *(f"data.jitter.{key}={value:g}" for key, value in jitter.items()),
+    ]  # fmt: skip
+    return Unit(
+        f"task-{role}-jitter{jitter_deg:g}-scenes{scenes}-seed{seed}", {"level": "task", "arguments": arguments}
+    )
+
+
+def units(plan: Plan, records: Records) -> list[Unit]:
+    """The runs of a plan, as far as they can be told: most depend on the learning rates that did best."""
+    tensor, task, seeds = plan.tensor, plan.task, plan.seeds
+    found = [tuning_unit(plan, *tried) for tried in product((*RIVALS, *TOLD), tensor["rates"], seeds)]
+    for seed, role in product(seeds, task["contenders"]):
+        for jitter_deg in task["jitter_deg"] if role not in TOLD else task["jitter_deg"][1:]:
+            found.append(task_unit(plan, role, seed, jitter_deg))
+        if role in RIVALS:
+            found += [task_unit(plan, role, seed, scenes=scenes) for scenes in task["scenes"][:-1]]
+    rates = best_rates(plan, records)
+    if rates is None:
+        return found
+    for seed in seeds:
+
+        def unit(role: str, seed: int = seed, **given: Any) -> Unit:
+            return tensor_unit(plan, role, rates[role], seed, **given)
+
+        found += [unit(role) for role in ("attention_unplaced", "self_attention")]
+        found += [unit(role, jitter_deg=sigma) for role, sigma in product((*RIVALS, *TOLD), tensor["jitter_deg"])]
+        found += [unit(role, training_samples=n) for role, n in product(RIVALS, tensor["training_samples"])]
+        told_at = tensor["told_jitter_deg"]
+        found += [
+            unit(role, training_samples=n, jitter_deg=told_at) for role, n in product(TOLD, tensor["training_samples"])
+        ]
+        found += [unit(role, permuted=True) for role in RIVALS]
+        found += [unit(role, jitter_deg=sigma, shown=True) for role, sigma in product(RIVALS, tensor["jitter_deg"][1:])]
+        if task_unit(plan, "ipm", seeds[0]).name in records:
+            found += [unit(role, features="encoder") for role in RIVALS]
+    return list({unit.name: unit for unit in found}.values())
+
+
+def best_rates(plan: Plan, records: Records) -> dict[str, float] | None:
+    """Every contender's learning rate, that of its lowest mean error over the seeds, the variants of the attention taking
+    its own; ``None`` before all have been tried."""
+    rates = {}
+    for role in (*RIVALS, *TOLD):
+        errors: dict[float, float] = {}
+        for rate in plan.tensor["rates"]:
+            tried = [records.get(tuning_unit(plan, role, rate, seed).name) for seed in plan.seeds]
+            if None in tried:
+                return None
+            errors[rate] = sum(map(final_error, tried))
+        rates[role] = min(errors, key=errors.__getitem__)
+    return {role: rates.get(role, rates["attention"]) for role in ROLES}
+
+
+def final_error(record: Mapping[str, Any] | None) -> float:
+    """Error at the end of a tensor-level run, infinite where it diverged."""
+    assert record is not None
+    error = record["curve"][-1]["error"]
+    return math.inf if error is None else float(error)

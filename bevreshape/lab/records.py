@@ -1,0 +1,101 @@
+"""What a study's runs leave behind, and who does which.
+
+A run's record is a JSON file that takes its name when the run is over, so a study goes on where it was stopped; a file
+lock, which the system frees when the last process of a run ends, keeps two studies off the same run.
+"""
+
+import fcntl
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bevreshape.errors import InputError
+from bevreshape.files import write_text
+from bevreshape.lab.experiments import Place, task_result, tensor_result
+from bevreshape.lab.plan import Plan, Unit, units
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan and the place where its runs leave their records.
+
+    Attributes:
+        plan: of the runs.
+        place: where they happen.
+    """
+
+    plan: Plan
+    place: Place
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Results of the units of this plan that are done.
+
+        Raises:
+            InputError: when a record was made with other settings.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        while True:  # what is done tells what else there is
+            new = [unit for unit in units(self.plan, found) if unit.name not in found and self._path(unit).exists()]
+            if not new:
+                return found
+            found |= {unit.name: self._read(unit) for unit in new}
+
+    def _path(self, unit: Unit) -> Path:
+        return self.place.folder / "records" / f"{unit.name}.json"
+
+    def _read(self, unit: Unit) -> dict[str, Any]:
+        path = self._path(unit)
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            made, result = record["settings"], dict(record["result"])
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} cannot be read ({error}); delete it, and the run is made anew") from None
+        wanted = json.loads(json.dumps(unit.settings))
+        if made != wanted:
+            key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
+            raise InputError(
+                f"{path} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; set name= to begin another "
+                "study, or delete it"
+            )
+        return result
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[int | None]:
+        """A lock of a unit, or of something else that is done once: its file descriptor, ``None`` if it is not ours.
+
+        It lasts as long as a process that has the descriptor, so that nobody goes on with a run whose study was killed
+        before the run itself has ended.
+        """
+        path = self.place.folder / "records" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+            else:
+                yield lock.fileno()
+
+    def has(self, unit: Unit) -> bool:
+        """Whether it is done."""
+        return self._path(unit).exists()
+
+    def run(self, unit: Unit, lock: int) -> dict[str, Any]:
+        """Do a unit and keep its record.
+
+        Args:
+            unit: which.
+            lock: as :meth:`claimed` gives it, handed on to the processes that do it.
+        """
+        settings, place = unit.settings, self.place
+        tensor = settings["level"] == "tensor"
+        result = tensor_result(self.plan, settings, place) if tensor else task_result(unit, place, lock)
+        result["machine"] = f"{platform.node()}, {place.device}, {torch.get_num_threads()} threads"
+        write_text(self._path(unit), json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
+        return result

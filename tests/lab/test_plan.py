@@ -1,0 +1,87 @@
+"""Which runs a study has."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from lab.studies import plain
+
+from bevreshape.errors import InputError
+from bevreshape.lab.plan import Plan, best_rates, task_unit, tensor_unit, tuning_unit, units
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(**plain())
+
+
+def record(error: float | None) -> dict[str, Any]:
+    return {"curve": [{"error": 1.0}, {"error": error}]}
+
+
+def tried(plan: Plan, errors: Callable[[str, float], float | None]) -> dict[str, dict[str, Any]]:
+    return {
+        tuning_unit(plan, role, rate, seed).name: record(errors(role, rate))
+        for role in ("mlp", "mlp_told", "attention", "attention_told")
+        for rate in plan.tensor["rates"]
+        for seed in plan.seeds
+    }
+
+
+def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> None:
+    first = units(plan, {})
+    assert sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2  # roles × rates × seeds
+    assert sum(unit.settings["level"] == "task" for unit in first) == 3 * 2  # contenders × seeds
+    found = tried(plan, lambda role, rate: 0.1 if rate == 1e-2 else 0.2)
+    then = units(plan, found)
+    rates = {
+        unit.settings["rate"] for unit in then if unit.settings["level"] == "tensor" and not unit.settings["tuning"]
+    }
+    assert rates == {1e-2}
+    assert len({unit.name for unit in then}) == len(then)
+    # each seed: 4 roles × 2 jitters, 2 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and those tried first
+    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 2 + 8 + 2 + 2) + 16
+    tuned = {unit.name for unit in first if unit.settings["level"] == "tensor"}
+    assert all(unit.settings["tuning"] == (unit.name in tuned) for unit in then if unit.settings["level"] == "tensor")
+    assert not any(unit.settings.get("features") == "encoder" for unit in then)
+    reference = task_unit(plan, "ipm", 0).name
+    assert sum(unit.settings.get("features") == "encoder" for unit in units(plan, {**found, reference: {}})) == 4
+
+
+def test_a_rate_that_diverges_is_not_chosen(plan: Plan) -> None:
+    found = tried(plan, lambda role, rate: None if rate == 1e-2 else 0.9)
+    assert best_rates(plan, found) == dict.fromkeys(plan.tensor["contenders"], 1e-3)
+    del found[tuning_unit(plan, "mlp", 1e-2, 1).name]
+    assert best_rates(plan, found) is None
+
+
+def test_the_told_are_told_and_jitter_is_as_said(plan: Plan) -> None:
+    told, alone = (tensor_unit(plan, role, 1e-2, 0, jitter_deg=4) for role in ("mlp_told", "mlp"))
+    assert (told.settings["calibration"], alone.settings["calibration"]) == ("exact", "none")
+    arguments = task_unit(plan, "mlp", 1, 4.0).settings["arguments"]
+    for expected in ("data.jitter.yaw_deg=4", "data.jitter.pitch_deg=2", "data.jitter.roll_deg=2", "seed=1"):
+        assert expected in arguments
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0]}, r"plan.seeds=\[0\] must be two different ones"),
+        ({"tensor": {"rates": []}}, r"plan.tensor.rates=\[\] must be positive numbers"),
+        ({"tensor": {"training_samples": [0, 4]}}, r"training_samples=\[0, 4\] must be positive numbers"),
+        ({"tensor": {"batches": 3}}, "plan.tensor: batches missing or unknown; it takes source, grid"),
+        ({"tensor": {"jitter_deg": [1, 2]}}, r"plan.tensor.jitter_deg=\[1, 2\] must begin with 0"),
+        ({"tensor": {"jitter_deg": [0, 4, 2]}}, "ascending order"),
+        ({"tensor": {"told_jitter_deg": 3}}, "told_jitter_deg=3 must be one of"),
+        ({"tensor": {"grid": {"forward_m": [0, 8], "left_m": [-4, 4], "cell_m": 1.0}}}, "8×8 cells .* 4×8 features"),
+        ({"tensor": {"contenders": {}}}, "the claims are about mlp, attention, mlp_told"),
+        ({"task": {"contenders": {"mlp": []}}}, "lacks attention, ipm"),
+    ],
+)
+def test_plans_that_are_refused(change: dict[str, Any], message: str) -> None:
+    given = copy.deepcopy(plain())
+    for key, value in change.items():
+        given[key] = {**given[key], **value} if isinstance(value, dict) else value
+    with pytest.raises(InputError, match=message):
+        Plan(**given)
