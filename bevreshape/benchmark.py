@@ -118,6 +118,9 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
     batches, cameras, channels = (
         [_positive(key, value) for value in _listed(cfg[key])] for key in ("batch", "cameras", "channels")
     )
+    cell_m = cfg["cell_m"]
+    if isinstance(cell_m, bool) or not isinstance(cell_m, int | float) or not 0 < cell_m < math.inf:
+        raise InputError(f"cell_m={cell_m!r} must be a positive length in metres")
     shapes = list(product(_pairs("features", cfg["features"]), _pairs("cells", cfg["cells"])))
     cases = [
         Case(
@@ -129,12 +132,16 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
             device,
             precision,
             _whole(cfg, "stride"),
-            float(cfg["cell_m"]),
+            cell_m,
             n > 1 or cfg["growth"] == "cameras",
         )
         for b, n, c, (features, cells) in product(batches, cameras, channels, shapes)
         for device, precision in product(devices, precisions)
     ]
+    if not cases:
+        raise InputError(
+            "benchmark: a list is empty; give batch, cameras, channels, features, cells, device and precision a value"
+        )
     if cfg["growth"] is None:
         return cases
     if len(cases) > 1:
@@ -298,7 +305,9 @@ def _grown(case: Case, key: str, factor: int) -> Case:
         return replace(case, cameras=case.cameras * factor)
     if key == "tokens":
         return replace(case, width=case.width * factor)
-    return replace(case, cols=case.cols * factor)
+    return replace(
+        case, rows=case.rows * factor, cols=case.cols * factor, cell_m=case.cell_m / factor
+    )  # the same ground
 
 
 def _size(row: Mapping[str, Any], key: str) -> int:

@@ -232,6 +232,8 @@ def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     try:
         # Hydra would turn tuples into lists and dataclasses into dicts, so what is given reaches the class past it.
         return instantiate(plain, _convert_="all", _partial_=True)(**given)
+    except InputError:
+        raise
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, InputError):
@@ -239,6 +241,11 @@ def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
         if isinstance(cause, ImportError | TypeError | ValueError | None):
             raise InputError(f"{key}: {' '.join(str(cause or error).split())}") from error
         raise
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        values = ", ".join(f"{name}={value}" for name, value in plain.items() if name != "_target_")
+        raise InputError(
+            f"{key}: {plain['_target_']} cannot be built with {values or 'its defaults'}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _check_options(key: str, node: Mapping[str, Any], given: Mapping[str, Any]) -> None:

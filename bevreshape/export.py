@@ -1,6 +1,8 @@
 """``python -m bevreshape.export``: a trained model as ONNX or as a program of torch.export, compared before it is kept."""
 
+import json
 import logging
+import math
 import tempfile
 import time
 import warnings
@@ -23,9 +25,9 @@ from bevreshape.data.calibration import read_calibration
 from bevreshape.data.pictures import fit_intrinsics
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic
-from bevreshape.geometry import Cameras, ground_pixels
+from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.model import BEVModel
-from bevreshape.reshapers import GeometricReshaper
+from bevreshape.reshapers import GeometricReshaper, Reshaper
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18
@@ -90,20 +92,25 @@ def main(cfg: DictConfig) -> None:
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     console = Console()
     if plain["calibration"] is None:
-        error = export(Inference(model, frame.image_size), example(frame), out, plain["format"])
+        inputs = example(frame, example_rig(frame))
+        if isinstance(model.reshaper, Reshaper) and model.reshaper.needs_cameras:
+            check_sees(Cameras(*inputs[1:], frame.image_size), frame.grid)
+        error = export(Inference(model, frame.image_size), inputs, out, plain["format"], frame)
         console.print(
             f"{out} · image, intrinsics, ego_from_cam → probabilities; within {error:.1e} of the model", soft_wrap=True
         )
+        console.print(described(frame), highlight=False, soft_wrap=True)
         return
     rig = fixed_rig(Path(plain["calibration"]), frame)
-    image = example(frame)[:1]
+    inputs = example(frame, rig)
     fixed = FixedInference(load_model(plain["checkpoint"], plain["trust"])[0], rig)
-    error = export(fixed, image, out, plain["format"])
+    error = export(fixed, inputs[:1], out, plain["format"], frame)
     console.print(f"{out} · image → probabilities; within {error:.1e} of the model", soft_wrap=True)
+    console.print(described(frame), highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
         free = Path(folder) / f"free.{plain['format']}"
-        export(Inference(model, frame.image_size), example(frame), free, plain["format"])
-        rigs = (image[0][:1], rig.intrinsics, rig.ego_from_cam)
+        export(Inference(model, frame.image_size), inputs, free, plain["format"], frame)
+        rigs = (inputs[0][:1], rig.intrinsics, rig.ego_from_cam)
         given, folded = frame_times(
             [(open_program(free, plain["format"]), rigs), (open_program(out, plain["format"]), rigs[:1])],
             plain["rounds"],
@@ -113,7 +120,18 @@ def main(cfg: DictConfig) -> None:
     )
 
 
-def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str) -> float:
+def described(frame: Frame) -> str:
+    """What an exported program must be given, and what comes out, for people."""
+    height, width = frame.image_size
+    return (
+        f"image: {', '.join(frame.camera_names)}, in this order, RGB in 0..1, {height}×{width}, as predict makes them: resized to "
+        "cover it, then cut at the top and evenly at the sides, intrinsics moved along\n"
+        f"probabilities: {', '.join(frame.classes)} on {frame.grid.rows}×{frame.grid.cols} cells, row 0 farthest ahead, column 0 "
+        "farthest left"
+    )
+
+
+def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str, frame: Frame | None = None) -> float:
     """Write a program for any batch, read it back, and compare it with the module on batches of 1 and 3.
 
     Args:
@@ -121,6 +139,7 @@ def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str) 
         inputs: a batch of 3 of each.
         out: the file, which appears only if the comparison succeeds.
         format: ``onnx`` or ``pt2``.
+        frame: kept inside as JSON, under ``bevreshape`` in the metadata of an ONNX file, as ``bevreshape.json`` in a pt2.
 
     Returns:
         The largest difference of a probability.
@@ -136,14 +155,16 @@ def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str) 
         written = Path(folder) / f"program.{format}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters about themselves; what they wrote is compared
-            (torch.export.save if format == "pt2" else _save_onnx)(program, written)
+            about = json.dumps(None if frame is None else frame.to_plain())
+            if format == "pt2":
+                torch.export.save(program, written, extra_files={"bevreshape.json": about})
+            else:
+                _save_onnx(program, written, about)
         reread = open_program(written, format)
         with torch.no_grad():
-            error = max(
-                (reread(*cut) - module(*cut)).abs().max().item()
-                for cut in ([x[:size] for x in inputs] for size in (1, 3))
-            )
-        if not error <= TOLERANCE:
+            cuts = [[x[:size] for x in inputs] for size in (1, 3)]
+            error = torch.stack([(reread(*cut) - module(*cut)).abs().max() for cut in cuts]).max().item()
+        if not error <= TOLERANCE:  # nor if it is NaN
             raise InputError(
                 f"the exported program differs from the model by {error:.2g}, more than {TOLERANCE:g}; nothing was written, "
                 f"try format={'pt2' if format == 'onnx' else 'onnx'}"
@@ -167,25 +188,42 @@ def open_program(path: Path, format: str) -> Program:
     return run
 
 
-def example(frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-    """Random pictures of a ring of cameras that sees the grid, a batch of 3, each sample's a little higher.
+def example(frame: Frame, rig: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+    """Random pictures and a rig, b = 1, as a batch of 3, each sample's cameras a little higher."""
+    pictures = torch.rand(3, len(frame.camera_names), 3, *frame.image_size, generator=torch.Generator().manual_seed(0))
+    poses = rig.ego_from_cam.repeat(3, 1, 1, 1)
+    poses[:, :, 2, 3] *= torch.tensor([1.0, 1.1, 1.2])[:, None]
+    return pictures, rig.intrinsics.repeat(3, 1, 1, 1), poses
+
+
+def example_rig(frame: Frame) -> Cameras:
+    """A ring of as many cameras as the model has, as high as suits the grid, the first one looking towards its middle."""
+    grid = frame.grid
+    rig = ring(
+        len(frame.camera_names),
+        frame.image_size,
+        1,
+        torch.device("cpu"),
+        max(map(abs, (*grid.forward_m, *grid.left_m))),
+    )
+    azimuth = math.atan2(sum(grid.left_m), sum(grid.forward_m))
+    turn = torch.eye(4)
+    turn[:2, :2] = torch.tensor([[math.cos(azimuth), -math.sin(azimuth)], [math.sin(azimuth), math.cos(azimuth)]])
+    return Cameras(rig.intrinsics, turn @ rig.ego_from_cam, rig.image_size)
+
+
+def check_sees(cameras: Cameras, grid: BEVGrid) -> None:
+    """Refuse example cameras that see less than a tenth of the cells, for then a comparison would show little.
 
     Raises:
-        InputError: when the ring sees less than a tenth of the cells, for then a comparison would show little.
+        InputError: saying how much they see.
     """
-    generator = torch.Generator().manual_seed(0)
-    n = len(frame.camera_names)
-    reach_m = max(map(abs, (*frame.grid.forward_m, *frame.grid.left_m)))
-    cameras = ring(n, frame.image_size, 3, torch.device("cpu"), reach_m)
-    poses = cameras.ego_from_cam.clone()
-    poses[:, :, 2, 3] *= torch.tensor([1.0, 1.1, 1.2])[:, None]
-    seen = ground_pixels(Cameras(cameras.intrinsics, poses, frame.image_size), frame.grid)[1].any(1).float().mean()
+    seen = ground_pixels(cameras, grid)[1].any(1).float().mean()
     if seen < 0.1:
         raise InputError(
-            f"export: example cameras see {seen:.0%} of the grid, forward {frame.grid.forward_m}, left {frame.grid.left_m}; "
-            "fold in the rig that it is for, with calibration=FILE"
+            f"export: example cameras see {seen:.0%} of the grid, forward {grid.forward_m}, left {grid.left_m}; fold in the "
+            "rig that it is for, with calibration=FILE"
         )
-    return torch.rand(3, n, 3, *frame.image_size, generator=generator), cameras.intrinsics, poses
 
 
 def fixed_rig(path: Path, frame: Frame) -> Cameras:
@@ -217,11 +255,14 @@ def frame_times(programs: Sequence[tuple[Program, Sequence[Tensor]]], rounds: in
     return [median(found) for found in times]
 
 
-def _save_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: str) -> None:
     _imported("onnxscript")
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.onnx.export(program, f=path, opset_version=OPSET, external_data=False, verbose=False, dynamo=True)
+    made = torch.onnx.export(program, opset_version=OPSET, verbose=False, dynamo=True)
+    assert made is not None  # dynamo returns a program
+    made.model.metadata_props["bevreshape"] = about
+    made.save(path)
 
 
 def _imported(name: str) -> Any:

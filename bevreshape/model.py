@@ -21,8 +21,10 @@ class BEVModel(nn.Module):
         self.reshaper = reshaper
         self.head = head
 
-    def forward(self, images: Float[Tensor, "b n 3 H W"], cameras: Cameras) -> Float[Tensor, "b k rows cols"]:
-        """Pictures in 0..1 and their cameras to logits."""
+    def forward(
+        self, images: Float[Tensor, "b n 3 H W"], cameras: Cameras | None = None
+    ) -> Float[Tensor, "b k rows cols"]:
+        """Pictures in 0..1 to logits; the cameras may be left out where a reshaper reads none or has a fixed rig."""
         features = self.encoder(images)  # b n c h w
         bev = self.reshaper(features, cameras)  # b d R C
         return self.head(bev)  # b k rows cols

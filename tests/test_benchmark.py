@@ -56,6 +56,19 @@ def test_growth_fits_an_exponent(command, tmp_path: Path) -> None:
     assert exponents[1] < 0.5  # what it writes is cells, which stay
 
 
+def test_growth_of_cells_makes_them_finer_on_the_same_ground(command, tmp_path: Path) -> None:
+    ended = command("benchmark", "reshaper=ipm", "growth=cells", "factors=[1,2]", "backward=false", *SMALL)
+    assert ended.code == 0, ended.err
+    found = [(int(r["rows"]), int(r["cols"]), float(r["cell_m"])) for r in rows(tmp_path)]
+    assert [found[0][0] * 2, found[0][1] * 2, found[0][2] / 2] == list(found[1])
+
+
+def test_a_fixed_rig(command, tmp_path: Path) -> None:
+    ended = command("benchmark", "reshaper=ipm,mlp", "fixed=true", "backward=false", *SMALL)
+    assert ended.code == 0, ended.err
+    assert [r["reshaper"] for r in rows(tmp_path)] == ["ipm", "mlp"]
+
+
 def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None:
     ended = command(
         "benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=16", "whole=true", "backward=false",
@@ -109,6 +122,8 @@ def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path:
         (("device=tpu",), ("device=tpu", "cpu")),
         (("growth=tokens", "factors=4"), ("two different", "factors")),
         (("fixed=true",), ("fixed=true", "backward=false")),
+        (("cell_m=abc",), ("cell_m='abc'", "positive length")),
+        (("cameras=[]",), ("a list is empty", "cameras")),
     ],
 )
 def test_sentence(command, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:

@@ -89,7 +89,7 @@ def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> 
     """Cameras of a car for a street, of a toy for a table: the compared programs must read pictures."""
     grid = BEVGrid((0, 8 * cell_m), (-4 * cell_m, 4 * cell_m), cell_m)
     frame = exporting.Frame(grid, ("a", "b"), ("front",), (32, 64))
-    image, intrinsics, ego_from_cam = exporting.example(frame)
+    image, intrinsics, ego_from_cam = exporting.example(frame, exporting.example_rig(frame))
     model = geometric_model(grid)
     error = exporting.export(
         exporting.Inference(model, (32, 64)), (image, intrinsics, ego_from_cam), tmp_path / "m.onnx", "onnx"
@@ -99,14 +99,56 @@ def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> 
     assert (bev != 0).any(1).float().mean() > 0.2
 
 
-def test_a_program_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wrong", "shown"), [(1e-3, r"0\.001"), (float("nan"), "nan")])
+def test_a_program_that_differs_is_not_written(
+    wrong: float, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = exporting.Inference(geometric_model(), (32, 64))
     frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
     right = exporting.open_program
-    monkeypatch.setattr(exporting, "open_program", lambda *given: lambda *inputs: right(*given)(*inputs) + 1e-3)
-    with pytest.raises(InputError, match=r"differs from the model by 0\.001"):
-        exporting.export(model, exporting.example(frame), tmp_path / "model.pt2", "pt2")
+
+    def spoilt(*given):
+        program = right(*given)
+        return lambda *inputs: program(*inputs) + (wrong if len(inputs[0]) == 3 else 0)  # of one sample it is right
+
+    monkeypatch.setattr(exporting, "open_program", spoilt)
+    with pytest.raises(InputError, match=f"differs from the model by {shown}"):
+        exporting.export(model, exporting.example(frame, exporting.example_rig(frame)), tmp_path / "model.pt2", "pt2")
     assert not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("grid", [BEVGrid((-16, 0), (-8, 8), 2.0), BEVGrid((-8, 8), (4, 20), 2.0)])
+def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
+    frame = exporting.Frame(grid, ("a", "b"), ("rear",), (32, 64))
+    rig = exporting.example_rig(frame)
+    exporting.check_sees(rig, grid)
+    turned = torch.diag(torch.tensor([-1.0, -1, 1, 1])) @ rig.ego_from_cam
+    with pytest.raises(InputError, match="see 0% of the grid"):
+        exporting.check_sees(Cameras(rig.intrinsics, turned, (32, 64)), grid)
+
+
+@pytest.mark.parametrize("format", exporting.FORMATS)
+def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
+    frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
+    path = tmp_path / f"model.{format}"
+    inputs = exporting.example(frame, exporting.example_rig(frame))
+    exporting.export(exporting.Inference(geometric_model(), (32, 64)), inputs, path, format, frame)
+    if format == "onnx":
+        about = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map["bevreshape"]
+    else:
+        found = {"bevreshape.json": ""}
+        torch.export.load(path, extra_files=found)
+        about = found["bevreshape.json"]
+    assert exporting.Frame.from_plain(json.loads(about)) == frame
+
+
+def test_pictures_alone_on_a_fixed_rig() -> None:
+    model, rig = geometric_model(), ring(1, (32, 64), 1, torch.device("cpu"))
+    images = torch.rand(1, 1, 3, 32, 64)
+    expected = model(images, rig)
+    assert isinstance(model.reshaper, IPM)
+    model.reshaper.precompute(rig)
+    torch.testing.assert_close(model(images), expected)
 
 
 def test_what_cannot_be_exported_is_said(command, trained: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ def test_your_own_reshaper_trains_as_described(
 
 def test_inference_in_plain_torch(trained: Path) -> None:
     code = next(block for block in python_blocks() if "load_model" in block)
-    names = {"images": torch.rand(2, 1, 3, 32, 64), "cameras": ring(1, (32, 64), 2, torch.device("cpu"))}
+    rig = ring(1, (32, 64), 2, torch.device("cpu"))
+    names = {"images": torch.rand(2, 1, 3, 32, 64), "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam}
     exec(code.replace("best.ckpt", str(trained / "checkpoints" / "best.ckpt")), names)
     assert names["probabilities"].shape == (2, 4, 16, 16)
 

@@ -48,7 +48,7 @@ class Attention(nn.Module):
         super().__init__()
         if kernel not in KERNELS:
             raise InputError(f"attention: there is no kernel={kernel}; {suggest(kernel, KERNELS)}")
-        if dim % heads:
+        if heads < 1 or dim < 1 or dim % heads:
             raise InputError(f"attention: dim={dim} cannot be divided among heads={heads}; choose a multiple")
         self.heads = heads
         self.kernel = kernel

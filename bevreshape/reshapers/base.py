@@ -16,6 +16,17 @@ from bevreshape.geometry import BEVGrid, Cameras
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
+def constant(values: Sequence[Any], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers on the device of another tensor, of its kind if none is named, sent without waiting for the device."""
+    return torch.tensor(values, dtype=dtype or like.dtype).to(like.device, non_blocking=True)
+
+
+def numbered(index: Tensor, samples: int, each: int) -> Tensor:
+    """Numbers that count from 0 in every sample, (samples or 1, m), as flat ones of samples of ``each`` laid one after
+    another."""
+    return (index + torch.arange(samples, device=index.device, dtype=index.dtype)[:, None] * each).flatten()
+
+
 @dataclass(frozen=True)
 class FeatureShape:
     """What an encoder delivers and a reshaper is built for.
@@ -60,7 +71,7 @@ class FeatureShape:
         """
         # padding and unpadded convolutions make features cover a little more or less than the picture
         for cells, pixels in zip((self.height, self.width), image_size, strict=True):
-            if abs(cells * self.stride - pixels) > max(self.stride, pixels / 4):
+            if abs(cells * self.stride - pixels) > 2 * self.stride:
                 raise InputError(
                     f"{who}: features of {self.height}×{self.width} at stride {self.stride} do not cover pictures of "
                     f"{image_size[0]}×{image_size[1]}; set FeatureShape's stride, or call it with cameras.resized(...) to "
@@ -152,6 +163,11 @@ class Reshaper(nn.Module):
             InputError: as :meth:`forward`.
         """
         scales = (features,) if isinstance(features, Tensor) else tuple(features)
+        for x in scales:
+            if x.ndim not in (4, 5):
+                raise InputError(
+                    f"{self.name}: features are {tuple(x.shape)}; they must be (b, n, c, h, w), or (b, c, h, w) of one camera"
+                )
         scales = tuple(x.unsqueeze(1) if x.ndim == 4 else x for x in scales)
         if len(scales) != len(self.sources):
             raise InputError(

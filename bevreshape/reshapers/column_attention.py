@@ -177,7 +177,7 @@ class ColumnAttention(GeometricReshaper):
             raise InputError(
                 f"ColumnAttention: its scales have {[scale.channels for scale in self.sources]} channels; all must have the same"
             )
-        if dim % heads or dim % 2:
+        if heads < 1 or dim % heads or dim % 2:
             raise InputError(
                 f"ColumnAttention: {dim} channels cannot be divided among heads={heads} or into pairs; choose a multiple"
             )
@@ -188,7 +188,7 @@ class ColumnAttention(GeometricReshaper):
                 f"ColumnAttention: encoder_layers={encoder_layers} and decoder_layers={decoder_layers} must be at least 0 and 1"
             )
         if feedforward is None or isinstance(feedforward, int):
-            widths = [feedforward or 2 * dim] * len(self.sources)
+            widths = [2 * dim if feedforward is None else feedforward] * len(self.sources)
         else:
             widths = list(feedforward)
         if len(widths) != len(self.sources) or min(widths) < 1:

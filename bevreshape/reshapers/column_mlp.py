@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant
 from bevreshape.reshapers.polar import PolarMaps, heading, nominal_focal
 from bevreshape.reshapers.products import fast_product
 
@@ -179,7 +179,7 @@ class ColumnMLP(GeometricReshaper):
             for source, band, rows in zip(self.sources, self.maps.bands, self.rows, strict=True)
         ]
         k = cameras.intrinsics
-        near_m, middle_m, offset_px, stride, half = torch.tensor(values, device=k.device, dtype=k.dtype).mT  # scales
+        near_m, middle_m, offset_px, stride, half = constant(values, k).mT  # scales
         ahead = heading(cameras).unsqueeze(-2) * near_m[:, None]  # b n scales 2
         middle = torch.cat([ahead, middle_m[:, None].expand(*ahead.shape[:-1], 1)], dim=-1)  # from the camera, ego axes
         middle = (cameras.ego_from_cam[..., None, :3, :3] * middle.unsqueeze(-1)).sum(-2)  # camera axes

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant, is_exporting, numbered
 from bevreshape.reshapers.canvas import Canvas
 
 FAR = -1e6
@@ -28,11 +28,6 @@ def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
     way = torch.stack([angle.cos(), angle.sin()])  # 2 heads
     way = way / way.abs().amax(0)
     return way[..., None] * torch.arange(1, points + 1)
-
-
-def numbered(index: Tensor, samples: int, each: int) -> Tensor:
-    """Flat numbers of what the samples of a batch count from 0, ``each`` of them a sample; of one sample for all."""
-    return (index + torch.arange(samples, device=index.device)[:, None] * each).flatten()
 
 
 class SpatialCrossAttention(nn.Module):
@@ -219,8 +214,8 @@ class DeformableAttention(GeometricReshaper):
     - Temporal self-attention is left out, with the norm behind it; only that one is given the queries' position in the
       original, so ``query_position`` is off by default. Queries begin quietly: their own part of the output is noise.
 
-    Only pairs of cells and cameras that see them are computed, except in an exported program, whose shapes must not
-    depend on the calibration; memory grows with pairs · heads · scales · points, not with features.
+    Only pairs of cells and cameras that see them are computed, so the host waits for the device once to know how many
+    there are, except on a fixed rig and in an exported program, whose shapes must not depend on the calibration; memory grows with pairs · heads · scales · points, not with features.
 
     Args:
         source: the features it will get, of one scale or several. Scales of another width than ``dim`` are first
@@ -300,7 +295,7 @@ class DeformableAttention(GeometricReshaper):
             (b, m, 2, scales, heights).
         """
         centers = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # RC 2
-        z = centers.new_tensor(self.heights_m)
+        z = constant(self.heights_m, centers)
         ground = centers[:, None].expand(-1, len(z), -1)
         points = torch.cat([ground, z[:, None].expand(len(centers), -1, 1)], dim=2).flatten(0, 1)  # (RC z) 3
         pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))
@@ -315,15 +310,17 @@ class DeformableAttention(GeometricReshaper):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`locate` returns, from the published ``reference_points_cam`` and ``bev_mask``.
 
-        ``reshaper.gather((features, ...), reshaper.locate_original(points, seen))`` is the original's output, with cells
-        in the original's order: its row 0 lies farthest behind where the points say so.
+        The original's row 0 lies farthest behind: ``reshaper.gather((features, ...), reshaper.locate_original(points,
+        seen)).flip(2)`` is its output.
 
         Args:
-            points: fractions of the picture.
+            points: fractions of the picture, cells in the original's order.
             seen: which of them are in it.
         """
-        index, share, chosen = pairs(points.transpose(0, 1), seen.bool().transpose(0, 1))
-        sizes = [chosen.new_tensor([scale.width, scale.height]) for scale in self.sources]
+        rows = self.target_shape[0]
+        points, seen = (x.transpose(0, 1).unflatten(2, (rows, -1)).flip(2).flatten(2, 3) for x in (points, seen.bool()))
+        index, share, chosen = pairs(points, seen)
+        sizes = [constant([scale.width, scale.height], chosen) for scale in self.sources]
         places = torch.stack([chosen * size - 0.5 for size in sizes], dim=-2)
         return index, share, rearrange(places, "b m z scales xy -> b m xy scales z")
 
@@ -358,7 +355,8 @@ class DeformableAttention(GeometricReshaper):
         self-attention, ``attentions.0`` and ``norms.0``, is left aside. Taken too where they are there:
         ``bev_embedding.weight``, ``positional_encoding.row_embed.weight`` and ``col_embed``, ``level_embeds`` and
         ``cams_embeds``. Without ``level_embeds`` nothing is added to the scales; queries and projections of scales stay
-        as they are. Names of layers may begin with anything up to ``encoder.``.
+        as they are. Names of layers may begin with anything up to ``encoder.``. Rows of queries and of their positions
+        are turned round, since they begin farthest behind there.
 
         Raises:
             InputError: naming what is missing, left over or of another size.
@@ -377,6 +375,10 @@ class DeformableAttention(GeometricReshaper):
         for name, value in found.items():
             if ".offsets." in name:
                 value = value.unflatten(0, order).movedim(3, 0).flatten(0, 3)
+            elif name == "query":
+                value = value.unflatten(0, self.target_shape).flip(0).flatten(0, 1)
+            elif name == "position.0":
+                value = value.flip(0)
             own[name] = value
         self.load_state_dict(own)
         return self

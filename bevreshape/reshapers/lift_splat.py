@@ -11,12 +11,7 @@ from torch.nn import functional as F
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting
-
-
-def stack_samples(index: Tensor, b: int, size: int) -> Tensor:
-    """Indices of every sample, (b or 1, m), each below ``size``, as indices into the samples laid one after another."""
-    return (index + torch.arange(b, device=index.device, dtype=index.dtype)[:, None] * size).flatten()
+from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting, numbered
 
 
 class LiftSplat(GeometricReshaper):
@@ -134,7 +129,7 @@ class LiftSplat(GeometricReshaper):
     def _sort(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         b, m = cells.shape
         size = math.prod(self.target_shape)
-        cells, order = stack_samples(cells, b, size).sort()  # one long sort is faster than one a sample
+        cells, order = numbered(cells, b, size).sort()  # one long sort is faster than one a sample
         held = cells.new_zeros(b * size).index_add_(0, cells, torch.ones_like(cells)).view(b, size)
         sample = torch.arange(b, device=cells.device, dtype=torch.int32)[:, None]
         order = order.view(b, m).int() - sample * m
@@ -198,11 +193,11 @@ class LiftSplat(GeometricReshaper):
             bev = empty.scatter_add(1, index, points)
         else:
             bev = F.embedding_bag(
-                stack_samples(pixels, b, context.shape[1]),
+                numbered(pixels, b, context.shape[1]),
                 context.flatten(0, 1),
-                stack_samples(starts, b, m),
+                numbered(starts, b, m),
                 mode="sum",
-                per_sample_weights=chances.flatten().index_select(0, stack_samples(order, b, m)),
+                per_sample_weights=chances.flatten().index_select(0, numbered(order, b, m)),
             ).unflatten(0, (b, -1))
         return bev.unflatten(1, self.target_shape).permute(0, 3, 1, 2)
 

@@ -181,15 +181,20 @@ class MLP(Reshaper):
         calibration: bool = False,
     ) -> None:
         self.needs_cameras = calibration  # type: ignore[misc]  # an option decides it here, not the class
-        super().__init__(source, grid, channels or source.channels)
+        super().__init__(source, grid, source.channels if channels is None else channels)
         if activation not in ACTIVATIONS:
             raise InputError(f"MLP: there is no activation={activation}; {suggest(activation, ACTIVATIONS)}")
+        widths = [*hidden, self.out_channels]
+        if min(widths) < 1:
+            raise InputError(
+                f"MLP: hidden={list(hidden)} and channels={channels} must be 1 or more; leave out what is not wanted"
+            )
         if views not in ("per_view", "joint"):
             raise InputError(f"MLP: there is no views={views}; {suggest(views, ('per_view', 'joint'))}")
         rows, cols = self.target_shape
         self.joint = views == "joint"
         self.activation = ACTIVATIONS[activation]
-        self.project = nn.Conv2d(source.channels, channels, 1, bias=False) if channels else nn.Identity()
+        self.project = nn.Conv2d(source.channels, channels, 1, bias=False) if channels is not None else nn.Identity()
         groups, tokens = (1, source.cameras * source.tokens) if self.joint else (source.cameras, source.tokens)
         self.widths = [tokens, *hidden, rows * cols]
         # hidden layers need random features, but in the last one what W draws stays as noise beside what it learns
@@ -264,6 +269,10 @@ class MLP(Reshaper):
                 "views, rank, calibration, channels and activation as they are"
             )
         given = {(int(m[1]), int(m[2]), m[3]): state_dict[m[0]] for m in map(ORIGINAL.fullmatch, state_dict) if m}
+        if len(given) < sum(ORIGINAL.fullmatch(key) is not None for key in state_dict):
+            raise InputError(
+                "MLP: the original's state dict has a camera's weights twice; give its view module's alone"
+            )
         cameras = range(self.source.cameras)
         wanted = {(i, 2 * j, kind) for i in cameras for j in range(len(full)) for kind in ("weight", "bias")}
         missing = sorted("{}.{}.{}".format(*key) for key in wanted - given.keys())

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.reshapers.base import FeatureShape
+from bevreshape.reshapers.base import FeatureShape, constant, is_exporting
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class PolarMaps:
         seen = (distance > NEAR) & (depth >= self.edges[0]) & (depth < self.edges[-1]) & cameras.present[..., None]
         u = across / torch.where(seen, distance, 1)
         seen = seen & (u >= -0.5) & (u < cameras.image_size[1] - 0.5)
-        borders = torch.tensor(self.edges[1:-1], device=u.device, dtype=u.dtype)
+        borders = constant(self.edges[1:-1], u)
         scale = (depth >= borders[:, None, None, None]).sum(0)  # from near to far
         if self.near_first != list(range(len(self.sources))):
             scale = _look_up([(scale,) for scale in self.near_first], scale, torch.long)[0]
@@ -183,7 +183,7 @@ class PolarMaps:
         tokens, weights = tokens.expand(b, -1, -1), weights.to(table.dtype).expand(b, -1, -1)
         tokens = tokens + table.shape[1] * torch.arange(b, device=tokens.device)[:, None, None]
         flat = table.flatten(0, 1)
-        if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        if is_exporting() or torch.onnx.is_in_onnx_export():
             bev = (flat[tokens] * weights.unsqueeze(-1)).sum(2)
         else:
             with torch.autocast(table.device.type, enabled=False):
@@ -195,7 +195,7 @@ class PolarMaps:
 
 def _look_up(values: Sequence[tuple[float | int, ...]], row: Tensor, dtype: torch.dtype) -> Tensor:
     """(columns, *row.shape): every column of a table at these rows."""
-    table = torch.tensor(values, device=row.device, dtype=dtype).mT
+    table = constant(values, row, dtype).mT
     if len(values) == 1:
         return table[..., None, None]
     return table.index_select(1, row.flatten()).unflatten(1, row.shape)

@@ -19,7 +19,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR, compose
 from bevreshape.geometry.ipm import sample
-from bevreshape.reshapers.base import FeatureShape, is_exporting
+from bevreshape.reshapers.base import FeatureShape, constant, is_exporting
 
 PADDINGS = ("border", "zeros")
 
@@ -32,6 +32,8 @@ rounds off."""
 def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: FeatureShape) -> tuple[Tensor, ...]:
     """Find the points above the centre of every cell in the features of the cameras that see them.
 
+    How many pairs there are is known on the device alone, so the host waits for it twice, except on a fixed rig.
+
     Args:
         cameras: of the full-size pictures.
         grid: R×C cells.
@@ -41,7 +43,7 @@ def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: Fe
     Returns:
         What :func:`read` takes, for p = R·C·k points, the heights of a cell side by side.
     """
-    heights = torch.tensor(heights_m, dtype=cameras.intrinsics.dtype, device=cameras.intrinsics.device)
+    heights = constant(heights_m, cameras.intrinsics)
     if is_exporting():
         return _look_everywhere(cameras, grid, heights, source)
     pixel_from_ego = compose(cameras.intrinsics, cameras.cam_from_ego[..., :3, :])  # b n 3 4
@@ -147,7 +149,7 @@ def _tabulate(
     column, row = first.int()
     rows = (view.int() * source.height + row) * source.width + column
     return (
-        rows[:, None] + torch.tensor(_steps(source.height, source.width), dtype=torch.int32, device=rows.device),
+        rows[:, None] + constant(_steps(source.height, source.width), rows),
         weights.flatten(0, 1).mT.contiguous(),
         (counts.cumsum(0, dtype=torch.int32) - counts).reshape(shape),
     )

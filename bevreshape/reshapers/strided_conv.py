@@ -4,6 +4,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
 
@@ -19,10 +20,15 @@ class StridedConv(Reshaper):
         source: the features it will get.
         grid: the cells it fills, or (R, C).
         channels: d; ``None`` keeps c.
+
+    Raises:
+        InputError: when there are no channels.
     """
 
     def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, channels: int | None = None) -> None:
-        super().__init__(source, grid, channels or source.channels)
+        super().__init__(source, grid, source.channels if channels is None else channels)
+        if self.out_channels < 1:
+            raise InputError(f"StridedConv: channels={channels} must be 1 or more, or null for as many as there are")
         rows, cols = self.target_shape
         stride = max(1, round(source.height / rows)), max(1, round(source.width / cols))
         self.size = rows * stride[0], cols * stride[1]

@@ -64,7 +64,26 @@ def test_the_published_module_comes_out(part: str, original) -> None:
     reshaper.load_original(original[part])
     located = reshaper.locate_original(original["points"], original["seen"])
     bev = reshaper.gather((original["features_0"], original["features_1"]), located)
-    torch.testing.assert_close(bev.flatten(2).mT, original[f"{part}_bev"], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(bev.flip(2).flatten(2).mT, original[f"{part}_bev"], atol=2e-5, rtol=1e-5)
+
+
+def test_published_cells_come_to_lie_where_they_were(original, rig) -> None:
+    """The original counts rows from behind, here they begin ahead: queries must not change places with their geometry."""
+    reshaper = like_original(layers=2).load_original(original["encoder"])
+    theirs = original["encoder"]["bev_embedding.weight"].view(4, 5, 16)
+    for row in range(4):
+        assert torch.equal(reshaper.query.view(4, 5, 16)[row], theirs[3 - row])
+
+    one = DeformableAttention(FeatureShape(16, 4, 6, 6, 8, 3.5), GRID, dim=16, heads=4, points=4, heights_m=(0, 1))
+    cameras, x = rig(2, 6), torch.randn(2, 6, 16, 4, 6)
+    ground = GRID.centers().flip(0).flatten(0, 1)  # farthest behind first
+    points = torch.cat([ground.repeat_interleave(2, 0), torch.tensor([0.0, 1.0]).repeat(len(ground))[:, None]], dim=1)
+    pixels, depth = cameras.project(points.expand(2, -1, -1))
+    fractions = (pixels + 0.5) / torch.tensor([48.0, 32.0])
+    located = one.locate_original(
+        *(x.unflatten(2, (-1, 2)).transpose(0, 1) for x in (fractions, cameras.sees(pixels, depth)))
+    )
+    torch.testing.assert_close(one.gather((x,), located), one(x, cameras), atol=1e-4, rtol=1e-4)
 
 
 def test_weights_of_a_whole_encoder_are_told_apart(original) -> None:

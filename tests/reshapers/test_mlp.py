@@ -41,7 +41,13 @@ def double_mlp(source: FeatureShape, **options) -> MLP:
 
 
 @pytest.mark.parametrize(
-    ("activation", "sigma"), [("relu", lambda x: np.maximum(x, 0)), ("tanh", np.tanh), ("none", lambda x: x)]
+    ("activation", "sigma"),
+    [
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("gelu", lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2),
+        ("tanh", np.tanh),
+        ("none", lambda x: x),
+    ],
 )
 def test_single_layer_is_w_x_plus_b(activation, sigma) -> None:
     mlp, x = double_mlp(SOURCE, activation=activation), doubles((2, 3, 2, 4))
