@@ -24,6 +24,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -e '.[dev]'
+	$(RUN) -m pip install --quiet --no-deps 'nuscenes-devkit>=1.2'
 	touch $@
 
 clean:

@@ -31,16 +31,21 @@ _MODES = {
 }
 
 
-def read_picture(path: Path) -> UInt8[Tensor, "3 H W"]:
+def read_picture(path: Path, image_size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 H W"]:
     """Decode a JPEG or PNG into RGB, exactly the stored pixels.
 
     A palette, and an alpha channel that is opaque throughout, are resolved, since nothing is lost by it.
+
+    Args:
+        path: of the file.
+        image_size: (H, W) that :func:`fit_picture` will make of it; then a JPEG that is twice, four or eight times as large
+            is decoded at a half, a quarter or an eighth of its size, which is much faster, where that divides both sides.
 
     Raises:
         InputError: missing, empty, truncated, not a picture, larger than ``MAX_MEGAPIXELS``, 16-bit, grey, CMYK,
             transparent, or stored rotated (the calibration is for pixels as stored).
     """
-    picture = _decode(path)
+    picture = _decode(path, image_size)
     if picture.mode == "P":
         picture = picture.convert("RGBA")
     if picture.mode == "RGBA":
@@ -109,6 +114,13 @@ def fit_intrinsics(intrinsics: Tensor, picture_size: tuple[int, int], image_size
     return shift_intrinsics(resize_intrinsics(intrinsics, scale_u, scale_v), -left, -top)
 
 
+def reduction(picture_size: tuple[int, int], image_size: tuple[int, int]) -> int:
+    """By which factor, 1, 2, 4 or 8, a JPEG may be decoded smaller and still be no smaller than it will be fitted."""
+    (high, wide), _, _ = _fit(picture_size, image_size)
+    factors = (factor for factor in (8, 4, 2) if not any(side % factor for side in picture_size))
+    return next((f for f in factors if picture_size[0] >= f * high and picture_size[1] >= f * wide), 1)
+
+
 def _fit(picture_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
     scale = max(new / old for new, old in zip(image_size, picture_size, strict=True))
     height, width = (max(new, round(old * scale)) for new, old in zip(image_size, picture_size, strict=True))
@@ -139,6 +151,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             ) from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise InputError(f"{path}: the picture has {too_large}") from None
+        except (OSError, SyntaxError) as error:
+            raise InputError(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
         if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
             raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
         if picture.format == "PNG" and header[24] == 16:  # bits a channel; Pillow would cut the low byte without a word
@@ -146,9 +160,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         yield picture
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, image_size: tuple[int, int] | None = None) -> Image.Image:
     with _opened(path) as picture:
         try:
+            if image_size is not None and picture.format == "JPEG":
+                factor = reduction((picture.height, picture.width), image_size)
+                picture.draft(None, (picture.width // factor, picture.height // factor))
             picture.load()
         except (OSError, SyntaxError, ValueError, EOFError) as error:
             raise InputError(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None

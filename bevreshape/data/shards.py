@@ -69,24 +69,28 @@ def _trailer(file: int) -> tuple[int, int]:
     return (index, count) if whole else (0, 0)
 
 
-def read_record(folder: Path, index: int) -> bytes:
+def read_record(folder: Path, index: int, remedy: str) -> bytes:
     """Record ``index`` of a folder of shards.
+
+    Args:
+        folder: of the shards.
+        index: of the record.
+        remedy: what makes a lost one again.
 
     Raises:
         InputError: when its shard is missing or damaged.
     """
     path, number = shard_path(folder, index), index % SHARD
-    remedy = "the next start of training or evaluation generates it again"
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        raise InputError(f"{path}: scene {index} is not in the cache; {remedy}, prepare() in a program") from None
+        raise InputError(f"{path}: there is no such file, which would hold record {index}; {remedy}") from None
     try:
         start_of_index, count = _trailer(file)
         if number >= count:
             raise InputError(
-                f"{path}: the shard holds {count} whole records but record {number} is wanted; it was cut off or comes from "
-                f"fewer scenes; {remedy}"
+                f"{path}: the shard holds {count} whole records but record {number} is wanted; it was cut off or is of "
+                f"fewer records; {remedy}"
             )
         start, stop = struct.unpack("<QQ", os.pread(file, 16, start_of_index + 8 * number))
         stored = os.pread(file, stop - start, start)
@@ -98,7 +102,9 @@ def read_record(folder: Path, index: int) -> bytes:
     return record
 
 
-def prepare(folder: Path, meta: Mapping[str, object], count: int, make: MakeShard, workers: int) -> None:
+def prepare(
+    folder: Path, meta: Mapping[str, object], count: int, make: MakeShard, workers: int, key: str = "data.root"
+) -> None:
     """Have ``count`` records in ``folder``, generating the shards that are missing, cut off or too short.
 
     Args:
@@ -107,21 +113,22 @@ def prepare(folder: Path, meta: Mapping[str, object], count: int, make: MakeShar
         count: records wanted.
         make: makes a run of records.
         workers: processes to make them in; 1 means this one.
+        key: the setting that says where they are kept.
 
     Raises:
         InputError: when the folder cannot be written, or the disk is full.
     """
     if not _missing(folder, count):
         return
-    with _explained(folder):
+    with explained(folder, key):
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
+        with alone(folder):
             missing = _missing(folder, count)  # another process may have made them while this one waited
             for left_behind in folder.glob("*.part"):
                 left_behind.unlink()
             if missing:
                 _write(folder / "meta.json", json.dumps(meta, indent=2).encode())
-                _generate(folder, missing, count, make, workers)
+                _generate(folder, missing, count, make, workers, key)
 
 
 def _missing(folder: Path, count: int) -> list[int]:
@@ -133,7 +140,7 @@ def _missing(folder: Path, count: int) -> list[int]:
     ]
 
 
-def _generate(folder: Path, missing: list[int], count: int, make: MakeShard, workers: int) -> None:
+def _generate(folder: Path, missing: list[int], count: int, make: MakeShard, workers: int, key: str) -> None:
     sizes = {first: min(SHARD, count - first) for first in missing}
     left = sum(sizes.values())
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -149,8 +156,8 @@ def _generate(folder: Path, missing: list[int], count: int, make: MakeShard, wor
                     raise
                 needed = len(shard) / sizes[first] * left / 1e6
                 raise InputError(
-                    f"{folder}: the disk is full, about {needed:.0f} MB more are needed for the {left} scenes that are left; "
-                    "free some space or set data.root to another disk (what is generated already is kept)"
+                    f"{folder}: the disk is full, about {needed:.0f} MB more are needed for the {left} records that are left; "
+                    f"free some space or set {key} to another disk (what is there already is kept)"
                 ) from error
             left -= sizes[first]
             progress.update(bar, advance=sizes[first], refresh=True)
@@ -208,25 +215,23 @@ def _write(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time generate in a folder; the lock goes with the process that holds it."""
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time write into a folder; the lock goes with the process that holds it."""
     import fcntl  # not on Windows, where only reading a cache works
 
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder}: waiting for the process that is generating it", file=sys.stderr)
+            print(f"{folder}: waiting for the process that is writing it", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path, key: str) -> Iterator[None]:
     """Say what is wrong with a folder that cannot be written."""
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error.strerror}); set data.root to a folder that can"
-        ) from error
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); set {key} to a folder that can") from error

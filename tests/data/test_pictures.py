@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bevreshape.data.pictures import fit_picture, picture_size, read_codes, read_picture
+from bevreshape.data.pictures import fit_picture, picture_size, read_codes, read_picture, reduction
 from bevreshape.errors import InputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -88,6 +88,7 @@ def written(path: Path, content: bytes) -> Path:
         (lambda p: written(p / "a.jpg", b""), "file is empty"),
         (lambda p: written(p / "a.jpg", b"GIF89a, perhaps"), "not a JPEG or PNG"),
         (lambda p: cut(saved(p / "a.jpg", np.kron(RGB, np.ones((8, 8, 1), np.uint8))), 0.6), "truncated"),
+        (lambda p: cut(saved(p / "a.jpg", np.kron(RGB, np.ones((8, 8, 1), np.uint8))), 0.1), "truncated or damaged"),
         (lambda p: cut(saved(p / "a.png", np.kron(RGB, np.ones((8, 8, 1), np.uint8))), 0.6), "truncated"),
         (lambda p: saved(p / "a.jpg", RGB, "L"), "is grey, not RGB"),
         (lambda p: saved(p / "a.png", RGB, "LA"), "is grey, not RGB"),
@@ -155,3 +156,20 @@ def test_the_ground_is_kept_and_the_sky_cut() -> None:
     picture[:, -1] = 255
     fitted, _ = fit_picture(picture, torch.eye(3), (40, 100))
     assert (fitted[:, -1] == 255).all()
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same(tmp_path: Path) -> None:
+    v, u = np.mgrid[0:160, 0:320]
+    smooth = np.stack([u * 0.7, v * 1.4, 120 + 60 * np.sin(u / 15)], axis=2).round().astype(np.uint8)
+    path = saved(tmp_path / "large.jpg", smooth, quality=98, subsampling=0)
+    for image_size, factor in (((40, 80), 4), ((36, 80), 4), ((41, 80), 2), ((100, 320), 1), ((10, 20), 8)):
+        assert reduction((160, 320), image_size) == factor
+        picture = read_picture(path, image_size)
+        assert picture.shape[1:] == (160 // factor, 320 // factor)
+        small, _ = fit_picture(picture, torch.eye(3), image_size)
+        whole, _ = fit_picture(read_picture(path), torch.eye(3), image_size)
+        away = (small.float() - whole.float()).abs()[:, 1:-1, 1:-1]
+        assert away.mean() < 1.0  # half a pixel's shift would be .35 · factor and more
+    assert reduction((161, 320), (40, 80)) == 1  # would not divide
+    png = saved(tmp_path / "large.png", smooth)
+    assert read_picture(png, (40, 80)).shape[1:] == (160, 320)

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from bevreshape.data.synthetic import SyntheticSource, cache
+from bevreshape.data import shards
+from bevreshape.data.synthetic import SyntheticSource
 from bevreshape.data.synthetic.rig import RIGS, Spread, nominal
 from bevreshape.data.synthetic.source import make_records
 from bevreshape.errors import InputError
@@ -23,7 +24,7 @@ GRID = BEVGrid((4.0, 20.0), (-8.0, 8.0), 1.0)
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "SHARD", 2)
+    monkeypatch.setattr(shards, "SHARD", 2)
 
 
 def source(root: Path, **changes: object) -> SyntheticSource:
@@ -41,7 +42,7 @@ def files(root: Path) -> dict[str, bytes]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "SHARD", 2)
+        patch.setattr(shards, "SHARD", 2)
         source(root).prepare()
     return root
 
@@ -158,7 +159,7 @@ def test_interrupted_generation_goes_on(made: Path, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "longer"])
 def test_a_damaged_shard_is_made_again(damage: str, made: Path, copied: Path) -> None:
-    shard = cache.shard_path(source(copied).split("train").folder, 2)
+    shard = shards.shard_path(source(copied).split("train").folder, 2)
     content = shard.read_bytes()
     if damage == "missing":
         shard.unlink()
@@ -175,7 +176,7 @@ def test_a_damaged_shard_is_made_again(damage: str, made: Path, copied: Path) ->
 
 def test_a_damaged_record_is_refused(copied: Path) -> None:
     train = source(copied).split("train")
-    shard = cache.shard_path(train.folder, 2)
+    shard = shards.shard_path(train.folder, 2)
     content = bytearray(shard.read_bytes())
     content[len(content) // 4] ^= 0xFF
     shard.write_bytes(content)
@@ -195,7 +196,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatc
         real(file)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"disk is full.*MB more.*3 scenes.*data\.root"):
+    with pytest.raises(InputError, match=r"disk is full.*MB more.*3 records.*data\.root"):
         source(tmp_path).prepare()
     assert len(files(tmp_path)) == 1
     assert not list(tmp_path.rglob("*.part"))

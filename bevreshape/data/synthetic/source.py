@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
 
+from bevreshape.data import shards
 from bevreshape.data.batch import SPLITS, Batch, Sample
-from bevreshape.data.synthetic import cache
 from bevreshape.data.synthetic.draw import draw_scene
 from bevreshape.data.synthetic.render import render
 from bevreshape.data.synthetic.rig import RIGS, Spread, nominal
@@ -139,7 +139,9 @@ class SyntheticScenes(Dataset[Sample]):
         """
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        record = cache.read_record(self.folder, index)
+        record = shards.read_record(
+            self.folder, index, "the next start of training or evaluation generates it again, prepare() in a program"
+        )
         n, (rows, cols) = len(self.intrinsics), self.world.grid.shape
         bits = (len(CLASSES) + 1) * rows * cols
         poses_at, labels_at = 4 * n, 4 * n + 64 * n
@@ -277,7 +279,7 @@ class SyntheticSource:
         """
         for split in splits:
             world = self.world(split)
-            cache.prepare(
+            shards.prepare(
                 world.folder(self.root), world.meta(), self.scenes[split], partial(make_records, world), self.workers
             )
 

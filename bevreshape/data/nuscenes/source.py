@@ -1,0 +1,271 @@
+"""nuScenes as a source of batches, by the protocols that are published."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.nuscenes import splits
+from bevreshape.data.nuscenes.maps import LAYERS, rounded_cells
+from bevreshape.data.nuscenes.prepared import RASTERS, Content, Index, read_index, read_moment
+from bevreshape.data.nuscenes.tables import CAMERAS, BoxRecord, CameraRecord
+from bevreshape.data.pictures import fit_intrinsics, fit_picture, picture_size, read_picture, reduction
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, ground_pixels
+from bevreshape.geometry.polygons import corners, fill_rings
+
+VISIBILITIES = ("all", "ignore", "erase")
+"""What becomes of objects below the least visibility: they count, their cells count for nothing, they are not there."""
+
+DAMAGED = ("refuse", "mask")
+
+
+class ClassSpec(TypedDict):
+    """What counts as a class: objects, layers of the map, or both."""
+
+    boxes: NotRequired[Sequence[str]]
+    """Categories such as ``vehicle``, which stands for all that begin with it, or ``vehicle.car``."""
+    but: NotRequired[Sequence[str]]
+    """Categories among those that do not count."""
+    map: NotRequired[Sequence[str]]
+    """Names out of :data:`~bevreshape.data.nuscenes.maps.LAYERS`."""
+
+
+class NuScenesMoments(Dataset[Sample]):
+    """One split, read moment by moment; holds nothing in memory but the moments' numbers."""
+
+    def __init__(self, source: "NuScenesSource", index: Index, numbers: NDArray[np.intp]) -> None:
+        self.source = source
+        self.index = index
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Sample:
+        source, grid = self.source, self.source.grid
+        moment, layers = read_moment(
+            self.index.shards, int(self.numbers[index]), source.remedy, source.raster, grid.shape
+        )
+        images, intrinsics, mask = [], [], []
+        for name in source.camera_names:
+            picture, fitted, there = source.picture(moment["cameras"][name])
+            images.append(picture)
+            intrinsics.append(fitted)
+            mask.append(there)
+        planes = [source.class_planes(spec, moment["boxes"], layers) for spec in source.specs]
+        poses = [moment["cameras"][name]["ego_from_cam"] for name in source.camera_names]
+        return Sample(
+            image=torch.stack(images),
+            intrinsics=torch.stack(intrinsics).float(),
+            ego_from_cam=torch.tensor(poses, dtype=torch.float64).float(),
+            camera_mask=torch.tensor(mask),
+            target=torch.from_numpy(np.stack([there for there, _ in planes])),
+            valid=torch.from_numpy(np.stack([known for _, known in planes])),
+            index=index,
+            name=moment["token"],
+        )
+
+
+class NuScenesSource:
+    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.BEVSource`).
+
+    The ego frame is the vehicle's at the time of the lidar sweep, level; cameras are where they were when their pictures
+    were taken.
+
+    Args:
+        root: of the release, with ``samples``.
+        grid: the cells, for which it must have been prepared.
+        version: of the release.
+        prepared: the folder given to the tool as ``out``.
+        line_m: as given to the tool.
+        split: ``official`` or ``geographic``, see :func:`~bevreshape.data.nuscenes.splits.split_moments`.
+        image_size: (H, W) for the network.
+        cut_bottom: share of the picture's height that is cut off below before anything else, where the vehicle itself is
+            seen in some cameras; LSS cuts .11.
+        cameras: which, in order.
+        classes: for every target class, what counts.
+        raster: ``exact``, the cells whose centres lie inside, or ``published``, drawn as CVT does.
+        visibility: what becomes of objects below ``least_visibility``: ``all``, ``ignore`` or ``erase``.
+        least_visibility: 1 to 4; 2 is more than 40 %.
+        only_seen: whether cells that no camera looks at count for nothing; published numbers count all cells.
+        damaged: whether a picture that cannot be read ends the run (``refuse``), or is named and masked (``mask``).
+
+    Raises:
+        InputError: a value that cannot be, or what is not prepared.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        grid: BEVGrid,
+        version: str,
+        prepared: str | Path,
+        classes: Mapping[str, ClassSpec],
+        image_size: Sequence[int],
+        line_m: float | int | None = None,
+        split: str = "official",
+        cut_bottom: float | int = 0.0,
+        cameras: Sequence[str] = CAMERAS,
+        raster: str = "exact",
+        visibility: str = "all",
+        least_visibility: int = 2,
+        only_seen: bool = True,
+        damaged: str = "refuse",
+    ) -> None:
+        for key, value, known in (
+            ("split", split, splits.SPLITS), ("raster", raster, RASTERS), ("visibility", visibility, VISIBILITIES),
+            ("damaged", damaged, DAMAGED),
+        ):  # fmt: skip
+            if value not in known:
+                raise InputError(f"data.{key}={value} is unknown; {suggest(str(value), known)}")
+        if not cameras or len(set(cameras)) < len(cameras):
+            raise InputError(f"data.cameras={list(cameras)} must name one camera at least, and none twice")
+        for name in cameras:
+            if name not in CAMERAS:
+                raise InputError(f"data.cameras: unknown camera {name!r}; {suggest(str(name), CAMERAS)}")
+        if not 0 <= cut_bottom < 1:
+            raise InputError(f"data.cut_bottom={cut_bottom} must be a share of the height, at least 0 and below 1")
+        if least_visibility not in (1, 2, 3, 4):
+            raise InputError(f"data.least_visibility={least_visibility} must be 1, 2, 3 or 4")
+        self.root = Path(root)
+        self.grid = grid
+        self.image_size = (image_size[0], image_size[1])
+        self.cut_bottom = float(cut_bottom)
+        self.camera_names = tuple(cameras)
+        self.specs = [_checked(name, spec) for name, spec in classes.items()]
+        self.classes = tuple(classes)
+        if not self.classes:
+            raise InputError(
+                "data.classes is empty; name what is to be found, for instance vehicle: {boxes: [vehicle]}"
+            )
+        self.raster = raster
+        self.visibility = visibility
+        self.least_visibility = least_visibility
+        self.only_seen = only_seen
+        self.damaged = damaged
+        content = Content(version, grid, None if line_m is None else float(line_m))
+        self.remedy = content.command(self.root, Path(prepared))
+        self._index = read_index(self.root, Path(prepared), content)
+        self._numbers = splits.split_moments(self._index, split)
+        if raster == "published" and any(spec.get("boxes") for spec in self.specs):
+            _import_cv2()
+
+    def prepare(self, wanted: Sequence[str] = SPLITS) -> None:
+        """Read a moment of every split, so that what is wrong with all of them is told before the training starts."""
+        for name in wanted:
+            self.split(name)[0]
+
+    def split(self, name: str) -> NuScenesMoments:
+        """The moments of ``train``, ``val`` or ``test``.
+
+        Raises:
+            InputError: an unknown split.
+        """
+        if name not in self._numbers:
+            raise InputError(f"data: unknown split {name!r}; {suggest(name, self._numbers)}")
+        return NuScenesMoments(self, self._index, self._numbers[name])
+
+    def finish(self, batch: Batch) -> Batch:
+        """Take the cells out that no camera looks at, if so wished."""
+        if self.only_seen:
+            looks = ground_pixels(cameras_of(batch), self.grid)[1].any(1)  # b R C
+            batch["valid"] = batch["valid"] & looks.unsqueeze(1)
+        return batch
+
+    def picture(self, camera: CameraRecord) -> tuple[Tensor, Tensor, bool]:
+        """A picture at the network's size, its intrinsics, and whether it could be read."""
+        path, size = self.root / camera["file"], (camera["size"][0], camera["size"][1])
+        kept = (
+            size[0] if not self.cut_bottom else 8 * round(size[0] * (1 - self.cut_bottom) / 8)
+        )  # whole rows at any reduction
+        intrinsics = fit_intrinsics(
+            torch.tensor(camera["intrinsics"], dtype=torch.float64), (kept, size[1]), self.image_size
+        )
+        there = True
+        try:
+            factor = reduction(size, self.image_size)
+            picture = read_picture(path, self.image_size)
+            if tuple(picture.shape[1:]) != (size[0] // factor, size[1] // factor):
+                found = picture_size(path)
+                raise InputError(
+                    f"{path}: it is {found[0]}×{found[1]} (height×width) but the tables say {size[0]}×{size[1]}, and so does its "
+                    "calibration; unpack the release's pictures again"
+                )
+        except InputError as error:
+            if self.damaged == "refuse":
+                raise InputError(f"{error}; data.damaged=mask goes on without this camera") from None
+            print(f"{error}; its camera is masked", file=sys.stderr)
+            picture, there, factor = torch.zeros(3, *size, dtype=torch.uint8), False, 1
+        picture, _ = fit_picture(picture[:, : kept // factor], torch.eye(3), self.image_size)
+        return picture, intrinsics, there
+
+    def class_planes(
+        self, spec: ClassSpec, boxes: Sequence[BoxRecord], layers: NDArray[np.uint16]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Where a class is, and where that is known, both (rows, cols)."""
+        there, known = np.zeros(self.grid.shape, bool), np.ones(self.grid.shape, bool)
+        bits = sum(1 << LAYERS.index(name) for name in spec.get("map", ()))
+        if bits:
+            there |= (layers & bits) != 0
+        own = [box for box in boxes if _is_one_of(box["category"], spec)]
+        clear = [self.visibility == "all" or box["visibility"] >= self.least_visibility for box in own]
+        there |= self._drawn([box for box, seen in zip(own, clear, strict=True) if seen])
+        if self.visibility == "ignore" and not all(clear):
+            known = there | ~self._drawn([box for box, seen in zip(own, clear, strict=True) if not seen])
+        return there, known
+
+    def _drawn(self, boxes: Sequence[BoxRecord]) -> NDArray[np.bool_]:
+        if not boxes:
+            return np.zeros(self.grid.shape, bool)
+        rings = corners(np.array([(*box["center_m"][:2], box["yaw"], *box["size_m"][:2]) for box in boxes]))
+        if self.raster == "exact":
+            return fill_rings(list(rings), self.grid)
+        plane = np.zeros(self.grid.shape, np.uint8)
+        for ring in rings:
+            _import_cv2().fillPoly(plane, [rounded_cells(ring[:-1], self.grid)], 1)
+        return plane.astype(bool)
+
+
+def _checked(name: str, spec: ClassSpec) -> ClassSpec:
+    """A class that says what it is.
+
+    Raises:
+        InputError: naming the class.
+    """
+    keys = ClassSpec.__optional_keys__
+    for key in spec:
+        if key not in keys:
+            raise InputError(f"data.classes.{name}: {key!r} is no key here; {suggest(str(key), keys)}")
+    if not spec.get("boxes") and not spec.get("map"):
+        raise InputError(f"data.classes.{name}: name what counts, boxes: [categories] or map: [layers]")
+    for layer in spec.get("map", ()):
+        if layer not in LAYERS:
+            raise InputError(f"data.classes.{name}: there is no layer {layer!r} in the map; {suggest(layer, LAYERS)}")
+    return spec
+
+
+def _is_one_of(category: str, spec: ClassSpec) -> bool:
+    def among(groups: Sequence[str]) -> bool:
+        return any(category == group or category.startswith(f"{group}.") for group in groups)
+
+    return among(spec.get("boxes", ())) and not among(spec.get("but", ()))
+
+
+def _import_cv2() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            f"data.raster=published draws with OpenCV, which cannot be imported ({error}); pip install 'bevreshape[nuscenes]', or "
+            "set data.raster=exact"
+        ) from None
+    return cv2

@@ -1,0 +1,335 @@
+"""nuScenes: a release that is made of the synthetic world, its devkit, and what is prepared and read of it."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import write_nuscenes as writer
+from commands import finish, start
+
+from bevreshape.data import shards
+from bevreshape.data.batch import cameras_of
+from bevreshape.data.nuscenes import NuScenesSource, prepared, splits, tables
+from bevreshape.data.nuscenes.maps import LAYERS, Layer, draw_exact, draw_published
+from bevreshape.data.synthetic import SyntheticSource
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+
+pytest.importorskip("nuscenes", reason="nuscenes-devkit is not installed")
+
+GRID = BEVGrid((-16.0, 16.0), (-16.0, 16.0), 0.5)
+LINE_M = 0.75
+CONTENT = prepared.Content("v1.0-mini", GRID, LINE_M)
+SIZE = (90, 160)
+CLASSES = {
+    "vehicle": {"boxes": ["vehicle"]},
+    "drivable": {"map": ["drivable_area"]},
+    "crossing": {"map": ["ped_crossing"]},
+    "lane": {"map": ["lane_divider", "road_divider"]},
+}
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("nuscenes") / "release"
+    writer.write(out, train=3, val=1, moments=2, image_size=SIZE, seed=0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def ready(release: Path) -> Path:
+    out = release.parent / "prepared"
+    prepared.prepare_release(release, out, CONTENT, workers=2)
+    return out
+
+
+def source(release: Path, ready: Path, **changes: object) -> NuScenesSource:
+    settings = {
+        "grid": GRID, "version": "v1.0-mini", "prepared": ready, "classes": CLASSES, "image_size": (45, 80), "line_m": LINE_M,
+    }  # fmt: skip
+    return NuScenesSource(release, **(settings | changes))
+
+
+def test_the_devkits_own_checks_pass(release: Path) -> None:
+    from nuscenes.map_expansion.map_api import NuScenesMap
+    from nuscenes.nuscenes import NuScenes
+    from nuscenes.tests.assert_download import verify_setup
+
+    found = NuScenes("v1.0-mini", str(release), verbose=False)
+    verify_setup(found)
+    assert len(found.sample) == 8
+    assert NuScenesMap(str(release), "boston-seaport").drivable_area
+
+
+def test_boxes_and_points_fall_where_the_devkit_sees_them(release: Path) -> None:
+    """The devkit goes from the world through each camera's own moment; here all goes through the level ego frame."""
+    from nuscenes.utils.data_classes import LidarPointCloud
+    from nuscenes.utils.geometry_utils import view_points
+
+    found = tables.open_tables(release, "v1.0-mini")
+    _, moments, skipped = tables.read_moments(found, release)
+    assert not skipped
+    compared = 0
+    for moment in moments:
+        sample = found.get("sample", moment["token"])
+        for name, camera in moment["cameras"].items():
+            _, boxes, k = found.get_sample_data(sample["data"][name], box_vis_level=0)
+            cam_from_ego = np.linalg.inv(np.array(camera["ego_from_cam"]))
+            own = dict(zip(sample["anns"], moment["boxes"], strict=True))
+            for box in boxes:
+                theirs = view_points(box.center[:, None], k, normalize=True)[:2, 0]
+                ours = cam_from_ego @ [*own[box.token]["center_m"], 1]
+                ours = np.array(camera["intrinsics"]) @ ours[:3]
+                if ours[2] > 1:
+                    np.testing.assert_allclose(ours[:2] / ours[2], theirs, atol=0.01)
+                    compared += 1
+        lidar = found.get("sample_data", sample["data"]["LIDAR_TOP"])
+        points = LidarPointCloud.from_file(str(release / lidar["filename"])).points[:3]
+        sensor = found.get("calibrated_sensor", lidar["calibrated_sensor_token"])
+        vehicle = found.get("ego_pose", lidar["ego_pose_token"])
+        world = _pose(vehicle) @ _pose(sensor) @ np.vstack([points, np.ones(points.shape[1])])
+        assert np.abs(world[2]).max() < 1e-4  # the ground
+    assert compared > 50
+
+
+def _pose(record: dict) -> np.ndarray:
+    from pyquaternion import Quaternion
+
+    pose = np.eye(4)
+    pose[:3, :3] = Quaternion(record["rotation"]).rotation_matrix
+    pose[:3, 3] = record["translation"]
+    return pose
+
+
+def truth(number: int, moment: tables.Moment) -> dict[str, np.ndarray]:
+    """What the world's own functions say at the cells' centres."""
+    world = SyntheticSource(rig="surround", image_size=SIZE, seed=0).world("train")
+    scene = world.scene(number)
+    world_from_scene = writer.pose(0.7 * number, (300.0 + writer.APART_M * number, 500.0 + 37.0 * number, 0.0))
+    scene_from_ego = np.linalg.inv(world_from_scene) @ np.array(moment["world_from_ego"])
+    centers = GRID.centers().double().numpy()
+    x, y = np.moveaxis(centers @ scene_from_ego[:2, :2].T + scene_from_ego[:2, 3], -1, 0)
+    ground = scene.ground(x, y)
+    crossing, lane = (np.zeros(GRID.shape, bool) for _ in range(2))
+    for i, road in enumerate(scene.roads):
+        s, t = ground.st[i]
+        open_ = (ground.paintable(i) > 0) & (ground.distances[i] <= 0)
+        for marking in road.markings:
+            lane |= (np.abs(t - marking.offset_m) <= LINE_M / 2) & marking.is_painted(s) & open_
+        for zebra in road.crossings:
+            crossing |= ground.crossing(i, zebra) <= 0
+    vehicle = np.any([car.covers(x, y) for car in scene.vehicles], axis=0)
+    return {"vehicle": vehicle, "drivable": ground.surface() <= 0, "crossing": crossing, "lane": lane}
+
+
+def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
+    found = source(release, ready)
+    both = {name: [0, 0] for name in CLASSES}
+    index = prepared.read_index(release, ready, CONTENT)
+    names = [*writer.TRAIN[:3], *writer.VAL[:1]]
+    for split in ("train", "val"):
+        data = found.split(split)
+        for i, number in enumerate(data.numbers):
+            scene = names.index(index.scenes[index.scene_of()[number]]["name"])
+            moment, _ = prepared.read_moment(index.shards, int(number), "", "exact", GRID.shape)
+            for name, plane in truth(scene, moment).items():
+                target = data[i]["target"][found.classes.index(name)].numpy()
+                both[name][0] += (target & plane).sum()
+                both[name][1] += (target | plane).sum()
+    for name, (intersection, union) in both.items():
+        assert union > 50, name
+        assert intersection / union >= 0.99, name
+
+
+def test_pictures_show_what_the_rasters_say(release: Path, ready: Path) -> None:
+    """Ground points of cells, projected by the batch's cameras, are grey as the road where it is drivable."""
+    data = source(release, ready).split("train")
+    sample = data[0]
+    batch = {key: sample[key][None] for key in ("image", "intrinsics", "ego_from_cam", "camera_mask")}
+    cameras = cameras_of(batch)
+    points = torch.cat([GRID.centers().flatten(0, 1), torch.zeros(GRID.rows * GRID.cols, 1)], dim=1)
+    pixels, depth = cameras.project(points[None])
+    seen = cameras.sees(pixels, depth)[0]
+    drivable = sample["target"][1].flatten()
+    saturation = []
+    for camera in range(6):
+        u, v = pixels[0, camera].round().long().unbind(-1)
+        ok = seen[camera] & (u >= 0) & (v >= 0) & (u < 80) & (v < 45)
+        colours = sample["image"][camera][:, v.clamp(0, 44), u.clamp(0, 79)].float()
+        spread = colours.amax(0) - colours.amin(0)
+        saturation.append((spread[ok & drivable].mean(), spread[ok & ~drivable].mean()))
+    road, beside = torch.tensor(saturation).nanmean(0)
+    assert road < 0.7 * beside
+
+
+def test_published_rasters_are_larger_and_half_a_cell_off() -> None:
+    square = np.array([[2.0, 2.0], [6.0, 2.0], [6.0, 6.0], [2.0, 6.0], [2.0, 2.0]])[:, [1, 0]][::-1]
+    layers = {name: Layer([[square]] if name == "walkway" else []) for name in LAYERS}
+    bit = 1 << LAYERS.index("walkway")
+    exact, published = (draw(layers, np.eye(4), GRID) & bit > 0 for draw in (draw_exact, draw_published))
+    assert (exact.sum(), published.sum()) == (8 * 8, 9 * 9)
+    centre = [np.argwhere(plane).mean(0) for plane in (exact, published)]
+    np.testing.assert_allclose(centre[1] - centre[0], [0.5, 0.5])
+
+
+def test_visibility(release: Path, ready: Path) -> None:
+    planes = {}
+    for word in ("all", "ignore", "erase"):
+        sample = source(release, ready, visibility=word, least_visibility=4, only_seen=False).split("train")[0]
+        planes[word] = sample["target"][0], sample["valid"][0]
+    everything, known = planes["all"]
+    assert known.all()
+    seen, known = planes["ignore"]
+    assert (seen & ~everything).sum() == 0
+    assert (~known).any()
+    assert torch.equal(~known, everything & ~seen)
+    erased, known = planes["erase"]
+    assert known.all()
+    assert torch.equal(erased, seen)
+
+
+def test_a_picture_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    copied = tmp_path / "release"
+    shutil.copytree(release, copied)
+    data = source(copied, ready).split("train")
+    moment, _ = prepared.read_moment(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
+    path = copied / moment["cameras"]["CAM_BACK"]["file"]
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match=r"CAM_BACK.*truncated or damaged.*data.damaged=mask"):
+        data[0]
+    sample = source(copied, ready, damaged="mask").split("train")[0]
+    assert sample["camera_mask"].tolist() == [True] * 4 + [False, True]
+    assert "CAM_BACK" in capsys.readouterr().err
+
+
+def test_pictures_are_cut_as_published() -> None:
+    """CVT: 1600×900 to 480×270, 46 rows off the top; LSS: 352×198, then 48 rows off the top and 22 off the bottom."""
+    from bevreshape.data.pictures import fit_intrinsics
+
+    k = torch.tensor([[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]], dtype=torch.float64)
+    cvt = fit_intrinsics(k, (900, 1600), (224, 480))
+    assert cvt[1, 2] == pytest.approx((491.5 + 0.5) * 0.3 - 0.5 - 46)
+    kept = round(900 * (1 - 0.11))
+    lss = fit_intrinsics(k, (kept, 1600), (128, 352))
+    assert lss[1, 2] == pytest.approx((491.5 + 0.5) * 0.22 - 0.5 - 48, abs=0.3)
+
+
+def test_official_and_geographic_splits() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [
+        tables.SceneRecord(name=f"s{i}", location=f"city{i % 2}", description="", split=("train", "val")[i % 5 == 0],
+                           first=20 * i, count=20)
+        for i in range(40)
+    ]  # fmt: skip
+    index = prepared.Index(Path(), scenes, rng.uniform(0, 2000, (800, 2)))
+    official = splits.split_moments(index, "official")
+    assert {scenes[i // 20]["split"] for i in official["train"]} == {"train"}
+    assert np.array_equal(official["val"], official["test"])
+    apart = splits.split_moments(index, "geographic")
+    used = np.concatenate(list(apart.values()))
+    assert len(set(used)) == len(used) > 600
+    city = index.scene_of() % 2
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        a, b = apart[one], apart[other]
+        distance = np.linalg.norm(index.places[a][:, None] - index.places[b][None], axis=-1)
+        assert distance[city[a][:, None] == city[b][None]].min() >= splits.GAP_M
+
+
+def test_preparing_goes_on_and_tells_what_it_left_out(release: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "SHARD", 2)
+    copied, out = tmp_path / "release", tmp_path / "prepared"
+    shutil.copytree(release, copied)
+    gone = next((copied / "samples" / "CAM_FRONT").glob("scene-0061*"))
+    gone.unlink()
+    index, skipped = prepared.prepare_release(copied, out, CONTENT, workers=1)
+    assert len(skipped) == 1
+    assert gone.name in skipped[0]
+    assert [scene["count"] for scene in index.scenes] == [1, 2, 2, 2]
+    before = {path: path.stat().st_mtime_ns for path in index.shards.glob("*.shard")}
+    lost = sorted(before)[1]
+    lost.unlink()
+    again, _ = prepared.prepare_release(copied, out, CONTENT, workers=1)
+    after = {path: path.stat().st_mtime_ns for path in again.shards.glob("*.shard")}
+    assert after.keys() == before.keys()
+    assert [path for path in before if before[path] != after[path]] == [lost]
+    shutil.copy(release / "samples" / "CAM_FRONT" / gone.name, gone)
+    whole, skipped = prepared.prepare_release(copied, out, CONTENT, workers=1)  # other moments: nothing old is taken
+    assert not skipped
+    assert whole.shards != index.shards
+    assert len(source(copied, out).split("train")) == 6
+
+
+def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"v1.0-trainval: there is no such release; there are v1.0-mini: set version="):
+        tables.open_tables(release, "v1.0-trainval")
+    with pytest.raises(InputError, match="holds no release at all"):
+        tables.open_tables(tmp_path, "v1.0-mini")
+    copied = tmp_path / "release"
+    shutil.copytree(release, copied)
+    (copied / "maps" / "expansion" / "boston-seaport.json").unlink()
+    with pytest.raises(InputError, match=r"boston-seaport.json: the map expansion is missing; download .*unpack it in"):
+        prepared.prepare_release(copied, tmp_path / "out", CONTENT, workers=1)
+    (copied / "v1.0-mini" / "ego_pose.json").unlink()
+    with pytest.raises(InputError, match=r"ego_pose.json: this table is missing"):
+        tables.open_tables(copied, "v1.0-mini")
+    finer = BEVGrid((-16.0, 16.0), (-16.0, 16.0), 0.25)
+    with pytest.raises(
+        InputError, match=r"not prepared for these cells.*python tools/prepare_nuscenes.py root=.*cell_m=0.25"
+    ):
+        source(release, ready, grid=finer)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"split": "random"}, "data.split=random"),
+        ({"raster": "exat"}, "did you mean exact"),
+        ({"visibility": "hide"}, "data.visibility=hide"),
+        ({"cameras": ["CAM_FRONT", "CAM_FRONT"]}, "none twice"),
+        ({"cameras": ["CAM_TOP"]}, "unknown camera 'CAM_TOP'"),
+        ({"cut_bottom": 1.0}, "data.cut_bottom=1.0"),
+        ({"least_visibility": 5}, "data.least_visibility=5"),
+        ({"classes": {}}, "data.classes is empty"),
+        ({"classes": {"a": {"boxes": []}}}, "data.classes.a: name what counts"),
+        ({"classes": {"a": {"map": ["street"]}}}, "no layer 'street'"),
+        ({"classes": {"a": {"box": ["vehicle"]}}}, "'box' is no key here; did you mean boxes"),
+    ],
+)
+def test_settings_that_are_refused(release: Path, ready: Path, change: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        source(release, ready, **change)
+
+
+def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
+    """The two commands of a user, and a third."""
+    grid = ["forward_m=[-16,16]", "left_m=[-16,16]", "cell_m=1"]
+    tool = Path(writer.__file__).with_name("prepare_nuscenes.py")
+    made = subprocess.run(
+        [sys.executable, str(tool), f"root={release}", "version=v1.0-mini", f"out={tmp_path / 'prepared'}", *grid],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "6 train, 2 val; " in made.stdout
+    data = [
+        "data=nuscenes", f"data.root={release}", "data.version=v1.0-mini", f"data.prepared={tmp_path / 'prepared'}",
+        *(f"data.grid.{bound}" for bound in grid), "data.image_size=[48,80]", "data.batch_size=2", "data.loader_workers=1",
+    ]  # fmt: skip
+    tiny = [
+        "encoder.channels=8", "head.channels=8", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none",
+        "reshaper=ipm", "trainer.accelerator=cpu", "pictures.samples=1",
+    ]  # fmt: skip
+    run = tmp_path / "run"
+    ended = finish(start("train", *data, *tiny, f"hydra.run.dir={run}", cwd=tmp_path))
+    assert ended.code == 0, ended.err
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert math.isfinite(metrics["test/iou/drivable_area"])
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    ended = finish(start("evaluate", f"checkpoint={checkpoint}", "trainer.accelerator=cpu", cwd=tmp_path))
+    assert ended.code == 0, ended.err
+    assert "drivable_area" in ended.out

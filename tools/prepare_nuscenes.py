@@ -1,0 +1,60 @@
+"""Prepare nuScenes for training: its tables, and its maps as cells, read once with nuscenes-devkit.
+
+    pip install 'bevreshape[nuscenes]'      # into an environment of its own, if its old numpy is not wanted
+    python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-mini
+    python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-trainval 'left_m=[-25,25]' cell_m=0.25   # setting 1
+
+Goes on where it was stopped. Training then needs pictures and what is prepared, no tables and no devkit.
+"""
+
+import os
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bevreshape.data.nuscenes.prepared import Content, prepare_release
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid
+
+DEFAULTS = {
+    "root": "data/nuscenes", "version": "v1.0-trainval", "out": "data/nuscenes_prepared", "forward_m": [-50, 50],
+    "left_m": [-50, 50], "cell_m": 0.5, "line_m": None, "workers": None,
+}  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Prepare, and say what there is and what was left out."""
+    try:
+        given = dict(OmegaConf.to_container(OmegaConf.from_dotlist(arguments)))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"{' '.join(arguments)}: this is not KEY=VALUE ({error})") from None
+    for key in given:
+        if key not in DEFAULTS:
+            raise InputError(f"{key} is no setting; {suggest(str(key), DEFAULTS)}")
+    settings = DEFAULTS | given
+    grid = BEVGrid(settings["forward_m"], settings["left_m"], settings["cell_m"])
+    content = Content(str(settings["version"]), grid, settings["line_m"])
+    start = time.perf_counter()
+    index, skipped = prepare_release(
+        Path(settings["root"]), Path(settings["out"]), content, int(settings["workers"] or os.cpu_count() or 1)
+    )
+    size = sum(path.stat().st_size for path in index.shards.iterdir())
+    counts = Counter(scene["split"] for scene in index.scenes for _ in range(scene["count"]))
+    shown = ", ".join(f"{number} {split}" for split, number in sorted(counts.items()))
+    print(f"{index.shards.parent}: {shown}; {size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s")
+    if skipped:
+        print(f"left out: {len(skipped)} moments, listed in index.json, first {skipped[0]}")
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__, f"\nsettings: {' '.join(f'{key}={value}' for key, value in DEFAULTS.items())}")
+        sys.exit()
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        sys.exit(str(error))
