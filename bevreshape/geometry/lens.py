@@ -109,7 +109,8 @@ def pinhole_intrinsics(lens: Lens) -> Float[Tensor, "3 3"]:
     that every pixel has a source (OpenCV's ``getOptimalNewCameraMatrix`` with alpha = 0, its edges followed densely).
 
     Raises:
-        InputError: when the distortion is not one-to-one over the picture, or leaves a pixel without a source.
+        InputError: when the distortion is not one-to-one over the pinhole picture, or leaves a pixel of it without a
+            source.
     """
     height, width = lens.image_size
     intrinsics = _widest(lens) if lens.chosen is None else _matrix(lens.chosen)
@@ -126,7 +127,8 @@ def pinhole_intrinsics(lens: Lens) -> Float[Tensor, "3 3"]:
         (u, v), (x, y) = edges[outside][0].tolist(), sources[outside][0].tolist()
         raise InputError(
             f"pixel ({u:g}, {v:g}) of the undistorted picture comes from ({x:.1f}, {y:.1f}), outside the stored picture of "
-            f"{width}×{height} pixels; choose longer focal lengths in distortion.intrinsics, or leave them out"
+            f"{width}×{height} pixels; choose {'longer ' if lens.chosen else ''}focal lengths in distortion.intrinsics"
+            f"{', or leave them out' if lens.chosen else ''}"
         )
     return intrinsics
 
@@ -147,16 +149,19 @@ _REMEDY = (
 
 
 def _widest(lens: Lens) -> Tensor:
+    """The rectangle between the stored picture's sides. Corners that cannot be undone are left out: a chessboard hardly gets
+    there, and where they matter the rectangle turns out not to be covered."""
     height, width = lens.image_size
     sides = _edges(lens.image_size)
-    points, found = lens.undistort(torch.cat([*sides]))
-    if not found.all():
-        u, v = torch.cat([*sides])[~found][0].tolist()
-        raise InputError(
-            f"the distortion {_written(lens)} cannot be undone at pixel ({u:.0f}, {v:.0f}) of the picture, which shows nothing "
-            f"in front of the camera or is not the only one to show it; {_REMEDY}"
-        )
-    top, bottom, left, right = points.split(EDGE_POINTS)
+    points, found = (part.split(EDGE_POINTS) for part in lens.undistort(torch.cat([*sides])))
+    for pixels, known in zip(sides, found, strict=True):
+        if not known.any():
+            (u, v), (to_u, to_v) = pixels[0].tolist(), pixels[-1].tolist()
+            raise InputError(
+                f"the distortion {_written(lens)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, {to_v:.0f}) of "
+                f"the picture: it folds over, or shows nothing in front of the camera; {_REMEDY}"
+            )
+    top, bottom, left, right = (side[known] for side, known in zip(points, found, strict=True))
     low = torch.stack([left[:, 0].max(), top[:, 1].max()])
     high = torch.stack([right[:, 0].min(), bottom[:, 1].min()])
     focal = torch.tensor([width - 1, height - 1], dtype=torch.float64) / (high - low)

@@ -1,4 +1,5 @@
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from bevreshape.data.boxes import read_boxes
 from bevreshape.data.calibration import read_calibration
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -126,7 +128,7 @@ def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
         (with_camera(distortion={"model": "fisheye", "coefficients": [0, 0, 0, "k"]}), "fisheye takes 4 numbers"),
         (
             with_camera(distortion={"model": "opencv", "coefficients": [-0.9, 0, 0, 0]}),
-            r"camera 'front': the distortion opencv \[-0.9, 0, 0, 0\] cannot be undone at pixel \(0, 0\)",
+            r"camera 'front': the distortion opencv \[-0.9, 0, 0, 0\] cannot be undone from pixel \(0, 0\) to \(159, 0\)",
         ),
         ({**with_camera(), "boxes": {"categories": []}}, "boxes: categories is \\[\\]; it must list the names"),
         ({**with_camera(), "boxes": {"names": ["car"]}}, "boxes: 'names' is no key here"),
@@ -172,3 +174,12 @@ def test_distortion_is_undone_to_a_pinhole_camera(tmp_path: Path) -> None:
     chosen = [[90.0, 0, 79.5], [0, 98.0, 44.5], [0, 0, 1.0]]
     own = with_camera(distortion={**distortion, "intrinsics": chosen})
     assert read_calibration(saved(tmp_path, own)).of("1").intrinsics[0].tolist() == chosen
+
+
+def test_the_documented_files_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "data/README.md").read_text()
+    calibration_json, boxes_json = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    calibration = read_calibration(saved(tmp_path, calibration_json))
+    assert calibration.of("000001").lenses[0] is not None
+    (tmp_path / "boxes.json").write_text(boxes_json)
+    assert len(read_boxes(tmp_path / "boxes.json", calibration.boxes or ()).categories) == 1

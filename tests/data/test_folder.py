@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import TINY
 from PIL import Image
 from torch.utils.data import default_collate
 
@@ -470,3 +471,27 @@ def test_labels_of_a_bent_picture_lie_where_opencv_sees_the_ground(one: Builder)
             assert batch["valid"][number, 0][cell] == (label not in (11, 255) and looks)
             assert batch["target"][number, 2][cell] == (label in (2, 7))
     assert compared > 100
+
+
+def test_a_bent_folder_with_boxes_goes_through_the_commands(command, one: Builder, tmp_path: Path) -> None:
+    with_boxes(one)
+    one.content["cameras"][0]["distortion"] = {"model": "opencv", "coefficients": [-0.25, 0.05, 0.002, -0.001]}
+    one.calibrate()
+    one.list("val", "bc")
+    sizes = ("data.image_size=[32,64]", "data.grid.forward_m=[2,8]", "data.grid.left_m=[-3,3]", "data.grid.cell_m=0.5")
+    small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
+    classes = "data.classes={vehicle: {source: boxes, boxes: [car, van]}, road: {source: ipm, labels: [road]}}"
+    ended = command(
+        "train", *small, "data=folder", f"data.root={one.root}", *sizes, classes, "data.batch_size=2", "head.upsample=1",
+        "trainer.max_steps=2", "trainer.val_check_interval=1", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    best = f"checkpoint={tmp_path}/run/checkpoints/best.ckpt"
+    ended = command("evaluate", best)
+    assert ended.code == 0, ended.err
+    ended = command("predict", best, f"input={one.root}", "loader_workers=0", "out=out")
+    assert ended.code == 0, ended.err
+    with np.load(tmp_path / "out/a.npz") as arrays:
+        assert list(arrays["classes"]) == ["vehicle", "road"]
+        looks = finished(one.source(classes={"vehicle": {"source": "boxes", "boxes": ["car"]}}, image_size=(32, 64)))
+        np.testing.assert_array_equal(arrays["valid"], looks["valid"][0, 0].numpy())

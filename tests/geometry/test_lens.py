@@ -88,9 +88,9 @@ def test_skew_is_kept_apart_from_distortion() -> None:
     [
         (
             Lens("opencv", (-0.8, 0.0, 0.0, 0.0), K, SIZE),
-            r"opencv \[-0.8, 0, 0, 0\] cannot be undone at pixel \(0, 0\)",
+            r"opencv \[-0.8, 0, 0, 0\] cannot be undone from pixel \(0, 0\) to \(0, 119\)",
         ),
-        (Lens("opencv", (-1.2, 0.5, 0.0, 0.0), K, SIZE), "cannot be undone at pixel"),
+        (Lens("opencv", (-1.2, 0.5, 0.0, 0.0), K, SIZE), "cannot be undone from pixel"),
         (
             Lens("fisheye", (0.0, 0.0, 0.0, 0.0), ((50.0, 0, 99.5), (0, 50.0, 59.5), (0, 0, 1.0)), SIZE),
             "cannot be undone",
@@ -122,3 +122,18 @@ def test_a_wide_fisheye_is_read_with_chosen_intrinsics() -> None:
     rays = (pixels - [99.5, 70.0]) / 100
     found = np.array([sources[int(v), int(u)] for u, v in pixels])
     np.testing.assert_allclose(found, opencv(lens, rays), atol=1e-6)
+
+
+def test_corners_that_no_chessboard_reached_may_fold() -> None:
+    """A real calibration of five coefficients: the fold, at 0.669 focal lengths, lies inside the corner, at 0.70."""
+    k = ((1157.5, 0.0, 675.4), (0.0, 1151.9, 386.7), (0.0, 0.0, 1.0))
+    lens = Lens("opencv", (-0.2671, 0.10326, -0.00088, 0.00081, -0.19605), k, (720, 1280))
+    _, found = lens.undistort(torch.tensor([[0.0, 0.0], [0.0, 386.0]]))
+    assert found.tolist() == [False, True]
+    intrinsics = pinhole_intrinsics(lens)
+    sources = source_pixels(lens, intrinsics, lens.image_size).numpy()
+    assert sources.min() > -0.01
+    assert (np.diff(sources[..., 0], axis=1) > 0.5).all(), "neighbours stay neighbours"
+    assert (np.diff(sources[..., 1], axis=0) > 0.5).all()
+    theirs, _ = cv2.getOptimalNewCameraMatrix(np.array(k), np.array(lens.coefficients), (1280, 720), 0)
+    np.testing.assert_allclose(intrinsics.numpy(), theirs, atol=8)

@@ -1,12 +1,15 @@
 """Poses come back from marks that numpy projected, and from a real photograph's lane lines."""
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from bevreshape.data.calibration import read_calibration
 
@@ -173,9 +176,53 @@ def marked(*marks: str) -> tuple[object, ...]:
     ],
 )
 def test_marks_that_say_too_little_are_refused(tool, tmp_path, monkeypatch, capsys, arguments, says) -> None:
-    import re
-
     out = tmp_path / "calibration.json"
     assert run(tool, monkeypatch, *arguments, "--out", out) == 1
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
     assert not out.exists()
+
+
+def test_the_commands_that_are_documented(tool, tmp_path, monkeypatch, capsys) -> None:
+    text = (TOOLS.parent / "data/README.md").read_text()
+    commands = re.findall(r"python tools/calibrate_plane.py (.*?)(?:  +#.*)?\n(?!   +--)", text.replace("\\\n", " "))
+    assert len(commands) == 2
+    entry = {"name": "phone", "image_size": [720, 1280], "intrinsics": [[1158, 0, 640], [0, 1158, 360], [0, 0, 1]]}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/mine").mkdir(parents=True)
+    for line_of_readme in commands:
+        (tmp_path / "data/mine/calibration.json").write_text(json.dumps({"version": 1, "cameras": [entry]}))
+        assert run(tool, monkeypatch, *shlex.split(line_of_readme)) == 0
+        said = capsys.readouterr().out
+        assert float(said.split("residual ")[1].split()[0]) < 1
+        height = read_calibration(tmp_path / "data/mine/calibration.json").of("any").ego_from_cam[0, 2, 3]
+        assert height == pytest.approx(1.3, abs=0.05)
+
+
+def test_a_real_motorway_has_its_dashes_where_the_law_has_them(
+    tool, tmp_path, monkeypatch, shared_data, capsys
+) -> None:
+    """Lane lines of a photograph, marked by hand, 12 feet apart; the dashes between them, 48 feet, are not told."""
+    with np.load(shared_data / "udacity_lanes/calib_estimated.npz") as given:
+        intrinsics, coefficients = given["K"].tolist(), given["D"].ravel().tolist()
+    entry = {"name": "front", "image_size": [720, 1280], "intrinsics": intrinsics}
+    entry["distortion"] = {"model": "opencv", "coefficients": coefficients}
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"version": 1, "cameras": [entry]}))
+    lines = (
+        ["--line", "262,682", "380,600", "541,491", "571.8,468.8", "604.5,445.3"],
+        ["--line", "1022,663", "834,546", "760,498.6", "725.5,475.5", "706.5,464.1", "694.3,456.1"],
+        ["--line", "979,498", "1081,518.5", "845,466.5"],
+    )
+    marks = [part for each in lines for part in each]
+    assert run(tool, monkeypatch, "--calibration", path, "--out", path, *marks, "--spacing", 3.66) == 0
+    assert float(capsys.readouterr().out.split("residual ")[1].split()[0]) < 1
+    rig = read_calibration(path).of("straight_lines1")
+    assert rig.ego_from_cam[0, 2, 3] == pytest.approx(1.22, abs=0.05)
+    lens = rig.lenses[0]
+    assert lens is not None
+    middles = torch.tensor([[760.0, 498.6], [706.5, 464.1], [685.5, 451.0]])
+    rays = (
+        lens.undistort(middles)[0].numpy() @ rig.ego_from_cam[0, :3, :2].numpy().T + rig.ego_from_cam[0, :3, 2].numpy()
+    )
+    ahead = rays[:, 0] * (rig.ego_from_cam[0, 2, 3].item() / -rays[:, 2])
+    np.testing.assert_allclose(np.diff(ahead), 14.63, rtol=0.04)
