@@ -17,9 +17,23 @@ def footprints(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, "k ro
             lays the length along x.
         grid: the cells.
     """
-    centers = grid.centers(boxes.device, torch.float64)  # R C 2
+    result = torch.zeros(len(boxes), *grid.shape, dtype=torch.bool, device=boxes.device)
+    if not len(boxes):
+        return result
     x, y, yaw, length, width = (value[:, None, None] for value in boxes.double().unbind(-1))  # k 1 1
-    ahead, left = centers[None, :, :1, 0] - x, centers[None, :1, :, 1] - y  # k R 1, k 1 C
+    # Only a window around every box is asked, as large as the largest of them needs: most are a few cells of many.
+    reach = (torch.hypot(length, width) / (2 * grid.cell_m)).flatten()  # in cells
+    col, row = grid.cells_of(torch.cat([x, y], dim=-1)).squeeze(1).unbind(-1)  # of the middle
+    side = int(min(2 * reach.max().item() + 3, max(grid.shape)))
+    window = torch.arange(side, device=boxes.device)
+    rows, cols = ((start - reach).floor().clamp(0, 1e9).long()[:, None] + window for start in (row, col))  # k side
+    centers = grid.centers(boxes.device, torch.float64)  # R C 2
+    ahead = centers[rows.clamp(max=grid.rows - 1), 0, 0][:, :, None] - x  # k side 1
+    left = centers[0, cols.clamp(max=grid.cols - 1), 1][:, None, :] - y  # k 1 side
     cos, sin = yaw.cos(), yaw.sin()
-    along, across = ahead * cos + left * sin, left * cos - ahead * sin  # k R C
-    return (along.abs() <= length / 2) & (across.abs() <= width / 2)
+    along, across = ahead * cos + left * sin, left * cos - ahead * sin  # k side side
+    inside = (along.abs() <= length / 2) & (across.abs() <= width / 2)
+    inside &= (rows < grid.rows)[:, :, None] & (cols < grid.cols)[:, None, :]
+    box, i, j = inside.nonzero().unbind(-1)
+    result[box, rows[box, i], cols[box, j]] = True
+    return result

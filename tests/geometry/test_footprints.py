@@ -20,9 +20,10 @@ def by_hand(box: np.ndarray, x: float, y: float) -> float:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_cells_are_those_whose_centre_lies_inside(seed: int) -> None:
+@pytest.mark.parametrize("longest_m", [1.0, 8.0, 60.0])
+def test_cells_are_those_whose_centre_lies_inside(seed: int, longest_m: float) -> None:
     random = np.random.default_rng(seed)
-    boxes = random.uniform([-6, -8, -7, 0.2, 0.2], [10, 4, 7, 8, 4], (12, 5))
+    boxes = random.uniform([-12, -14, -7, 0.2, 0.2], [16, 10, 7, longest_m, longest_m / 2], (12, 5))
     found = footprints(torch.from_numpy(boxes), GRID).numpy()
     for number, box in enumerate(boxes):
         for row, col in np.ndindex(GRID.shape):
@@ -52,4 +53,7 @@ def test_the_edge_belongs_to_it_and_nothing_is_inflated() -> None:
 
 def test_no_boxes_and_boxes_elsewhere() -> None:
     assert footprints(torch.zeros(0, 5), GRID).shape == (0, *GRID.shape)
-    assert not footprints(torch.tensor([[50.0, 0.0, 0.3, 4.0, 2.0]]), GRID).any()
+    assert not footprints(
+        torch.tensor([[50.0, 0.0, 0.3, 4.0, 2.0], [-1e8, 0, 0, 1, 1], [1e8, 1e8, 0, 1, 1]]), GRID
+    ).any()
+    assert footprints(torch.tensor([[50.0, 0.0, 0.3, 1e6, 1e6]]), GRID).all()

@@ -13,6 +13,7 @@ import torch
 
 from bevreshape.data.boxes import Boxes, read_boxes
 from bevreshape.data.frames import Frames, open_frames
+from bevreshape.geometry import Cameras
 from bevreshape.geometry.lens import source_pixels
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -42,8 +43,6 @@ def boxes_of(root: Path, frame: str) -> Boxes:
 
 def project(sample: dict, number: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and depth of ego points (p, 3), by the float32 cameras of a sample."""
-    from bevreshape.geometry import Cameras
-
     height, width = sample["image"].shape[-2:]
     camera = Cameras(sample["intrinsics"][None, [number]], sample["ego_from_cam"][None, [number]], (height, width))
     pixels, depth = camera.project(torch.from_numpy(points).float()[None])
