@@ -42,6 +42,10 @@ class CameraFolder:
         """Write the list of a split's frames."""
         self.make(f"splits/{name}.txt").write_text("".join(f"{frame}\n" for frame in frames), encoding="utf-8")
 
+    def boxes(self, frame: str, boxes: list[dict[str, Any]]) -> None:
+        """Write a frame's 3D boxes."""
+        self.make(f"boxes/{frame}.json").write_text(json.dumps(boxes, indent=1) + "\n", encoding="utf-8")
+
     def calibrate(self, cameras: list[dict[str, Any]], **sections: Any) -> None:
         """Write ``calibration.json``; ``sections`` are its other keys."""
         content = {"version": VERSION, "cameras": cameras, **sections}

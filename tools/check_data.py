@@ -2,20 +2,24 @@
 
 In the overlay the lines on the ground are straight and a round number of metres apart. The calibration is right where the
 left column's lines lie on the road, and where, in the right column, lane lines are straight, parallel and as wide near as
-far. What is labelled is drawn into both.
+far. What is labelled is drawn into both, 3D boxes with a stroke from their middle to their front. Several cameras are laid
+onto one ground as well, where their pictures must fit together. Pictures are shown undistorted, as they are read.
+
+What can be read but is probably not meant, such as an inverse, is printed as a doubt.
 
     python tools/check_data.py data/duckietown_fixed --out overlay.png
 """
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -23,21 +27,36 @@ from rich.progress import track
 from rich.table import Column, Table
 from torch import Tensor
 
+from bevreshape.data.boxes import Boxes, read_boxes
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.folder import read_split
 from bevreshape.data.frames import Frames
-from bevreshape.data.pictures import read_picture
+from bevreshape.data.pictures import read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import BEVGrid, Cameras, bev_to_picture, ground_pixels, picture_to_bev
+from bevreshape.geometry import (
+    BEVGrid,
+    Cameras,
+    bev_to_picture,
+    footprints,
+    ground_pixels,
+    picture_to_bev,
+    pinhole_intrinsics,
+)
+from bevreshape.geometry.lens import source_pixels
+from bevreshape.geometry.mistakes import pose_mistake, size_mistake
 
 COLOURS = ("#ff3b30", "#34c7ff", "#ffd60a", "#30d158", "#bf5af2", "#ff9f0a", "#64d2ff", "#ff7bd5")
+FLOATING_M, FLAT_M = 0.8, 30.0
+"""Median height from which the bottoms of boxes are doubted, and how far away they are asked; farther there are hills."""
+NEAREST_M = 0.2
+"""Depth from which a box is drawn into a picture."""
 
 
 def camera_of(calibration: Calibration, frame: str, number: int) -> Cameras:
     """One camera of a frame, for its stored picture."""
-    rig = calibration.of(frame)
-    return Cameras(rig.intrinsics[None, [number]].float(), rig.ego_from_cam[None, [number]].float(), rig.sizes[number])
+    camera = calibration.of(frame).camera(number)
+    return Cameras(camera.intrinsics.float(), camera.ego_from_cam.float(), camera.image_size)
 
 
 def default_grid(calibration: Calibration) -> BEVGrid:
@@ -52,7 +71,12 @@ def default_grid(calibration: Calibration) -> BEVGrid:
 def describe_cameras(frames: Frames, grid: BEVGrid) -> Table:
     """What every camera is and sees; a range where the frames differ."""
     columns = ("frames", "size", "height", "left°", "down°", "horizon", "view°", "sees")
-    table = Table("camera", *(Column(name, no_wrap=True) for name in columns), box=SIMPLE_HEAD, collapse_padding=True)
+    table = Table(
+        Column("camera", overflow="fold"),
+        *(Column(name, no_wrap=True) for name in columns),
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+    )
     for number, camera in enumerate(frames.calibration.cameras):
         facts = torch.tensor([_facts(camera_of(frames.calibration, name, number), grid) for name in frames.names])
         pictures = sum(frames.picture(index, number) is not None for index in range(len(frames)))
@@ -74,6 +98,25 @@ def describe_cameras(frames: Frames, grid: BEVGrid) -> Table:
         f"sees: of forward {grid.forward_m}, left {grid.left_m} m."
     )
     return table
+
+
+def describe_lenses(frames: Frames) -> list[str]:
+    """A line for every camera with distortion: what its lens does, and what is left of the picture."""
+    lines = []
+    for number, camera in enumerate(frames.calibration.cameras):
+        for lens in dict.fromkeys(frames.calibration.of(name).lenses[number] for name in frames.names):
+            if lens is None:
+                continue
+            shown = pinhole_intrinsics(lens)
+            straight = replace(lens, model="opencv", coefficients=(0.0,) * 4)
+            bent, plain = (source_pixels(each, shown, lens.image_size) for each in (lens, straight))
+            moved = (bent - plain).norm(dim=-1).max().item()
+            fx, fy, cx, cy = (shown[i, j].item() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+            lines.append(
+                f"{camera}: {lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}] moves pixels by up to "
+                f"{moved:.0f}; undistorted to fx {fx:.0f}, fy {fy:.0f}, cx {cx:.0f}, cy {cy:.0f}"
+            )
+    return lines
 
 
 def _facts(camera: Cameras, grid: BEVGrid) -> list[float]:
@@ -99,14 +142,17 @@ def _range(values: Tensor, digits: int = 0) -> str:
     return low if low == high else f"{low}…{high}"
 
 
-def check_frames(frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None) -> tuple[Table, int]:
+def check_frames(
+    frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None, boxes: Path | None
+) -> tuple[Table, dict[str, Boxes], int]:
     """Decode every picture and label once.
 
     Returns:
-        How often every label occurs, and how many files are at fault, each named on the console.
+        How often every label occurs, the boxes of every frame, and how many files are at fault, each named on the console.
     """
     console = Console(stderr=True)
     pixels, cells, faults = torch.zeros(256), torch.zeros(256), 0
+    found: dict[str, Boxes] = {}
     for index in track(range(len(frames)), "checking", console=console):
         try:
             sample = frames[index]
@@ -114,6 +160,8 @@ def check_frames(frames: Frames, pictures: PictureTruth | None, truth: MapTruth 
                 pixels += _count(pictures.read(sample["name"], sample["camera_mask"]))
             if truth is not None:
                 cells += _count(truth.read(sample["name"]))
+            if boxes is not None:
+                found[sample["name"]] = boxes_of(frames, index, boxes)
         except InputError as error:
             faults += 1
             console.print(f"[red]{escape(str(error))}")
@@ -127,7 +175,63 @@ def check_frames(frames: Frames, pictures: PictureTruth | None, truth: MapTruth 
             share = (counts[values].sum() / counts.sum()).item()
             written = ", ".join(map(str, members[:5])) + (" …" if len(members) > 5 else "")
             table.add_row(what, name, written, f"{share:.2%}")
-    return table, faults
+    return table, found, faults
+
+
+def boxes_of(frames: Frames, index: int, folder: Path) -> Boxes:
+    """The 3D boxes of a frame."""
+    return read_boxes(folder / f"{frames.names[index]}.json", frames.calibration.boxes or ())
+
+
+def describe_boxes(found: Mapping[str, Boxes], grid: BEVGrid) -> Table:
+    """How many boxes of every category there are, how large, how far, and how much of the grid they cover."""
+    columns = ("boxes", "size", "bottom", "distance", "covers")
+    table = Table("category", *(Column(name, justify="right", no_wrap=True) for name in columns), box=SIMPLE_HEAD)
+    for category in sorted({category for boxes in found.values() for category in boxes.categories}):
+        chosen = {name: boxes.among([category]) for name, boxes in found.items()}
+        centers, sizes = (
+            torch.cat([getattr(boxes, key)[chosen[name]] for name, boxes in found.items()])
+            for key in ("centers", "sizes")
+        )
+        covered = [
+            footprints(boxes.from_above[chosen[name]], grid).any(0).double().mean().item()
+            for name, boxes in found.items()
+        ]
+        table.add_row(
+            category,
+            str(len(centers)),
+            "×".join(f"{side.median():.1f}" for side in sizes.unbind(1)) + "m",
+            f"{(centers[:, 2] - sizes[:, 2] / 2).median():.1f}m",
+            f"{_range(centers[:, :2].norm(dim=1))}m",
+            f"{sum(covered) / len(covered):.2%}",
+        )
+    table.caption = f"size: length×width×height. bottom: above the ground. covers: of forward {grid.forward_m}, left {grid.left_m} m."
+    return table
+
+
+def doubts(frames: Frames, grid: BEVGrid, found: Mapping[str, Boxes]) -> list[str]:
+    """Sentences on what can be read but is probably not what was meant."""
+    sentences = []
+    for number, name in enumerate(frames.calibration.cameras):
+        for frame in frames.names:
+            camera = frames.calibration.of(frame).camera(number)
+            mistake = pose_mistake(camera, grid) or size_mistake(camera)
+            if mistake is not None:
+                sentences.append(f"camera {name!r}, frame {frame!r}: {mistake}")
+                break
+    boxes = list(found.values())
+    yaws = torch.cat([each.yaws.rad2deg() for each in boxes]) if boxes else torch.zeros(0)
+    if len(yaws) >= 5 and yaws.abs().max() <= math.pi and yaws.abs().max() > 0:
+        sentences.append(f"boxes: no yaw_deg of {len(yaws)} is above {yaws.abs().max():.2f}; are they radians?")
+    near = [each.centers[:, :2].norm(dim=1) < FLAT_M for each in boxes]
+    bottoms = [(each.centers[:, 2] - each.sizes[:, 2] / 2)[mask] for each, mask in zip(boxes, near, strict=True)]
+    middle = torch.cat(bottoms).median().item() if any(map(len, bottoms)) else 0.0
+    if abs(middle) > FLOATING_M:
+        sentences.append(
+            f"boxes: the bottoms of those within {FLAT_M:g} m stand {middle:.1f} m above the ground (median); center_m must be "
+            "the middle of the box in the ego frame, not in a sensor's"
+        )
+    return sentences
 
 
 def _count(values: Tensor) -> Tensor:
@@ -150,29 +254,70 @@ def check_splits(root: Path, frames: Frames) -> tuple[Table, int]:
     return table, faults
 
 
-def overlay(frames: Frames, index: int, grid: BEVGrid, pictures: PictureTruth | None, truth: MapTruth | None) -> Figure:
-    """A frame's cameras, one a row: the picture with the ground's lines, and the ground from the picture."""
+def overlay(
+    frames: Frames,
+    index: int,
+    grid: BEVGrid,
+    pictures: PictureTruth | None,
+    truth: MapTruth | None,
+    boxes: Boxes | None = None,
+) -> Figure:
+    """A frame's cameras, one a row: the picture with the ground's lines, and the ground from the picture. Of several cameras,
+    the ground from all of them comes first."""
     name, count = frames.names[index], len(frames.calibration.cameras)
-    figure = Figure(figsize=(15, 5.2 * count), layout="constrained")
+    together = 2.5 if count > 1 else 0.0  # rows
+    figure = Figure(figsize=(15, 5.2 * (count + together)), layout="constrained")
+    rest: FigureBase = figure
+    if count > 1:
+        above, rest = figure.subfigures(2, 1, squeeze=False, height_ratios=(together, count))[:, 0]
+        axes = above.subplots()
+        _draw_bev(axes, *mosaic(frames, index, grid), grid, _true_planes(truth, name), boxes)
+        axes.set(title=f"the ground, from all cameras · {name}")
     mask = torch.tensor([frames.picture(index, number) is not None for number in range(count)])
     ids = None if pictures is None else pictures.read(name, mask)
-    for row, axes in enumerate(figure.subplots(count, 2, squeeze=False, width_ratios=(1.5, 1))):
+    for row, axes in enumerate(rest.subplots(count, 2, squeeze=False, width_ratios=(1.5, 1))):
         path = frames.picture(index, row)
         if path is None:
             continue
-        camera, image = camera_of(frames.calibration, name, row), read_picture(path).float() / 255
+        camera, image = camera_of(frames.calibration, name, row), read_straight(frames, index, row)
         bev, seen = picture_to_bev(image[None, None], camera, grid)
         planes: dict[str, Tensor] = {}
         if pictures is not None and ids is not None:
             height, width = camera.image_size
             laid = pictures.lay(ids[None, [row], :height, :width], camera, grid)
             planes = {f"{key} (IPM)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
-        if truth is not None:
-            laid = truth.lay(truth.read(name)[None])
-            planes |= {f"{key} (truth)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
+        planes |= _true_planes(truth, name)
         _draw_picture(axes[0], image, camera, grid, planes, f"{frames.calibration.cameras[row]} · {name}")
-        _draw_bev(axes[1], bev[0, 0], seen[0, 0], grid, planes)
+        if boxes is not None:
+            _draw_wireframes(axes[0], camera, boxes)
+        _draw_bev(axes[1], bev[0, 0], seen[0, 0], grid, planes, boxes)
     return figure
+
+
+def _true_planes(truth: MapTruth | None, name: str) -> dict[str, Tensor]:
+    laid = {} if truth is None else truth.lay(truth.read(name)[None])
+    return {f"{key} (truth)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
+
+
+def read_straight(frames: Frames, index: int, camera: int) -> Tensor:
+    """A frame's picture as large as it is stored, undistorted, in 0..1; black where it is missing."""
+    rig, path = frames.calibration.of(frames.names[index]), frames.picture(index, camera)
+    if path is None:
+        return torch.zeros(3, *rig.sizes[camera])
+    picture, lens = read_picture(path), rig.lenses[camera]
+    return (picture if lens is None else straighten(picture, lens)).float() / 255
+
+
+def mosaic(frames: Frames, index: int, grid: BEVGrid) -> tuple[Tensor, Tensor]:
+    """All pictures of a frame on one ground, their mean where several see it (3, rows, cols), and where one does."""
+    total, count = torch.zeros(3, *grid.shape), torch.zeros(grid.shape)
+    for number in range(len(frames.calibration.cameras)):
+        if frames.picture(index, number) is None:
+            continue
+        camera = camera_of(frames.calibration, frames.names[index], number)
+        bev, seen = picture_to_bev(read_straight(frames, index, number)[None, None], camera, grid)
+        total, count = total + bev[0, 0], count + seen[0, 0]
+    return total / count.clamp(min=1), count > 0
 
 
 def _draw_picture(
@@ -195,7 +340,41 @@ def _draw_picture(
     axes.set(title=title, xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xlabel="u, pixels", ylabel="v, pixels")
 
 
-def _draw_bev(axes: Axes, bev: Tensor, seen: Tensor, grid: BEVGrid, planes: dict[str, Tensor]) -> None:
+def _draw_wireframes(axes: Axes, camera: Cameras, boxes: Boxes) -> None:
+    """The edges of every box in a picture, and a stroke on its bottom from the middle to the front."""
+    corners = boxes.corners.float()
+    pairs = [(a, a | bit) for a in range(8) for bit in (1, 2, 4) if not a & bit]
+    starts, ends = (torch.stack([corners[:, pair[side]] for pair in pairs], dim=1) for side in (0, 1))  # k 12 3
+    front, bottom = (corners[:, [1, 3]].mean(1), corners[:, :4].mean(1))
+    starts = torch.cat([starts, bottom[:, None]], dim=1)
+    ends = torch.cat([ends, front[:, None]], dim=1)
+    share = torch.linspace(0, 1, 24)[:, None]
+    points = starts[:, :, None] + (ends - starts)[:, :, None] * share  # k 13 24 3
+    pixels, depth = camera.project(points.flatten(0, 2)[None])
+    pixels = torch.where((depth > NEAREST_M)[..., None], pixels, torch.nan).reshape(*points.shape[:3], 2)
+    broken = torch.cat([pixels, torch.full_like(pixels[:, :, :1], torch.nan)], dim=2)  # between two edges
+    for box, category in zip(broken.flatten(1, 2).numpy(), boxes.categories, strict=True):
+        axes.plot(box[:, 0], box[:, 1], color=_box_colour(boxes, category), linewidth=0.8)
+
+
+def _draw_footprints(axes: Axes, boxes: Boxes) -> None:
+    corners = boxes.corners
+    outline = corners[:, [0, 1, 3, 2, 0], :2]
+    strokes = torch.stack([corners[:, :4, :2].mean(1), corners[:, [1, 3], :2].mean(1)], dim=1)
+    gaps = torch.full_like(outline[:, :1], torch.nan)
+    for box, category in zip(torch.cat([outline, gaps, strokes], dim=1).numpy(), boxes.categories, strict=True):
+        axes.plot(box[:, 1], box[:, 0], color=_box_colour(boxes, category), linewidth=0.8)
+    for category in sorted(set(boxes.categories)):
+        axes.plot([], [], color=_box_colour(boxes, category), label=category)
+
+
+def _box_colour(boxes: Boxes, category: str) -> str:
+    return COLOURS[-1 - sorted(set(boxes.categories)).index(category) % len(COLOURS)]  # labels begin at the other end
+
+
+def _draw_bev(
+    axes: Axes, bev: Tensor, seen: Tensor, grid: BEVGrid, planes: dict[str, Tensor], boxes: Boxes | None
+) -> None:
     extent = (grid.left_m[1], grid.left_m[0], grid.forward_m[0], grid.forward_m[1])
     shown = torch.where(seen, bev, torch.full_like(bev, 0.5))
     axes.imshow(shown.permute(1, 2, 0).numpy(), extent=extent)
@@ -204,7 +383,9 @@ def _draw_bev(axes: Axes, bev: Tensor, seen: Tensor, grid: BEVGrid, planes: dict
         colour = COLOURS[number % len(COLOURS)]
         axes.contour(centers[0, :, 1], centers[:, 0, 0], plane.numpy(), [0.5], colors=colour, linewidths=0.9)
         axes.plot([], [], color=colour, label=name)
-    if planes:
+    if boxes is not None:
+        _draw_footprints(axes, boxes)
+    if planes or (boxes is not None and boxes.categories):
         axes.legend(fontsize=7, loc="upper right")
     step = _step(grid)
     axes.set_xticks(_multiples(grid.left_m, step))
@@ -248,21 +429,30 @@ def check(root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None)
     if calibration.bev is not None and calibration.bev_grid is not None:
         own = {name: [name] for name in calibration.bev.members}
         truth = MapTruth(root / "bev", calibration, own, calibration.bev_grid)
+    boxes = root / "boxes" if calibration.boxes is not None else None
     console.print(
         f"[bold]{root}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. {escape(calibration.note)}"
     )
     console.print(describe_cameras(frames, grid))
+    for line in describe_lenses(frames):
+        console.print(escape(line))
     splits, faults = check_splits(root, frames)
     console.print(splits)
     if out is not None:
         if frame is not None and frame not in frames.names:
             raise InputError(f"{root}: there is no frame {frame!r}; {suggest(frame, frames.names)}")
         index = frames.names.index(frame) if frame else 0
-        overlay(frames, index, grid, pictures, truth if grid == calibration.bev_grid else None).savefig(out, dpi=90)
+        drawn = None if boxes is None else boxes_of(frames, index, boxes)
+        fitting = truth if grid == calibration.bev_grid else None
+        overlay(frames, index, grid, pictures, fitting, drawn).savefig(out, dpi=90)
         console.print(f"wrote {out}: are the lines on the road, straight and parallel from above?")
-    labels, bad_files = check_frames(frames, pictures, truth)
+    labels, found, bad_files = check_frames(frames, pictures, truth, boxes)
     if labels.row_count:
         console.print(labels)
+    if found:
+        console.print(describe_boxes(found, grid))
+    for sentence in doubts(frames, grid, found):
+        console.print(f"[yellow]doubt:[/] {escape(sentence)}")
     return faults + bad_files
 
 

@@ -1,13 +1,14 @@
 """Single frames of public driving data → camera folders, for overlays and prediction.
 
-``nuscenes``: ``info.json`` with ``cam2img`` and ``cam2ego``, ``samples/``, and the drivable area of the map from above.
-``dgp``: a scene of TRI's Dataset Governance Policy, such as DDAD. ``kitti-object``, ``kitti-semantics``, ``kitti-road``:
-the left colour camera of KITTI's benchmarks. Waymo frames are left out: their pictures are distorted, and a camera folder
-holds pictures of pinhole cameras.
+``nuscenes``: ``info.json`` with calibration and boxes, ``samples/``, and the drivable area of the map from above. ``dgp``: a
+scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json`` and a picture and semantic labels a
+camera, with the lens' distortion. ``kitti-object``, ``kitti-semantics``, ``kitti-road``: the left colour camera of KITTI's
+benchmarks. Boxes become upright in the ego frame: what they are tilted in the source is left out.
 
     python tools/convert_frames.py nuscenes --source SOURCE/nuscenes_frame1 --out data/nuscenes_frame
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from PIL import Image
 from bevreshape.data.pictures import picture_size
 from bevreshape.errors import InputError
 
+FORWARD_LEFT_UP = np.array(
+    [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]
+)  # of x right, y down, z forward
 NUSCENES_GRID = {"forward_m": [-30.0, 30.0], "left_m": [-30.0, 30.0], "cell_m": 0.1}
 VELODYNE_HEIGHT_M = 1.73  # KITTI's sensor setup, above the ground
 CITYSCAPES = (
@@ -27,11 +31,19 @@ CITYSCAPES = (
     "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "caravan",
     "trailer", "train", "motorcycle", "bicycle",
 )  # fmt: skip
+WAYMO = (
+    "undefined", "ego vehicle", "car", "truck", "bus", "other large vehicle", "bicycle", "motorcycle", "trailer",
+    "pedestrian", "cyclist", "motorcyclist", "bird", "ground animal", "construction cone or pole", "pole",
+    "pedestrian object", "sign", "traffic light", "building", "road", "lane marker", "road marker", "sidewalk",
+    "vegetation", "sky", "ground", "dynamic", "static",
+)  # fmt: skip
 
 
 def nuscenes(folder: CameraFolder, source: Path) -> None:
-    """Keyframes with their six cameras; the ego frame stands on the ground below the rear axle."""
-    moments = read_json(source / "info.json")["data_list"]
+    """Keyframes with their six cameras; the ego frame stands on the ground below the rear axle, where it was at the lidar's
+    time, and the cameras where they were in it at theirs."""
+    info = read_json(source / "info.json")
+    moments, categories = info["data_list"], list(info["metainfo"]["categories"])
     cameras, names, size = list(moments[0]["images"]), [], (0, 0)
     for moment in moments:
         names.append(moment["token"])
@@ -41,29 +53,55 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
             folder.add(path, f"images/{camera}/{names[-1]}{path.suffix}")
         drivable = np.array(Image.open(source / "bev_drivable_from_map_0.1m_60x60m.png")) > 0
         Image.fromarray(drivable.astype(np.uint8)).save(folder.make(f"bev/{names[-1]}.png"))
+        ego_from_lidar = np.array(moment["lidar_points"]["lidar2ego"])
+        boxes = []
+        for instance in moment["instances"]:
+            *center, length, width, height, yaw = instance["bbox_3d"]
+            pose = ego_from_lidar @ _standing(center, yaw)
+            boxes.append(_box(categories[instance["bbox_label_3d"]], pose, [length, width, height]))
+        folder.boxes(names[-1], boxes)
     folder.split("test", names)
     folder.calibrate(
         [{"name": camera, "image_size": size} for camera in cameras],
         frames={
             moment["token"]: {
-                camera: {"intrinsics": rows(entry["cam2img"]), "ego_from_cam": rows(entry["cam2ego"])}
+                camera: {
+                    "intrinsics": rows(entry["cam2img"]),
+                    "ego_from_cam": rows(
+                        np.array(moment["lidar_points"]["lidar2ego"]) @ np.linalg.inv(entry["lidar2cam"])
+                    ),
+                }
                 for camera, entry in moment["images"].items()
             }
             for moment in moments
         },
         bev={"grid": NUSCENES_GRID, "bits": ["drivable"]},
+        boxes={"categories": categories},
     )
 
 
 def dgp(folder: CameraFolder, source: Path) -> None:
-    """A scene's moments; extrinsics are the pose of each sensor in the vehicle, whose z = 0 is the ground."""
+    """A scene's moments. The ego frame is the vehicle's at the lidar's time, whose z = 0 is the ground; the cameras stand
+    where they were in it at theirs."""
     scene = read_json(_only(source, "scene_*.json"))
     data = {item["key"]: item for item in scene["data"]}
+    names = {item["id"]: item["name"] for item in read_json(_only(source / "ontology", "*.json"))["items"]}
     frames: dict[str, dict[str, Any]] = {}
     for number, moment in enumerate(scene["samples"]):
         calibration = read_json(source / "calibration" / f"{moment['calibration_key']}.json")
         rig = frames[f"{number:06d}"] = {}
-        for item in (data[key] for key in moment["datum_keys"]):
+        items = [data[key] for key in moment["datum_keys"]]
+        lidar = next(item for item in items if "point_cloud" in item["datum"])
+        cloud, sensor = lidar["datum"]["point_cloud"], calibration["names"].index(lidar["id"]["name"])
+        ego_from_lidar = _pose(calibration["extrinsics"][sensor])
+        ego_from_world = ego_from_lidar @ np.linalg.inv(_pose(cloud["pose"]))
+        boxes = []
+        for label in read_json(source / cloud["annotations"]["1"])["annotations"]:
+            box = label["box"]
+            pose = ego_from_lidar @ _pose(box["pose"])
+            boxes.append(_box(names[label["class_id"]], pose, [box["length"], box["width"], box["height"]]))
+        folder.boxes(f"{number:06d}", boxes)
+        for item in items:
             if "image" not in item["datum"]:
                 continue
             image, camera = item["datum"]["image"], item["id"]["name"]
@@ -72,22 +110,28 @@ def dgp(folder: CameraFolder, source: Path) -> None:
             rig[camera] = {
                 "image_size": [image["height"], image["width"]],
                 "intrinsics": rows([[k["fx"], k["skew"], k["cx"]], [0, k["fy"], k["cy"]], [0, 0, 1]]),
-                "ego_from_cam": rows(_from_quaternion(calibration["extrinsics"][sensor])),
+                "ego_from_cam": rows(ego_from_world @ _pose(image["pose"])),
             }
             folder.add(source / image["filename"], f"images/{camera}/{number:06d}.jpg")
     folder.split("test", frames)
-    folder.calibrate([{"name": camera} for camera in frames["000000"]], frames=frames)
+    folder.calibrate(
+        [{"name": camera} for camera in frames["000000"]], frames=frames, boxes={"categories": sorted(names.values())}
+    )
 
 
 def kitti_object(folder: CameraFolder, source: Path) -> None:
     """Frames with a calibration each; the ego frame is the velodyne's, lowered onto the ground."""
-    frames = {}
+    frames: dict[str, Any] = {}
+    categories: set[str] = set()
     for path in sorted((source / "training" / "image_2").glob("*.png")):
         calibration = _kitti_calibration(source / "training" / "calib" / f"{path.stem}.txt")
         frames[path.stem] = {"left": {"image_size": picture_size(path), **_velodyne_camera(calibration)}}
         folder.add(path, f"images/{path.name}")
+        boxes = _kitti_boxes(source / "training" / "label_2" / f"{path.stem}.txt", _ego_from_rectified(calibration))
+        categories.update(box["category"] for box in boxes)
+        folder.boxes(path.stem, boxes)
     folder.split("test", frames)
-    folder.calibrate([{"name": "left"}], frames=frames)
+    folder.calibrate([{"name": "left"}], frames=frames, boxes={"categories": sorted(categories)})
 
 
 def kitti_semantics(folder: CameraFolder, source: Path) -> None:
@@ -114,8 +158,7 @@ def kitti_road(folder: CameraFolder, source: Path) -> None:
         kind, number = path.stem.split("_")
         picture = source / "training" / "image_2" / f"{path.stem}.png"
         calibration = _kitti_calibration(path)
-        forward_left_up = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
-        camera = _left_camera(calibration, forward_left_up @ calibration["Tr_cam_to_road"])
+        camera = _left_camera(calibration, FORWARD_LEFT_UP @ calibration["Tr_cam_to_road"])
         frames[path.stem] = {"left": {"image_size": picture_size(picture), **camera}}
         folder.add(picture, f"images/{picture.name}")
         road, lane = (
@@ -128,6 +171,37 @@ def kitti_road(folder: CameraFolder, source: Path) -> None:
         Image.fromarray(labels).save(folder.make(f"labels/{path.stem}.png"))
     folder.split("test", frames)
     folder.calibrate([{"name": "left"}], frames=frames, labels={"ids": ids({0: "other", 1: "road", 2: "ego lane"})})
+
+
+def waymo(folder: CameraFolder, source: Path) -> None:
+    """One frame of five cameras; the source's camera frame is x forward, y left, z up."""
+    content = read_json(source / "calib_boxes.json")
+    name, cameras = "000000", []
+    for camera, entry in content["calibration"].items():
+        path = source / f"{camera}.jpg"
+        fx, fy, cx, cy, *distortion = entry["intrinsic_fx_fy_cx_cy_k1_k2_p1_p2_k3"]
+        cameras.append(
+            {
+                "name": camera,
+                "image_size": picture_size(path),
+                "intrinsics": rows([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]),
+                "distortion": {"model": "opencv", "coefficients": distortion},
+                "ego_from_cam": rows(np.array(entry["T_vehicle_from_cam_xfwd_yleft_zup"]) @ FORWARD_LEFT_UP),
+            }
+        )
+        folder.add(path, f"images/{camera}/{name}.jpg")
+        folder.add(source / f"{camera}_semantic.png", f"labels/{camera}/{name}.png")
+    boxes = [
+        _box(box["type"], _standing(box["center"], box["heading"]), [box["length"], box["width"], box["height"]])
+        for box in content["boxes_vehicle_frame"]
+    ]
+    folder.boxes(name, boxes)
+    folder.split("test", [name])
+    folder.calibrate(
+        cameras,
+        labels={"ids": ids(dict(enumerate(WAYMO[1:], start=1))), "void": [0]},
+        boxes={"categories": sorted({box["category"] for box in boxes})},
+    )
 
 
 def _kitti_calibration(path: Path) -> dict[str, np.ndarray]:
@@ -143,10 +217,27 @@ def _kitti_calibration(path: Path) -> dict[str, np.ndarray]:
 
 
 def _velodyne_camera(calibration: dict[str, np.ndarray]) -> dict[str, Any]:
+    return _left_camera(calibration, _ego_from_rectified(calibration))
+
+
+def _ego_from_rectified(calibration: dict[str, np.ndarray]) -> np.ndarray:
     ego_from_velodyne = np.eye(4)
     ego_from_velodyne[2, 3] = VELODYNE_HEIGHT_M
-    rectified_from_velodyne = calibration["R0_rect"] @ calibration["Tr_velo_to_cam"]
-    return _left_camera(calibration, ego_from_velodyne @ np.linalg.inv(rectified_from_velodyne))
+    return ego_from_velodyne @ np.linalg.inv(calibration["R0_rect"] @ calibration["Tr_velo_to_cam"])
+
+
+def _kitti_boxes(path: Path, ego_from_rectified: np.ndarray) -> list[dict[str, Any]]:
+    """Labels give height, width, length, the middle of the bottom, and a turn about the y axis, which points down."""
+    boxes = []
+    for line in path.read_text().splitlines():
+        category, *numbers = line.split()
+        if category == "DontCare":
+            continue
+        height, width, length, x, y, z, turn = map(float, numbers[7:14])
+        pose = ego_from_rectified @ np.linalg.inv(FORWARD_LEFT_UP)
+        pose = pose @ _standing(FORWARD_LEFT_UP[:3, :3] @ [x, y - height / 2, z], -turn - math.pi / 2)
+        boxes.append(_box(category, pose, [length, width, height]))
+    return boxes
 
 
 def _left_camera(calibration: dict[str, np.ndarray], ego_from_rectified: np.ndarray) -> dict[str, Any]:
@@ -157,10 +248,24 @@ def _left_camera(calibration: dict[str, np.ndarray], ego_from_rectified: np.ndar
     return {"intrinsics": rows(intrinsics), "ego_from_cam": rows(ego_from_rectified @ rectified_from_cam)}
 
 
-def _from_quaternion(extrinsics: dict[str, dict[str, float]]) -> np.ndarray:
+def _box(category: str, ego_from_box: np.ndarray, size_m: list[float]) -> dict[str, Any]:
+    """An entry of a frame's boxes; a box frame is x along its length, y left, z up, its origin in the middle."""
+    yaw = math.degrees(math.atan2(ego_from_box[1, 0], ego_from_box[0, 0]))
+    return {"category": category, "center_m": ego_from_box[:3, 3].tolist(), "size_m": size_m, "yaw_deg": yaw}
+
+
+def _standing(center: Any, yaw: float) -> np.ndarray:
+    """Pose (4, 4) of an upright box; yaw in radians."""
+    pose = np.eye(4)
+    pose[:2, :2] = [[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]]
+    pose[:3, 3] = center
+    return pose
+
+
+def _pose(given: dict[str, dict[str, float]]) -> np.ndarray:
     """(4, 4) of a unit quaternion and a translation."""
-    w, x, y, z = (extrinsics["rotation"][key] for key in ("qw", "qx", "qy", "qz"))
-    t = [extrinsics["translation"][key] for key in ("x", "y", "z")]
+    w, x, y, z = (given["rotation"][key] for key in ("qw", "qx", "qy", "qz"))
+    t = [given["translation"][key] for key in ("x", "y", "z")]
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w), t[0]],
@@ -181,6 +286,7 @@ def _only(folder: Path, pattern: str) -> Path:
 KINDS = {
     "nuscenes": nuscenes,
     "dgp": dgp,
+    "waymo": waymo,
     "kitti-object": kitti_object,
     "kitti-semantics": kitti_semantics,
     "kitti-road": kitti_road,

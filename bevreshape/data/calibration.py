@@ -1,6 +1,7 @@
 """``calibration.json`` of a camera folder; its schema is in ``data/README.md``."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor
 
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import BEVGrid, Cameras, check_calibration, ground_pixels
+from bevreshape.geometry import BEVGrid, Cameras, Lens, check_calibration, ground_pixels, pinhole_intrinsics
 from bevreshape.geometry.ipm import VOID
+from bevreshape.geometry.lens import MODELS
+from bevreshape.geometry.mistakes import pose_mistake
 
 VERSION = 1
 
@@ -58,17 +61,23 @@ class Codes:
 
 @dataclass(frozen=True)
 class Rig:
-    """The calibrated cameras of one frame, each for its own stored picture.
+    """The calibrated cameras of one frame, each for its own picture.
 
     Attributes:
-        intrinsics: (n, 3, 3) float64.
+        intrinsics: (n, 3, 3) float64; with a lens, those of the undistorted picture.
         ego_from_cam: (n, 4, 4) float64, metres.
         sizes: (H, W) of every camera's stored picture.
+        lenses: what bends it, ``None`` for a pinhole.
     """
 
     intrinsics: Tensor
     ego_from_cam: Tensor
     sizes: tuple[tuple[int, int], ...]
+    lenses: tuple[Lens | None, ...]
+
+    def camera(self, number: int) -> Cameras:
+        """One of them alone, for its picture as large as it is stored."""
+        return Cameras(self.intrinsics[None, [number]], self.ego_from_cam[None, [number]], self.sizes[number])
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class Calibration:
         labels: meaning of the label pictures, if there are any.
         bev: meaning of the BEV truth, if there is one.
         bev_grid: its cells.
+        boxes: categories of the 3D boxes, if there are any.
     """
 
     path: Path
@@ -94,6 +104,7 @@ class Calibration:
     labels: Codes | None = None
     bev: Codes | None = None
     bev_grid: BEVGrid | None = None
+    boxes: tuple[str, ...] | None = None
 
     def of(self, frame: str) -> Rig:
         """The rig of a frame.
@@ -126,10 +137,11 @@ class Calibration:
             InputError: naming a camera that sees no cell of the grid in any frame, and what it sees.
         """
         for number, camera in enumerate(self.cameras):
-            if not any(_sees(rig, number, grid).any() for rig in self.rigs):
+            if not any(_sees(rig.camera(number), grid) for rig in self.rigs):
+                mistake = pose_mistake(self.rigs[0].camera(number), grid)
                 raise InputError(
                     f"{self.path}: camera {camera!r} never sees the grid ({_bounds(grid)}); {_view(self.rigs[0], number)}; "
-                    "correct ego_from_cam, choose other bounds, or leave the camera out"
+                    f"{f'{mistake}; ' if mistake else ''}correct ego_from_cam, choose other bounds, or leave the camera out"
                 )
 
 
@@ -146,7 +158,7 @@ def read_calibration(path: Path) -> Calibration:
         raise InputError(f"{path}: there is no such file; data/README.md says what it must hold") from None
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: the file is not JSON ({error}); write it anew or copy it again") from None
-    top = {"version", "note", "cameras", "frames", "labels", "bev"}
+    top = {"version", "note", "cameras", "frames", "labels", "bev", "boxes"}
     _check_keys(content, top, {"version", "cameras"}, str(path))
     if content["version"] != VERSION:
         raise InputError(
@@ -171,10 +183,12 @@ def read_calibration(path: Path) -> Calibration:
         labels=_id_codes(content["labels"], f"{path}: labels") if "labels" in content else None,
         bev=None if bev is None else _bev_codes(bev, f"{path}: bev"),
         bev_grid=None if bev is None else _grid(bev, f"{path}: bev"),
+        boxes=_categories(content["boxes"], f"{path}: boxes") if "boxes" in content else None,
     )
 
 
 _RIG_KEYS = {"image_size", "intrinsics", "ego_from_cam"}
+_OPTIONAL_KEYS = {"distortion"}
 
 
 def _entries(cameras: Any, path: Path) -> dict[str, dict[str, Any]]:
@@ -182,7 +196,7 @@ def _entries(cameras: Any, path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path}: 'cameras' must be a list with at least one camera, in the order that tensors take")
     entries: dict[str, dict[str, Any]] = {}
     for number, camera in enumerate(cameras):
-        _check_keys(camera, {"name", *_RIG_KEYS}, {"name"}, f"{path}: camera {number}")
+        _check_keys(camera, {"name", *_RIG_KEYS, *_OPTIONAL_KEYS}, {"name"}, f"{path}: camera {number}")
         if camera["name"] in entries:
             raise InputError(f"{path}: two cameras are called {camera['name']!r}; names are folders, make them differ")
         entries[camera["name"]] = {key: value for key, value in camera.items() if key != "name"}
@@ -192,15 +206,15 @@ def _entries(cameras: Any, path: Path) -> dict[str, dict[str, Any]]:
 def _frame_rig(entries: dict[str, dict[str, Any]], frame: Any, where: str) -> Rig:
     _check_keys(frame, set(entries), set(), where)
     for camera, entry in frame.items():
-        _check_keys(entry, _RIG_KEYS, set(), f"{where}, camera {camera!r}")
+        _check_keys(entry, _RIG_KEYS | _OPTIONAL_KEYS, set(), f"{where}, camera {camera!r}")
     return _rig({camera: {**shared, **frame.get(camera, {})} for camera, shared in entries.items()}, where)
 
 
 def _rig(entries: dict[str, dict[str, Any]], where: str) -> Rig:
-    intrinsics, poses, sizes = [], [], []
+    intrinsics, poses, sizes, lenses = [], [], [], []
     for camera, entry in entries.items():
         at = f"{where}, camera {camera!r}"
-        _check_keys(entry, _RIG_KEYS, _RIG_KEYS, at)
+        _check_keys(entry, _RIG_KEYS | _OPTIONAL_KEYS, _RIG_KEYS, at)
         intrinsics.append(_matrix(entry["intrinsics"], 3, f"{at}: intrinsics"))
         poses.append(_matrix(entry["ego_from_cam"], 4, f"{at}: ego_from_cam"))
         size = entry["image_size"]
@@ -208,7 +222,38 @@ def _rig(entries: dict[str, dict[str, Any]], where: str) -> Rig:
             raise InputError(f"{at}: image_size is {size}; it must be [height, width] in whole pixels")
         sizes.append((size[0], size[1]))
         check_calibration(intrinsics[-1], poses[-1], sizes[-1], at)
-    return Rig(torch.stack(intrinsics), torch.stack(poses), tuple(sizes))
+        lenses.append(_lens(entry, sizes[-1], at))
+        if lenses[-1] is not None:
+            intrinsics[-1] = _straightened(lenses[-1], at)
+    return Rig(torch.stack(intrinsics), torch.stack(poses), tuple(sizes), tuple(lenses))
+
+
+def _lens(entry: dict[str, Any], size: tuple[int, int], at: str) -> Lens | None:
+    distortion = entry.get("distortion")
+    if distortion is None:
+        return None
+    _check_keys(distortion, {"model", "coefficients", "intrinsics"}, {"model", "coefficients"}, f"{at}: distortion")
+    model, coefficients = distortion["model"], distortion["coefficients"]
+    if model not in MODELS:
+        raise InputError(f"{at}: distortion: model is {model!r}; {suggest(str(model), MODELS)}")
+    if not numbers(coefficients, *MODELS[model]):
+        counts = " or ".join(map(str, MODELS[model]))
+        raise InputError(f"{at}: distortion: coefficients are {coefficients!r}; {model} takes {counts} numbers")
+    chosen = distortion.get("intrinsics")
+    if chosen is not None:
+        check_calibration(_matrix(chosen, 3, f"{at}: distortion: intrinsics"), torch.eye(4), size, f"{at}: distortion")
+    return Lens(model, tuple(map(float, coefficients)), _tuples(entry["intrinsics"]), size, _tuples(chosen))
+
+
+def _straightened(lens: Lens, at: str) -> Tensor:
+    try:
+        return pinhole_intrinsics(lens)
+    except InputError as error:
+        raise InputError(f"{at}: {error}") from None
+
+
+def _tuples(matrix: Any) -> Any:
+    return None if matrix is None else tuple(tuple(float(value) for value in row) for row in matrix)
 
 
 def _matrix(rows: Any, side: int, where: str) -> Tensor:
@@ -238,6 +283,23 @@ def _bev_codes(bev: Any, where: str) -> Codes:
     values = torch.arange(256)
     members = {name: (values >> bit & 1).bool() for bit, name in enumerate(bev["bits"])}
     return Codes(members, torch.zeros(256, dtype=torch.bool), values < 1 << len(bev["bits"]))
+
+
+def numbers(values: Any, *counts: int) -> bool:
+    """Whether it is a list of that many finite numbers."""
+    return (
+        isinstance(values, list)
+        and len(values) in counts
+        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    )
+
+
+def _categories(boxes: Any, where: str) -> tuple[str, ...]:
+    _check_keys(boxes, {"categories"}, {"categories"}, where)
+    names = boxes["categories"]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: categories is {names!r}; it must list the names that may occur in boxes/")
+    return tuple(names)
 
 
 def _id_codes(labels: Any, where: str) -> Codes:
@@ -275,9 +337,9 @@ def _check_keys(entry: Any, known: set[str], needed: set[str], where: str) -> No
             raise InputError(f"{where}: {key!r} is missing; see data/README.md for the schema")
 
 
-def _sees(rig: Rig, number: int, grid: BEVGrid) -> Tensor:
-    camera = Cameras(rig.intrinsics[None, [number]], rig.ego_from_cam[None, [number]], rig.sizes[number])
-    return ground_pixels(camera, grid)[1]
+def _sees(camera: Cameras, grid: BEVGrid) -> bool:
+    above = camera.ego_from_cam[0, 0, 2, 3] > 0  # from below the ground shows nothing
+    return bool(above) and bool(ground_pixels(camera, grid)[1].any())
 
 
 def _bounds(grid: BEVGrid) -> str:

@@ -1,4 +1,4 @@
-"""Camera folders: one's own data, calibrated pictures with labels in the pictures or from above.
+"""Camera folders: one's own data, calibrated pictures with labels in the pictures, from above, or as 3D boxes.
 
 ``data/README.md`` describes the folder. Pictures come at the network's size; label pictures stay at their own, so that
 ground truth does not suffer from a small network, and are laid onto the ground on the device, a batch at a time.
@@ -16,19 +16,21 @@ from torch.utils.data import Dataset
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.frames import Frames
-from bevreshape.data.truth import MapTruth, PictureTruth
+from bevreshape.data.truth import BoxTruth, MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 
 
 class ClassSpec(TypedDict):
-    """Where the target of one class comes from; both may be described, so that one word switches between them."""
+    """Where the target of one class comes from; several may be described, so that one word switches between them."""
 
-    source: Literal["ipm", "bev"]
+    source: Literal["ipm", "bev", "boxes"]
     labels: NotRequired[Sequence[str]]
     """For ``ipm``: names of picture labels that count as this class."""
     bev: NotRequired[Sequence[str]]
     """For ``bev``: names of the BEV truth that count as this class."""
+    boxes: NotRequired[Sequence[str]]
+    """For ``boxes``: categories of the 3D boxes that count as this class."""
 
 
 def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
@@ -40,10 +42,11 @@ def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
     above = tuple(calibration.bev.members) if calibration.bev else ()
     pictured = tuple(calibration.labels.members) if calibration.labels else ()
     classes: dict[str, ClassSpec] = {name: {"source": "bev", "bev": [name]} for name in above}
+    classes |= {name: {"source": "boxes", "boxes": [name]} for name in calibration.boxes or () if name not in classes}
     classes |= {name: {"source": "ipm", "labels": [name]} for name in pictured if name not in classes}
     if not classes:
         raise InputError(
-            f"{calibration.path}: it names no labels and no bev truth, so there is nothing to train on; add a section"
+            f"{calibration.path}: it names no labels, no bev truth and no boxes, so there is nothing to train on; add a section"
         )
     return classes
 
@@ -69,12 +72,14 @@ def read_split(path: Path) -> list[str]:
 
 
 def _by_source(classes: Mapping[str, ClassSpec], source: str) -> dict[str, Sequence[str]]:
-    key = {"ipm": "labels", "bev": "bev"}[source]
+    keys = {"ipm": "labels", "bev": "bev", "boxes": "boxes"}
+    key = keys[source]
     chosen: dict[str, Sequence[str]] = {}
     for name, spec in classes.items():
-        if spec["source"] not in ("ipm", "bev"):
+        if spec["source"] not in keys:
             raise InputError(
-                f"class {name!r}: source is {spec['source']!r}; it is 'ipm' (labels of pictures) or 'bev' (truth from above)"
+                f"class {name!r}: source is {spec['source']!r}; it is 'ipm' (labels of pictures), 'bev' (truth from above) "
+                "or 'boxes' (3D boxes)"
             )
         if spec["source"] == source:
             if not spec.get(key):
@@ -86,12 +91,15 @@ def _by_source(classes: Mapping[str, ClassSpec], source: str) -> dict[str, Seque
 
 
 class LabelledFrames(Dataset[Sample]):
-    """Frames with what their targets are made from: ``labels`` and ``label_intrinsics``, ``bev``, or both."""
+    """Frames with what their targets are made from: ``labels`` and ``label_intrinsics``, ``bev``, ``boxes``."""
 
-    def __init__(self, frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None) -> None:
+    def __init__(
+        self, frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None, boxes: BoxTruth | None
+    ) -> None:
         self.frames = frames
         self._pictures = pictures
         self._truth = truth
+        self._boxes = boxes
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -104,6 +112,8 @@ class LabelledFrames(Dataset[Sample]):
             extras["label_intrinsics"] = self.frames.calibration.of(sample["name"]).intrinsics.float()
         if self._truth is not None:
             extras["bev"] = self._truth.read(sample["name"])
+        if self._boxes is not None:
+            extras["boxes"] = self._boxes.read(sample["name"])
         return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() takes the extras out again
 
 
@@ -111,11 +121,11 @@ class FolderSource:
     """A camera folder as a source of labelled rigs (a :class:`~bevreshape.data.batch.BEVSource`).
 
     Args:
-        root: the folder, with ``images/``, ``calibration.json``, and ``labels/`` or ``bev/`` or both.
+        root: the folder, with ``images/``, ``calibration.json``, and ``labels/``, ``bev/`` or ``boxes/``.
         grid: the cells that are wanted.
         image_size: (H, W) that the network wants.
         classes: for every target class, where it comes from; left out, all that the calibration names, those of the
-            truth from above before labels of the same name.
+            truth from above before boxes, and boxes before labels of the same name.
         splits: for ``train``, ``val`` and ``test``, a file of frame names, one a line, relative to ``root``.
         allow_missing: see :class:`Frames`.
 
@@ -147,9 +157,10 @@ class FolderSource:
         self.classes = tuple(classes)
         self.calibration.check_views(grid)
         self.camera_names = self.calibration.cameras
-        ipm, bev = _by_source(classes, "ipm"), _by_source(classes, "bev")
+        ipm, bev, boxes = (_by_source(classes, source) for source in ("ipm", "bev", "boxes"))
         self._pictures = PictureTruth(self.root / "labels", self.calibration, ipm) if ipm else None
         self._truth = MapTruth(self.root / "bev", self.calibration, bev, grid) if bev else None
+        self._boxes = BoxTruth(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
         self._splits = dict(splits)
         self._allow_missing = allow_missing
 
@@ -173,7 +184,7 @@ class FolderSource:
             names=read_split(self.root / self._splits[name]),
             allow_missing=self._allow_missing,
         )
-        return LabelledFrames(frames, self._pictures, self._truth)
+        return LabelledFrames(frames, self._pictures, self._truth, self._boxes)
 
     def finish(self, batch: Batch) -> Batch:
         """Make ``target`` and ``valid`` on the batch's device; augment only afterwards."""
@@ -187,6 +198,8 @@ class FolderSource:
             )
         if self._truth is not None:
             planes |= self._truth.lay(batch.pop("bev"))
+        if self._boxes is not None:
+            planes |= self._boxes.lay(batch.pop("boxes"))
         batch["target"] = torch.stack([planes[name][0] for name in self.classes], dim=1)
         batch["valid"] = torch.stack([planes[name][1] & looks for name in self.classes], dim=1)
         return batch

@@ -116,7 +116,7 @@ class Frames(Dataset[Sample]):
             else:
                 picture = read_picture(path)
                 check_size(path, picture, size, self.calibration.path)
-            picture, fitted = fit_picture(picture, rig.intrinsics[number], self.image_size)
+            picture, fitted = fit_picture(picture, rig.intrinsics[number], self.image_size, rig.lenses[number])
             images.append(picture)
             intrinsics.append(fitted)
             mask.append(path is not None)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bevreshape.errors import InputError
+from bevreshape.geometry import Lens, pinhole_intrinsics
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
+from bevreshape.geometry.ipm import sample
+from bevreshape.geometry.lens import source_pixels
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """Of the files that count as pictures, in lower case."""
@@ -92,14 +96,18 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def fit_picture(
-    picture: UInt8[Tensor, "3 h w"], intrinsics: Tensor, image_size: tuple[int, int]
+    picture: UInt8[Tensor, "3 h w"], intrinsics: Tensor, image_size: tuple[int, int], lens: Lens | None = None
 ) -> tuple[UInt8[Tensor, "3 H W"], Tensor]:
     """Bring a picture to the network's size, and its intrinsics (3, 3) along.
 
     Resized, antialiased, until it covers ``image_size``; what is too high is cut off the top, where the sky is, and
-    what is too wide off both sides.
+    what is too wide off both sides. With a lens it is undistorted on the way, and the intrinsics are those of its
+    pinhole picture.
     """
     old_size = (picture.shape[1], picture.shape[2])
+    if lens is not None:
+        fitted = fit_intrinsics(intrinsics, old_size, image_size)
+        return _fit_bent(picture, lens, fitted, image_size), fitted
     new_size, top, left = _fit(old_size, image_size)
     if new_size != old_size:
         picture = F.interpolate(picture[None], new_size, mode="bilinear", antialias=True)[0]
@@ -119,6 +127,50 @@ def reduction(picture_size: tuple[int, int], image_size: tuple[int, int]) -> int
     (high, wide), _, _ = _fit(picture_size, image_size)
     factors = (factor for factor in (8, 4, 2) if not any(side % factor for side in picture_size))
     return next((f for f in factors if picture_size[0] >= f * high and picture_size[1] >= f * wide), 1)
+
+
+def straighten(picture: UInt8[Tensor, "3 H W"], lens: Lens) -> UInt8[Tensor, "3 H W"]:
+    """The pinhole picture of a stored one, bilinear; its intrinsics are the lens' ``pinhole_intrinsics``."""
+    return fit_picture(picture, pinhole_intrinsics(lens), lens.image_size, lens)[0]
+
+
+def straighten_codes(codes: UInt8[Tensor, "H W"], lens: Lens) -> UInt8[Tensor, "H W"]:
+    """The pinhole label picture of a stored one: of every pixel the nearest."""
+    return codes.flatten()[_nearest(lens)].reshape(codes.shape)
+
+
+def _fit_bent(picture: Tensor, lens: Lens, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Read a stored picture where the pixels of a pinhole picture look: two by two for each, unless it is hardly shrunk,
+    in the stored picture shrunk, antialiased, to about that density."""
+    ratio = min(old / new for old, new in zip(lens.image_size, image_size, strict=True))
+    over = 1 if ratio < 1.25 else 2
+    if ratio > over:
+        height, width = (round(side * over / ratio) for side in lens.image_size)
+        picture = F.interpolate(picture[None], (height, width), mode="bilinear", antialias=True)[0]
+    pixels = _sources(
+        lens, (picture.shape[1], picture.shape[2]), image_size, over, tuple(intrinsics.flatten().tolist())
+    )
+    read = sample(picture[None, None].float(), pixels[None, None])[0]  # 1 3 over·H over·W
+    return F.avg_pool2d(read, over)[0].round().byte()
+
+
+@lru_cache(maxsize=16)
+def _sources(
+    lens: Lens, size: tuple[int, int], image_size: tuple[int, int], over: int, intrinsics: tuple[float, ...]
+) -> Tensor:
+    """Where in the stored picture, resized to ``size``, ``over`` by ``over`` points of every pixel are: float32 (…, 2)."""
+    finer = resize_intrinsics(torch.tensor(intrinsics, dtype=torch.float64).reshape(3, 3), over, over)
+    pixels = source_pixels(lens, finer, (image_size[0] * over, image_size[1] * over))
+    scale = torch.tensor([size[1] / lens.image_size[1], size[0] / lens.image_size[0]], dtype=torch.float64)
+    return (scale * (pixels + 0.5) - 0.5).float()
+
+
+@lru_cache(maxsize=16)
+def _nearest(lens: Lens) -> Tensor:
+    """For every pixel of the pinhole picture, row by row, the number of the stored one."""
+    height, width = lens.image_size
+    u, v = source_pixels(lens, pinhole_intrinsics(lens), lens.image_size).round().int().flatten(0, 1).unbind(-1)
+    return v.clamp(0, height - 1) * width + u.clamp(0, width - 1)
 
 
 def _fit(picture_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:

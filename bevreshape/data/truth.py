@@ -1,18 +1,22 @@
-"""What targets are made from: labels of pictures, laid onto the ground, or truth from above."""
+"""What targets are made from: labels of pictures, laid onto the ground, truth from above, or 3D boxes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from bevreshape.data.calibration import Calibration, Codes
+from bevreshape.data.boxes import read_boxes
+from bevreshape.data.calibration import Calibration
 from bevreshape.data.frames import camera_folders, check_size, files_by_frame
-from bevreshape.data.pictures import read_codes
-from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras, labels_to_bev
+from bevreshape.data.pictures import read_codes, straighten_codes
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras, footprints, labels_to_bev
 from bevreshape.geometry.ipm import VOID
+
+Found = TypeVar("Found")
 
 
 def matching_cells(stored: BEVGrid, wanted: BEVGrid, where: str) -> tuple[list[int], list[int]]:
@@ -44,10 +48,10 @@ def matching_cells(stored: BEVGrid, wanted: BEVGrid, where: str) -> tuple[list[i
     return cells[:, 0, 1].tolist(), cells[0, :, 0].tolist()
 
 
-def _explained(codes: Codes | None, path: Path, section: str, classes: Mapping[str, Sequence[str]]) -> Codes:
-    if codes is None:
+def _explained(found: Found | None, path: Path, section: str, classes: Mapping[str, Sequence[str]]) -> Found:
+    if found is None:
         raise InputError(f"{path}: there is no {section!r} section, but {', '.join(classes)} is made from it; add it")
-    return codes
+    return found
 
 
 def _ids(values: Tensor) -> list[int]:
@@ -75,7 +79,7 @@ class PictureTruth:
         self._classes = {name: _ids(codes.any_of(names, f"class {name!r}")) for name, names in classes.items()}
 
     def read(self, name: str, camera_mask: Tensor) -> UInt8[Tensor, "n H W"]:
-        """The label pictures of a frame, void beyond their edge and where a camera is missing."""
+        """The label pictures of a frame, undistorted, void beyond their edge and where a camera is missing."""
         rig = self._calibration.of(name)
         canvas = torch.full((len(self._files), *self._calibration.largest_size), VOID, dtype=torch.uint8)
         for number, (files, size) in enumerate(zip(self._files, rig.sizes, strict=True)):
@@ -89,7 +93,8 @@ class PictureTruth:
             labels = read_codes(files[name])
             check_size(files[name], labels, size, self._calibration.path)
             self._codes.check(labels, files[name])
-            canvas[number, : size[0], : size[1]] = labels
+            lens = rig.lenses[number]
+            canvas[number, : size[0], : size[1]] = labels if lens is None else straighten_codes(labels, lens)
         return canvas
 
     def lay(self, labels: Tensor, cameras: Cameras, grid: BEVGrid) -> dict[str, tuple[Tensor, Tensor]]:
@@ -141,3 +146,43 @@ class MapTruth:
         values = truth.long()
         known = ~self._codes.void.to(values.device)[values]
         return {name: (table.to(values.device)[values] & known, known) for name, table in self._classes.items()}
+
+
+class BoxTruth:
+    """3D boxes: a class is in the cells whose centre lies in the footprint of one of its boxes, and known everywhere.
+
+    Args:
+        folder: of ``<frame>.json``.
+        calibration: lists the categories.
+        classes: for every class, the categories that count as it.
+        grid: the cells that are wanted.
+
+    Raises:
+        InputError: when the calibration lists no categories, or a name is none of them.
+    """
+
+    def __init__(
+        self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]], grid: BEVGrid
+    ) -> None:
+        self._categories = _explained(calibration.boxes, calibration.path, "boxes", classes)
+        for name, categories in classes.items():
+            for category in categories:
+                if category not in self._categories:
+                    raise InputError(
+                        f"class {name!r}: {category!r} is no category of this folder's boxes; "
+                        f"{suggest(category, self._categories)}"
+                    )
+        self._folder = folder
+        self._classes = dict(classes)
+        self._grid = grid
+
+    def read(self, name: str) -> Bool[Tensor, "k R C"]:
+        """The classes of a frame on the wanted cells."""
+        boxes = read_boxes(self._folder / f"{name}.json", self._categories)
+        cells = footprints(boxes.from_above, self._grid)
+        return torch.stack([cells[boxes.among(names)].any(0) for names in self._classes.values()])
+
+    def lay(self, planes: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """For every class, target and where it is known, both (b, rows, cols)."""
+        known = torch.ones_like(planes[:, 0])
+        return {name: (plane, known) for name, plane in zip(self._classes, planes.unbind(1), strict=True)}

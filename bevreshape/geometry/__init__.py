@@ -1,15 +1,20 @@
 """Cameras, the ground, and the way between them. The conventions are in :mod:`bevreshape.geometry.cameras`."""
 
 from bevreshape.geometry.cameras import Cameras, check_calibration
+from bevreshape.geometry.footprints import footprints
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import bev_to_picture, ground_pixels, labels_to_bev, picture_to_bev
+from bevreshape.geometry.lens import Lens, pinhole_intrinsics
 
 __all__ = [
     "BEVGrid",
     "Cameras",
+    "Lens",
     "bev_to_picture",
     "check_calibration",
+    "footprints",
     "ground_pixels",
     "labels_to_bev",
     "picture_to_bev",
+    "pinhole_intrinsics",
 ]

@@ -9,6 +9,7 @@ All of it is computed in float32 (float64 if given), whatever the precision of t
 place of matrix multiplications, which TF32 or autocast would round to ten bits.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -255,18 +256,24 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
     if max(fx, fy) < 0.1 * max(width, height):
         raise InputError(
             f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for a picture of {width}×{height}; they must be in pixels, "
-            "not millimetres or normalised"
+            + (
+                f"and look normalised: multiply the first row by {width} and the second by {height}"
+                if max(abs(cx), abs(cy)) <= 1
+                else "not millimetres or normalised"
+            )
         )
     if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
         raise InputError(
             f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the picture of {width}×{height} pixels; the intrinsics "
-            "are for another picture size: scale them, or state the size they were measured at"
+            f"are for another picture size: {size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
     # A window cut out of a picture moves the principal point on one axis or both, but hardly into a corner.
-    if cx < 0.35 * (width - 1) and cy < 0.35 * (height - 1):
+    across, down = cx / (width - 1), cy / (height - 1)
+    if (across < 0.35 and down < 0.35) or (across > 0.9 and down > 0.9):
         raise InputError(
-            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the upper left corner of the picture of {width}×{height} "
-            "pixels; the intrinsics are for another picture size: scale them, or state the size they were measured at"
+            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the {'upper left' if down < 0.5 else 'lower right'} corner of the picture of {width}×{height} "
+            f"pixels; the intrinsics are for another picture size: "
+            f"{size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
 
 
@@ -284,7 +291,7 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
     if determinant < 0:
         raise InputError(
             f"{at}: the rotation of ego_from_cam is mirrored (det={determinant:.3f}); it must be 1: the camera frame is x right, "
-            "y down, z forward and the ego frame x forward, y left, z up"
+            f"y down, z forward and the ego frame x forward, y left, z up; {_mirrored_axis(rotation)}"
         )
     error = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype)).abs().max().item()
     if error > 1e-3:  # its transpose is taken for its inverse: 1e-3 is half a pixel at a focal length of 1000
@@ -294,10 +301,48 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
         )
     distance = translation.norm().item()
     if distance > extent_m:
+        unit = length_unit(pose)
+        meant = (
+            f"it looks like {unit[0]}: divide its last column by {unit[1]}"
+            if unit
+            else "is it in millimetres, or a pose in the world?"
+        )
         raise InputError(
             f"{at}: the camera stands {distance:g} from the ego origin, more than {extent_m:g} m; ego_from_cam must be in metres "
-            "(is it in millimetres, or a pose in the world?)"
+            f"({meant})"
         )
+
+
+def _mirrored_axis(rotation: Tensor) -> str:
+    if rotation[2, 1] > 0.5:
+        return "here the camera's y points up"
+    return "here the camera's x points left, its z back, or the ego frame's y right"
+
+
+def length_unit(ego_from_cam: Tensor) -> tuple[str, int] | None:
+    """The unit in which the translation of a pose (4, 4) would be that of a camera on a vehicle, and how many are a metre.
+
+    ``None`` where metres will do, or no unit.
+    """
+    height, distance = ego_from_cam[2, 3].item(), ego_from_cam[:3, 3].norm().item()
+    for unit, per_metre in (("millimetres", 1000), ("centimetres", 100)):
+        if 0.4 <= height / per_metre <= 5 and distance / per_metre <= 20:
+            return unit, per_metre
+    return None
+
+
+def size_meant(cx: float, cy: float, width: int, height: int) -> str | None:
+    """The picture size that a principal point is in the middle of, in words; ``None`` where it is not plainly another.
+
+    Plainly: farther than a fifth from the middle, by the same factor on both axes.
+    """
+    ratios = (2 * cx + 1) / width, (2 * cy + 1) / height
+    ratio = sum(ratios) / 2
+    if min(ratios) <= 0 or max(ratios) > 1.15 * min(ratios) or 0.8 <= ratio <= 1.25:
+        return None
+    simple = min((1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 4 / 3, 3 / 2, 2, 3, 4), key=lambda s: abs(math.log(ratio / s)))
+    size = f"{round(width * simple)}×{round(height * simple)}"
+    return f"they fit one of about {size}; multiply their first two rows by {1 / simple:.3g}, or state that size"
 
 
 def _rows(values: Tensor) -> str:

@@ -66,15 +66,10 @@ def corners(boxes: Floats) -> Floats:
     """Rings (k, 5, 2) of footprints.
 
     Args:
-        boxes: (k, 5): x, y, yaw in radians counter-clockwise seen from above, length and width, in metres.
+        boxes: (k, 5), as :func:`~bevreshape.geometry.footprints.footprints` takes them.
     """
     ahead = np.stack([np.cos(boxes[:, 2]), np.sin(boxes[:, 2])], axis=1)
     left = np.stack([-ahead[:, 1], ahead[:, 0]], axis=1)
     along = np.array([0.5, -0.5, -0.5, 0.5, 0.5])[:, None] * boxes[:, None, 3:4]
     across = np.array([0.5, 0.5, -0.5, -0.5, 0.5])[:, None] * boxes[:, None, 4:5]
     return boxes[:, None, :2] + along * ahead[:, None] + across * left[:, None]
-
-
-def footprints(boxes: Floats, grid: BEVGrid) -> NDArray[np.bool_]:
-    """The cells (k, rows, cols) whose centres lie in the footprints of boxes, see :func:`corners`."""
-    return wind(list(corners(boxes)), np.arange(len(boxes)), len(boxes), grid) != 0

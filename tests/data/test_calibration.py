@@ -1,4 +1,5 @@
 import json
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from bevreshape.data.boxes import read_boxes
 from bevreshape.data.calibration import read_calibration
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -94,7 +96,42 @@ def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
         (with_camera(intrinsics=[[-100, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "mirror the picture"),
         (with_camera(ego_from_cam=pose(r10=1)), "mirrored"),
         (with_camera(ego_from_cam=pose(r10=0)), "singular"),
-        (with_camera(ego_from_cam=pose(r03=1500, r23=1400)), "must be in metres"),
+        (
+            with_camera(ego_from_cam=pose(r03=1500, r23=1400)),
+            "must be in metres .*millimetres: divide its last column by 1000",
+        ),
+        (
+            with_camera(ego_from_cam=pose(r03=150, r23=140)),
+            "must be in metres .*centimetres: divide its last column by 100",
+        ),
+        (with_camera(ego_from_cam=pose(r03=4e5, r23=12)), "must be in metres .*or a pose in the world"),
+        (with_camera(ego_from_cam=pose(r21=1)), "mirrored .*the camera's y points up"),
+        (with_camera(ego_from_cam=pose(r10=1)), "mirrored .*x points left, its z back, or the ego frame's y right"),
+        (
+            with_camera(intrinsics=[[200, 0, 159.5], [0, 200, 89.5], [0, 0, 1]]),
+            "another picture size: they fit one of about 320×180; multiply their first two rows by 0.5",
+        ),
+        (
+            with_camera(intrinsics=[[0.625, 0, 0.5], [0, 1.11, 0.5], [0, 0, 1]]),
+            "look normalised: multiply the first row by 160 and the second by 90",
+        ),
+        (with_camera(distortion=[0.1, 0, 0, 0]), "distortion: this is list, it must be an object with"),
+        (with_camera(distortion={"model": "opencv"}), "distortion: 'coefficients' is missing"),
+        (
+            with_camera(distortion={"model": "fish-eye", "coefficients": [0] * 4}),
+            r"distortion: model is 'fish-eye'; did you mean fisheye\?",
+        ),
+        (
+            with_camera(distortion={"model": "opencv", "coefficients": [0] * 6}),
+            r"coefficients are \[0, 0, 0, 0, 0, 0\]; opencv takes 4 or 5 or 8 numbers",
+        ),
+        (with_camera(distortion={"model": "fisheye", "coefficients": [0, 0, 0, "k"]}), "fisheye takes 4 numbers"),
+        (
+            with_camera(distortion={"model": "opencv", "coefficients": [-0.9, 0, 0, 0]}),
+            r"camera 'front': the distortion opencv \[-0.9, 0, 0, 0\] cannot be undone from pixel \(0, 0\) to \(159, 0\)",
+        ),
+        ({**with_camera(), "boxes": {"categories": []}}, "boxes: categories is \\[\\]; it must list the names"),
+        ({**with_camera(), "boxes": {"names": ["car"]}}, "boxes: 'names' is no key here"),
         (with_camera(ego_from_cam=pose(r23=float("nan"))), "NaN or infinity"),
         ({**with_camera(), "labels": {"ids": {"x": "road"}}}, "labels: 'x' is not an id"),
         ({**with_camera(), "labels": {"ids": {"256": "road"}}}, "labels: '256' is not an id"),
@@ -114,3 +151,35 @@ def test_a_camera_that_never_sees_the_grid_is_refused(tmp_path: Path) -> None:
     calibration.check_views(BEVGrid((0, 20), (-5, 5), 0.5))
     with pytest.raises(InputError, match=r"camera 'front' never sees the grid.*looks along \(1.00, 0.00, 0.00\)"):
         calibration.check_views(BEVGrid((-20, 0), (-5, 5), 0.5))
+
+    turned = [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1]]
+    inverse = torch.linalg.inv(torch.tensor(turned, dtype=torch.float64)).tolist()
+    wrong = read_calibration(saved(tmp_path, with_camera(ego_from_cam=inverse)))
+    with pytest.raises(InputError, match=r"never sees the grid.*wrong way round, as cam_from_ego; invert it"):
+        wrong.check_views(BEVGrid((0, 20), (-5, 5), 0.5))
+
+
+def test_distortion_is_undone_to_a_pinhole_camera(tmp_path: Path) -> None:
+    distortion = {"model": "opencv", "coefficients": [-0.2, 0.03, 0, 0]}
+    content = with_camera(distortion=distortion)
+    content["frames"] = {"7": {"front": {"distortion": None}}}
+    calibration = read_calibration(saved(tmp_path, content))
+    rig, plain = calibration.of("1"), calibration.of("7")
+    assert plain.lenses == (None,)
+    assert plain.intrinsics[0].tolist() == CAMERA["intrinsics"]
+    (lens,) = rig.lenses
+    assert lens is not None
+    assert lens.intrinsics == ((100, 0, 79.5), (0, 100, 44.5), (0, 0, 1))
+    assert 80 < rig.intrinsics[0, 0, 0] < 100, "a barrel shows more than the pinhole camera of the same focal length"
+    chosen = [[90.0, 0, 79.5], [0, 98.0, 44.5], [0, 0, 1.0]]
+    own = with_camera(distortion={**distortion, "intrinsics": chosen})
+    assert read_calibration(saved(tmp_path, own)).of("1").intrinsics[0].tolist() == chosen
+
+
+def test_the_documented_files_are_read(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "data/README.md").read_text()
+    calibration_json, boxes_json = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    calibration = read_calibration(saved(tmp_path, calibration_json))
+    assert calibration.of("000001").lenses[0] is not None
+    (tmp_path / "boxes.json").write_text(boxes_json)
+    assert len(read_boxes(tmp_path / "boxes.json", calibration.boxes or ()).categories) == 1

@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from commands import TINY
 from PIL import Image
 from torch.utils.data import default_collate
 
@@ -348,6 +350,10 @@ def test_bad_lists_are_refused(one: Builder, spoil, says: str) -> None:
         ({"classes": {"x": {"source": "ipm", "bev": ["vehicle"]}}}, r"class 'x': its source is 'ipm' but 'labels' is"),
         ({"classes": {"x": {"source": "ipm", "labels": ["rode"]}}}, r"class 'x': 'rode' is not labelled .* mean road"),
         ({"classes": {"x": {"source": "bev", "bev": ["car"]}}}, r"class 'x': 'car' is not labelled"),
+        (
+            {"classes": {"x": {"source": "boxes", "boxes": ["car"]}}},
+            "no 'boxes' section, but x is made from it; add it",
+        ),
         ({"classes": {}}, "classes is empty"),
         ({"grid": BEVGrid((-8, -2), (-3, 3), 0.5)}, "camera 'front' never sees the grid"),
         ({"grid": BEVGrid((2, 8), (-3, 3), 1.0)}, "cannot be read on 6×6 cells"),
@@ -373,3 +379,119 @@ def test_several_cameras_need_their_folders(two: Builder) -> None:
     (two.root / "images/right").rename(two.root / "images/rihgt")
     with pytest.raises(InputError, match=r"right: there is no such folder, but calibration.json lists camera 'right'"):
         Frames(two.root / "images", two.source().calibration, (30, 40))
+
+
+def with_boxes(builder: Builder) -> dict[str, Any]:
+    """Random boxes in every frame, and classes made of them."""
+    builder.content["boxes"] = {"categories": ["car", "van", "person"]}
+    builder.calibrate()
+    (builder.root / "boxes").mkdir()
+    for name in "abc":
+        boxes = [
+            {
+                "category": str(builder.random.choice(["car", "van", "person"])),
+                "center_m": builder.random.uniform([2, -3, 0], [8, 3, 1]).tolist(),
+                "size_m": builder.random.uniform(0.5, 3, 3).tolist(),
+                "yaw_deg": builder.random.uniform(-200, 200),
+            }
+            for _ in range(6)
+        ]
+        (builder.root / f"boxes/{name}.json").write_text(json.dumps(boxes))
+    return {
+        "vehicle": {"source": "boxes", "boxes": ["car", "van"], "bev": ["vehicle"]},
+        "person": {"source": "boxes", "boxes": ["person"]},
+    }
+
+
+def test_targets_of_boxes_equal_a_loop_over_cells(one: Builder) -> None:
+    batch = finished(one.source(classes=with_boxes(one)))
+    for number, name in enumerate("abc"):
+        shown = batch["intrinsics"][number, 0].double().numpy()
+        boxes = json.loads((one.root / f"boxes/{name}.json").read_text())
+        for cell in np.ndindex(GRID.shape):
+            place = np.array([8.0 - (cell[0] + 0.5) * 0.5, 3.0 - (cell[1] + 0.5) * 0.5])
+            inside_of = set()
+            for box in boxes:
+                yaw = np.radians(box["yaw_deg"])
+                along, across = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]]) @ (
+                    place - box["center_m"][:2]
+                )
+                if abs(along) <= box["size_m"][0] / 2 and abs(across) <= box["size_m"][1] / 2:
+                    inside_of.add(box["category"])
+            assert batch["target"][number, 0][cell] == bool(inside_of & {"car", "van"})
+            assert batch["target"][number, 1][cell] == ("person" in inside_of)
+            looks = inside(pixel_of(cell, shown, one.cameras["front"]), 30, 40)
+            assert batch["valid"][number, :, *cell].tolist() == [looks, looks]
+
+
+def test_boxes_are_classes_by_themselves_and_one_of_three_sources(one: Builder) -> None:
+    classes = with_boxes(one)
+    assert {"car", "van", "person"} <= set(one.source(classes=None).classes)
+    vehicle = {**classes["vehicle"], "source": "bev"}
+    assert torch.equal(
+        finished(one.source(classes={"vehicle": vehicle}))["target"][:, 0], finished(one.source())["target"][:, 1]
+    )
+    with pytest.raises(InputError, match=r"class 'x': 'cra' is no category of this folder's boxes; did you mean car"):
+        one.source(classes={"x": {"source": "boxes", "boxes": ["cra"]}})
+    (one.root / "boxes/a.json").unlink()
+    with pytest.raises(InputError, match=r"boxes/a.json: there is no such file; write the frame's boxes"):
+        one.source(classes=classes).prepare()
+
+
+def test_labels_of_a_bent_picture_lie_where_opencv_sees_the_ground(one: Builder) -> None:
+    """What a cell's centre shows is looked up in the stored label, through OpenCV's distortion."""
+    coefficients = [-0.25, 0.05, 0.002, -0.001]
+    one.content["cameras"][0]["distortion"] = {"model": "opencv", "coefficients": coefficients}
+    one.calibrate()
+    source = one.source()
+    batch = finished(source)
+    pinhole = source.calibration.of("a").intrinsics[0].numpy()
+    cam_from_ego = np.linalg.inv(one.cameras["front"])
+    compared = 0
+    for number, name in enumerate("abc"):
+        shown = batch["intrinsics"][number, 0].double().numpy()
+        for cell in np.ndindex(GRID.shape):
+            ground = np.array([8.0 - (cell[0] + 0.5) * 0.5, 3.0 - (cell[1] + 0.5) * 0.5, 0.0])
+            seen = inside(pixel_of(cell, pinhole, one.cameras["front"]), *SIZE)
+            if not seen:
+                assert not batch["valid"][number, 0][cell]
+                continue
+            turn, _ = cv2.Rodrigues(cam_from_ego[:3, :3])
+            spot, _ = cv2.projectPoints(ground, turn, cam_from_ego[:3, 3], INTRINSICS, np.array(coefficients))
+            u, v = spot.ravel()
+            assert -0.6 < u < SIZE[1] - 0.4, "every pixel of the undistorted picture has a source"
+            assert -0.6 < v < SIZE[0] - 0.4
+            around = one.labels[name, "front"][
+                max(0, round(v - 1.2)) : round(v + 1.2) + 1, max(0, round(u - 1.2)) : round(u + 1.2) + 1
+            ]
+            if len(np.unique(around)) > 1:
+                continue  # within the rounding of two nearest pixels of another label
+            compared += 1
+            label, looks = around.flat[0], inside(pixel_of(cell, shown, one.cameras["front"]), 30, 40)
+            assert batch["valid"][number, 0][cell] == (label not in (11, 255) and looks)
+            assert batch["target"][number, 2][cell] == (label in (2, 7))
+    assert compared > 100
+
+
+def test_a_bent_folder_with_boxes_goes_through_the_commands(command, one: Builder, tmp_path: Path) -> None:
+    with_boxes(one)
+    one.content["cameras"][0]["distortion"] = {"model": "opencv", "coefficients": [-0.25, 0.05, 0.002, -0.001]}
+    one.calibrate()
+    one.list("val", "bc")
+    sizes = ("data.image_size=[32,64]", "data.grid.forward_m=[2,8]", "data.grid.left_m=[-3,3]", "data.grid.cell_m=0.5")
+    small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
+    classes = "data.classes={vehicle: {source: boxes, boxes: [car, van]}, road: {source: ipm, labels: [road]}}"
+    ended = command(
+        "train", *small, "data=folder", f"data.root={one.root}", *sizes, classes, "data.batch_size=2", "head.upsample=1",
+        "trainer.max_steps=2", "trainer.val_check_interval=1", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    best = f"checkpoint={tmp_path}/run/checkpoints/best.ckpt"
+    ended = command("evaluate", best)
+    assert ended.code == 0, ended.err
+    ended = command("predict", best, f"input={one.root}", "loader_workers=0", "out=out")
+    assert ended.code == 0, ended.err
+    with np.load(tmp_path / "out/a.npz") as arrays:
+        assert list(arrays["classes"]) == ["vehicle", "road"]
+        looks = finished(one.source(classes={"vehicle": {"source": "boxes", "boxes": ["car"]}}, image_size=(32, 64)))
+        np.testing.assert_array_equal(arrays["valid"], looks["valid"][0, 0].numpy())

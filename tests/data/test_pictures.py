@@ -8,8 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from bevreshape.data.pictures import fit_picture, picture_size, read_codes, read_picture, reduction
+from bevreshape.data.pictures import (
+    fit_picture,
+    picture_size,
+    read_codes,
+    read_picture,
+    reduction,
+    straighten,
+    straighten_codes,
+)
 from bevreshape.errors import InputError
+from bevreshape.geometry import Lens, pinhole_intrinsics
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -173,3 +182,79 @@ def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same(tmp_path: Path) -> N
     assert reduction((161, 320), (40, 80)) == 1  # would not divide
     png = saved(tmp_path / "large.png", smooth)
     assert read_picture(png, (40, 80)).shape[1:] == (160, 320)
+
+
+BENT = (240, 400)
+BENT_K = ((300.0, 0.0, 207.0), (0.0, 296.0, 116.0), (0.0, 0.0, 1.0))
+LENSES = {
+    "opencv": Lens("opencv", (-0.3, 0.1, 0.001, -0.002, 0.0), BENT_K, BENT),
+    "fisheye": Lens("fisheye", (0.05, -0.01, 0.0, 0.0), ((190.0, 0, 203.0), (0, 190.0, 118.0), (0, 0, 1.0)), BENT),
+}
+
+
+def opencv_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
+    k, coefficients, new = np.array(lens.intrinsics), np.array(lens.coefficients), pinhole_intrinsics(lens).numpy()
+    if lens.model == "fisheye":
+        return cv2.fisheye.initUndistortRectifyMap(k, coefficients, np.eye(3), new, BENT[::-1], cv2.CV_32FC1)
+    return cv2.initUndistortRectifyMap(k, coefficients, np.eye(3), new, BENT[::-1], cv2.CV_32FC1)
+
+
+def textured() -> np.ndarray:
+    """A picture with detail down to about four pixels."""
+    noise = np.random.default_rng(5).uniform(0, 1, (*BENT, 3)).astype(np.float32)
+    smooth = cv2.GaussianBlur(noise, (0, 0), 1.5) - 0.5
+    return np.clip(128 + 400 * smooth, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
+def test_a_stored_picture_is_undistorted_as_opencv_does(lens: Lens) -> None:
+    picture = textured()
+    expected = cv2.remap(picture, *opencv_map(lens), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found = straighten(torch.from_numpy(picture).permute(2, 0, 1), lens).permute(1, 2, 0).numpy()
+    difference = np.abs(found.astype(int) - expected)
+    assert difference.max() <= 3, "OpenCV rounds positions to a 32nd of a pixel"
+    assert difference.mean() < 0.4
+
+
+@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
+def test_labels_are_undistorted_by_the_nearest_pixel(lens: Lens) -> None:
+    codes = np.random.default_rng(6).integers(0, 256, BENT, dtype=np.uint8)
+    u, v = opencv_map(lens)
+    expected = codes[np.rint(v).astype(int), np.rint(u).astype(int)]
+    found = straighten_codes(torch.from_numpy(codes), lens).numpy()
+    rounds_alike = (np.abs(u % 1 - 0.5) > 1e-3) & (np.abs(v % 1 - 0.5) > 1e-3)
+    np.testing.assert_array_equal(found[rounds_alike], expected[rounds_alike])
+    assert rounds_alike.mean() > 0.99
+
+
+@pytest.mark.parametrize("image_size", [(96, 160), (60, 100), (70, 160), (200, 320), (120, 90)])
+@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
+def test_undistorting_and_fitting_at_once_shows_what_one_after_the_other_does(
+    lens: Lens, image_size: tuple[int, int]
+) -> None:
+    picture = torch.from_numpy(textured()).permute(2, 0, 1)
+    at_once, intrinsics = fit_picture(picture, pinhole_intrinsics(lens), image_size, lens)
+    full = cv2.remap(textured(), *opencv_map(lens), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    expected, moved = fit_picture(torch.from_numpy(full).permute(2, 0, 1), pinhole_intrinsics(lens), image_size)
+    assert torch.equal(intrinsics, moved)
+    difference = (at_once.float() - expected.float()).abs()
+    contrast = expected.float().std()
+    assert difference.mean() < 0.15 * contrast
+
+
+def test_convention_an_undistorted_picture_shows_what_its_intrinsics_say() -> None:
+    """A dot painted where OpenCV projects a point appears, undistorted and fitted, where the pinhole camera sees it."""
+    lens = LENSES["opencv"]
+    for x, y in ((0.0, 0.0), (-0.5, 0.25), (0.45, -0.3), (0.3, 0.3)):
+        ray = np.array([[[x, y, 1.0]]])
+        spot = cv2.projectPoints(ray, np.zeros(3), np.zeros(3), np.array(lens.intrinsics), np.array(lens.coefficients))
+        u, v = spot[0].ravel()
+        vv, uu = np.mgrid[0 : BENT[0], 0 : BENT[1]]
+        dot = 250 * np.exp(-((uu - u) ** 2 + (vv - v) ** 2) / (2 * 6.0**2))
+        picture = torch.from_numpy(np.repeat(dot[None], 3, 0).round().astype(np.uint8))
+        fitted, intrinsics = fit_picture(picture, pinhole_intrinsics(lens), (120, 200), lens)
+        weights = fitted[0].double().numpy()
+        rows, cols = np.mgrid[0:120, 0:200]
+        found = (weights * cols).sum() / weights.sum(), (weights * rows).sum() / weights.sum()
+        expected = intrinsics.numpy() @ [x, y, 1]
+        np.testing.assert_allclose(found, expected[:2], atol=0.15)

@@ -244,6 +244,11 @@ K, POSE = FRONT
             r"\(1632\.6, 983\) lies outside the picture of 1600×900 pixels; .*another picture size",
         ),
         (K * [[0.5], [0.5], [1]], POSE, r"\(408\.15, 245\.75\) lies in the upper left corner .*another picture size"),
+        (
+            intrinsics(2000, 2000, 1599.0, 899.0),
+            POSE,
+            r"\(1599, 899\) lies in the lower right corner .*about 3200×1800",
+        ),
         (intrinsics(6.0, 6.0, 816.0, 491.0), POSE, "fx=6, fy=6 are tiny .*millimetres or normalised"),
         (intrinsics(0.8, 1.4, 0.5, 0.5), POSE, "tiny"),
         (K, mirrored(POSE), r"mirrored \(det=-1\.000\)"),

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,160 @@ def test_a_sentence_where_nothing_can_be_checked(check_data, folder: Path, monke
     (folder / "calibration.json").write_text("{")
     assert run(check_data, monkeypatch, folder) == 1
     assert "not JSON" in capsys.readouterr().err
+
+
+def calibrated(folder: Path, **changes: object) -> dict:
+    """Change the first camera, or with ``boxes`` the section, of a folder's calibration."""
+    path = folder / "calibration.json"
+    content = json.loads(path.read_text())
+    if "boxes" in changes:
+        content["boxes"] = {"categories": changes.pop("boxes")}
+    content["cameras"][0] |= changes
+    path.write_text(json.dumps(content))
+    return content["cameras"][0]
+
+
+def with_boxes(folder: Path, *boxes: dict) -> None:
+    calibrated(folder, boxes=["car", "person"])
+    (folder / "boxes").mkdir()
+    for name in ("a", "b"):
+        (folder / f"boxes/{name}.json").write_text(json.dumps(boxes))
+
+
+CAR = {"category": "car", "center_m": [10, 2, 0.75], "size_m": [4, 2, 1.5], "yaw_deg": 90}
+
+
+def test_boxes_are_counted_and_drawn_where_they_are(check_data, folder: Path, monkeypatch, capsys) -> None:
+    with_boxes(folder, CAR, {**CAR, "category": "person", "center_m": [5, -1, 0.9], "size_m": [0.6, 0.6, 1.8]})
+    out = folder / "overlay.png"
+    assert run(check_data, monkeypatch, folder, "--out", out, "--forward", 0, 20, "--left", -10, 10, "--cell", 0.5) == 0
+    said = capsys.readouterr().out
+    (car,) = (line for line in said.splitlines() if line.strip().startswith("car"))
+    assert car.split() == ["car", "2", "4.0×2.0×1.5m", "0.0m", "10m", f"{4 * 8 / 1600:.2%}"]
+    frames = open_frames(folder, SIZE)
+    figure = check_data.overlay(
+        frames, 0, BEVGrid((0, 20), (-10, 10), 0.5), None, None, check_data.boxes_of(frames, 0, folder / "boxes")
+    )
+    in_picture, from_above = figure.axes
+    camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
+    cam_from_ego = np.linalg.inv(camera["ego_from_cam"])
+    corners = [[10 + a, 2 + b, c, 1] for a in (-1, 1) for b in (-2, 2) for c in (0, 1.5)]  # its front is to the left
+    expected = np.array([camera["intrinsics"] @ (cam_from_ego @ corner)[:3] for corner in corners])
+    drawn = next(line.get_xydata() for line in in_picture.lines if len(line.get_xydata()) == 13 * 25)
+    for u, v in expected[:, :2] / expected[:, 2:]:
+        assert np.nanmin(np.hypot(*(drawn - [u, v]).T)) < 1e-3
+    assert np.nanmax(drawn[:, 0]) == pytest.approx((expected[:, 0] / expected[:, 2]).max(), abs=1e-3)
+    outline = next(line.get_xydata() for line in from_above.lines if len(line.get_xydata()) == 8)
+    np.testing.assert_allclose([np.nanmin(outline, 0), np.nanmax(outline, 0)], [[0, 9], [4, 11]], atol=1e-9)
+    np.testing.assert_allclose(outline[-2:], [[2, 10], [4, 10]], atol=1e-9)
+
+
+def test_several_cameras_are_laid_onto_one_ground(check_data, folder: Path) -> None:
+    """A white picture to the left, a grey one to the right, both where they see the ground: a mean where both do."""
+    content = json.loads((folder / "calibration.json").read_text())
+    del content["labels"]
+    first = content["cameras"][0]
+    pose = np.array(first["ego_from_cam"])
+    cameras = []
+    for name, yaw, grey in (("left", 25, 255), ("right", -25, 100)):
+        turn = np.array([[np.cos(a := np.radians(yaw)), -np.sin(a)], [np.sin(a), np.cos(a)]])
+        turned = pose.copy()
+        turned[:2] = turn @ pose[:2]
+        cameras.append({**first, "name": name, "ego_from_cam": turned.tolist()})
+        (folder / "images" / name).mkdir()
+        Image.fromarray(np.full((*SIZE, 3), grey, np.uint8)).save(folder / f"images/{name}/a.png")
+    content["cameras"] = cameras
+    (folder / "calibration.json").write_text(json.dumps(content))
+    frames = open_frames(folder, SIZE)
+    grid = BEVGrid((0, 20), (-10, 10), 0.5)
+    together, seen = check_data.mosaic(frames, 0, grid)
+    values = {round(value.item() * 510) / 2 for value in together[0][seen]}
+    assert values == {255, 100, 177.5}
+    cells = {left: together[0, 24, int((10 - left) / 0.5)].item() * 255 for left in (4.0, 0.0, -4.0)}
+    assert cells == {4.0: pytest.approx(255), 0.0: pytest.approx(177.5), -4.0: pytest.approx(100)}
+    figure = check_data.overlay(frames, 0, grid, None, None)
+    assert len(figure.axes) == 1 + 2 * 2
+    assert figure.axes[0].get_title() == "the ground, from all cameras · a"
+
+
+def test_a_bent_picture_is_described_and_shown_straight(check_data, folder: Path, monkeypatch, capsys) -> None:
+    distortion = {"model": "opencv", "coefficients": [-0.2, 0.03, 0, 0]}
+    calibrated(folder, distortion=distortion)
+    assert run(check_data, monkeypatch, folder, "--out", folder / "overlay.png") == 0
+    said = capsys.readouterr().out
+    assert "front: opencv [-0.2, 0.03, 0, 0] moves pixels by up to" in said
+    frames = open_frames(folder, SIZE)
+    shown = check_data.read_straight(frames, 0, 0)
+    assert shown.shape == (3, *SIZE)
+    rig = frames.calibration.of("a")
+    expected = rig.intrinsics[0, 0, 2].item()  # where the white of the left half ends
+    row = shown[0, 80].numpy()
+    assert np.abs(np.interp(-0.5, -row, np.arange(160)) - expected) < 1.2
+
+
+@pytest.mark.parametrize(
+    ("boxes", "says"),
+    [
+        ([{**CAR, "yaw_deg": 0.5 * n} for n in range(6)], "no yaw_deg of 12 is above 2.50; are they radians?"),
+        ([{**CAR, "center_m": [10, 2, 2.8]}], "within 30 m stand 2.0 m above the ground"),
+        ([CAR] * 6, None),
+    ],
+)
+def test_doubtful_boxes(check_data, folder: Path, monkeypatch, capsys, boxes, says) -> None:
+    with_boxes(folder, *boxes)
+    assert run(check_data, monkeypatch, folder) == 0
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert ("doubt:" in said) == (says is not None)
+    assert says is None or says in said
+
+
+def test_a_box_that_cannot_be_is_a_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
+    with_boxes(folder, CAR)
+    (folder / "boxes/b.json").write_text(json.dumps([{**CAR, "category": "cat"}]))
+    assert run(check_data, monkeypatch, folder) == 1
+    assert "boxes/b.json: box 0: category 'cat' is not in" in capsys.readouterr().err.replace("\n", " ")
+
+
+ROBOT = [[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "code"),
+    [
+        (
+            lambda pose: np.linalg.inv(pose),
+            "doubt: camera 'front', frame 'a': .*wrong way round, as cam_from_ego; invert it",
+            0,
+        ),
+        (lambda pose: pose @ np.linalg.inv(ROBOT), "never sees the grid .*look like x forward, y left, z up", 1),
+        (lambda pose: pose @ np.diag([1, -1, -1, 1]), "never sees the grid .*look like x right, y up, z back", 1),
+        (lambda pose: pose @ np.diag([-1, 1, 1, 1]), "mirrored .*x points left", 1),
+        (lambda pose: np.diag([1, 1, 1000, 1]) @ pose, "not orthonormal", 1),
+        (lambda pose: pose + 1498.5 * np.eye(4)[2][:, None] * np.eye(4)[3], "looks like millimetres: divide", 1),
+        (lambda pose: pose + 58.5 * np.eye(4)[2][:, None] * np.eye(4)[3], "looks like centimetres", 1),
+    ],
+)
+def test_a_wrong_pose_is_named(check_data, folder: Path, monkeypatch, capsys, change, says, code) -> None:
+    camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
+    calibrated(folder, ego_from_cam=change(np.array(camera["ego_from_cam"])).tolist())
+    grid = ("--forward", 0, 20, "--left", -10, 10, "--cell", 0.5)
+    assert run(check_data, monkeypatch, folder, *grid) == code
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(says, said), said
+
+
+@pytest.mark.parametrize(
+    ("factor", "says", "code"),
+    [
+        (2, "about 320×180", 1),
+        (0.5, "about 80×45", 1),
+        (0.75, "about 120×68; multiply their first two rows by 1.33", 0),
+    ],
+)
+def test_intrinsics_of_another_size_are_named(
+    check_data, folder: Path, monkeypatch, capsys, factor, says, code
+) -> None:
+    camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
+    calibrated(folder, intrinsics=(np.array(camera["intrinsics"]) * [[factor], [factor], [1]]).tolist())
+    assert run(check_data, monkeypatch, folder) == code
+    assert says in " ".join("".join(capsys.readouterr()).split())

@@ -1,0 +1,195 @@
+"""Lenses that bend straight lines, and the pinhole pictures that are made of theirs.
+
+Forward, from the plane z = 1 of the camera frame to stored pixels, the models are Kornia's: ``opencv`` with k1, k2, p1,
+p2[, k3[, k4, k5, k6]] (Brown-Conrady, rational with eight), ``fisheye`` with k1 to k4 (Kannala-Brandt), both as OpenCV
+defines them. A picture is undone by asking, for every pixel of the pinhole picture, where its ray appears in the stored
+one; that needs the forward model alone. Only the edge of the stored picture is followed backwards, once a lens, to find
+the pinhole picture that it fills.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from jaxtyping import Bool, Float
+from kornia.geometry.calibration import distort_points
+from kornia.geometry.camera import distort_points_kannala_brandt
+from torch import Tensor
+
+from bevreshape.errors import InputError
+from bevreshape.geometry.cameras import apply_homography, invert_intrinsics
+
+MODELS = {"opencv": (4, 5, 8), "fisheye": (4,)}
+"""How many coefficients each model takes."""
+
+EDGE_POINTS = 129
+"""Of one side of the picture, where it is followed backwards."""
+STEPS = 16
+"""Outwards from the optical axis, so that the solution found is the one connected with it."""
+NEWTON = 6
+"""Iterations a step."""
+TOLERANCE_PX = 0.01
+NARROWEST_FOCAL = 0.1
+"""Of the picture's longer side: pinhole pictures of more than about 157 degrees show next to nothing in their middle."""
+
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Lens:
+    """A camera with distortion. Hashable, so that what follows from it is computed once.
+
+    Attributes:
+        model: a key of ``MODELS``.
+        coefficients: in OpenCV's order.
+        intrinsics: ``pixel_from_cam`` of the stored picture, three rows.
+        image_size: (H, W) of the stored picture, and of the pinhole picture.
+        chosen: intrinsics of the pinhole picture; ``None`` for those that use most of the stored one.
+    """
+
+    model: str
+    coefficients: tuple[float, ...]
+    intrinsics: Rows
+    image_size: tuple[int, int]
+    chosen: Rows | None = None
+
+    def distort(self, points: Float[Tensor, "p 2"]) -> Float[Tensor, "p 2"]:
+        """Stored pixels (u, v) at which points (x, y) of the plane z = 1 of the camera frame appear."""
+        return apply_homography(_matrix(self.intrinsics).to(points.dtype), self._bend(points))[0]
+
+    def undistort(self, pixels: Float[Tensor, "p 2"]) -> tuple[Float[Tensor, "p 2"], Bool[Tensor, " p"]]:
+        """Points (x, y) of the plane z = 1 that appear at stored pixels (u, v), to a millionth of a focal length.
+
+        Returns:
+            The points, and whether there is one: the model is one-to-one from the optical axis up to there, and the
+            pixel shows something in front of the camera.
+        """
+        goal = apply_homography(invert_intrinsics(_matrix(self.intrinsics)), pixels.double())[0]
+        points = torch.zeros_like(goal)
+        for step in range(1, STEPS + 1):
+            for _ in range(NEWTON):
+                value, (a, b, c, d) = self._bend_and_slopes(points)
+                x, y = (goal * (step / STEPS) - value).unbind(-1)
+                determinant = a * d - b * c
+                move = torch.stack([d * x - b * y, a * y - c * x], dim=-1) / determinant[:, None]
+                points = torch.nan_to_num(points + move, 0.0, 1e9, -1e9)
+        found = ((self._bend(points) - goal).norm(dim=-1) < 1e-6) & (points.norm(dim=-1) < 1e6)
+        for step in range(2 * STEPS + 1):
+            found &= self._upright(points * (step / (2 * STEPS)))
+        return points, found
+
+    def _bend(self, points: Tensor) -> Tensor:
+        """Distortion on the plane z = 1."""
+        coefficients = torch.tensor(self.coefficients, dtype=points.dtype)
+        if self.model == "fisheye":
+            unit = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=points.dtype)  # focal lengths and principal point
+            return distort_points_kannala_brandt(points, torch.cat([unit, coefficients]))
+        return distort_points(points[None], torch.eye(3, dtype=points.dtype)[None], coefficients[None])[0]
+
+    def _bend_and_slopes(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Distorted points, and the Jacobian's entries row by row."""
+        with torch.enable_grad():
+            points = points.detach().requires_grad_()
+            value = self._bend(points)
+            u, v = (torch.autograd.grad(value[:, i].sum(), points, retain_graph=True)[0] for i in range(2))
+        return value.detach(), (u[:, 0], u[:, 1], v[:, 0], v[:, 1])
+
+    def _upright(self, points: Tensor) -> Tensor:
+        """Where the distortion neither folds nor mirrors."""
+        a, b, c, d = self._bend_and_slopes(points)[1]
+        return a * d - b * c > 0
+
+
+@lru_cache(maxsize=256)
+def pinhole_intrinsics(lens: Lens) -> Float[Tensor, "3 3"]:
+    """``pixel_from_cam`` of the pinhole picture that a lens' stored picture is turned into, of the same size.
+
+    Unless they are chosen, they show the largest upright rectangle of the plane z = 1 that the stored picture covers, so
+    that every pixel has a source (OpenCV's ``getOptimalNewCameraMatrix`` with alpha = 0, its edges followed densely).
+
+    Raises:
+        InputError: when the distortion is not one-to-one over the pinhole picture, or leaves a pixel of it without a
+            source.
+    """
+    height, width = lens.image_size
+    intrinsics = _widest(lens) if lens.chosen is None else _matrix(lens.chosen)
+    edges = torch.cat([*_edges(lens.image_size)])
+    across, down = torch.linspace(0, width - 1, 65), torch.linspace(0, height - 1, 65)
+    inner = torch.cartesian_prod(across, down).double()
+    rays = [apply_homography(invert_intrinsics(intrinsics), pixels)[0] for pixels in (edges, inner)]
+    sources = lens.distort(rays[0])
+    last = torch.tensor([width - 1, height - 1], dtype=torch.float64)
+    outside = ((sources < -TOLERANCE_PX) | (sources > last + TOLERANCE_PX)).any(-1) | ~lens._upright(rays[0])
+    if not lens._upright(rays[1]).all():
+        raise InputError(f"the distortion {_written(lens)} folds the picture over; {_REMEDY}")
+    if outside.any():
+        (u, v), (x, y) = edges[outside][0].tolist(), sources[outside][0].tolist()
+        raise InputError(
+            f"pixel ({u:g}, {v:g}) of the undistorted picture comes from ({x:.1f}, {y:.1f}), outside the stored picture of "
+            f"{width}×{height} pixels; choose {'longer ' if lens.chosen else ''}focal lengths in distortion.intrinsics"
+            f"{', or leave them out' if lens.chosen else ''}"
+        )
+    return intrinsics
+
+
+def source_pixels(
+    lens: Lens, intrinsics: Float[Tensor, "3 3"], image_size: tuple[int, int]
+) -> Float[Tensor, "height width 2"]:
+    """For every pixel of a pinhole picture of ``image_size`` with ``intrinsics``, the stored pixel (u, v) it shows."""
+    v, u = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in image_size), indexing="ij")
+    rays = apply_homography(invert_intrinsics(intrinsics), torch.stack([u, v], dim=-1).flatten(0, 1))[0]
+    return lens.distort(rays).reshape(*image_size, 2)
+
+
+_REMEDY = (
+    "correct the coefficients (their order is k1, k2, p1, p2, k3, k4, k5, k6, of a fisheye k1 to k4), or set "
+    "distortion.intrinsics to those of a narrower undistorted picture"
+)
+
+
+def _widest(lens: Lens) -> Tensor:
+    """The rectangle between the stored picture's sides. Corners that cannot be undone are left out: a chessboard hardly gets
+    there, and where they matter the rectangle turns out not to be covered."""
+    height, width = lens.image_size
+    sides = _edges(lens.image_size)
+    points, found = (part.split(EDGE_POINTS) for part in lens.undistort(torch.cat([*sides])))
+    for pixels, known in zip(sides, found, strict=True):
+        if not known.any():
+            (u, v), (to_u, to_v) = pixels[0].tolist(), pixels[-1].tolist()
+            raise InputError(
+                f"the distortion {_written(lens)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, {to_v:.0f}) of "
+                f"the picture: it folds over, or shows nothing in front of the camera; {_REMEDY}"
+            )
+    top, bottom, left, right = (side[known] for side, known in zip(points, found, strict=True))
+    low = torch.stack([left[:, 0].max(), top[:, 1].max()])
+    high = torch.stack([right[:, 0].min(), bottom[:, 1].min()])
+    focal = torch.tensor([width - 1, height - 1], dtype=torch.float64) / (high - low)
+    if not (focal > NARROWEST_FOCAL * max(width, height)).all():
+        raise InputError(
+            f"the distortion {_written(lens)} would need focal lengths of {focal[0]:.0f} and {focal[1]:.0f} pixels for all of "
+            f"it to be shown by a pinhole camera; {_REMEDY}"
+        )
+    center = -low * focal
+    return torch.tensor([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]], dtype=torch.float64)
+
+
+def _edges(image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pixels (u, v) along the top, bottom, left and right row or column of pixel centres."""
+    height, width = image_size
+    u = torch.linspace(0, width - 1, EDGE_POINTS, dtype=torch.float64)
+    v = torch.linspace(0, height - 1, EDGE_POINTS, dtype=torch.float64)
+    return (
+        torch.stack([u, torch.zeros_like(u)], dim=-1),
+        torch.stack([u, torch.full_like(u, height - 1)], dim=-1),
+        torch.stack([torch.zeros_like(v), v], dim=-1),
+        torch.stack([torch.full_like(v, width - 1), v], dim=-1),
+    )
+
+
+def _matrix(rows: Sequence[Sequence[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _written(lens: Lens) -> str:
+    return f"{lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}]"

@@ -1,0 +1,228 @@
+"""Poses come back from marks that numpy projected, and from a real photograph's lane lines."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from bevreshape.data.calibration import read_calibration
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+K = np.array([[900.0, 0, 645.0], [0, 905.0, 355.0], [0, 0, 1]])
+SIZE = (720, 1280)
+GROUND = [(5, 1.8), (5, -1.8), (20, 1.8), (14, -3.0), (9, 0.4)]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    import calibrate_plane
+
+    return calibrate_plane
+
+
+def camera(yaw_deg: float, pitch_deg: float, roll_deg: float, position: tuple[float, float, float]) -> np.ndarray:
+    """ego_from_cam as a product of three turns: to the left, down, clockwise."""
+
+    def turn(axis: int, degrees: float) -> np.ndarray:
+        vector = np.zeros(3)
+        vector[axis] = np.radians(degrees)
+        return cv2.Rodrigues(vector)[0]
+
+    pose = np.eye(4)
+    axes = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    pose[:3, :3] = turn(2, yaw_deg) @ turn(1, pitch_deg) @ axes @ turn(2, roll_deg)
+    pose[:3, 3] = position
+    return pose
+
+
+def seen(pose: np.ndarray, x: float, y: float, distortion: list[float] | None = None) -> tuple[float, float]:
+    cam_from_ego = np.linalg.inv(pose)
+    turn, _ = cv2.Rodrigues(cam_from_ego[:3, :3])
+    k = np.zeros(4) if distortion is None else np.array(distortion)
+    return tuple(cv2.projectPoints(np.array([[x, y, 0.0]]), turn, cam_from_ego[:3, 3], K, k)[0].ravel())
+
+
+def run(tool, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["calibrate_plane.py", *map(str, arguments)])
+    try:
+        tool.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+GIVEN = ("--intrinsics", K[0, 0], K[1, 1], K[0, 2], K[1, 2], "--size", *SIZE)
+POSES = [
+    camera(0, 3, 0, (0, 0, 1.3)),
+    camera(4, 8, -2, (0.4, -0.2, 1.5)),
+    camera(-12, 15, 5, (-1.0, 0.6, 2.4)),
+    camera(1, 5, 1, (1.2, 0.1, 0.6)),
+]
+
+
+@pytest.mark.parametrize("pose", POSES)
+@pytest.mark.parametrize("count", [4, 5])
+def test_exact_points_give_the_exact_pose(tool, tmp_path, monkeypatch, capsys, pose, count) -> None:
+    marks = [",".join(f"{value:.9f}" for value in (*seen(pose, x, y), x, y)) for x, y in GROUND[:count]]
+    out = tmp_path / "calibration.json"
+    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 0
+    rig = read_calibration(out).of("any")
+    np.testing.assert_allclose(rig.ego_from_cam[0].numpy(), pose, atol=2e-5)
+    np.testing.assert_array_equal(rig.intrinsics[0].numpy(), K)
+    assert "residual 0.00 pixels" in capsys.readouterr().out
+
+
+def test_marks_off_by_a_pixel_give_nearly_the_pose_and_say_so(tool, tmp_path, monkeypatch, capsys) -> None:
+    random, pose = np.random.default_rng(0), POSES[1]
+    places = [*GROUND, (7, -1), (12, 2.5), (17, 0), (8, 2.2)]
+    marks = [",".join(map(str, (*(np.array(seen(pose, x, y)) + random.normal(0, 1, 2)), x, y))) for x, y in places]
+    out = tmp_path / "calibration.json"
+    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 0
+    found = read_calibration(out).of("any").ego_from_cam[0].numpy()
+    turned = np.degrees(np.arccos((np.trace(found[:3, :3].T @ pose[:3, :3]) - 1) / 2))
+    assert turned < 0.7
+    assert np.abs(found[:3, 3] - pose[:3, 3]).max() < 0.12
+    said = capsys.readouterr().out
+    residual = float(said.split("residual ")[1].split()[0])
+    assert 0.4 < residual < 2.5
+
+
+def test_a_distorted_camera_of_a_folder_gets_its_pose(tool, tmp_path, monkeypatch, capsys) -> None:
+    coefficients = [-0.25, 0.06, 0.001, 0.0005]
+    entry = {
+        "name": "phone",
+        "image_size": list(SIZE),
+        "intrinsics": K.tolist(),
+        "distortion": {"model": "opencv", "coefficients": coefficients},
+    }
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"version": 1, "note": "mine", "cameras": [entry], "labels": {"ids": {"0": "road"}}}))
+    marks = [",".join(map(str, (*seen(POSES[1], x, y, coefficients), x, y))) for x, y in GROUND]
+    assert run(tool, monkeypatch, "--calibration", path, "--points", *marks, "--out", path) == 0
+    calibration = read_calibration(path)
+    np.testing.assert_allclose(calibration.of("any").ego_from_cam[0].numpy(), POSES[1], atol=1e-4)
+    assert calibration.of("any").lenses[0] is not None
+    assert calibration.labels is not None
+    assert calibration.note.startswith("mine phone: ego_from_cam from ground points")
+
+
+def line(pose: np.ndarray, y: float, distances: tuple[float, ...] = (6, 9, 25)) -> list[str]:
+    return ["--line", *(",".join(map(str, seen(pose, x, y))) for x in distances)]
+
+
+@pytest.mark.parametrize("yaw", [0, 5, -3])
+def test_two_lines_give_yaw_pitch_and_height(tool, tmp_path, monkeypatch, capsys, yaw) -> None:
+    pose = camera(yaw, 6, 0, (0, 0, 1.35))
+    out = tmp_path / "calibration.json"
+    lines = [*line(pose, -1.2, (6, 20)), *line(pose, 2.3, (6, 20))]  # in any order
+    assert run(tool, monkeypatch, *GIVEN, *lines, "--spacing", 3.5, "--out", out) == 0
+    np.testing.assert_allclose(read_calibration(out).of("any").ego_from_cam[0].numpy(), pose, atol=1e-5)
+    said = capsys.readouterr().out
+    assert "2 lines 3.5 m apart, roll assumed to be 0" in said
+    assert "pitch 6.00° down" in said
+
+
+@pytest.mark.parametrize("roll", [0, 3, -4])
+def test_three_lines_give_the_roll_too(tool, tmp_path, monkeypatch, roll) -> None:
+    pose = camera(2, 5, roll, (0, 0, 1.5))
+    out = tmp_path / "calibration.json"
+    lines = [part for y in (5.0, 1.5, -2.0) for part in line(pose, y, (9, 13, 25))]
+    assert run(tool, monkeypatch, *GIVEN, *lines, "--spacing", 3.5, "--out", out) == 0
+    np.testing.assert_allclose(read_calibration(out).of("any").ego_from_cam[0].numpy(), pose, atol=1e-4)
+
+
+def marked(*marks: str) -> tuple[object, ...]:
+    return (*GIVEN, "--points", *marks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            marked("1,600,5,1", "600,600,5,-1", "1,500,9,1"),
+            "3 points were marked; yaw, pitch, roll and position need four",
+        ),
+        (marked("1,600,5,1", "300,550,6,1", "400,500,8,1", "450,480,9,1.0"), "4 points lie on one line on the ground"),
+        (marked("0,600,5,1", "300,600,6,2", "400,600,8,-1", "450,600,9,1"), "4 points lie on one line in the picture"),
+        (
+            marked("1,800,5,1", "300,550,6,2", "400,500,8,-1", "450,480,9,1"),
+            r"mark \(1, 800\) lies outside .* 1280×720",
+        ),
+        (marked("1;800", "1,1,1,1", "1,1,1,1", "1,1,1,1"), "mark '1;800' must be 4 numbers with commas between"),
+        ((*GIVEN, "--line", "300,600", "--line", "600,600", "500,500"), "--line needs --spacing"),
+        ((*GIVEN, "--line", "300,600", "--line", "600,600", "500,500", "--spacing", "3"), "2 lines of 1, 2 pixels"),
+        ((*GIVEN, "--line", "300,600", "500,400", "--spacing", "3"), "1 lines of 2 pixels were marked; two lines"),
+        (
+            (*GIVEN, "--line", "300,600", "400,500", "--line", "500,600", "600,500", "--spacing", "3"),
+            "parallel in the picture, so they show no horizon",
+        ),
+        (
+            (*GIVEN, "--line", "300,300", "600,500", "--line", "900,300", "640,500", "--spacing", "3"),
+            r"mark \(300, 300\) lies above the horizon, row 5",
+        ),
+        (
+            (*GIVEN, "--line", "300,600", "500,400", "--line", "900,600", "700,400", "--spacing", "-2"),
+            "must be the metres between neighbouring lines, more than 0",
+        ),
+        (("--points", "1,600,5,1"), "give the intrinsics"),
+        (GIVEN, "mark the ground with either --points"),
+    ],
+)
+def test_marks_that_say_too_little_are_refused(tool, tmp_path, monkeypatch, capsys, arguments, says) -> None:
+    out = tmp_path / "calibration.json"
+    assert run(tool, monkeypatch, *arguments, "--out", out) == 1
+    assert re.search(says, capsys.readouterr().err.replace("\n", " "))
+    assert not out.exists()
+
+
+def test_the_commands_that_are_documented(tool, tmp_path, monkeypatch, capsys) -> None:
+    text = (TOOLS.parent / "data/README.md").read_text()
+    commands = re.findall(r"python tools/calibrate_plane.py (.*?)(?:  +#.*)?\n(?!   +--)", text.replace("\\\n", " "))
+    assert len(commands) == 2
+    entry = {"name": "phone", "image_size": [720, 1280], "intrinsics": [[1158, 0, 640], [0, 1158, 360], [0, 0, 1]]}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/mine").mkdir(parents=True)
+    for line_of_readme in commands:
+        (tmp_path / "data/mine/calibration.json").write_text(json.dumps({"version": 1, "cameras": [entry]}))
+        assert run(tool, monkeypatch, *shlex.split(line_of_readme)) == 0
+        said = capsys.readouterr().out
+        assert float(said.split("residual ")[1].split()[0]) < 1
+        height = read_calibration(tmp_path / "data/mine/calibration.json").of("any").ego_from_cam[0, 2, 3]
+        assert height == pytest.approx(1.3, abs=0.05)
+
+
+def test_a_real_motorway_has_its_dashes_where_the_law_has_them(
+    tool, tmp_path, monkeypatch, shared_data, capsys
+) -> None:
+    """Lane lines of a photograph, marked by hand, 12 feet apart; the dashes between them, 48 feet, are not told."""
+    with np.load(shared_data / "udacity_lanes/calib_estimated.npz") as given:
+        intrinsics, coefficients = given["K"].tolist(), given["D"].ravel().tolist()
+    entry = {"name": "front", "image_size": [720, 1280], "intrinsics": intrinsics}
+    entry["distortion"] = {"model": "opencv", "coefficients": coefficients}
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({"version": 1, "cameras": [entry]}))
+    lines = (
+        ["--line", "262,682", "380,600", "541,491", "571.8,468.8", "604.5,445.3"],
+        ["--line", "1022,663", "834,546", "760,498.6", "725.5,475.5", "706.5,464.1", "694.3,456.1"],
+        ["--line", "979,498", "1081,518.5", "845,466.5"],
+    )
+    marks = [part for each in lines for part in each]
+    assert run(tool, monkeypatch, "--calibration", path, "--out", path, *marks, "--spacing", 3.66) == 0
+    assert float(capsys.readouterr().out.split("residual ")[1].split()[0]) < 1
+    rig = read_calibration(path).of("straight_lines1")
+    assert rig.ego_from_cam[0, 2, 3] == pytest.approx(1.22, abs=0.05)
+    lens = rig.lenses[0]
+    assert lens is not None
+    middles = torch.tensor([[760.0, 498.6], [706.5, 464.1], [685.5, 451.0]])
+    rays = (
+        lens.undistort(middles)[0].numpy() @ rig.ego_from_cam[0, :3, :2].numpy().T + rig.ego_from_cam[0, :3, 2].numpy()
+    )
+    ahead = rays[:, 0] * (rig.ego_from_cam[0, 2, 3].item() / -rays[:, 2])
+    np.testing.assert_allclose(np.diff(ahead), 14.63, rtol=0.04)
