@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from camera_folder import CameraFolder, create, ids, read_json, rows, run
 from PIL import Image
+from torch import Tensor
 
+from bevreshape.data.kitti import Matrices, ego_from_road_plane, ego_from_velodyne_ground, left_camera, read_matrices
+from bevreshape.data.kitti_road import read_masks
 from bevreshape.data.pictures import picture_size
 from bevreshape.errors import InputError
 
 NUSCENES_GRID = {"forward_m": [-30.0, 30.0], "left_m": [-30.0, 30.0], "cell_m": 0.1}
-VELODYNE_HEIGHT_M = 1.73  # KITTI's sensor setup, above the ground
 CITYSCAPES = (
     "unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road", "sidewalk",
     "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup",
@@ -83,8 +85,9 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
     """Frames with a calibration each; the ego frame is the velodyne's, lowered onto the ground."""
     frames = {}
     for path in sorted((source / "training" / "image_2").glob("*.png")):
-        calibration = _kitti_calibration(source / "training" / "calib" / f"{path.stem}.txt")
-        frames[path.stem] = {"left": {"image_size": picture_size(path), **_velodyne_camera(calibration)}}
+        matrices = read_matrices(source / "training" / "calib" / f"{path.stem}.txt")
+        camera = _left_camera(matrices, ego_from_velodyne_ground(matrices))
+        frames[path.stem] = {"left": {"image_size": picture_size(path), **camera}}
         folder.add(path, f"images/{path.name}")
     folder.split("test", frames)
     folder.calibrate([{"name": "left"}], frames=frames)
@@ -92,7 +95,7 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
 
 def kitti_semantics(folder: CameraFolder, source: Path) -> None:
     """Labelled frames; the labels are cut to the pictures, which are their upper left part."""
-    calibration = _kitti_calibration(_only(source, "calib_*.txt"))
+    matrices = read_matrices(_only(source, "calib_*.txt"))
     names, size = [], (0, 0)
     for path in sorted((source / "training" / "image_2").glob("*.png")):
         names.append(path.stem)
@@ -102,7 +105,7 @@ def kitti_semantics(folder: CameraFolder, source: Path) -> None:
         labels.crop((0, 0, size[1], size[0])).save(folder.make(f"labels/{path.name}"))
     folder.split("test", names)
     folder.calibrate(
-        [{"name": "left", "image_size": size, **_velodyne_camera(calibration)}],
+        [{"name": "left", "image_size": size, **_left_camera(matrices, ego_from_velodyne_ground(matrices))}],
         labels={"ids": ids(dict(enumerate(CITYSCAPES[4:], start=4))), "void": [0, 1, 2, 3]},
     )
 
@@ -111,50 +114,28 @@ def kitti_road(folder: CameraFolder, source: Path) -> None:
     """Frames that have a calibration of their own, with the road plane fitted to each; labels are road and ego lane."""
     frames = {}
     for path in sorted((source / "training" / "calib").glob("*.txt")):
-        kind, number = path.stem.split("_")
         picture = source / "training" / "image_2" / f"{path.stem}.png"
-        calibration = _kitti_calibration(path)
-        forward_left_up = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
-        camera = _left_camera(calibration, forward_left_up @ calibration["Tr_cam_to_road"])
-        frames[path.stem] = {"left": {"image_size": picture_size(picture), **camera}}
+        matrices = read_matrices(path)
+        camera = _left_camera(matrices, ego_from_road_plane(matrices))
+        size = picture_size(picture)
+        frames[path.stem] = {"left": {"image_size": size, **camera}}
         folder.add(picture, f"images/{picture.name}")
-        road, lane = (
-            np.array(Image.open(source / "training" / "gt_image_2" / f"{kind}_{what}_{number}.png").convert("RGB"))
-            for what in ("road", "lane")
-        )
-        labels = (road[..., 2] > 0).astype(np.uint8)  # magenta is road, red is not, black is not evaluated
-        labels[lane[..., 2] > 0] = 2
-        labels[road[..., 0] == 0] = 255
+        masks = read_masks(source / "training", path.stem, size, picture).numpy()
+        if not (masks & 8).any():
+            raise InputError(
+                f"{path}: the frame has no lane mask; a camera folder cannot say so, read it with data=kitti_road"
+            )
+        labels = masks & 1
+        labels[masks & 2 > 0] = 2
+        labels[masks & 4 == 0] = 255
         Image.fromarray(labels).save(folder.make(f"labels/{path.stem}.png"))
     folder.split("test", frames)
     folder.calibrate([{"name": "left"}], frames=frames, labels={"ids": ids({0: "other", 1: "road", 2: "ego lane"})})
 
 
-def _kitti_calibration(path: Path) -> dict[str, np.ndarray]:
-    """Every matrix (3, 3), (3, 4) as (4, 4)."""
-    matrices = {}
-    for line in path.read_text().splitlines():
-        key, _, numbers = line.partition(":")
-        if numbers.strip():
-            matrix = np.array(numbers.split(), dtype=float).reshape(3, -1)
-            matrices[key] = np.eye(4)
-            matrices[key][:3, : matrix.shape[1]] = matrix
-    return matrices
-
-
-def _velodyne_camera(calibration: dict[str, np.ndarray]) -> dict[str, Any]:
-    ego_from_velodyne = np.eye(4)
-    ego_from_velodyne[2, 3] = VELODYNE_HEIGHT_M
-    rectified_from_velodyne = calibration["R0_rect"] @ calibration["Tr_velo_to_cam"]
-    return _left_camera(calibration, ego_from_velodyne @ np.linalg.inv(rectified_from_velodyne))
-
-
-def _left_camera(calibration: dict[str, np.ndarray], ego_from_rectified: np.ndarray) -> dict[str, Any]:
-    """P2 = K · [I | t] projects from the rectified frame of camera 0; the left colour camera is displaced from it by t."""
-    intrinsics, last = calibration["P2"][:3, :3], calibration["P2"][:3, 3]
-    rectified_from_cam = np.eye(4)
-    rectified_from_cam[:3, 3] = -np.linalg.solve(intrinsics, last)
-    return {"intrinsics": rows(intrinsics), "ego_from_cam": rows(ego_from_rectified @ rectified_from_cam)}
+def _left_camera(matrices: Matrices, ego_from_rectified: Tensor) -> dict[str, Any]:
+    intrinsics, ego_from_cam = left_camera(matrices, ego_from_rectified)
+    return {"intrinsics": rows(intrinsics), "ego_from_cam": rows(ego_from_cam)}
 
 
 def _from_quaternion(extrinsics: dict[str, dict[str, float]]) -> np.ndarray:
