@@ -222,6 +222,15 @@ def test_a_larger_grid_is_cut_to_the_benchmarks() -> None:
     torch.testing.assert_close(fine, BENCHMARK_GRID.centers()[..., 0] / 48, atol=1e-5, rtol=0)
 
 
+def test_no_confidence_reaches_the_lowest_threshold_alone(stream) -> None:
+    metric = RoadMetric(CLASSES, GRID, truth_of)
+    (p, batch), _ = stream
+    metric.update(torch.zeros_like(p), p > 2, p > 2, batch)
+    values = metric.compute()
+    assert values["kitti/road/urban/threshold"] == 0
+    assert values["kitti/road/urban/recall"] == 1
+
+
 def test_shares_of_processes_add_up(stream) -> None:
     whole = updated(RoadMetric(CLASSES, GRID, truth_of), stream)
     share, other = (updated(RoadMetric(CLASSES, GRID, truth_of), part) for part in (stream[:1], stream[1:]))
