@@ -178,6 +178,7 @@ class KITTISplits:
     Args:
         root: the folder with ``training/``.
         pattern: regular expression of the frames' names.
+        example: of such a name.
         rule: the split that a frame falls into, by its name.
         rule_text: the rule as a person reads it.
         splits: for each split ``None`` (the rule), a list of names, or a file of names, one a line, relative to ``root``.
@@ -191,6 +192,7 @@ class KITTISplits:
         root: Path,
         *,
         pattern: str,
+        example: str,
         rule: Callable[[str], str],
         rule_text: str,
         splits: Mapping[str, Sequence[Any] | str | None] | None,
@@ -213,7 +215,7 @@ class KITTISplits:
         for name in self.frames:
             if not re.fullmatch(pattern, name):
                 raise InputError(
-                    f"{pictures / name}.png: the name is none of this benchmark's ({pattern}); move the file away, or set "
+                    f"{pictures / name}.png: the name is none of this benchmark's, such as {example}; move the file away, or set "
                     "data.root to the benchmark"
                 )
 

@@ -219,6 +219,7 @@ class KITTIObjectSource:
         self._splits = KITTISplits(
             self.root,
             pattern=r"\d{6}",
+            example="000000",
             rule=split_of,
             rule_text="even numbers train, 1 modulo 4 validate, 3 modulo 4 test",
             splits=splits,

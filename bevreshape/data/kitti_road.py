@@ -166,6 +166,7 @@ class KITTIRoadSource:
         self._splits = KITTISplits(
             self.root,
             pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",
+            example="um_000000",
             rule=split_of,
             rule_text=f"numbers below {TRAIN_BELOW} train, below {VAL_BELOW} validate, the others test",
             splits=splits,

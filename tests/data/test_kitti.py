@@ -90,7 +90,7 @@ def test_a_calibration_that_is_none_gets_a_sentence(folder: Path) -> None:
         read_matrices(path)
 
 
-ROAD = {"pattern": r"(um|umm|uu)_\d{6}", "rule": split_of, "rule_text": "the rule"}
+ROAD = {"pattern": r"(um|umm|uu)_\d{6}", "example": "um_000000", "rule": split_of, "rule_text": "the rule"}
 
 
 def named(root: Path, names: list[str]) -> Path:
@@ -150,5 +150,5 @@ def test_bad_folders_get_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no \.png here"):
         KITTISplits(tmp_path, **ROAD, splits=None)
     (tmp_path / "training/image_2/000001.png").touch()
-    with pytest.raises(InputError, match=r"000001\.png: the name is none of this benchmark's"):
+    with pytest.raises(InputError, match=r"000001\.png: the name is none of this benchmark's, such as um_000000"):
         KITTISplits(tmp_path, **ROAD, splits=None)
