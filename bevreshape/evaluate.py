@@ -1,5 +1,6 @@
 """``python -m bevreshape.evaluate``: the metrics of a checkpoint, on its own data or on other."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,18 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import nn
+from torchmetrics import Metric
 
 from bevreshape import cli
 from bevreshape.build import Frame, build_data, check_targets, load_model, plain_config
 from bevreshape.checkpoint import read_checkpoint
-from bevreshape.data.batch import SPLITS, Batch, cameras_of, match_cameras, with_cameras
+from bevreshape.data.batch import SPLITS, Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
 from bevreshape.errors import InputError, suggest
 from bevreshape.launch import in_processes, make_trainer, process_count, quiet
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.tables import metrics_table, write_metrics
+from bevreshape.tables import metrics_table, own_table, write_metrics
 
 
 class Evaluation(LightningModule):
@@ -29,6 +32,9 @@ class Evaluation(LightningModule):
         predicted: the model's classes.
         labelled: the data's classes.
         metric: on the classes to be compared.
+        own: the data's own metrics on these, see :class:`~bevreshape.data.batch.MeasuredSource`.
+
+    ``own_values`` holds what each of these came to.
     """
 
     def __init__(
@@ -38,22 +44,32 @@ class Evaluation(LightningModule):
         predicted: tuple[str, ...],
         labelled: tuple[str, ...],
         metric: BEVIoU,
+        own: Sequence[Metric] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.order = order
         self.metric = metric
+        self.own = nn.ModuleList(own)
+        self.own_values: list[dict[str, float]] = []
         self.predicted = [predicted.index(name) for name in metric.classes]
         self.labelled = [labelled.index(name) for name in metric.classes]
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         batch = with_cameras(batch, self.order)
         logits = self.model(batch["image"], cameras_of(batch))[:, self.predicted]  # b k rows cols
-        self.metric.update(logits, batch["target"][:, self.labelled], batch["valid"][:, self.labelled])
+        target, valid = batch["target"][:, self.labelled], batch["valid"][:, self.labelled]
+        self.metric.update(logits, target, valid)
+        for metric in self.own:
+            metric.update(logits.float().sigmoid(), target, valid, batch)  # type: ignore[operator]  # it is a Metric
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{key}": value for key, value in self.metric.compute().items()}, sync_dist=False)
-        self.metric.reset()
+        found = [metric.compute() for metric in (self.metric, *self.own)]
+        for values in found:
+            self.log_dict({f"test/{key}": value for key, value in values.items()}, sync_dist=False)
+        self.own_values = [{key: float(value) for key, value in values.items()} for values in found[1:]]
+        for metric in (self.metric, *self.own):
+            metric.reset()
 
 
 def main(cfg: DictConfig) -> None:
@@ -85,7 +101,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
             f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(frame.classes)}) have no name in "
             "common; name them alike in data.classes"
         )
-    task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid))
+    own = data.source.metrics(classes) if isinstance(data.source, MeasuredSource) else ()
+    task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid), own)
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, enable_model_summary=False)
     data.tested_split = cfg["split"]
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
@@ -95,6 +112,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         left_out = sorted({*frame.classes, *found.classes} - {*classes})
         console = Console()
         console.print(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
+        for values in task.own_values:
+            console.print(own_table(values))
         console.print(
             f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else "")
         )

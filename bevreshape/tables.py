@@ -25,6 +25,20 @@ def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: s
     return table
 
 
+def own_table(values: Mapping[str, float]) -> Table:
+    """Scalars named ``row/column``, where a row's name may have slashes of its own; a figure that does not exist is left blank."""
+    cells = {tuple(key.rpartition("/")[::2]): value for key, value in values.items()}
+    columns = list(dict.fromkeys(column for _, column in cells))
+    table = Table()
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in dict.fromkeys(row for row, _ in cells):
+        found = [cells.get((row, column), math.nan) for column in columns]
+        table.add_row(row, *("" if math.isnan(value) else f"{value:.3f}" for value in found))
+    return table
+
+
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
     """Write ``metrics.json``; a figure that does not exist (NaN) is null."""
     known = {key: None if math.isnan(value) else value for key, value in metrics.items()}

@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from camera_folder import CameraFolder, create, ids, read_json, rows, run
 from PIL import Image
+from torch import Tensor
 
+from bevreshape.data.kitti import Matrices, ego_from_road_plane, ego_from_velodyne_ground, left_camera, read_matrices
+from bevreshape.data.kitti_object import UNLABELLED, Label, ego_box, read_labels
+from bevreshape.data.kitti_road import read_masks
 from bevreshape.data.pictures import picture_size
 from bevreshape.errors import InputError
 
@@ -24,7 +29,6 @@ FORWARD_LEFT_UP = np.array(
     [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]
 )  # of x right, y down, z forward
 NUSCENES_GRID = {"forward_m": [-30.0, 30.0], "left_m": [-30.0, 30.0], "cell_m": 0.1}
-VELODYNE_HEIGHT_M = 1.73  # KITTI's sensor setup, above the ground
 CITYSCAPES = (
     "unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road", "sidewalk",
     "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup",
@@ -124,10 +128,12 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
     frames: dict[str, Any] = {}
     categories: set[str] = set()
     for path in sorted((source / "training" / "image_2").glob("*.png")):
-        calibration = _kitti_calibration(source / "training" / "calib" / f"{path.stem}.txt")
-        frames[path.stem] = {"left": {"image_size": picture_size(path), **_velodyne_camera(calibration)}}
+        matrices = read_matrices(source / "training" / "calib" / f"{path.stem}.txt")
+        camera = _left_camera(matrices, ego_from_velodyne_ground(matrices))
+        frames[path.stem] = {"left": {"image_size": picture_size(path), **camera}}
         folder.add(path, f"images/{path.name}")
-        boxes = _kitti_boxes(source / "training" / "label_2" / f"{path.stem}.txt", _ego_from_rectified(calibration))
+        labels = read_labels(source / "training" / "label_2" / f"{path.stem}.txt")
+        boxes = [_kitti_box(label, ego_from_velodyne_ground(matrices)) for label in labels if label.kind != UNLABELLED]
         categories.update(box["category"] for box in boxes)
         folder.boxes(path.stem, boxes)
     folder.split("test", frames)
@@ -136,7 +142,7 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
 
 def kitti_semantics(folder: CameraFolder, source: Path) -> None:
     """Labelled frames; the labels are cut to the pictures, which are their upper left part."""
-    calibration = _kitti_calibration(_only(source, "calib_*.txt"))
+    matrices = read_matrices(_only(source, "calib_*.txt"))
     names, size = [], (0, 0)
     for path in sorted((source / "training" / "image_2").glob("*.png")):
         names.append(path.stem)
@@ -146,7 +152,7 @@ def kitti_semantics(folder: CameraFolder, source: Path) -> None:
         labels.crop((0, 0, size[1], size[0])).save(folder.make(f"labels/{path.name}"))
     folder.split("test", names)
     folder.calibrate(
-        [{"name": "left", "image_size": size, **_velodyne_camera(calibration)}],
+        [{"name": "left", "image_size": size, **_left_camera(matrices, ego_from_velodyne_ground(matrices))}],
         labels={"ids": ids(dict(enumerate(CITYSCAPES[4:], start=4))), "void": [0, 1, 2, 3]},
     )
 
@@ -155,19 +161,20 @@ def kitti_road(folder: CameraFolder, source: Path) -> None:
     """Frames that have a calibration of their own, with the road plane fitted to each; labels are road and ego lane."""
     frames = {}
     for path in sorted((source / "training" / "calib").glob("*.txt")):
-        kind, number = path.stem.split("_")
         picture = source / "training" / "image_2" / f"{path.stem}.png"
-        calibration = _kitti_calibration(path)
-        camera = _left_camera(calibration, FORWARD_LEFT_UP @ calibration["Tr_cam_to_road"])
-        frames[path.stem] = {"left": {"image_size": picture_size(picture), **camera}}
+        matrices = read_matrices(path)
+        camera = _left_camera(matrices, ego_from_road_plane(matrices))
+        size = picture_size(picture)
+        frames[path.stem] = {"left": {"image_size": size, **camera}}
         folder.add(picture, f"images/{picture.name}")
-        road, lane = (
-            np.array(Image.open(source / "training" / "gt_image_2" / f"{kind}_{what}_{number}.png").convert("RGB"))
-            for what in ("road", "lane")
-        )
-        labels = (road[..., 2] > 0).astype(np.uint8)  # magenta is road, red is not, black is not evaluated
-        labels[lane[..., 2] > 0] = 2
-        labels[road[..., 0] == 0] = 255
+        masks = read_masks(source / "training", path.stem, size, picture).numpy()
+        if not (masks & 8).any():
+            raise InputError(
+                f"{path}: the frame has no lane mask; a camera folder cannot say so, read it with data=kitti_road"
+            )
+        labels = masks & 1
+        labels[masks & 2 > 0] = 2
+        labels[masks & 4 == 0] = 255
         Image.fromarray(labels).save(folder.make(f"labels/{path.stem}.png"))
     folder.split("test", frames)
     folder.calibrate([{"name": "left"}], frames=frames, labels={"ids": ids({0: "other", 1: "road", 2: "ego lane"})})
@@ -204,48 +211,18 @@ def waymo(folder: CameraFolder, source: Path) -> None:
     )
 
 
-def _kitti_calibration(path: Path) -> dict[str, np.ndarray]:
-    """Every matrix (3, 3), (3, 4) as (4, 4)."""
-    matrices = {}
-    for line in path.read_text().splitlines():
-        key, _, numbers = line.partition(":")
-        if numbers.strip():
-            matrix = np.array(numbers.split(), dtype=float).reshape(3, -1)
-            matrices[key] = np.eye(4)
-            matrices[key][:3, : matrix.shape[1]] = matrix
-    return matrices
+def _kitti_box(label: Label, ego_from_rectified: Tensor) -> dict[str, Any]:
+    """An entry of a frame's boxes; labels give the middle of the lower face, with y pointing down."""
+    *_, yaw, length, width = ego_box(label, ego_from_rectified).tolist()
+    x, y, z = label.bottom_m
+    middle = ego_from_rectified @ torch.tensor([x, y - label.height_m / 2, z, 1.0], dtype=torch.float64)
+    size_m = [length, width, label.height_m]
+    return {"category": label.kind, "center_m": middle[:3].tolist(), "size_m": size_m, "yaw_deg": math.degrees(yaw)}
 
 
-def _velodyne_camera(calibration: dict[str, np.ndarray]) -> dict[str, Any]:
-    return _left_camera(calibration, _ego_from_rectified(calibration))
-
-
-def _ego_from_rectified(calibration: dict[str, np.ndarray]) -> np.ndarray:
-    ego_from_velodyne = np.eye(4)
-    ego_from_velodyne[2, 3] = VELODYNE_HEIGHT_M
-    return ego_from_velodyne @ np.linalg.inv(calibration["R0_rect"] @ calibration["Tr_velo_to_cam"])
-
-
-def _kitti_boxes(path: Path, ego_from_rectified: np.ndarray) -> list[dict[str, Any]]:
-    """Labels give height, width, length, the middle of the bottom, and a turn about the y axis, which points down."""
-    boxes = []
-    for line in path.read_text().splitlines():
-        category, *numbers = line.split()
-        if category == "DontCare":
-            continue
-        height, width, length, x, y, z, turn = map(float, numbers[7:14])
-        pose = ego_from_rectified @ np.linalg.inv(FORWARD_LEFT_UP)
-        pose = pose @ _standing(FORWARD_LEFT_UP[:3, :3] @ [x, y - height / 2, z], -turn - math.pi / 2)
-        boxes.append(_box(category, pose, [length, width, height]))
-    return boxes
-
-
-def _left_camera(calibration: dict[str, np.ndarray], ego_from_rectified: np.ndarray) -> dict[str, Any]:
-    """P2 = K · [I | t] projects from the rectified frame of camera 0; the left colour camera is displaced from it by t."""
-    intrinsics, last = calibration["P2"][:3, :3], calibration["P2"][:3, 3]
-    rectified_from_cam = np.eye(4)
-    rectified_from_cam[:3, 3] = -np.linalg.solve(intrinsics, last)
-    return {"intrinsics": rows(intrinsics), "ego_from_cam": rows(ego_from_rectified @ rectified_from_cam)}
+def _left_camera(matrices: Matrices, ego_from_rectified: Tensor) -> dict[str, Any]:
+    intrinsics, ego_from_cam = left_camera(matrices, ego_from_rectified)
+    return {"intrinsics": rows(intrinsics), "ego_from_cam": rows(ego_from_cam)}
 
 
 def _box(category: str, ego_from_box: np.ndarray, size_m: list[float]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchmetrics import Metric
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
@@ -42,7 +43,7 @@ Batch = dict[str, Any]
 
 @runtime_checkable
 class BEVSource(Protocol):
-    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it."""
+    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it. See also :class:`MeasuredSource`."""
 
     grid: BEVGrid
     classes: tuple[str, ...]
@@ -57,6 +58,19 @@ class BEVSource(Protocol):
 
     def finish(self, batch: Batch) -> Batch:
         """Complete a batch on its device, for instance with targets made from labelled pictures."""
+
+
+@runtime_checkable
+class MeasuredSource(BEVSource, Protocol):
+    """A source with metrics of its own, which ``evaluate`` prints and writes beside IoU: a benchmark's, or by what a sample shows."""
+
+    def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
+        """New metrics of the channels ``classes``, some of the source's, on its grid.
+
+        Each batch is counted by ``metric.update(probabilities, target, valid, batch)``: (b, k, rows, cols) each, and what
+        :meth:`finish` made, with all that it left there and ``name``. ``compute()`` returns scalars by names, parts of which are
+        parted by slashes, as in ``iou/vehicle/night``; the last part heads a column of the printed table.
+        """
 
 
 def cameras_of(batch: Batch) -> Cameras:

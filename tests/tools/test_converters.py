@@ -147,6 +147,20 @@ def test_kitti_projects_lidar_as_the_benchmark_does(tool, shared_data: Path, tmp
         np.testing.assert_allclose((a / c, b / c), (u / w, v / w), atol=1e-6)
 
 
+def test_kitti_road_projects_the_road_as_the_benchmark_does(tool, shared_data: Path, tmp_path: Path) -> None:
+    """P2 · R0_rect · Tr_cam_to_road⁻¹ · point: the road plane is given in the frame of camera 0 before its rectification."""
+    tool("convert_frames").convert("kitti-road", shared_data / "kitti_road", tmp_path / "kitti")
+    lines = (shared_data / "kitti_road/training/calib/um_000000.txt").read_text().splitlines()
+    raw = {line.split(":")[0]: np.array(line.split()[1:], float) for line in lines if line}
+    rectify, road = np.eye(4), np.eye(4)
+    rectify[:3, :3], road[:3] = raw["R0_rect"].reshape(3, 3), raw["Tr_cam_to_road"].reshape(3, 4)
+    rig = read_calibration(tmp_path / "kitti/calibration.json").of("um_000000")
+    for ahead, left in ((8, 1), (20, -6), (46, 10)):
+        u, v, w = raw["P2"].reshape(3, 4) @ rectify @ np.linalg.inv(road) @ [-left, 0, ahead, 1]
+        a, b, c = rig.intrinsics[0].numpy() @ (np.linalg.inv(rig.ego_from_cam[0].numpy()) @ [ahead, left, 0, 1])[:3]
+        np.testing.assert_allclose((a / c, b / c), (u / w, v / w), atol=1e-6)
+
+
 def test_nuscenes_truth_is_the_maps(tool, shared_data: Path, tmp_path: Path) -> None:
     tool("convert_frames").convert("nuscenes", shared_data / "nuscenes_frame1", tmp_path / "nuscenes")
     source = FolderSource(
