@@ -1,15 +1,17 @@
 """``python -m bevreshape.evaluate``: the metrics of a checkpoint, on its own data or on other."""
 
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bevreshape import cli
@@ -17,6 +19,7 @@ from bevreshape.build import Frame, build_data, check_targets, load_model, plain
 from bevreshape.checkpoint import read_checkpoint
 from bevreshape.data.batch import SPLITS, Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
 from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import Cameras
 from bevreshape.launch import in_processes, make_trainer, process_count, quiet
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
@@ -33,8 +36,9 @@ class Evaluation(LightningModule):
         labelled: the data's classes.
         metric: on the classes to be compared.
         own: the data's own metrics on these, see :class:`~bevreshape.data.batch.MeasuredSource`.
+        without: cameras of the model, each of which is dropped in turn; all, in their order, or none.
 
-    ``own_values`` holds what each of these came to.
+    ``tables`` holds titles and figures of all but the first metric.
     """
 
     def __init__(
@@ -45,30 +49,56 @@ class Evaluation(LightningModule):
         labelled: tuple[str, ...],
         metric: BEVIoU,
         own: Sequence[Metric] = (),
+        without: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.order = order
         self.metric = metric
         self.own = nn.ModuleList(own)
-        self.own_values: list[dict[str, float]] = []
+        self.dropped = tuple(without)
+        self.without = nn.ModuleList(deepcopy(metric) for _ in without)
+        self.tables: list[tuple[str | None, dict[str, float]]] = []
         self.predicted = [predicted.index(name) for name in metric.classes]
         self.labelled = [labelled.index(name) for name in metric.classes]
 
+    @property
+    def _own(self) -> Sequence[Metric]:
+        return cast(Sequence[Metric], self.own)
+
+    @property
+    def _without(self) -> Sequence[BEVIoU]:
+        return cast(Sequence[BEVIoU], self.without)
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         batch = with_cameras(batch, self.order)
-        logits = self.model(batch["image"], cameras_of(batch))[:, self.predicted]  # b k rows cols
+        features, cameras = self.model.encoder(batch["image"]), cameras_of(batch)
+        logits = self._logits(features, cameras)
         target, valid = batch["target"][:, self.labelled], batch["valid"][:, self.labelled]
         self.metric.update(logits, target, valid)
-        for metric in self.own:
-            metric.update(logits.float().sigmoid(), target, valid, batch)  # type: ignore[operator]  # it is a Metric
+        for metric in self._own:
+            metric.update(logits.float().sigmoid(), target, valid, batch)
+        for number, metric in enumerate(self._without):
+            mask = cameras.present.clone()
+            mask[:, number] = False
+            metric.update(self._logits(features, replace(cameras, mask=mask)), target, valid)
+
+    def _logits(self, features: Tensor, cameras: Cameras) -> Tensor:
+        return self.model.head(self.model.reshaper(features, cameras))[:, self.predicted]  # b k rows cols
 
     def on_test_epoch_end(self) -> None:
-        found = [metric.compute() for metric in (self.metric, *self.own)]
-        for values in found:
+        found = [(getattr(metric, "title", None), metric.compute()) for metric in self._own]
+        if self.without:
+            dropped = {camera: metric.compute() for camera, metric in zip(self.dropped, self._without, strict=True)}
+            named = (*self.metric.classes, "mean")
+            values = {
+                f"iou_without/{name}/{camera}": iou[f"iou/{name}"] for name in named for camera, iou in dropped.items()
+            }
+            found.append(("IoU without one camera", values))
+        for values in (self.metric.compute(), *(values for _, values in found)):
             self.log_dict({f"test/{key}": value for key, value in values.items()}, sync_dist=False)
-        self.own_values = [{key: float(value) for key, value in values.items()} for values in found[1:]]
-        for metric in (self.metric, *self.own):
+        self.tables = [(title, {key: float(value) for key, value in values.items()}) for title, values in found]
+        for metric in (self.metric, *self._own, *self._without):
             metric.reset()
 
 
@@ -102,7 +132,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
             "common; name them alike in data.classes"
         )
     own = data.source.metrics(classes) if isinstance(data.source, MeasuredSource) else ()
-    task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid), own)
+    without = frame.camera_names if cfg["without_cameras"] else ()
+    task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid), own, without)
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, enable_model_summary=False)
     data.tested_split = cfg["split"]
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
@@ -112,8 +143,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         left_out = sorted({*frame.classes, *found.classes} - {*classes})
         console = Console()
         console.print(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
-        for values in task.own_values:
-            console.print(own_table(values))
+        for title, values in task.tables:
+            console.print(own_table(values, title))
         console.print(
             f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else "")
         )

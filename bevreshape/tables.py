@@ -25,11 +25,11 @@ def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: s
     return table
 
 
-def own_table(values: Mapping[str, float]) -> Table:
+def own_table(values: Mapping[str, float], title: str | None = None) -> Table:
     """Scalars named ``row/column``, where a row's name may have slashes of its own; a figure that does not exist is left blank."""
     cells = {tuple(key.rpartition("/")[::2]): value for key, value in values.items()}
     columns = list(dict.fromkeys(column for _, column in cells))
-    table = Table()
+    table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right")

@@ -4,7 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from commands import finish, start
+from torch import nn
+
+from bevreshape.costs import ring
+from bevreshape.evaluate import Evaluation
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.metrics import BEVIoU
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import IPM, FeatureShape
 
 
 def metrics_of(folder: Path) -> dict[str, float]:
@@ -65,3 +74,28 @@ def test_nonsense_gets_a_sentence(command, trained: Path, arguments: tuple[str, 
     assert ended.code == 1
     assert sentence in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_what_is_left_without_a_camera() -> None:
+    """Pictures are read by IPM as they are, so every class's prediction is known by hand."""
+    grid = BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0)
+    model = BEVModel(nn.Identity(), IPM(FeatureShape(3, 32, 48, 3), grid), nn.Identity()).eval()
+    rig = ring(3, (32, 48), 2, torch.device("cpu"))
+    batch = {
+        "image": torch.randn(2, 3, 3, 32, 48), "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam,
+        "camera_mask": torch.ones(2, 3, dtype=torch.bool), "target": torch.rand(2, 3, 8, 8) < 0.5,
+        "valid": torch.rand(2, 3, 8, 8) < 0.9, "name": ["a", "b"],
+    }  # fmt: skip
+    classes, cameras = ("x", "y", "z"), ("c0", "c1", "c2")
+    task = Evaluation(model, [0, 1, 2], classes, classes, BEVIoU(classes, grid), without=cameras)
+    task.test_step(batch, 0)
+    for number, metric in enumerate(task.without):
+        seen = [i for i in range(3) if i != number]
+        left = Cameras(rig.intrinsics[:, seen], rig.ego_from_cam[:, seen], (32, 48))
+        two = IPM(FeatureShape(3, 32, 48, 2), grid)
+        said = two(batch["image"][:, seen], left) >= 0
+        both = (said & batch["target"] & batch["valid"]).sum((0, 2, 3))
+        either = ((said | batch["target"]) & batch["valid"]).sum((0, 2, 3))
+        found = metric.compute()
+        assert [float(found[f"iou/{name}"]) for name in classes] == pytest.approx((both / either).tolist())
+        assert float(found["iou/x"]) != float(task.metric.compute()["iou/x"])

@@ -16,6 +16,7 @@ from commands import finish, start
 from bevreshape.data import shards
 from bevreshape.data.batch import cameras_of
 from bevreshape.data.nuscenes import NuScenesSource, prepared, splits, tables
+from bevreshape.data.nuscenes.conditions import ConditionIoU, conditions_of
 from bevreshape.data.nuscenes.maps import LAYERS, Layer, draw_exact, draw_published
 from bevreshape.data.synthetic import SyntheticSource
 from bevreshape.errors import InputError
@@ -330,6 +331,33 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert math.isfinite(metrics["test/iou/drivable_area"])
     checkpoint = run / "checkpoints" / "best.ckpt"
-    ended = finish(start("evaluate", f"checkpoint={checkpoint}", "trainer.accelerator=cpu", cwd=tmp_path))
+    out = f"hydra.run.dir={tmp_path / 'evaluation'}"
+    more = ["data.only_seen=false", "data.visibility=ignore", "without_cameras=true", "trainer.accelerator=cpu", out]
+    ended = finish(start("evaluate", f"checkpoint={checkpoint}", *more, cwd=tmp_path))
     assert ended.code == 0, ended.err
-    assert "drivable_area" in ended.out
+    said = "32×32 cells of 1 m, raster exact, visibility ignore below 2, all cells, official split"
+    assert said in " ".join(ended.out.split())
+    found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    assert found["test/iou_0.5/drivable_area/all"] == pytest.approx(found["test/iou/drivable_area"])
+    assert found["test/iou_0.5/drivable_area/rain"] is None  # no scene's description says so
+
+    assert found["test/iou_without/drivable_area/CAM_BACK"] is not None
+
+
+def test_iou_by_condition_is_that_of_the_moments_alone() -> None:
+    rng = np.random.default_rng(0)
+    p, there, valid = rng.random((6, 2, 8, 9)), rng.random((6, 2, 8, 9)) < 0.3, rng.random((6, 2, 8, 9)) < 0.8
+    shown = np.array([conditions_of(said) for said in ("Night", "Parked", "Rain, night", "rain", "x", "night")])
+    metric = ConditionIoU(("a", "b"), "")
+    for part in (slice(0, 2), slice(2, 6)):
+        tensors = (torch.from_numpy(x[part]) for x in (p.astype(np.float32), there, valid))
+        metric.update(*tensors, {"conditions": torch.from_numpy(shown[part])})
+    found = metric.compute()
+    chosen = {"all": [0, 1, 2, 3, 4, 5], "day": [1, 3, 4], "night": [0, 2, 5], "rain": [2, 3]}
+    for threshold in (0.4, 0.5):
+        for k, name in enumerate("ab"):
+            for word, moments in chosen.items():
+                said = (p[moments, k] >= threshold) & valid[moments, k]
+                true = there[moments, k] & valid[moments, k]
+                expected = (said & true).sum() / (said | true).sum()
+                assert float(found[f"iou_{threshold}/{name}/{word}"]) == pytest.approx(expected)

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchmetrics import Metric
 
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.nuscenes import splits
+from bevreshape.data.nuscenes.conditions import ConditionIoU, conditions_of
 from bevreshape.data.nuscenes.maps import LAYERS, rounded_cells
 from bevreshape.data.nuscenes.prepared import RASTERS, Content, Index, read_index, read_moment
 from bevreshape.data.nuscenes.tables import CAMERAS, BoxRecord, CameraRecord
@@ -38,6 +40,13 @@ class ClassSpec(TypedDict):
     """Names out of :data:`~bevreshape.data.nuscenes.maps.LAYERS`."""
 
 
+class MomentSample(Sample):
+    """A sample that says what the sky is like."""
+
+    conditions: Tensor
+    """(3,) bool, see :data:`~bevreshape.data.nuscenes.conditions.CONDITIONS`."""
+
+
 class NuScenesMoments(Dataset[Sample]):
     """One split, read moment by moment; holds nothing in memory but the moments' numbers."""
 
@@ -45,6 +54,9 @@ class NuScenesMoments(Dataset[Sample]):
         self.source = source
         self.index = index
         self.numbers = numbers
+        self.conditions = torch.tensor([conditions_of(scene["description"]) for scene in index.scenes])[
+            index.scene_of()[numbers]
+        ]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -62,7 +74,7 @@ class NuScenesMoments(Dataset[Sample]):
             mask.append(there)
         planes = [source.class_planes(spec, moment["boxes"], layers) for spec in source.specs]
         poses = [moment["cameras"][name]["ego_from_cam"] for name in source.camera_names]
-        return Sample(
+        return MomentSample(
             image=torch.stack(images),
             intrinsics=torch.stack(intrinsics).float(),
             ego_from_cam=torch.tensor(poses, dtype=torch.float64).float(),
@@ -71,11 +83,12 @@ class NuScenesMoments(Dataset[Sample]):
             valid=torch.from_numpy(np.stack([known for _, known in planes])),
             index=index,
             name=moment["token"],
+            conditions=self.conditions[index],
         )
 
 
 class NuScenesSource:
-    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.BEVSource`).
+    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.MeasuredSource`).
 
     The ego frame is the vehicle's at the time of the lidar sweep, level; cameras are where they were when their pictures
     were taken.
@@ -151,6 +164,7 @@ class NuScenesSource:
         self.visibility = visibility
         self.least_visibility = least_visibility
         self.only_seen = only_seen
+        self.split_name = split
         self.damaged = damaged
         content = Content(version, grid, None if line_m is None else float(line_m))
         self.remedy = content.command(self.root, Path(prepared))
@@ -173,6 +187,16 @@ class NuScenesSource:
         if name not in self._numbers:
             raise InputError(f"data: unknown split {name!r}; {suggest(name, self._numbers)}")
         return NuScenesMoments(self, self._index, self._numbers[name])
+
+    def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
+        """IoU by the sky, under a title that says by which protocol."""
+        cells = f"{self.grid.rows}×{self.grid.cols} cells of {self.grid.cell_m:g} m"
+        hidden = "" if self.visibility == "all" else f" below {self.least_visibility}"
+        counted = "cells that a camera sees" if self.only_seen else "all cells"
+        title = (
+            f"{cells}, raster {self.raster}, visibility {self.visibility}{hidden}, {counted}, {self.split_name} split"
+        )
+        return [ConditionIoU(classes, title)]
 
     def finish(self, batch: Batch) -> Batch:
         """Take the cells out that no camera looks at, if so wished."""

@@ -1,0 +1,69 @@
+"""IoU by what the sky is like, at the thresholds that papers use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from bevreshape.data.batch import Batch
+
+CONDITIONS = ("day", "night", "rain")
+"""By words of a scene's description; a scene may be both night and rain, what is not night is day."""
+
+THRESHOLDS = (0.4, 0.5)
+
+
+def conditions_of(description: str) -> tuple[bool, ...]:
+    """Which of :data:`CONDITIONS` a scene's description says."""
+    said = description.lower()
+    return "night" not in said, "night" in said, "rain" in said
+
+
+class ConditionIoU(Metric):
+    """IoU over the whole data set and over the moments of each condition, at two thresholds.
+
+    Args:
+        classes: names of the k channels.
+        title: what the data's settings are, to be printed above.
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, classes: Sequence[str], title: str) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.title = title
+        shape = len(self.classes), 1 + len(CONDITIONS), len(THRESHOLDS), 2
+        self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        probabilities: Float[Tensor, "b k rows cols"],
+        target: Bool[Tensor, "b k rows cols"],
+        valid: Bool[Tensor, "b k rows cols"],
+        batch: Batch,
+    ) -> None:
+        """Count a batch with ``conditions``, (b, 3) bool."""
+        shown = batch["conditions"]
+        of = torch.cat([torch.ones_like(shown[:, :1]), shown], dim=1).long()  # b c
+        there = target.bool() & valid
+        for number, threshold in enumerate(THRESHOLDS):
+            said = (probabilities >= threshold) & valid
+            counted = torch.stack([(said & there).sum((2, 3)), (said | there).sum((2, 3))], dim=-1)  # b k 2
+            self.counts[:, :, number] += torch.einsum("bc,bki->kci", of, counted)
+
+    def compute(self) -> dict[str, Any]:
+        """``iou_0.5/<class>/<condition>`` as scalars, NaN where the union is empty."""
+        values: dict[str, Any] = {}
+        for number, threshold in enumerate(THRESHOLDS):
+            both, either = self.counts[:, :, number].double().unbind(-1)  # k c
+            for name, row in zip(self.classes, (both / either).float(), strict=True):
+                values |= {
+                    f"iou_{threshold}/{name}/{word}": value
+                    for word, value in zip(("all", *CONDITIONS), row, strict=True)
+                }
+        return values
