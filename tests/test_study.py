@@ -49,13 +49,13 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
                 json.dumps(
                     {
                         "data_dependence": 0.1 * number,
-                        "order": {"iou": {"intact": 0.5, "permuted": 0.1 + 0.01 * number}},
+                        "order": {"iou": {"intact": 0.5, "permuted": 0.1 + 0.01 * number, "unrelated": 0.08}},
                     }
                 )
             )
     ended = finish(start("study", *arguments, cwd=tmp_path))
     assert ended.code == 0, ended.err
-    assert json.loads(looked_at.read_text())["order"]["iou"].keys() == {"intact", "permuted"}
+    assert json.loads(looked_at.read_text())["order"]["iou"].keys() == {"intact", "permuted", "unrelated"}
     records = tiny(folder, plan).records()
     known = units(plan, records)
     assert {unit.name for unit in known} == set(records)

@@ -93,6 +93,17 @@ def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Se
         return asdict(geometry_agreement(weights, cameras, reshaper.grid, reshaper.source, cells=cells))
 
     weights = jacobian_norm(reshaper, features, cameras, cells=cells, probes=plan.probes)  # b q n h w
+
+    def of_pictures(weights: Tensor) -> Tensor:
+        """Weights of all samples as the first one's cameras would see them, so that they differ by pictures alone."""
+        poses, intrinsics = cameras.ego_from_cam, cameras.intrinsics
+        first = Cameras(
+            intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size, cameras.present
+        )
+        if torch.equal(first.intrinsics, intrinsics) and torch.equal(first.ego_from_cam, poses):
+            return weights
+        return jacobian_norm(reshaper, features, first, cells=cells, probes=plan.probes)
+
     changes = _changes(plan, camera_names)
     found = iou_under(model, batches(), metric, {name: change for _, _, name, change in changes})
     robustness: dict[str, dict[str, dict[str, float]]] = {}
@@ -104,7 +115,7 @@ def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Se
         "cells": len(cells),
         "probes": plan.probes,
         "iou": found["unchanged"],
-        "data_dependence": relative_spread([weights]),
+        "data_dependence": relative_spread([of_pictures(weights)]),
         "agreement": agreement(weights),
         "attention": _or_reason(lambda: agreement(attention_weights(reshaper, features, cameras, cells=cells).mean(1))),
         "order": _or_reason(lambda: _order(model, scales, cameras, batches, metric)),

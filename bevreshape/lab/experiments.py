@@ -34,6 +34,9 @@ from bevreshape.reshapers import MLP, FeatureShape, Reshaper
 INSTRUMENTS = 0x494E5354
 """Word of the random key of what trained reshapers are examined with."""
 
+HELD_OUT_BATCHES = 8
+"""Of samples that errors are measured on, other ones for every seed, so that intervals over the seeds include their draw."""
+
 EXAMINED = 6
 """Samples that a trained reshaper is examined with, and cells along a side."""
 
@@ -83,8 +86,8 @@ def tensor_result(plan: Plan, settings: Mapping[str, Any], place: Place) -> dict
         source=source, grid=grid, jitter=Spread(sigma, sigma / 2, sigma / 2),
         calibration=settings["calibration"], training_samples=settings["training_samples"],
         steps=settings["steps"], batch=settings["batch"], optimizer=AdamWOneCycle(lr=settings["rate"]),
-        evaluate_every=settings["evaluate_every"], held_out=4 * settings["batch"], seed=settings["seed"],
-        data_seed=settings["seed"], held_out_seed=int(settings["tuning"]),
+        evaluate_every=settings["evaluate_every"], held_out=HELD_OUT_BATCHES * settings["batch"], seed=settings["seed"],
+        data_seed=settings["seed"], held_out_seed=2 * settings["seed"] + settings["tuning"],
     )  # fmt: skip
     result = tensor_level.run(build, experiment, cameras=cameras, features=features, device=place.device)
     known: dict[str, Any] = {

@@ -326,8 +326,9 @@ def iou_when_permuted(
         permutation: of the tokens of a camera or of all, between encoder and reshaper.
 
     Returns:
-        What :meth:`BEVIoU.compute` gives, as ``intact`` and ``permuted`` (encodings stay), and as ``encodings_moved``
-        where the reshaper has encodings that are known and can move along with their tokens.
+        What :meth:`BEVIoU.compute` gives, as ``intact``, ``permuted`` (encodings stay) and ``unrelated``, which is what
+        chance gives: of pictures of another sample of the batch; and as ``encodings_moved`` where the reshaper has
+        encodings that are known and can move along with their tokens.
 
     Raises:
         InputError: when there is no batch, when pictures are not floats, or see :class:`PermutedReshaper`.
@@ -338,7 +339,11 @@ def iou_when_permuted(
             f"iou_when_permuted: the model's reshaper is a {type(own).__name__}; derive it from Reshaper, which knows how "
             "many tokens there are"
         )
-    variants = {"intact": Variant(), "permuted": Variant(reshaper=PermutedReshaper(own, permutation))}
+    variants = {
+        "intact": Variant(),
+        "permuted": Variant(reshaper=PermutedReshaper(own, permutation)),
+        "unrelated": Variant(change=lambda batch: batch | {"image": batch["image"].roll(1, 0)}),
+    }
     if can_move(own):
         moved = PermutedReshaper(own, permutation, move_encodings=True)
         variants["encodings_moved"] = Variant(reshaper=moved)

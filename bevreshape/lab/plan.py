@@ -12,7 +12,10 @@ from bevreshape.reshapers import FeatureShape
 
 TOLD = ("mlp_told", "attention_told")
 RIVALS = ("mlp", "attention")
-ROLES = (*RIVALS, *TOLD, "attention_unplaced", "self_attention")
+PLAYED = {"mlp_hidden": "mlp", "attention_unplaced": "attention", "self_attention": "attention"}
+"""Variants, and whose learning rate each takes."""
+
+ROLES = (*RIVALS, *TOLD, *PLAYED)
 """Who takes part at tensor level."""
 
 PLAN_FILE = "plan.yaml"
@@ -191,7 +194,7 @@ def units(plan: Plan, records: Records) -> list[Unit]:
         def unit(role: str, seed: int = seed, **given: Any) -> Unit:
             return tensor_unit(plan, role, rates[role], seed, **given)
 
-        found += [unit(role) for role in ("attention_unplaced", "self_attention")]
+        found += [unit(role) for role in PLAYED]
         found += [unit(role, jitter_deg=sigma) for role, sigma in product((*RIVALS, *TOLD), tensor["jitter_deg"])]
         found += [unit(role, training_samples=n) for role, n in product(RIVALS, tensor["training_samples"])]
         told_at = tensor["told_jitter_deg"]
@@ -206,8 +209,8 @@ def units(plan: Plan, records: Records) -> list[Unit]:
 
 
 def best_rates(plan: Plan, records: Records) -> dict[str, float] | None:
-    """Every contender's learning rate, that of its lowest mean error over the seeds, the variants of the attention taking
-    its own; ``None`` before all have been tried."""
+    """Every contender's learning rate, that of its lowest mean error over the seeds, the variants taking that of
+    the rival that they are of; ``None`` before all have been tried."""
     rates = {}
     for role in (*RIVALS, *TOLD):
         errors: dict[float, float] = {}
@@ -217,7 +220,7 @@ def best_rates(plan: Plan, records: Records) -> dict[str, float] | None:
                 return None
             errors[rate] = sum(map(final_error, tried))
         rates[role] = min(errors, key=errors.__getitem__)
-    return {role: rates.get(role, rates["attention"]) for role in ROLES}
+    return {role: rates[PLAYED.get(role, role)] for role in ROLES}
 
 
 def final_error(record: Mapping[str, Any] | None) -> float:

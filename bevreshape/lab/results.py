@@ -67,8 +67,16 @@ class Results:
         record = self.tensor(role, seed, **given)
         curve = [Point(**{**point, "error": number_of(point["error"])}) for point in record["curve"]]
         hit = Reached.of(curve, self.plan.tensor["threshold"])
-        value = 3 * record["flops"] * hit.at.samples if what == "flops" else getattr(hit.at, what)  # backward: twice
-        return Figure(value, Known.AT_LEAST if hit.censored else Known.EXACT)
+
+        def taken(point: Point) -> float:
+            return (
+                3.0 * record["flops"] * point.samples if what == "flops" else float(getattr(point, what))
+            )  # backward: twice
+
+        if hit.censored:
+            return Figure(taken(hit.at), Known.AT_LEAST)
+        before = curve[max(curve.index(hit.at) - 1, 0)]
+        return Figure(taken(hit.at), between=(taken(before), taken(hit.at)))
 
     def later(self, what: str, **given: Any) -> Estimate:
         """The attention's need of something in parts of the MLP's."""
@@ -92,23 +100,26 @@ class Results:
         return self.over_seeds(ratio, ratios=True)
 
     def samples_needed(self, role: str, seed: int) -> Figure:
-        """Fewest training samples with which the error ends at the threshold, between the amounts tried by interpolation."""
+        """Fewest training samples with which the error ends at the threshold; between the amounts tried, by interpolation of
+        both logarithms."""
         amounts = self.plan.tensor["training_samples"]
-        short = [
-            self.plan.tensor["threshold"] - self.error(role, seed, training_samples=amount).value for amount in amounts
-        ]
+        errors = [self.error(role, seed, training_samples=amount) for amount in amounts]
+        if any(error.known is not Known.EXACT for error in errors):
+            return Figure(1.0, Known.NOTHING)
+        short = [math.log(self.plan.tensor["threshold"] / error.value) for error in errors]
         found = crossover([math.log2(amount) for amount in amounts], short)
-        return Figure(2**found.value, found.known)
+        low, high = found.bracket
+        return Figure(2**found.value, found.known, (2**low, 2**high))
 
     def overtaken(self, seed: int, rivals: Sequence[str], **given: Any) -> Figure:
         """Jitter from which on the second of two has the lower error."""
         levels = self.plan.tensor["jitter_deg"]
         gains = []
         for level in levels:
-            first, second = (
-                self.error(role, seed, jitter_deg=level, **(given if level else {})).value for role in rivals
-            )
-            gains.append(first - second)
+            first, second = (self.error(role, seed, jitter_deg=level, **(given if level else {})) for role in rivals)
+            if not first.known is second.known is Known.EXACT:
+                return Figure(1.0, Known.NOTHING)
+            gains.append(math.log(first.value / second.value))
         return crossover(levels, gains)
 
     def gap_closed(self, seed: int, rivals: Sequence[str], jitter_deg: float | int) -> Figure:
@@ -140,9 +151,11 @@ class Results:
         record = self.task(role, seed)
         curve, metrics = record["curve"], record["metrics"]
         steps = next((point["steps"] for point in curve if point["iou"] >= self.iou_to_reach), None)
-        at = curve[-1]["steps"] if steps is None else steps
-        value = at if what == "steps" else at * metrics["fit/seconds"] / metrics["fit/steps"]
-        return Figure(value, Known.AT_LEAST if steps is None else Known.EXACT)
+        unit = 1.0 if what == "steps" else metrics["fit/seconds"] / metrics["fit/steps"]
+        if steps is None:
+            return Figure(unit * curve[-1]["steps"], Known.AT_LEAST)
+        before = max((point["steps"] for point in curve if point["steps"] < steps), default=0)
+        return Figure(unit * steps, between=(unit * before, unit * steps))
 
     def iou_later(self, what: str) -> Estimate:
         """The attention's need of something in parts of the MLP's."""
@@ -150,10 +163,13 @@ class Results:
         return self._compared(mlp, attention, what, self.task)
 
     def iou_kept(self, role: str) -> Estimate:
-        """Share of the IoU that is left when tokens are permuted after training."""
+        """Share of the IoU beyond that of unrelated pictures that is left when tokens are permuted after training; nothing
+        is known of a model that is no better than these."""
 
         def kept(seed: int) -> Figure:
-            iou = self.task(role, seed)["diagnosis"]["order"].get("iou", {"intact": 0.0})
-            return figure_of(iou["permuted"] / iou["intact"] if iou["intact"] else None)
+            iou = self.task(role, seed)["diagnosis"]["order"].get("iou")
+            if iou is None or iou["intact"] <= iou["unrelated"]:
+                return figure_of(None)
+            return figure_of((iou["permuted"] - iou["unrelated"]) / (iou["intact"] - iou["unrelated"]))
 
         return self.over_seeds(kept)

@@ -25,10 +25,23 @@ class Known(StrEnum):
 
 @dataclass(frozen=True)
 class Figure:
-    """What one seed measured."""
+    """What one seed measured.
+
+    Attributes:
+        value: the figure.
+        known: what is known of it.
+        between: of one that was found on a grid, such as the steps at which the error is looked at, the last place where it
+            was not there yet and the first where it was.
+    """
 
     value: float | int
     known: Known = Known.EXACT
+    between: tuple[float, float] | None = None
+
+    @property
+    def bracket(self) -> tuple[float, float]:
+        """Lower and upper bound, as far as the figure is known at all."""
+        return (float(self.value), float(self.value)) if self.between is None else self.between
 
     def over(self, other: "Figure") -> "Figure":
         """The ratio of two figures, both positive.
@@ -40,9 +53,11 @@ class Figure:
             raise InputError(f"verdict: the ratio of {self.value:g} to {other.value:g} needs two positive figures")
         turned = {Known.AT_LEAST: Known.AT_MOST, Known.AT_MOST: Known.AT_LEAST}
         known = {self.known, turned.get(other.known, other.known)} - {Known.EXACT}
+        (low, high), (least, most) = self.bracket, other.bracket
+        between = (low / most, high / least if least > 0 else math.inf) if self.between or other.between else None
         if not known:
-            return Figure(self.value / other.value)
-        return Figure(self.value / other.value, known.pop() if len(known) == 1 else Known.NOTHING)
+            return Figure(self.value / other.value, between=between)
+        return Figure(self.value / other.value, known.pop() if len(known) == 1 else Known.NOTHING, between)
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,8 @@ def estimate(figures: Sequence[Figure], *, ratios: bool = False) -> Estimate:
     """Mean and 95 % interval of independent seeds; of ratios both are taken of their logarithms.
 
     A figure that is a lower bound leaves the upper end open, and the other way round: bounds are used as such, not as if
-    they had been measured, and the end that is left holds for every seed.
+    they had been measured, and the end that is left holds for every seed. Where figures were found on a grid, the lower
+    end is that of their lower bounds and the upper end that of their upper ones.
 
     Raises:
         InputError: for fewer than two seeds, which have no spread, or figures that are not numbers.
@@ -96,24 +112,46 @@ def estimate(figures: Sequence[Figure], *, ratios: bool = False) -> Estimate:
     values = [math.log(figure.value) if ratios else figure.value for figure in figures]
     if not all(math.isfinite(value) for value in values):
         raise InputError(f"verdict: figures {[figure.value for figure in figures]} must be finite numbers")
-    mean, spread = statistics.mean(values), statistics.stdev(values)
-    half = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    mean = statistics.mean(values)
     back = math.exp if ratios else float
     known = {figure.known for figure in figures}
     bounds = known != {Known.EXACT}  # whose spread is not that of what they bound
-    low = min(mean - half, *values) if bounds else mean - half
-    high = max(mean + half, *values) if bounds else mean + half
+    lows, highs = (
+        [_log(bound) if ratios else bound for bound in side]
+        for side in zip(*(figure.bracket for figure in figures), strict=True)
+    )
+    low, high = _mean(lows) - _half(lows), _mean(highs) + _half(highs)
+    low, high = (min(low, *lows), max(high, *highs)) if bounds else (low, high)
     low = -math.inf if known & {Known.AT_MOST, Known.NOTHING} else back(low)
     high = math.inf if known & {Known.AT_LEAST, Known.NOTHING} else back(high)
     censored = sum(figure.known is not Known.EXACT for figure in figures)
     return Estimate(back(mean), low, high, len(figures), censored)
 
 
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.mean(values) if all(map(math.isfinite, values)) else sum(values)
+
+
+def _half(values: Sequence[float]) -> float:
+    """Half the width of their 95 % interval, by Student's t; 0 of values that are not finite, whose mean says all."""
+    if not all(map(math.isfinite, values)):
+        return 0.0
+    half = float(student.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * statistics.stdev(values)
+    return half / math.sqrt(len(values))
+
+
 def above(found: Estimate, threshold: float | int) -> Verdict:
-    """Whether it lies above a threshold: so if the whole interval does, not so if the whole interval lies below."""
-    if found.low > threshold:
-        return Verdict.HOLDS
-    return Verdict.FAILS if found.high <= threshold else Verdict.OPEN
+    """Whether it lies above a threshold: so if the whole interval does, not so if the whole interval lies below.
+
+    An interval that begins at the threshold lies above it, since what was found on a grid lies beyond its lower bound.
+    """
+    if found.high <= threshold:
+        return Verdict.FAILS
+    return Verdict.HOLDS if found.low >= threshold else Verdict.OPEN
 
 
 def below(found: Estimate, threshold: float | int) -> Verdict:
@@ -147,7 +185,7 @@ def where(verdicts: Sequence[tuple[str, Verdict]]) -> str:
 
 
 def crossover(levels: Sequence[float | int], differences: Sequence[float]) -> Figure:
-    """At which level a difference turns from negative to positive for good, linear between levels.
+    """At which level a difference turns from negative to positive for good: between which two, and linear in between.
 
     Args:
         levels: ascending, such as standard deviations of jitter.
@@ -168,7 +206,8 @@ def crossover(levels: Sequence[float | int], differences: Sequence[float]) -> Fi
     if last is None:
         return Figure(float(levels[0]), Known.AT_MOST)
     share = values[last] / (values[last] - values[last + 1])
-    return Figure(levels[last] + share * (levels[last + 1] - levels[last]))
+    between = float(levels[last]), float(levels[last + 1])
+    return Figure(levels[last] + share * (levels[last + 1] - levels[last]), between=between)
 
 
 def _short(value: float) -> str:

@@ -439,9 +439,12 @@ def test_iou_when_permuted_is_that_of_permuted_features() -> None:
     model = whole_model(MLP(source, (3, 4), activation="none"), seen).train()
     metric = BEVIoU(["road"], GRID)
     found = iou_when_permuted(model, iter(batches()), metric, permutation)
-    assert len(seen) == 3  # every picture is encoded once
-    assert set(found) == {"intact", "permuted"}
+    assert len(seen) == 6  # every picture is encoded once, and once as another's
+    assert set(found) == {"intact", "permuted", "unrelated"}
     model.eval()
+    other = [batch | {"image": torch.cat([batch["image"][-1:], batch["image"][:-1]])} for batch in batches()]
+    assert found["unrelated"]["iou/road"] == pytest.approx(iou_oracle(model, other, None))
+    assert found["unrelated"]["iou/road"] != found["intact"]["iou/road"]
     intact, permuted = (iou_oracle(model, batches(), order) for order in (None, permutation))
     assert intact != permuted
     assert found["intact"]["iou/road"] == pytest.approx(intact)
@@ -458,7 +461,7 @@ def test_iou_when_permuted_with_encodings_moving_along() -> None:
     assert not any(module._forward_hooks for module in model.modules())
     trained_permuted = whole_model(PermutedReshaper(model.reshaper, shuffled(12, seed=1)))
     again = iou_when_permuted(trained_permuted, batches(), BEVIoU(["road"], GRID), shuffled(12, seed=1).argsort())
-    assert set(again) == {"intact", "permuted"}  # whose encodings are meant is not known
+    assert set(again) == {"intact", "permuted", "unrelated"}  # whose encodings are meant is not known
     assert again["permuted"]["iou/road"] == found["intact"]["iou/road"]  # put back in order
 
 

@@ -40,8 +40,8 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
     }
     assert rates == {1e-2}
     assert len({unit.name for unit in then}) == len(then)
-    # each seed: 4 roles × 2 jitters, 2 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and those tried first
-    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 2 + 8 + 2 + 2) + 16
+    # each seed: 4 roles × 2 jitters, 3 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and those tried first
+    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 3 + 8 + 2 + 2) + 16
     tuned = {unit.name for unit in first if unit.settings["level"] == "tensor"}
     assert all(unit.settings["tuning"] == (unit.name in tuned) for unit in then if unit.settings["level"] == "tensor")
     assert not any(unit.settings.get("features") == "encoder" for unit in then)

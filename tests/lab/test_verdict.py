@@ -64,10 +64,10 @@ def test_parts_and_conditions() -> None:
 
 
 def test_crossover_lies_between_levels_and_is_a_bound_beyond_them() -> None:
-    assert crossover([0, 1, 2], [-1.0, -0.5, 1.5]) == Figure(1.25)
+    assert crossover([0, 1, 2], [-1.0, -0.5, 1.5]) == Figure(1.25, between=(1.0, 2.0))
     assert crossover([0, 1, 2], [0.5, 1.0, 1.0]) == Figure(0.0, Known.AT_MOST)
     assert crossover([0, 1, 2], [0.5, 1.0, -1.0]) == Figure(2.0, Known.AT_LEAST)
-    assert crossover([0, 1, 2, 3], [-1.0, 1.0, -1.0, 1.0]) == Figure(2.5)
+    assert crossover([0, 1, 2, 3], [-1.0, 1.0, -1.0, 1.0]) == Figure(2.5, between=(2.0, 3.0))
     with pytest.raises(InputError, match="must ascend"):
         crossover([1, 0], [1.0, 2.0])
 
@@ -79,3 +79,20 @@ def test_sentences() -> None:
         Figure(1.0).over(Figure(0.0))
     with pytest.raises(InputError, match="finite"):
         estimate(figures(1.0, math.nan))
+
+
+def test_what_was_found_on_a_grid_keeps_its_bounds() -> None:
+    mlp, attention = Figure(40, between=(30.0, 40.0)), Figure(70, between=(60.0, 70.0))
+    ratio = attention.over(mlp)
+    assert ratio.value == 1.75
+    assert ratio.bracket == (1.5, 70 / 30)
+    found = estimate([ratio] * 3, ratios=True)
+    assert (found.mean, found.low, found.high) == pytest.approx((1.75, 1.5, 70 / 30))
+    assert above(found, 1.0) is Verdict.HOLDS
+    touching = estimate([Figure(8, between=(2.0, 8.0)).over(Figure(8, between=(2.0, 8.0)))] * 2, ratios=True)
+    assert above(touching, 1.0) is Verdict.OPEN
+    beyond = estimate([Figure(32, between=(8.0, 32.0)).over(Figure(8, between=(2.0, 8.0)))] * 2, ratios=True)
+    assert above(beyond, 1.0) is Verdict.HOLDS  # more than 8 in parts of at most 8
+    same = estimate([Figure(1.0)] * 2, ratios=True)
+    assert above(same, 1.0) is Verdict.FAILS
+    assert estimate([Figure(10, between=(0.0, 10.0)).over(mlp)] * 2, ratios=True).low == 0.0
