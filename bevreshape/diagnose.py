@@ -20,7 +20,7 @@ from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError, suggest
 from bevreshape.evaluate import in_frame, prepare
 from bevreshape.files import write_atomic, write_text
-from bevreshape.lab.diagnosis import Plan, diagnose
+from bevreshape.lab.diagnosis import Plan, diagnose, first_cameras
 from bevreshape.launch import read_device
 from bevreshape.metrics import BEVIoU
 
@@ -31,9 +31,9 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if plain["split"] not in SPLITS:
         raise InputError(f"split={plain['split']} is unknown; {suggest(str(plain['split']), SPLITS)}")
-    for key in ("samples", "cells"):
-        if not isinstance(plain[key], int) or plain[key] < 1:
-            raise InputError(f"{key}={plain[key]} must be a whole number of at least 1")
+    for key, least in (("samples", 2), ("cells", 1)):  # one sample has no spread
+        if not isinstance(plain[key], int) or plain[key] < least:
+            raise InputError(f"{key}={plain[key]} must be a whole number of at least {least}")
     for group in ("errors", "corruptions"):
         for key, amounts in plain[group].items():
             if not isinstance(amounts, list) or not all(isinstance(amount, int | float) for amount in amounts):
@@ -54,7 +54,13 @@ def main(cfg: DictConfig) -> None:
     data.tested_split = plain["split"]
     plan = Plan(plain["samples"], plain["cells"], plain["probes"], plain["errors"], plain["corruptions"])
     metric = BEVIoU(frame.classes, frame.grid).to(device)
-    diagnosis = diagnose(model.to(device), lambda: on_device(data, order, device), metric, frame.camera_names, plan)
+    true = None
+    if plain["data"].get("calibration", "exact") != "exact":  # of a world that can tell where the cameras really are
+        exact = build_data({"data": in_frame({**plain["data"], "calibration": "exact"}, frame), "seed": 0})
+        exact.tested_split = plain["split"]
+        true = first_cameras(on_device(exact, order, device), plan.samples)
+    batches = partial(on_device, data, order, device)
+    diagnosis = diagnose(model.to(device), batches, metric, frame.camera_names, plan, true)
     write_text(folder / "diagnosis.json", json.dumps(diagnosis.numbers, indent=2) + "\n")
     for name, figure in diagnosis.figures.items():
         write_atomic(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=150))
@@ -88,11 +94,13 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 def summary(numbers: dict[str, Any]) -> Table:
     """The main figures on the console."""
     table = Table("measurement", "value", title=f"{numbers['reshaper']}: what it has learned")
-    whole = numbers["agreement"]["whole"]
     table.add_row("mean IoU", f"{numbers['iou']['iou/mean']:.3f}")
     table.add_row("data dependence of W (0: fixed)", f"{numbers['data_dependence']:.3g}")
-    for rule in ("centroid", "peak", "uniform"):
-        found = whole[rule]
+    agreement = numbers["agreement"]
+    if "not_measured" in agreement:
+        table.add_row("W to true projection", agreement["not_measured"])
+    for rule in ("centroid", "peak", "uniform") if "whole" in agreement else ():
+        found = agreement["whole"][rule]
         what = f"W to true projection, {rule}" if rule != "uniform" else "... of uniform weights"
         table.add_row(f"{what}: median, 90 % [features]", f"{found['median']:.2f}, {found['p90']:.2f}")
     if "not_measured" in numbers["order"]:

@@ -1,9 +1,10 @@
 """``python -m bevreshape.report RUN_FOLDERS``: finished runs as one HTML page that opens from disk."""
 
 import argparse
+import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ from bevreshape.costs import count_flops, ring
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.drawing import draw_sample
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid
+from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab.charts import sections
 from bevreshape.lab.claims import claims
 from bevreshape.lab.experiments import Place
 from bevreshape.lab.order import PermutedReshaper
-from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells
-from bevreshape.lab.page.report import FIGURE_STYLE, Chart, Claim, Report, Section, Table, write
+from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
+from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Chart, Claim, Report, Section, Table, render, write
 from bevreshape.lab.plan import PLAN_FILE, Plan, units
 from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
-from bevreshape.lab.runs import Run, differing, grouped, mean_spread, read_runs, tabulated
-from bevreshape.lab.weights import jacobian_norm
+from bevreshape.lab.runs import UNCOUNTED, Run, differing, grouped, mean_spread, read_runs, tabulated
+from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import GeometricReshaper, Reshaper
 
@@ -54,6 +55,14 @@ class Shown:
     runs: Sequence[Run]
     model: BEVModel
     frame: Frame
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What its test samples depend on."""
+        apart = (*UNCOUNTED, "data.batch_size", "data.scenes.train", "data.scenes.val")
+        return {
+            key: value for key, value in self.runs[0].settings.items() if key.startswith("data.") and key not in apart
+        }
 
     @property
     def reshaper(self) -> Reshaper:
@@ -82,8 +91,9 @@ def main(
             raise InputError(f"{key} {value} must be at least 1")
     rows = grouped([run for folder in folders for run in read_runs(folder)])
     rows.sort(key=lambda runs: -_mean(runs))
-    shown = comparable(rows, trust)
-    batch = first_batch(shown[0].runs[0], samples)
+    shown, remarks = comparable(rows, trust)
+    reference = shown[0].runs[0]
+    batch, true = first_batch(reference, samples), cameras_of(first_batch(reference, samples, calibration="exact"))
     headings, lines = tabulated(rows)
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
@@ -114,10 +124,15 @@ def main(
                 for row in claims(study.plan, study.records)
             ],
             sections=[section for section in found if section is not None],
-            explorer=explorer(shown, batch, cells, probes),
+            explorer=None,
             source=f"Made by bevreshape {__version__} of {sum(map(len, rows))} runs.",
         )
-        write(page, out)
+        whole = explorer(shown, batch, true, cells, probes)
+        fitted, left_out = fitting(whole, MOST_BYTES - len(render(page).encode()))
+        remarks += left_out
+        write(replace(page, explorer=fitted, source=" ".join([page.source, *remarks])), out)
+    for remark in remarks:
+        Console(stderr=True).print(remark, markup=False, highlight=False, soft_wrap=True)
     Console().print(f"{out}", highlight=False, soft_wrap=True)
 
 
@@ -137,17 +152,49 @@ def study_results(folder: Path) -> Results:
     return Results(plan, records)
 
 
-def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> list[Shown]:
-    """Those of the configurations that look through the same cameras at the same cells as the first."""
+def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Shown], list[str]]:
+    """Those of the configurations that look through the same cameras at the same cells as the best one that can be loaded,
+    and why the others are not compared.
+
+    Raises:
+        InputError: when none can be loaded.
+    """
     keys = differing(rows)
-    loaded = [(runs, *load_model(str(runs[0].checkpoint), trust)[:2]) for runs in rows]
-    return [Shown(_label(runs[0], keys), runs, model, frame) for runs, model, frame in loaded if frame == loaded[0][2]]
+    shown: list[Shown] = []
+    remarks: list[str] = []
+    for runs in rows:
+        label = _label(runs[0], keys)
+        try:
+            model, frame, _ = load_model(str(runs[0].checkpoint), trust)
+            one = Shown(label, runs, model, frame)
+            one.reshaper  # noqa: B018  # refused here if it is of a foreign kind
+        except InputError as error:
+            remarks.append(f"Not compared: {label}, {error}.")
+            continue
+        if shown and frame != shown[0].frame:
+            remarks.append(
+                f"Not compared: {label}, whose cameras, pictures, classes or cells are others than those of {shown[0].label}."
+            )
+            continue
+        if shown and one.data != shown[0].data:
+            remarks.append(f"{label} was trained on other data than {shown[0].label}, whose test samples are shown.")
+        shown.append(one)
+    if not shown:
+        raise InputError("report: no run can be shown. " + " ".join(remarks))
+    return shown, remarks
 
 
-def first_batch(run: Run, samples: int) -> Batch:
-    """The first samples of a run's test split, on the CPU."""
-    config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    data = build_data({"data": {**config["data"], "loader_workers": 0}, "seed": 0})
+def first_batch(run: Run, samples: int, **changes: Any) -> Batch:
+    """The first samples of a run's test split, on the CPU.
+
+    Args:
+        run: whose.
+        samples: how many.
+        changes: to the settings of its data that it has.
+    """
+    config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))["data"]
+    config |= {key: value for key, value in changes.items() if key in config}
+    data = build_data({"data": {**config, "loader_workers": 0}, "seed": 0})
     data.source.prepare(("test",))
     data.batch_size = samples
     return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
@@ -198,15 +245,22 @@ def costs(shown: Sequence[Shown]) -> Section:
 
 
 def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
-    """IoU against every number that was swept, such as calibration jitter or the number of training scenes."""
+    """IoU against every number that was swept, such as calibration jitter or the number of training scenes; of numbers that
+    were swept together against the first."""
     sections = []
+    axes_of: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for key in differing(rows):
+        values = [str(runs[0].settings.get(key)) for runs in rows]
+        partition = sorted({tuple(i for i, value in enumerate(values) if value == own) for own in values})
+        axes_of.setdefault(tuple(partition), []).append(key)
+    for together in axes_of.values():
+        swept = [key for key in together if all(_is_number(runs[0].settings.get(key)) for runs in rows)]
+        if not swept:
+            continue
+        key, others = swept[0], [other for other in differing(rows) if other not in together]
         groups: dict[str, dict[float, list[Run]]] = {}
-        others = [other for other in differing(rows) if other != key]
         for runs in rows:
-            value = runs[0].settings.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                groups.setdefault(_label(runs[0], others), {})[float(value)] = runs
+            groups.setdefault(_label(runs[0], others), {})[float(runs[0].settings[key])] = runs
         lines = {label: dict(sorted(points.items())) for label, points in groups.items() if len(points) > 1}
         if not lines:
             continue
@@ -219,10 +273,15 @@ def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
         axes.set(xlabel=key, ylabel="test IoU, mean of classes")
         axes.legend(fontsize=7)
         alt = f"Test IoU against {key} for {', '.join(lines)}."
-        sections.append(
-            Section(f"IoU against {key}", "Bars are the standard deviation of the seeds.", (Chart(figure, alt),))
-        )
+        text = "Bars are the standard deviation of the seeds."
+        if len(together) > 1:
+            text += f" With it went {', '.join(other for other in together if other != key)}."
+        sections.append(Section(f"IoU against {key}", text, (Chart(figure, alt),)))
     return sections
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def examples(shown: Sequence[Shown], batch: Batch) -> Section:
@@ -240,11 +299,19 @@ def examples(shown: Sequence[Shown], batch: Batch) -> Section:
     return Section("Example predictions", f"The first test sample, {batch['name'][0]}.", tuple(charts))
 
 
-def explorer(shown: Sequence[Shown], batch: Batch, cells: int, probes: int) -> Explorer:
-    """W of every model on every sample, and with tokens permuted where no calibration says where they are."""
+def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, probes: int) -> Explorer:
+    """W of every model on every sample, and with tokens permuted where no calibration says where they are.
+
+    Args:
+        shown: the models.
+        batch: the samples, with the calibration that the models are told.
+        true: their cameras as they really are.
+        cells: along a side.
+        probes: of a cell.
+    """
     samples = [_sample(batch, i) for i in range(len(batch["name"]))]
     scenes = [
-        Scene(name, one["image"][0], cameras_of(one), batch["target"][i].float(), batch["valid"][i])
+        Scene(name, one["image"][0], _camera_of(true, i), batch["target"][i].float(), batch["valid"][i])
         for i, (name, one) in enumerate(zip(batch["name"], samples, strict=True))
     ]
     exhibits = []
@@ -260,19 +327,65 @@ def explorer(shown: Sequence[Shown], batch: Batch, cells: int, probes: int) -> E
             {order: view(one.model, ordered, sample, chosen, probes) for order, ordered in orders.items()}
             for sample in samples
         ]
-        exhibits.append(Exhibit(one.label, reshaper.source, chosen, views))
+        kinds = len(views[0]["in order"].heads)
+        attention = ("attention, mean", *(f"attention, head {number + 1}" for number in range(kinds - 2)))
+        heads = ("effective weights", *attention) if kinds > 1 else ("effective weights",)
+        exhibits.append(Exhibit(one.label, reshaper.source, chosen, views, heads))
     frame = shown[0].frame
     return Explorer(scenes, exhibits, frame.classes, frame.grid, frame.camera_names)
 
 
 def view(model: BEVModel, reshaper: Reshaper, sample: Batch, cells: Cells, probes: int) -> View:
-    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the picture."""
+    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the picture: the Jacobian's norm, and
+    of attention its matrix too, the mean of the heads and head by head."""
     cameras = cameras_of(sample)
     with torch.no_grad():
         features = model.encoder(sample["image"])
         bev = model.head(reshaper(features, cameras)).sigmoid()[0]
     at = [divmod(number, cells.grid.cols) for number in cells.queries.tolist()]
-    return View(bev, jacobian_norm(reshaper, features, cameras, cells=at, probes=probes)[0])
+    weights = jacobian_norm(reshaper, features, cameras, cells=at, probes=probes)  # 1 q n h w
+    if hasattr(reshaper, "attention_weights"):
+        heads = attention_weights(reshaper, features, cameras, cells=at)[0].abs()  # a q n h w
+        weights = torch.cat([weights, heads.mean(0, keepdim=True), heads])
+    return View(bev, weights)
+
+
+def fitting(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
+    """As much of an explorer as fits: samples are left out first, then the reshapers of the lowest IoU.
+
+    Returns:
+        What is left, and remarks about what is not.
+
+    Raises:
+        InputError: when not even one reshaper on one sample fits.
+    """
+    found, remarks = whole, []
+    while (size := len(json.dumps(explorer_data(found)))) > most_bytes:
+        if len(found.scenes) > 1:
+            count = len(found.scenes) - 1
+            exhibits = [replace(one, views=one.views[:count]) for one in found.exhibits]
+            found = replace(found, scenes=found.scenes[:count], exhibits=exhibits)
+        elif len(found.exhibits) > 1:
+            remarks.append(
+                f"Not in the explorer, to keep the page below {MOST_BYTES / 1e6:.0f} MB: {found.exhibits[-1].name}."
+            )
+            found = replace(found, exhibits=found.exhibits[:-1])
+        else:
+            raise InputError(
+                f"report: one reshaper on one sample takes {size / 1e6:.1f} MB and {most_bytes / 1e6:.1f} MB are left for it; set "
+                "--cells to fewer, or name fewer folders"
+            )
+    if len(found.scenes) < len(whole.scenes):
+        remarks.insert(
+            0, f"The explorer has {len(found.scenes)} of {len(whole.scenes)} samples, to keep the page small."
+        )
+    return found, remarks
+
+
+def _camera_of(cameras: Cameras, number: int) -> Cameras:
+    mask = None if cameras.mask is None else cameras.mask[number : number + 1]
+    one = slice(number, number + 1)
+    return Cameras(cameras.intrinsics[one], cameras.ego_from_cam[one], cameras.image_size, mask)
 
 
 def _sample(batch: Batch, number: int) -> Batch:

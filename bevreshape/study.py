@@ -1,8 +1,10 @@
 """``python -m bevreshape.study``: the article's claims A7 to A12, measured."""
 
 import json
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,9 +50,10 @@ def main(cfg: DictConfig) -> None:
     plain = plain_config(cfg)
     quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    study = Study(Plan(**plain["plan"]), Place(folder, read_device(str(plain["device"])), tuple(plain["trust"])))
+    study = Study(Plan.read(plain["plan"]), Place(folder, read_device(str(plain["device"])), tuple(plain["trust"])))
     console = Console()
-    records = finish(study, console)
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        records = finish(study, console)
     rows = claims(study.plan, records)
     console.print(table(rows))
     with study.claimed("results") as lock:
@@ -58,6 +61,21 @@ def main(cfg: DictConfig) -> None:
             write_results(study, records, rows)
             write_text(folder / PLAN_FILE, OmegaConf.to_yaml(plain["plan"]))
             report.main([folder], folder / "report.html", trust=study.place.trust)
+
+
+@contextmanager
+def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
+    """Take these as Ctrl-C, so that what runs in other processes is stopped too."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_results(study: Study, records: Records, rows: Sequence[Row]) -> None:
@@ -81,6 +99,7 @@ def finish(study: Study, console: Console) -> Records:
         InputError: when runs have failed, after all others are done.
     """
     failed: dict[str, InputError] = {}
+    told = False
     while True:
         records = study.records()
         known = units(study.plan, records)
@@ -92,6 +111,11 @@ def finish(study: Study, console: Console) -> Records:
             raise InputError(f"{len(failed)} of {len(known)} runs have failed, first {name}: {error}")
         number = f"{len(records) + 1} of {len(known)}"
         if not any(_done(study, unit, number, console, failed) for unit in left if unit.name not in failed):
+            if not told:
+                console.print(
+                    f"waiting for {len(left) - len(failed)} runs that another process has begun", highlight=False
+                )
+            told = True
             time.sleep(PAUSE_SECONDS)
 
 
@@ -119,8 +143,8 @@ def mappings(study: Study) -> Figure:
     seed = study.plan.seeds[0]
     plan, place = study.plan, study.place
     runs = {role: task_run(place.run_folder(task_unit(plan, role, seed).name)) for role in ("ipm", *RIVALS)}
-    batch = report.first_batch(runs["ipm"], 1)
-    cameras = cameras_of(batch)
+    batch, exact = (report.first_batch(runs["ipm"], 1, **given) for given in ({}, {"calibration": "exact"}))
+    cameras, true = cameras_of(batch), cameras_of(exact)
     weights = {}
     for role, run in runs.items():
         model, *_ = load_model(str(run.checkpoint), place.trust)
@@ -132,7 +156,7 @@ def mappings(study: Study) -> Figure:
             features = model.encoder(batch["image"])
         cells = cell_raster(reshaper.target_shape, SHOWN_CELLS)
         weights[SHOWN[role][0]] = jacobian_norm(reshaper, features, cameras, cells=cells, probes=8)[0]
-    return draw_weights(batch["image"][0], weights, cameras, grid, source, cells, shown=4)
+    return draw_weights(batch["image"][0], weights, true, grid, source, cells, shown=4)
 
 
 def table(rows: Sequence[Row]) -> Table:

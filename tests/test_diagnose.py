@@ -1,6 +1,7 @@
 """The instruments on a trained model, by the command line, and where what they say is known."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ from PIL import Image
 from torch import nn
 
 from bevreshape.costs import ring
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.diagnose import summary
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid
+from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab.diagnosis import Plan, diagnose
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.reshapers import IPM, ColumnMLP, FeatureShape, Pool
+from bevreshape.reshapers import IPM, MLP, ColumnMLP, FeatureShape, Pool
 
 GRID = BEVGrid((3.0, 11.0), (-4.0, 4.0), 1.0)
 SIZE = (64, 128)
@@ -124,3 +126,33 @@ def test_sentence(command, trained: Path, argument: str, words: tuple[str, ...])
     assert "Traceback" not in ended.err
     for word in words:
         assert word in ended.err
+
+
+def test_a_camera_that_moves_is_no_dependence_on_the_picture() -> None:
+    moved = batch()
+    turn = torch.eye(4).repeat(4, 1, 1, 1)
+    for i, angle in enumerate((0.0, 0.1, -0.1, 0.2)):
+        turn[i, 0, :2, :2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    moved["ego_from_cam"] = turn @ moved["ego_from_cam"]
+    found = diagnose(model(IPM), lambda: [moved], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
+    assert found["data_dependence"] == 0.0
+    assert found["agreement"]["whole"]["centroid"]["p90"] < 1e-3
+
+
+def test_agreement_is_with_where_the_cameras_really_are() -> None:
+    true = cameras_of(batch())
+    true = Cameras(true.intrinsics[:3], true.ego_from_cam[:3], true.image_size)
+    lied = batch()
+    lied["intrinsics"] = lied["intrinsics"] + torch.tensor([[0.0, 0, 6], [0, 0, 0], [0, 0, 0]])  # looks 6 pixels aside
+    found = diagnose(model(IPM), lambda: [lied], BEVIoU(("white",), GRID), ("front",), PLAN, true).numbers
+    assert found["agreement"]["whole"]["centroid"]["median"] == pytest.approx(6, abs=0.3)
+
+
+def test_weights_that_are_all_zero_leave_their_reason() -> None:
+    dead = model(MLP)
+    with torch.no_grad():
+        dead.reshaper.layers[0].weight.zero_()
+        dead.reshaper.layers[0].bias.fill_(-1)
+    found = diagnose(dead, lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
+    assert "all weights are 0" in found["agreement"]["not_measured"]
+    summary(found)

@@ -4,15 +4,38 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import yaml
-from commands import ROOT
+from commands import ROOT, TINY, finish, start
+from lab.browser import CHROMIUM, Browser
+from lab.test_page import Explored, explorer
+from torch import nn
 
 from bevreshape import report
+from bevreshape.build import load_model
+from bevreshape.costs import ring
 from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.lab.order import PermutedReshaper
+from bevreshape.lab.page.explorer import choose_cells, explorer_data
 from bevreshape.lab.runs import grouped, read_runs
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine to open the page with")
+    running = Browser(tmp_path / "profile")
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +100,112 @@ def test_sentences(sweep: Path, tmp_path: Path) -> None:
         report.main([sweep], tmp_path / "x.html", samples=0, cells=2, probes=1)
     with pytest.raises(InputError, match="no finished run below it"):
         report.main([tmp_path], tmp_path / "x.html", samples=1, cells=2, probes=1)
+
+
+def test_axes_that_were_swept_together_are_one(sweep: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "together"
+    shutil.copytree(sweep, folder)
+    for path in folder.glob("*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        config["data"]["jitter"]["pitch_deg"] = config["data"]["jitter"]["yaw_deg"] / 2
+        path.write_text(yaml.safe_dump(config))
+    (swept,) = report.sweeps(grouped(read_runs(folder)))
+    assert swept.title == "IoU against data.jitter.pitch_deg"
+    assert "With it went data.jitter.yaw_deg" in swept.text
+    assert len(swept.charts[0].figure.axes[0].lines[0].get_xdata()) == 2
+
+
+def test_a_run_that_cannot_be_shown_is_named_and_the_rest_goes_on(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "pruned"
+    shutil.copytree(sweep, folder)
+    (folder / "2.0-0" / "checkpoints" / "best.ckpt").unlink()
+    (folder / "0.0-0" / "history.csv").unlink()
+    report.main([folder], tmp_path / "page.html", samples=1, cells=2, probes=1)
+    said = capsys.readouterr().err
+    assert "Not compared: mlp-synthetic yaw_deg=2.0" in said
+    assert "best.ckpt" in said
+    assert "Not compared: mlp-synthetic yaw_deg=2.0" in (tmp_path / "page.html").read_text()
+    for path in folder.glob("*/checkpoints/best.ckpt"):
+        path.unlink()
+    with pytest.raises(InputError, match="no run can be shown"):
+        report.main([folder], tmp_path / "page.html", samples=1, cells=2, probes=1)
+
+
+def test_what_does_not_fit_is_left_out_and_said() -> None:
+    whole = explorer(1)
+    size = len(json.dumps(explorer_data(whole)))
+    found, remarks = report.fitting(whole, size)
+    assert (found, remarks) == (whole, [])
+    found, remarks = report.fitting(whole, size - 1)
+    assert len(found.scenes) == 1
+    assert all(len(one.views) == 1 for one in found.exhibits)
+    assert "1 of 2 samples" in remarks[0]
+    found, remarks = report.fitting(whole, len(json.dumps(explorer_data(found))) - 1)
+    assert [one.name for one in found.exhibits] == ["ipm"]
+    assert remarks[-1].endswith("noise.")
+    with pytest.raises(InputError, match="set --cells to fewer"):
+        report.fitting(whole, 1000)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attention"])
+def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_picture(kind: str) -> None:
+    torch.manual_seed(0)
+    grid, source = BEVGrid((0, 4), (-2, 2), 1.0), FeatureShape(3, 4, 6)
+    inner = (
+        MLP(source, grid, activation="none")
+        if kind == "mlp"
+        else CrossAttention(source, grid, dim=8, heads=2, token_encoding="learned")
+    )
+    order = torch.randperm(24)
+    model = BEVModel(nn.Identity(), inner, nn.Conv2d(inner.out_channels, 1, 1)).eval()
+    sample = {"image": torch.rand(1, 1, 3, 4, 6), **dict.fromkeys(("intrinsics", "ego_from_cam"), None)}
+    rig = ring(1, (4, 6), 1, torch.device("cpu"))
+    sample |= {
+        "intrinsics": rig.intrinsics,
+        "ego_from_cam": rig.ego_from_cam,
+        "camera_mask": torch.ones(1, 1, dtype=bool),
+    }
+    cells = choose_cells(grid, 4)
+    found = report.view(model, PermutedReshaper(inner, order), sample, cells, 1).heads.flatten(2)  # kinds q t
+    if kind == "mlp":
+        weight = inner.layers[0].weight[0].abs()  # q t
+        for place in range(24):
+            at = order.tolist().index(place)  # where the token of this place comes to stand
+            torch.testing.assert_close(found[0, :, place] / found[0].sum(), weight[:, at] / weight.sum())
+        return
+    assert found.shape == (4, 16, 24)
+    shuffled = sample["image"].flatten(3)[..., order].view_as(sample["image"])
+    matrix = inner.attention_weights(shuffled, rig)[0].flatten(2)  # a q t
+    for place in range(24):
+        at = order.tolist().index(place)
+        torch.testing.assert_close(found[2:, :, place], matrix[:, :, at])
+        torch.testing.assert_close(found[1, :, place], matrix[:, :, at].mean(0))
+
+
+def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tmp_path: Path, browser: Browser) -> None:
+    arguments = [*TINY, "reshaper=ipm", f"data.root={worlds}", "data.calibration=exact", "hydra.run.dir=run"]
+    ended = finish(start("train", *arguments, cwd=tmp_path))
+    assert ended.code == 0, ended.err
+    report.main([tmp_path / "run"], tmp_path / "page.html", samples=1, cells=4, probes=4)
+    (run,) = read_runs(tmp_path / "run")
+    batch = report.first_batch(run, 1)
+    k, pose = (batch[key][0, 0].double().numpy() for key in ("intrinsics", "ego_from_cam"))
+    model, frame, _ = load_model(str(run.checkpoint))
+    source = model.reshaper.source
+    page = Explored(
+        browser.open(tmp_path / "page.html"), SimpleNamespace(exhibits=[SimpleNamespace(cells=None)], grid=frame.grid)
+    )
+    compared = 0
+    for x, y in choose_cells(frame.grid.coarsen(2), 4).centers.tolist():
+        u, v, depth = k @ (np.linalg.inv(pose) @ [x, y, 0, 1])[:3]
+        page.point_at_ground(x, y)
+        heat = page.heat_over_pictures()[0]
+        if depth > 0 and 0 <= u / depth < 63 and 0 <= v / depth < 31:
+            row, col = np.unravel_index(heat.argmax(), heat.shape)
+            at = np.array([col, row]) * source.stride + source.offset_px
+            assert np.abs(at - [u / depth, v / depth]).max() <= source.stride
+            compared += 1
+    assert compared >= 6
+    assert page.page.events("Runtime.exceptionThrown") == []

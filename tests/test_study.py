@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,28 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
     assert ended.code == 0, ended.err
     assert f"{known[0].name}: error" in ended.out
     assert ended.out.count(": error") == 1
+
+
+def test_what_runs_in_other_processes_ends_with_a_study_that_is_terminated(confs: Path, tmp_path: Path) -> None:
+    plan = Plan(**yaml.safe_load((confs / "plan" / "tiny.yaml").read_text()))
+    long = yaml.safe_load((confs / "plan" / "tiny.yaml").read_text())
+    long["task"]["arguments"] = [a.replace("max_steps=4", "max_steps=4000") for a in long["task"]["arguments"]]
+    (confs / "plan" / "tiny.yaml").write_text(yaml.safe_dump(long))
+    process = start("study", f"--config-dir={confs}", "plan=tiny", "device=cpu", cwd=tmp_path)
+    folder = tmp_path / "studies" / "tiny"
+    log = folder / "runs" / task_unit(plan, "ipm", 0).name / "train.log"
+    until(lambda: log.exists() and "encoder" in log.read_text())
+    process.terminate()
+    finish(process)
+    with tiny(folder, plan).claimed(task_unit(plan, "ipm", 0).name) as lock:
+        assert lock is not None  # which lasts as long as any process of the run
+
+
+def until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_sentences(command) -> None:

@@ -154,7 +154,7 @@ def _a8(study: Results) -> list[Row]:
     return [
         _row(
             "A8", "For a fixed camera an MLP learns one fixed mapping, the homography",
-            f"error after training, and distance of W from the bilinear sampling matrix; holds if the error is below {threshold:g} and "
+            f"error after training, and distance of W from the bilinear sampling matrix (1 is that of W = 0); holds if the error is below {threshold:g} and "
             "the distance below 0.5",
             [("", {
                 "error": (mlp_error, _under(threshold)),

@@ -62,7 +62,14 @@ class Diagnosis:
     figures: dict[str, Figure]
 
 
-def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Sequence[str], plan: Plan) -> Diagnosis:
+def diagnose(
+    model: BEVModel,
+    batches: Batches,
+    metric: BEVIoU,
+    camera_names: Sequence[str],
+    plan: Plan,
+    true: Cameras | None = None,
+) -> Diagnosis:
     """Run every instrument.
 
     An instrument that does not apply, such as permuting the tokens of several scales, leaves its reason in place of its
@@ -74,6 +81,7 @@ def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Se
         metric: on the model's classes and grid.
         camera_names: of the rig.
         plan: how much.
+        true: where the cameras of the first samples really are, if batches tell something else.
 
     Raises:
         InputError: when the reshaper does not say what it is built for, or the split is empty.
@@ -87,10 +95,11 @@ def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Se
     images, scales, cameras = first_samples(model, batches(), plan.samples)
     features = scales[0] if len(scales) == 1 else scales
     cells = cell_raster(reshaper.target_shape, plan.cells)
+    true = cameras if true is None else true
 
     def agreement(weights: Tensor) -> dict[str, Any]:
         assert isinstance(reshaper.grid, BEVGrid)
-        return asdict(geometry_agreement(weights, cameras, reshaper.grid, reshaper.source, cells=cells))
+        return asdict(geometry_agreement(weights, true, reshaper.grid, reshaper.source, cells=cells))
 
     weights = jacobian_norm(reshaper, features, cameras, cells=cells, probes=plan.probes)  # b q n h w
 
@@ -116,13 +125,13 @@ def diagnose(model: BEVModel, batches: Batches, metric: BEVIoU, camera_names: Se
         "probes": plan.probes,
         "iou": found["unchanged"],
         "data_dependence": relative_spread([of_pictures(weights)]),
-        "agreement": agreement(weights),
+        "agreement": _or_reason(lambda: agreement(weights)),
         "attention": _or_reason(lambda: agreement(attention_weights(reshaper, features, cameras, cells=cells).mean(1))),
         "order": _or_reason(lambda: _order(model, scales, cameras, batches, metric)),
         "robustness": robustness,
     }
     figures = {
-        "weights": draw_weights(images[0], {reshaper.name: weights[0]}, cameras, reshaper.grid, reshaper.source, cells)
+        "weights": draw_weights(images[0], {reshaper.name: weights[0]}, true, reshaper.grid, reshaper.source, cells)
     }
     if robustness:
         figures["robustness"] = draw_robustness(robustness, found["unchanged"]["iou/mean"])
@@ -242,6 +251,27 @@ def draw_robustness(found: Mapping[str, Mapping[str, Mapping[str, float]]], unch
     return figure
 
 
+def first_cameras(batches: Iterable[Batch], count: int) -> Cameras:
+    """The cameras of the first samples of a split."""
+    found: list[Cameras] = []
+    left = count
+    for batch in batches:
+        found.append(cameras_of({key: value[:left] for key, value in batch.items()}))
+        left -= len(batch["image"])
+        if left <= 0:
+            break
+    return _joined(found)
+
+
+def _joined(cameras: Sequence[Cameras]) -> Cameras:
+    return Cameras(
+        torch.cat([c.intrinsics for c in cameras]),
+        torch.cat([c.ego_from_cam for c in cameras]),
+        cameras[0].image_size,
+        torch.cat([c.present for c in cameras]),
+    )
+
+
 def first_samples(model: BEVModel, batches: Iterable[Batch], count: int) -> tuple[Tensor, tuple[Tensor, ...], Cameras]:
     """Pictures, features of every scale and cameras of the first samples of a split."""
     parts: list[tuple[Tensor, tuple[Tensor, ...], Cameras]] = []
@@ -261,10 +291,5 @@ def first_samples(model: BEVModel, batches: Iterable[Batch], count: int) -> tupl
     return (
         torch.cat(images),
         tuple(torch.cat(scale) for scale in zip(*features, strict=True)),
-        Cameras(
-            torch.cat([c.intrinsics for c in cameras]),
-            torch.cat([c.ego_from_cam for c in cameras]),
-            cameras[0].image_size,
-            torch.cat([c.present for c in cameras]),
-        ),
+        _joined(cameras),
     )

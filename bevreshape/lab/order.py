@@ -190,6 +190,13 @@ class PermutedReshaper(Reshaper):
         self.reshaper = reshaper
         self.move_encodings = move_encodings
         self.register_buffer("permutation", _of_all(permutation, self.source.cameras, self.source.tokens))
+        if hasattr(reshaper, "attention_weights"):  # or it offers none either
+            self.attention_weights = self._attention_of_places
+
+    def _attention_of_places(self, features: Tensor, cameras: Cameras | None) -> Float[Tensor, "b a q n h w"]:
+        """The attention matrix head by head, each token where it lies in the pictures."""
+        offered: Tensor = self.reshaper.attention_weights(_permute(features, self.permutation), cameras)  # type: ignore[operator]
+        return offered.flatten(3)[..., self.permutation.argsort()].view_as(offered)
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         self._check_present(cameras)

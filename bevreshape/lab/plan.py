@@ -31,6 +31,14 @@ KEYS = {
 """What a plan holds."""
 
 
+LISTS = {"tensor": ("rates", "jitter_deg", "training_samples"), "task": ("jitter_deg", "scenes")}
+"""Which of these are lists of numbers."""
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A plan of ``conf/plan``, checked: which runs there are.
@@ -47,6 +55,33 @@ class Plan:
     seeds: Sequence[int]
     tensor: Mapping[str, Any]
     task: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "Plan":
+        """From plain values.
+
+        Raises:
+            InputError: an unknown key, or a value of another kind, or as the class.
+        """
+        wrong = sorted({"seeds", *KEYS} ^ set(plain))
+        if wrong:
+            raise InputError(f"plan: {', '.join(wrong)} missing or unknown; it takes seeds, {', '.join(KEYS)}")
+        for group in KEYS:
+            if not isinstance(plain[group], Mapping):
+                raise InputError(f"plan.{group}={plain[group]!r} must be a mapping, as in conf/plan/quick.yaml")
+        lists = {"seeds": plain["seeds"]} | {
+            f"{group}.{key}": plain[group].get(key, []) for group, keys in LISTS.items() for key in keys
+        }
+        for key, values in lists.items():
+            numbers = isinstance(values, list | tuple) and all(_is_number(value) for value in values)
+            if not numbers:
+                raise InputError(f"plan.{key}={values!r} must be a list of numbers, such as [0, 1, 2]")
+        try:
+            return cls(**plain)
+        except (TypeError, AttributeError) as error:
+            raise InputError(
+                f"plan: a value is of the wrong kind ({error}); compare it with conf/plan/quick.yaml"
+            ) from None
 
     def __post_init__(self) -> None:
         for group, keys in KEYS.items():
@@ -74,6 +109,12 @@ class Plan:
                 raise InputError(f"plan.{key}={list(values)} must be positive numbers in ascending order")
             if jitter and values[0] != 0:
                 raise InputError(f"plan.{key}={list(values)} must begin with 0, the fixed camera")
+        for key, value in {
+            "tensor.threshold": self.tensor["threshold"], "task.share": self.task["share"],
+            **{f"tensor.{key}": self.tensor[key] for key in ("steps", "batch", "evaluate_every", "encoder_samples")},
+        }.items():  # fmt: skip
+            if not _is_number(value) or value <= 0:
+                raise InputError(f"plan.{key}={value!r} must be a positive number")
         if self.grid.shape != (self.source.height, self.source.width):
             raise InputError(
                 f"plan.tensor.grid has {self.grid.rows}×{self.grid.cols} cells and plan.tensor.source {self.source.height}×"

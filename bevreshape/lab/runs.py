@@ -41,7 +41,9 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     def curve(self, key: str) -> list[tuple[int, float]]:
-        """Step and value of a metric that was logged while it ran, such as ``val/iou/mean``."""
+        """Step and value of a metric that was logged while it ran, such as ``val/iou/mean``; none where nothing was kept."""
+        if not (self.folder / "history.csv").is_file():
+            return []
         with (self.folder / "history.csv").open(newline="", encoding="utf-8") as file:
             return [(int(row["step"]), float(row[key])) for row in csv.DictReader(file) if row.get(key)]
 

@@ -195,6 +195,12 @@ def test_visibility(release: Path, ready: Path) -> None:
     assert torch.equal(erased, seen)
 
 
+def test_targets_choose_and_order_classes(release: Path, ready: Path) -> None:
+    whole, chosen = source(release, ready), source(release, ready, targets=["lane", "vehicle"])
+    assert chosen.classes == ("lane", "vehicle")
+    assert torch.equal(chosen.split("train")[0]["target"], whole.split("train")[0]["target"][[3, 0]])
+
+
 def test_a_picture_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
@@ -297,6 +303,7 @@ def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> 
         ({"cut_bottom": 1.0}, "data.cut_bottom=1.0"),
         ({"least_visibility": 5}, "data.least_visibility=5"),
         ({"classes": {}}, "data.classes is empty"),
+        ({"targets": ["vehicles"]}, "no class 'vehicles' in data.classes; did you mean vehicle"),
         ({"classes": {"a": {"boxes": []}}}, "data.classes.a: name what counts"),
         ({"classes": {"a": {"map": ["street"]}}}, "no layer 'street'"),
         ({"classes": {"a": {"box": ["vehicle"]}}}, "'box' is no key here; did you mean boxes"),

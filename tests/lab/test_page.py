@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, Browser, Page
+from lab.browser import CHROMIUM, Browser, Page
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor

@@ -67,6 +67,32 @@ def test_the_told_are_told_and_jitter_is_as_said(plan: Plan) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"note": "x"}, "plan: note missing or unknown; it takes seeds, tensor, task"),
+        ({"task": "gone"}, "plan: task missing or unknown"),
+        ({"seeds": 3}, "plan.seeds=3 must be a list of numbers"),
+        ({"tensor": {"rates": 0.01}}, "plan.tensor.rates=0.01 must be a list of numbers"),
+        ({"tensor": {"threshold": "abc"}}, "plan.tensor.threshold='abc' must be a positive number"),
+        ({"task": {"share": 0}}, "plan.task.share=0 must be a positive number"),
+        (
+            {"tensor": {"source": {"channels": 4, "height": 4, "width": 8, "stride": None}}},
+            "a value is of the wrong kind",
+        ),
+    ],
+)
+def test_values_of_another_kind_are_refused(change: dict[str, Any], message: str) -> None:
+    given = {**copy.deepcopy(plain()), **{key: value for key, value in change.items() if not isinstance(value, dict)}}
+    for key, value in change.items():
+        if isinstance(value, dict):
+            given[key] |= value
+    if change.get("task") == "gone":
+        del given["task"]
+    with pytest.raises(InputError, match=message):
+        Plan.read(given)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"seeds": [0]}, r"plan.seeds=\[0\] must be two different ones"),
         ({"tensor": {"rates": []}}, r"plan.tensor.rates=\[\] must be positive numbers"),
         ({"tensor": {"training_samples": [0, 4]}}, r"training_samples=\[0, 4\] must be positive numbers"),

@@ -54,7 +54,7 @@ class ConditionIoU(Metric):
         for number, threshold in enumerate(THRESHOLDS):
             said = (probabilities >= threshold) & valid
             counted = torch.stack([(said & there).sum((2, 3)), (said | there).sum((2, 3))], dim=-1)  # b k 2
-            self.counts[:, :, number] += torch.einsum("bc,bki->kci", of, counted)
+            self.counts[:, :, number] += (of[:, None, :, None] * counted[:, :, None]).sum(0)  # k c 2
 
     def compute(self) -> dict[str, Any]:
         """``iou_0.5/<class>/<condition>`` as scalars, NaN where the union is empty."""

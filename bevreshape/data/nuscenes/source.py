@@ -104,7 +104,8 @@ class NuScenesSource:
         cut_bottom: share of the picture's height that is cut off below before anything else, where the vehicle itself is
             seen in some cameras; LSS cuts .11.
         cameras: which, in order.
-        classes: for every target class, what counts.
+        classes: for every class, what counts.
+        targets: which of these are wanted, in order; all where it is ``None``.
         raster: ``exact``, the cells whose centres lie inside, or ``published``, drawn as CVT does.
         visibility: what becomes of objects below ``least_visibility``: ``all``, ``ignore`` or ``erase``.
         least_visibility: 1 to 4; 2 is more than 40 %.
@@ -124,6 +125,7 @@ class NuScenesSource:
         prepared: str | Path,
         classes: Mapping[str, ClassSpec],
         image_size: Sequence[int],
+        targets: Sequence[str] | None = None,
         line_m: float | int | None = None,
         split: str = "official",
         cut_bottom: float | int = 0.0,
@@ -154,8 +156,11 @@ class NuScenesSource:
         self.image_size = (image_size[0], image_size[1])
         self.cut_bottom = float(cut_bottom)
         self.camera_names = tuple(cameras)
-        self.specs = [_checked(name, spec) for name, spec in classes.items()]
-        self.classes = tuple(classes)
+        for name in targets or ():
+            if name not in classes:
+                raise InputError(f"data.targets: there is no class {name!r} in data.classes; {suggest(str(name), classes)}")
+        self.classes = tuple(classes if targets is None else targets)
+        self.specs = [_checked(name, classes[name]) for name in self.classes]
         if not self.classes:
             raise InputError(
                 "data.classes is empty; name what is to be found, for instance vehicle: {boxes: [vehicle]}"
