@@ -63,12 +63,12 @@ class Evaluation(LightningModule):
         self.labelled = [labelled.index(name) for name in metric.classes]
 
     @property
-    def _own(self) -> Sequence[Metric]:
-        return cast(Sequence[Metric], self.own)
+    def _own(self) -> list[Metric]:
+        return cast(list[Metric], list(self.own))
 
     @property
-    def _without(self) -> Sequence[BEVIoU]:
-        return cast(Sequence[BEVIoU], self.without)
+    def _without(self) -> list[BEVIoU]:
+        return cast(list[BEVIoU], list(self.without))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         batch = with_cameras(batch, self.order)

@@ -111,7 +111,7 @@ def test_command(command, trained: Path, tmp_path: Path) -> None:
     ("argument", "words"),
     [
         ("split=tset", ("split=tset", "test")),
-        ("samples=0", ("samples=0", "at least 1")),
+        ("samples=1", ("samples=1", "at least 2")),
         ("+errors.yaw=[1]", ("no error=yaw", "yaw_deg")),
         ("errors.yaw_deg=2", ("errors.yaw_deg=2", "list of numbers")),
         ("+corruptions.fog=[1]", ("no corruption=fog",)),
@@ -120,7 +120,7 @@ def test_command(command, trained: Path, tmp_path: Path) -> None:
     ],
 )
 def test_sentence(command, trained: Path, argument: str, words: tuple[str, ...]) -> None:
-    few = ("samples=1", "cells=1", "probes=1", "logger=none", "device=cpu")
+    few = ("samples=2", "cells=1", "probes=1", "logger=none", "device=cpu")
     ended = command("diagnose", f"checkpoint={trained}/checkpoints/best.ckpt", *few, argument)
     assert ended.code == 1
     assert "Traceback" not in ended.err

@@ -93,11 +93,16 @@ def test_what_runs_in_other_processes_ends_with_a_study_that_is_terminated(confs
     (confs / "plan" / "tiny.yaml").write_text(yaml.safe_dump(long))
     process = start("study", f"--config-dir={confs}", "plan=tiny", "device=cpu", cwd=tmp_path)
     folder = tmp_path / "studies" / "tiny"
-    log = folder / "runs" / task_unit(plan, "ipm", 0).name / "train.log"
-    until(lambda: log.exists() and "encoder" in log.read_text())
-    process.terminate()
-    finish(process)
-    with tiny(folder, plan).claimed(task_unit(plan, "ipm", 0).name) as lock:
+    try:
+        until(lambda: any(folder.glob("runs/*/config.yaml")))
+        (begun,) = folder.glob("runs/*/config.yaml")
+        process.terminate()
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        finish(process)
+    with tiny(folder, plan).claimed(begun.parent.name) as lock:
         assert lock is not None  # which lasts as long as any process of the run
 
 

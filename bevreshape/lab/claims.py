@@ -322,7 +322,7 @@ def _questions(study: Results) -> list[Row]:
             {
                 "σ": (study.over_seeds(partial(study.overtaken, rivals=rivals, **given)), within(lowest, highest)),
                 f"errors at {highest:g}°, MLP to attention,": (
-                    study.error_ratio(*rivals, jitter_deg=highest, **given),
+                    study.error_ratio(*rivals, jitter_deg=highest, **(given if highest else {})),
                     _over(1.0),
                 ),
             },

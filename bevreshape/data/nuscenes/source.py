@@ -158,7 +158,9 @@ class NuScenesSource:
         self.camera_names = tuple(cameras)
         for name in targets or ():
             if name not in classes:
-                raise InputError(f"data.targets: there is no class {name!r} in data.classes; {suggest(str(name), classes)}")
+                raise InputError(
+                    f"data.targets: there is no class {name!r} in data.classes; {suggest(str(name), classes)}"
+                )
         self.classes = tuple(classes if targets is None else targets)
         self.specs = [_checked(name, classes[name]) for name in self.classes]
         if not self.classes:
