@@ -28,7 +28,7 @@ from bevreshape.lab.experiments import Place
 from bevreshape.lab.order import PermutedReshaper
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
 from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Chart, Claim, Report, Section, Table, render, write
-from bevreshape.lab.plan import PLAN_FILE, Plan, units
+from bevreshape.lab.plan import PLAN_FILE, Plan, is_number, units
 from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
 from bevreshape.lab.runs import UNCOUNTED, Run, differing, grouped, mean_spread, read_runs, tabulated
@@ -254,7 +254,7 @@ def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
         partition = sorted({tuple(i for i, value in enumerate(values) if value == own) for own in values})
         axes_of.setdefault(tuple(partition), []).append(key)
     for together in axes_of.values():
-        swept = [key for key in together if all(_is_number(runs[0].settings.get(key)) for runs in rows)]
+        swept = [key for key in together if all(is_number(runs[0].settings.get(key)) for runs in rows)]
         if not swept:
             continue
         key, others = swept[0], [other for other in differing(rows) if other not in together]
@@ -278,10 +278,6 @@ def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
             text += f" With it went {', '.join(other for other in together if other != key)}."
         sections.append(Section(f"IoU against {key}", text, (Chart(figure, alt),)))
     return sections
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def examples(shown: Sequence[Shown], batch: Batch) -> Section:

@@ -22,6 +22,7 @@ from torch import Tensor
 from bevreshape.data.kitti import Matrices, ego_from_road_plane, ego_from_velodyne_ground, left_camera, read_matrices
 from bevreshape.data.kitti_object import UNLABELLED, Label, ego_box, read_labels
 from bevreshape.data.kitti_road import read_masks
+from bevreshape.data.nuscenes.tables import pose_of
 from bevreshape.data.pictures import picture_size
 from bevreshape.errors import InputError
 
@@ -241,16 +242,8 @@ def _standing(center: Any, yaw: float) -> np.ndarray:
 
 def _pose(given: dict[str, dict[str, float]]) -> np.ndarray:
     """(4, 4) of a unit quaternion and a translation."""
-    w, x, y, z = (given["rotation"][key] for key in ("qw", "qx", "qy", "qz"))
-    t = [given["translation"][key] for key in ("x", "y", "z")]
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w), t[0]],
-            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w), t[1]],
-            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y), t[2]],
-            [0, 0, 0, 1],
-        ]
-    )
+    quaternion = [given["rotation"][key] for key in ("qw", "qx", "qy", "qz")]
+    return pose_of(quaternion, [given["translation"][key] for key in ("x", "y", "z")])
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -35,7 +35,8 @@ LISTS = {"tensor": ("rates", "jitter_deg", "training_samples"), "task": ("jitter
 """Which of these are lists of numbers."""
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is one; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -73,7 +74,7 @@ class Plan:
             f"{group}.{key}": plain[group].get(key, []) for group, keys in LISTS.items() for key in keys
         }
         for key, values in lists.items():
-            numbers = isinstance(values, list | tuple) and all(_is_number(value) for value in values)
+            numbers = isinstance(values, list | tuple) and all(is_number(value) for value in values)
             if not numbers:
                 raise InputError(f"plan.{key}={values!r} must be a list of numbers, such as [0, 1, 2]")
         try:
@@ -113,7 +114,7 @@ class Plan:
             "tensor.threshold": self.tensor["threshold"], "task.share": self.task["share"],
             **{f"tensor.{key}": self.tensor[key] for key in ("steps", "batch", "evaluate_every", "encoder_samples")},
         }.items():  # fmt: skip
-            if not _is_number(value) or value <= 0:
+            if not is_number(value) or value <= 0:
                 raise InputError(f"plan.{key}={value!r} must be a positive number")
         if self.grid.shape != (self.source.height, self.source.width):
             raise InputError(

@@ -272,12 +272,7 @@ class Explorer:
                         f"{who}, scene {scene.name!r}, {order}: prediction is {tuple(view.prediction.shape)} but classes and grid say "
                         f"{bev}; upsample it as the head does"
                     )
-            for count, pixels in zip((source.height, source.width), scene.cameras.image_size, strict=True):
-                if abs(count * source.stride - pixels) > max(source.stride, pixels / 4):
-                    raise InputError(
-                        f"{who}: features of {source.height}×{source.width} at stride {source.stride} do not cover pictures of "
-                        f"{scene.cameras.image_size[0]}×{scene.cameras.image_size[1]} in scene {scene.name!r}; set FeatureShape's stride"
-                    )
+            source.check_covers(scene.cameras.image_size, f"{who}, scene {scene.name!r}")
 
 
 def quantise(
