@@ -48,10 +48,12 @@ def convergence(study: Results) -> Section:
     for axes in (tensor, task):
         axes.legend(fontsize=7)
     alt = "Learning curves of MLP and attention for a fixed camera, at tensor level and on the task."
-    rates = ", ".join(f"{SHOWN[role][0]} {study.rates[role]:g}" for role in (*RIVALS, *TOLD))
+    rates = ", ".join(
+        f"{SHOWN[role][0]} {study.rates[role, False]:g} ({study.rates[role, True]:g})" for role in (*RIVALS, *TOLD)
+    )
     text = (
-        f"A fixed camera; at tensor level the best learning rates were {rates}. Bands span the seeds; dotted: an error of {threshold:g}, and "
-        f"{study.plan.task['share']:.0%} of IPM's IoU at the end."
+        f"A fixed camera; at tensor level the best learning rates were, for it (and for one that moves), {rates}. Bands span "
+        f"the seeds; dotted: an error of {threshold:g}, and {study.plan.task['share']:.0%} of IPM's IoU at the end."
     )
     return Section("Convergence", text, (Chart(figure, alt),))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -200,10 +201,21 @@ def tensor_unit(
     return Unit(f"tensor-{name}{marks}", settings)
 
 
-def tuning_unit(plan: Plan, role: str, rate: float | int, seed: int) -> Unit:
-    """A run in which a learning rate is tried: of a fixed camera, or with jitter for those that are told of it."""
-    jitter_deg = plan.tensor["told_jitter_deg"] if role in TOLD else 0
+def tuning_unit(plan: Plan, role: str, rate: float | int, seed: int, *, moving: bool) -> Unit:
+    """A run in which a learning rate is tried, of a fixed camera or of one that moves by the plan's ``told_jitter_deg``."""
+    jitter_deg = plan.tensor["told_jitter_deg"] if moving else 0
     return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, tuning=True)
+
+
+Rates = Mapping[tuple[str, bool], float]
+"""Everybody's learning rate, where the camera is fixed (false) and where it moves (true)."""
+
+
+def tuned_unit(
+    plan: Plan, rates: Rates, role: str, seed: int, *, jitter_deg: float | int = 0, **given: Any
+) -> Unit:
+    """A run of the tensor level at the contender's own rate, as :func:`tensor_unit`."""
+    return tensor_unit(plan, role, rates[role, jitter_deg > 0], seed, jitter_deg=jitter_deg, **given)
 
 
 def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Unit:
@@ -222,47 +234,49 @@ def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, sce
 def units(plan: Plan, records: Records) -> list[Unit]:
     """The runs of a plan, as far as they can be told: most depend on the learning rates that did best."""
     tensor, task, seeds = plan.tensor, plan.task, plan.seeds
-    found = [tuning_unit(plan, *tried) for tried in product((*RIVALS, *TOLD), tensor["rates"], seeds)]
+    found = [
+        tuning_unit(plan, role, rate, seed, moving=moving)
+        for role, rate, seed, moving in product((*RIVALS, *TOLD), tensor["rates"], seeds, (False, True))
+    ]
     for seed, role in product(seeds, task["contenders"]):
         for jitter_deg in task["jitter_deg"] if role not in TOLD else task["jitter_deg"][1:]:
             found.append(task_unit(plan, role, seed, jitter_deg))
         if role in RIVALS:
             found += [task_unit(plan, role, seed, scenes=scenes) for scenes in task["scenes"][:-1]]
     rates = best_rates(plan, records)
-    if rates is None:
-        return found
-    for seed in seeds:
-
-        def unit(role: str, seed: int = seed, **given: Any) -> Unit:
-            return tensor_unit(plan, role, rates[role], seed, **given)
-
-        found += [unit(role) for role in PLAYED]
-        found += [unit(role, jitter_deg=sigma) for role, sigma in product((*RIVALS, *TOLD), tensor["jitter_deg"])]
-        found += [unit(role, training_samples=n) for role, n in product(RIVALS, tensor["training_samples"])]
-        told_at = tensor["told_jitter_deg"]
-        found += [
-            unit(role, training_samples=n, jitter_deg=told_at) for role, n in product(TOLD, tensor["training_samples"])
-        ]
-        found += [unit(role, permuted=True) for role in RIVALS]
-        found += [unit(role, jitter_deg=sigma, shown=True) for role, sigma in product(RIVALS, tensor["jitter_deg"][1:])]
-        if task_unit(plan, "ipm", seeds[0]).name in records:
-            found += [unit(role, features="encoder") for role in RIVALS]
+    if rates is not None:
+        for seed in seeds:
+            found += _tuned_units(plan, rates, seed, encoder=task_unit(plan, "ipm", seeds[0]).name in records)
     return list({unit.name: unit for unit in found}.values())
 
 
-def best_rates(plan: Plan, records: Records) -> dict[str, float] | None:
-    """Every contender's learning rate, that of its lowest mean error over the seeds, the variants taking that of
-    the rival that they are of; ``None`` before all have been tried."""
+def _tuned_units(plan: Plan, rates: Rates, seed: int, *, encoder: bool) -> list[Unit]:
+    unit, tensor = partial(tuned_unit, plan, rates, seed=seed), plan.tensor
+    amounts, told_at = tensor["training_samples"], tensor["told_jitter_deg"]
+    found = [unit(role) for role in PLAYED]
+    found += [unit(role, jitter_deg=sigma) for role, sigma in product((*RIVALS, *TOLD), tensor["jitter_deg"])]
+    found += [unit(role, training_samples=n) for role, n in product(RIVALS, amounts)]
+    found += [unit(role, training_samples=n, jitter_deg=told_at) for role, n in product(TOLD, amounts)]
+    found += [unit(role, permuted=True) for role in RIVALS]
+    found += [unit(role, jitter_deg=sigma, shown=True) for role, sigma in product(RIVALS, tensor["jitter_deg"][1:])]
+    if encoder:
+        found += [unit(role, features="encoder") for role in RIVALS]
+    return found
+
+
+def best_rates(plan: Plan, records: Records) -> Rates | None:
+    """Everybody's learning rates, those of the lowest mean error over the seeds, variants taking that of the rival that they
+    are of; ``None`` before all have been tried."""
     rates = {}
-    for role in (*RIVALS, *TOLD):
+    for role, moving in product((*RIVALS, *TOLD), (False, True)):
         errors: dict[float, float] = {}
         for rate in plan.tensor["rates"]:
-            tried = [records.get(tuning_unit(plan, role, rate, seed).name) for seed in plan.seeds]
+            tried = [records.get(tuning_unit(plan, role, rate, seed, moving=moving).name) for seed in plan.seeds]
             if None in tried:
                 return None
             errors[rate] = sum(map(final_error, tried))
-        rates[role] = min(errors, key=errors.__getitem__)
-    return {role: rates[PLAYED.get(role, role)] for role in ROLES}
+        rates[role, moving] = min(errors, key=errors.__getitem__)
+    return {(role, moving): rates[PLAYED.get(role, role), moving] for role, moving in product(ROLES, (False, True))}
 
 
 def final_error(record: Mapping[str, Any] | None) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bevreshape.lab.plan import RIVALS, Plan, Records, best_rates, final_error, task_unit, tensor_unit
+from bevreshape.lab.plan import RIVALS, Plan, Records, best_rates, final_error, task_unit, tuned_unit
 from bevreshape.lab.tensor_level import Point, Reached
 from bevreshape.lab.verdict import Estimate, Figure, Known, crossover, estimate
 
@@ -31,7 +31,7 @@ class Results:
 
     def tensor(self, role: str, seed: int, **given: Any) -> Mapping[str, Any]:
         """Record of a tensor-level run."""
-        return self.records[tensor_unit(self.plan, role, self.rates[role], seed, **given).name]
+        return self.records[tuned_unit(self.plan, self.rates, role, seed, **given).name]
 
     def task(self, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Mapping[str, Any]:
         """Record of a task-level run."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -20,28 +21,31 @@ def record(error: float | None) -> dict[str, Any]:
     return {"curve": [{"error": 1.0}, {"error": error}]}
 
 
-def tried(plan: Plan, errors: Callable[[str, float], float | None]) -> dict[str, dict[str, Any]]:
+def tried(plan: Plan, errors: Callable[[float, bool], float | None]) -> dict[str, dict[str, Any]]:
     return {
-        tuning_unit(plan, role, rate, seed).name: record(errors(role, rate))
+        tuning_unit(plan, role, rate, seed, moving=moving).name: record(errors(rate, moving))
         for role in ("mlp", "mlp_told", "attention", "attention_told")
         for rate in plan.tensor["rates"]
         for seed in plan.seeds
+        for moving in (False, True)
     }
 
 
 def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> None:
     first = units(plan, {})
-    assert sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2  # roles × rates × seeds
+    assert sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2 * 2  # roles × rates × seeds × fixed and moving
     assert sum(unit.settings["level"] == "task" for unit in first) == 3 * 2  # contenders × seeds
-    found = tried(plan, lambda role, rate: 0.1 if rate == 1e-2 else 0.2)
+    found = tried(plan, lambda rate, moving: 0.1 if (rate == 1e-2) is moving else 0.2)
     then = units(plan, found)
     rates = {
-        unit.settings["rate"] for unit in then if unit.settings["level"] == "tensor" and not unit.settings["tuning"]
+        (unit.settings["jitter_deg"], unit.settings["rate"])
+        for unit in then
+        if unit.settings["level"] == "tensor" and not unit.settings["tuning"]
     }
-    assert rates == {1e-2}
+    assert rates == {(0, 1e-3), (4, 1e-2)}
     assert len({unit.name for unit in then}) == len(then)
     # each seed: 4 roles × 2 jitters, 3 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and those tried first
-    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 3 + 8 + 2 + 2) + 16
+    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 3 + 8 + 2 + 2) + 32
     tuned = {unit.name for unit in first if unit.settings["level"] == "tensor"}
     assert all(unit.settings["tuning"] == (unit.name in tuned) for unit in then if unit.settings["level"] == "tensor")
     assert not any(unit.settings.get("features") == "encoder" for unit in then)
@@ -50,9 +54,9 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
 
 
 def test_a_rate_that_diverges_is_not_chosen(plan: Plan) -> None:
-    found = tried(plan, lambda role, rate: None if rate == 1e-2 else 0.9)
-    assert best_rates(plan, found) == dict.fromkeys(plan.tensor["contenders"], 1e-3)
-    del found[tuning_unit(plan, "mlp", 1e-2, 1).name]
+    found = tried(plan, lambda rate, moving: None if rate == 1e-2 else 0.9)
+    assert best_rates(plan, found) == dict.fromkeys(product(plan.tensor["contenders"], (False, True)), 1e-3)
+    del found[tuning_unit(plan, "mlp", 1e-2, 1, moving=True).name]
     assert best_rates(plan, found) is None
 
 
