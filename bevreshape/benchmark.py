@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bevreshape import cli
 from bevreshape.build import Frame, announced_reshapers, build_model, build_reshaper, plain_config
-from bevreshape.costs import Cost, Workload, growth, matmul_rate, measure, ring
+from bevreshape.costs import Cost, Workload, growth, measure, ring
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
@@ -87,14 +87,11 @@ def main(cfg: DictConfig) -> None:
     rows: list[dict[str, Any]] = []
     console = Console()
     for case in track(cases, "measuring", console=Console(stderr=True), transient=True):
-        case, found, rate, left_out = measure_case(plain, case)
-        console.print(cost_table(case, found, rate, bool(plain["whole"])))
+        case, found, left_out = measure_case(plain, case)
+        console.print(cost_table(case, found, bool(plain["whole"])))
         for reason in left_out.values():
             console.print(f"left out: {reason}", style="yellow", highlight=False)
-        rows += [
-            {"reshaper": name, **asdict(case), **asdict(cost), "matmul_flops_per_s": rate}
-            for name, cost in found.items()
-        ]
+        rows += [{"reshaper": name, **asdict(case), **asdict(cost)} for name, cost in found.items()]
         write_text(folder / "benchmark.csv", _csv(rows))
     exponents = fitted_growth(rows, plain["growth"]) if plain["growth"] else {}
     if exponents:
@@ -151,12 +148,12 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
     return [_grown(cases[0], cfg["growth"], _positive("factors", factor)) for factor in _listed(cfg["factors"])]
 
 
-def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[Case, dict[str, Cost], float, dict[str, str]]:
+def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[Case, dict[str, Cost], dict[str, str]]:
     """Cost of every reshaper on one case.
 
     Returns:
-        The case, of whole models with the features that their encoder gives; costs; the machine's rate of matrix products,
-        operations per second; and why those that are missing are left out.
+        The case, of whole models with the features that their encoder gives; costs; and why those that are missing are left
+        out.
 
     Raises:
         InputError: when none is left.
@@ -187,8 +184,7 @@ def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[Case, dict[str, Co
     if not workloads:
         raise InputError(f"{case.title}: no reshaper can be measured; " + "; ".join(left_out.values()))
     costs = measure(list(workloads.values()), _whole(cfg, "rounds"), bool(cfg["backward"]))
-    rate = matmul_rate(device, autocast or torch.float32)
-    return shown, dict(zip(workloads, costs, strict=True)), rate, left_out
+    return shown, dict(zip(workloads, costs, strict=True)), left_out
 
 
 def _subject(
@@ -211,15 +207,17 @@ def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def cost_table(case: Case, costs: Mapping[str, Cost], rate: float, whole: bool = False) -> Table:
+def cost_table(case: Case, costs: Mapping[str, Cost], whole: bool = False) -> Table:
     """One case on the console: medians ± half the interquartile range."""
+    rate = next(iter(costs.values())).matmul_flops_per_s
     table = Table(title=f"{case.title}; matrix products {rate / 1e9:.0f} GFLOP/s", title_justify="left")
     table.add_column("reshaper", no_wrap=True)
-    last = "frames/s" if whole else "of matmul"
-    for heading in ("params", "MFLOP", "forward ms", "fwd+bwd ms", "MiB", "fwd+bwd MiB", last):
+    headings = ["params", "MFLOP", "forward ms", "fwd+bwd ms", "MiB", "fwd+bwd MiB", "of matmul", "fwd+bwd"]
+    for heading in [*headings[:6], "frames/s"] if whole else headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, cost in costs.items():
         measured = not math.isnan(cost.step_s)
+        shares = [f"{cost.of_matmul:.0%}", f"{cost.step_of_matmul:.0%}" if measured else ""]
         table.add_row(
             name,
             f"{cost.parameters / 1e3:,.1f}k",
@@ -228,7 +226,7 @@ def cost_table(case: Case, costs: Mapping[str, Cost], rate: float, whole: bool =
             f"{cost.step_s * 1e3:.2f} ± {cost.step_spread_s * 1e3:.2f}" if measured else "",
             f"{cost.forward_bytes / 2**20:.1f}",
             f"{cost.step_bytes / 2**20:.1f}" if measured else "",
-            f"{case.batch / cost.forward_s:.1f}" if whole else f"{cost.flops / cost.forward_s / rate:.0%}",
+            *([f"{case.batch / cost.forward_s:.1f}"] if whole else shares),
         )
     return table
 

@@ -24,6 +24,9 @@ from bevreshape.reshapers import Reshaper
 AT_LEAST_S = 0.02
 """A measurement repeats what takes less, so that the clock does not count."""
 
+PRODUCT_SIZE = 1536
+"""Rows and columns of the matrices whose product everything is compared with."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -38,6 +41,10 @@ class Cost:
         step_spread_s: of these.
         forward_bytes: most memory at a time beyond module and input, in a forward pass without gradients.
         step_bytes: the same, forward and backward; NaN where not measured.
+        step_flops: operations of a forward and backward pass; NaN where not measured.
+        matmul_flops_per_s: of this machine's own product of two square matrices, timed in the rounds of the forward pass.
+        of_matmul: operations per second of the forward pass in parts of these.
+        step_of_matmul: of forward and backward, in parts of those of products timed in its rounds; NaN where not measured.
     """
 
     parameters: int
@@ -48,6 +55,10 @@ class Cost:
     step_spread_s: float
     forward_bytes: float
     step_bytes: float
+    step_flops: float
+    matmul_flops_per_s: float
+    of_matmul: float
+    step_of_matmul: float
 
 
 @dataclass(frozen=True)
@@ -96,39 +107,42 @@ class Workload:
 
 
 def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[Cost]:
-    """Cost of every workload. Each round times all of them, one after another, so that what disturbs the machine
-    disturbs all.
+    """Cost of every workload. Each round times all of them and a product of two matrices, one after another, so that what
+    disturbs the machine disturbs all.
 
     Args:
-        workloads: on one device.
+        workloads: on one device, of one precision.
         rounds: measurements of each; the median counts.
         backward: measure forward and backward too.
     """
     for workload in workloads:
         workload.module.eval()
-    forward = _time([workload.forward for workload in workloads], workloads[0].device, rounds)
+    device = workloads[0].device
+    product = _product(device, workloads[0].autocast or torch.float32)
+    *forward, (product_s, _) = _time([*(workload.forward for workload in workloads), product], device, rounds)
     flops = [_forward_flops(workload) for workload in workloads]
-    forward_bytes = [peak_bytes(workload.forward, workload.device) for workload in workloads]
-    nothing = [(math.nan, math.nan)] * len(workloads)
-    step, step_bytes = nothing, [math.nan] * len(workloads)
+    forward_bytes = [peak_bytes(workload.forward, device) for workload in workloads]
+    nothing = [math.nan] * len(workloads)
+    step, step_product_s, step_bytes, step_flops = [(math.nan, math.nan)] * len(workloads), math.nan, nothing, nothing
     if backward:
         for workload in workloads:
             workload.module.train()
-        step = _time([workload.step for workload in workloads], workloads[0].device, rounds)
-        step_bytes = [peak_bytes(workload.step, workload.device) for workload in workloads]
+        *step, (step_product_s, _) = _time([*(workload.step for workload in workloads), product], device, rounds)
+        step_bytes = [peak_bytes(workload.step, device) for workload in workloads]
+        step_flops = [float(count_flops(workload.step)) for workload in workloads]
+    rate, step_rate = (2 * PRODUCT_SIZE**3 / seconds for seconds in (product_s, step_product_s))
     return [
         Cost(
-            sum(p.numel() for p in w.module.parameters()), count, *forward[i], *step[i], forward_bytes[i], step_bytes[i]
+            sum(p.numel() for p in workload.module.parameters()), flops[i], *forward[i], *step[i], forward_bytes[i],
+            step_bytes[i], step_flops[i], rate, flops[i] / forward[i][0] / rate, step_flops[i] / step[i][0] / step_rate,
         )
-        for i, (w, count) in enumerate(zip(workloads, flops, strict=True))
-    ]
+        for i, workload in enumerate(workloads)
+    ]  # fmt: skip
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype, size: int = 1536, rounds: int = 5) -> float:
-    """Operations per second of this machine's own product of two square matrices, the median of several."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds, _ = _time([lambda: a @ b], device, rounds)[0]
-    return 2 * size**3 / seconds
+def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
+    a, b = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype) for _ in range(2))
+    return lambda: a @ b
 
 
 def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:

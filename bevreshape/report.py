@@ -2,79 +2,42 @@
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
 import yaml
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
 from bevreshape import __version__, cli
-from bevreshape.build import Frame, build_data, load_model
-from bevreshape.costs import count_flops, ring
 from bevreshape.data.batch import Batch, cameras_of
-from bevreshape.drawing import draw_sample
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab.charts import sections
 from bevreshape.lab.claims import claims
 from bevreshape.lab.experiments import Place
 from bevreshape.lab.order import PermutedReshaper
+from bevreshape.lab.overview import costs, curves, examples, sweeps
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
-from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Chart, Claim, Report, Section, Table, render, write
-from bevreshape.lab.plan import PLAN_FILE, Plan, is_number, units
+from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Claim, Report, Section, Table, render, write
+from bevreshape.lab.plan import PLAN_FILE, Plan, units
 from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
-from bevreshape.lab.runs import UNCOUNTED, Run, differing, grouped, mean_spread, read_runs, tabulated
+from bevreshape.lab.runs import grouped, read_runs, tabulated
+from bevreshape.lab.shown import Shown, comparable, first_batch, mean_iou, one_sample
 from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import GeometricReshaper, Reshaper
-
-IOU = "iou/mean"
 
 CLAIMS_TEXT = (
     "Values are means over the seeds with the interval that holds the true mean with 95 % confidence. A claim holds where the "
     "whole interval follows the rule beside its measurement, does not hold where the whole interval breaks it, and is "
     "undecided otherwise. Runs that never got to a threshold are censored: they took at least as long as they ran."
 )
-
-PER_SAMPLE = ("image", "intrinsics", "ego_from_cam", "camera_mask")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A configuration and its first seed's model."""
-
-    label: str
-    runs: Sequence[Run]
-    model: BEVModel
-    frame: Frame
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """What its test samples depend on."""
-        apart = (*UNCOUNTED, "data.batch_size", "data.scenes.train", "data.scenes.val")
-        return {
-            key: value for key, value in self.runs[0].settings.items() if key.startswith("data.") and key not in apart
-        }
-
-    @property
-    def reshaper(self) -> Reshaper:
-        """Its view transformer.
-
-        Raises:
-            InputError: when it is of a foreign kind.
-        """
-        found = self.model.reshaper
-        if not isinstance(found, Reshaper):
-            raise InputError(f"{self.label}: its reshaper is a {type(found).__name__}; derive it from Reshaper")
-        return found
 
 
 def main(
@@ -90,7 +53,7 @@ def main(
         if value < 1:
             raise InputError(f"{key} {value} must be at least 1")
     rows = grouped([run for folder in folders for run in read_runs(folder)])
-    rows.sort(key=lambda runs: -_mean(runs))
+    rows.sort(key=lambda runs: -mean_iou(runs))
     shown, remarks = comparable(rows, trust)
     reference = shown[0].runs[0]
     batch, true = first_batch(reference, samples), cameras_of(first_batch(reference, samples, calibration="exact"))
@@ -152,149 +115,6 @@ def study_results(folder: Path) -> Results:
     return Results(plan, records)
 
 
-def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Shown], list[str]]:
-    """Those of the configurations that look through the same cameras at the same cells as the best one that can be loaded,
-    and why the others are not compared.
-
-    Raises:
-        InputError: when none can be loaded.
-    """
-    keys = differing(rows)
-    shown: list[Shown] = []
-    remarks: list[str] = []
-    for runs in rows:
-        label = _label(runs[0], keys)
-        try:
-            model, frame, _ = load_model(str(runs[0].checkpoint), trust)
-            one = Shown(label, runs, model, frame)
-            one.reshaper  # noqa: B018  # refused here if it is of a foreign kind
-        except InputError as error:
-            remarks.append(f"Not compared: {label}, {error}.")
-            continue
-        if shown and frame != shown[0].frame:
-            remarks.append(
-                f"Not compared: {label}, whose cameras, pictures, classes or cells are others than those of {shown[0].label}."
-            )
-            continue
-        if shown and one.data != shown[0].data:
-            remarks.append(f"{label} was trained on other data than {shown[0].label}, whose test samples are shown.")
-        shown.append(one)
-    if not shown:
-        raise InputError("report: no run can be shown. " + " ".join(remarks))
-    return shown, remarks
-
-
-def first_batch(run: Run, samples: int, **changes: Any) -> Batch:
-    """The first samples of a run's test split, on the CPU.
-
-    Args:
-        run: whose.
-        samples: how many.
-        changes: to the settings of its data that it has.
-    """
-    config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))["data"]
-    config |= {key: value for key, value in changes.items() if key in config}
-    data = build_data({"data": {**config, "loader_workers": 0}, "seed": 0})
-    data.source.prepare(("test",))
-    data.batch_size = samples
-    return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
-
-
-def curves(rows: Sequence[list[Run]]) -> Section | None:
-    """IoU on the validation split while training."""
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    keys = differing(rows)
-    drawn = 0
-    for runs in rows:
-        steps: dict[int, list[float]] = {}
-        for run in runs:
-            for step, value in run.curve(f"val/{IOU}"):
-                steps.setdefault(step, []).append(value)
-        whole = {step: values for step, values in sorted(steps.items()) if len(values) == len(runs)}
-        if len(whole) < 2:
-            continue
-        drawn += 1
-        means = [statistics.mean(values) for values in whole.values()]
-        (line,) = axes.plot(list(whole), means, label=_label(runs[0], keys))
-        low, high = ([pick(values) for values in whole.values()] for pick in (min, max))
-        axes.fill_between(list(whole), low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    if not drawn:
-        return None
-    axes.set(xlabel="optimizer steps", ylabel="validation IoU, mean of classes", ylim=(0, None))
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    alt = f"Validation IoU against optimizer steps for {drawn} configurations."
-    return Section("Learning curves", "Bands span the seeds.", (Chart(figure, alt),))
-
-
-def costs(shown: Sequence[Shown]) -> Section:
-    """IoU against operations of the view transformer."""
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    lines = []
-    for one in shown:
-        flops = _flops(one.reshaper) / 1e6
-        parameters = sum(p.numel() for p in one.reshaper.parameters())
-        axes.errorbar(flops, _mean(one.runs), yerr=_spread(one.runs), fmt="o", capsize=2)
-        axes.annotate(one.label, (flops, _mean(one.runs)), xytext=(5, 3), textcoords="offset points", fontsize=7)
-        lines.append((one.label, f"{parameters:,}", f"{flops:,.1f}", mean_spread(one.runs, f"test/{IOU}")))
-    axes.set(xscale="log", xlabel="MFLOP of the view transformer, a sample", ylabel="test IoU, mean of classes")
-    alt = "Test IoU against the operations that each view transformer takes."
-    table = Table(("run", "parameters", "MFLOP", "mean IoU"), tuple(lines))
-    return Section("Cost against IoU", "", (Chart(figure, alt),), table)
-
-
-def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
-    """IoU against every number that was swept, such as calibration jitter or the number of training scenes; of numbers that
-    were swept together against the first."""
-    sections = []
-    axes_of: dict[tuple[tuple[int, ...], ...], list[str]] = {}
-    for key in differing(rows):
-        values = [str(runs[0].settings.get(key)) for runs in rows]
-        partition = sorted({tuple(i for i, value in enumerate(values) if value == own) for own in values})
-        axes_of.setdefault(tuple(partition), []).append(key)
-    for together in axes_of.values():
-        swept = [key for key in together if all(is_number(runs[0].settings.get(key)) for runs in rows)]
-        if not swept:
-            continue
-        key, others = swept[0], [other for other in differing(rows) if other not in together]
-        groups: dict[str, dict[float, list[Run]]] = {}
-        for runs in rows:
-            groups.setdefault(_label(runs[0], others), {})[float(runs[0].settings[key])] = runs
-        lines = {label: dict(sorted(points.items())) for label, points in groups.items() if len(points) > 1}
-        if not lines:
-            continue
-        figure = Figure(figsize=(7, 4))
-        axes = figure.subplots()
-        for label, points in lines.items():
-            means = [_mean(runs) for runs in points.values()]
-            spread = [_spread(runs) for runs in points.values()]
-            axes.errorbar(list(points), means, yerr=spread, fmt="o-", capsize=2, label=label)
-        axes.set(xlabel=key, ylabel="test IoU, mean of classes")
-        axes.legend(fontsize=7)
-        alt = f"Test IoU against {key} for {', '.join(lines)}."
-        text = "Bars are the standard deviation of the seeds."
-        if len(together) > 1:
-            text += f" With it went {', '.join(other for other in together if other != key)}."
-        sections.append(Section(f"IoU against {key}", text, (Chart(figure, alt),)))
-    return sections
-
-
-def examples(shown: Sequence[Shown], batch: Batch) -> Section:
-    """Picture, target and prediction of the first sample."""
-    charts = []
-    for one in shown:
-        found = _sample(batch, 0)
-        with torch.no_grad():
-            bev = one.model(found["image"], cameras_of(found)).sigmoid()[0]
-        picture = draw_sample(
-            batch["image"][0], batch["target"][0], bev, batch["valid"][0], one.frame.classes,
-            ego_from_cam=batch["ego_from_cam"][0],
-        )  # fmt: skip
-        charts.append(Chart(picture, f"Input, target and prediction of {one.label}.", one.label))
-    return Section("Example predictions", f"The first test sample, {batch['name'][0]}.", tuple(charts))
-
-
 def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, probes: int) -> Explorer:
     """W of every model on every sample, and with tokens permuted where no calibration says where they are.
 
@@ -305,7 +125,7 @@ def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, pr
         cells: along a side.
         probes: of a cell.
     """
-    samples = [_sample(batch, i) for i in range(len(batch["name"]))]
+    samples = [one_sample(batch, i) for i in range(len(batch["name"]))]
     scenes = [
         Scene(name, one["image"][0], _camera_of(true, i), batch["target"][i].float(), batch["valid"][i])
         for i, (name, one) in enumerate(zip(batch["name"], samples, strict=True))
@@ -382,32 +202,6 @@ def _camera_of(cameras: Cameras, number: int) -> Cameras:
     mask = None if cameras.mask is None else cameras.mask[number : number + 1]
     one = slice(number, number + 1)
     return Cameras(cameras.intrinsics[one], cameras.ego_from_cam[one], cameras.image_size, mask)
-
-
-def _sample(batch: Batch, number: int) -> Batch:
-    return {key: batch[key][number : number + 1] for key in PER_SAMPLE}
-
-
-def _flops(reshaper: Reshaper) -> int:
-    source = reshaper.source
-    size = (round(source.height * source.stride), round(source.width * source.stride))
-    rig = ring(source.cameras, size, 1, torch.device("cpu"))
-    features = [torch.randn(1, s.cameras, s.channels, s.height, s.width) for s in reshaper.sources]
-    with torch.no_grad():
-        return count_flops(lambda: reshaper.eval()(features if len(features) > 1 else features[0], rig))
-
-
-def _label(run: Run, keys: Sequence[str]) -> str:
-    told = [f"{key.rpartition('.')[2]}={run.settings[key]}" for key in keys if key in run.settings]
-    return " ".join([run.kind, *told])
-
-
-def _mean(runs: Sequence[Run]) -> float:
-    return statistics.mean(run.metrics[f"test/{IOU}"] for run in runs)
-
-
-def _spread(runs: Sequence[Run]) -> float:
-    return statistics.stdev(run.metrics[f"test/{IOU}"] for run in runs) if len(runs) > 1 else 0.0
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from bevreshape.lab.page.report import FIGURE_STYLE
 from bevreshape.lab.plan import PLAN_FILE, RIVALS, Plan, Records, Unit, task_unit, units
 from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
+from bevreshape.lab.shown import first_batch
 from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
 from bevreshape.reshapers import Reshaper
@@ -143,7 +144,7 @@ def mappings(study: Study) -> Figure:
     seed = study.plan.seeds[0]
     plan, place = study.plan, study.place
     runs = {role: task_run(place.run_folder(task_unit(plan, role, seed).name)) for role in ("ipm", *RIVALS)}
-    batch, exact = (report.first_batch(runs["ipm"], 1, **given) for given in ({}, {"calibration": "exact"}))
+    batch, exact = (first_batch(runs["ipm"], 1, **given) for given in ({}, {"calibration": "exact"}))
     cameras, true = cameras_of(batch), cameras_of(exact)
     weights = {}
     for role, run in runs.items():

@@ -36,7 +36,11 @@ def test_cost_of_an_mlp() -> None:
     cost = measure([workload], rounds=2, backward=True)[0]
     assert cost.parameters == 24 * 25 + 25
     assert cost.flops == 2 * 3 * 8 * 24 * 25
+    assert cost.step_flops == 3 * cost.flops  # and with respect to the weights and to the input
     assert 0 < cost.forward_s < cost.step_s
+    rates = [cost.flops / cost.forward_s / cost.of_matmul, cost.step_flops / cost.step_s / cost.step_of_matmul]
+    assert rates[0] == pytest.approx(cost.matmul_flops_per_s)
+    assert 0.01 < rates[1] / rates[0] < 100
     output = 3 * 8 * 25 * 4
     assert output <= cost.forward_bytes <= 4 * output
     assert cost.step_bytes >= cost.forward_bytes
@@ -88,3 +92,4 @@ def test_modules_are_measured_as_given() -> None:
     assert many.flops == 40 * few.flops
     assert many.forward_s > few.forward_s
     assert few.step_s != few.step_s
+    assert few.step_of_matmul != few.step_of_matmul

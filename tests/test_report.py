@@ -22,9 +22,11 @@ from bevreshape.build import load_model
 from bevreshape.costs import ring
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
+from bevreshape.lab import overview
 from bevreshape.lab.order import PermutedReshaper
 from bevreshape.lab.page.explorer import choose_cells, explorer_data
 from bevreshape.lab.runs import grouped, read_runs
+from bevreshape.lab.shown import first_batch
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
 
@@ -85,11 +87,11 @@ def test_command(trained: Path, tmp_path: Path) -> None:
 def test_curves_have_a_point_a_validation_and_sweeps_a_point_a_value(sweep: Path) -> None:
     rows = grouped(read_runs(sweep))
     assert sorted(len(runs) for runs in rows) == [2, 2]
-    drawn = report.curves(rows)
+    drawn = overview.curves(rows)
     assert drawn is not None
     axes = drawn.charts[0].figure.axes[0]
     assert [len(line.get_xdata()) for line in axes.lines] == [2, 2]  # validated twice in 8 steps
-    (swept,) = report.sweeps(rows)
+    (swept,) = overview.sweeps(rows)
     axes = swept.charts[0].figure.axes[0]
     assert axes.lines[0].get_xdata().tolist() == [0.0, 2.0]
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.51, 0.31])
@@ -109,7 +111,7 @@ def test_axes_that_were_swept_together_are_one(sweep: Path, tmp_path: Path) -> N
         config = yaml.safe_load(path.read_text())
         config["data"]["jitter"]["pitch_deg"] = config["data"]["jitter"]["yaw_deg"] / 2
         path.write_text(yaml.safe_dump(config))
-    (swept,) = report.sweeps(grouped(read_runs(folder)))
+    (swept,) = overview.sweeps(grouped(read_runs(folder)))
     assert swept.title == "IoU against data.jitter.pitch_deg"
     assert "With it went data.jitter.yaw_deg" in swept.text
     assert len(swept.charts[0].figure.axes[0].lines[0].get_xdata()) == 2
@@ -190,7 +192,7 @@ def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tm
     assert ended.code == 0, ended.err
     report.main([tmp_path / "run"], tmp_path / "page.html", samples=1, cells=4, probes=4)
     (run,) = read_runs(tmp_path / "run")
-    batch = report.first_batch(run, 1)
+    batch = first_batch(run, 1)
     k, pose = (batch[key][0, 0].double().numpy() for key in ("intrinsics", "ego_from_cam"))
     model, frame, _ = load_model(str(run.checkpoint))
     source = model.reshaper.source

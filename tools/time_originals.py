@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from bevreshape import cli
-from bevreshape.costs import Workload, matmul_rate, measure, ring
+from bevreshape.costs import Workload, measure, ring
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import (
@@ -317,9 +317,8 @@ def pair(title: str, module: nn.Module, call: Callable, ours: Reshaper, cameras:
 def main(clones: Path, only: Sequence[str], rounds: int) -> None:
     """Time every pair and print the table."""
     console = Console()
-    rate = matmul_rate(torch.device("cpu"), torch.float32)
     threads = torch.get_num_threads()
-    table = Table(title=f"batch 1, float32, {threads} threads, matrix products {rate / 1e9:.0f} GFLOP/s; ms, medians")
+    table = Table(title=f"batch 1, float32, {threads} threads; ms, medians")
     for heading in ("", "original", "ours", "ratio", "fixed rig", "original fwd+bwd", "ours", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in only:

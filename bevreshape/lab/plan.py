@@ -211,9 +211,7 @@ Rates = Mapping[tuple[str, bool], float]
 """Everybody's learning rate, where the camera is fixed (false) and where it moves (true)."""
 
 
-def tuned_unit(
-    plan: Plan, rates: Rates, role: str, seed: int, *, jitter_deg: float | int = 0, **given: Any
-) -> Unit:
+def tuned_unit(plan: Plan, rates: Rates, role: str, seed: int, *, jitter_deg: float | int = 0, **given: Any) -> Unit:
     """A run of the tensor level at the contender's own rate, as :func:`tensor_unit`."""
     return tensor_unit(plan, role, rates[role, jitter_deg > 0], seed, jitter_deg=jitter_deg, **given)
 

@@ -33,7 +33,9 @@ def tried(plan: Plan, errors: Callable[[float, bool], float | None]) -> dict[str
 
 def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> None:
     first = units(plan, {})
-    assert sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2 * 2  # roles × rates × seeds × fixed and moving
+    assert (
+        sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2 * 2
+    )  # roles × rates × seeds × fixed and moving
     assert sum(unit.settings["level"] == "task" for unit in first) == 3 * 2  # contenders × seeds
     found = tried(plan, lambda rate, moving: 0.1 if (rate == 1e-2) is moving else 0.2)
     then = units(plan, found)
