@@ -23,6 +23,8 @@ from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid
+from bevreshape.heads import Head
+from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape, Reshaper
@@ -76,7 +78,13 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
         raise InputError(f"seed={seed!r} must be a whole number, 0 or more")
     node = dict(_plain(cfg["data"]))
     loader = {key: node.pop(key) for key in LOADER_KEYS}
-    source = _make("data", node)
+    instances = _instances(cfg)
+    if instances and "instances" not in inspect.signature(_locate(str(node.get("_target_")))).parameters:
+        raise InputError(
+            f"instances.classes={instances}: {node['_target_']} does not tell objects apart; choose data=nuscenes, or set "
+            "instances.classes=[]"
+        )
+    source = _make("data", node, **({"instances": instances} if instances else {}))
     augment = cfg.get("augment")
     if augment:
         augment = _make("augment", augment, grid=source.grid, camera_names=source.camera_names)
@@ -91,7 +99,13 @@ def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
     if not isinstance(upsample, int) or upsample < 1:
         raise InputError(f"head.upsample={upsample!r} must be a whole number of at least 1")
     reshaper = build_reshaper(cfg["reshaper"], sources, frame.grid.coarsen(upsample))
-    head = _make("head", cfg["head"], in_channels=reshaper.out_channels, classes=len(frame.classes))
+    instances = {"instances": len(_instances(cfg))} if _instances(cfg) else {}
+    head = _make("head", cfg["head"], in_channels=reshaper.out_channels, classes=len(frame.classes), **instances)
+    if instances and not isinstance(head, Head):
+        raise InputError(
+            f"instances.classes={_instances(cfg)}: {type(head).__name__} makes no maps of objects; derive it from "
+            "bevreshape.heads.Head, or set instances.classes=[]"
+        )
     return BEVModel(encoder, reshaper, head)
 
 
@@ -124,7 +138,22 @@ def build_task(cfg: Mapping[str, Any], frame: Frame, model: BEVModel) -> BEVTask
         _make("optimizer", cfg["optimizer"]),
         seed=cfg["seed"],
         recipe={"format": FORMAT, "config": _plain(cfg), "frame": frame.to_plain()},
+        instance_loss=InstanceLoss(
+            [frame.classes.index(name) for name in _instances(cfg)],
+            cfg["instances"]["center"],
+            cfg["instances"]["offset"],
+        )
+        if _instances(cfg)
+        else None,
     )
+
+
+def _instances(cfg: Mapping[str, Any]) -> list[str]:
+    """The classes whose objects' centres are learned too; data alone, and models of before, have none."""
+    found = (cfg.get("instances") or {}).get("classes") or []
+    if not isinstance(found, list | tuple):
+        raise InputError(f"instances.classes={found} must be a list of classes, such as [vehicle]")
+    return list(found)
 
 
 def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, Frame, dict[str, Any]]:

@@ -232,3 +232,52 @@ class WeightedSum(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Float[Tensor, ""]:
         """The weighted sum of all terms."""
         return torch.stack([w * self.terms[name](logits, target, valid) for name, w in self.weights.items()]).sum()
+
+
+class InstanceLoss(nn.Module):
+    """Of the maps that a head makes of objects' centres: focal loss of the heat, by which CVT trains with weight 0.1, and L1 of
+    the way to the centre on the objects' cells, in cells, as FIERY (Hu et al. 2021) and Simple-BEV have it.
+
+    Args:
+        channels: of the m classes among all.
+        center: weight of the focal loss (γ = 2, no α), the mean over valid cells.
+        offset: weight of the L1, the mean over valid cells of objects.
+
+    Raises:
+        InputError: when a weight is negative.
+    """
+
+    def __init__(self, channels: Sequence[int], center: float | int, offset: float | int) -> None:
+        super().__init__()
+        for key, value in (("center", center), ("offset", offset)):
+            if not value >= 0:
+                raise InputError(f"instances.{key}={value} must be a weight of 0 or more")
+        self.channels = list(channels)
+        self.center, self.offset = float(center), float(offset)
+        self.focal = Focal()
+
+    def forward(
+        self,
+        maps: Float[Tensor, "b maps rows cols"],
+        center: Float[Tensor, "b m rows cols"],
+        offset: Float[Tensor, "b m 2 rows cols"],
+        target: Bool[Tensor, "_ _ _ _"],
+        valid: Bool[Tensor, "_ _ _ _"],
+    ) -> Float[Tensor, ""]:
+        """The weighted sum.
+
+        Args:
+            maps: of :meth:`bevreshape.heads.Head.pop_instances`.
+            center: heat, 0..1.
+            offset: cells ahead and to the left, to the centre.
+            target: (b, k, rows, cols), where the classes are.
+            valid: (b, k, rows, cols), where that is known.
+        """
+        m = len(self.channels)
+        there, known = target[:, self.channels].bool(), valid[:, self.channels]
+        with torch.autocast(maps.device.type, enabled=False):
+            ways = (maps[:, m:].float().unflatten(1, (m, 2)) - offset).abs().sum(2)  # b m rows cols
+            return (
+                self.center * self.focal(maps[:, :m], center, known)
+                + self.offset * masked_mean(ways, there & known).mean()
+            )

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from bevreshape.data.batch import Batch, cameras_of, seeded
 from bevreshape.errors import InputError
+from bevreshape.heads import Head
+from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.optimizer import AdamWOneCycle
 from bevreshape.reshapers import Reshaper
@@ -25,6 +27,8 @@ class BEVTask(LightningModule):
         optimizer: what updates the weights, and its schedule.
         seed: random numbers of a training step (dropout and the like) are a function of seed, step and process.
         recipe: plain values that rebuild the model; stored in every checkpoint.
+        instance_loss: of the maps that the model's ``head`` makes of objects, added in training; see
+            :class:`~bevreshape.losses.InstanceLoss`.
 
     Set ``test_thresholds`` (per class, from the validation set) to have the test's IoU at these beside that at 0.5.
     """
@@ -38,10 +42,12 @@ class BEVTask(LightningModule):
         *,
         seed: int = 0,
         recipe: dict[str, Any] | None = None,
+        instance_loss: InstanceLoss | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
+        self.instance_loss = instance_loss
         self.val_metric: BEVIoU = deepcopy(metric)
         self.test_metric: BEVIoU = deepcopy(metric)
         self.optimizer = optimizer or AdamWOneCycle()
@@ -77,6 +83,13 @@ class BEVTask(LightningModule):
             if auxiliary is not None:
                 self.log("train/auxiliary_loss", auxiliary.detach())
                 loss = loss + auxiliary
+            if self.instance_loss is not None:
+                head = self.model.head
+                assert isinstance(head, Head)
+                maps = head.pop_instances()
+                own = self.instance_loss(maps, batch["center"], batch["offset"], batch["target"], batch["valid"])
+                self.log("train/instance_loss", own.detach())
+                loss = loss + own
             self._latest = (loss.detach(), self.global_step, batch["name"])
             self.log("train/loss", loss.detach())
         else:

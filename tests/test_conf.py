@@ -20,12 +20,13 @@ from bevreshape.build import (
     make_logger,
     plain_config,
 )
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.plan import Plan
 
 CONF = ROOT / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
-FRAME = Frame(BEVGrid((0, 40), (-20, 20), 2.0), ("a", "b"), ("front",), (32, 64))
+FRAME = Frame(BEVGrid((0, 48), (-24, 24), 2.0), ("a", "b"), ("front",), (32, 64))
 
 
 def composed(*overrides: str) -> dict[str, Any]:
@@ -99,3 +100,13 @@ def test_help_explains_and_shows_examples(command, name: str) -> None:
     if name == "train":
         for group in ("data: ", "encoder: ", "reshaper: ", "logger: "):
             assert group in ended.out
+
+
+def test_objects_are_learned_only_where_something_tells_them_apart() -> None:
+    cfg = composed("instances.classes=[vehicle]")
+    with pytest.raises(InputError, match=r"SyntheticSource does not tell objects apart; choose data=nuscenes"):
+        build_data(cfg)
+    model = build_model(cfg, FRAME)
+    assert model.head.maps == 2 + 3
+    with pytest.raises(InputError, match=r"instances.classes=vehicle must be a list"):
+        build_model(composed("instances.classes=vehicle"), FRAME)

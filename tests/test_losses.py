@@ -1,6 +1,8 @@
 """Losses against sums written out cell by cell, and their behaviour at the edges: no label, autocast, wrong sizes."""
 
 import math
+import statistics
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from bevreshape.errors import InputError
-from bevreshape.losses import BCE, Dice, Focal, WeightedSum, per_class
+from bevreshape.losses import BCE, Dice, Focal, InstanceLoss, WeightedSum, per_class
 
 CONF = Path(__file__).resolve().parents[1] / "conf" / "loss"
 CLASSES = ("road", "lane", "vehicle")
@@ -207,3 +209,28 @@ def test_every_config_builds_a_loss(path, case):
 
 def test_buffers_stay_out_of_checkpoints():
     assert BCE(2.0, classes=CLASSES).state_dict() == {}
+
+
+def test_instances_by_hand():
+    generator = torch.Generator().manual_seed(3)
+    maps = torch.randn(2, 6, 3, 4, generator=generator)  # two classes: heats, then their ways
+    center, offset = torch.rand(2, 2, 3, 4, generator=generator), torch.randn(2, 2, 2, 3, 4, generator=generator)
+    target, valid = (torch.rand(2, 3, 3, 4, generator=generator) < share for share in (0.4, 0.8))
+    heats, ways = ([], []), ([], [])
+    for b, m, row, col in product(range(2), range(2), range(3), range(4)):
+        channel = (2, 0)[m]
+        if not valid[b, channel, row, col]:
+            continue
+        p, t = maps[b, m, row, col].sigmoid().item(), center[b, m, row, col].item()
+        off = 1 - (p * t + (1 - p) * (1 - t))
+        heats[m].append(-(off**2) * (t * math.log(p) + (1 - t) * math.log(1 - p)))
+        if target[b, channel, row, col]:
+            way = (maps[b, 2 + 2 * m + axis, row, col] - offset[b, m, axis, row, col] for axis in range(2))
+            ways[m].append(sum(abs(value.item()) for value in way))
+    expected = [statistics.mean(statistics.mean(one) for one in both) for both in (heats, ways)]
+    found = InstanceLoss([2, 0], 0.1, 0.7)(maps, center, offset, target, valid)
+    assert found.item() == pytest.approx(0.1 * expected[0] + 0.7 * expected[1], rel=1e-5)
+    nobody = InstanceLoss([2, 0], 0.1, 0.7)(maps, center, offset, target, torch.zeros_like(valid))
+    assert nobody == 0
+    with pytest.raises(InputError, match=r"instances.offset=-1"):
+        InstanceLoss([0], 0.1, -1)

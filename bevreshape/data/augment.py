@@ -152,6 +152,9 @@ class Augment:
             "target": batch["target"].flip(-1),
             "valid": batch["valid"].flip(-1),
         }
+        if "center" in batch:
+            to_the_left = torch.tensor([1.0, -1.0], device=chosen.device)[:, None, None]
+            mirrored |= {"center": batch["center"].flip(-1), "offset": batch["offset"].flip(-1) * to_the_left}
         return batch | {key: torch.where(_like(chosen, value), value, batch[key]) for key, value in mirrored.items()}
 
     def _zoom(self, batch: Batch, draws: Draws) -> Batch:

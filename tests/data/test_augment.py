@@ -105,12 +105,17 @@ def test_flip_mirrors_the_world_the_rig_and_the_pictures(dtype, tolerance):
 
 def test_flip_permutes_pictures_and_masks_and_mirrors_targets():
     batch = make_batch()
+    center = torch.rand_like(batch["target"][:, :1].float())
+    batch |= {"center": center, "offset": torch.randn(len(center), 1, 2, *center.shape[2:])}
     flipped = Augment(grid=GRID, camera_names=NAMES, flip_p=1)(batch, 0, 0)
     assert torch.equal(flipped["image"][:, 0], batch["image"][:, 2].flip(-1))
     assert torch.equal(flipped["image"][:, 1], batch["image"][:, 1].flip(-1))
     assert flipped["camera_mask"][0].tolist() == [False, True, True, True]
     for key in ("target", "valid"):
         assert torch.equal(flipped[key], batch[key].flip(-1))
+    assert torch.equal(flipped["center"], center.flip(-1))
+    ahead, left = batch["offset"].flip(-1).unbind(2)
+    assert torch.equal(flipped["offset"], torch.stack([ahead, -left], dim=2))
     for number in range(4):
         rotation = flipped["ego_from_cam"][0, number, :3, :3]
         assert torch.linalg.det(rotation).item() == pytest.approx(1, abs=1e-5)

@@ -13,6 +13,7 @@ import torch
 import write_nuscenes as writer
 from commands import finish, start
 
+from bevreshape.build import load_model
 from bevreshape.data import shards
 from bevreshape.data.batch import cameras_of
 from bevreshape.data.nuscenes import NuScenesSource, prepared, splits, tables
@@ -195,6 +196,28 @@ def test_visibility(release: Path, ready: Path) -> None:
     assert torch.equal(erased, seen)
 
 
+@pytest.mark.parametrize(("raster", "shift"), [("exact", 0.5), ("published", 0.0)])
+def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, raster: str, shift: float) -> None:
+    made = source(release, ready, raster=raster, visibility="erase", least_visibility=2, instances=["vehicle"])
+    moments = made.split("train")
+    counted = 0
+    for number in range(len(moments)):
+        sample = moments[number]
+        moment, _ = prepared.read_moment(moments.index.shards, int(moments.numbers[number]), "", raster, GRID.shape)
+        boxes = [box for box in moment["boxes"] if box["category"].startswith("vehicle") and box["visibility"] >= 2]
+        there = sample["target"][0]
+        assert torch.equal(sample["center"][0] > 0, there & (sample["offset"][0].norm(dim=0) < 9))
+        assert not sample["offset"][0][:, ~there].any()
+        for row, col in there.nonzero().tolist():
+            ahead, left = sample["offset"][0, :, row, col].tolist()
+            x, y = 16 - (row + shift - ahead) * 0.5, 16 - (col + shift - left) * 0.5
+            nearest = min(math.dist((x, y), box["center_m"][:2]) for box in boxes)
+            assert nearest < 1e-4
+            assert sample["center"][0, row, col] == pytest.approx(math.exp(-(ahead**2 + left**2)), abs=1e-6)
+            counted += 1
+    assert counted > 20
+
+
 def test_targets_choose_and_order_classes(release: Path, ready: Path) -> None:
     whole, chosen = source(release, ready), source(release, ready, targets=["lane", "vehicle"])
     assert chosen.classes == ("lane", "vehicle")
@@ -303,6 +326,8 @@ def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> 
         ({"cut_bottom": 1.0}, "data.cut_bottom=1.0"),
         ({"least_visibility": 5}, "data.least_visibility=5"),
         ({"classes": {}}, "data.classes is empty"),
+        ({"instances": ["vehicles"]}, "instances.classes: 'vehicles' is not sought; did you mean vehicle"),
+        ({"instances": ["lane"]}, "'lane' is of the map"),
         ({"targets": ["vehicles"]}, "no class 'vehicles' in data.classes; did you mean vehicle"),
         ({"classes": {"a": {"boxes": []}}}, "data.classes.a: name what counts"),
         ({"classes": {"a": {"map": ["street"]}}}, "no layer 'street'"),
@@ -330,7 +355,8 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     tiny = [
         "encoder.channels=8", "head.channels=8", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none",
-        "reshaper=ipm", "trainer.accelerator=cpu", "pictures.samples=1",
+        "reshaper=ipm", "trainer.accelerator=cpu", "pictures.samples=1", "instances.classes=[vehicle]",
+        "instances.offset=0.1",
     ]  # fmt: skip
     run = tmp_path / "run"
     ended = finish(start("train", *data, *tiny, f"hydra.run.dir={run}", cwd=tmp_path))
@@ -338,6 +364,10 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert math.isfinite(metrics["test/iou/drivable_area"])
     checkpoint = run / "checkpoints" / "best.ckpt"
+    head = load_model(str(checkpoint))[0].head
+    assert (
+        head(torch.zeros(1, 8, 4, 4)).shape[1] == head.maps - 3
+    )  # it still makes the maps of objects, but not for users
     out = f"hydra.run.dir={tmp_path / 'evaluation'}"
     more = ["data.only_seen=false", "data.visibility=ignore", "without_cameras=true", "trainer.accelerator=cpu", out]
     ended = finish(start("evaluate", f"checkpoint={checkpoint}", *more, cwd=tmp_path))

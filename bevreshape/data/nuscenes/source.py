@@ -41,10 +41,14 @@ class ClassSpec(TypedDict):
 
 
 class MomentSample(Sample):
-    """A sample that says what the sky is like."""
+    """A sample that says what the sky is like, and where objects have their centres."""
 
     conditions: Tensor
     """(3,) bool, see :data:`~bevreshape.data.nuscenes.conditions.CONDITIONS`."""
+    center: NotRequired[Tensor]
+    """(m, rows, cols) float32 of the classes ``instances``: on an object exp(−d²), d being the cells to its centre; else 0."""
+    offset: NotRequired[Tensor]
+    """(m, 2, rows, cols) float32: cells ahead and to the left from a cell to the centre of its object; without one 0."""
 
 
 class NuScenesMoments(Dataset[Sample]):
@@ -74,7 +78,7 @@ class NuScenesMoments(Dataset[Sample]):
             mask.append(there)
         planes = [source.class_planes(spec, moment["boxes"], layers) for spec in source.specs]
         poses = [moment["cameras"][name]["ego_from_cam"] for name in source.camera_names]
-        return MomentSample(
+        sample = MomentSample(
             image=torch.stack(images),
             intrinsics=torch.stack(intrinsics).float(),
             ego_from_cam=torch.tensor(poses, dtype=torch.float64).float(),
@@ -85,6 +89,11 @@ class NuScenesMoments(Dataset[Sample]):
             name=moment["token"],
             conditions=self.conditions[index],
         )
+        if source.instances:
+            specs = [source.specs[source.classes.index(name)] for name in source.instances]
+            found = [source.object_centers(spec, moment["boxes"]) for spec in specs]
+            sample["center"], sample["offset"] = (torch.from_numpy(np.stack(maps)) for maps in zip(*found, strict=True))
+        return sample
 
 
 class NuScenesSource:
@@ -111,6 +120,7 @@ class NuScenesSource:
         least_visibility: 1 to 4; 2 is more than 40 %.
         only_seen: whether cells that no camera looks at count for nothing; published numbers count all cells.
         damaged: whether a picture that cannot be read ends the run (``refuse``), or is named and masked (``mask``).
+        instances: the classes, of objects alone, whose samples tell the centres of these.
 
     Raises:
         InputError: a value that cannot be, or what is not prepared.
@@ -135,6 +145,7 @@ class NuScenesSource:
         least_visibility: int = 2,
         only_seen: bool = True,
         damaged: str = "refuse",
+        instances: Sequence[str] = (),
     ) -> None:
         for key, value, known in (
             ("split", split, splits.SPLITS), ("raster", raster, RASTERS), ("visibility", visibility, VISIBILITIES),
@@ -167,6 +178,12 @@ class NuScenesSource:
             raise InputError(
                 "data.classes is empty; name what is to be found, for instance vehicle: {boxes: [vehicle]}"
             )
+        for name in instances:
+            if name not in self.classes:
+                raise InputError(f"instances.classes: {name!r} is not sought; {suggest(str(name), self.classes)}")
+            if classes[name].get("map"):
+                raise InputError(f"instances.classes: {name!r} is of the map, where there are no objects")
+        self.instances = tuple(instances)
         self.raster = raster
         self.visibility = visibility
         self.least_visibility = least_visibility
@@ -247,12 +264,37 @@ class NuScenesSource:
         bits = sum(1 << LAYERS.index(name) for name in spec.get("map", ()))
         if bits:
             there |= (layers & bits) != 0
-        own = [box for box in boxes if _is_one_of(box["category"], spec)]
-        clear = [self.visibility == "all" or box["visibility"] >= self.least_visibility for box in own]
-        there |= self._drawn([box for box, seen in zip(own, clear, strict=True) if seen])
-        if self.visibility == "ignore" and not all(clear):
-            known = there | ~self._drawn([box for box, seen in zip(own, clear, strict=True) if not seen])
+        clear, hidden = self._objects(spec, boxes)
+        there |= self._drawn(clear)
+        if self.visibility == "ignore" and hidden:
+            known = there | ~self._drawn(hidden)
         return there, known
+
+    def object_centers(
+        self, spec: ClassSpec, boxes: Sequence[BoxRecord]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """``center`` (rows, cols) and ``offset`` (2, rows, cols) of a class, see :class:`MomentSample`, as CVT trains with; where
+        objects overlap, of the last one. As published, a cell is where its number is, half a cell off."""
+        heat, offset = np.zeros(self.grid.shape, np.float32), np.zeros((2, *self.grid.shape), np.float32)
+        cells = self.grid.centers(dtype=torch.float64).numpy()  # rows cols (x, y)
+        if self.raster == "published":
+            cells = cells + self.grid.cell_m / 2
+        for box in self._objects(spec, boxes)[0]:
+            inside = self._drawn([box])
+            way = (np.array(box["center_m"][:2]) - cells[inside]) / self.grid.cell_m
+            heat[inside] = np.exp(-(way**2).sum(1))
+            offset[:, inside] = way.T
+        return heat, offset
+
+    def _objects(self, spec: ClassSpec, boxes: Sequence[BoxRecord]) -> tuple[list[BoxRecord], list[BoxRecord]]:
+        """Those of a class that count, and those that are too hidden to."""
+        clear: list[BoxRecord] = []
+        hidden: list[BoxRecord] = []
+        for box in boxes:
+            if _is_one_of(box["category"], spec):
+                seen = self.visibility == "all" or box["visibility"] >= self.least_visibility
+                (clear if seen else hidden).append(box)
+        return clear, hidden
 
     def _drawn(self, boxes: Sequence[BoxRecord]) -> NDArray[np.bool_]:
         if not boxes:

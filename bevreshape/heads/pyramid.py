@@ -1,0 +1,83 @@
+"""The decoder of CVT: the grid doubles step by step, and every step sees the coarse features again."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.errors import InputError
+from bevreshape.heads.base import Head
+
+
+class PyramidHead(Head):
+    """Decoder of Cross-View Transformers (Zhou and Krähenbühl 2022), for 25×25 → 200×200.
+
+    A step doubles rows and columns bilinearly, then relu(conv1×1(relu(conv3×3(x))) + conv1×1(the coarse features)), normalised.
+    The original aligns the corners of coarse and fine map, so that its fine cells are not where the coarse ones say: up to
+    half a coarse cell at the edges. Here cells share their edges.
+
+    Args:
+        in_channels: d of the reshaper.
+        classes: k.
+        widths: of every step's result; inside a step it is half as wide.
+        upsample: 2 to the number of steps.
+        final_channels: width of the last 3×3 convolution.
+        instances: see :class:`~bevreshape.heads.base.Head`.
+
+    Raises:
+        InputError: when a size is below 1, or upsample does not agree with the number of steps.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        widths: Sequence[int] = (128, 128, 64),
+        upsample: int = 8,
+        final_channels: int = 64,
+        instances: int = 0,
+    ) -> None:
+        steps = {f"widths[{number}]": width for number, width in enumerate(widths)}
+        super().__init__(classes, instances, final_channels=final_channels, **steps)
+        if upsample != 2 ** len(widths):
+            raise InputError(
+                f"head.upsample={upsample} but head.widths={list(widths)} double the grid {len(widths)} times; set "
+                f"head.upsample={2 ** len(widths)}, or other widths"
+            )
+        self.steps = nn.ModuleList(
+            Step(own, width, in_channels) for own, width in zip((in_channels, *widths), widths, strict=False)
+        )
+        self.last = nn.Sequential(
+            nn.Conv2d(widths[-1], final_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(final_channels),
+            nn.ReLU(),
+            nn.Conv2d(final_channels, self.maps, 1),
+        )
+
+    def forward(self, bev: Tensor) -> Tensor:
+        """(b, d, R, C) → logits (b, k, R·upsample, C·upsample)."""
+        x = bev
+        for step in self.steps:
+            x = step(x, bev)
+        return self.logits(self.last(x))
+
+
+class Step(nn.Module):
+    """Twice the rows and columns."""
+
+    def __init__(self, in_channels: int, channels: int, coarse_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, channels // 2, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels // 2),
+            nn.ReLU(),
+            nn.Conv2d(channels // 2, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.skip = nn.Conv2d(coarse_channels, channels, 1)
+
+    def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
+        """(b, c, R, C) and the coarse features → (b, channels, 2·R, 2·C)."""
+        fine = self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+        return (fine + F.interpolate(self.skip(coarse), fine.shape[-2:])).relu()

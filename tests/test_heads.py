@@ -1,0 +1,63 @@
+"""Decoders: where their cells are, and what they keep for the loss."""
+
+import pytest
+import torch
+from torch import nn
+
+from bevreshape.errors import InputError
+from bevreshape.heads import ConvHead, Head, PyramidHead
+
+
+def build(name: str, instances: int = 0) -> Head:
+    if name == "conv":
+        return ConvHead(4, 2, upsample=4, channels=8, final_channels=8, instances=instances)
+    return PyramidHead(4, 2, widths=[8, 6], upsample=4, final_channels=8, instances=instances)
+
+
+@pytest.mark.parametrize("name", ["conv", "pyramid"])
+def test_objects_are_kept_for_the_loss_and_for_nobody_else(name: str) -> None:
+    head = build(name, instances=2)
+    bev = torch.randn(3, 4, 5, 7)
+    assert head(bev).shape == (3, 2, 20, 28)
+    maps = head.pop_instances()
+    assert maps is not None
+    assert maps.shape == (3, 6, 20, 28)
+    assert head.pop_instances() is None
+    assert head.eval()(bev).shape == (3, 2, 20, 28)
+    assert head.pop_instances() is None
+
+
+@pytest.mark.parametrize("name", ["conv", "pyramid"])
+def test_every_parameter_has_a_gradient(name: str) -> None:
+    head = build(name, instances=1)
+    loss = head(torch.randn(3, 4, 5, 7)).square().sum()
+    (loss + head.pop_instances().square().sum()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in head.parameters())
+
+
+@pytest.mark.parametrize(("row", "col"), [(2, 3), (6, 4)])
+def test_a_coarse_cell_is_seen_where_it_lies(row: int, col: int) -> None:
+    """With symmetric kernels what a cell lights is centred on its fine cells, far from the middle of the grid too."""
+    torch.manual_seed(0)
+    head = build("pyramid").eval()
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            kernel = module.weight.detach().abs()
+            module.weight.data = (kernel + kernel.flip(-1) + kernel.flip(-2) + kernel.flip(-1, -2)) / 4
+            if module.bias is not None:
+                module.bias.data.zero_()
+    bev = torch.zeros(1, 4, 10, 9)
+    bev[..., row, col] = 1
+    light = head(bev)[0, 0].detach()
+    places = torch.meshgrid(torch.arange(40.0), torch.arange(36.0), indexing="ij")
+    found = [float((light * place).sum() / light.sum()) for place in places]
+    assert found == pytest.approx([4 * row + 1.5, 4 * col + 1.5], abs=1e-3)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"head.upsample=8 but .*\[8, 6\] double the grid 2 times; set head.upsample=4"
+    ):
+        PyramidHead(4, 2, widths=[8, 6], upsample=8)
+    with pytest.raises(InputError, match=r"head.widths\[1\]=0"):
+        PyramidHead(4, 2, widths=[8, 0], upsample=4)
