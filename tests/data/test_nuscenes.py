@@ -1,5 +1,6 @@
 """nuScenes: a release that is made of the synthetic world, its devkit, and what is prepared and read of it."""
 
+import errno
 import json
 import math
 import shutil
@@ -293,6 +294,52 @@ def test_preparing_goes_on_and_tells_what_it_left_out(release: Path, tmp_path: P
     assert not skipped
     assert whole.shards != index.shards
     assert len(source(copied, out).split("train")) == 6
+
+
+def test_a_full_disk_keeps_what_is_there(release: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shards, "SHARD", 2)
+    write, written = shards._write, []
+
+    def full(path: Path, content: bytes) -> None:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_write", full)
+        with pytest.raises(
+            InputError, match=r"the disk is full, about \d+ MB more .* 4 records that are left; .*set out to"
+        ):
+            prepared.prepare_release(release, tmp_path, CONTENT, workers=1)
+    with pytest.raises(InputError, match="is not prepared for these cells, or not to the end"):
+        source(release, tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.shard")}
+    assert len(kept) == 2
+    prepared.prepare_release(release, tmp_path, CONTENT, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(source(release, tmp_path).split("train")) == 6
+
+
+def test_two_preparations_at_once(release: Path, ready: Path, tmp_path: Path) -> None:
+    """The second waits for the first, and both leave the same."""
+    tool = Path(writer.__file__).with_name("prepare_nuscenes.py")
+    grid = [
+        f"forward_m={list(GRID.forward_m)}",
+        f"left_m={list(GRID.left_m)}",
+        f"cell_m={GRID.cell_m}",
+        f"line_m={LINE_M}",
+    ]
+    command = [sys.executable, str(tool), f"root={release}", "version=v1.0-mini", f"out={tmp_path}", "workers=1", *grid]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert "6 train, 2 val; " in out
+    for split in ("train", "val"):
+        one, other = (source(release, folder).split(split) for folder in (ready, tmp_path))
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a["target"], b["target"])
 
 
 def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> None:
