@@ -110,3 +110,16 @@ def test_objects_are_learned_only_where_something_tells_them_apart() -> None:
     assert model.head.maps == 2 + 3
     with pytest.raises(InputError, match=r"instances.classes=vehicle must be a list"):
         build_model(composed("instances.classes=vehicle"), FRAME)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("experiment/nuscenes/")])
+def test_published_protocols_fit_together(choice: str) -> None:
+    base = ["reshaper=cross_view_attention"] if choice.endswith("/cvt_protocol") else []  # the others build on it
+    cfg = composed(f"+experiment={choice.partition('/')[2]}", "encoder.pretrained=false", *base)
+    data = cfg["data"]
+    bounds = {key: value for key, value in data["grid"].items() if key != "_target_"}
+    classes = tuple(data["targets"] or data["classes"])
+    frame = Frame(BEVGrid(**bounds), classes, tuple(data["cameras"]), tuple(data["image_size"]))
+    model = build_model(cfg, frame)
+    assert model.reshaper.grid.coarsen(1).rows * cfg["head"]["upsample"] == frame.grid.rows == 200
+    assert build_task(cfg, frame, model).instance_loss is None or cfg["instances"]["classes"] == ["vehicle"]
