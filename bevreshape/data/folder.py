@@ -6,7 +6,7 @@ ground truth does not suffer from a small network, and are laid onto the ground 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import torch
 from jaxtyping import Bool
@@ -65,9 +65,30 @@ def read_split(path: Path) -> list[str]:
         ) from None
     if not names:
         raise InputError(f"{path}: the split is empty; write one frame name a line")
+    return _each_once(names, str(path))
+
+
+def split_names(root: Path, split: str, given: str | Sequence[Any]) -> list[str]:
+    """The frames that ``data.splits`` gives a split: a list of names, or a file of names, one a line, relative to ``root``.
+
+    Raises:
+        InputError: as :func:`read_split`, or a name that is no text.
+    """
+    if isinstance(given, str):
+        return read_split(root / given)
+    where = f"data.splits.{split}"
+    if not isinstance(given, Sequence) or not given:
+        raise InputError(f"{where}={given!r} is empty; list frames, or name a file of them")
+    for name in given:
+        if not isinstance(name, str):
+            raise InputError(f"{where} holds {name!r}, which is no text; put the frame's name into quotes")
+    return _each_once(list(given), where)
+
+
+def _each_once(names: list[str], where: str) -> list[str]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path}: frame {twice!r} is listed twice and would count twice; remove one")
+        raise InputError(f"{where}: frame {twice!r} is listed twice and would count twice; remove one")
     return names
 
 
@@ -126,7 +147,7 @@ class FolderSource:
         image_size: (H, W) that the network wants.
         classes: for every target class, where it comes from; left out, all that the calibration names, those of the
             truth from above before boxes, and boxes before labels of the same name.
-        splits: for ``train``, ``val`` and ``test``, a file of frame names, one a line, relative to ``root``.
+        splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
         allow_missing: see :class:`Frames`.
 
     Raises:
@@ -140,7 +161,7 @@ class FolderSource:
         grid: BEVGrid,
         image_size: Sequence[int],
         classes: Mapping[str, ClassSpec] | None = None,
-        splits: Mapping[str, str],
+        splits: Mapping[str, Sequence[Any] | str],
         allow_missing: bool = False,
     ) -> None:
         self.root = Path(root)
@@ -181,7 +202,7 @@ class FolderSource:
             self.root / "images",
             self.calibration,
             self.image_size,
-            names=read_split(self.root / self._splits[name]),
+            names=split_names(self.root, name, self._splits[name]),
             allow_missing=self._allow_missing,
         )
         return LabelledFrames(frames, self._pictures, self._truth, self._boxes)

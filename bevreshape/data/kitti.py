@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bevreshape.data.batch import SPLITS, Sample
-from bevreshape.data.folder import read_split
+from bevreshape.data.folder import split_names
 from bevreshape.data.pictures import fit_picture, picture_size, read_picture
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import check_calibration
@@ -181,7 +181,7 @@ class KITTISplits:
         example: of such a name.
         rule: the split that a frame falls into, by its name.
         rule_text: the rule as a person reads it.
-        splits: for each split ``None`` (the rule), a list of names, or a file of names, one a line, relative to ``root``.
+        splits: for each split ``None`` (the rule), or as :func:`~bevreshape.data.folder.split_names` takes it.
 
     Raises:
         InputError: when there is no such folder, or a picture's name is none of the benchmark's.
@@ -223,7 +223,7 @@ class KITTISplits:
         """The names of a split's frames.
 
         Raises:
-            InputError: when the split is unknown or empty, or a listed frame is not there, no text, or listed twice.
+            InputError: when the split is unknown or empty, or a listed frame is not there.
         """
         if split not in SPLITS:
             raise InputError(f"{self.root}: there is no split {split!r}; {suggest(split, SPLITS)}")
@@ -236,20 +236,8 @@ class KITTISplits:
                     f"with data.splits.{split}=[{self.frames[0]}]"
                 )
             return tuple(names)
-        names = read_split(self.root / given) if isinstance(given, str) else list(given)
-        if not names:
-            raise InputError(f"data.splits.{split} is empty; list frames, or leave it null for the rule")
-        known, seen = set(self.frames), set()
+        names, known = split_names(self.root, split, given), set(self.frames)
         for name in names:
-            if not isinstance(name, str):
-                raise InputError(
-                    f"data.splits.{split} holds {name!r}, which is no text; put the frame's name into quotes"
-                )
             if name not in known:
                 raise InputError(f"{self.root}: there is no picture of frame {name!r}; {suggest(name, known)}")
-            if name in seen:
-                raise InputError(
-                    f"data.splits.{split}: frame {name!r} is listed twice and would count twice; remove one"
-                )
-            seen.add(name)
         return tuple(names)

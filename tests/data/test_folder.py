@@ -343,6 +343,18 @@ def test_bad_lists_are_refused(one: Builder, spoil, says: str) -> None:
         one.source().split("train")
 
 
+def test_splits_may_be_lists(one: Builder) -> None:
+    split = one.source(splits={"train": ["c", "a"]}).split("train")
+    assert [split[i]["name"] for i in range(len(split))] == ["c", "a"]
+    for names, says in (
+        ([], r"data.splits.train=\[\] is empty"),
+        ([7], "data.splits.train holds 7, which is no text"),
+        (["a", "a"], "data.splits.train: frame 'a' is listed twice"),
+    ):
+        with pytest.raises(InputError, match=says):
+            one.source(splits={"train": names}).split("train")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -129,7 +129,7 @@ def test_lists_and_files_stand_in_for_the_rule(tmp_path: Path) -> None:
     ("splits", "sentence"),
     [
         ({}, r"none of its 2 frames falls into 'val' \(the rule\); list frames with data.splits.val=\[um_000000\]"),
-        ({"val": []}, "data.splits.val is empty"),
+        ({"val": []}, r"data.splits.val=\[\] is empty"),
         ({"val": ["um_000009"]}, "no picture of frame 'um_000009'; did you mean um_00000"),
         ({"val": ["um_000000", "um_000000"]}, "'um_000000' is listed twice"),
         ({"val": [8]}, "holds 8, which is no text; put the frame's name into quotes"),
