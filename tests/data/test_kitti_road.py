@@ -388,3 +388,16 @@ def test_the_real_frame_has_its_road_ahead(shared_data: Path) -> None:
     near_m, far_m = (road[rows].sum(1).float().mean().item() * 0.2 for rows in (slice(160, 180), slice(10, 30)))
     assert near_m == pytest.approx(5.4, abs=0.2)
     assert far_m == pytest.approx(near_m, abs=0.2), "10 to 14 m and 40 to 44 m ahead: a road is as wide far as near"
+
+
+@pytest.mark.parametrize(("cell_m", "expected"), [(0.2, (0.991, 0.983)), (0.5, (0.978, 0.956))])
+def test_what_coarser_cells_cost_at_most(shared_data: Path, cell_m: float, expected: tuple[float, float]) -> None:
+    """MaxF of the truth on coarser cells, taken for a prediction of the benchmark's; the figures of data/README.md."""
+    grid = BEVGrid((6, 46), (-10, 10), cell_m)
+    made = source(shared_data / "kitti_road", splits={"test": ["um_000000"]}, grid=grid, image_size=(375, 1242))
+    batch = finished(made)
+    (metric,) = made.metrics(tuple(CLASSES))
+    metric.update(batch["target"].float(), batch["target"], batch["valid"], batch)
+    scores = metric.compute()
+    found = tuple(scores[f"kitti/{name}/um/max_f"].item() for name in CLASSES)
+    assert found == pytest.approx(expected, abs=6e-4)
