@@ -72,3 +72,10 @@ def test_commands_compose(command, trained: Path, line: str) -> None:
     assert ended.code == 0, ended.err
     for key in re.findall(r"^[a-z_.]+(?==)", " ".join(arguments)):
         assert key.split(".")[-1] in ended.out
+
+
+@pytest.mark.parametrize("group", ["data", "augment", "head", "loss", "logger"])
+def test_groups_are_all_listed(group: str) -> None:
+    (row,) = re.findall(rf"^\| `{group}` \|(.*)$", README, re.MULTILINE)
+    for path in (ROOT / "conf" / group).glob("*.yaml"):
+        assert f"`{path.stem}`" in row
