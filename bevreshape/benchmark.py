@@ -212,7 +212,7 @@ def cost_table(case: Case, costs: Mapping[str, Cost], whole: bool = False) -> Ta
     rate = next(iter(costs.values())).matmul_flops_per_s
     table = Table(title=f"{case.title}; matrix products {rate / 1e9:.0f} GFLOP/s", title_justify="left")
     table.add_column("reshaper", no_wrap=True)
-    headings = ["params", "MFLOP", "forward ms", "fwd+bwd ms", "MiB", "fwd+bwd MiB", "of matmul", "fwd+bwd"]
+    headings = ["params", "MFLOP", "forward ms", "fwd+bwd ms", "MiB", "fwd+bwd MiB", "of matmul", "fwd+bwd of it"]
     for heading in [*headings[:6], "frames/s"] if whole else headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, cost in costs.items():

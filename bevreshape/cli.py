@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bevreshape.build import announced_reshapers, reshaper_fields
 from bevreshape.callbacks import Stopped
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import Divergence, InputError, suggest
 
 
 def conf_dir() -> Path:
@@ -32,7 +32,8 @@ def run(
     config_name: str,
     prepare: Callable[[str, list[str]], tuple[str, list[str]]] | None = None,
 ) -> None:
-    """Run a command under Hydra, and end with exit code 1 and one sentence where the input is at fault.
+    """Run a command under Hydra, and end with exit code 1 and one sentence where the input is at fault; with 3 where training
+    diverged.
 
     Args:
         main: receives the composed config.
@@ -52,7 +53,7 @@ def run(
             traceback.print_exc()
         if sentence is not None:
             say(sentence)
-        sys.exit(1)
+        sys.exit(Divergence.exit_code if isinstance(error, Divergence) else 1)
     except (Stopped, KeyboardInterrupt) as stop:
         say(str(stop) or "stopped")
         sys.exit(130)

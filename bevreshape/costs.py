@@ -120,7 +120,7 @@ def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[
     device = workloads[0].device
     product = _product(device, workloads[0].autocast or torch.float32)
     *forward, (product_s, _) = _time([*(workload.forward for workload in workloads), product], device, rounds)
-    flops = [_forward_flops(workload) for workload in workloads]
+    flops = [forward_flops(workload.module, workload.forward) for workload in workloads]
     forward_bytes = [peak_bytes(workload.forward, device) for workload in workloads]
     nothing = [math.nan] * len(workloads)
     step, step_product_s, step_bytes, step_flops = [(math.nan, math.nan)] * len(workloads), math.nan, nothing, nothing
@@ -158,26 +158,33 @@ def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:
 
 def count_flops(call: Callable[[], object]) -> int:
     """Floating-point operations of a call, by torch's counter, to which what it leaves out is added: CPU attention,
-    embedding bags (a multiply-add a tap) and bilinear sampling (four)."""
+    embedding bags (a multiply-add a tap) and bilinear sampling (four), with what their backward passes take. The gradient of a sparse matrix's
+    values, as in deformable attention, is not counted."""
     aten = torch.ops.aten
     formulas: dict[Any, Any] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
         aten._embedding_bag: _bag_flop,
         aten._embedding_bag_forward_only: _bag_flop,
+        aten._embedding_bag_dense_backward: _bag_backward_flop,
+        aten._embedding_bag_backward: _bag_backward_flop,
+        aten._embedding_bag_per_sample_weights_backward: _bag_weights_flop,
         aten.grid_sampler_2d: _sampler_flop,
+        aten.grid_sampler_2d_backward: _sampler_backward_flop,
     }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         call()
     return counter.get_total_flops()
 
 
-def _forward_flops(workload: Workload) -> int:
-    trained = [p for p in workload.module.parameters() if p.requires_grad]
+def forward_flops(module: nn.Module, call: Callable[[], object]) -> int:
+    """:func:`count_flops` of a forward pass of ``module`` without gradients."""
+    trained = [p for p in module.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)  # torch's counter fails on views of a parameter where gradients are off
     try:
-        return count_flops(workload.forward)
+        with torch.no_grad():
+            return count_flops(call)
     finally:
         for p in trained:
             p.requires_grad_()
@@ -195,8 +202,20 @@ def _bag_flop(weight: Sequence[int], indices: Sequence[int], *_: Any, **__: Any)
     return 2 * math.prod(indices) * weight[-1]
 
 
+def _bag_backward_flop(grad: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(indices) * grad[-1]
+
+
+def _bag_weights_flop(grad: Sequence[int], _: Sequence[int], indices: Sequence[int], *__: Any, **___: Any) -> int:
+    return 2 * math.prod(indices) * grad[-1]
+
+
 def _sampler_flop(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
     return 8 * math.prod(out_shape)
+
+
+def _sampler_backward_flop(grad: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * 8 * math.prod(grad)  # with respect to the picture and to the places
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> float:

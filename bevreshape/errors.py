@@ -11,6 +11,12 @@ class InputError(ValueError):
     """
 
 
+class Divergence(InputError):
+    """Training has diverged, its loss or output being NaN or infinite; commands then end with exit code 3."""
+
+    exit_code = 3
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The tail of an "unknown name" message: the nearest known names, or all of them where none is near."""
     names = sorted(known)

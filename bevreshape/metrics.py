@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import Divergence, InputError, suggest
 from bevreshape.geometry import BEVGrid
 
 
@@ -148,7 +148,7 @@ class BEVIoU(Metric):
         """IoU in float64 at every threshold; NaN where the union is empty."""
         lost = int(counts[..., 0].sum())
         if lost:
-            raise InputError(
+            raise Divergence(
                 f"metrics: the network's output is NaN in {lost} valid cells; it has diverged, lower optimizer.lr"
             )
         # reversed cumulative sum: what reaches threshold t is all that reaches t or more

@@ -33,6 +33,9 @@ from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import GeometricReshaper, Reshaper
 
+ROOM_FOR_REMARKS = 20_000
+"""Bytes of a page for what is said of that which was left out, and for signs that HTML spells out."""
+
 CLAIMS_TEXT = (
     "Values are means over the seeds with the interval that holds the true mean with 95 % confidence. A claim holds where the "
     "whole interval follows the rule beside its measurement, does not hold where the whole interval breaks it, and is "
@@ -60,7 +63,7 @@ def main(
     headings, lines = tabulated(rows)
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
-        studies = [study_results(folder) for folder in folders if (folder / PLAN_FILE).is_file()]
+        studies = [study_results(plan.parent) for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
         found = [
             *(section for study in studies for section in sections(study)),
             Section("Results", table=Table(tuple(headings), tuple(map(tuple, lines)))),
@@ -91,7 +94,11 @@ def main(
             source=f"Made by bevreshape {__version__} of {sum(map(len, rows))} runs.",
         )
         whole = explorer(shown, batch, true, cells, probes)
-        fitted, left_out = fitting(whole, MOST_BYTES - len(render(page).encode()))
+        least = replace(
+            whole, scenes=whole.scenes[:1], exhibits=[replace(one, views=one.views[:1]) for one in whole.exhibits[:1]]
+        )
+        around = len(render(replace(page, explorer=least)).encode()) - len(json.dumps(explorer_data(least)))
+        fitted, left_out = fitting(whole, MOST_BYTES - around - ROOM_FOR_REMARKS)
         remarks += left_out
         write(replace(page, explorer=fitted, source=" ".join([page.source, *remarks])), out)
     for remark in remarks:
@@ -105,7 +112,7 @@ def study_results(folder: Path) -> Results:
     Raises:
         InputError: when its runs are not all done.
     """
-    plan = Plan(**yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8")))
+    plan = Plan.read(yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8")))
     records = Study(plan, Place(folder, torch.device("cpu"))).records()
     left = [unit.name for unit in units(plan, records) if unit.name not in records]
     if left:

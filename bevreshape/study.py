@@ -57,6 +57,8 @@ def main(cfg: DictConfig) -> None:
         records = finish(study, console)
     rows = claims(study.plan, records)
     console.print(table(rows))
+    for doubt in Results(study.plan, records).doubts():
+        console.print(doubt, style="yellow", highlight=False, soft_wrap=True)
     with study.claimed("results") as lock:
         if lock is not None:  # or another process of this study is writing the same
             write_results(study, records, rows)
@@ -84,11 +86,14 @@ def write_results(study: Study, records: Records, rows: Sequence[Row]) -> None:
     text = json.dumps([row.to_plain() for row in rows], indent=2, ensure_ascii=False, allow_nan=False)
     write_text(study.place.folder / "claims.json", text + "\n")
     lines = [(row.number, row.claim, row.measurement, "<br>".join(row.lines), row.verdict) for row in rows]
-    write_text(study.place.folder / "claims.md", markdown_table(HEADINGS, lines))
+    doubts = [f"\n{doubt}\n" for doubt in Results(study.plan, records).doubts()]
+    write_text(study.place.folder / "claims.md", "".join([markdown_table(HEADINGS, lines), *doubts]))
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
         figures = {section.title: section.charts[0].figure for section in sections(Results(study.plan, records))}
-        for name, figure in {**figures, "weights": mappings(study)}.items():
+        if (shown := mappings(study, records)) is not None:
+            figures["weights"] = shown
+        for name, figure in figures.items():
             path = study.place.folder / f"{name.lower().replace(' ', '_')}.png"
             write_atomic(path, partial(figure.savefig, format="png", dpi=150))
 
@@ -139,11 +144,16 @@ def _done(study: Study, unit: Unit, number: str, console: Console, failed: dict[
         return True
 
 
-def mappings(study: Study) -> Figure:
-    """W of a fixed camera after training, of MLP and attention beside the homography, on the first test sample."""
-    seed = study.plan.seeds[0]
+def mappings(study: Study, records: Records) -> Figure | None:
+    """W of a fixed camera after training, of MLP and attention beside the homography, on the first test sample, of the first
+    seed of which none has diverged."""
     plan, place = study.plan, study.place
-    runs = {role: task_run(place.run_folder(task_unit(plan, role, seed).name)) for role in ("ipm", *RIVALS)}
+    roles = ("ipm", *RIVALS)
+    whole = [seed for seed in plan.seeds if all(records[task_unit(plan, role, seed).name]["metrics"] for role in roles)]
+    if not whole:
+        return None
+    seed = whole[0]
+    runs = {role: task_run(place.run_folder(task_unit(plan, role, seed).name)) for role in roles}
     batch, exact = (first_batch(runs["ipm"], 1, **given) for given in ({}, {"calibration": "exact"}))
     cameras, true = cameras_of(batch), cameras_of(exact)
     weights = {}

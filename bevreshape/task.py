@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from bevreshape.data.batch import Batch, cameras_of, seeded
-from bevreshape.errors import InputError
+from bevreshape.errors import Divergence
 from bevreshape.heads import Head
 from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
@@ -106,7 +106,7 @@ class BEVTask(LightningModule):
         if self._latest is not None:
             loss, step, names = self._latest
             if not torch.isfinite(loss):
-                raise InputError(
+                raise Divergence(
                     f"training: the loss is {loss.item()} at step {step}, on the batch {', '.join(names)}; look at these "
                     "samples, or lower optimizer.lr"
                 )

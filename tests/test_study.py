@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import finish, start, without
-from lab.studies import plain, tiny
+from lab.studies import done, plain, tiny
 
 from bevreshape.lab.plan import Plan, task_unit, units
 
@@ -24,7 +24,7 @@ TASK = (
 def confs(worlds: Path, tmp_path: Path) -> Path:
     """A folder with a plan whose runs take seconds."""
     given = plain()
-    given["tensor"] |= {"rates": [1e-2], "jitter_deg": [0], "told_jitter_deg": 0, "training_samples": [2]}
+    given["tensor"] |= {"rates": [1e-2], "jitter_deg": [0, 4], "told_jitter_deg": 4, "training_samples": [2]}
     given["task"] |= {"arguments": [*TASK, f"data.root={worlds}"], "scenes": [24]}
     folder = tmp_path / "conf"
     (folder / "plan").mkdir(parents=True)
@@ -84,6 +84,17 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
     assert ended.code == 0, ended.err
     assert f"{known[0].name}: error" in ended.out
     assert ended.out.count(": error") == 1
+
+
+def test_a_run_that_diverges_is_recorded_as_such(confs: Path, tmp_path: Path) -> None:
+    given = yaml.safe_load((confs / "plan" / "tiny.yaml").read_text())
+    given["task"]["contenders"]["mlp"] = ["reshaper=mlp", "optimizer.lr=1e30"]
+    plan = Plan(**given)
+    study, unit = tiny(tmp_path / "study", plan), task_unit(plan, "mlp", 0)
+    made = done(study, unit)
+    assert (made["metrics"], made["diagnosis"]) == ({}, {})
+    assert "training: the loss is" in (study.place.run_folder(unit.name) / "train.log").read_text()
+    assert study.has(unit)
 
 
 def test_what_runs_in_other_processes_ends_with_a_study_that_is_terminated(confs: Path, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from bevreshape.lab.claims import PAIRS
 from bevreshape.lab.page.report import Chart, Section
 from bevreshape.lab.plan import RIVALS, TOLD
-from bevreshape.lab.results import Results
+from bevreshape.lab.results import Results, number_of
+from bevreshape.lab.verdict import Figure as Measured
+from bevreshape.lab.verdict import Known
 
 SHOWN = {
     "mlp": ("MLP", "C0", "-"),
@@ -48,13 +50,15 @@ def convergence(study: Results) -> Section:
     for axes in (tensor, task):
         axes.legend(fontsize=7)
     alt = "Learning curves of MLP and attention for a fixed camera, at tensor level and on the task."
-    rates = ", ".join(
-        f"{SHOWN[role][0]} {study.rates[role, False]:g} ({study.rates[role, True]:g})" for role in (*RIVALS, *TOLD)
-    )
+    words = {"fixed": "", "moving": " where it moves", "shown": " where X shows how"}
+    rates = ", ".join(f"{SHOWN[role][0]} {rate:g}{words[camera]}" for (role, camera), rate in study.rates.items())
+    tried = study.plan.tensor["rates"]
     text = (
-        f"A fixed camera; at tensor level the best learning rates were, for it (and for one that moves), {rates}. Bands span "
-        f"the seeds; dotted: an error of {threshold:g}, and {study.plan.task['share']:.0%} of IPM's IoU at the end."
+        f"A fixed camera. At tensor level the best of {len(tried)} learning rates from {tried[0]:g} to {tried[-1]:g} were: {rates}; "
+        "variants, few samples, an encoder's features and permuted tokens take the same. Bands span the seeds, runs that "
+        f"diverged left out; dotted: an error of {threshold:g}, and {study.plan.task['share']:.0%} of IPM's IoU at the end."
     )
+    text = " ".join([text, *study.doubts()])
     return Section("Convergence", text, (Chart(figure, alt),))
 
 
@@ -69,7 +73,7 @@ def overtaking(study: Results) -> Section:
         for role in roles:
 
             def error(seed: int, at: float | int, role: str = role, given: dict[str, Any] = given) -> float | int:
-                return study.error(role, seed, jitter_deg=at, **(given if at else {})).value
+                return _measured(study.error(role, seed, jitter_deg=at, **(given if at else {})))
 
             _bars(axes, role, levels, study, error)
         found = study.over_seeds(partial(study.overtaken, rivals=roles, **given))
@@ -87,7 +91,7 @@ def overtaking(study: Results) -> Section:
     text = (
         "Error after training by the jitter of the cameras. Not told, X says nothing of it either, and no fixed mapping can "
         "do well; shown, X has the direction of every feature. Dotted: where attention overtakes the MLP. Bars span the "
-        "seeds."
+        "seeds, runs that diverged left out."
     )
     return Section("When cameras move", text, (Chart(figure, alt),))
 
@@ -109,7 +113,7 @@ def amounts(study: Results) -> Section:
 
             def value(seed: int, at: float | int, role: str = role, jitter: float = jitter) -> float:
                 amount = None if at == unlimited else int(at)
-                return study.error(role, seed, jitter_deg=jitter, training_samples=amount).value
+                return _measured(study.error(role, seed, jitter_deg=jitter, training_samples=amount))
 
             _bars(axes, role, [*tried, unlimited], study, value)
         axes.set(xscale="log", yscale="log", xlabel="training samples", ylabel="final error", title=title)
@@ -124,23 +128,30 @@ def amounts(study: Results) -> Section:
     return Section("What more data does", text, (Chart(figure, alt),))
 
 
+def _measured(figure: Measured) -> float:
+    return float(figure.value) if figure.known is Known.EXACT else math.nan
+
+
 def _bars(axes: Axes, role: str, at: Sequence[float], study: Results, value: Callable[[int, float], float]) -> None:
     label, color, line = SHOWN.get(role, (role, "C3", "-"))
-    found = [[value(seed, level) for seed in study.plan.seeds] for level in at]
-    means = [statistics.mean(one) for one in found]
+    means, low, high = _spans([[value(seed, level) for seed in study.plan.seeds] for level in at])
     spread = [
-        [mean - min(one) for mean, one in zip(means, found, strict=True)],
-        [max(one) - mean for mean, one in zip(means, found, strict=True)],
+        [a - b for a, b in zip(means, low, strict=True)],
+        [b - a for a, b in zip(means, high, strict=True)],
     ]
     axes.errorbar(at, means, yerr=spread, fmt=f"o{line}", color=color, capsize=2, label=label)
 
 
 def _band(axes: Axes, role: str, curves: Sequence[Sequence[tuple[int, float | None]]]) -> None:
     label, color, style = SHOWN.get(role, (role, "C3", "-"))
-    steps = [step for step, _ in curves[0]]
-    values = [
-        [math.nan if value is None else value for value in column]
-        for column in zip(*([v for _, v in c] for c in curves), strict=True)
-    ]
-    axes.plot(steps, [statistics.mean(column) for column in values], color=color, linestyle=style, label=label)
-    axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15, linewidth=0)
+    steps = max(([step for step, _ in curve] for curve in curves), key=len)  # one that diverged may end early
+    values = [dict(curve) for curve in curves]
+    means, low, high = _spans([[number_of(one.get(step)) for one in values] for step in steps])
+    axes.plot(steps, means, color=color, linestyle=style, label=label)
+    axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _spans(found: Sequence[Sequence[float]]) -> tuple[list[float], list[float], list[float]]:
+    """Mean, least and greatest of those that are numbers, NaN where none is."""
+    known = [[value for value in one if math.isfinite(value)] or [math.nan] for one in found]
+    return [statistics.mean(one) for one in known], [min(one) for one in known], [max(one) for one in known]

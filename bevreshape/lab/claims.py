@@ -111,7 +111,7 @@ def _under(threshold: float | int) -> Rule:
 
 def _a7(study: Results) -> list[Row]:
     def dependence(role: str) -> Estimate:
-        return study.over_seeds(lambda seed: figure_of(study.task(role, seed)["diagnosis"]["data_dependence"]))
+        return study.over_seeds(lambda seed: figure_of(study.task(role, seed)["diagnosis"].get("data_dependence")))
 
     still, moving = _under(EXACT_TO), _over(0.01)
     return [
@@ -360,7 +360,8 @@ def _questions(study: Results) -> list[Row]:
 
         def overtaken_on_task(seed: int) -> Figure:
             mlp, attention = RIVALS
-            return crossover(sigmas, [study.iou(attention, seed, at) - study.iou(mlp, seed, at) for at in sigmas])
+            gains = [study.iou(attention, seed, at) - study.iou(mlp, seed, at) for at in sigmas]
+            return crossover(sigmas, gains) if all(map(math.isfinite, gains)) else figure_of(None)
 
         rows.append(
             _row(

@@ -19,7 +19,7 @@ from bevreshape.build import build_data, build_reshaper, load_model
 from bevreshape.costs import ring
 from bevreshape.data.batch import cameras_of, seeded
 from bevreshape.data.synthetic.rig import Spread
-from bevreshape.errors import InputError
+from bevreshape.errors import Divergence, InputError
 from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab import order, tensor_level
@@ -165,7 +165,7 @@ def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:
         lock: descriptor of the file that says whose run it is; the processes that do it hold it too.
 
     Returns:
-        Its ``curve`` of validation IoU, its ``metrics`` and its ``diagnosis``.
+        Its ``curve`` of validation IoU, its ``metrics`` and its ``diagnosis``, empty where it has diverged.
 
     Raises:
         InputError: when a command failed, or the folder holds a run of other arguments.
@@ -179,12 +179,16 @@ def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:
         )
     write_text(begun, json.dumps(unit.settings, indent=1) + "\n")
     command = _Commands(folder, place.device, lock)
-    if not (folder / "metrics.json").exists():
-        if (folder / "checkpoints" / "last.ckpt").exists():
-            command("train", f"resume={_quoted(folder)}", command.accelerator)
-        else:
-            (folder / "config.yaml").unlink(missing_ok=True)  # stopped before there was anything to go on from
-            command("train", *arguments, command.accelerator, f"hydra.run.dir={_quoted(folder)}")
+    try:
+        if not (folder / "metrics.json").exists():
+            if (folder / "checkpoints" / "last.ckpt").exists():
+                command("train", f"resume={_quoted(folder)}", command.accelerator)
+            else:
+                (folder / "config.yaml").unlink(missing_ok=True)  # stopped before there was anything to go on from
+                command("train", *arguments, command.accelerator, f"hydra.run.dir={_quoted(folder)}")
+    except Divergence:
+        curve = Run(folder, unit.name, {}, {}).curve("val/iou/mean") or [(0, 0.0)]
+        return {"curve": [{"steps": step, "iou": value} for step, value in curve], "metrics": {}, "diagnosis": {}}
     run = task_run(folder)
     found = folder / "diagnosis"
     if not (found / "diagnosis.json").exists():
@@ -234,7 +238,7 @@ class _Commands:
                 raise
         if code:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise InputError(
+            raise (Divergence if code == Divergence.exit_code else InputError)(
                 f"python -m bevreshape.{name} {' '.join(arguments)}: {lines[-1] if lines else f'ended with {code}'}; see {log}"
             )
 

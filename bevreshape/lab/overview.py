@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
-from bevreshape.costs import count_flops, ring
+from bevreshape.costs import forward_flops, ring
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.drawing import draw_sample
 from bevreshape.lab.page.report import Chart, Section, Table
@@ -49,7 +49,7 @@ def costs(shown: Sequence[Shown]) -> Section:
     axes = figure.subplots()
     lines = []
     for one in shown:
-        flops = _flops(one.reshaper) / 1e6
+        flops = flops_of(one.reshaper) / 1e6
         parameters = sum(p.numel() for p in one.reshaper.parameters())
         axes.errorbar(flops, mean_iou(one.runs), yerr=_spread(one.runs), fmt="o", capsize=2)
         axes.annotate(one.label, (flops, mean_iou(one.runs)), xytext=(5, 3), textcoords="offset points", fontsize=7)
@@ -111,13 +111,14 @@ def examples(shown: Sequence[Shown], batch: Batch) -> Section:
     return Section("Example predictions", f"The first test sample, {batch['name'][0]}.", tuple(charts))
 
 
-def _flops(reshaper: Reshaper) -> int:
+def flops_of(reshaper: Reshaper) -> int:
+    """Operations of a forward pass of one sample."""
     source = reshaper.source
     size = (round(source.height * source.stride), round(source.width * source.stride))
     rig = ring(source.cameras, size, 1, torch.device("cpu"))
     features = [torch.randn(1, s.cameras, s.channels, s.height, s.width) for s in reshaper.sources]
-    with torch.no_grad():
-        return count_flops(lambda: reshaper.eval()(features if len(features) > 1 else features[0], rig))
+    given = features if len(features) > 1 else features[0]
+    return forward_flops(reshaper, lambda: reshaper.eval()(given, rig))
 
 
 def _spread(runs: Sequence[Run]) -> float:

@@ -16,6 +16,12 @@ RIVALS = ("mlp", "attention")
 PLAYED = {"mlp_hidden": "mlp", "attention_unplaced": "attention", "self_attention": "attention"}
 """Variants, and whose learning rate each takes."""
 
+TUNED = (
+    *product(RIVALS, ("fixed", "moving", "shown")),
+    *((role, "moving") for role in TOLD),
+)
+"""Who gets a learning rate for which camera: a fixed one, one that moves, one whose movement X shows."""
+
 ROLES = (*RIVALS, *TOLD, *PLAYED)
 """Who takes part at tensor level."""
 
@@ -122,6 +128,17 @@ class Plan:
                 f"plan.tensor.grid has {self.grid.rows}×{self.grid.cols} cells and plan.tensor.source {self.source.height}×"
                 f"{self.source.width} features; make them alike, since self-attention keeps the shape"
             )
+        most = self.tensor["steps"] * self.tensor["batch"]
+        if self.tensor["training_samples"][-1] >= most:
+            raise InputError(
+                f"plan.tensor.training_samples={list(self.tensor['training_samples'])} must stay below the {most} samples "
+                "that steps × batch draw, which are compared with them"
+            )
+        if self.tensor["told_jitter_deg"] == 0 and len(self.tensor["jitter_deg"]) > 1:
+            raise InputError(
+                f"plan.tensor.told_jitter_deg=0 but plan.tensor.jitter_deg={list(self.tensor['jitter_deg'])}; rates for cameras "
+                "that move are chosen at it, so let it be one of the others"
+            )
         if self.tensor["told_jitter_deg"] not in self.tensor["jitter_deg"]:
             raise InputError(
                 f"plan.tensor.told_jitter_deg={self.tensor['told_jitter_deg']} must be one of "
@@ -201,19 +218,24 @@ def tensor_unit(
     return Unit(f"tensor-{name}{marks}", settings)
 
 
-def tuning_unit(plan: Plan, role: str, rate: float | int, seed: int, *, moving: bool) -> Unit:
-    """A run in which a learning rate is tried, of a fixed camera or of one that moves by the plan's ``told_jitter_deg``."""
-    jitter_deg = plan.tensor["told_jitter_deg"] if moving else 0
-    return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, tuning=True)
+def tuning_unit(plan: Plan, role: str, rate: float | int, seed: int, camera: str) -> Unit:
+    """A run in which a learning rate is tried; cameras that move do so by the plan's ``told_jitter_deg``."""
+    jitter_deg = 0 if camera == "fixed" else plan.tensor["told_jitter_deg"]
+    return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, shown=camera == "shown", tuning=True)
 
 
-Rates = Mapping[tuple[str, bool], float]
-"""Everybody's learning rate, where the camera is fixed (false) and where it moves (true)."""
+Rates = Mapping[tuple[str, str], float]
+"""Learning rates of :data:`TUNED`."""
 
 
-def tuned_unit(plan: Plan, rates: Rates, role: str, seed: int, *, jitter_deg: float | int = 0, **given: Any) -> Unit:
-    """A run of the tensor level at the contender's own rate, as :func:`tensor_unit`."""
-    return tensor_unit(plan, role, rates[role, jitter_deg > 0], seed, jitter_deg=jitter_deg, **given)
+def tuned_unit(
+    plan: Plan, rates: Rates, role: str, seed: int, *, jitter_deg: float | int = 0, shown: bool = False, **given: Any
+) -> Unit:
+    """A run of the tensor level as :func:`tensor_unit`, at the rate of the contender, a variant's being that of the rival that
+    it is of, for such a camera."""
+    camera = "shown" if shown else "moving" if jitter_deg or role in TOLD else "fixed"
+    rate = rates[PLAYED.get(role, role), camera]
+    return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, shown=shown, **given)
 
 
 def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Unit:
@@ -233,8 +255,8 @@ def units(plan: Plan, records: Records) -> list[Unit]:
     """The runs of a plan, as far as they can be told: most depend on the learning rates that did best."""
     tensor, task, seeds = plan.tensor, plan.task, plan.seeds
     found = [
-        tuning_unit(plan, role, rate, seed, moving=moving)
-        for role, rate, seed, moving in product((*RIVALS, *TOLD), tensor["rates"], seeds, (False, True))
+        tuning_unit(plan, role, rate, seed, camera)
+        for (role, camera), rate, seed in product(TUNED, tensor["rates"], seeds)
     ]
     for seed, role in product(seeds, task["contenders"]):
         for jitter_deg in task["jitter_deg"] if role not in TOLD else task["jitter_deg"][1:]:
@@ -263,18 +285,17 @@ def _tuned_units(plan: Plan, rates: Rates, seed: int, *, encoder: bool) -> list[
 
 
 def best_rates(plan: Plan, records: Records) -> Rates | None:
-    """Everybody's learning rates, those of the lowest mean error over the seeds, variants taking that of the rival that they
-    are of; ``None`` before all have been tried."""
+    """The rates of the lowest mean error over the seeds; ``None`` before all have been tried."""
     rates = {}
-    for role, moving in product((*RIVALS, *TOLD), (False, True)):
+    for role, camera in TUNED:
         errors: dict[float, float] = {}
         for rate in plan.tensor["rates"]:
-            tried = [records.get(tuning_unit(plan, role, rate, seed, moving=moving).name) for seed in plan.seeds]
+            tried = [records.get(tuning_unit(plan, role, rate, seed, camera).name) for seed in plan.seeds]
             if None in tried:
                 return None
             errors[rate] = sum(map(final_error, tried))
-        rates[role, moving] = min(errors, key=errors.__getitem__)
-    return {(role, moving): rates[PLAYED.get(role, role), moving] for role, moving in product(ROLES, (False, True))}
+        rates[role, camera] = min(errors, key=errors.__getitem__)
+    return rates
 
 
 def final_error(record: Mapping[str, Any] | None) -> float:

@@ -6,7 +6,9 @@ lock, which the system frees when the last process of a run ends, keeps two stud
 
 import fcntl
 import json
+import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,9 +95,10 @@ class Study:
             unit: which.
             lock: as :meth:`claimed` gives it, handed on to the processes that do it.
         """
-        settings, place = unit.settings, self.place
+        settings, place, began = unit.settings, self.place, time.time()
         tensor = settings["level"] == "tensor"
         result = tensor_result(self.plan, settings, place) if tensor else task_result(unit, place, lock)
         result["machine"] = f"{platform.node()}, {place.device}, {torch.get_num_threads()} threads"
+        result |= {"process": [platform.node(), os.getpid()], "began": began, "ended": time.time()}
         write_text(self._path(unit), json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
         return result

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bevreshape.lab.plan import RIVALS, Plan, Records, best_rates, final_error, task_unit, tuned_unit
+from bevreshape.lab.plan import RIVALS, Plan, Records, best_rates, final_error, task_unit, tuned_unit, tuning_unit
 from bevreshape.lab.tensor_level import Point, Reached
 from bevreshape.lab.verdict import Estimate, Figure, Known, crossover, estimate
 
@@ -40,16 +40,11 @@ class Results:
     def over_seeds(self, measure: Callable[[int], Figure | float], *, ratios: bool = False) -> Estimate:
         """Estimate of a figure that every seed has."""
         found = [measure(seed) for seed in self.plan.seeds]
-        return estimate([one if isinstance(one, Figure) else Figure(one) for one in found], ratios=ratios)
+        return estimate([one if isinstance(one, Figure) else figure_of(one) for one in found], ratios=ratios)
 
     def examined(self, role: str, key: str) -> Estimate:
-        """What an instrument found; nothing is known of a run that diverged."""
-
-        def found(seed: int) -> Figure:
-            record = self.tensor(role, seed).get("examined")
-            return figure_of(None if record is None else record[key])
-
-        return self.over_seeds(found)
+        """What an instrument found; nothing is known of a run that diverged, or where the instrument does not apply."""
+        return self.over_seeds(lambda seed: figure_of(self.tensor(role, seed).get("examined", {}).get(key)))
 
     def error(self, role: str, seed: int, **given: Any) -> Figure:
         """Final error; of a run that diverged at least that of the mean."""
@@ -90,14 +85,43 @@ class Results:
         what: str,
         record: Callable[[str, int], Mapping[str, Any]],
     ) -> Estimate:
-        """A ratio of what two runs took; nothing is known of seconds on different machines."""
+        """A ratio of what two runs took; nothing is known of seconds on different machines, or beside another process's runs."""
 
         def ratio(seed: int) -> Figure:
+            both = [record(role, seed) for role in RIVALS]
+            if not all(taken(seed).value > 0 for taken in (mlp, attention)):
+                return figure_of(None)  # one diverged before anything was measured
             found = attention(seed).over(mlp(seed))
-            same = len({record(role, seed)["machine"] for role in RIVALS}) == 1
-            return found if same or what != "seconds" else Figure(found.value, Known.NOTHING)
+            alike = both[0]["machine"] == both[1]["machine"] and not any(map(self._disturbed, both))
+            return found if alike or what != "seconds" else Figure(found.value, Known.NOTHING)
 
         return self.over_seeds(ratio, ratios=True)
+
+    def _disturbed(self, record: Mapping[str, Any]) -> bool:
+        """Whether another process of the study was at work on the same machine meanwhile."""
+        if "process" not in record:
+            return False
+        host, began, ended = record["process"][0], record["began"], record["ended"]
+        return any(
+            other["process"][0] == host and other["process"] != record["process"] and other["began"] < ended
+            and began < other["ended"]
+            for other in self.records.values()
+            if "process" in other
+        )  # fmt: skip
+
+    def doubts(self) -> list[str]:
+        """Learning rates that may not be the best: those at an end of what was tried, and those none of which converged."""
+        tried, said = self.plan.tensor["rates"], []
+        for (role, camera), rate in self.rates.items():
+            units = [tuning_unit(self.plan, role, rate, seed, camera) for seed in self.plan.seeds]
+            if not all(math.isfinite(final_error(self.records[unit.name])) for unit in units):
+                said.append(f"No learning rate of {role}, {camera} camera, converged with every seed.")
+            elif len(tried) > 1 and rate in (tried[0], tried[-1]):
+                end = "lowest" if rate == tried[0] else "highest"
+                said.append(
+                    f"The best learning rate of {role}, {camera} camera, is the {end} that was tried, {rate:g}."
+                )
+        return said
 
     def samples_needed(self, role: str, seed: int) -> Figure:
         """Fewest training samples with which the error ends at the threshold; between the amounts tried, by interpolation of
@@ -139,18 +163,21 @@ class Results:
     @property
     def iou_to_reach(self) -> float:
         """The plan's share of the reference's validation IoU at its end, the mean of the seeds."""
-        ends = [self.task("ipm", seed)["curve"][-1]["iou"] for seed in self.plan.seeds]
-        return float(self.plan.task["share"] * statistics.mean(ends))
+        records = [self.task("ipm", seed) for seed in self.plan.seeds]
+        ends = [record["curve"][-1]["iou"] for record in records if record["metrics"]]
+        return float(self.plan.task["share"] * statistics.mean(ends)) if ends else math.nan
 
     def iou(self, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> float:
-        """Mean IoU on the test split."""
-        return float(self.task(role, seed, jitter_deg, scenes)["metrics"]["test/iou/mean"])
+        """Mean IoU on the test split; NaN of a run that diverged."""
+        return number_of(self.task(role, seed, jitter_deg, scenes)["metrics"].get("test/iou/mean"))
 
     def iou_reached(self, role: str, seed: int, what: str) -> Figure:
         """How many ``steps`` or ``seconds`` it took to :attr:`iou_to_reach`."""
         record = self.task(role, seed)
         curve, metrics = record["curve"], record["metrics"]
         steps = next((point["steps"] for point in curve if point["iou"] >= self.iou_to_reach), None)
+        if not metrics:
+            return Figure(curve[-1]["steps"], Known.AT_LEAST) if what == "steps" else figure_of(None)
         unit = 1.0 if what == "steps" else metrics["fit/seconds"] / metrics["fit/steps"]
         if steps is None:
             return Figure(unit * curve[-1]["steps"], Known.AT_LEAST)
@@ -167,7 +194,7 @@ class Results:
         is known of a model that is no better than these."""
 
         def kept(seed: int) -> Figure:
-            iou = self.task(role, seed)["diagnosis"]["order"].get("iou")
+            iou = self.task(role, seed)["diagnosis"].get("order", {}).get("iou")
             if iou is None or iou["intact"] <= iou["unrelated"]:
                 return figure_of(None)
             return figure_of((iou["permuted"] - iou["unrelated"]) / (iou["intact"] - iou["unrelated"]))

@@ -218,3 +218,53 @@ def test_a_diverged_run_counts_as_at_least_the_mean() -> None:
     assert str(study.error("mlp", 1, jitter_deg=4).known) == "at least"
     ceiling = next(row for row in claims(chosen, found) if "ceiling" in row.claim)
     assert str(ceiling.values["not told, σ=4°"][""]).startswith("at least")
+
+
+def test_what_diverged_is_bounded_or_unknown_and_the_rest_is_judged() -> None:
+    chosen = plan()
+    found = records(chosen)
+    name = next(name for name in found if name.startswith("task-attention") and name.endswith("seed1"))
+    found[name] = {"machine": "here", "curve": [{"steps": 50, "iou": 0.1}], "metrics": {}, "diagnosis": {}}
+    rows = {row.claim: row for row in claims(chosen, found)}
+    later = rows["Attention converges later"].values["task, to 90% of IPM's IoU"][""]
+    assert later.censored == 3
+    ahead = rows["On the task, too, the MLP is ahead where the camera is fixed"]
+    assert "unknown (1 of 3" in ahead.value
+    assert "undecided" in ahead.verdict
+    assert rows["For a fixed camera an MLP learns one fixed mapping, the homography"].holds
+    assert math.isnan(Results(chosen, found).iou("attention", 1))
+
+
+def test_an_instrument_that_does_not_apply_tells_nothing() -> None:
+    chosen = plan()
+    found = records(chosen)
+    for name, record in found.items():
+        if name.startswith("tensor-mlp-"):
+            record["examined"].pop("sampling_distance")  # as of an MLP with a hidden layer
+    row = next(row for row in claims(chosen, found) if row.claim.startswith("For a fixed camera"))
+    assert "distance unknown" in row.value
+    assert row.holds is None
+
+
+def test_seconds_beside_another_process_tell_nothing() -> None:
+    chosen = plan()
+    found = records(chosen)
+    for number, record in enumerate(found.values()):
+        record |= {"process": ["here", 1], "began": float(number), "ended": number + 0.9}
+    claim = "Attention needs more time"
+    assert next(row for row in claims(chosen, found) if row.claim == claim).values["random fields"][""].censored == 0
+    name = next(name for name in found if name.startswith("task-ipm"))
+    found[name] |= {"process": ["here", 2], "began": 0.0, "ended": 1000.0}
+    assert next(row for row in claims(chosen, found) if row.claim == claim).values["random fields"][""].censored == 3
+
+
+def test_a_best_rate_at_an_end_is_said() -> None:
+    chosen = plan()
+    found = records(chosen)
+    for name, record in found.items():
+        if name.endswith("tuning") or "-tuning" in name:
+            highest = "rate0.3-" in name and name.startswith("tensor-mlp-") and "jitter0-" in name
+            record["curve"][-1]["error"] = 0.01 if highest else 0.02 if "rate0.03-" in name else 0.5
+    assert Results(chosen, found).doubts() == [
+        "The best learning rate of mlp, fixed camera, is the highest that was tried, 0.3."
+    ]

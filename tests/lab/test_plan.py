@@ -2,14 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import pytest
 from lab.studies import plain
 
 from bevreshape.errors import InputError
-from bevreshape.lab.plan import Plan, best_rates, task_unit, tensor_unit, tuning_unit, units
+from bevreshape.lab.plan import TUNED, Plan, best_rates, task_unit, tensor_unit, tuning_unit, units
 
 
 @pytest.fixture
@@ -23,11 +22,10 @@ def record(error: float | None) -> dict[str, Any]:
 
 def tried(plan: Plan, errors: Callable[[float, bool], float | None]) -> dict[str, dict[str, Any]]:
     return {
-        tuning_unit(plan, role, rate, seed, moving=moving).name: record(errors(rate, moving))
-        for role in ("mlp", "mlp_told", "attention", "attention_told")
+        tuning_unit(plan, role, rate, seed, camera).name: record(errors(rate, camera != "fixed"))
+        for role, camera in TUNED
         for rate in plan.tensor["rates"]
         for seed in plan.seeds
-        for moving in (False, True)
     }
 
 
@@ -44,7 +42,7 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
         for unit in then
         if unit.settings["level"] == "tensor" and not unit.settings["tuning"]
     }
-    assert rates == {(0, 1e-3), (4, 1e-2)}
+    assert rates == {(0, 1e-3), (0, 1e-2), (4, 1e-2)}  # the told have one rate for both
     assert len({unit.name for unit in then}) == len(then)
     # each seed: 4 roles × 2 jitters, 3 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and those tried first
     assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 3 + 8 + 2 + 2) + 32
@@ -57,8 +55,8 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
 
 def test_a_rate_that_diverges_is_not_chosen(plan: Plan) -> None:
     found = tried(plan, lambda rate, moving: None if rate == 1e-2 else 0.9)
-    assert best_rates(plan, found) == dict.fromkeys(product(plan.tensor["contenders"], (False, True)), 1e-3)
-    del found[tuning_unit(plan, "mlp", 1e-2, 1, moving=True).name]
+    assert best_rates(plan, found) == dict.fromkeys(TUNED, 1e-3)
+    del found[tuning_unit(plan, "mlp", 1e-2, 1, "moving").name]
     assert best_rates(plan, found) is None
 
 
@@ -105,6 +103,11 @@ def test_values_of_another_kind_are_refused(change: dict[str, Any], message: str
         ({"tensor": {"batches": 3}}, "plan.tensor: batches missing or unknown; it takes source, grid"),
         ({"tensor": {"jitter_deg": [1, 2]}}, r"plan.tensor.jitter_deg=\[1, 2\] must begin with 0"),
         ({"tensor": {"jitter_deg": [0, 4, 2]}}, "ascending order"),
+        (
+            {"tensor": {"told_jitter_deg": 0}},
+            r"told_jitter_deg=0 but plan.tensor.jitter_deg=\[0, 4\]; rates for cameras",
+        ),
+        ({"tensor": {"training_samples": [2, 6]}}, r"training_samples=\[2, 6\] must stay below the 6 samples"),
         ({"tensor": {"told_jitter_deg": 3}}, "told_jitter_deg=3 must be one of"),
         ({"tensor": {"grid": {"forward_m": [0, 8], "left_m": [-4, 4], "cell_m": 1.0}}}, "8×8 cells .* 4×8 features"),
         ({"tensor": {"contenders": {}}}, "the claims are about mlp, attention, mlp_told"),

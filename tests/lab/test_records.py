@@ -28,7 +28,7 @@ def test_a_run_is_kept_and_not_made_again(study: Study, plan: Plan, monkeypatch:
     assert [point["steps"] for point in made["curve"]] == [0, 2, 3]
     assert {"data_dependence", "destruction", "equivariance_error_moved"} <= set(made["examined"])
     assert study.has(unit)
-    tried = tuning_unit(plan, "mlp", 1e-2, 1, moving=False)
+    tried = tuning_unit(plan, "mlp", 1e-2, 1, "fixed")
     kept = done(study, tried)
     assert study.records() == {tried.name: kept}  # the first rests on rates that are not all known yet
     again = done(study, unit)  # the same seed gives the same figures
@@ -52,7 +52,7 @@ def test_nobody_else_gets_what_is_claimed(study: Study, plan: Plan) -> None:
 
 
 def test_a_record_of_other_settings_is_refused(study: Study, plan: Plan) -> None:
-    done(study, tuning_unit(plan, "mlp", 1e-2, 1, moving=False))
+    done(study, tuning_unit(plan, "mlp", 1e-2, 1, "fixed"))
     changed = plain()
     changed["tensor"]["steps"] = 5
     with pytest.raises(InputError, match=r"was made with steps=3 but the plan says 5; set name="):
