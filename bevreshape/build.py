@@ -88,6 +88,11 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
     augment = cfg.get("augment")
     if augment:
         augment = _make("augment", augment, grid=source.grid, camera_names=source.camera_names)
+        if getattr(augment, "flip_p", 0) > 0 and getattr(source, "raster", "exact") != "exact":
+            raise InputError(
+                f"augment.flip_p={augment.flip_p}: data.raster={source.raster} draws half a cell to one side, so a mirrored "
+                "picture would be trained on another truth, a cell off; set augment.flip_p=0 or data.raster=exact"
+            )
     return BEVDataModule(source, **loader, augment=augment or None, seed=seed)
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, SumMetric
 
 from bevreshape import cli
 from bevreshape.build import Frame, build_data, check_targets, load_model, plain_config
@@ -58,6 +58,7 @@ class Evaluation(LightningModule):
         self.own = nn.ModuleList(own)
         self.dropped = tuple(without)
         self.without = nn.ModuleList(deepcopy(metric) for _ in without)
+        self.masked = SumMetric(nan_strategy="disable")
         self.tables: list[tuple[str | None, dict[str, float]]] = []
         self.predicted = [predicted.index(name) for name in metric.classes]
         self.labelled = [labelled.index(name) for name in metric.classes]
@@ -72,6 +73,7 @@ class Evaluation(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         batch = with_cameras(batch, self.order)
+        self.masked.update((~batch["camera_mask"]).sum())
         features, cameras = self.model.encoder(batch["image"]), cameras_of(batch)
         logits = self._logits(features, cameras)
         target, valid = batch["target"][:, self.labelled], batch["valid"][:, self.labelled]
@@ -98,7 +100,9 @@ class Evaluation(LightningModule):
         for values in (self.metric.compute(), *(values for _, values in found)):
             self.log_dict({f"test/{key}": value for key, value in values.items()}, sync_dist=False)
         self.tables = [(title, {key: float(value) for key, value in values.items()}) for title, values in found]
-        for metric in (self.metric, *self._own, *self._without):
+        if (masked := self.masked.compute()) > 0:
+            self.log("test/masked_cameras", masked, sync_dist=False)
+        for metric in (self.metric, self.masked, *self._own, *self._without):
             metric.reset()
 
 
@@ -145,6 +149,10 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         console.print(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
         for title, values in task.tables:
             console.print(own_table(values, title))
+        if "test/masked_cameras" in metrics:
+            console.print(
+                f"{metrics['test/masked_cameras']:.0f} pictures were missing or could not be read, and are masked"
+            )
         console.print(
             f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else "")
         )

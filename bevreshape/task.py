@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torchmetrics import SumMetric
 
 from bevreshape.data.batch import Batch, cameras_of, seeded
 from bevreshape.errors import Divergence
@@ -15,6 +16,8 @@ from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.optimizer import AdamWOneCycle
 from bevreshape.reshapers import Reshaper
+
+STAGES = ("train", "val", "test")
 
 
 class BEVTask(LightningModule):
@@ -54,6 +57,7 @@ class BEVTask(LightningModule):
         self.seed = seed
         self.recipe = recipe
         self.test_thresholds: dict[str, float] | None = None
+        self.masked = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in STAGES)
         self._latest: tuple[Tensor, int, list[str]] | None = None
 
     def forward(self, batch: Batch) -> Tensor:
@@ -75,6 +79,7 @@ class BEVTask(LightningModule):
         self._step(batch, "test")
 
     def _step(self, batch: Batch, stage: str) -> Tensor:
+        self._masked_metric(stage).update((~batch["camera_mask"]).sum())
         logits = self(batch)  # b k rows cols
         loss = self.loss(logits, batch["target"], batch["valid"])
         if stage == "train":
@@ -129,9 +134,23 @@ class BEVTask(LightningModule):
         if stage == "test" and self.test_thresholds is not None:
             at_chosen = metric.iou_at(self.test_thresholds)
             values |= {key.replace("iou/", "test/iou_at_val_threshold/"): value for key, value in at_chosen.items()}
+        values |= self._masked(stage) | (self._masked("train") if stage == "val" else {})
         # The metric itself has added up all processes' counts.
         self.log_dict(values, rank_zero_only=False, sync_dist=False)
         metric.reset()
+
+    def _masked(self, stage: str) -> dict[str, Tensor]:
+        """How many pictures were missing or could not be read, if any: in training so far, else of the split."""
+        metric = self._masked_metric(stage)
+        count = metric.compute()
+        if stage != "train":
+            metric.reset()
+        return {f"{stage}/masked_cameras": count} if count > 0 else {}
+
+    def _masked_metric(self, stage: str) -> SumMetric:
+        metric = self.masked[STAGES.index(stage)]
+        assert isinstance(metric, SumMetric)
+        return metric
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer, schedule = self.optimizer.build(self.model, total_steps(self.trainer))

@@ -1,5 +1,6 @@
 """Every YAML under conf/ is composed and built; nothing lies there unused."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from bevreshape.build import (
     make_logger,
     plain_config,
 )
+from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.plan import Plan
+from bevreshape.train import with_validations
 
 CONF = ROOT / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
@@ -112,6 +115,23 @@ def test_objects_are_learned_only_where_something_tells_them_apart() -> None:
         build_model(composed("instances.classes=vehicle"), FRAME)
 
 
+class Moments:
+    """As many as nuScenes trains with."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.grid, self.classes = frame.grid, frame.classes
+        self.camera_names, self.image_size = frame.camera_names, frame.image_size
+
+    def prepare(self, splits: Sequence[str] = ()) -> None:
+        pass
+
+    def split(self, name: str) -> Any:
+        return range(28_130)
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("experiment/nuscenes/")])
 def test_published_protocols_fit_together(choice: str) -> None:
     base = ["reshaper=cross_view_attention"] if choice.endswith("/cvt_protocol") else []  # the others build on it
@@ -123,3 +143,9 @@ def test_published_protocols_fit_together(choice: str) -> None:
     model = build_model(cfg, frame)
     assert model.reshaper.grid.coarsen(1).rows * cfg["head"]["upsample"] == frame.grid.rows == 200
     assert build_task(cfg, frame, model).instance_loss is None or cfg["instances"]["classes"] == ["vehicle"]
+    trainer = with_validations(cfg["trainer"], BEVDataModule(Moments(frame), batch_size=data["batch_size"]))
+    assert 25_000 <= trainer["max_steps"] <= 1_000_000
+    augment = (
+        _make("augment", cfg["augment"], grid=frame.grid, camera_names=frame.camera_names) if cfg["augment"] else None
+    )
+    assert augment is None or augment.flip_p == 0 or data["raster"] == "exact"

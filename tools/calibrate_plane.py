@@ -20,6 +20,7 @@ in pixels between marks and their places is written to ``--out``, a ``calibratio
 import argparse
 import json
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy.optimize import least_squares
 
-from bevreshape.data.calibration import VERSION, read_calibration
+from bevreshape.data.calibration import VERSION, camera_entries, optics, read_calibration
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_text
 from bevreshape.geometry import Lens
-from bevreshape.geometry.lens import MODELS
 
 Array = NDArray[np.float64]
 
@@ -254,15 +254,18 @@ def _degrees(angles: Sequence[float] | Array) -> tuple[float, float, float]:
     return yaw, pitch, roll
 
 
-def known_camera(content: dict[str, Any], name: str | None, where: str) -> tuple[Camera, dict[str, Any]]:
+def known_camera(content: Any, name: str | None, where: str) -> tuple[Camera, dict[str, Any]]:
     """A camera of a ``calibration.json`` that may lack its pose, and its entry.
 
     Raises:
         InputError: when it is not there, or lacks intrinsics or size.
     """
-    entries = {entry["name"]: entry for entry in content.get("cameras", [])}
-    if not entries:
-        raise InputError(f"{where}: it lists no camera; data/README.md has the schema")
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{where}: this is {type(content).__name__}; it must be an object with 'cameras' (data/README.md)"
+        )
+    camera_entries(content.get("cameras"), where)
+    entries = {entry["name"]: entry for entry in content["cameras"]}
     chosen = name or next(iter(entries))
     if chosen not in entries or (name is None and len(entries) > 1):
         raise InputError(f"{where}: say which camera with --camera; {suggest(str(name), entries)}")
@@ -270,18 +273,12 @@ def known_camera(content: dict[str, Any], name: str | None, where: str) -> tuple
     for key in ("intrinsics", "image_size"):
         if key not in entry:
             raise InputError(f"{where}: camera {chosen!r} has no {key}, which cannot be estimated here; add it")
-    distortion, lens = entry.get("distortion"), None
-    size = (entry["image_size"][0], entry["image_size"][1])
-    if distortion is not None:
-        if len(distortion["coefficients"]) not in MODELS.get(distortion["model"], ()):
-            raise InputError(f"{where}: camera {chosen!r}: distortion is {distortion}; data/README.md has the schema")
-        intrinsics = tuple(tuple(map(float, row)) for row in entry["intrinsics"])
-        lens = Lens(distortion["model"], tuple(map(float, distortion["coefficients"])), intrinsics, size)
-    return Camera(np.array(entry["intrinsics"], float), size, lens), entry
+    intrinsics, size, lens = optics(entry, f"{where}: camera {chosen!r}")
+    return Camera(intrinsics.numpy(), size, lens), entry
 
 
 def calibrate(args: argparse.Namespace) -> Solution:
-    """Solve, write, and read again what was written."""
+    """Solve, check, and write."""
     if args.calibration is not None:
         content = read_json(args.calibration)
         camera, entry = known_camera(content, args.camera, str(args.calibration))
@@ -308,10 +305,22 @@ def calibrate(args: argparse.Namespace) -> Solution:
     entry["ego_from_cam"] = rows(solution.ego_from_cam)
     measured = f"{entry['name']}: ego_from_cam from {solution.note}; residual {solution.rms_px:.2f} pixels"
     content["note"] = f"{content['note']} {measured}" if content.get("note") else measured
-    write_text(args.out, json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
     if all("ego_from_cam" in other for other in content["cameras"]):
-        read_calibration(args.out)
+        check_text(text, args.out)
+    write_text(args.out, text)
     return solution
+
+
+def check_text(text: str, path: Path) -> None:
+    """Refuse a whole calibration that nobody could read, before it takes the place of ``path``."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / path.name
+        trial.write_text(text, encoding="utf-8")
+        try:
+            read_calibration(trial)
+        except InputError as error:
+            raise InputError(str(error).replace(str(trial), str(path))) from None
 
 
 def _numbers(mark: str, count: int) -> list[float]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bevreshape.data.calibration import numbers
 from bevreshape.data.nuscenes.prepared import Content, prepare_release
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
@@ -24,6 +25,17 @@ DEFAULTS = {
     "root": "data/nuscenes", "version": "v1.0-trainval", "out": "data/nuscenes_prepared", "forward_m": [-50, 50],
     "left_m": [-50, 50], "cell_m": 0.5, "line_m": None, "workers": None,
 }  # fmt: skip
+
+EXAMPLES = {"line_m": 0.75, "workers": 4}
+"""Of settings whose default is none."""
+
+
+def _is_like(value: object, default: object) -> bool:
+    if isinstance(default, list):
+        return numbers(value, len(default))
+    if isinstance(default, str):
+        return isinstance(value, str | int | float) and not isinstance(value, bool)
+    return numbers([value], 1) or (default is None and value is None)
 
 
 def main(arguments: list[str]) -> None:
@@ -36,6 +48,11 @@ def main(arguments: list[str]) -> None:
         if key not in DEFAULTS:
             raise InputError(f"{key} is no setting; {suggest(str(key), DEFAULTS)}")
     settings = DEFAULTS | given
+    for key, value in settings.items():
+        if not _is_like(value, DEFAULTS[key]):
+            raise InputError(
+                f"{key}={value} is no such value; it must be like {key}={EXAMPLES.get(key, DEFAULTS[key])}"
+            )
     grid = BEVGrid(settings["forward_m"], settings["left_m"], settings["cell_m"])
     content = Content(str(settings["version"]), grid, settings["line_m"])
     start = time.perf_counter()
@@ -47,7 +64,7 @@ def main(arguments: list[str]) -> None:
     shown = ", ".join(f"{number} {split}" for split, number in sorted(counts.items()))
     print(f"{index.shards.parent}: {shown}; {size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s")
     if skipped:
-        print(f"left out: {len(skipped)} moments, listed in index.json, first {skipped[0]}")
+        print(f"left out: {len(skipped)} moments or shapes of maps, listed in index.json, first {skipped[0]}")
 
 
 if __name__ == "__main__":

@@ -176,8 +176,8 @@ class Augment:
             "image": sample(batch["image"], pixels),
             "intrinsics": shift_intrinsics(resized, -left[:, None, None], -top[:, None, None]),
         }
-        seen = ground_pixels(cameras_of(moved), self.grid)[1].any(1)  # b rows cols
-        return moved | {"valid": batch["valid"] & seen[:, None]}
+        before, after = (ground_pixels(cameras_of(one), self.grid)[1].any(1) for one in (batch, moved))  # b rows cols
+        return moved | {"valid": batch["valid"] & ~(before & ~after)[:, None]}
 
     def _photometric(
         self, image: Float[Tensor, "b n 3 H W"], draws: Draws, generators: list[torch.Generator]

@@ -164,7 +164,7 @@ def read_calibration(path: Path) -> Calibration:
         raise InputError(
             f"{path}: version is {content['version']!r}, this program reads {VERSION}; see data/README.md for the schema"
         )
-    entries = _entries(content["cameras"], path)
+    entries = camera_entries(content["cameras"], str(path))
     frames = content.get("frames", {})
     if not isinstance(frames, dict):
         raise InputError(f"{path}: 'frames' is {type(frames).__name__}; it must map frame names to cameras")
@@ -191,7 +191,12 @@ _RIG_KEYS = {"image_size", "intrinsics", "ego_from_cam"}
 _OPTIONAL_KEYS = {"distortion"}
 
 
-def _entries(cameras: Any, path: Path) -> dict[str, dict[str, Any]]:
+def camera_entries(cameras: Any, path: str) -> dict[str, dict[str, Any]]:
+    """What ``calibration.json`` says of its cameras, by their names, each with known keys alone.
+
+    Raises:
+        InputError: naming the camera, by ``path`` and its number.
+    """
     if not isinstance(cameras, list) or not cameras:
         raise InputError(f"{path}: 'cameras' must be a list with at least one camera, in the order that tensors take")
     entries: dict[str, dict[str, Any]] = {}
@@ -215,20 +220,32 @@ def _rig(entries: dict[str, dict[str, Any]], where: str) -> Rig:
     for camera, entry in entries.items():
         at = f"{where}, camera {camera!r}"
         _check_keys(entry, _RIG_KEYS | _OPTIONAL_KEYS, _RIG_KEYS, at)
-        intrinsics.append(_matrix(entry["intrinsics"], 3, f"{at}: intrinsics"))
         poses.append(_matrix(entry["ego_from_cam"], 4, f"{at}: ego_from_cam"))
-        size = entry["image_size"]
-        if not (isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) and v > 0 for v in size)):
-            raise InputError(f"{at}: image_size is {size}; it must be [height, width] in whole pixels")
-        sizes.append((size[0], size[1]))
-        check_calibration(intrinsics[-1], poses[-1], sizes[-1], at)
-        lenses.append(_lens(entry, sizes[-1], at))
-        if lenses[-1] is not None:
-            intrinsics[-1] = _straightened(lenses[-1], at)
+        matrix, size, lens = optics(entry, at, poses[-1])
+        intrinsics.append(matrix if lens is None else _straightened(lens, at))
+        sizes.append(size)
+        lenses.append(lens)
     return Rig(torch.stack(intrinsics), torch.stack(poses), tuple(sizes), tuple(lenses))
 
 
-def _lens(entry: dict[str, Any], size: tuple[int, int], at: str) -> Lens | None:
+def optics(
+    entry: Mapping[str, Any], at: str, ego_from_cam: Tensor | None = None
+) -> tuple[Tensor, tuple[int, int], Lens | None]:
+    """Intrinsics as they stand there, (3, 3), size (H, W) and lens of a camera whose pose may be missing.
+
+    Raises:
+        InputError: naming the key, after ``at``.
+    """
+    matrix, size = _matrix(entry["intrinsics"], 3, f"{at}: intrinsics"), entry["image_size"]
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) and v > 0 for v in size)):
+        raise InputError(f"{at}: image_size is {size}; it must be [height, width] in whole pixels")
+    height, width = size
+    pose = torch.eye(4, dtype=torch.float64) if ego_from_cam is None else ego_from_cam
+    check_calibration(matrix, pose, (height, width), at)
+    return matrix, (height, width), _lens(entry, (height, width), at)
+
+
+def _lens(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> Lens | None:
     distortion = entry.get("distortion")
     if distortion is None:
         return None

@@ -1,5 +1,6 @@
 """Augmentation keeps pictures, calibration and targets consistent, checked by projecting points in numpy."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -215,16 +216,17 @@ def test_zoom_moves_the_picture_as_the_intrinsics_say():
 
 
 def test_zoom_invalidates_what_left_every_picture():
+    """And nothing else: cells that no camera saw before count as they did."""
     batch = make_batch(2)
     zoomed = Augment(grid=GRID, camera_names=NAMES, zoom=(1.8, 2.0))(batch, 0, 0)
     centers = GRID.centers().double().numpy().reshape(-1, 2)
     for b in range(2):
-        seen = np.zeros(len(centers), bool)
+        seen = {when: np.zeros(len(centers), bool) for when in ("before", "after")}
         margin = np.zeros(len(centers), bool)  # within a thousandth of a pixel of a border, float32 may say either
-        for camera in (0, 1, 3):
+        for camera, (when, given) in product((0, 1, 3), (("before", batch), ("after", zoomed))):
             pixels = project(
                 np.concatenate([centers, np.zeros((len(centers), 1))], axis=1),
-                zoomed["intrinsics"][b, camera].double().numpy(),
+                given["intrinsics"][b, camera].double().numpy(),
                 batch["ego_from_cam"][b, camera].double().numpy(),
             )
             inner, outer = (
@@ -235,9 +237,9 @@ def test_zoom_invalidates_what_left_every_picture():
                 & (pixels[:, 1] < H - 0.5 - e)
                 for e in (1e-3, -1e-3)
             )
-            seen |= inner
+            seen[when] |= inner
             margin |= inner != outer
-        expected = batch["valid"][b].numpy().reshape(2, -1) & seen
+        expected = batch["valid"][b].numpy().reshape(2, -1) & (seen["after"] | ~seen["before"])
         got = zoomed["valid"][b].numpy().reshape(2, -1)
         assert (got == expected)[:, ~margin].all()
         assert got.sum() < batch["valid"][b].sum()

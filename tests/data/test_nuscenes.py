@@ -13,13 +13,14 @@ import pytest
 import torch
 import write_nuscenes as writer
 from commands import finish, start
+from PIL import Image
 
-from bevreshape.build import load_model
+from bevreshape.build import build_data, load_model
 from bevreshape.data import shards
 from bevreshape.data.batch import cameras_of
 from bevreshape.data.nuscenes import NuScenesSource, prepared, splits, tables
 from bevreshape.data.nuscenes.conditions import ConditionIoU, conditions_of
-from bevreshape.data.nuscenes.maps import LAYERS, Layer, draw_exact, draw_published
+from bevreshape.data.nuscenes.maps import LAYERS, Layer, draw_exact, draw_published, read_layers
 from bevreshape.data.synthetic import SyntheticSource
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -173,12 +174,58 @@ def test_pictures_show_what_the_rasters_say(release: Path, ready: Path) -> None:
 
 def test_published_rasters_are_larger_and_half_a_cell_off() -> None:
     square = np.array([[2.0, 2.0], [6.0, 2.0], [6.0, 6.0], [2.0, 6.0], [2.0, 2.0]])[:, [1, 0]][::-1]
-    layers = {name: Layer([[square]] if name == "walkway" else []) for name in LAYERS}
+    layers = {name: Layer(*2 * ([[square]] if name == "walkway" else [],)) for name in LAYERS}
     bit = 1 << LAYERS.index("walkway")
     exact, published = (draw(layers, np.eye(4), GRID) & bit > 0 for draw in (draw_exact, draw_published))
     assert (exact.sum(), published.sum()) == (8 * 8, 9 * 9)
     centre = [np.argwhere(plane).mean(0) for plane in (exact, published)]
     np.testing.assert_allclose(centre[1] - centre[0], [0.5, 0.5])
+
+
+def test_lss_draws_half_a_cell_to_the_other_side() -> None:
+    """As its code has it: corners, numbered from the near right edge, are rounded and then filled with their border."""
+    import cv2
+
+    from bevreshape.data.nuscenes.maps import rounded_cells
+
+    box = np.array([[2.0, 3.0], [6.0, 3.0], [6.0, 5.0], [2.0, 5.0]])  # ahead, left
+    numbered = np.round((box - (-15.75) + 0.25) / 0.5).astype(np.int32)  # row 0 behind, column 0 on the right
+    theirs = np.zeros(GRID.shape, np.uint8)
+    cv2.fillPoly(theirs, [numbered[:, [1, 0]]], 1)
+    ours = np.zeros(GRID.shape, np.uint8)
+    cv2.fillPoly(ours, [rounded_cells(box, GRID, from_near=True)], 1)
+    np.testing.assert_array_equal(ours, theirs[::-1, ::-1])
+    cvt = np.zeros(GRID.shape, np.uint8)
+    cv2.fillPoly(cvt, [rounded_cells(box, GRID)], 1)
+    apart = np.argwhere(cvt).mean(0) - np.argwhere(ours).mean(0)
+    np.testing.assert_allclose(apart, [1.0, 1.0])
+
+
+def test_maps_are_mended_for_exact_and_left_for_published() -> None:
+    """A bow-tie, whose crossing devkit polygons may have, and a line of no length."""
+    from shapely import LineString, Polygon
+
+    bow_tie = Polygon([(-4, -4), (4, 4), (4, -4), (-4, 4)])
+    shapes = {"bow": bow_tie, "point": LineString([(1, 1), (1, 1)])}
+
+    class Table:
+        def __getattr__(self, name: str) -> list[dict[str, object]]:
+            return {"drivable_area": [{"polygon_tokens": ["bow"]}], "lane_divider": [{"line_token": "point"}]}.get(
+                name, []
+            )
+
+        def extract_polygon(self, token: str) -> Polygon:
+            return shapes[token]
+
+        extract_line = extract_polygon
+
+    layers, lost = read_layers(Table(), 0.5)
+    assert lost == ["lane_divider point: nothing is inside"]
+    bit = 1 << LAYERS.index("drivable_area")
+    exact, published = (draw(layers, np.eye(4), GRID) & bit > 0 for draw in (draw_exact, draw_published))
+    assert exact.sum() * 0.25 == pytest.approx(32.0, abs=2.0)  # two triangles of 16 m² each
+    assert published.any()
+    assert layers["lane_divider"].near(np.eye(4), 10.0) == []
 
 
 def test_visibility(release: Path, ready: Path) -> None:
@@ -197,14 +244,22 @@ def test_visibility(release: Path, ready: Path) -> None:
     assert torch.equal(erased, seen)
 
 
-@pytest.mark.parametrize(("raster", "shift"), [("exact", 0.5), ("published", 0.0)])
+@pytest.mark.parametrize(("raster", "shift"), [("exact", 0.5), ("published", 0.0), ("lss", 1.0)])
 def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, raster: str, shift: float) -> None:
-    made = source(release, ready, raster=raster, visibility="erase", least_visibility=2, instances=["vehicle"])
+    made = source(
+        release,
+        ready,
+        raster=raster,
+        visibility="erase",
+        least_visibility=2,
+        instances=["vehicle"],
+        targets=["vehicle"],
+    )
     moments = made.split("train")
     counted = 0
     for number in range(len(moments)):
         sample = moments[number]
-        moment, _ = prepared.read_moment(moments.index.shards, int(moments.numbers[number]), "", raster, GRID.shape)
+        moment, _ = prepared.read_moment(moments.index.shards, int(moments.numbers[number]), "", "exact", GRID.shape)
         boxes = [box for box in moment["boxes"] if box["category"].startswith("vehicle") and box["visibility"] >= 2]
         there = sample["target"][0]
         assert torch.equal(sample["center"][0] > 0, there & (sample["offset"][0].norm(dim=0) < 9))
@@ -239,6 +294,28 @@ def test_a_picture_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, c
     assert "CAM_BACK" in capsys.readouterr().err
 
 
+def test_what_is_cut_off_is_the_bottom(release: Path, ready: Path, tmp_path: Path) -> None:
+    """Rows are as grey as their number, so the picture says which of them it shows, and the intrinsics must agree."""
+    copied = tmp_path / "release"
+    shutil.copytree(release, copied)
+    made = source(copied, ready, cut_bottom=0.2, image_size=(36, 80))
+    data = made.split("train")
+    moment, _ = prepared.read_moment(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
+    camera = moment["cameras"]["CAM_FRONT"]
+    rows = np.broadcast_to(np.arange(SIZE[0], dtype=np.uint8)[:, None, None] * 2, (*SIZE, 3))
+    Image.fromarray(np.ascontiguousarray(rows)).save(copied / camera["file"], quality=100, subsampling=0)
+    picture, intrinsics, there = made.picture(camera)
+    assert there
+    before = np.array(camera["intrinsics"])
+    for v in (2, 17, 33):
+        shown = float(picture[:, v].float().mean()) / 2
+        y = (v - intrinsics[1, 2].item()) / intrinsics[1, 1].item()
+        assert shown == pytest.approx(y * before[1, 1] + before[1, 2], abs=0.6)
+    kept = 72  # of 90 rows
+    lowest = float(picture[:, -1].float().mean()) / 2
+    assert kept - 3 < lowest < kept
+
+
 def test_pictures_are_cut_as_published() -> None:
     """CVT: 1600×900 to 480×270, 46 rows off the top; LSS: 352×198, then 48 rows off the top and 22 off the bottom."""
     from bevreshape.data.pictures import fit_intrinsics
@@ -259,17 +336,18 @@ def test_official_and_geographic_splits() -> None:
         for i in range(40)
     ]  # fmt: skip
     index = prepared.Index(Path(), scenes, rng.uniform(0, 2000, (800, 2)))
-    official = splits.split_moments(index, "official")
+    official = splits.split_moments(index, "official", GRID)
     assert {scenes[i // 20]["split"] for i in official["train"]} == {"train"}
     assert np.array_equal(official["val"], official["test"])
-    apart = splits.split_moments(index, "geographic")
+    apart = splits.split_moments(index, "geographic", GRID)
     used = np.concatenate(list(apart.values()))
     assert len(set(used)) == len(used) > 600
+    corner_m = math.hypot(16, 16)
     city = index.scene_of() % 2
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         a, b = apart[one], apart[other]
         distance = np.linalg.norm(index.places[a][:, None] - index.places[b][None], axis=-1)
-        assert distance[city[a][:, None] == city[b][None]].min() >= splits.GAP_M
+        assert distance[city[a][:, None] == city[b][None]].min() >= 2 * corner_m
 
 
 def test_preparing_goes_on_and_tells_what_it_left_out(release: Path, tmp_path: Path, monkeypatch) -> None:
@@ -342,6 +420,46 @@ def test_two_preparations_at_once(release: Path, ready: Path, tmp_path: Path) ->
             assert torch.equal(a["target"], b["target"])
 
 
+def test_what_a_table_refers_to_and_is_not_there(release: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "release"
+    shutil.copytree(release, copied)
+
+    def spoil(table: str, key: str, number: int) -> None:
+        path = copied / "v1.0-mini" / f"{table}.json"
+        records = json.loads(path.read_text())
+        records[number][key] = "nowhere"
+        path.write_text(json.dumps(records))
+
+    pictures = json.loads((copied / "v1.0-mini" / "sample_data.json").read_text())
+    picture = next(number for number, record in enumerate(pictures) if "CAM_BACK/" in record["filename"])
+    spoil("sample_data", "ego_pose_token", picture)
+    _, skipped = prepared.prepare_release(copied, tmp_path / "out", CONTENT, workers=1)
+    assert len(skipped) == 1
+    assert "a table refers to 'nowhere', which is not there" in skipped[0]
+    spoil("scene", "log_token", 0)
+    with pytest.raises(InputError, match=r"v1.0-mini/log.json: scene-\d+ refers to nowhere, which is not there"):
+        prepared.prepare_release(copied, tmp_path / "out", CONTENT, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("forward_m=5", "forward_m=5 is no such value; it must be like forward_m=[-50, 50]"),
+        ("left_m=[a,b]", "left_m=['a', 'b'] is no such value"),
+        ("workers=abc", "workers=abc is no such value; it must be like workers=4"),
+        ("root", "root=None is no such value"),
+        ("line_m=0", "line_m=0 must be a positive width"),
+        ("rot=x", "rot is no setting; did you mean root"),
+    ],
+)
+def test_settings_of_the_tool_that_are_refused(argument: str, says: str) -> None:
+    tool = Path(writer.__file__).with_name("prepare_nuscenes.py")
+    ended = subprocess.run([sys.executable, str(tool), argument], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"v1.0-trainval: there is no such release; there are v1.0-mini: set version="):
         tables.open_tables(release, "v1.0-trainval")
@@ -370,7 +488,9 @@ def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> 
         ({"visibility": "hide"}, "data.visibility=hide"),
         ({"cameras": ["CAM_FRONT", "CAM_FRONT"]}, "none twice"),
         ({"cameras": ["CAM_TOP"]}, "unknown camera 'CAM_TOP'"),
-        ({"cut_bottom": 1.0}, "data.cut_bottom=1.0"),
+        ({"cut_bottom": 0.999}, "data.cut_bottom=0.999"),
+        ({"raster": "lss"}, "data.raster=lss draws boxes alone"),
+        ({"line_m": -1}, "line_m=-1.0 must be a positive width"),
         ({"least_visibility": 5}, "data.least_visibility=5"),
         ({"classes": {}}, "data.classes is empty"),
         ({"instances": ["vehicles"]}, "instances.classes: 'vehicles' is not sought; did you mean vehicle"),
@@ -426,6 +546,26 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     assert found["test/iou_0.5/drivable_area/rain"] is None  # no scene's description says so
 
     assert found["test/iou_without/drivable_area/CAM_BACK"] is not None
+
+
+def test_rain_is_a_word() -> None:
+    assert conditions_of("Wait for train, night") == (False, True, False)
+    assert conditions_of("Parked cars after rain") == (True, False, True)
+
+
+def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
+    data = {
+        "_target_": "bevreshape.data.nuscenes.NuScenesSource", "root": str(release), "version": "v1.0-mini",
+        "grid": {
+            "_target_": "bevreshape.geometry.BEVGrid", "forward_m": list(GRID.forward_m), "left_m": list(GRID.left_m),
+            "cell_m": GRID.cell_m,
+        },
+        "prepared": str(ready), "classes": CLASSES, "image_size": [45, 80], "line_m": LINE_M, "raster": "published",
+        "batch_size": 1, "loader_workers": 0,
+    }  # fmt: skip
+    augment = {"_target_": "bevreshape.data.augment.Augment", "flip_p": 0.5}
+    with pytest.raises(InputError, match=r"data.raster=published draws half a cell to one side.* set augment.flip_p=0"):
+        build_data({"data": data, "augment": augment, "seed": 0})
 
 
 def test_iou_by_condition_is_that_of_the_moments_alone() -> None:

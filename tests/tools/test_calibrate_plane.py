@@ -182,15 +182,43 @@ def test_marks_that_say_too_little_are_refused(tool, tmp_path, monkeypatch, caps
     assert not out.exists()
 
 
+ENTRY = {"name": "phone", "image_size": [720, 1280], "intrinsics": [[1158, 0, 640], [0, 1158, 360], [0, 0, 1]]}
+MARKS = ("302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.75")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([ENTRY], "this is list; it must be an object with 'cameras'"),
+        (
+            {"version": 1, "cameras": [{**ENTRY, "name": None} | {"nam": "x"}]},
+            "'nam' is no key here; did you mean name",
+        ),
+        ({"version": 1, "cameras": [{k: v for k, v in ENTRY.items() if k != "name"}]}, "'name' is missing"),
+        (
+            {"version": 1, "cameras": [{**ENTRY, "intrinsics": [[1, 0, 0], [0, 1, 0]]}]},
+            "intrinsics is 2×3; it must be 3×3",
+        ),
+        ({"version": 1, "cameras": [{**ENTRY, "image_size": 640}]}, r"image_size is 640; it must be \[height, width\]"),
+        ({"version": 1, "cameras": [ENTRY], "colour": 1}, "'colour' is no key here"),
+    ],
+)
+def test_a_calibration_that_cannot_be_is_refused_and_kept(tool, tmp_path, monkeypatch, capsys, content, says) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(content))
+    assert run(tool, monkeypatch, "--calibration", path, "--out", path, "--points", *MARKS) == 1
+    assert re.search(says, capsys.readouterr().err.replace("\n", " "))
+    assert json.loads(path.read_text()) == content
+
+
 def test_the_commands_that_are_documented(tool, tmp_path, monkeypatch, capsys) -> None:
     text = (TOOLS.parent / "data/README.md").read_text()
     commands = re.findall(r"python tools/calibrate_plane.py (.*?)(?:  +#.*)?\n(?!   +--)", text.replace("\\\n", " "))
     assert len(commands) == 2
-    entry = {"name": "phone", "image_size": [720, 1280], "intrinsics": [[1158, 0, 640], [0, 1158, 360], [0, 0, 1]]}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/mine").mkdir(parents=True)
     for line_of_readme in commands:
-        (tmp_path / "data/mine/calibration.json").write_text(json.dumps({"version": 1, "cameras": [entry]}))
+        (tmp_path / "data/mine/calibration.json").write_text(json.dumps({"version": 1, "cameras": [ENTRY]}))
         assert run(tool, monkeypatch, *shlex.split(line_of_readme)) == 0
         said = capsys.readouterr().out
         assert float(said.split("residual ")[1].split()[0]) < 1

@@ -1,5 +1,6 @@
 """IoU by what the sky is like, at the thresholds that papers use."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torchmetrics import Metric
 from bevreshape.data.batch import Batch
 
 CONDITIONS = ("day", "night", "rain")
-"""By words of a scene's description; a scene may be both night and rain, what is not night is day."""
+"""By words of a scene's description; a scene may be both night and rain, what is not night is day, "after rain" is rain."""
 
 THRESHOLDS = (0.4, 0.5)
 
@@ -19,7 +20,7 @@ THRESHOLDS = (0.4, 0.5)
 def conditions_of(description: str) -> tuple[bool, ...]:
     """Which of :data:`CONDITIONS` a scene's description says."""
     said = description.lower()
-    return "night" not in said, "night" in said, "rain" in said
+    return "night" not in said, "night" in said, re.search(r"\brain", said) is not None
 
 
 class ConditionIoU(Metric):

@@ -1,7 +1,7 @@
 """Layers of a nuScenes map expansion as cells around the vehicle.
 
-``exact`` counts the cells whose centres lie inside; lines are as wide as asked for. ``published`` draws as CVT and the code
-that builds on it does: corners, measured in cells from the grid's edge, are rounded to cell numbers, then filled with
+``exact`` counts the cells whose centres lie inside; lines are as wide as asked for, and polygons that are not simple are mended.
+``published`` draws as CVT and the code that builds on it does: corners, measured in cells from the grid's edge, are rounded to cell numbers, then filled with
 their border. That makes areas a cell longer and wider on average, and moves them half a cell backwards and to the right.
 """
 
@@ -30,12 +30,12 @@ class Layer:
 
     Attributes:
         shapes: the rings of every shape; for lines those of the strips that they stand for.
-        lines: of lines, the points (p, 2) of every shape.
+        raw: every shape as the map has it: of an area its outer ring and its holes, of a line its points (p, 2) alone.
         bounds: least x, least y, greatest x, greatest y of every shape.
     """
 
     shapes: Sequence[Sequence[Ring]]
-    lines: Sequence[NDArray[np.float64]] | None = None
+    raw: Sequence[Sequence[Ring]]
     bounds: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,19 +50,32 @@ class Layer:
         return [int(number) for number in np.flatnonzero(met)]
 
 
-def read_layers(table: Any, line_m: float) -> dict[str, Layer]:
+def read_layers(table: Any, line_m: float) -> tuple[dict[str, Layer], list[str]]:
     """The layers of a ``NuScenesMap`` of the devkit.
 
     Args:
         table: the map.
         line_m: width of the strips that lines stand for, in metres.
+
+    Returns:
+        The layers, and which shapes were left out because nothing is inside.
     """
-    from shapely import Polygon
+    from shapely import make_valid
     from shapely.geometry.polygon import orient
 
-    def rings(polygon: Polygon) -> list[Ring]:
-        found = orient(polygon)
-        return [np.asarray(ring.coords)[:, :2] for ring in (found.exterior, *found.interiors)]
+    lost: list[str] = []
+
+    def rings(shape: Any) -> list[Ring]:
+        """Of all its parts that have an area."""
+        parts = [part for part in getattr(shape, "geoms", [shape]) if part.area > 0]
+        oriented = [orient(part) for part in parts]
+        return [np.asarray(ring.coords)[:, :2] for part in oriented for ring in (part.exterior, *part.interiors)]
+
+    def layer(name: str, shapes: Mapping[str, Any], raw: Mapping[str, Sequence[Ring]]) -> Layer:
+        found = {token: rings(shape) for token, shape in shapes.items()}
+        lost.extend(f"{name} {token}: nothing is inside" for token, own in found.items() if not own)
+        kept = [token for token, own in found.items() if own]
+        return Layer([found[token] for token in kept], [raw[token] for token in kept])
 
     layers = {}
     for name in AREAS:
@@ -71,16 +84,18 @@ def read_layers(table: Any, line_m: float) -> dict[str, Layer]:
             for record in getattr(table, name)
             for token in record.get("polygon_tokens", [record.get("polygon_token")])
         ]
-        polygons = [table.extract_polygon(token) for token in tokens]
-        layers[name] = Layer([rings(polygon) for polygon in polygons if not polygon.is_empty and polygon.is_valid])
+        polygons = {token: table.extract_polygon(token) for token in tokens}
+        raw = {
+            token: [np.asarray(ring.coords)[:, :2] for ring in (polygon.exterior, *polygon.interiors)]
+            for token, polygon in polygons.items()
+        }
+        mended = {token: one if one.is_valid else make_valid(one) for token, one in polygons.items()}
+        layers[name] = layer(name, mended, raw)
     for name in LINES:
-        lines = [table.extract_line(record["line_token"]) for record in getattr(table, name)]
-        lines = [line for line in lines if not line.is_empty]
-        strips = [line.buffer(line_m / 2, cap_style="flat") for line in lines]
-        parts = [getattr(strip, "geoms", [strip]) for strip in strips]
-        shapes = [[ring for part in group for ring in rings(part)] for group in parts]
-        layers[name] = Layer(shapes, [np.asarray(line.coords)[:, :2] for line in lines])
-    return layers
+        lines = {record["line_token"]: table.extract_line(record["line_token"]) for record in getattr(table, name)}
+        strips = {token: line.buffer(line_m / 2, cap_style="flat") for token, line in lines.items()}
+        layers[name] = layer(name, strips, {token: [np.asarray(line.coords)[:, :2]] for token, line in lines.items()})
+    return layers, lost
 
 
 def draw_exact(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVGrid) -> NDArray[np.uint16]:
@@ -102,22 +117,30 @@ def draw_published(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVG
     for bit, name in enumerate(LAYERS):
         layer, plane = layers[name], np.zeros(grid.shape, np.uint8)
         for number in layer.near(world_from_ego, reach(grid)):
-            if layer.lines is not None:
-                line = rounded_cells(to_ego(layer.lines[number], world_from_ego), grid)
-                cv2.polylines(plane, [line], isClosed=False, color=1, thickness=1)
+            outer, *holes = (rounded_cells(to_ego(ring, world_from_ego), grid) for ring in layer.raw[number])
+            if name in LINES:
+                cv2.polylines(plane, [outer], isClosed=False, color=1, thickness=1)
                 continue
-            outer, *holes = (rounded_cells(to_ego(ring, world_from_ego), grid) for ring in layer.shapes[number])
             cv2.fillPoly(plane, [outer], 1)
             cv2.fillPoly(plane, holes, 0)
         drawn |= plane.astype(np.uint16) << bit
     return drawn
 
 
-def rounded_cells(points: Floats, grid: BEVGrid) -> NDArray[np.int32]:
-    """Ground points (p, 2) as the whole (col, row) that published code draws them at, half a cell off."""
-    col = (grid.left_m[1] - points[:, 1]) / grid.cell_m
-    row = (grid.forward_m[1] - points[:, 0]) / grid.cell_m
-    return np.stack([col, row], axis=1).round().astype(np.int32)
+def rounded_cells(points: Floats, grid: BEVGrid, *, from_near: bool = False) -> NDArray[np.int32]:
+    """Ground points (p, 2) as the whole (col, row) that published code draws them at.
+
+    Cells are numbered by their edges and then taken for their centres, so what is drawn lies half a cell off: backwards and to
+    the right where they are counted from the far left corner, as in CVT, ahead and to the left where ``from_near`` counts
+    them from the near right one, as in LSS.
+    """
+    near = np.array([grid.left_m[0], grid.forward_m[0]])
+    far = np.array([grid.left_m[1], grid.forward_m[1]])
+    ground = points[:, [1, 0]]
+    if not from_near:
+        return ((far - ground) / grid.cell_m).round().astype(np.int32)
+    last = np.array([grid.cols, grid.rows]) - 1
+    return last.astype(np.int32) - ((ground - near) / grid.cell_m).round().astype(np.int32)
 
 
 def to_ego(points: Floats, world_from_ego: Pose) -> Floats:

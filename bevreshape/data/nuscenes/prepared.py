@@ -47,6 +47,10 @@ class Content:
     grid: BEVGrid
     line_m: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.line_m is not None and not self.line_m > 0:
+            raise InputError(f"line_m={self.line_m} must be a positive width in metres, or null for that of a cell")
+
     @property
     def width_m(self) -> float:
         """Of dividers."""
@@ -102,7 +106,7 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
         workers: processes that draw maps.
 
     Returns:
-        What is there now, and for every moment that was left out why.
+        What is there now, and for every moment and shape of a map that was left out why.
 
     Raises:
         InputError: when something is missing, or the folder cannot be written.
@@ -117,7 +121,10 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
             "unpack the archives of pictures too"
         )
     locations = sorted({scene["location"] for scene in scenes if scene["count"]})
-    layers = {place: maps.read_layers(tables.open_map(root, place), content.width_m) for place in locations}
+    layers = {}
+    for place in locations:
+        layers[place], lost = maps.read_layers(tables.open_map(root, place), content.width_m)
+        skipped += [f"map of {place}: {what}" for what in lost]
     drawn = partial(
         _draw, moments, [scene["location"] for scene in scenes for _ in range(scene["count"])], layers, content.grid
     )

@@ -23,6 +23,9 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.geometry.polygons import corners, fill_rings
 
+DRAWN = (*RASTERS, "lss")
+"""How boxes are drawn: the cells whose centres lie inside; as CVT does; as LSS does, which has no map."""
+
 VISIBILITIES = ("all", "ignore", "erase")
 """What becomes of objects below the least visibility: they count, their cells count for nothing, they are not there."""
 
@@ -68,7 +71,11 @@ class NuScenesMoments(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         source, grid = self.source, self.source.grid
         moment, layers = read_moment(
-            self.index.shards, int(self.numbers[index]), source.remedy, source.raster, grid.shape
+            self.index.shards,
+            int(self.numbers[index]),
+            source.remedy,
+            source.raster if source.raster in RASTERS else "exact",
+            grid.shape,
         )
         images, intrinsics, mask = [], [], []
         for name in source.camera_names:
@@ -115,7 +122,8 @@ class NuScenesSource:
         cameras: which, in order.
         classes: for every class, what counts.
         targets: which of these are wanted, in order; all where it is ``None``.
-        raster: ``exact``, the cells whose centres lie inside, or ``published``, drawn as CVT does.
+        raster: ``exact``, the cells whose centres lie inside, ``published``, drawn as CVT does, or ``lss``, boxes as LSS draws them;
+            see :func:`~bevreshape.data.nuscenes.maps.rounded_cells`.
         visibility: what becomes of objects below ``least_visibility``: ``all``, ``ignore`` or ``erase``.
         least_visibility: 1 to 4; 2 is more than 40 %.
         only_seen: whether cells that no camera looks at count for nothing; published numbers count all cells.
@@ -148,7 +156,7 @@ class NuScenesSource:
         instances: Sequence[str] = (),
     ) -> None:
         for key, value, known in (
-            ("split", split, splits.SPLITS), ("raster", raster, RASTERS), ("visibility", visibility, VISIBILITIES),
+            ("split", split, splits.SPLITS), ("raster", raster, DRAWN), ("visibility", visibility, VISIBILITIES),
             ("damaged", damaged, DAMAGED),
         ):  # fmt: skip
             if value not in known:
@@ -158,8 +166,8 @@ class NuScenesSource:
         for name in cameras:
             if name not in CAMERAS:
                 raise InputError(f"data.cameras: unknown camera {name!r}; {suggest(str(name), CAMERAS)}")
-        if not 0 <= cut_bottom < 1:
-            raise InputError(f"data.cut_bottom={cut_bottom} must be a share of the height, at least 0 and below 1")
+        if not 0 <= cut_bottom <= 0.9:
+            raise InputError(f"data.cut_bottom={cut_bottom} must be a share of the height, from 0 to 0.9")
         if least_visibility not in (1, 2, 3, 4):
             raise InputError(f"data.least_visibility={least_visibility} must be 1, 2, 3 or 4")
         self.root = Path(root)
@@ -183,6 +191,10 @@ class NuScenesSource:
                 raise InputError(f"instances.classes: {name!r} is not sought; {suggest(str(name), self.classes)}")
             if classes[name].get("map"):
                 raise InputError(f"instances.classes: {name!r} is of the map, where there are no objects")
+        if raster == "lss" and any(spec.get("map") for spec in self.specs):
+            raise InputError(
+                "data.raster=lss draws boxes alone, but a class is of the map; set data.raster=exact or published"
+            )
         self.instances = tuple(instances)
         self.raster = raster
         self.visibility = visibility
@@ -193,8 +205,8 @@ class NuScenesSource:
         content = Content(version, grid, None if line_m is None else float(line_m))
         self.remedy = content.command(self.root, Path(prepared))
         self._index = read_index(self.root, Path(prepared), content)
-        self._numbers = splits.split_moments(self._index, split)
-        if raster == "published" and any(spec.get("boxes") for spec in self.specs):
+        self._numbers = splits.split_moments(self._index, split, grid)
+        if raster != "exact" and any(spec.get("boxes") for spec in self.specs):
             _import_cv2()
 
     def prepare(self, wanted: Sequence[str] = SPLITS) -> None:
@@ -277,8 +289,7 @@ class NuScenesSource:
         objects overlap, of the last one. As published, a cell is where its number is, half a cell off."""
         heat, offset = np.zeros(self.grid.shape, np.float32), np.zeros((2, *self.grid.shape), np.float32)
         cells = self.grid.centers(dtype=torch.float64).numpy()  # rows cols (x, y)
-        if self.raster == "published":
-            cells = cells + self.grid.cell_m / 2
+        cells = cells + {"exact": 0, "published": 0.5, "lss": -0.5}[self.raster] * self.grid.cell_m
         for box in self._objects(spec, boxes)[0]:
             inside = self._drawn([box])
             way = (np.array(box["center_m"][:2]) - cells[inside]) / self.grid.cell_m
@@ -304,7 +315,7 @@ class NuScenesSource:
             return fill_rings(list(rings), self.grid)
         plane = np.zeros(self.grid.shape, np.uint8)
         for ring in rings:
-            _import_cv2().fillPoly(plane, [rounded_cells(ring[:-1], self.grid)], 1)
+            _import_cv2().fillPoly(plane, [rounded_cells(ring[:-1], self.grid, from_near=self.raster == "lss")], 1)
         return plane.astype(bool)
 
 
@@ -338,7 +349,7 @@ def _import_cv2() -> Any:
         import cv2
     except ImportError as error:
         raise InputError(
-            f"data.raster=published draws with OpenCV, which cannot be imported ({error}); pip install 'bevreshape[nuscenes]', or "
+            f"data.raster=published and lss draw with OpenCV, which cannot be imported ({error}); pip install 'bevreshape[nuscenes]', or "
             "set data.raster=exact"
         ) from None
     return cv2

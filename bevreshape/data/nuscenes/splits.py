@@ -5,27 +5,27 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from bevreshape.data.nuscenes.maps import reach
 from bevreshape.data.nuscenes.prepared import Index
 from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
 
 SPLITS = ("official", "geographic")
 
 SHARES = {"val": 0.15, "test": 0.15}
 """Of the moments of every city, the rest being trained on."""
 
-GAP_M = 100.0
-"""Least distance between moments of different geographic splits."""
-
 Numbers = NDArray[np.intp]
 
 
-def split_moments(index: Index, split: str) -> Mapping[str, Numbers]:
+def split_moments(index: Index, split: str, grid: BEVGrid) -> Mapping[str, Numbers]:
     """Numbers of the moments of ``train``, ``val`` and ``test``.
 
     ``official`` takes the release's own; since nobody has labels of its test split, ``test`` is ``val`` there, as all
     published numbers are. It shares streets between both: most places of the validation split are driven through in
     training too. ``geographic`` cuts every city twice from north to south: its western 15 % of moments are tested on, the
-    next 15 % validated on, all others trained on, and those within 100 m of a cut are left out.
+    next 15 % validated on, all others trained on, and those so near to a cut that cells might lie beyond it are left out: no
+    ground is in two of them.
 
     Raises:
         InputError: when a split would be empty.
@@ -36,7 +36,7 @@ def split_moments(index: Index, split: str) -> Mapping[str, Numbers]:
         chosen = {"train": np.flatnonzero(named == "train"), "val": np.flatnonzero(named == "val")}
         chosen["test"] = chosen["val"]
     else:
-        chosen = _apart(index, of_scene)
+        chosen = _apart(index, of_scene, reach(grid))
     for name, numbers in chosen.items():
         if not len(numbers):
             raise InputError(
@@ -46,7 +46,7 @@ def split_moments(index: Index, split: str) -> Mapping[str, Numbers]:
     return chosen
 
 
-def _apart(index: Index, of_scene: Numbers) -> dict[str, Numbers]:
+def _apart(index: Index, of_scene: Numbers, reach_m: float) -> dict[str, Numbers]:
     cities = np.array([scene["location"] for scene in index.scenes])[of_scene]
     labelled = np.array([scene["split"] != "test" for scene in index.scenes])[of_scene]
     found: dict[str, list[Numbers]] = {"train": [], "val": [], "test": []}
@@ -56,8 +56,7 @@ def _apart(index: Index, of_scene: Numbers) -> dict[str, Numbers]:
             continue
         east = index.places[own, 0]
         first, second = np.quantile(east, [SHARES["test"], SHARES["test"] + SHARES["val"]])
-        half = GAP_M / 2
-        found["test"].append(own[east < first - half])
-        found["val"].append(own[(east >= first + half) & (east < second - half)])
-        found["train"].append(own[east >= second + half])
+        found["test"].append(own[east < first - reach_m])
+        found["val"].append(own[(east >= first + reach_m) & (east < second - reach_m)])
+        found["train"].append(own[east >= second + reach_m])
     return {name: np.concatenate([np.empty(0, np.intp), *parts]) for name, parts in found.items()}

@@ -144,21 +144,39 @@ def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Momen
     for scene in sorted(tables.scene, key=lambda record: record["name"]):
         first, token = len(moments), scene["first_sample_token"]
         while token:
-            sample = tables.get("sample", token)
-            lacking = _lacking(tables, root, sample)
+            sample = _referred(tables, "sample", token, scene["name"])
+            try:
+                lacking = _lacking(tables, root, sample)
+                if not lacking:
+                    moments.append(_moment(tables, sample))
+            except KeyError as error:
+                lacking = f"a table refers to {error}, which is not there"
             if lacking:
                 skipped.append(f"{scene['name']} {token}: {lacking}")
-            else:
-                moments.append(_moment(tables, sample))
             token = sample["next"]
         scenes.append(
             SceneRecord(
-                name=scene["name"], location=tables.get("log", scene["log_token"])["location"],
+                name=scene["name"], location=_referred(tables, "log", scene["log_token"], scene["name"])["location"],
                 description=scene["description"], split=splits.get(scene["name"], "unlisted"), first=first,
                 count=len(moments) - first,
             )
         )  # fmt: skip
     return scenes, moments, skipped
+
+
+def _referred(tables: Any, table: str, token: str, where: str) -> Mapping[str, Any]:
+    """A record that a scene cannot do without.
+
+    Raises:
+        InputError: when it is not there.
+    """
+    try:
+        found: Mapping[str, Any] = tables.get(table, token)
+    except KeyError:
+        raise InputError(
+            f"{tables.version}/{table}.json: {where} refers to {token}, which is not there; unpack the release's metadata again"
+        ) from None
+    return found
 
 
 def _lacking(tables: Any, root: Path, sample: Mapping[str, Any]) -> str:
