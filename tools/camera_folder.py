@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,9 @@ class CameraFolder:
         self.make("calibration.json").write_text(text + "\n", encoding="utf-8")
 
 
-def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:
-    """Write a camera folder beside ``out``, check its calibration, and rename it.
+@contextmanager
+def made_whole(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that takes its name when all has been written, or goes.
 
     Raises:
         InputError: when ``out`` is there and not empty.
@@ -65,12 +67,22 @@ def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         unfinished.chmod(0o755)
-        fill(CameraFolder(unfinished))
-        read_calibration(unfinished / "calibration.json")
+        yield unfinished
         unfinished.replace(out)
     except BaseException:
         shutil.rmtree(unfinished)
         raise
+
+
+def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:
+    """Write a camera folder, whole or not at all, and check its calibration.
+
+    Raises:
+        InputError: as :func:`made_whole`.
+    """
+    with made_whole(out) as unfinished:
+        fill(CameraFolder(unfinished))
+        read_calibration(unfinished / "calibration.json")
     print(f"wrote {out}: {_counts(out)}")
 
 

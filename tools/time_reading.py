@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bevreshape.data.pictures import fit_picture, read_picture
+from bevreshape.data.pictures import fit_picture, picture_size, read_picture
 from bevreshape.errors import InputError
 
 Size = tuple[int, int]
@@ -63,6 +63,8 @@ def read_samples(way: str, paths: list[Path], size: Size, times: int) -> None:
 
 def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> None:
     """Print samples of all pictures per second, each way in turn, and mean differences in grey levels."""
+    for path in paths:
+        picture_size(path)  # says what is wrong with one that is none
     differences = {
         way: np.mean([np.abs(read(path, size).astype(float) - by_pillow(path, size)).mean() for path in paths])
         for way, read in WAYS.items()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from camera_folder import made_whole
 from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
@@ -333,13 +334,12 @@ def write(out: Path, train: int, val: int, moments: int, image_size: tuple[int, 
             f"--train {train} --val {val} --moments {moments}: v1.0-mini has 1 to {len(TRAIN)} and 1 to {len(VAL)} scenes, and each a "
             "moment at least"
         )
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: this folder holds something already; name a new one")
     world = SyntheticSource(rig="surround", image_size=image_size, seed=seed, root=out / "unused").world("train")
-    release = Release(out, world, moments)
-    for number, name in enumerate((*TRAIN[:train], *VAL[:val])):
-        release.add_scene(name, number)
-    release.write()
+    with made_whole(out) as folder:
+        release = Release(folder, world, moments)
+        for number, name in enumerate((*TRAIN[:train], *VAL[:val])):
+            release.add_scene(name, number)
+        release.write()
     print(f"{out}: {train} + {val} scenes of {moments} moments, six pictures of {image_size[0]}×{image_size[1]} each")
 
 
