@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
     for key, least in (("samples", 2), ("cells", 1)):  # one sample has no spread
         if not isinstance(plain[key], int) or plain[key] < least:
             raise InputError(f"{key}={plain[key]} must be a whole number of at least {least}")
-    for group in ("errors", "corruptions"):
+    for group in ("errors", "corruptions", "rigs"):
         for key, amounts in plain[group].items():
             if not isinstance(amounts, list) or not all(isinstance(amount, int | float) for amount in amounts):
                 raise InputError(
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
     order = match_cameras(frame.camera_names, found.camera_names, "data")
     data.source.prepare((plain["split"],))
     data.tested_split = plain["split"]
-    plan = Plan(plain["samples"], plain["cells"], plain["probes"], plain["errors"], plain["corruptions"])
+    plan = Plan(**{key: plain[key] for key in ("samples", "cells", "probes", "errors", "corruptions", "rigs")})
     metric = BEVIoU(frame.classes, frame.grid).to(device)
     true = None
     if plain["data"].get("calibration", "exact") != "exact":  # of a world that can tell where the cameras really are

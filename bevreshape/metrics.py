@@ -52,7 +52,7 @@ class BEVIoU(Metric):
         super().__init__()
         if thresholds < 3 or thresholds % 2 == 0:
             raise InputError(f"metrics: thresholds={thresholds} must be odd and at least 3, so that 0.5 is one of them")
-        self.classes = tuple(classes)
+        self.classes, self.grid = tuple(classes), grid
         self.shape = (len(self.classes), *grid.shape)
         distance = grid.centers(dtype=torch.float64).norm(dim=-1).flatten()
         edges = (

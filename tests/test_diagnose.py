@@ -21,7 +21,14 @@ from bevreshape.reshapers import IPM, MLP, ColumnMLP, FeatureShape, Pool
 
 GRID = BEVGrid((3.0, 11.0), (-4.0, 4.0), 1.0)
 SIZE = (64, 128)
-PLAN = Plan(samples=3, cells=4, probes=None, errors={"yaw_deg": [2]}, corruptions={"darkness": [0.5, 1.0]})
+PLAN = Plan(
+    samples=3,
+    cells=4,
+    probes=None,
+    errors={"yaw_deg": [2]},
+    corruptions={"darkness": [0.5, 1.0]},
+    rigs={"yaw_deg": [3]},
+)
 
 
 def batch(cameras: int = 1) -> Batch:
@@ -57,7 +64,7 @@ def test_ipm_takes_every_cell_from_where_it_is_and_no_picture_changes_that() -> 
     assert "offers no attention matrix" in numbers["attention"]["not_measured"]
     assert numbers["order"]["iou"]["intact"] == numbers["iou"]["iou/mean"]
     assert list(numbers["robustness"]["yaw_deg"]) == ["-2", "+2"]
-    assert list(numbers["robustness"]) == ["yaw_deg", "darkness"]
+    assert list(numbers["robustness"]) == ["yaw_deg", "rig turned, yaw_deg", "darkness"]
     json.dumps(numbers)
     assert set(found.figures) == {"weights", "robustness"}
 
@@ -113,6 +120,8 @@ def test_command(command, trained: Path, tmp_path: Path) -> None:
         ("split=tset", ("split=tset", "test")),
         ("samples=1", ("samples=1", "at least 2")),
         ("+errors.yaw=[1]", ("no error=yaw", "yaw_deg")),
+        ("+rigs.height_m=[1]", ("no rig=height_m", "yaw_deg")),
+        ("rigs.roll_deg=[50]", ("rigs.roll_deg=-50 must stay below 45",)),
         ("errors.yaw_deg=2", ("errors.yaw_deg=2", "list of numbers")),
         ("+corruptions.fog=[1]", ("no corruption=fog",)),
         ("corruptions.blur=[much]", ("corruptions.blur", "list of numbers")),

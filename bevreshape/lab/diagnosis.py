@@ -17,7 +17,7 @@ from bevreshape.lab import order
 from bevreshape.lab.agreement import geometry_agreement, projections
 from bevreshape.lab.dependence import relative_spread
 from bevreshape.lab.evaluation import Change, evaluating
-from bevreshape.lab.robustness import corrupting, dropping, iou_under, misreading
+from bevreshape.lab.robustness import corrupting, dropping, iou_under, misreading, remounting
 from bevreshape.lab.weights import attention_weights, cell_raster, jacobian_norm
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
@@ -40,6 +40,7 @@ class Plan:
         probes: random probes a cell; ``None`` measures exactly, at as many times the cost as the map has channels over them.
         errors: amounts by which the calibration is misread, by name of the error.
         corruptions: severities by name of the corruption.
+        rigs: degrees by which all cameras are turned, pictures and calibration alike, by name of the turn.
     """
 
     samples: int
@@ -47,6 +48,7 @@ class Plan:
     probes: int | None
     errors: Mapping[str, Sequence[float | int]]
     corruptions: Mapping[str, Sequence[float | int]]
+    rigs: Mapping[str, Sequence[float | int]]
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def diagnose(
             return weights
         return jacobian_norm(reshaper, features, first, cells=cells, probes=plan.probes)
 
-    changes = _changes(plan, camera_names)
+    changes = _changes(plan, camera_names, metric.grid)
     found = iou_under(model, batches(), metric, {name: change for _, _, name, change in changes})
     robustness: dict[str, dict[str, dict[str, float]]] = {}
     for group, what, name, _ in changes:
@@ -138,17 +140,23 @@ def diagnose(
     return Diagnosis(numbers, figures)
 
 
-def _changes(plan: Plan, camera_names: Sequence[str]) -> list[tuple[str, str, str, Change]]:
+def _changes(plan: Plan, camera_names: Sequence[str], grid: BEVGrid) -> list[tuple[str, str, str, Change]]:
     """Group, what it is there, a name of its own, and the change."""
     changes: list[tuple[str, str, str, Change]] = []
     for error, amounts in plan.errors.items():
-        both = sorted({float(sign * amount) for amount in amounts for sign in (-1, 1)})
-        changes += [(error, f"{amount:+g}", f"{error}={amount:+g}", misreading(error, amount)) for amount in both]
+        changes += [(error, f"{x:+g}", f"{error}={x:+g}", misreading(error, x)) for x in _both_ways(amounts)]
+    for turn, amounts in plan.rigs.items():
+        name = f"rig turned, {turn}"
+        changes += [(name, f"{x:+g}", f"{name}={x:+g}", remounting(turn, x, grid)) for x in _both_ways(amounts)]
     if len(camera_names) > 1:
         changes += [("without", name, f"without {name}", dropping(i)) for i, name in enumerate(camera_names)]
     for kind, severities in plan.corruptions.items():
         changes += [(kind, f"{s:g}", f"{kind}={s:g}", corrupting(kind, float(s))) for s in sorted(severities)]
     return changes
+
+
+def _both_ways(amounts: Sequence[float | int]) -> list[float]:
+    return sorted({float(sign * amount) for amount in amounts for sign in (-1, 1)})
 
 
 def _order(

@@ -193,6 +193,7 @@ def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:
     found = folder / "diagnosis"
     if not (found / "diagnosis.json").exists():
         nothing = [f"errors.{key}=[]" for key in ("yaw_deg", "pitch_deg", "roll_deg", "height_m")]
+        nothing += [f"rigs.{key}=[]" for key in ("yaw_deg", "pitch_deg", "roll_deg")]
         nothing += [f"corruptions.{key}=[]" for key in ("darkness", "noise", "blur", "occlusion")]
         given = [f"checkpoint={_quoted(run.checkpoint)}", f"trust={json.dumps(list(place.trust))}", "logger=none"]
         command("diagnose", *given, *nothing, f"device={place.device.type}", f"hydra.run.dir={_quoted(found)}")

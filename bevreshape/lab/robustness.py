@@ -1,4 +1,4 @@
-"""What errors cost a trained model: a calibration that is off, cameras that fail, pictures that are spoilt."""
+"""What errors cost a trained model: a calibration that is off, another rig, cameras that fail, pictures that are spoilt."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,17 @@ from kornia.filters import gaussian_blur2d
 
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import Cameras
+from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.cameras import compose
+from bevreshape.geometry.ipm import sample
 from bevreshape.lab.evaluation import Change, Variant, iou_of
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 
 ERRORS = ("yaw_deg", "pitch_deg", "roll_deg", "height_m")
 """Of a camera's pose: a turn to the left, downwards, about its optical axis, and a shift upwards."""
+
+TURNS = ERRORS[:3]
 
 CORRUPTIONS = ("darkness", "noise", "blur", "occlusion")
 
@@ -58,6 +61,48 @@ def misreading(error: str, amount: float) -> Change:
     def change(batch: Batch) -> Batch:
         told = misread(cameras_of(batch), error, amount)
         return batch | {"ego_from_cam": told.ego_from_cam}
+
+    return change
+
+
+def remounting(turn: str, amount: float, grid: BEVGrid) -> Change:
+    """Every camera is mounted otherwise, turned where it stands by the same amount, and the calibration says so: a rig that the
+    model has never seen, but may adapt to.
+
+    Its pictures follow from the old ones by the homography ``K·R·K⁻¹``; beyond the old border the border's colour goes on.
+    Cells that no camera sees any more count for nothing.
+
+    Args:
+        turn: ``yaw_deg``, ``pitch_deg`` or ``roll_deg`` of :data:`ERRORS`.
+        amount: degrees.
+        grid: of the targets.
+
+    Raises:
+        InputError: an unknown turn, or one by 45° or more.
+    """
+    if turn not in TURNS:
+        raise InputError(f"robustness: there is no rig={turn}; {suggest(turn, TURNS)}")
+    if not abs(amount) < 45:
+        raise InputError(f"robustness: rigs.{turn}={amount:g} must stay below 45 degrees")
+
+    def change(batch: Batch) -> Batch:
+        before = cameras_of(batch)
+        after = misread(before, turn, amount)
+        old, new = (x.ego_from_cam[..., :3, :3].double() for x in (before, after))
+        k = before.intrinsics.double()
+        homography = k @ old.mT @ new @ torch.linalg.inv(k)  # old pixels from new ones
+        height, width = before.image_size
+        v, u = torch.meshgrid(
+            torch.arange(height, device=k.device), torch.arange(width, device=k.device), indexing="ij"
+        )
+        pixels = torch.stack([u, v, torch.ones_like(u)], -1).to(k)  # H W 3
+        moved = torch.einsum("bnij,vuj->bnvui", homography, pixels)
+        turned = batch | {
+            "image": sample(batch["image"], moved[..., :2] / moved[..., 2:]),
+            "ego_from_cam": after.ego_from_cam,
+        }
+        seen, still = (ground_pixels(x, grid)[1].any(1) for x in (before, after))  # b rows cols
+        return turned | {"valid": batch["valid"] & ~(seen & ~still)[:, None]}
 
     return change
 

@@ -11,7 +11,7 @@ from bevreshape.costs import ring
 from bevreshape.data.batch import Batch
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.lab.robustness import CORRUPTIONS, corrupting, dropping, iou_under, misread, misreading
+from bevreshape.lab.robustness import CORRUPTIONS, corrupting, dropping, iou_under, misread, misreading, remounting
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, FeatureShape
@@ -79,6 +79,57 @@ def test_iou_falls_as_the_error_grows_and_is_whole_without_one() -> None:
     assert found["unchanged"]["iou/white"] == found["unchanged"]["iou/mean"] == 1.0
     assert 1.0 > found["1.0"]["iou/mean"] > found["4.0"]["iou/mean"]
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("turn", "amount", "expected"),
+    [
+        (
+            "yaw_deg",
+            10.0,
+            (15.5 + 20 * math.tan(math.radians(10)), 7.5),
+        ),  # looking to the left, what was ahead is on the right
+        ("pitch_deg", 8.0, (15.5, 7.5 - 20 * math.tan(math.radians(8)))),  # looking down, it is above
+        ("roll_deg", 90.0 / 3, (15.5, 7.5)),
+    ],
+)
+def test_a_rig_that_is_turned_shows_the_same_world_elsewhere(
+    turn: str, amount: float, expected: tuple[float, float]
+) -> None:
+    rig = level()
+    v, u = torch.meshgrid(torch.arange(16.0), torch.arange(32.0), indexing="ij")
+    spot = torch.exp(-((u - 15.5) ** 2 + (v - 7.5) ** 2) / 4).expand(1, 1, 3, 16, 32)
+    batch: Batch = {
+        "image": spot, "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam,
+        "camera_mask": torch.ones(1, 1, dtype=torch.bool), "valid": torch.ones(1, 1, *GRID.shape, dtype=torch.bool),
+    }  # fmt: skip
+    turned = remounting(turn, amount, GRID)(batch)
+    light = turned["image"][0, 0, 0]
+    found = [float((light * place).sum() / light.sum()) for place in (u, v)]
+    assert found == pytest.approx(expected, abs=0.15)
+    torch.testing.assert_close(turned["ego_from_cam"], misread(rig, turn, amount).ego_from_cam)
+
+
+def test_who_reads_the_calibration_bears_a_rig_that_is_turned() -> None:
+    model, batch = scene(4)
+    grid = model.reshaper.grid
+    rig = Cameras(batch["intrinsics"][:1], batch["ego_from_cam"][:1], (64, 128))
+    fixed = IPM(model.reshaper.source, grid).eval().precompute(rig)
+
+    class Blind(nn.Module):
+        def forward(self, features: torch.Tensor, cameras: Cameras) -> torch.Tensor:
+            return fixed(features)
+
+    blindfolded = BEVModel(nn.Identity(), Blind(), model.head)
+    changes = {"turned": remounting("yaw_deg", 4.0, grid)}
+    told, blind = (
+        iou_under(m, [batch], BEVIoU(("white",), grid), changes)["turned"]["iou/mean"] for m in (model, blindfolded)
+    )
+    assert told > 0.9  # pictures are read twice
+    assert blind < told - 0.1
+    for turn, amount, says in (("height_m", 1.0, "no rig=height_m"), ("yaw_deg", 60.0, "below 45")):
+        with pytest.raises(InputError, match=says):
+            remounting(turn, amount, grid)
 
 
 def test_a_dropped_camera_takes_its_cells_along() -> None:
