@@ -50,12 +50,17 @@ def convergence(study: Results) -> Section:
     for axes in (tensor, task):
         axes.legend(fontsize=7)
     alt = "Learning curves of MLP and attention for a fixed camera, at tensor level and on the task."
-    words = {"fixed": "", "moving": " where it moves", "shown": " where X shows how"}
+    words = {
+        "fixed": "",
+        "moving": " where it moves",
+        "shown": " where X shows how",
+        "encoder": " on an encoder's features",
+    }
     rates = ", ".join(f"{SHOWN[role][0]} {rate:g}{words[camera]}" for (role, camera), rate in study.rates.items())
     tried = study.plan.tensor["rates"]
     text = (
         f"A fixed camera. At tensor level the best of {len(tried)} learning rates from {tried[0]:g} to {tried[-1]:g} were: {rates}; "
-        "variants, few samples, an encoder's features and permuted tokens take the same. Bands span the seeds, runs that "
+        "variants, few samples and permuted tokens take the same. Bands span the seeds, runs that "
         f"diverged left out; dotted: an error of {threshold:g}, and {study.plan.task['share']:.0%} of IPM's IoU at the end."
     )
     text = " ".join([text, *study.doubts()])

@@ -17,10 +17,11 @@ PLAYED = {"mlp_hidden": "mlp", "attention_unplaced": "attention", "self_attentio
 """Variants, and whose learning rate each takes."""
 
 TUNED = (
-    *product(RIVALS, ("fixed", "moving", "shown")),
+    *product(RIVALS, ("fixed", "moving", "shown", "encoder")),
     *((role, "moving") for role in TOLD),
 )
-"""Who gets a learning rate for which camera: a fixed one, one that moves, one whose movement X shows."""
+"""Who gets a learning rate for which camera: a fixed one, one that moves, one whose movement X shows; and for an encoder's
+features of a fixed one."""
 
 ROLES = (*RIVALS, *TOLD, *PLAYED)
 """Who takes part at tensor level."""
@@ -200,7 +201,7 @@ def tensor_unit(
         features: random ``fields``, or those of the trained ``encoder`` of the reference.
         shown: X shows where the cameras look.
         permuted: tokens come in another, fixed order.
-        tuning: for the choice of the rate, measured on other samples than the rest.
+        tuning: for the choice of the rate, of fields measured on other samples than the rest.
     """
     settings = {key: plan.tensor[key] for key in ("source", "grid", "steps", "batch", "evaluate_every")} | {
         "level": "tensor", "reshaper": plan.tensor["contenders"][role],
@@ -220,8 +221,11 @@ def tensor_unit(
 
 def tuning_unit(plan: Plan, role: str, rate: float | int, seed: int, camera: str) -> Unit:
     """A run in which a learning rate is tried; cameras that move do so by the plan's ``told_jitter_deg``."""
-    jitter_deg = 0 if camera == "fixed" else plan.tensor["told_jitter_deg"]
-    return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, shown=camera == "shown", tuning=True)
+    jitter_deg = 0 if camera in ("fixed", "encoder") else plan.tensor["told_jitter_deg"]
+    features = "encoder" if camera == "encoder" else "fields"
+    return tensor_unit(
+        plan, role, rate, seed, jitter_deg=jitter_deg, shown=camera == "shown", features=features, tuning=True
+    )
 
 
 Rates = Mapping[tuple[str, str], float]
@@ -233,7 +237,8 @@ def tuned_unit(
 ) -> Unit:
     """A run of the tensor level as :func:`tensor_unit`, at the rate of the contender, a variant's being that of the rival that
     it is of, for such a camera."""
-    camera = "shown" if shown else "moving" if jitter_deg or role in TOLD else "fixed"
+    fixed = given.get("features", "fields").replace("fields", "fixed")
+    camera = "shown" if shown else "moving" if jitter_deg or role in TOLD else fixed
     rate = rates[PLAYED.get(role, role), camera]
     return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, shown=shown, **given)
 
@@ -257,6 +262,7 @@ def units(plan: Plan, records: Records) -> list[Unit]:
     found = [
         tuning_unit(plan, role, rate, seed, camera)
         for (role, camera), rate, seed in product(TUNED, tensor["rates"], seeds)
+        if camera != "encoder" or task_unit(plan, "ipm", seeds[0]).name in records  # whose features they are
     ]
     for seed, role in product(seeds, task["contenders"]):
         for jitter_deg in task["jitter_deg"] if role not in TOLD else task["jitter_deg"][1:]:
@@ -266,11 +272,11 @@ def units(plan: Plan, records: Records) -> list[Unit]:
     rates = best_rates(plan, records)
     if rates is not None:
         for seed in seeds:
-            found += _tuned_units(plan, rates, seed, encoder=task_unit(plan, "ipm", seeds[0]).name in records)
+            found += _tuned_units(plan, rates, seed)
     return list({unit.name: unit for unit in found}.values())
 
 
-def _tuned_units(plan: Plan, rates: Rates, seed: int, *, encoder: bool) -> list[Unit]:
+def _tuned_units(plan: Plan, rates: Rates, seed: int) -> list[Unit]:
     unit, tensor = partial(tuned_unit, plan, rates, seed=seed), plan.tensor
     amounts, told_at = tensor["training_samples"], tensor["told_jitter_deg"]
     found = [unit(role) for role in PLAYED]
@@ -279,22 +285,23 @@ def _tuned_units(plan: Plan, rates: Rates, seed: int, *, encoder: bool) -> list[
     found += [unit(role, training_samples=n, jitter_deg=told_at) for role, n in product(TOLD, amounts)]
     found += [unit(role, permuted=True) for role in RIVALS]
     found += [unit(role, jitter_deg=sigma, shown=True) for role, sigma in product(RIVALS, tensor["jitter_deg"][1:])]
-    if encoder:
-        found += [unit(role, features="encoder") for role in RIVALS]
-    return found
+    return found + [unit(role, features="encoder") for role in RIVALS if (role, "encoder") in rates]
 
 
 def best_rates(plan: Plan, records: Records) -> Rates | None:
-    """The rates of the lowest mean error over the seeds; ``None`` before all have been tried."""
+    """The rates of the lowest mean error over the seeds; ``None`` before all have been tried, but for an encoder's features,
+    which come later."""
     rates = {}
     for role, camera in TUNED:
         errors: dict[float, float] = {}
         for rate in plan.tensor["rates"]:
             tried = [records.get(tuning_unit(plan, role, rate, seed, camera).name) for seed in plan.seeds]
-            if None in tried:
-                return None
-            errors[rate] = sum(map(final_error, tried))
-        rates[role, camera] = min(errors, key=errors.__getitem__)
+            if None not in tried:
+                errors[rate] = sum(map(final_error, tried))
+        if len(errors) == len(plan.tensor["rates"]):
+            rates[role, camera] = min(errors, key=errors.__getitem__)
+        elif camera != "encoder":
+            return None
     return rates
 
 

@@ -115,12 +115,10 @@ class Results:
         for (role, camera), rate in self.rates.items():
             units = [tuning_unit(self.plan, role, rate, seed, camera) for seed in self.plan.seeds]
             if not all(math.isfinite(final_error(self.records[unit.name])) for unit in units):
-                said.append(f"No learning rate of {role}, {camera} camera, converged with every seed.")
+                said.append(f"No learning rate of {role} ({camera}) converged with every seed.")
             elif len(tried) > 1 and rate in (tried[0], tried[-1]):
                 end = "lowest" if rate == tried[0] else "highest"
-                said.append(
-                    f"The best learning rate of {role}, {camera} camera, is the {end} that was tried, {rate:g}."
-                )
+                said.append(f"The best learning rate of {role} ({camera}) is the {end} that was tried, {rate:g}.")
         return said
 
     def samples_needed(self, role: str, seed: int) -> Figure:

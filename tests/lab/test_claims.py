@@ -263,8 +263,8 @@ def test_a_best_rate_at_an_end_is_said() -> None:
     found = records(chosen)
     for name, record in found.items():
         if name.endswith("tuning") or "-tuning" in name:
-            highest = "rate0.3-" in name and name.startswith("tensor-mlp-") and "jitter0-" in name
+            highest = "rate0.3-" in name and name.startswith("tensor-mlp-") and "fields-jitter0-" in name
             record["curve"][-1]["error"] = 0.01 if highest else 0.02 if "rate0.03-" in name else 0.5
     assert Results(chosen, found).doubts() == [
-        "The best learning rate of mlp, fixed camera, is the highest that was tried, 0.3."
+        "The best learning rate of mlp (fixed) is the highest that was tried, 0.3."
     ]

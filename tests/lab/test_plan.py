@@ -20,10 +20,11 @@ def record(error: float | None) -> dict[str, Any]:
     return {"curve": [{"error": 1.0}, {"error": error}]}
 
 
-def tried(plan: Plan, errors: Callable[[float, bool], float | None]) -> dict[str, dict[str, Any]]:
+def tried(plan: Plan, errors: Callable[[float, bool], float | None], encoder: bool = True) -> dict[str, dict[str, Any]]:
     return {
-        tuning_unit(plan, role, rate, seed, camera).name: record(errors(rate, camera != "fixed"))
+        tuning_unit(plan, role, rate, seed, camera).name: record(errors(rate, camera in ("moving", "shown")))
         for role, camera in TUNED
+        if camera != "encoder" or encoder
         for rate in plan.tensor["rates"]
         for seed in plan.seeds
     }
@@ -35,7 +36,7 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
         sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2 * 2
     )  # roles × rates × seeds × fixed and moving
     assert sum(unit.settings["level"] == "task" for unit in first) == 3 * 2  # contenders × seeds
-    found = tried(plan, lambda rate, moving: 0.1 if (rate == 1e-2) is moving else 0.2)
+    found = tried(plan, lambda rate, moving: 0.1 if (rate == 1e-2) is moving else 0.2, encoder=False)
     then = units(plan, found)
     rates = {
         (unit.settings["jitter_deg"], unit.settings["rate"])
@@ -50,7 +51,9 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
     assert all(unit.settings["tuning"] == (unit.name in tuned) for unit in then if unit.settings["level"] == "tensor")
     assert not any(unit.settings.get("features") == "encoder" for unit in then)
     reference = task_unit(plan, "ipm", 0).name
-    assert sum(unit.settings.get("features") == "encoder" for unit in units(plan, {**found, reference: {}})) == 4
+    with_pictures = [{**one, reference: {}} for one in (found, found | tried(plan, lambda rate, moving: rate))]
+    counts = [sum(unit.settings.get("features") == "encoder" for unit in units(plan, one)) for one in with_pictures]
+    assert counts == [2 * 2 * 2, 2 * 2 * 2 + 2 * 2]  # rivals × rates × seeds are tried, then rivals × seeds measured
 
 
 def test_a_rate_that_diverges_is_not_chosen(plan: Plan) -> None:
