@@ -205,7 +205,7 @@ def test_maps_are_mended_for_exact_and_left_for_published() -> None:
     """A bow-tie, whose crossing devkit polygons may have, and a line of no length."""
     from shapely import LineString, Polygon
 
-    bow_tie = Polygon([(-4, -4), (4, 4), (4, -4), (-4, 4)])
+    bow_tie = Polygon([(-4, -4), (4, 4), (4, -4), (-4, 4), (-4, -4), (-9, -4)])  # with a tail, which has no area
     shapes = {"bow": bow_tie, "point": LineString([(1, 1), (1, 1)])}
 
     class Table:

@@ -1,8 +1,9 @@
 """Layers of a nuScenes map expansion as cells around the vehicle.
 
-``exact`` counts the cells whose centres lie inside; lines are as wide as asked for, and polygons that are not simple are mended.
-``published`` draws as CVT and the code that builds on it does: corners, measured in cells from the grid's edge, are rounded to cell numbers, then filled with
-their border. That makes areas a cell longer and wider on average, and moves them half a cell backwards and to the right.
+``exact`` counts the cells whose centres lie inside; lines are as wide as asked for, and polygons that are not simple are
+mended. ``published`` draws as CVT and the code that builds on it does: corners, measured in cells from the grid's edge, are
+rounded to cell numbers, then filled with their border. That makes areas a cell longer and wider on average, and moves them
+half a cell backwards and to the right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,11 +66,14 @@ def read_layers(table: Any, line_m: float) -> tuple[dict[str, Layer], list[str]]
 
     lost: list[str] = []
 
+    def outlines(polygon: Any) -> list[Ring]:
+        return [np.asarray(ring.coords)[:, :2] for ring in (polygon.exterior, *polygon.interiors)]
+
     def rings(shape: Any) -> list[Ring]:
         """Of all its parts that have an area."""
-        parts = [part for part in getattr(shape, "geoms", [shape]) if part.area > 0]
-        oriented = [orient(part) for part in parts]
-        return [np.asarray(ring.coords)[:, :2] for part in oriented for ring in (part.exterior, *part.interiors)]
+        if hasattr(shape, "geoms"):  # what is mended may be collections of collections
+            return [ring for part in shape.geoms for ring in rings(part)]
+        return outlines(orient(shape)) if shape.area > 0 else []
 
     def layer(name: str, shapes: Mapping[str, Any], raw: Mapping[str, Sequence[Ring]]) -> Layer:
         found = {token: rings(shape) for token, shape in shapes.items()}
@@ -85,10 +89,7 @@ def read_layers(table: Any, line_m: float) -> tuple[dict[str, Layer], list[str]]
             for token in record.get("polygon_tokens", [record.get("polygon_token")])
         ]
         polygons = {token: table.extract_polygon(token) for token in tokens}
-        raw = {
-            token: [np.asarray(ring.coords)[:, :2] for ring in (polygon.exterior, *polygon.interiors)]
-            for token, polygon in polygons.items()
-        }
+        raw = {token: outlines(polygon) for token, polygon in polygons.items()}
         mended = {token: one if one.is_valid else make_valid(one) for token, one in polygons.items()}
         layers[name] = layer(name, mended, raw)
     for name in LINES:

@@ -24,7 +24,7 @@ from bevreshape.errors import InputError
 from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid
 
-FORMAT = 1
+FORMAT = 2
 """Raised with every change of what a record holds."""
 
 PARTS = struct.Struct("<III")  # bytes of the JSON, of the exact and of the published map
