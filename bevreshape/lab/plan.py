@@ -237,8 +237,10 @@ def tuned_unit(
 ) -> Unit:
     """A run of the tensor level as :func:`tensor_unit`, at the rate of the contender, a variant's being that of the rival that
     it is of, for such a camera."""
-    fixed = given.get("features", "fields").replace("fields", "fixed")
-    camera = "shown" if shown else "moving" if jitter_deg or role in TOLD else fixed
+    if jitter_deg or role in TOLD:
+        camera = "shown" if shown else "moving"
+    else:
+        camera = "encoder" if given.get("features") == "encoder" else "fixed"
     rate = rates[PLAYED.get(role, role), camera]
     return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, shown=shown, **given)
 
