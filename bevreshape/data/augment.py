@@ -21,9 +21,9 @@ from kornia.enhance import (
 )
 from torch import Tensor
 
-from bevreshape.data.batch import Batch, cameras_of, seeded
+from bevreshape.data.batch import Batch, seeded, still_valid
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, ground_pixels
+from bevreshape.geometry import BEVGrid
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.ipm import sample
 
@@ -176,8 +176,7 @@ class Augment:
             "image": sample(batch["image"], pixels),
             "intrinsics": shift_intrinsics(resized, -left[:, None, None], -top[:, None, None]),
         }
-        before, after = (ground_pixels(cameras_of(one), self.grid)[1].any(1) for one in (batch, moved))  # b rows cols
-        return moved | {"valid": batch["valid"] & ~(before & ~after)[:, None]}
+        return moved | {"valid": still_valid(batch, moved, self.grid)}
 
     def _photometric(
         self, image: Float[Tensor, "b n 3 H W"], draws: Draws, generators: list[torch.Generator]

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 
 SPLITS = ("train", "val", "test")
 
@@ -77,6 +77,12 @@ def cameras_of(batch: Batch) -> Cameras:
     """The cameras of a batch."""
     height, width = batch["image"].shape[-2:]
     return Cameras(batch["intrinsics"], batch["ego_from_cam"], (height, width), batch["camera_mask"])
+
+
+def still_valid(before: Batch, after: Batch, grid: BEVGrid) -> Tensor:
+    """``valid`` without the cells that a camera saw before and none sees after; those that none saw count as they did."""
+    seen, still = (ground_pixels(cameras_of(batch), grid)[1].any(1) for batch in (before, after))  # b rows cols
+    return before["valid"] & ~(seen & ~still)[:, None]
 
 
 def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> list[int]:

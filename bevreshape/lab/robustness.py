@@ -9,9 +9,9 @@ import torch
 from einops import rearrange
 from kornia.filters import gaussian_blur2d
 
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import Batch, cameras_of, still_valid
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import compose
 from bevreshape.geometry.ipm import sample
 from bevreshape.lab.evaluation import Change, Variant, iou_of
@@ -101,8 +101,7 @@ def remounting(turn: str, amount: float, grid: BEVGrid) -> Change:
             "image": sample(batch["image"], moved[..., :2] / moved[..., 2:]),
             "ego_from_cam": after.ego_from_cam,
         }
-        seen, still = (ground_pixels(x, grid)[1].any(1) for x in (before, after))  # b rows cols
-        return turned | {"valid": batch["valid"] & ~(seen & ~still)[:, None]}
+        return turned | {"valid": still_valid(batch, turned, grid)}
 
     return change
 
