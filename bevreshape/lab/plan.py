@@ -201,7 +201,7 @@ def tensor_unit(
         features: random ``fields``, or those of the trained ``encoder`` of the reference.
         shown: X shows where the cameras look.
         permuted: tokens come in another, fixed order.
-        tuning: for the choice of the rate, of fields measured on other samples than the rest.
+        tuning: for the choice of the rate, of fields measured on other samples than the rest, at the end alone.
     """
     settings = {key: plan.tensor[key] for key in ("source", "grid", "steps", "batch", "evaluate_every")} | {
         "level": "tensor", "reshaper": plan.tensor["contenders"][role],
@@ -209,6 +209,8 @@ def tensor_unit(
         "jitter_deg": jitter_deg, "training_samples": training_samples, "features": features, "permuted": permuted,
         "tuning": tuning,
     }  # fmt: skip
+    if tuning:
+        settings["evaluate_every"] = plan.tensor["steps"]
     if features == "encoder":
         reference = task_unit(plan, "ipm", plan.seeds[0])
         settings["encoder"] = {

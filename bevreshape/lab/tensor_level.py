@@ -330,7 +330,7 @@ def run(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(settings.seed)
         network = ReadOut(build(shown, settings.grid), source.channels).to(device)
-        curve = _train(network, settings, world.training(given[0] if given else None), lambda: world.split(*held_out))
+        curve = _train(network, settings, world.training(given[0] if given else None), tuple(world.split(*held_out)))
         network.eval()
         one = world.lesson(held_out[0][:1], held_out[1][:1])
         flops = count_flops(lambda: network(one.features, one.told))
@@ -422,10 +422,10 @@ class _World:
 
 
 def _train(
-    network: ReadOut, settings: Settings, lessons: Iterator[_Lesson], held_out: Callable[[], Iterator[_Lesson]]
+    network: ReadOut, settings: Settings, lessons: Iterator[_Lesson], held_out: Sequence[_Lesson]
 ) -> list[Point]:
     """The learning curve."""
-    first = _error(network, held_out())
+    first = _error(network, held_out)
     curve = [Point(0, 0, 0.0, first)]
     if not any(p.requires_grad for p in network.parameters()):
         return [*curve, Point(settings.steps, settings.steps * settings.batch, 0.0, first)]
@@ -444,12 +444,12 @@ def _train(
         schedule.step()
         seconds += _clock(target.device) - start
         if step % settings.evaluate_every == 0 or step == settings.steps:
-            curve.append(Point(step, step * settings.batch, seconds, _error(network, held_out())))
+            curve.append(Point(step, step * settings.batch, seconds, _error(network, held_out)))
     return curve
 
 
 @torch.no_grad()
-def _error(network: ReadOut, lessons: Iterator[_Lesson]) -> float:
+def _error(network: ReadOut, lessons: Sequence[_Lesson]) -> float:
     """Squared error over seen cells in parts of the variance there, see :class:`Point`."""
     network.eval()
     sums = []
