@@ -11,7 +11,7 @@ train: $(INSTALLED)
 	$(RUN) -m bevreshape.train
 
 test: $(INSTALLED) lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadscope
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

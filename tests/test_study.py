@@ -59,6 +59,7 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
     assert ended.code == 0, ended.err
     assert json.loads(looked_at.read_text())["order"]["iou"].keys() == {"intact", "permuted", "unrelated"}
     records = tiny(folder, plan).records()
+    assert not records[task_unit(plan, "ipm", 0).name]["diagnosis"]  # no claim is about it
     known = units(plan, records)
     assert {unit.name for unit in known} == set(records)
     assert sum(unit.settings.get("features") == "encoder" for unit in known) == 2 * 4  # tried and measured

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.frames import Frames
+from bevreshape.data.pictures import DAMAGED
 from bevreshape.data.truth import BoxTruth, MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
@@ -149,6 +150,7 @@ class FolderSource:
             truth from above before boxes, and boxes before labels of the same name.
         splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
         allow_missing: see :class:`Frames`.
+        damaged: likewise, ``refuse`` or ``mask``; labels that cannot be read are always refused.
 
     Raises:
         InputError: when folder, calibration, classes and grid do not fit together.
@@ -163,7 +165,10 @@ class FolderSource:
         classes: Mapping[str, ClassSpec] | None = None,
         splits: Mapping[str, Sequence[Any] | str],
         allow_missing: bool = False,
+        damaged: str = "refuse",
     ) -> None:
+        if damaged not in DAMAGED:
+            raise InputError(f"data.damaged={damaged} is unknown; {suggest(str(damaged), DAMAGED)}")
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(
@@ -184,6 +189,7 @@ class FolderSource:
         self._boxes = BoxTruth(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
         self._splits = dict(splits)
         self._allow_missing = allow_missing
+        self._damaged = damaged
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read a frame of every split, so that what is wrong with all of them is told before the training starts."""
@@ -204,6 +210,7 @@ class FolderSource:
             self.image_size,
             names=split_names(self.root, name, self._splits[name]),
             allow_missing=self._allow_missing,
+            damaged=self._damaged,
         )
         return LabelledFrames(frames, self._pictures, self._truth, self._boxes)
 

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from bevreshape.data.batch import Sample
 from bevreshape.data.calibration import Calibration, read_calibration
-from bevreshape.data.pictures import SUFFIXES, fit_picture, read_picture
+from bevreshape.data.pictures import SUFFIXES, fit_intrinsics, fit_picture, picture_size, read_or_mask, read_picture
 from bevreshape.errors import InputError, suggest
 
 
@@ -51,10 +51,10 @@ def files_by_frame(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_size(path: Path, picture: Tensor, size: tuple[int, int], calibration: Path) -> None:
+def check_size(path: Path, found: tuple[int, int], size: tuple[int, int], calibration: Path) -> None:
     """Refuse a picture of another size (H, W) than ``calibration`` states."""
-    height, width = picture.shape[-2:]
-    if (height, width) != size:
+    height, width = found
+    if found != size:
         raise InputError(
             f"{path}: it is {height}×{width} (height×width) but {calibration} is for {size[0]}×{size[1]}; resize it, or state "
             "the intrinsics of its size"
@@ -71,6 +71,8 @@ class Frames(Dataset[Sample]):
         image_size: (H, W) that the network wants.
         names: the frames and their order; all of them, sorted, when left out.
         allow_missing: whether a frame may lack pictures of some cameras; they are black and masked. Otherwise refused.
+        damaged: whether a picture that cannot be read is refused (``refuse``), or is named, black, and masked (``mask``);
+            left out, refused without a word of ``data.damaged``.
 
     Raises:
         InputError: when there is no picture, a frame is unknown, or a camera's picture is missing.
@@ -84,9 +86,11 @@ class Frames(Dataset[Sample]):
         *,
         names: Sequence[str] | None = None,
         allow_missing: bool = False,
+        damaged: str | None = None,
     ) -> None:
         self.calibration = calibration
         self.image_size = (image_size[0], image_size[1])
+        self._damaged = damaged
         self._files = [files_by_frame(folder) for folder in camera_folders(pictures, calibration.cameras)]
         known = set().union(*self._files)
         self.names = tuple(sorted(known) if names is None else names)
@@ -110,16 +114,12 @@ class Frames(Dataset[Sample]):
         rig = self.calibration.of(name)
         images, intrinsics, mask = [], [], []
         for number, size in enumerate(rig.sizes):
-            path = self.picture(index, number)
-            if path is None:
-                picture = torch.zeros(3, *size, dtype=torch.uint8)
-            else:
-                picture = read_picture(path)
-                check_size(path, picture, size, self.calibration.path)
-            picture, fitted = fit_picture(picture, rig.intrinsics[number], self.image_size, rig.lenses[number])
+            found = self._read(index, number, size, bent=rig.lenses[number] is not None)
+            picture = torch.zeros(3, *size, dtype=torch.uint8) if found is None else found
+            picture, _ = fit_picture(picture, rig.intrinsics[number], self.image_size, rig.lenses[number])
             images.append(picture)
-            intrinsics.append(fitted)
-            mask.append(path is not None)
+            intrinsics.append(fit_intrinsics(rig.intrinsics[number], size, self.image_size))
+            mask.append(found is not None)
         return Sample(
             image=torch.stack(images),
             intrinsics=torch.stack(intrinsics).float(),
@@ -128,6 +128,18 @@ class Frames(Dataset[Sample]):
             index=index,
             name=name,
         )
+
+    def _read(self, index: int, camera: int, size: tuple[int, int], *, bent: bool) -> Tensor | None:
+        """A picture, which a lens needs at its full size; none where it is missing, or masked since it cannot be read."""
+        path = self.picture(index, camera)
+        if path is None:
+            return None
+
+        def read() -> Tensor:
+            check_size(path, picture_size(path), size, self.calibration.path)
+            return read_picture(path, None if bent else self.image_size)
+
+        return read() if self._damaged is None else read_or_mask(read, self._damaged)
 
     def picture(self, index: int, camera: int) -> Path | None:
         """The file of a frame's camera, ``None`` where it is missing."""

@@ -1,7 +1,8 @@
 """Pictures and label pictures from files, refused with a sentence where a network or a calibration would be misled."""
 
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 MAX_MEGAPIXELS = 64
 """A larger picture is refused by its header; decoding it could fill the memory."""
+
+DAMAGED = ("refuse", "mask")
+"""What becomes of a picture that cannot be read while a data set is."""
 
 _ORIENTATION = 0x0112  # EXIF
 _MODES = {
@@ -66,6 +70,25 @@ def read_picture(path: Path, image_size: tuple[int, int] | None = None) -> UInt8
             "the stored pixels; store it upright (orientation 1)"
         )
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def read_or_mask(read: Callable[[], Tensor], damaged: str) -> Tensor | None:
+    """What ``read`` delivers, or ``None`` where it refuses a picture and that shall be masked, which is said.
+
+    Args:
+        read: delivers a picture.
+        damaged: out of :data:`DAMAGED`.
+
+    Raises:
+        InputError: as ``read``, when refusals end the run.
+    """
+    try:
+        return read()
+    except InputError as error:
+        if damaged == "refuse":
+            raise InputError(f"{error}; data.damaged=mask goes on without this camera") from None
+        print(f"{error}; its camera is masked", file=sys.stderr)
+        return None
 
 
 def read_codes(path: Path) -> UInt8[Tensor, "H W"]:

@@ -91,7 +91,7 @@ class PictureTruth:
                     "or take the frame out of the split"
                 )
             labels = read_codes(files[name])
-            check_size(files[name], labels, size, self._calibration.path)
+            check_size(files[name], (labels.shape[0], labels.shape[1]), size, self._calibration.path)
             self._codes.check(labels, files[name])
             lens = rig.lenses[number]
             canvas[number, : size[0], : size[1]] = labels if lens is None else straighten_codes(labels, lens)

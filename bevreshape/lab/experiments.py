@@ -157,7 +157,7 @@ def encoder_features(
 
 
 def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:
-    """Do a run of the task level, or go on with it, and diagnose its model.
+    """Do a run of the task level, or go on with it, and diagnose its model where that is wanted.
 
     Args:
         unit: which.
@@ -165,7 +165,8 @@ def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:
         lock: descriptor of the file that says whose run it is; the processes that do it hold it too.
 
     Returns:
-        Its ``curve`` of validation IoU, its ``metrics`` and its ``diagnosis``, empty where it has diverged.
+        Its ``curve`` of validation IoU, its ``metrics`` and its ``diagnosis``, empty where none is wanted or it has
+        diverged.
 
     Raises:
         InputError: when a command failed, or the folder holds a run of other arguments.
@@ -190,18 +191,22 @@ def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:
         curve = Run(folder, unit.name, {}, {}).curve("val/iou/mean") or [(0, 0.0)]
         return {"curve": [{"steps": step, "iou": value} for step, value in curve], "metrics": {}, "diagnosis": {}}
     run = task_run(folder)
-    found = folder / "diagnosis"
+    return {
+        "curve": [{"steps": step, "iou": value} for step, value in run.curve("val/iou/mean")],
+        "metrics": dict(run.metrics),
+        "diagnosis": _diagnosis(run, place, command) if unit.settings["diagnosed"] else {},
+    }
+
+
+def _diagnosis(run: Run, place: Place, command: "_Commands") -> dict[str, Any]:
+    found = run.folder / "diagnosis"
     if not (found / "diagnosis.json").exists():
         nothing = [f"errors.{key}=[]" for key in ("yaw_deg", "pitch_deg", "roll_deg", "height_m")]
         nothing += [f"rigs.{key}=[]" for key in ("yaw_deg", "pitch_deg", "roll_deg")]
         nothing += [f"corruptions.{key}=[]" for key in ("darkness", "noise", "blur", "occlusion")]
         given = [f"checkpoint={_quoted(run.checkpoint)}", f"trust={json.dumps(list(place.trust))}", "logger=none"]
         command("diagnose", *given, *nothing, f"device={place.device.type}", f"hydra.run.dir={_quoted(found)}")
-    return {
-        "curve": [{"steps": step, "iou": value} for step, value in run.curve("val/iou/mean")],
-        "metrics": dict(run.metrics),
-        "diagnosis": json.loads((found / "diagnosis.json").read_text(encoding="utf-8")),
-    }
+    return dict(json.loads((found / "diagnosis.json").read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True)

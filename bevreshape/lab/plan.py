@@ -201,7 +201,10 @@ def tensor_unit(
         features: random ``fields``, or those of the trained ``encoder`` of the reference.
         shown: X shows where the cameras look.
         permuted: tokens come in another, fixed order.
-        tuning: for the choice of the rate, of fields measured on other samples than the rest, at the end alone.
+        tuning: for the choice of the rate, of fields measured on other samples than the rest.
+
+    The error of runs that differ in jitter, in training samples or in the rate is compared at their end, and measured there
+    alone; the others leave a learning curve.
     """
     settings = {key: plan.tensor[key] for key in ("source", "grid", "steps", "batch", "evaluate_every")} | {
         "level": "tensor", "reshaper": plan.tensor["contenders"][role],
@@ -209,7 +212,7 @@ def tensor_unit(
         "jitter_deg": jitter_deg, "training_samples": training_samples, "features": features, "permuted": permuted,
         "tuning": tuning,
     }  # fmt: skip
-    if tuning:
+    if tuning or jitter_deg or training_samples is not None:
         settings["evaluate_every"] = plan.tensor["steps"]
     if features == "encoder":
         reference = task_unit(plan, "ipm", plan.seeds[0])
@@ -248,16 +251,16 @@ def tuned_unit(
 
 
 def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Unit:
-    """A run of the task level; of all scenes that the plan has where none are named."""
+    """A run of the task level, of all scenes that the plan has where none are named; claims are about what the rivals'
+    diagnosis says."""
     scenes = plan.task["scenes"][-1] if scenes is None else scenes
     jitter = {"yaw_deg": jitter_deg, "pitch_deg": jitter_deg / 2, "roll_deg": jitter_deg / 2}
     arguments = [
         *plan.task["arguments"], *plan.task["contenders"][role], f"data.scenes.train={scenes}", f"seed={seed}",
         *(f"data.jitter.{key}={value:g}" for key, value in jitter.items()),
     ]  # fmt: skip
-    return Unit(
-        f"task-{role}-jitter{jitter_deg:g}-scenes{scenes}-seed{seed}", {"level": "task", "arguments": arguments}
-    )
+    settings = {"level": "task", "arguments": arguments, "diagnosed": role in RIVALS}
+    return Unit(f"task-{role}-jitter{jitter_deg:g}-scenes{scenes}-seed{seed}", settings)
 
 
 def units(plan: Plan, records: Records) -> list[Unit]:

@@ -10,6 +10,7 @@ from commands import TINY
 from PIL import Image
 from torch.utils.data import default_collate
 
+from bevreshape.data.calibration import read_calibration
 from bevreshape.data.folder import FolderSource
 from bevreshape.data.frames import Frames, open_frames
 from bevreshape.data.truth import matching_cells
@@ -201,6 +202,38 @@ def test_a_missing_camera_is_masked_only_when_allowed(two: Builder) -> None:
     target, valid = expected(two, "a", {"left": True, "right": False}, shown)
     np.testing.assert_array_equal(batch["target"][0].numpy(), target)
     np.testing.assert_array_equal(batch["valid"][0].numpy(), valid)
+
+
+def test_a_damaged_picture_is_refused_or_masked(two: Builder, capsys: pytest.CaptureFixture) -> None:
+    path = two.root / "images/right/a.png"
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(InputError, match=r"a\.png: the picture is truncated or damaged.*data.damaged=mask"):
+        finished(two.source(), "test")
+    batch = finished(two.source(damaged="mask"), "test")
+    assert batch["camera_mask"].tolist() == [[True, False]]
+    assert f"{path}: the picture is truncated" in capsys.readouterr().err
+    shown = {camera: batch["intrinsics"][0, i].double().numpy() for i, camera in enumerate(two.cameras)}
+    target, valid = expected(two, "a", {"left": True, "right": False}, shown)
+    np.testing.assert_array_equal(batch["target"][0].numpy(), target)
+    np.testing.assert_array_equal(batch["valid"][0].numpy(), valid)
+    with pytest.raises(InputError, match=r"data.damaged=maks is unknown; did you mean .*mask"):
+        two.source(damaged="maks")
+
+
+def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
+    """Its colours and intrinsics are those of the full decode, brought to the network's size."""
+    rows, cols = np.mgrid[0:48, 0:64]
+    smooth = np.stack([rows * 5, cols * 3, 100 + rows + cols], axis=2).astype(np.uint8)
+    stored = Image.fromarray(smooth).resize((512, 384), Image.Resampling.BICUBIC)
+    (one.root / "images/a.png").unlink()
+    stored.save(one.root / "images/a.jpg", quality=95)
+    one.content["cameras"][0] |= {"image_size": [384, 512], "intrinsics": [[500, 0, 250], [0, 510, 180], [0, 0, 1]]}
+    one.calibrate()
+    frames = Frames(one.root / "images", read_calibration(one.root / "calibration.json"), (48, 64))
+    sample = frames[0]
+    np.testing.assert_allclose(sample["image"][0].permute(1, 2, 0).numpy(), smooth, atol=4)
+    scaled = [[62.5, 0, (250 + 0.5) / 8 - 0.5], [0, 63.75, (180 + 0.5) / 8 - 0.5], [0, 0, 1]]
+    np.testing.assert_allclose(sample["intrinsics"][0].numpy(), scaled, rtol=1e-6)
 
 
 def test_a_class_with_both_sources_is_switched_by_one_word(one: Builder) -> None:

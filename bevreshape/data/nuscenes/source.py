@@ -1,6 +1,5 @@
 """nuScenes as a source of batches, by the protocols that are published."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -18,7 +17,15 @@ from bevreshape.data.nuscenes.conditions import ConditionIoU, conditions_of
 from bevreshape.data.nuscenes.maps import LAYERS, rounded_cells
 from bevreshape.data.nuscenes.prepared import RASTERS, Content, Index, read_index, read_moment
 from bevreshape.data.nuscenes.tables import CAMERAS, BoxRecord, CameraRecord
-from bevreshape.data.pictures import fit_intrinsics, fit_picture, picture_size, read_picture, reduction
+from bevreshape.data.pictures import (
+    DAMAGED,
+    fit_intrinsics,
+    fit_picture,
+    picture_size,
+    read_or_mask,
+    read_picture,
+    reduction,
+)
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.geometry.polygons import corners, fill_rings
@@ -28,8 +35,6 @@ DRAWN = (*RASTERS, "lss")
 
 VISIBILITIES = ("all", "ignore", "erase")
 """What becomes of objects below the least visibility: they count, their cells count for nothing, they are not there."""
-
-DAMAGED = ("refuse", "mask")
 
 
 class ClassSpec(TypedDict):
@@ -250,21 +255,21 @@ class NuScenesSource:
         intrinsics = fit_intrinsics(
             torch.tensor(camera["intrinsics"], dtype=torch.float64), (kept, size[1]), self.image_size
         )
-        there = True
-        try:
-            factor = reduction(size, self.image_size)
+        factor = reduction(size, self.image_size)
+
+        def read() -> Tensor:
             picture = read_picture(path, self.image_size)
             if tuple(picture.shape[1:]) != (size[0] // factor, size[1] // factor):
-                found = picture_size(path)
+                height, width = picture_size(path)
                 raise InputError(
-                    f"{path}: it is {found[0]}×{found[1]} (height×width) but the tables say {size[0]}×{size[1]}, and so does its "
+                    f"{path}: it is {height}×{width} (height×width) but the tables say {size[0]}×{size[1]}, and so does its "
                     "calibration; unpack the release's pictures again"
                 )
-        except InputError as error:
-            if self.damaged == "refuse":
-                raise InputError(f"{error}; data.damaged=mask goes on without this camera") from None
-            print(f"{error}; its camera is masked", file=sys.stderr)
-            picture, there, factor = torch.zeros(3, *size, dtype=torch.uint8), False, 1
+            return picture
+
+        found = read_or_mask(read, self.damaged)
+        there = found is not None
+        picture = torch.zeros(3, size[0] // factor, size[1] // factor, dtype=torch.uint8) if found is None else found
         picture, _ = fit_picture(picture[:, : kept // factor], torch.eye(3), self.image_size)
         return picture, intrinsics, there
 
