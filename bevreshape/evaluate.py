@@ -150,9 +150,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         for title, values in task.tables:
             console.print(own_table(values, title))
         if "test/masked_cameras" in metrics:
-            console.print(
-                f"{metrics['test/masked_cameras']:.0f} pictures were missing or could not be read, and are masked"
-            )
+            console.print(f"pictures masked, missing or not to be read: {metrics['test/masked_cameras']:.0f}")
         console.print(
             f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else "")
         )

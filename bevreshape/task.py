@@ -140,7 +140,8 @@ class BEVTask(LightningModule):
         metric.reset()
 
     def _masked(self, stage: str) -> dict[str, Tensor]:
-        """How many pictures were missing or could not be read, if any: in training so far, else of the split."""
+        """How many pictures were missing or could not be read, if any: in training since it was started or resumed, else of the
+        split."""
         metric = self._masked_metric(stage)
         count = metric.compute()
         if stage != "train":

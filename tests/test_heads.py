@@ -61,3 +61,6 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         PyramidHead(4, 2, widths=[8, 6], upsample=8)
     with pytest.raises(InputError, match=r"head.widths\[1\]=0"):
         PyramidHead(4, 2, widths=[8, 0], upsample=4)
+    for widths in ([], [8, 1]):
+        with pytest.raises(InputError, match=r"head.widths=.* must be one or more of at least 2"):
+            PyramidHead(4, 2, widths=widths, upsample=2 ** len(widths))

@@ -30,8 +30,8 @@ from torch import Tensor
 from bevreshape.data.boxes import Boxes, read_boxes
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.folder import read_split
-from bevreshape.data.frames import Frames
-from bevreshape.data.pictures import read_picture, straighten
+from bevreshape.data.frames import Frames, check_size
+from bevreshape.data.pictures import picture_size, read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import (
@@ -304,6 +304,7 @@ def read_straight(frames: Frames, index: int, camera: int) -> Tensor:
     rig, path = frames.calibration.of(frames.names[index]), frames.picture(index, camera)
     if path is None:
         return torch.zeros(3, *rig.sizes[camera])
+    check_size(path, picture_size(path), rig.sizes[camera], frames.calibration.path)
     picture, lens = read_picture(path), rig.lenses[camera]
     return (picture if lens is None else straighten(picture, lens)).float() / 255
 
@@ -438,14 +439,8 @@ def check(root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None)
         console.print(escape(line))
     splits, faults = check_splits(root, frames)
     console.print(splits)
-    if out is not None:
-        if frame is not None and frame not in frames.names:
-            raise InputError(f"{root}: there is no frame {frame!r}; {suggest(frame, frames.names)}")
-        index = frames.names.index(frame) if frame else 0
-        drawn = None if boxes is None else boxes_of(frames, index, boxes)
-        fitting = truth if grid == calibration.bev_grid else None
-        overlay(frames, index, grid, pictures, fitting, drawn).savefig(out, dpi=90)
-        console.print(f"wrote {out}: are the lines on the road, straight and parallel from above?")
+    if frame is not None and frame not in frames.names:
+        raise InputError(f"{root}: there is no frame {frame!r}; {suggest(frame, frames.names)}")
     labels, found, bad_files = check_frames(frames, pictures, truth, boxes)
     if labels.row_count:
         console.print(labels)
@@ -453,6 +448,12 @@ def check(root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None)
         console.print(describe_boxes(found, grid))
     for sentence in doubts(frames, grid, found):
         console.print(f"[yellow]doubt:[/] {escape(sentence)}")
+    if out is not None:
+        index = frames.names.index(frame) if frame else 0
+        drawn = None if boxes is None else boxes_of(frames, index, boxes)
+        fitting = truth if grid == calibration.bev_grid else None
+        overlay(frames, index, grid, pictures, fitting, drawn).savefig(out, dpi=90)
+        console.print(f"wrote {out}: are the lines on the road, straight and parallel from above?")
     return faults + bad_files
 
 

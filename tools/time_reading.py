@@ -39,7 +39,7 @@ def by_pillow(path: Path, size: Size) -> NDArray[np.uint8]:
 
 
 def whole(path: Path, size: Size) -> NDArray[np.uint8]:
-    """This package's way at full size, as labels need it."""
+    """This package's way at full size, as a lens needs it."""
     return fit_picture(read_picture(path), torch.eye(3), size)[0].numpy()
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.frames import Frames
-from bevreshape.data.pictures import DAMAGED
+from bevreshape.data.pictures import check_damaged
 from bevreshape.data.truth import BoxTruth, MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
@@ -150,7 +150,7 @@ class FolderSource:
             truth from above before boxes, and boxes before labels of the same name.
         splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
         allow_missing: see :class:`Frames`.
-        damaged: likewise, ``refuse`` or ``mask``; labels that cannot be read are always refused.
+        damaged: likewise, one of :data:`~bevreshape.data.pictures.DAMAGED`; labels that cannot be read are always refused.
 
     Raises:
         InputError: when folder, calibration, classes and grid do not fit together.
@@ -167,8 +167,6 @@ class FolderSource:
         allow_missing: bool = False,
         damaged: str = "refuse",
     ) -> None:
-        if damaged not in DAMAGED:
-            raise InputError(f"data.damaged={damaged} is unknown; {suggest(str(damaged), DAMAGED)}")
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(
@@ -189,7 +187,7 @@ class FolderSource:
         self._boxes = BoxTruth(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
         self._splits = dict(splits)
         self._allow_missing = allow_missing
-        self._damaged = damaged
+        self._damaged = check_damaged(damaged)
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read a frame of every split, so that what is wrong with all of them is told before the training starts."""

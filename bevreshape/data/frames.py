@@ -71,8 +71,8 @@ class Frames(Dataset[Sample]):
         image_size: (H, W) that the network wants.
         names: the frames and their order; all of them, sorted, when left out.
         allow_missing: whether a frame may lack pictures of some cameras; they are black and masked. Otherwise refused.
-        damaged: whether a picture that cannot be read is refused (``refuse``), or is named, black, and masked (``mask``);
-            left out, refused without a word of ``data.damaged``.
+        damaged: whether a picture that cannot be read is refused (``refuse``), or is named, black, and masked (``mask``), see
+            :func:`~bevreshape.data.pictures.read_or_mask`.
 
     Raises:
         InputError: when there is no picture, a frame is unknown, or a camera's picture is missing.
@@ -139,7 +139,7 @@ class Frames(Dataset[Sample]):
             check_size(path, picture_size(path), size, self.calibration.path)
             return read_picture(path, None if bent else self.image_size)
 
-        return read() if self._damaged is None else read_or_mask(read, self._damaged)
+        return read_or_mask(read, self._damaged)
 
     def picture(self, index: int, camera: int) -> Path | None:
         """The file of a frame's camera, ``None`` where it is missing."""

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from bevreshape.data.batch import SPLITS, Sample
 from bevreshape.data.folder import split_names
-from bevreshape.data.pictures import fit_picture, picture_size, read_picture
+from bevreshape.data.pictures import fit_picture, picture_size, read_or_mask, read_picture
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import check_calibration
 
@@ -116,6 +116,7 @@ class KITTIFrames(Dataset[Sample]):
         names: of the frames.
         image_size: (H, W) that the network wants.
         ego_from_rectified: makes the ego frame out of a frame's matrices.
+        damaged: see :class:`~bevreshape.data.frames.Frames`; the header of a masked picture still has to tell its size.
     """
 
     def __init__(
@@ -124,11 +125,14 @@ class KITTIFrames(Dataset[Sample]):
         names: Sequence[str],
         image_size: tuple[int, int],
         ego_from_rectified: Callable[[Matrices], Tensor],
+        *,
+        damaged: str | None = None,
     ) -> None:
         self.training = training
         self.names = tuple(names)
         self.image_size = image_size
         self._ego_from_rectified = ego_from_rectified
+        self._damaged = damaged
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,12 +140,14 @@ class KITTIFrames(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         intrinsics, ego_from_cam = self.camera(name)
-        picture, fitted = fit_picture(read_picture(self.picture(name)), intrinsics, self.image_size)
+        found = read_or_mask(lambda: read_picture(self.picture(name)), self._damaged)
+        picture = torch.zeros(3, *self.size(name), dtype=torch.uint8) if found is None else found
+        picture, fitted = fit_picture(picture, intrinsics, self.image_size)
         return Sample(
             image=picture[None],
             intrinsics=fitted[None].float(),
             ego_from_cam=ego_from_cam[None].float(),
-            camera_mask=torch.ones(1, dtype=torch.bool),
+            camera_mask=torch.tensor([found is not None]),
             index=index,
             name=name,
         )

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from bevreshape.data.batch import SPLITS, Batch, Sample
 from bevreshape.data.kitti import KITTIFrames, KITTISplits, ego_from_velodyne_ground
+from bevreshape.data.pictures import check_damaged
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.footprints import footprints
@@ -156,7 +157,12 @@ class LabelledObjects(Dataset[Sample]):
             for kinds in self._classes.values()
         ]
         sample["target"] = torch.stack([plane.any(0) for plane in planes])
-        shown = Cameras(sample["intrinsics"][None], sample["ego_from_cam"][None], self.frames.image_size)
+        shown = Cameras(
+            sample["intrinsics"][None],
+            sample["ego_from_cam"][None],
+            self.frames.image_size,
+            sample["camera_mask"][None],
+        )
         looks = ground_pixels(shown, self._grid)[1][0, 0]  # R C
         intrinsics, ego_from_cam = self.frames.camera(name)
         stored = Cameras(intrinsics[None, None], ego_from_cam[None, None], self.frames.size(name))
@@ -185,6 +191,7 @@ class KITTIObjectSource:
         splits: see :class:`~bevreshape.data.kitti.KITTISplits`; by the rule, even numbers train, 1 modulo 4 validate, and
             3 modulo 4 test. The benchmark shuffled its frames, so each drive is in all of them; lists that keep drives apart
             (such as the 3712 and 3769 frames that papers use) are given as files.
+        damaged: see :class:`~bevreshape.data.kitti.KITTIFrames`.
 
     Raises:
         InputError: when the folder is not the benchmark's, or a class names no type.
@@ -200,6 +207,7 @@ class KITTIObjectSource:
         image_size: Sequence[int],
         classes: Mapping[str, Sequence[str]],
         splits: Mapping[str, Sequence[str] | str | None] | None = None,
+        damaged: str = "refuse",
     ) -> None:
         self.root = Path(root)
         self.grid = grid
@@ -216,6 +224,7 @@ class KITTIObjectSource:
                     )
         self.classes = tuple(classes)
         self._kinds = dict(classes)
+        self._damaged = check_damaged(damaged)
         self._splits = KITTISplits(
             self.root,
             pattern=r"\d{6}",
@@ -236,7 +245,13 @@ class KITTIObjectSource:
 
     def split(self, name: str) -> LabelledObjects:
         """The frames of ``train``, ``val`` or ``test``."""
-        frames = KITTIFrames(self.root / "training", self._splits.of(name), self.image_size, ego_from_velodyne_ground)
+        frames = KITTIFrames(
+            self.root / "training",
+            self._splits.of(name),
+            self.image_size,
+            ego_from_velodyne_ground,
+            damaged=self._damaged,
+        )
         return LabelledObjects(frames, self.grid, self._kinds)
 
     def finish(self, batch: Batch) -> Batch:

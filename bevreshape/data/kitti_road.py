@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.kitti import KITTIFrames, KITTISplits, ego_from_road_plane
-from bevreshape.data.pictures import read_picture
+from bevreshape.data.pictures import check_damaged, read_picture
 from bevreshape.data.road_metric import CATEGORIES, RoadMetric, covers_benchmark
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
@@ -86,9 +86,11 @@ def mask_paths(training: Path, name: str) -> dict[str, Path]:
 
 
 def lay_masks(batch: Batch, grid: BEVGrid) -> tuple[Bool[Tensor, "b 2 R C"], Bool[Tensor, "b 2 R C"]]:
-    """Target and where it is known of road and ego lane on any cells, from ``labels`` and ``label_intrinsics``."""
+    """Target and where it is known, nowhere for a masked picture, of road and ego lane on any cells, from ``labels`` and
+    ``label_intrinsics``."""
     labels = batch["labels"]
-    cameras = Cameras(batch["label_intrinsics"], batch["ego_from_cam"], (labels.shape[-2], labels.shape[-1]))
+    size = (labels.shape[-2], labels.shape[-1])
+    cameras = Cameras(batch["label_intrinsics"], batch["ego_from_cam"], size, batch["camera_mask"])
     bits = [[value for value in range(16) if value >> bit & 1] for bit in range(4)]
     planes, _ = labels_to_bev(labels, cameras, grid, bits, unknown=())
     target, known = planes.split(2, dim=1)
@@ -137,6 +139,7 @@ class KITTIRoadSource:
         classes: for every target class, the mask it is made from: ``road`` or ``lane``.
         splits: see :class:`~bevreshape.data.kitti.KITTISplits`; by the rule, numbers below 60 train, below 80 validate,
             and the others test.
+        damaged: see :class:`~bevreshape.data.kitti.KITTIFrames`.
 
     Raises:
         InputError: when the folder is not the benchmark's, or a class is made from no mask.
@@ -152,6 +155,7 @@ class KITTIRoadSource:
         image_size: Sequence[int],
         classes: Mapping[str, str],
         splits: Mapping[str, Sequence[str] | str | None] | None = None,
+        damaged: str = "refuse",
     ) -> None:
         self.root = Path(root)
         self.grid = grid
@@ -163,6 +167,7 @@ class KITTIRoadSource:
                 raise InputError(f"data.classes.{name}={mask} is no mask of the benchmark; {suggest(str(mask), MASKS)}")
         self.classes = tuple(classes)
         self._masks = dict(classes)
+        self._damaged = check_damaged(damaged)
         self._splits = KITTISplits(
             self.root,
             pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",
@@ -182,7 +187,9 @@ class KITTIRoadSource:
 
     def split(self, name: str) -> LabelledRoads:
         """The frames of ``train``, ``val`` or ``test``."""
-        frames = KITTIFrames(self.root / "training", self._splits.of(name), self.image_size, ego_from_road_plane)
+        frames = KITTIFrames(
+            self.root / "training", self._splits.of(name), self.image_size, ego_from_road_plane, damaged=self._damaged
+        )
         return LabelledRoads(frames)
 
     def finish(self, batch: Batch) -> Batch:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import Lens, pinhole_intrinsics
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.ipm import sample
@@ -28,6 +28,11 @@ MAX_MEGAPIXELS = 64
 
 DAMAGED = ("refuse", "mask")
 """What becomes of a picture that cannot be read while a data set is."""
+
+
+class DamagedPicture(InputError):
+    """A picture's file is missing, or is no whole JPEG or PNG; what is wrong with one that can be read is no such damage."""
+
 
 _ORIENTATION = 0x0112  # EXIF
 _MODES = {
@@ -72,23 +77,32 @@ def read_picture(path: Path, image_size: tuple[int, int] | None = None) -> UInt8
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def read_or_mask(read: Callable[[], Tensor], damaged: str) -> Tensor | None:
-    """What ``read`` delivers, or ``None`` where it refuses a picture and that shall be masked, which is said.
+def read_or_mask(read: Callable[[], Tensor], damaged: str | None) -> Tensor | None:
+    """What ``read`` delivers, or ``None`` where the picture is damaged and shall be masked, which is said.
 
     Args:
         read: delivers a picture.
-        damaged: out of :data:`DAMAGED`.
+        damaged: out of :data:`DAMAGED`; ``None`` refuses without a word of this choice.
 
     Raises:
-        InputError: as ``read``, when refusals end the run.
+        InputError: as ``read``.
     """
     try:
         return read()
-    except InputError as error:
+    except DamagedPicture as error:
+        if damaged == "mask":
+            print(f"{error}; its camera is masked", file=sys.stderr)
+            return None
         if damaged == "refuse":
-            raise InputError(f"{error}; data.damaged=mask goes on without this camera") from None
-        print(f"{error}; its camera is masked", file=sys.stderr)
-        return None
+            raise DamagedPicture(f"{error}; data.damaged=mask goes on without this camera") from None
+        raise
+
+
+def check_damaged(damaged: str) -> str:
+    """``data.damaged``, refused when it is none of :data:`DAMAGED`."""
+    if damaged not in DAMAGED:
+        raise InputError(f"data.damaged={damaged} is unknown; {suggest(str(damaged), DAMAGED)}")
+    return damaged
 
 
 def read_codes(path: Path) -> UInt8[Tensor, "H W"]:
@@ -209,25 +223,25 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         file = path.open("rb")
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
+        raise DamagedPicture(f"{path}: there is no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: the file cannot be read ({error.strerror})") from None
+        raise DamagedPicture(f"{path}: the file cannot be read ({error.strerror})") from None
     with file:
         header = file.read(25)
         if not header:
-            raise InputError(f"{path}: the file is empty; copy it again")
+            raise DamagedPicture(f"{path}: the file is empty; copy it again")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 picture = Image.open(file, formats=("JPEG", "PNG"))
         except UnidentifiedImageError:
-            raise InputError(
+            raise DamagedPicture(
                 f"{path}: this is not a JPEG or PNG picture, or its header is damaged; convert it"
             ) from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise InputError(f"{path}: the picture has {too_large}") from None
         except (OSError, SyntaxError) as error:
-            raise InputError(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
+            raise DamagedPicture(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
         if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
             raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
         if picture.format == "PNG" and header[24] == 16:  # bits a channel; Pillow would cut the low byte without a word
@@ -243,5 +257,5 @@ def _decode(path: Path, image_size: tuple[int, int] | None = None) -> Image.Imag
                 picture.draft(None, (picture.width // factor, picture.height // factor))
             picture.load()
         except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
+            raise DamagedPicture(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
         return picture

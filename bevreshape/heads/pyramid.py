@@ -25,7 +25,7 @@ class PyramidHead(Head):
         instances: see :class:`~bevreshape.heads.base.Head`.
 
     Raises:
-        InputError: when a size is below 1, or upsample does not agree with the number of steps.
+        InputError: when a size is below 1, a width below 2, or upsample does not agree with the number of steps.
     """
 
     def __init__(
@@ -40,6 +40,10 @@ class PyramidHead(Head):
     ) -> None:
         steps = {f"widths[{number}]": width for number, width in enumerate(widths)}
         super().__init__(classes, instances, final_channels=final_channels, **steps)
+        if not widths or min(widths) < 2:
+            raise InputError(
+                f"head.widths={list(widths)} must be one or more of at least 2: a step is half as wide inside"
+            )
         if upsample != 2 ** len(widths):
             raise InputError(
                 f"head.upsample={upsample} but head.widths={list(widths)} double the grid {len(widths)} times; set "

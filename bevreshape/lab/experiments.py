@@ -35,7 +35,8 @@ INSTRUMENTS = 0x494E5354
 """Word of the random key of what trained reshapers are examined with."""
 
 HELD_OUT_BATCHES = 8
-"""Of samples that errors are measured on, other ones for every seed, so that intervals over the seeds include their draw."""
+"""Of random samples that errors are measured on, other ones for every seed, so that intervals over the seeds include their
+draw; an encoder's features are those of a part of the test pictures for each."""
 
 EXAMINED = 6
 """Samples that a trained reshaper is examined with, and cells along a side."""
@@ -70,8 +71,9 @@ def tensor_result(plan: Plan, settings: Mapping[str, Any], place: Place) -> dict
     source, grid = plan.source, plan.grid
     features = cameras = None
     if settings["features"] == "encoder":
+        given = settings["encoder"]
         features, cameras, source = encoder_features(
-            plan, place, settings["encoder"]["run"], settings["encoder"]["samples"]
+            plan, place, given["run"], given["samples"], split=given["split"], part=given["part"]
         )
     moved = seeded(settings["seed"], INSTRUMENTS)
 
@@ -106,7 +108,7 @@ def tensor_result(plan: Plan, settings: Mapping[str, Any], place: Place) -> dict
 
 
 def encoder_features(
-    plan: Plan, place: Place, run: str, samples: int
+    plan: Plan, place: Place, run: str, samples: int, *, split: str, part: Sequence[int]
 ) -> tuple[tuple[Tensor, Tensor], Cameras, FeatureShape]:
     """Features of a trained encoder, of pictures of its world, standardised channel by channel by those to train on.
 
@@ -115,6 +117,8 @@ def encoder_features(
         place: where the run is.
         run: of the task level, whose best encoder is taken.
         samples: at most, to train on and to measure with.
+        split: ``val`` or ``test``, whose pictures are measured with.
+        part: ``(i, k)``: of these the i-th and every k-th after it.
 
     Returns:
         Features to train on and to measure with, (samples, n, c, h, w) each; their cameras, b = 1; their shape.
@@ -136,11 +140,11 @@ def encoder_features(
         offset_px=own.offset_px + own.stride * (factor - 1) / 2,
     )  # fmt: skip
     data = build_data({"data": {**config["data"], "loader_workers": 0}, "seed": 0})
-    data.source.prepare(("train", "val"))
+    data.source.prepare(("train", split))
     model.to(place.device)
     parts: list[Tensor] = []
-    for split in ("train", "val"):
-        data.tested_split, found = split, []
+    for read in ("train", split):
+        data.tested_split, found = read, []
         for batch in data.test_dataloader():
             batch = data.on_after_batch_transfer(batch, 0)  # floats in 0..1
             with torch.no_grad():
@@ -152,8 +156,8 @@ def encoder_features(
     cameras = cameras_of(batch)
     rig = Cameras(cameras.intrinsics[:1], cameras.ego_from_cam[:1], cameras.image_size)
     mean, spread = (of((0, 1, 3, 4), keepdim=True) for of in (parts[0].mean, parts[0].std))
-    train, val = ((part - mean) / spread for part in parts)
-    return (train, val), rig, source
+    train, measured = ((features - mean) / spread for features in parts)
+    return (train, measured[part[0] :: part[1]]), rig, source
 
 
 def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:

@@ -203,8 +203,7 @@ def tensor_unit(
         permuted: tokens come in another, fixed order.
         tuning: for the choice of the rate, of fields measured on other samples than the rest.
 
-    The error of runs that differ in jitter, in training samples or in the rate is compared at their end, and measured there
-    alone; the others leave a learning curve.
+    Learning curves are compared of the rivals and the told with a fixed camera; all other runs are measured at their end alone.
     """
     settings = {key: plan.tensor[key] for key in ("source", "grid", "steps", "batch", "evaluate_every")} | {
         "level": "tensor", "reshaper": plan.tensor["contenders"][role],
@@ -212,12 +211,14 @@ def tensor_unit(
         "jitter_deg": jitter_deg, "training_samples": training_samples, "features": features, "permuted": permuted,
         "tuning": tuning,
     }  # fmt: skip
-    if tuning or jitter_deg or training_samples is not None:
+    if tuning or jitter_deg or training_samples is not None or permuted or role in PLAYED:
         settings["evaluate_every"] = plan.tensor["steps"]
     if features == "encoder":
         reference = task_unit(plan, "ipm", plan.seeds[0])
         settings["encoder"] = {
             "run": reference.name, "arguments": reference.settings["arguments"], "samples": plan.tensor["encoder_samples"],
+            "split": "val" if tuning else "test",
+            "part": [0, 1] if tuning else [plan.seeds.index(seed), len(plan.seeds)],  # the seeds share the test split
         }  # fmt: skip
     name = f"{role}-{features}-jitter{jitter_deg:g}-samples_{training_samples or 'all'}-rate{rate:g}-seed{seed}"
     marks = "-shown" * shown + "-permuted" * permuted + "-tuning" * tuning
@@ -251,15 +252,16 @@ def tuned_unit(
 
 
 def task_unit(plan: Plan, role: str, seed: int, jitter_deg: float | int = 0, scenes: int | None = None) -> Unit:
-    """A run of the task level, of all scenes that the plan has where none are named; claims are about what the rivals'
-    diagnosis says."""
+    """A run of the task level, of all scenes that the plan has where none are named; claims are about the diagnosis of
+    the rivals with all scenes and a fixed camera."""
     scenes = plan.task["scenes"][-1] if scenes is None else scenes
     jitter = {"yaw_deg": jitter_deg, "pitch_deg": jitter_deg / 2, "roll_deg": jitter_deg / 2}
     arguments = [
         *plan.task["arguments"], *plan.task["contenders"][role], f"data.scenes.train={scenes}", f"seed={seed}",
         *(f"data.jitter.{key}={value:g}" for key, value in jitter.items()),
     ]  # fmt: skip
-    settings = {"level": "task", "arguments": arguments, "diagnosed": role in RIVALS}
+    judged = role in RIVALS and not jitter_deg and scenes == plan.task["scenes"][-1]
+    settings = {"level": "task", "arguments": arguments, "diagnosed": judged}
     return Unit(f"task-{role}-jitter{jitter_deg:g}-scenes{scenes}-seed{seed}", settings)
 
 

@@ -62,8 +62,8 @@ class Study:
         if made != wanted:
             key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
             raise InputError(
-                f"{path} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; set name= to begin another "
-                "study, or delete it"
+                f"{path} was made with {key}={made.get(key)} by another plan or version, but the plan says {wanted.get(key)} by this "
+                "one; begin another study with name=, or delete it"
             )
         return result
 

@@ -1,5 +1,6 @@
 """KITTI's object boxes from above, against the development kit's corners and projection in plain numpy."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,37 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     )
     assert ended.code == 0, ended.err
     assert {"test/iou/vehicle", "test/iou/cyclist"} <= {*json.loads((tmp_path / "ev/metrics.json").read_text())}
+
+
+def test_a_damaged_picture_is_masked_and_counted(command, tmp_path: Path) -> None:
+    root = object_folder(tmp_path / "kitti", LABELS)
+    path = root / "training/image_2/000001.png"
+    path.write_bytes(path.read_bytes()[:900])
+    names = sorted(LABELS)
+    intact, spoilt = (source(root, damaged="mask").split("test")[names.index(name)] for name in ("000000", "000001"))
+    assert (intact["camera_mask"].tolist(), spoilt["camera_mask"].tolist()) == ([True], [False])
+    assert intact["valid"].any()
+    assert not spoilt["valid"].any()
+    with pytest.raises(InputError, match=r"000001\.png: the picture is truncated.*data.damaged=mask goes on without"):
+        source(root).split("test")[1]
+    given = [
+        *(a for a in TINY if not a.startswith("data.")), "data=kitti_object", f"data.root={root}", "data.image_size=[38,124]",
+        "data.grid.cell_m=1", f"data.splits={{train: {names}, val: {names}, test: {names}}}", "data.batch_size=2",
+        "data.loader_workers=0", "reshaper=ipm",
+    ]  # fmt: skip
+    ended = command("train", *given, "hydra.run.dir=refused")
+    assert ended.code == 1
+    assert "data.damaged=mask goes on without this camera" in ended.err
+    ended = command("train", *given, "hydra.run.dir=run", "data.damaged=mask")
+    assert ended.code == 0, ended.err
+    assert f"{path}: the picture is truncated" in ended.err
+    with (tmp_path / "run/history.csv").open(newline="") as file:
+        (*_, last) = csv.DictReader(file)
+    assert float(last["val/masked_cameras"]) == 1
+    assert float(last["train/masked_cameras"]) == 4  # 8 steps of 2 are 4 epochs of 4 frames
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["test/masked_cameras"] == 1
+    ended = command("evaluate", "checkpoint=run/checkpoints/best.ckpt", "hydra.run.dir=ev", "trainer.accelerator=cpu")
+    assert "pictures masked, missing or not to be read: 1" in ended.out
 
 
 @pytest.mark.parametrize(

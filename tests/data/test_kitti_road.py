@@ -332,6 +332,23 @@ def spoil(root: Path, change: str) -> None:
         write_calibration(root, "um_000000", {"P2": np.eye(3, 4), "R0_rect": np.eye(3)})
 
 
+def test_a_frame_whose_picture_is_masked_counts_for_nothing(tmp_path: Path) -> None:
+    root = road_folder(tmp_path, NAMES[:2])
+    spoil(root, "truncated picture")
+    given: dict[str, Any] = {"splits": {"test": [*NAMES[:2]]}, "damaged": "mask"}
+    batch = finished(source(root, **given))
+    assert batch["camera_mask"].tolist() == [[False], [True]]
+    assert batch["valid"].flatten(1).any(1).tolist() == [False, True]
+    (metric,) = source(root, grid=BENCHMARK_GRID, **given).metrics(("road",))
+    chance = torch.rand(2, 1, *BENCHMARK_GRID.shape, generator=torch.Generator().manual_seed(0))
+    metric.update(chance, chance > 2, chance > 2, batch)
+    of_both = metric.compute()
+    metric.reset()
+    metric.update(chance[1:], chance[1:] > 2, chance[1:] > 2, {key: value[1:] for key, value in batch.items()})
+    assert str(metric.compute()) == str(of_both)  # NaN is not itself, and there are no other categories
+    assert torch.isnan(of_both["kitti/road/um/max_f"])
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -1,6 +1,7 @@
 """How the runs of a study are done and examined."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,9 +71,14 @@ def test_an_encoders_features_are_those_of_pictures_as_the_model_gets_them(train
     given["tensor"]["source"] |= {"height": 2, "width": 4}
     given["tensor"]["grid"] = {"forward_m": [2, 6], "left_m": [-4, 4], "cell_m": 2.0}
     shutil.copytree(trained, tmp_path / "runs" / "reference")
-    (train, val), rig, source = encoder_features(Plan(**given), Place(tmp_path, CPU), "reference", 5)
+    read = partial(encoder_features, Plan(**given), Place(tmp_path, CPU), "reference", 5)
+    (train, val), rig, source = read(split="val", part=[0, 1])
     assert train.shape == (5, 1, 8, 2, 4)
     assert val.shape == (5, 1, 8, 2, 4)
+    whole, *parts = (read(split="test", part=part)[0][1] for part in ([0, 1], [0, 2], [1, 2]))
+    assert not torch.equal(whole, val)
+    assert torch.equal(parts[0], whole[[0, 2, 4]])
+    assert torch.equal(parts[1], whole[[1, 3]])
     assert (source.stride, rig.batch_shape) == (16, (1, 1))
     model, _, config = load_model(str(trained / "checkpoints" / "best.ckpt"))
     data = build_data({"data": {**config["data"], "loader_workers": 0}, "seed": 0})

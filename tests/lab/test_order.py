@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bevreshape.data.batch import cameras_of
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab.order import (
@@ -427,7 +428,7 @@ def iou_oracle(model: BEVModel, given: list[dict], permutation: Tensor | None) -
     both = either = 0
     for batch in given:
         images = batch["image"] if permutation is None else permute_tokens(batch["image"], permutation)
-        predicted = model(images, rig(1)).detach() >= 0
+        predicted = model(images, cameras_of(batch)).detach() >= 0
         both += (predicted & batch["target"] & batch["valid"]).sum().item()
         either += ((predicted | batch["target"]) & batch["valid"]).sum().item()
     return both / either
@@ -450,6 +451,21 @@ def test_iou_when_permuted_is_that_of_permuted_features() -> None:
     assert found["intact"]["iou/road"] == pytest.approx(intact)
     assert found["permuted"]["iou/mean"] == pytest.approx(permuted)
     assert metric.counts.sum() == 0
+
+
+def test_unrelated_pictures_of_single_samples_are_those_before() -> None:
+    torch.manual_seed(0)
+    model = whole_model(MLP(FeatureShape(3, 3, 4), (3, 4), activation="none"), [])
+    metric, permutation = BEVIoU(["road"], GRID), shuffled(12)
+    first, second, *_ = batches()
+    single = {key: value[:1] for key, value in second.items()}
+    found = iou_when_permuted(model, [first, single], metric, permutation)["unrelated"]["iou/road"]
+    model.eval()
+    images = torch.cat([first["image"][-1:], first["image"][:-1]]), first["image"][-1:]
+    other = [batch | {"image": image} for batch, image in zip([first, single], images, strict=True)]
+    assert found == pytest.approx(iou_oracle(model, other, None))
+    with pytest.raises(InputError, match="the first batch has one sample"):
+        iou_when_permuted(model, [single], metric, permutation)
 
 
 def test_iou_when_permuted_with_encodings_moving_along() -> None:

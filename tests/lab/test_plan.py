@@ -56,6 +56,34 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
     assert counts == [2 * 2 * 2, 2 * 2 * 2 + 2 * 2]  # rivals × rates × seeds are tried, then rivals × seeds measured
 
 
+def test_only_what_is_compared_is_measured(plan: Plan) -> None:
+    """Curves are those of a fixed camera and new samples; all other errors are compared at their end."""
+    whole, end = plan.tensor["evaluate_every"], plan.tensor["steps"]
+    given = [
+        {},
+        {"features": "encoder"},
+        {"jitter_deg": 4},
+        {"training_samples": 2},
+        {"permuted": True},
+        {"tuning": True},
+    ]
+    every = [tensor_unit(plan, "mlp", 1e-2, 0, **settings).settings["evaluate_every"] for settings in given]
+    assert every == [whole, whole, end, end, end, end]
+    assert tensor_unit(plan, "mlp_hidden", 1e-2, 0).settings["evaluate_every"] == end
+    last = plan.task["scenes"][-1]
+    tasks = [("mlp", 0, last), ("attention", 0, last), ("ipm", 0, last), ("mlp", 4, last), ("mlp", 0, last // 2)]
+    diagnosed = [task_unit(plan, role, 0, jitter, scenes).settings["diagnosed"] for role, jitter, scenes in tasks]
+    assert diagnosed == [True, True, False, False, False]
+
+
+def test_an_encoders_rates_are_chosen_on_other_pictures_than_they_are_judged_on(plan: Plan) -> None:
+    """And every seed has pictures of its own."""
+    tuned = tuning_unit(plan, "mlp", 1e-2, 0, "encoder").settings["encoder"]
+    judged = [tensor_unit(plan, "mlp", 1e-2, seed, features="encoder").settings["encoder"] for seed in plan.seeds]
+    assert (tuned["split"], tuned["part"]) == ("val", [0, 1])
+    assert [(of["split"], of["part"]) for of in judged] == [("test", [0, 2]), ("test", [1, 2])]
+
+
 def test_a_rate_that_diverges_is_not_chosen(plan: Plan) -> None:
     found = tried(plan, lambda rate, moving: None if rate == 1e-2 else 0.9)
     assert best_rates(plan, found) == dict.fromkeys(TUNED, 1e-3)

@@ -55,7 +55,10 @@ def test_a_record_of_other_settings_is_refused(study: Study, plan: Plan) -> None
     done(study, tuning_unit(plan, "mlp", 1e-2, 1, "fixed"))
     changed = plain()
     changed["tensor"]["steps"] = 5
-    with pytest.raises(InputError, match=r"was made with steps=3 but the plan says 5; set name="):
+    with pytest.raises(
+        InputError,
+        match=r"was made with steps=3 by another plan or version, but the plan says 5 by this one; begin another study with name=",
+    ):
         Study(Plan(**changed), study.place).records()
     (path,) = (study.place.folder / "records").glob("*.json")
     path.write_text(path.read_text()[:40])

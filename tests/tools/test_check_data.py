@@ -96,6 +96,17 @@ def test_faults_are_named_and_counted(check_data, folder: Path, monkeypatch, cap
     assert "3 faults" in said.err
 
 
+def test_a_picture_that_cannot_be_drawn_hides_no_other_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
+    Image.fromarray(np.zeros((SIZE[0] * 2, SIZE[1] * 2, 3), np.uint8)).save(folder / "images/a.png")
+    Image.fromarray(np.full(SIZE, 9, np.uint8)).save(folder / "labels/b.png")
+    assert run(check_data, monkeypatch, folder, "--out", str(folder / "overlay.png")) == 1
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "the label holds 9" in said
+    assert said.count("a.png: it is") == 2  # when it is checked, and when it is to be drawn
+    assert "calibration.json is for" in said
+    assert not (folder / "overlay.png").exists()
+
+
 def test_a_sentence_where_nothing_can_be_checked(check_data, folder: Path, monkeypatch, capsys) -> None:
     assert run(check_data, monkeypatch, folder, "--frame", "c", "--out", folder / "o.png") == 1
     assert "there is no frame 'c'" in capsys.readouterr().err

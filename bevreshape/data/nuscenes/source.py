@@ -18,7 +18,7 @@ from bevreshape.data.nuscenes.maps import LAYERS, rounded_cells
 from bevreshape.data.nuscenes.prepared import RASTERS, Content, Index, read_index, read_moment
 from bevreshape.data.nuscenes.tables import CAMERAS, BoxRecord, CameraRecord
 from bevreshape.data.pictures import (
-    DAMAGED,
+    check_damaged,
     fit_intrinsics,
     fit_picture,
     picture_size,
@@ -162,7 +162,6 @@ class NuScenesSource:
     ) -> None:
         for key, value, known in (
             ("split", split, splits.SPLITS), ("raster", raster, DRAWN), ("visibility", visibility, VISIBILITIES),
-            ("damaged", damaged, DAMAGED),
         ):  # fmt: skip
             if value not in known:
                 raise InputError(f"data.{key}={value} is unknown; {suggest(str(value), known)}")
@@ -206,7 +205,7 @@ class NuScenesSource:
         self.least_visibility = least_visibility
         self.only_seen = only_seen
         self.split_name = split
-        self.damaged = damaged
+        self.damaged = check_damaged(damaged)
         content = Content(version, grid, None if line_m is None else float(line_m))
         self.remedy = content.command(self.root, Path(prepared))
         self._index = read_index(self.root, Path(prepared), content)
