@@ -56,11 +56,13 @@ def convergence(study: Results) -> Section:
         "shown": " where X shows how",
         "encoder": " on an encoder's features",
     }
-    rates = ", ".join(f"{SHOWN[role][0]} {rate:g}{words[camera]}" for (role, camera), rate in study.rates.items())
+    rates = ", ".join(
+        f"{SHOWN[role][0]} {rate:g}{words[camera]}" for (role, camera), rate in study.rates.items() if role in SHOWN
+    )
     tried = study.plan.tensor["rates"]
     text = (
         f"A fixed camera. At tensor level the best of {len(tried)} learning rates from {tried[0]:g} to {tried[-1]:g} were: {rates}; "
-        "variants, few samples and permuted tokens take the same. Bands span the seeds, runs that "
+        "few samples and permuted tokens take the same, variants have rates of their own. Bands span the seeds, runs that "
         f"diverged left out; dotted: an error of {threshold:g}, and {study.plan.task['share']:.0%} of IPM's IoU at the end."
     )
     text = " ".join([text, *study.doubts()])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,11 @@ def tensor_result(plan: Plan, settings: Mapping[str, Any], place: Place) -> dict
     features = cameras = None
     if settings["features"] == "encoder":
         given = settings["encoder"]
-        features, cameras, source = encoder_features(
-            plan, place, given["run"], given["samples"], split=given["split"], part=given["part"]
+        (train, measured), cameras, source = encoder_features(
+            (source.height, source.width), place, given["run"], given["samples"], given["split"]
         )
+        first, step = given["part"]
+        features = train, measured[first::step]
     moved = seeded(settings["seed"], INSTRUMENTS)
 
     def build(source: FeatureShape, grid: BEVGrid) -> Reshaper:
@@ -107,18 +110,18 @@ def tensor_result(plan: Plan, settings: Mapping[str, Any], place: Place) -> dict
     return known
 
 
+@lru_cache(maxsize=1)
 def encoder_features(
-    plan: Plan, place: Place, run: str, samples: int, *, split: str, part: Sequence[int]
+    shape: tuple[int, int], place: Place, run: str, samples: int, split: str
 ) -> tuple[tuple[Tensor, Tensor], Cameras, FeatureShape]:
     """Features of a trained encoder, of pictures of its world, standardised channel by channel by those to train on.
 
     Args:
-        plan: whose features they are as wide and high as, shrunk by means.
+        shape: height and width that they are shrunk to by means.
         place: where the run is.
         run: of the task level, whose best encoder is taken.
         samples: at most, to train on and to measure with.
         split: ``val`` or ``test``, whose pictures are measured with.
-        part: ``(i, k)``: of these the i-th and every k-th after it.
 
     Returns:
         Features to train on and to measure with, (samples, n, c, h, w) each; their cameras, b = 1; their shape.
@@ -128,7 +131,7 @@ def encoder_features(
     """
     model, _, config = load_model(str(task_run(place.run_folder(run)).checkpoint), place.trust)
     (own,) = model.encoder.sources  # type: ignore[misc]
-    height, width = plan.source.height, plan.source.width
+    height, width = shape
     if own.height % height or own.width % width or own.height // height != own.width // width:
         raise InputError(
             f"plan.tensor.source is of {height}×{width} features but the encoder's are {own.height}×{own.width}; "
@@ -157,7 +160,7 @@ def encoder_features(
     rig = Cameras(cameras.intrinsics[:1], cameras.ego_from_cam[:1], cameras.image_size)
     mean, spread = (of((0, 1, 3, 4), keepdim=True) for of in (parts[0].mean, parts[0].std))
     train, measured = ((features - mean) / spread for features in parts)
-    return (train, measured[part[0] :: part[1]]), rig, source
+    return (train, measured), rig, source
 
 
 def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:

@@ -13,17 +13,18 @@ from bevreshape.reshapers import FeatureShape
 
 TOLD = ("mlp_told", "attention_told")
 RIVALS = ("mlp", "attention")
-PLAYED = {"mlp_hidden": "mlp", "attention_unplaced": "attention", "self_attention": "attention"}
-"""Variants, and whose learning rate each takes."""
+VARIANTS = ("mlp_hidden", "attention_unplaced", "self_attention")
+"""Of the rivals, for a fixed camera alone."""
 
 TUNED = (
     *product(RIVALS, ("fixed", "moving", "shown", "encoder")),
     *((role, "moving") for role in TOLD),
+    *((role, "fixed") for role in VARIANTS),
 )
 """Who gets a learning rate for which camera: a fixed one, one that moves, one whose movement X shows; and for an encoder's
 features of a fixed one."""
 
-ROLES = (*RIVALS, *TOLD, *PLAYED)
+ROLES = (*RIVALS, *TOLD, *VARIANTS)
 """Who takes part at tensor level."""
 
 PLAN_FILE = "plan.yaml"
@@ -211,7 +212,7 @@ def tensor_unit(
         "jitter_deg": jitter_deg, "training_samples": training_samples, "features": features, "permuted": permuted,
         "tuning": tuning,
     }  # fmt: skip
-    if tuning or jitter_deg or training_samples is not None or permuted or role in PLAYED:
+    if tuning or jitter_deg or training_samples is not None or permuted or role in VARIANTS:
         settings["evaluate_every"] = plan.tensor["steps"]
     if features == "encoder":
         reference = task_unit(plan, "ipm", plan.seeds[0])
@@ -241,13 +242,12 @@ Rates = Mapping[tuple[str, str], float]
 def tuned_unit(
     plan: Plan, rates: Rates, role: str, seed: int, *, jitter_deg: float | int = 0, shown: bool = False, **given: Any
 ) -> Unit:
-    """A run of the tensor level as :func:`tensor_unit`, at the rate of the contender, a variant's being that of the rival that
-    it is of, for such a camera."""
+    """A run of the tensor level as :func:`tensor_unit`, at the rate of the contender for such a camera."""
     if jitter_deg or role in TOLD:
         camera = "shown" if shown else "moving"
     else:
         camera = "encoder" if given.get("features") == "encoder" else "fixed"
-    rate = rates[PLAYED.get(role, role), camera]
+    rate = rates[role, camera]
     return tensor_unit(plan, role, rate, seed, jitter_deg=jitter_deg, shown=shown, **given)
 
 
@@ -288,7 +288,7 @@ def units(plan: Plan, records: Records) -> list[Unit]:
 def _tuned_units(plan: Plan, rates: Rates, seed: int) -> list[Unit]:
     unit, tensor = partial(tuned_unit, plan, rates, seed=seed), plan.tensor
     amounts, told_at = tensor["training_samples"], tensor["told_jitter_deg"]
-    found = [unit(role) for role in PLAYED]
+    found = [unit(role) for role in VARIANTS]
     found += [unit(role, jitter_deg=sigma) for role, sigma in product((*RIVALS, *TOLD), tensor["jitter_deg"])]
     found += [unit(role, training_samples=n) for role, n in product(RIVALS, amounts)]
     found += [unit(role, training_samples=n, jitter_deg=told_at) for role, n in product(TOLD, amounts)]

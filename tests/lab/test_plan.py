@@ -33,8 +33,8 @@ def tried(plan: Plan, errors: Callable[[float, bool], float | None], encoder: bo
 def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> None:
     first = units(plan, {})
     assert (
-        sum(unit.settings["level"] == "tensor" for unit in first) == 4 * 2 * 2 * 2
-    )  # roles × rates × seeds × fixed and moving
+        sum(unit.settings["level"] == "tensor" for unit in first) == (4 * 2 + 3) * 2 * 2
+    )  # roles × fixed and moving, and three variants of a fixed camera; × rates × seeds
     assert sum(unit.settings["level"] == "task" for unit in first) == 3 * 2  # contenders × seeds
     found = tried(plan, lambda rate, moving: 0.1 if (rate == 1e-2) is moving else 0.2, encoder=False)
     then = units(plan, found)
@@ -46,7 +46,7 @@ def test_rates_are_tried_first_and_the_rest_follows_from_them(plan: Plan) -> Non
     assert rates == {(0, 1e-3), (0, 1e-2), (4, 1e-2)}  # the told have one rate for both
     assert len({unit.name for unit in then}) == len(then)
     # each seed: 4 roles × 2 jitters, 3 roles apart, 4 roles × 2 amounts, 2 permuted, 2 shown; and those tried first
-    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 3 + 8 + 2 + 2) + 32
+    assert sum(unit.settings["level"] == "tensor" for unit in then) == 2 * (8 + 3 + 8 + 2 + 2) + 44
     tuned = {unit.name for unit in first if unit.settings["level"] == "tensor"}
     assert all(unit.settings["tuning"] == (unit.name in tuned) for unit in then if unit.settings["level"] == "tensor")
     assert not any(unit.settings.get("features") == "encoder" for unit in then)
