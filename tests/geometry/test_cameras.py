@@ -48,7 +48,7 @@ def test_projection_to_a_hundredth_of_a_pixel_in_float32(camera, record_property
     pixels, depth = in_float32.project(torch.from_numpy(points).float()[None])
     on_ground, depth_on_ground = apply_homography(in_float32.pixel_from_ground, torch.from_numpy(points[:, :2]).float())
     errors = [np.abs(got[0, 0].double().numpy() - expected[:, :2]).max() for got in (pixels, on_ground)]
-    record_property("largest_error_px", max(errors))
+    record_property("largest_error_px", float(max(errors)))
     assert max(errors) < 0.01
     for got in (depth, depth_on_ground):
         assert np.abs(got[0, 0].double().numpy() - expected[:, 2]).max() < 1e-4
