@@ -11,7 +11,7 @@ train: $(INSTALLED)
 	$(RUN) -m bevreshape.train
 
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadscope
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .
