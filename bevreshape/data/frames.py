@@ -117,7 +117,7 @@ class Frames(Dataset[Sample]):
             found = self._read(index, number, size, bent=rig.lenses[number] is not None)
             picture = torch.zeros(3, *size, dtype=torch.uint8) if found is None else found
             picture, _ = fit_picture(picture, rig.intrinsics[number], self.image_size, rig.lenses[number])
-            images.append(picture)
+            images.append(picture)  # the intrinsics below are of the stored size, whatever was decoded
             intrinsics.append(fit_intrinsics(rig.intrinsics[number], size, self.image_size))
             mask.append(found is not None)
         return Sample(

@@ -334,11 +334,12 @@ def iou_when_permuted(
 
     Returns:
         What :meth:`BEVIoU.compute` gives, as ``intact``, ``permuted`` (encodings stay) and ``unrelated``, which is what
-        chance gives: of pictures of another sample of the batch, or of the one before where that has a single sample; and as ``encodings_moved`` where the reshaper has
-        encodings that are known and can move along with their tokens.
+        chance gives: of pictures of another sample of the batch, or of the batch before where that has a single sample; and
+        as ``encodings_moved`` where the reshaper has encodings that are known and can move along with their tokens.
 
     Raises:
-        InputError: when there is no batch, or the first has a single sample, when pictures are not floats, or see :class:`PermutedReshaper`.
+        InputError: when there is no batch, or the first has a single sample, when pictures are not floats, or see
+            :class:`PermutedReshaper`.
     """
     own = model.reshaper
     if not isinstance(own, Reshaper):
@@ -346,17 +347,19 @@ def iou_when_permuted(
             f"iou_when_permuted: the model's reshaper is a {type(own).__name__}; derive it from Reshaper, which knows how "
             "many tokens there are"
         )
-    before: list[Tensor] = []
+    latest: Tensor | None = None
 
     def strange(batch: Batch) -> Batch:
-        image = batch["image"]
-        if len(image) == 1 and not before:
+        nonlocal latest
+        image, before = batch["image"], latest
+        latest = image[-1:]
+        if len(image) > 1:
+            return batch | {"image": image.roll(1, 0)}
+        if before is None:
             raise InputError(
                 "iou_when_permuted: the first batch has one sample, so there is no picture of another; raise data.batch_size"
             )
-        shifted = image.roll(1, 0) if len(image) > 1 else before[-1]
-        before[:] = [image[-1:]]
-        return batch | {"image": shifted}
+        return batch | {"image": before}
 
     variants = {
         "intact": Variant(),

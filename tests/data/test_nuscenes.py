@@ -1,11 +1,13 @@
 """nuScenes: a release that is made of the synthetic world, its devkit, and what is prepared and read of it."""
 
 import errno
+import gc
 import json
 import math
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,34 @@ def source(release: Path, ready: Path, **changes: object) -> NuScenesSource:
         "grid": GRID, "version": "v1.0-mini", "prepared": ready, "classes": CLASSES, "image_size": (45, 80), "line_m": LINE_M,
     }  # fmt: skip
     return NuScenesSource(release, **(settings | changes))
+
+
+def test_trainval_would_fit_in_two_gigabytes(release: Path, tmp_path: Path) -> None:
+    content = prepared.Content("v1.0-mini", BEVGrid((-50, 50), (-50, 50), 0.5), None)
+    index, _ = prepared.prepare_release(release, tmp_path, content, workers=1)
+    moments = sum(scene["count"] for scene in index.scenes)
+    bytes_each = sum(path.stat().st_size for path in index.shards.glob("*.shard")) / moments
+    assert moments == 8
+    assert 1000 < bytes_each < 2e9 / 34149
+
+
+def test_memory_does_not_grow_while_moments_are_read(release: Path, ready: Path) -> None:
+    """Nothing of a moment is kept: pictures alone are 6 × 45×80×3 bytes."""
+    data = source(release, ready).split("train")
+
+    def epoch() -> int:
+        for number in range(len(data)):
+            data[number]
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        epoch()
+        first, later = epoch(), [epoch() for _ in range(4)]
+    finally:
+        tracemalloc.stop()
+    assert max(later) - first < 6 * 45 * 80 * 3 / 2
 
 
 def test_the_devkits_own_checks_pass(release: Path) -> None:
