@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.reshapers import Reshaper
+from bevreshape.reshapers.products import linear
 
 AT_LEAST_S = 0.02
 """A measurement repeats what takes less, so that the clock does not count."""
@@ -42,7 +43,8 @@ class Cost:
         forward_bytes: most memory at a time beyond module and input, in a forward pass without gradients.
         step_bytes: the same, forward and backward; NaN where not measured.
         step_flops: operations of a forward and backward pass; NaN where not measured.
-        matmul_flops_per_s: of this machine's own product of two square matrices, timed in the rounds of the forward pass.
+        matmul_flops_per_s: of this machine's own product of two square matrices, by the fastest library that torch has
+            here, timed in the rounds of the forward pass.
         of_matmul: operations per second of the forward pass in parts of these.
         step_of_matmul: of forward and backward, in parts of those of products timed in its rounds; NaN where not measured.
     """
@@ -142,7 +144,7 @@ def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[
 
 def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
     a, b = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype) for _ in range(2))
-    return lambda: a @ b
+    return lambda: linear(a, b)
 
 
 def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:

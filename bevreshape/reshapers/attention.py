@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import Cameras
 from bevreshape.reshapers.positional import RotaryEncoding
+from bevreshape.reshapers.products import Linear
 
 KERNELS = ("softmax", "linear")
 
@@ -54,9 +55,9 @@ class Attention(nn.Module):
         self.kernel = kernel
         self.divide_by_tokens = divide_by_tokens
         self.rotary = rotary
-        self.to_q = nn.Linear(query_width, dim, bias)
-        self.to_k = nn.Linear(token_width, dim, bias)
-        self.to_v = nn.Linear(token_width, dim, bias)
+        self.to_q = Linear(query_width, dim, bias)
+        self.to_k = Linear(token_width, dim, bias)
+        self.to_v = Linear(token_width, dim, bias)
         for projection in (self.to_q, self.to_k, self.to_v):
             nn.init.xavier_uniform_(projection.weight)
             if bias:
@@ -136,7 +137,7 @@ class FeedForward(nn.Sequential):
     """Two linear layers with a GELU between, on every token alone."""
 
     def __init__(self, dim: int, multiple: int) -> None:
-        super().__init__(nn.Linear(dim, multiple * dim), nn.GELU(), nn.Linear(multiple * dim, dim))
+        super().__init__(Linear(dim, multiple * dim), nn.GELU(), Linear(multiple * dim, dim))
 
 
 def present_tokens(cameras: Cameras | None, tokens: int) -> Bool[Tensor, "b nt"] | None:

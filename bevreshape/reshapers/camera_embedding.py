@@ -59,6 +59,20 @@ class CameraEmbedding(nn.Module):
         """Of cells as seen by cameras, from positions on the ground and what :meth:`centers` said of the cameras."""
         return unit(affine(ground, self.cell.weight, self.cell.bias) - centers)
 
+    def seen_cells(self, ground: Float[Tensor, "p 2"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 6 p"]:
+        """What :meth:`cell_weight` takes to the same as :meth:`cells`, for one linear map to follow."""
+        offsets = self.centers(centers).unsqueeze(-2)  # n 1 d
+        away = affine(ground, self.cell.weight, self.cell.bias) - offsets  # n p d
+        length = torch.linalg.vector_norm(away, dim=-1).unsqueeze(-2) + TINY  # n 1 p
+        ones = F.pad(centers.to(length.dtype), (0, 1), value=1.0).unsqueeze(-1)  # n 4 1
+        cells = ground.to(length.dtype).mT.expand(*centers.shape[:-1], -1, -1)  # n 2 p
+        return torch.cat([cells, ones.expand(*ones.shape[:-1], cells.shape[-1])], dim=-2) / length
+
+    def cell_weight(self, dtype: torch.dtype) -> Float[Tensor, "d 6"]:
+        """Of (x, y, centre, 1): ``G·(x, y) + g − O·(centre, 1)``."""
+        weight, bias, center = (x.to(dtype) for x in (self.cell.weight, self.cell.bias, self.center.weight))
+        return torch.cat([weight, -center[:, :3], (bias - center[:, 3])[:, None]], dim=1)
+
 
 def affine(points: Float[Tensor, "*t i"], weight: Float[Tensor, "d i"], bias: Tensor) -> Float[Tensor, "*t d"]:
     """``points·weightᵀ + bias`` in the precision of the points or the weights, whichever is higher."""

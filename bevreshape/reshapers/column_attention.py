@@ -12,6 +12,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.polar import PolarMaps, nominal_focal
+from bevreshape.reshapers.products import Linear, linear
 
 ENCODINGS = ("published", "sincos")
 
@@ -22,8 +23,8 @@ class Heads(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.to_qkv = Linear(dim, 3 * dim)
+        self.out = Linear(dim, dim)
         nn.init.zeros_(self.to_qkv.bias)
         nn.init.zeros_(self.out.bias)
 
@@ -31,11 +32,11 @@ class Heads(nn.Module):
         """(b or 1, t, d), (b, s, d) and (b, s, d) → (b, t, d)."""
         weight, bias, d = self.to_qkv.weight, self.to_qkv.bias, q.shape[-1]
         if q is k:
-            q, k = F.linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, dim=-1)
+            q, k = linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, dim=-1)
         else:
-            q = F.linear(q, weight[:d], bias[:d]).expand(k.shape[0], -1, -1)
-            k = F.linear(k, weight[d : 2 * d], bias[d : 2 * d])
-        v = F.linear(v, weight[2 * d :], bias[2 * d :])
+            q = linear(q, weight[:d], bias[:d]).expand(k.shape[0], -1, -1)
+            k = linear(k, weight[d : 2 * d], bias[d : 2 * d])
+        v = linear(v, weight[2 * d :], bias[2 * d :])
         q, k, v = (rearrange(x, "b t (a d) -> b a t d", a=self.heads) for x in (q, k, v))
         return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b a t d -> b t (a d)"))
 
@@ -46,7 +47,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, dim: int, heads: int, width: int) -> None:
         super().__init__()
         self.attention = Heads(dim, heads)
-        self.feedforward = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
+        self.feedforward = nn.Sequential(Linear(dim, width), nn.ReLU(), Linear(width, dim))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
 
     def forward(self, x: Tensor, place: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attention = Heads(dim, heads)
         self.cross_attention = Heads(dim, heads)
-        self.feedforward = nn.Sequential(nn.Linear(dim, width), nn.ReLU(), nn.Linear(width, dim))
+        self.feedforward = nn.Sequential(Linear(dim, width), nn.ReLU(), Linear(width, dim))
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
 
     def forward(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +14,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant
 from bevreshape.reshapers.polar import PolarMaps, heading, nominal_focal
-from bevreshape.reshapers.products import fast_product
+from bevreshape.reshapers.products import grouped_linear
 
 PUBLISHED = {
     "conv.weight": "project.weight",
@@ -51,46 +52,47 @@ class Columns(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, top: Tensor, present: Tensor | None) -> Tensor:
-        """(b, n, c, h, w), row of the features where its window begins, (b, n), and (b, n) → (b, n, w, bins, d)."""
+    def forward(self, x: Tensor, window: Sequence[Tensor], present: Tensor | None) -> Tensor:
+        """(b, n, c, h, w), what :func:`windows` says of it, (b, n, rows), and (b, n) → (b, n, w, bins, d)."""
         n, w = x.shape[1], x.shape[-1]
-        x, top = x.flatten(0, 1), top.flatten()  # (b n) c h w
+        x = x.flatten(0, 1)  # (b n) c h w
         present = None if present is None else present.reshape(-1, 1, 1, 1)
         if self.rows is None:
             x = x if present is None else torch.where(present, x, 0)
             x = self._project(x) + self.project.bias[:, None, None]
         else:
-            x = self._window(x, self.rows, top, present)
-        x = F.relu(self.norm(x))
-        fast = None
-        if not torch.is_grad_enabled():
-            fast = fast_product(self.weight, rearrange(x, "b (g d) k w -> g (d k) (b w)", g=self.groups))
-        if fast is not None:
-            return rearrange(fast.add_(self.bias.mT), "g (z d) (b n w) -> b n w z (g d)", n=n, w=w, z=self.bins)
-        x = rearrange(x, "b (g d) k w -> g (b w) (d k)", g=self.groups).contiguous()
-        if self.groups == 1:  # the plain product has the cheaper gradient
-            x = F.linear(x.squeeze(0), self.weight.squeeze(0), self.bias.flatten())[None]
-        else:
-            x = torch.baddbmm(self.bias, x, self.weight.mT)  # g (b n w) (bins d/g)
+            x = self._window(x, self.rows, [values.flatten(0, 1) for values in window], present)
+        x = rearrange(F.relu(self.norm(x)), "b (g d) k w -> g (b w) (d k)", g=self.groups)
+        x = grouped_linear(x, self.weight, self.bias)  # g (b n w) (bins d/g)
         return rearrange(x, "g (b n w) (z d) -> b n w z (g d)", n=n, w=w, z=self.bins)
 
     def _project(self, x: Tensor) -> Tensor:
         # as plain products, which do without a convolution's reordering
         weight = self.project.weight.expand(x.shape[0], -1, -1)
-        return torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
+        return grouped_linear(weight, x.flatten(2).mT).unflatten(2, x.shape[2:])
 
-    def _window(self, x: Tensor, rows: int, top: Tensor, present: Tensor | None) -> Tensor:
+    def _window(self, x: Tensor, rows: int, window: Sequence[Tensor], present: Tensor | None) -> Tensor:
         """(b n) d k w, read between rows where it begins between rows; zeros are projected outside the picture."""
         b, c, h, w = x.shape
-        first = top.floor()
-        row = first.long()[:, None] + torch.arange(rows + 1, device=x.device)  # (b n) k+1
-        inside = ((row >= 0) & (row < h)).to(x.dtype)[:, None, :, None]
-        flat = h * torch.arange(b * c, device=x.device).reshape(b, c, 1) + row.clamp(0, h - 1)[:, None]
+        row, upper, lower = window
+        flat = h * torch.arange(b * c, device=x.device).reshape(b, c, 1) + row[:, None, : rows + 1]
         x = F.embedding(flat, x.reshape(-1, w))  # (b n) c k+1 w
         x = self._project(x if present is None else torch.where(present, x, 0))
-        part = (top - first).to(x.dtype)[:, None, None, None]
-        upper, lower = (1 - part) * inside[:, :, :-1], part * inside[:, :, 1:]
-        return x[:, :, :-1] * upper + x[:, :, 1:] * lower + self.project.bias[:, None, None]
+        upper, lower = (part[:, None, :rows, None].to(x.dtype) for part in (upper, lower))
+        return torch.addcmul(x[:, :, :-1] * upper + self.project.bias[:, None, None], x[:, :, 1:], lower)
+
+
+def windows(
+    tops: Float[Tensor, "b n s"], heights: Sequence[int], rows: int
+) -> tuple[Int[Tensor, "b n s k1"], Float[Tensor, "b n s k"], Float[Tensor, "b n s k"]]:
+    """Where windows of s scales read: rows + 1 rows of the features, those outside the picture moved to its border, and
+    how much of the upper and of the lower of two neighbours each of the window's rows takes, nothing of those outside."""
+    last = constant([height - 1 for height in heights], tops)[:, None]  # s 1
+    first = tops.floor().unsqueeze(-1)  # b n s 1
+    row = first + torch.arange(rows + 1, device=tops.device)  # b n s k+1
+    on = row.clamp(min=0).minimum(last)
+    inside, part = (on == row).to(tops.dtype), tops.unsqueeze(-1) - first
+    return on.long(), (1 - part) * inside[..., :-1], part * inside[..., 1:]
 
 
 class ColumnMLP(GeometricReshaper):
@@ -190,9 +192,13 @@ class ColumnMLP(GeometricReshaper):
         tokens, weights, tops, *mask = located
         b = features[0].shape[0]
         present = mask[0].expand(b, -1) if mask else None
+        tops = tops.expand(b, -1, -1)
+        found = windows(tops, [source.height for source in self.sources], max(rows or 0 for rows in self.rows))
         maps = [
-            scale(x, top.expand(b, -1), present)
-            for x, top, scale in zip(features, tops.unbind(-1), self.scales, strict=True)
+            scale(x, window, present)
+            for x, window, scale in zip(
+                features, zip(*(values.unbind(2) for values in found), strict=True), self.scales, strict=True
+            )
         ]
         return self.maps.read(maps, tokens, weights)
 

@@ -12,6 +12,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
 from bevreshape.reshapers.base import FeatureShape, Reshaper
 from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
+from bevreshape.reshapers.products import Linear
 
 
 class CrossAttention(Reshaper):
@@ -79,7 +80,7 @@ class CrossAttention(Reshaper):
         if not bare:
             self.norm_tokens = nn.LayerNorm(source.channels)
             self.norm_query = nn.LayerNorm(dim)
-            self.out = nn.Linear(dim, dim)
+            self.out = Linear(dim, dim)
             self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, feedforward)) if feedforward else None
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:

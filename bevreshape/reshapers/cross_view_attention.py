@@ -17,6 +17,7 @@ from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
 from bevreshape.reshapers.joint_attention import joint_attention, joint_matrix
+from bevreshape.reshapers.products import Linear, linear
 
 RENAMED = (
     ("bev_embedding.learned_features", "prior"),
@@ -47,7 +48,7 @@ class NormedLinear(nn.Module):
     def __init__(self, dim: int, out: int, bias: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.linear = nn.Linear(dim, out, bias=bias)
+        self.linear = Linear(dim, out, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.norm(x))
@@ -61,21 +62,46 @@ class NormedLinear(nn.Module):
         wide = tokens.dtype
         with torch.autocast(tokens.device.type, enabled=False):
             centred = embed - embed.mean(0)
-            gain, shift, w = (x.to(wide) for x in (self.norm.weight, self.norm.bias, self.linear.weight))
-            weight, bias = w * gain, w @ shift
-            if self.linear.bias is not None:
-                bias = bias + self.linear.bias.to(wide)
+            weight, bias = self._without_norm(wide)
             if embed.shape[1] < len(embed):
                 gram = centred.mT @ centred / len(embed)  # k k
                 variance = (tokens * (gram @ tokens)).sum(1, keepdim=True).clamp(min=0)  # p 1 t
                 weight = weight @ centred
+                tokens = (tokens * torch.rsqrt(variance + self.norm.eps)).mT  # p t k
             else:
-                tokens = centred @ tokens  # p d t
-                variance = tokens.square().mean(1, keepdim=True)
-            tokens = tokens * torch.rsqrt(variance + self.norm.eps)
+                tokens = linear(tokens.mT, centred)  # p t d
+                tokens = tokens * torch.rsqrt(tokens.square().mean(-1, keepdim=True) + self.norm.eps)
         narrow = self.linear.weight.dtype
-        weight = weight.mT.to(narrow).expand(tokens.shape[0], -1, -1)
-        return torch.baddbmm(bias.to(narrow), tokens.mT.to(narrow), weight)
+        return linear(tokens.to(narrow), weight.to(narrow), bias.to(narrow))
+
+    def of_sum(
+        self, cells: Float[Tensor, "b q d"], seen: Float[Tensor, "#b n k q"], embed: Float[Tensor, "d k"]
+    ) -> Float[Tensor, "b n q out"]:
+        """The same of ``x = cells + E·z`` for z, as n cameras see the cells, with one wide product for all cameras.
+
+        Of ``√(|Px|²/d + ε)`` as above, ``|Px|² = |P·cells|² + 2·zᵀ(PE)ᵀP·cells + zᵀ(PE)ᵀ(PE)z``.
+        """
+        wide = torch.promote_types(cells.dtype, torch.float32)
+        with torch.autocast(cells.device.type, enabled=False):
+            cells, seen, embed = (x.to(wide) for x in (cells, seen, embed))
+            cells = cells - cells.mean(-1, keepdim=True)
+            centred = embed - embed.mean(0)
+            cross = (cells @ (2 * centred)).mT.unsqueeze(1)  # b 1 k q
+            square = (seen * (cross + centred.mT @ centred @ seen)).sum(2) + cells.square().sum(-1).unsqueeze(1)
+            scale = torch.rsqrt(square.clamp(min=0) / len(embed) + self.norm.eps).unsqueeze(-1)  # b n q 1
+            weight, bias = self._without_norm(wide)
+            few = torch.cat([seen.mT * scale, torch.ones_like(scale)], dim=-1)  # b n q k+1
+            narrow_weight = torch.cat([weight @ centred, bias[:, None]], dim=1)  # out k+1
+        narrow = self.linear.weight.dtype
+        wide_part = scale.to(narrow) * linear(cells.to(narrow), weight.to(narrow)).unsqueeze(1)  # b n q out
+        factor = narrow_weight.mT.to(narrow).expand(few.shape[0] * few.shape[1], -1, -1)
+        return torch.baddbmm(wide_part.flatten(0, 1), few.flatten(0, 1).to(narrow), factor).unflatten(0, few.shape[:2])
+
+    def _without_norm(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """W and b of what is left to do where the norm has only centred and divided."""
+        gain, shift, weight = (x.to(dtype) for x in (self.norm.weight, self.norm.bias, self.linear.weight))
+        bias = weight @ shift
+        return weight * gain, bias if self.linear.bias is None else bias + self.linear.bias.to(dtype)
 
 
 class PictureEmbedding(nn.Module):
@@ -84,7 +110,7 @@ class PictureEmbedding(nn.Module):
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
-        self.linear = nn.Linear(channels, dim, bias=False)
+        self.linear = Linear(channels, dim, bias=False)
 
     def forward(self, pictures: Float[Tensor, "p c t"], statistics: Statistics | None) -> Float[Tensor, "p c t"]:
         """``relu(BatchNorm(x))``; the statistics are those of the pictures, needed in training."""
@@ -151,7 +177,7 @@ class CrossView(nn.Module):
         self.embed_value = PictureEmbedding(channels, dim)
         self.embedding = CameraEmbedding(dim)
         self.to_q, self.to_k, self.to_v = (NormedLinear(dim, heads * dim_head, qkv_bias) for _ in range(3))
-        self.project = nn.Linear(heads * dim_head, dim)
+        self.project = Linear(heads * dim_head, dim)
         self.prenorm, self.postnorm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, 2)
 
@@ -160,7 +186,7 @@ class CrossView(nn.Module):
         bev: Float[Tensor, "b q d"],
         features: Float[Tensor, "b n c h w"],
         rays: Float[Tensor, "#b n 7 t"],
-        cells: Float[Tensor, "#b n q d"],
+        cells: Float[Tensor, "#b n 6 q"],
         present: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b q d"]:
         q, k, v = self._looking(bev, features, rays, cells, present)
@@ -181,7 +207,7 @@ class CrossView(nn.Module):
         """Q, K and V, (b, n, heads, q or t, e)."""
         rays = rays.expand(features.shape[0], -1, -1, -1)
         keys, values = self._tokens(features, rays, present)
-        queries = self.to_q(cells.to(bev.dtype) + bev.unsqueeze(1))  # b n q (a e)
+        queries = self.to_q.of_sum(bev, cells, self.embedding.cell_weight(cells.dtype))  # b n q (a e)
         return [rearrange(x, "b n t (a e) -> b n a t e", a=self.heads) for x in (queries, keys, values)]
 
     def _tokens(self, features: Tensor, rays: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -337,9 +363,8 @@ class CrossViewAttention(GeometricReshaper):
         with torch.autocast(centers.device.type, enabled=False):
             for view, scale in zip(self.views, rays, strict=True):
                 assert isinstance(view, CrossView)
-                offsets = view.embedding.centers(centers).unsqueeze(2)  # b n 1 d
                 located.append(view.embedding.rays(scale, centers))
-                located.append(view.embedding.cells(ground.flatten(0, 1), offsets))
+                located.append(view.embedding.seen_cells(ground.flatten(0, 1), centers))
         return tuple(located)
 
     def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:

@@ -16,6 +16,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant, is_exporting, numbered
 from bevreshape.reshapers.canvas import Canvas
+from bevreshape.reshapers.products import Linear
 
 FAR = -1e6
 """Where a point lies that no picture shows, in pixels or features."""
@@ -36,10 +37,10 @@ class SpatialCrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int, scales: int, points: int) -> None:
         super().__init__()
         self.shape = 2, heads, scales, points
-        self.offsets = nn.Linear(dim, 2 * heads * scales * points)
-        self.weights = nn.Linear(dim, heads * scales * points)
-        self.value = nn.Linear(dim, dim)
-        self.out = nn.Linear(dim, dim)
+        self.offsets = Linear(dim, 2 * heads * scales * points)
+        self.weights = Linear(dim, heads * scales * points)
+        self.value = Linear(dim, dim)
+        self.out = Linear(dim, dim)
         for linear in (self.offsets, self.weights):
             nn.init.zeros_(linear.weight)
         for linear in (self.weights, self.value, self.out):
@@ -105,9 +106,7 @@ class Layer(nn.Module):
         self.bare = bare
         if not bare:
             self.norm = nn.LayerNorm(dim)
-            self.feedforward = nn.Sequential(
-                nn.Linear(dim, feedforward * dim), nn.ReLU(), nn.Linear(feedforward * dim, dim)
-            )
+            self.feedforward = nn.Sequential(Linear(dim, feedforward * dim), nn.ReLU(), Linear(feedforward * dim, dim))
             self.norm_out = nn.LayerNorm(dim)
 
     def forward(self, query: Tensor, *args: Any) -> Tensor:
@@ -280,7 +279,7 @@ class DeformableAttention(GeometricReshaper):
         self.level_embedding = nn.Parameter(torch.randn(scales, dim))
         self.camera_embedding = nn.Parameter(torch.randn(self.source.cameras, dim)) if camera_embedding else None
         self.project = nn.ModuleList(
-            nn.Identity() if scale.channels == dim else nn.Linear(scale.channels, dim) for scale in self.sources
+            nn.Identity() if scale.channels == dim else Linear(scale.channels, dim) for scale in self.sources
         )
         self.canvas = Canvas(self.sources, heads, points)
         self.points = points

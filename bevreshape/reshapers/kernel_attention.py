@@ -16,6 +16,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
+from bevreshape.reshapers.products import Linear, linear
 
 RENAMED = {
     r"bev_embedding\.learned_features": "prior",
@@ -144,11 +145,11 @@ class WindowAttention(nn.Module):
         if neighbours is not None:
             padding = (neighbours[0] // 2, neighbours[1] // 2)
             self.widen = nn.Conv2d(channels, channels, neighbours, padding=padding)
-        self.key = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), nn.Linear(channels, dim, bias=False))
-        self.value = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), nn.Linear(channels, dim, bias=False))
+        self.key = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), Linear(channels, dim, bias=False))
+        self.value = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), Linear(channels, dim, bias=False))
         self.embedding = CameraEmbedding(dim)
-        self.to_q, self.to_k, self.to_v = (nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim)) for _ in range(3))
-        self.proj = nn.Linear(dim, dim)
+        self.to_q, self.to_k, self.to_v = (nn.Sequential(nn.LayerNorm(dim), Linear(dim, dim)) for _ in range(3))
+        self.proj = Linear(dim, dim)
         self.prenorm = nn.LayerNorm(dim)
         self.feedforward = FeedForward(dim, 2)
         self.postnorm = nn.LayerNorm(dim)
@@ -175,7 +176,7 @@ class WindowAttention(nn.Module):
         if sight.tokens.shape[1] < n * h * w:
             rows = rows_at(rearrange(features, "b n c h w -> b (n h w) c"), sight.tokens)  # b t a c
             rows = rows.masked_fill(~sight.inside.unsqueeze(-1), 0).flatten(2)
-            return rows if self.widen is None else F.linear(rows, self._weight(), self.widen.bias)
+            return rows if self.widen is None else linear(rows, self._weight(), self.widen.bias)
         there = sight.inside.reshape(-1, n, h * w).any(-1)
         features = features.masked_fill(~there[..., None, None, None], 0).flatten(0, 1)
         wide = features if self.widen is None else self.widen(features)

@@ -14,6 +14,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.products import Linear
 
 QUERIES = ("coordinates", "fourier", "learned")
 LEARNED_WIDTH = 32
@@ -53,8 +54,8 @@ class CoordinateMLP(nn.Module):
 
     def __init__(self, coordinates: int, dim: int) -> None:
         super().__init__()
-        self.first = nn.Linear(coordinates, dim)
-        self.second = nn.Linear(dim, dim)
+        self.first = Linear(coordinates, dim)
+        self.second = Linear(dim, dim)
 
     def forward(self, coordinates: Tensor) -> Tensor:
         weight, bias = self.first.weight, self.first.bias
@@ -80,7 +81,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.norm_tokens = nn.LayerNorm(token_width) if token_width else None
         self.attention = Attention(dim, token_width or dim, dim, heads, bias=True)
-        self.out = nn.Linear(dim, dim)
+        self.out = Linear(dim, dim)
         self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, 1))
         self.scales = nn.ParameterList([torch.full((dim,), scale) for _ in range(2)] if scale else [])
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, Reshaper, without_dropped
-from bevreshape.reshapers.products import fast_product
+from bevreshape.reshapers.products import grouped_linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -31,7 +31,7 @@ ORIGINAL = re.compile(r"(?:.*\.)?(?:mat_list|hw_mat)\.(\d+)\.(\d+)\.(weight|bias
 
 
 class TokenLinear(nn.Module):
-    """``W·X + b`` over tokens, one W a group: (g, tokens, m) → (g, cells, m)."""
+    """``W·X + b`` over tokens, one W a group: (g, m, tokens) → (g, m, cells)."""
 
     def __init__(self, groups: int, tokens: int, cells: int, gain: float, bias: bool = True) -> None:
         super().__init__()
@@ -40,14 +40,7 @@ class TokenLinear(nn.Module):
         nn.init.normal_(self.weight, std=gain / math.sqrt(tokens))  # gain 1 keeps the variance
 
     def forward(self, x: Tensor, activation: Activation = ACTIVATIONS["none"]) -> Tensor:
-        # W's gradient must come in W's own layout: turning it would cost more than the product where m is small.
-        # Of a batch of products that of W·X does, of a single one that of Xᵀ·Wᵀ, in which pictures come as they are.
-        fast = fast_product(self.weight, x)
-        if len(self.weight) == 1 and fast is None:
-            out = F.linear(x[0].mT, self.weight[0], None if self.bias is None else self.bias[0, 0])  # m cells
-            return activation(out).mT[None]
-        out = torch.bmm(self.weight, x) if fast is None else fast
-        return activation(out if self.bias is None else out.add_(self.bias.mT))
+        return activation(grouped_linear(x, self.weight, self.bias))
 
 
 class LowRankLinear(nn.Module):
@@ -101,8 +94,8 @@ class Rectify(nn.Module):
         angles = numbers[..., None] * self.octaves.to(numbers.dtype)
         numbers = torch.cat([numbers, angles.sin().flatten(2), angles.cos().flatten(2)], -1)
         with torch.autocast(features.device.type, enabled=False):
-            found = self.outer(self.inner(rearrange(numbers, "b n i -> n i b").to(self.inner.weight.dtype), F.gelu))
-        found = rearrange(found, "n o b -> (b n) o").to(features.dtype)
+            found = self.outer(self.inner(rearrange(numbers, "b n i -> n b i").to(self.inner.weight.dtype), F.gelu))
+        found = rearrange(found, "n b o -> (b n) o").to(features.dtype)
         rows = found[:, : h * h].unflatten(1, (h, h)) + self.eye_h.to(features.dtype)  # bn h h
         columns = found[:, h * h :].unflatten(1, (w, w)) + self.eye_w.to(features.dtype)  # bn w w
         x = rearrange(features, "b n c h w -> (b n) (c h) w") @ columns.mT
@@ -238,10 +231,10 @@ class MLP(Reshaper):
         if self.rectify is not None:
             assert cameras is not None  # compared in forward
             x = self.rectify(x, cameras)
-        x = rearrange(x, "b n d h w -> 1 (b d) (n h w)" if self.joint else "b n d h w -> n (b d) (h w)").mT
+        x = rearrange(x, "b n d h w -> 1 (b d) (n h w)" if self.joint else "b n d h w -> n (b d) (h w)")
         for layer in self.layers:
-            x = layer(x, self.activation)  # g cells (b d)
-        maps = rearrange(x, "g cells (b d) -> g b d cells", b=b)
+            x = layer(x, self.activation)  # g (b d) cells
+        maps = x.unflatten(1, (b, -1))  # g b d cells
         if self.joint or cameras is None or cameras.mask is None:
             return maps
         return maps * cameras.mask.T[..., None, None].to(maps.dtype)  # σ(b) remains of a dropped camera

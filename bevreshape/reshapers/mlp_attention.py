@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
+from bevreshape.reshapers.products import Linear
 
 RENAMED = {
     "transform_module.fc_transform.": "transform.",
@@ -31,9 +32,7 @@ class TokenMLP(nn.Sequential):
     """``relu(W₂·relu(W₁·X + b₁) + b₂)`` over tokens, the same for all channels: (..., tokens) → (..., cells)."""
 
     def __init__(self, tokens: int, hidden: int, cells: int) -> None:
-        super().__init__(
-            nn.Linear(tokens, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, cells), nn.ReLU(inplace=True)
-        )
+        super().__init__(Linear(tokens, hidden), nn.ReLU(inplace=True), Linear(hidden, cells), nn.ReLU(inplace=True))
 
 
 def cycle_loss(

@@ -112,14 +112,17 @@ class PolarMaps:
         if self.near_first != list(range(len(self.sources))):
             scale = _look_up([(scale,) for scale in self.near_first], scale, torch.long)[0]
         values = []
-        for source, band in zip(self.sources, self.bands, strict=True):
+        for source, band, layout in zip(self.sources, self.bands, self._layout(), strict=True):
             bins_per_metre = band.bins / (band.far_m - band.near_m)
-            columns = 1 / source.stride, -source.offset_px / source.stride, source.width - 1
-            values.append((*columns, bins_per_metre, -band.near_m * bins_per_metre - 0.5, band.bins - 1))
-        slope, start, last, bins_per_metre, first, last_bin = _look_up(values, scale, u.dtype)
-        position = torch.stack([u * slope + start, depth * bins_per_metre + first])
-        position = torch.where(seen, position, 0).clamp(min=0).minimum(torch.stack([last, last_bin]))
-        return self._corners(position, scale, seen / seen.sum(1, keepdim=True).clamp(min=1))
+            slopes, starts = (
+                (1 / source.stride, bins_per_metre),
+                (-source.offset_px / source.stride, -band.near_m * bins_per_metre - 0.5),
+            )
+            values.append((*slopes, *starts, *layout))
+        table = _look_up(values, scale, u.dtype)
+        position = torch.addcmul(table[2:4], torch.stack([u, depth]), table[:2])
+        position = torch.where(seen, position, 0).clamp(min=0).minimum(table[4:6])
+        return self._corners(position, table[4:].long(), seen / seen.sum(1, keepdim=True).clamp(min=1))
 
     def _on_cells(self, linear: Float[Tensor, "b n i 3"]) -> Float[Tensor, "b n i p"]:
         """Values at the centres of cells that are linear in (x, y, 1)."""
@@ -146,21 +149,23 @@ class PolarMaps:
         Returns:
             Tokens and their weights, four a camera, m = 4·n.
         """
-        return self._corners(torch.stack([column, bins]), scale, weight)
+        return self._corners(torch.stack([column, bins]), _look_up(self._layout(), scale, torch.long), weight)
 
-    def _corners(self, position: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        values = [
+    def _layout(self) -> list[tuple[int, int, int, int]]:
+        """Last column, last bin, number of bins and first token of every scale's map."""
+        return [
             (source.width - 1, band.bins - 1, band.bins, start)
             for source, band, start in zip(self.sources, self.bands, self.starts, strict=True)
         ]
-        look_up = _look_up(values, scale, torch.long)
+
+    def _corners(self, position: Tensor, layout: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         low = position.floor()
         part = position - low  # 2 b n p, of column and bin
         pair = torch.stack([low, low + 1]).long()
-        inside = pair.clamp(min=0).minimum(look_up[:2])
+        inside = pair.clamp(min=0).minimum(layout[:2])
         share = torch.stack([1 - part, part]) * (inside == pair)
         first = (self.tokens + 1) * torch.arange(position.shape[2], device=position.device)[:, None]  # n 1, of a camera
-        tokens = (inside[:, 0] * look_up[2] + look_up[3] + first).unsqueeze(1) + inside[:, 1]  # 2 2 b n p
+        tokens = (inside[:, 0] * layout[2] + layout[3] + first).unsqueeze(1) + inside[:, 1]  # 2 2 b n p
         weights = (weight * share[:, 0]).unsqueeze(1) * share[:, 1]
         tokens = torch.where(weights == 0, self.tokens + first, tokens)  # 0 · NaN would be NaN
         tokens, weights = (rearrange(x, "i j b n p -> b p (n i j)") for x in (tokens, weights))

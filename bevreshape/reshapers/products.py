@@ -2,42 +2,116 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-LARGE = 2**24
+LARGE = 2**22
 """Multiply-adds of a group from which a product is worth asking for by another library."""
 
+WIDE = 2**17
+"""Numbers of W from which its gradient, too, is worth it: those of a small W are too few to be shared among cores."""
 
-def fast_product(weight: Float[Tensor, "g out k"], x: Float[Tensor, "g k m"]) -> Float[Tensor, "g out m"] | None:
-    """W·X of every group, (g, cells, m), by oneDNN; ``None`` where that is not possible or not worth it.
+FEW = 128
+"""Rows of x below which a group's gradient of W is soon multiplied, and copying it to the others would cost more."""
 
-    Torch multiplies float32 by MKL, which packs both matrices anew each time. oneDNN reads its first one where it lies,
-    and so takes half the time where W is large and m small. Inference alone: it has no derivative.
+
+def linear(
+    x: Float[Tensor, "*m k"], weight: Float[Tensor, "out k"], bias: Float[Tensor, " out"] | None = None
+) -> Tensor:
+    """``x·Wᵀ + b``, (*m, out), with its derivatives, as ``torch.nn.functional.linear`` gives it.
+
+    Torch multiplies float32 on a CPU by MKL, which uses the widest instructions on one maker's processors alone and packs
+    both matrices anew each time. oneDNN, which torch has for its convolutions, takes half the time or less on others, and
+    everywhere where W is large and x has few rows, since it reads W where it lies. On GPUs, in other precisions, under
+    autocast, in compiled and exported graphs, and where somebody counts or transforms operations, it is torch's own.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or (weight.device.type, weight.dtype, x.dtype) != ("cpu", torch.float32, torch.float32)
-        or weight[0].numel() * x.shape[2] < LARGE
-        or torch.is_autocast_enabled("cpu")
-        or _get_current_dispatch_mode() is not None  # who counts operations does not know this one
-        or (linear := _onednn_linear()) is None
-    ):
-        return None
-    products = [linear(w, y.mT, None, "none", [], "") for w, y in zip(weight, x, strict=True)]
-    return torch.stack(products) if len(products) > 1 else products[0][None]
+    if not _by_onednn(x, weight, bias):
+        return F.linear(x, weight, bias)
+    rows, biases = x.reshape(1, -1, x.shape[-1]), None if bias is None else bias[None, None]
+    return _product(rows, weight[None], biases).reshape(*x.shape[:-1], len(weight))
+
+
+def grouped_linear(
+    x: Float[Tensor, "g m k"], weight: Float[Tensor, "g out k"], bias: Float[Tensor, "g 1 out"] | None = None
+) -> Float[Tensor, "g m out"]:
+    """:func:`linear` of every group."""
+    if _by_onednn(x, weight, bias, groups=x.shape[0]):
+        return _product(x, weight, bias)
+    # as W·X, so that W's gradient comes in W's own layout: turning it would cost more than a product of few rows
+    x = x.mT
+    return (torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.mT, weight, x)).mT
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` by :func:`linear`."""
+
+    def forward(self, input: Float[Tensor, "*m k"]) -> Float[Tensor, "*m out"]:
+        return linear(input, self.weight, self.bias)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _multiply(x, weight, bias)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    onednn = _onednn_linear()
+    assert onednn is not None  # who calls has asked
+    biases = [None] * len(x) if bias is None else bias.squeeze(1)
+    groups = [onednn(*group, "none", [], "") for group in zip(x, weight, biases, strict=True)]
+    return torch.stack(groups) if len(groups) > 1 else groups[0].unsqueeze_(0)  # a stack of one would copy
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grouped_linear(grad, weight.mT)
+        if ctx.needs_input_grad[1]:
+            many = weight[0].numel() >= WIDE and (len(x) == 1 or x.shape[1] >= FEW)
+            grad_weight = grouped_linear(grad.mT, x.mT) if many else torch.bmm(grad.mT, x)
+        return grad_x, grad_weight, grad.sum(1, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[2] else None
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> bool:
+    """Whether it is there, the product is large, of ordinary float32 on a CPU, and nobody watches or transforms it."""
+    return (
+        not torch.compiler.is_compiling()  # first, or the sizes would be compared in the graph
+        and not torch.onnx.is_in_onnx_export()
+        and not torch.jit.is_tracing()
+        and x.numel() * weight.shape[-2] >= LARGE * groups
+        and all(_is_plain(given) for given in (x, weight, bias) if given is not None)
+        and not torch.is_autocast_enabled("cpu")
+        and _get_current_dispatch_mode() is None
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+        and _onednn_linear() is not None
+    )
+
+
+def _is_plain(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and type(x) in (Tensor, nn.Parameter)
 
 
 @cache
 def _onednn_linear() -> Callable[..., Tensor] | None:
-    """``x, W → x·Wᵀ``, which torch keeps for its compiler; ``None`` where this torch does not have it."""
+    """``x, W, b → x·Wᵀ + b``, which torch keeps for its compiler; ``None`` where this torch does not have it."""
     try:
-        linear = torch.ops.mkldnn._linear_pointwise
-        linear(torch.ones(1, 1), torch.ones(1, 1), None, "none", [], "")
+        onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
+        onednn(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "none", [], "")
     except (AttributeError, RuntimeError, TypeError):
         return None
-    return linear
+    return onednn

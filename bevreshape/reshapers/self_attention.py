@@ -11,6 +11,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.attention import Attention, FeedForward
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
 from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
+from bevreshape.reshapers.products import Linear
 
 
 class SelfAttention(Reshaper):
@@ -57,7 +58,7 @@ class SelfAttention(Reshaper):
         self.attention = Attention(c, c, dim, heads, rotary=rotary)
         if not bare:
             self.norm = nn.LayerNorm(c)
-            self.out = nn.Linear(dim, c)
+            self.out = Linear(dim, c)
             self.feedforward = nn.Sequential(nn.LayerNorm(c), FeedForward(c, feedforward)) if feedforward else None
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:

@@ -70,7 +70,7 @@ def test_one_published_scale_is_a_convolution_along_the_columns(groups: int) -> 
     )
     x = torch.randn(2, 3, 4, 6)
     expected = fc(norm(conv(x)).relu().flatten(1, 2)).unflatten(1, (16, 5))  # b d bins w
-    polar = reshaper.scales[0](x[:, None], torch.zeros(2, 1), None)[:, 0]  # b w bins d
+    polar = reshaper.scales[0](x[:, None], (), None)[:, 0]  # b w bins d
     torch.testing.assert_close(polar.permute(0, 3, 2, 1), expected, atol=1e-5, rtol=1e-5)
 
 

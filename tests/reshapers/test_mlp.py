@@ -104,7 +104,7 @@ def test_initialisation_keeps_the_variance_but_starts_quietly() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 64, 16, 32)
     mlp = MLP(FeatureShape(64, 16, 32), (40, 40), hidden=[300, 200], activation="none")
-    hidden = mlp.layers[1](mlp.layers[0](x.reshape(1, 256, 512).mT))
+    hidden = mlp.layers[1](mlp.layers[0](x.reshape(1, 256, 512)))
     assert 0.9 < hidden.std() < 1.1
     assert 0.09 < mlp(x).std() < 0.11
 

@@ -1,0 +1,134 @@
+import copy
+
+import pytest
+import torch
+from torch.func import grad as gradient
+from torch.func import vmap
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from bevreshape.reshapers import products
+from bevreshape.reshapers.products import Linear, grouped_linear, linear
+
+SHAPES = [(300, 400, 500), (7, 2000, 900), (3000, 64, 64), (130, 700, 600)]  # rows, k, out: wide, few and many rows
+
+
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How often oneDNN is asked, one entry a call."""
+    onednn, calls = products._onednn_linear(), []
+    if onednn is None:
+        pytest.skip("this torch has no linear layer of oneDNN")
+
+    def counted(*args):
+        calls.append(1)
+        return onednn(*args)
+
+    monkeypatch.setattr(products, "_onednn_linear", lambda: counted)
+    return calls
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, requires_grad=True)
+
+
+def close(ours: torch.Tensor | None, exact: torch.Tensor | None) -> None:
+    assert ours is not None
+    assert exact is not None
+    assert ours.shape == exact.shape
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-5 * exact.detach().abs().max().item())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "k", "out"), SHAPES)
+def test_products_and_gradients_are_those_of_float64(rows, k, out, bias, monkeypatch) -> None:
+    calls = used(monkeypatch)
+    torch.manual_seed(0)
+    given = [drawn(2, rows // 2, k), drawn(out, k), *([drawn(out)] if bias else [])]
+    wide = [x.detach().double().requires_grad_() for x in given]
+    ours, exact = linear(*given), F.linear(*wide)
+    assert calls
+    close(ours, exact)
+    towards = torch.randn(exact.shape)
+    for x, y in zip(
+        torch.autograd.grad(ours, given, towards), torch.autograd.grad(exact, wide, towards.double()), strict=True
+    ):
+        close(x, y)
+        assert x.is_contiguous()  # as the parameter lies, which the optimizer then need not turn
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("rows", "k", "out"), SHAPES)
+def test_groups_are_products_of_their_own(groups, rows, k, out, monkeypatch) -> None:
+    calls = used(monkeypatch)
+    torch.manual_seed(0)
+    given = [drawn(groups, rows, k), drawn(groups, out, k), drawn(groups, 1, out)]
+    ours = grouped_linear(*given)
+    assert len(calls) == groups
+    towards = torch.randn(ours.shape)
+    gradients = torch.autograd.grad(ours, given, towards)
+    for group in range(groups):
+        x, weight, bias = (part[group].detach().double().requires_grad_() for part in given)
+        exact = x @ weight.mT + bias
+        close(ours[group], exact)
+        for mine, theirs in zip(
+            gradients, torch.autograd.grad(exact, (x, weight, bias), towards[group].double()), strict=True
+        ):
+            close(mine[group], theirs)
+
+
+def test_what_needs_no_gradient_gets_none_and_twice_derived_is_exact() -> None:
+    torch.manual_seed(0)
+    x, weight = drawn(200, 300), drawn(400, 300)
+    linear(x.detach(), weight).sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+    (first,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), weight)
+    wide = [y.detach().double().requires_grad_() for y in (x, weight)]
+    (first,) = torch.autograd.grad((wide[0] @ wide[1].mT).square().sum(), wide[0], create_graph=True)
+    close(second, torch.autograd.grad(first.sum(), wide[1])[0])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # in torch's own forward mode
+@pytest.mark.parametrize("case", ["small", "double", "autocast", "counted", "vmap", "forward", "compiled"])
+def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
+    calls = used(monkeypatch)
+    torch.manual_seed(0)
+    x, weight = torch.randn(300, 400), torch.randn(500, 400)
+    if case == "small":
+        torch.testing.assert_close(linear(x[:3], weight), x[:3] @ weight.mT)
+    elif case == "double":
+        torch.testing.assert_close(linear(x.double(), weight.double()), x.double() @ weight.double().mT)
+    elif case == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(x, weight).dtype == torch.bfloat16
+    elif case == "counted":
+        with FlopCounterMode(display=False) as counter:
+            linear(x, weight)
+        assert counter.get_total_flops() == 2 * 300 * 400 * 500
+    elif case == "vmap":
+        many = torch.stack([x, 2 * x])
+        torch.testing.assert_close(vmap(linear, (0, None))(many, weight)[1], 2 * x @ weight.mT)
+        found = gradient(lambda w: linear(x, w).sum())(weight)
+        torch.testing.assert_close(found, x.sum(0).expand(500, -1))
+    elif case == "forward":
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            tangent = torch.autograd.forward_ad.unpack_dual(linear(dual, weight)).tangent
+        torch.testing.assert_close(tangent, weight.sum(1).expand(300, -1), rtol=0, atol=1e-4)
+    else:
+        program = torch.export.export(Linear(400, 500), (x,))
+        assert "mkldnn" not in str(program.graph)
+    assert not calls
+
+
+def test_a_linear_layer_is_torchs_in_all_but_speed(monkeypatch) -> None:
+    calls = used(monkeypatch)
+    torch.manual_seed(0)
+    ours = Linear(400, 500)
+    theirs = torch.nn.Linear(400, 500)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 150, 400)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    assert calls
+    assert copy.deepcopy(ours).state_dict().keys() == theirs.state_dict().keys()
