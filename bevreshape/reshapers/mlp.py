@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,21 +10,11 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers.base import FeatureShape, Reshaper, without_dropped
-from bevreshape.reshapers.products import grouped_linear
-
-Activation = Callable[[Tensor], Tensor]
-
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": torch.relu_,  # in place: what it is given is a product that nobody else holds
-    "gelu": F.gelu,
-    "tanh": torch.tanh,
-    "none": nn.Identity(),
-}
+from bevreshape.reshapers.products import ACTIVATIONS, grouped_linear
 
 ORIGINAL = re.compile(r"(?:.*\.)?(?:mat_list|hw_mat)\.(\d+)\.(\d+)\.(weight|bias)")
 """What VPN and HDMapNet call a parameter: camera, place in its Linear-ReLU-Linear-ReLU, kind."""
@@ -39,8 +29,8 @@ class TokenLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups, 1, cells)) if bias else None
         nn.init.normal_(self.weight, std=gain / math.sqrt(tokens))  # gain 1 keeps the variance
 
-    def forward(self, x: Tensor, activation: Activation = ACTIVATIONS["none"]) -> Tensor:
-        return activation(grouped_linear(x, self.weight, self.bias))
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        return grouped_linear(x, self.weight, self.bias, activation)
 
 
 class LowRankLinear(nn.Module):
@@ -56,7 +46,7 @@ class LowRankLinear(nn.Module):
         """W, (g, cells, tokens)."""
         return self.outer.weight @ self.inner.weight
 
-    def forward(self, x: Tensor, activation: Activation) -> Tensor:
+    def forward(self, x: Tensor, activation: str) -> Tensor:
         return self.outer(self.inner(x), activation)
 
 
@@ -94,7 +84,7 @@ class Rectify(nn.Module):
         angles = numbers[..., None] * self.octaves.to(numbers.dtype)
         numbers = torch.cat([numbers, angles.sin().flatten(2), angles.cos().flatten(2)], -1)
         with torch.autocast(features.device.type, enabled=False):
-            found = self.outer(self.inner(rearrange(numbers, "b n i -> n b i").to(self.inner.weight.dtype), F.gelu))
+            found = self.outer(self.inner(rearrange(numbers, "b n i -> n b i").to(self.inner.weight.dtype), "gelu"))
         found = rearrange(found, "n b o -> (b n) o").to(features.dtype)
         rows = found[:, : h * h].unflatten(1, (h, h)) + self.eye_h.to(features.dtype)  # bn h h
         columns = found[:, h * h :].unflatten(1, (w, w)) + self.eye_w.to(features.dtype)  # bn w w
@@ -186,7 +176,7 @@ class MLP(Reshaper):
             raise InputError(f"MLP: there is no views={views}; {suggest(views, ('per_view', 'joint'))}")
         rows, cols = self.target_shape
         self.joint = views == "joint"
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
         self.project = nn.Conv2d(source.channels, channels, 1, bias=False) if channels is not None else nn.Identity()
         groups, tokens = (1, source.cameras * source.tokens) if self.joint else (source.cameras, source.tokens)
         self.widths = [tokens, *hidden, rows * cols]
@@ -256,7 +246,7 @@ class MLP(Reshaper):
         plain = not (self.joint or self.rectify or isinstance(self.project, nn.Conv2d)) and len(full) == len(
             self.layers
         )
-        if not plain or self.activation is not ACTIVATIONS["relu"]:
+        if not plain or self.activation != "relu":
             raise InputError(
                 "MLP: the originals have neither joint views, rank, calibration nor projected channels, and relu; leave "
                 "views, rank, calibration, channels and activation as they are"

@@ -21,6 +21,15 @@ FEW = 128
 """Rows of x below which a group's gradient of W is soon multiplied, and copying it to the others would cost more."""
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,  # in place: what it is given is a product that nobody else holds
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+    "none": nn.Identity(),
+}
+"""What may follow a product, by the names that oneDNN has for it too."""
+
+
 def linear(
     x: Float[Tensor, "*m k"], weight: Float[Tensor, "out k"], bias: Float[Tensor, " out"] | None = None
 ) -> Tensor:
@@ -38,14 +47,18 @@ def linear(
 
 
 def grouped_linear(
-    x: Float[Tensor, "g m k"], weight: Float[Tensor, "g out k"], bias: Float[Tensor, "g 1 out"] | None = None
+    x: Float[Tensor, "g m k"],
+    weight: Float[Tensor, "g out k"],
+    bias: Float[Tensor, "g 1 out"] | None = None,
+    activation: str = "none",
 ) -> Float[Tensor, "g m out"]:
-    """:func:`linear` of every group."""
+    """:func:`linear` of every group, and one of ``ACTIVATIONS`` after it."""
     if _by_onednn(x, weight, bias, groups=x.shape[0]):
-        return _product(x, weight, bias)
+        return _product(x, weight, bias, activation)
     # as W·X, so that W's gradient comes in W's own layout: turning it would cost more than a product of few rows
     x = x.mT
-    return (torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.mT, weight, x)).mT
+    out = torch.bmm(weight, x) if bias is None else torch.baddbmm(bias.mT, weight, x)
+    return ACTIVATIONS[activation](out).mT
 
 
 class Linear(nn.Linear):
@@ -55,15 +68,22 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else _multiply(x, weight, bias)
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    if torch.is_grad_enabled():
+        return ACTIVATIONS[activation](_Linear.apply(x, weight, bias))
+    return _multiply(x, weight, bias, activation)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     onednn = _onednn_linear()
     assert onednn is not None  # who calls has asked
     biases = [None] * len(x) if bias is None else bias.squeeze(1)
-    groups = [onednn(*group, "none", [], "") for group in zip(x, weight, biases, strict=True)]
+    after: tuple[Any, ...] = (
+        activation,
+        [],
+        "none" if activation == "gelu" else "",
+    )  # a GELU of its own kind: that of the error function
+    groups = [onednn(*group, *after) for group in zip(x, weight, biases, strict=True)]
     return torch.stack(groups) if len(groups) > 1 else groups[0].unsqueeze_(0)  # a stack of one would copy
 
 

@@ -132,3 +132,20 @@ def test_a_linear_layer_is_torchs_in_all_but_speed(monkeypatch) -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
     assert calls
     assert copy.deepcopy(ours).state_dict().keys() == theirs.state_dict().keys()
+
+
+@pytest.mark.parametrize("activation", sorted(products.ACTIVATIONS))
+def test_activations_of_inference_are_those_of_training(activation, monkeypatch) -> None:
+    calls = used(monkeypatch)
+    torch.manual_seed(0)
+    x, weight, bias = drawn(2, 300, 400), drawn(2, 500, 400), drawn(2, 1, 500)
+    weight = weight / 20  # sums of 400 products are of the size at which the activations bend
+    exact = torch.baddbmm(bias.double(), x.double(), weight.mT.double()).detach()
+    expected = {"relu": exact.clamp(min=0), "tanh": exact.tanh(), "none": exact}
+    expected["gelu"] = exact * (1 + torch.erf(exact / 2**0.5)) / 2
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            close(grouped_linear(x, weight, bias, activation), expected[activation])
+    small = grouped_linear(x[:, :3], weight[:, :4], bias[:, :, :4], activation)
+    close(small, expected[activation][:, :3, :4])
+    assert len(calls) == 4
