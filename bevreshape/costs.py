@@ -43,8 +43,8 @@ class Cost:
         forward_bytes: most memory at a time beyond module and input, in a forward pass without gradients.
         step_bytes: the same, forward and backward; NaN where not measured.
         step_flops: operations of a forward and backward pass; NaN where not measured.
-        matmul_flops_per_s: of this machine's own product of two square matrices, by the fastest library that torch has
-            here, timed in the rounds of the forward pass.
+        matmul_flops_per_s: of this machine's own product of two square matrices, multiplied as the reshapers
+            multiply, timed in the rounds of the forward pass.
         of_matmul: operations per second of the forward pass in parts of these.
         step_of_matmul: of forward and backward, in parts of those of products timed in its rounds; NaN where not measured.
     """

@@ -15,7 +15,7 @@ class CameraEmbedding(nn.Module):
     A feature is ``P·(point, 1) − O·(center, 1)``, the point 1 m deep on its ray, and a cell ``G·(x, y) + g −
     O·(center, 1)``, each divided by its length: the angle between the two says whether the camera at that centre sees
     the cell in that feature. All coordinates are metres in the ego frame, and the arithmetic is theirs (float32 or
-    more, no matrix multiplication), whatever the precision of the network.
+    more), whatever the precision of the network.
 
     Args:
         dim: width of the embeddings.
@@ -28,7 +28,7 @@ class CameraEmbedding(nn.Module):
         self.cell = nn.Linear(2, dim)
 
     def centers(self, centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n d"]:
-        """What the other two subtract: ``O·(center, 1)``, not divided."""
+        """What the others subtract: ``O·(center, 1)``, not divided."""
         weight = self.center.weight
         return affine(centers, weight[:, :3], weight[:, 3])
 
@@ -43,8 +43,7 @@ class CameraEmbedding(nn.Module):
         It is 7 wide, however wide the embedding, whose length comes from the weights' own products.
         """
         dtype = torch.promote_types(rays.dtype, self.point.weight.dtype)
-        ones = F.pad(centers.to(dtype), (0, 1), value=1.0).unsqueeze(-1)  # n 4 1
-        known = torch.cat([rays.to(dtype).mT, ones.expand(*ones.shape[:-1], rays.shape[-2])], dim=-2)  # n 7 t
+        known = _with_center(rays.to(dtype), centers)  # n 7 t
         weight = self.ray_weight(dtype)
         square = (known * (weight.mT @ weight @ known)).sum(-2, keepdim=True)  # |Wz|² = zᵀWᵀWz
         # kept from 0, where the root's gradient would be infinite
@@ -57,21 +56,30 @@ class CameraEmbedding(nn.Module):
 
     def cells(self, ground: Float[Tensor, "*p 2"], centers: Float[Tensor, "*q d"]) -> Float[Tensor, "*r d"]:
         """Of cells as seen by cameras, from positions on the ground and what :meth:`centers` said of the cameras."""
-        return unit(affine(ground, self.cell.weight, self.cell.bias) - centers)
+        return unit(self._away(ground, centers))
 
-    def seen_cells(self, ground: Float[Tensor, "p 2"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 6 p"]:
-        """What :meth:`cell_weight` takes to the same as :meth:`cells`, for one linear map to follow."""
-        offsets = self.centers(centers).unsqueeze(-2)  # n 1 d
-        away = affine(ground, self.cell.weight, self.cell.bias) - offsets  # n p d
+    def seen_cells(self, ground: Float[Tensor, "p 2"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 7 p"]:
+        """What :meth:`cell_weight` takes to the same as :meth:`cells`, for one linear map to follow, and last the sum of
+        their squared distances from their mean, for a LayerNorm to follow."""
+        away = self._away(ground, self.centers(centers).unsqueeze(-2))  # n p d
         length = torch.linalg.vector_norm(away, dim=-1).unsqueeze(-2) + TINY  # n 1 p
-        ones = F.pad(centers.to(length.dtype), (0, 1), value=1.0).unsqueeze(-1)  # n 4 1
-        cells = ground.to(length.dtype).mT.expand(*centers.shape[:-1], -1, -1)  # n 2 p
-        return torch.cat([cells, ones.expand(*ones.shape[:-1], cells.shape[-1])], dim=-2) / length
+        spread = (away - away.mean(-1, keepdim=True)).square().sum(-1).unsqueeze(-2) / length  # n 1 p
+        known = _with_center(ground.to(away.dtype).expand(*centers.shape[:-1], -1, -1), centers)  # n 6 p
+        return torch.cat([known, spread], dim=-2) / length
 
     def cell_weight(self, dtype: torch.dtype) -> Float[Tensor, "d 6"]:
         """Of (x, y, centre, 1): ``G·(x, y) + g − O·(centre, 1)``."""
         weight, bias, center = (x.to(dtype) for x in (self.cell.weight, self.cell.bias, self.center.weight))
         return torch.cat([weight, -center[:, :3], (bias - center[:, 3])[:, None]], dim=1)
+
+    def _away(self, ground: Tensor, centers: Tensor) -> Tensor:
+        return affine(ground, self.cell.weight, self.cell.bias) - centers
+
+
+def _with_center(points: Float[Tensor, "*n t i"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n _ t"]:
+    """(point, centre, 1) of every point of every camera."""
+    ones = F.pad(centers.to(points.dtype), (0, 1), value=1.0).unsqueeze(-1)  # n 4 1
+    return torch.cat([points.mT, ones.expand(*ones.shape[:-1], points.shape[-2])], dim=-2)
 
 
 def affine(points: Float[Tensor, "*t i"], weight: Float[Tensor, "d i"], bias: Tensor) -> Float[Tensor, "*t d"]:

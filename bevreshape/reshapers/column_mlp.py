@@ -53,7 +53,7 @@ class Columns(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, window: Sequence[Tensor], present: Tensor | None) -> Tensor:
-        """(b, n, c, h, w), what :func:`windows` says of it, (b, n, rows), and (b, n) → (b, n, w, bins, d)."""
+        """(b, n, c, h, w), its part of :meth:`ColumnMLP.windows`, and (b, n) → (b, n, w, bins, d)."""
         n, w = x.shape[1], x.shape[-1]
         x = x.flatten(0, 1)  # (b n) c h w
         present = None if present is None else present.reshape(-1, 1, 1, 1)
@@ -82,19 +82,6 @@ class Columns(nn.Module):
         return torch.addcmul(x[:, :, :-1] * upper + self.project.bias[:, None, None], x[:, :, 1:], lower)
 
 
-def windows(
-    tops: Float[Tensor, "b n s"], heights: Sequence[int], rows: int
-) -> tuple[Int[Tensor, "b n s k1"], Float[Tensor, "b n s k"], Float[Tensor, "b n s k"]]:
-    """Where windows of s scales read: rows + 1 rows of the features, those outside the picture moved to its border, and
-    how much of the upper and of the lower of two neighbours each of the window's rows takes, nothing of those outside."""
-    last = constant([height - 1 for height in heights], tops)[:, None]  # s 1
-    first = tops.floor().unsqueeze(-1)  # b n s 1
-    row = first + torch.arange(rows + 1, device=tops.device)  # b n s k+1
-    on = row.clamp(min=0).minimum(last)
-    inside, part = (on == row).to(tops.dtype), tops.unsqueeze(-1) - first
-    return on.long(), (1 - part) * inside[..., :-1], part * inside[..., 1:]
-
-
 class ColumnMLP(GeometricReshaper):
     """Every column of the picture becomes the ray on the ground that it looks along, by one fully connected layer.
 
@@ -113,8 +100,8 @@ class ColumnMLP(GeometricReshaper):
     stride into its cell, and lets the maps fade to zero at their borders, which are also the borders between scales;
     here it is centres, features where they are centred, and no fading. Its window begins at a whole row; here it is
     read where it lies. One camera there, looking level from the origin; here any rig. To have the original's own
-    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and the rows at which its
-    windows begin, (b, n, scales).
+    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and what :meth:`windows` makes of
+    the rows at which its windows begin.
 
     Args:
         source: the features it will get, one a scale.
@@ -170,10 +157,31 @@ class ColumnMLP(GeometricReshaper):
         )
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), the row where the window of every scale
-        begins, (b, n, scales), and the mask if there is one."""
+        """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), what :meth:`windows` says, and the mask if
+        there is one."""
         mask = () if cameras.mask is None else (cameras.mask,)
-        return (*self.maps.locate(cameras), self._tops(cameras), *mask)
+        return (*self.maps.locate(cameras), *self.windows(self._tops(cameras)), *mask)
+
+    def windows(
+        self, tops: Float[Tensor, "b n s"]
+    ) -> tuple[Int[Tensor, "b n s k1"], Float[Tensor, "b n s k"], Float[Tensor, "b n s k"]]:
+        """Where the windows of all scales read.
+
+        Args:
+            tops: the row of the features where each begins.
+
+        Returns:
+            One row of the features more than the window of most rows has, those outside the picture moved to its border,
+            and how much of the upper and of the lower of two neighbours each of the window's rows takes, nothing of those
+            outside.
+        """
+        rows = max(rows or 0 for rows in self.rows)
+        last = constant([source.height - 1 for source in self.sources], tops)[:, None]  # s 1
+        tops = tops.nan_to_num().unsqueeze(-1)  # as an index it would end the process
+        row = tops.floor() + torch.arange(rows + 1, device=tops.device)  # b n s k+1
+        on = row.clamp(min=0).minimum(last)
+        inside, part = (on == row).to(tops.dtype), tops - tops.floor()
+        return on.long(), (1 - part) * inside[..., :-1], part * inside[..., 1:]
 
     def _tops(self, cameras: Cameras) -> Tensor:
         values = [
@@ -189,16 +197,13 @@ class ColumnMLP(GeometricReshaper):
         return torch.where(cameras.present[..., None], (v - offset_px) / stride - half, 0)
 
     def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
-        tokens, weights, tops, *mask = located
+        tokens, weights, row, upper, lower, *mask = located
         b = features[0].shape[0]
         present = mask[0].expand(b, -1) if mask else None
-        tops = tops.expand(b, -1, -1)
-        found = windows(tops, [source.height for source in self.sources], max(rows or 0 for rows in self.rows))
+        window = (values.expand(b, -1, -1, -1).unbind(2) for values in (row, upper, lower))
         maps = [
-            scale(x, window, present)
-            for x, window, scale in zip(
-                features, zip(*(values.unbind(2) for values in found), strict=True), self.scales, strict=True
-            )
+            scale(x, parts, present)
+            for x, parts, scale in zip(features, zip(*window, strict=True), self.scales, strict=True)
         ]
         return self.maps.read(maps, tokens, weights)
 

@@ -43,15 +43,12 @@ Statistics = tuple[Tensor, Tensor, Tensor]
 
 
 class NormedLinear(nn.Module):
-    """``W · LayerNorm(x) + b``."""
+    """``W · LayerNorm(x) + b`` of x that is the sum or the image of others, which is never formed."""
 
     def __init__(self, dim: int, out: int, bias: bool) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.linear = Linear(dim, out, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(self.norm(x))
+        self.linear = nn.Linear(dim, out, bias=bias)
 
     def of_embedded(self, tokens: Float[Tensor, "p k t"], embed: Float[Tensor, "d k"]) -> Float[Tensor, "p t out"]:
         """The same of ``x = E·z`` for tokens z, without x where it is wider than z.
@@ -75,27 +72,34 @@ class NormedLinear(nn.Module):
         return linear(tokens.to(narrow), weight.to(narrow), bias.to(narrow))
 
     def of_sum(
-        self, cells: Float[Tensor, "b q d"], seen: Float[Tensor, "#b n k q"], embed: Float[Tensor, "d k"]
+        self, cells: Float[Tensor, "b q d"], seen: Float[Tensor, "#b n k1 q"], embed: Float[Tensor, "d k"]
     ) -> Float[Tensor, "b n q out"]:
-        """The same of ``x = cells + E·z`` for z, as n cameras see the cells, with one wide product for all cameras.
+        """The same of ``x = cells + E·z``, as n cameras see the cells, with one wide product for all cameras.
 
-        Of ``√(|Px|²/d + ε)`` as above, ``|Px|² = |P·cells|² + 2·zᵀ(PE)ᵀP·cells + zᵀ(PE)ᵀ(PE)z``.
+        Of ``√(|Px|²/d + ε)`` as above, ``|Px|² = |P·cells|² + 2·zᵀ(PE)ᵀP·cells + |PEz|²``.
+
+        Args:
+            cells: what all cameras see.
+            seen: z, and last ``|PEz|²``, which comes along since E·z may be small and z large.
+            embed: E.
         """
         wide = torch.promote_types(cells.dtype, torch.float32)
+        narrow = self.linear.weight.dtype
         with torch.autocast(cells.device.type, enabled=False):
             cells, seen, embed = (x.to(wide) for x in (cells, seen, embed))
             cells = cells - cells.mean(-1, keepdim=True)
             centred = embed - embed.mean(0)
+            z, spread = seen[:, :, :-1], seen[:, :, -1]  # b n k q, b n q
             cross = (cells @ (2 * centred)).mT.unsqueeze(1)  # b 1 k q
-            square = (seen * (cross + centred.mT @ centred @ seen)).sum(2) + cells.square().sum(-1).unsqueeze(1)
+            square = cells.square().sum(-1).unsqueeze(1) + (z * cross).sum(2) + spread
             scale = torch.rsqrt(square.clamp(min=0) / len(embed) + self.norm.eps).unsqueeze(-1)  # b n q 1
             weight, bias = self._without_norm(wide)
-            few = torch.cat([seen.mT * scale, torch.ones_like(scale)], dim=-1)  # b n q k+1
-            narrow_weight = torch.cat([weight @ centred, bias[:, None]], dim=1)  # out k+1
-        narrow = self.linear.weight.dtype
-        wide_part = scale.to(narrow) * linear(cells.to(narrow), weight.to(narrow)).unsqueeze(1)  # b n q out
-        factor = narrow_weight.mT.to(narrow).expand(few.shape[0] * few.shape[1], -1, -1)
-        return torch.baddbmm(wide_part.flatten(0, 1), few.flatten(0, 1).to(narrow), factor).unflatten(0, few.shape[:2])
+        shared = linear(cells.to(narrow), weight.to(narrow)).unsqueeze(1)  # b 1 q out
+        with torch.autocast(cells.device.type, enabled=False):
+            own = torch.cat([z.mT * scale, torch.ones_like(scale)], dim=-1).flatten(0, 1)  # bn q k+1
+            factor = torch.cat([weight @ centred, bias[:, None]], dim=1).mT.expand(len(own), -1, -1)
+            out = torch.baddbmm((scale * shared.to(wide)).flatten(0, 1), own, factor)
+        return out.unflatten(0, scale.shape[:2]).to(shared.dtype)
 
     def _without_norm(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """W and b of what is left to do where the norm has only centred and divided."""
@@ -110,7 +114,7 @@ class PictureEmbedding(nn.Module):
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
-        self.linear = Linear(channels, dim, bias=False)
+        self.linear = nn.Linear(channels, dim, bias=False)
 
     def forward(self, pictures: Float[Tensor, "p c t"], statistics: Statistics | None) -> Float[Tensor, "p c t"]:
         """``relu(BatchNorm(x))``; the statistics are those of the pictures, needed in training."""
@@ -186,7 +190,7 @@ class CrossView(nn.Module):
         bev: Float[Tensor, "b q d"],
         features: Float[Tensor, "b n c h w"],
         rays: Float[Tensor, "#b n 7 t"],
-        cells: Float[Tensor, "#b n 6 q"],
+        cells: Float[Tensor, "#b n 7 q"],
         present: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b q d"]:
         q, k, v = self._looking(bev, features, rays, cells, present)

@@ -37,9 +37,9 @@ class SpatialCrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int, scales: int, points: int) -> None:
         super().__init__()
         self.shape = 2, heads, scales, points
-        self.offsets = Linear(dim, 2 * heads * scales * points)
-        self.weights = Linear(dim, heads * scales * points)
-        self.value = Linear(dim, dim)
+        self.offsets = nn.Linear(dim, 2 * heads * scales * points)
+        self.weights = nn.Linear(dim, heads * scales * points)
+        self.value = nn.Linear(dim, dim)
         self.out = Linear(dim, dim)
         for linear in (self.offsets, self.weights):
             nn.init.zeros_(linear.weight)

@@ -54,7 +54,7 @@ class CoordinateMLP(nn.Module):
 
     def __init__(self, coordinates: int, dim: int) -> None:
         super().__init__()
-        self.first = Linear(coordinates, dim)
+        self.first = nn.Linear(coordinates, dim)
         self.second = Linear(dim, dim)
 
     def forward(self, coordinates: Tensor) -> Tensor:

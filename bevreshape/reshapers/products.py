@@ -62,48 +62,50 @@ def grouped_linear(
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` by :func:`linear`."""
+    """``torch.nn.Linear`` by :func:`linear`. Tools that look for the exact type, as dynamic quantisation does, pass it by."""
 
     def forward(self, input: Float[Tensor, "*m k"]) -> Float[Tensor, "*m out"]:
         return linear(input, self.weight, self.bias)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    if torch.is_grad_enabled():
-        return ACTIVATIONS[activation](_Linear.apply(x, weight, bias))
-    return _multiply(x, weight, bias, activation)
+    if not torch.is_grad_enabled():
+        return _multiply(x, weight, bias, activation).reshape(len(x), -1, weight.shape[1])
+    out = _Linear.apply(x, weight, bias).reshape(len(x), -1, weight.shape[1])
+    return ACTIVATIONS[activation](out)
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
+    """(g, m, out), or (m, out) of a single group, which to stack would be to copy."""
     onednn = _onednn_linear()
     assert onednn is not None  # who calls has asked
-    biases = [None] * len(x) if bias is None else bias.squeeze(1)
-    after: tuple[Any, ...] = (
-        activation,
-        [],
-        "none" if activation == "gelu" else "",
-    )  # a GELU of its own kind: that of the error function
-    groups = [onednn(*group, *after) for group in zip(x, weight, biases, strict=True)]
-    return torch.stack(groups) if len(groups) > 1 else groups[0].unsqueeze_(0)  # a stack of one would copy
+    biases = [None] * len(x) if bias is None else bias.squeeze(1).contiguous()  # it takes no other
+    algorithm = "none" if activation == "gelu" else ""  # that of the error function, without tanh
+    groups = [onednn(*group, activation, [], algorithm) for group in zip(x, weight, biases, strict=True)]
+    return torch.stack(groups) if len(groups) > 1 else groups[0]
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        by_x, by_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if by_weight else None, weight if by_x else None)
         return _multiply(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
+        grad_x = grad_weight = grad_bias = None
+        grad = grad if grad.ndim == 3 else grad[None]  # g m out
+        if weight is not None:
             grad_x = grouped_linear(grad, weight.mT)
-        if ctx.needs_input_grad[1]:
-            many = weight[0].numel() >= WIDE and (len(x) == 1 or x.shape[1] >= FEW)
+        if x is not None:
+            groups, rows, k = x.shape
+            many = grad.shape[2] * k >= WIDE and (groups == 1 or rows >= FEW)
             grad_weight = grouped_linear(grad.mT, x.mT) if many else torch.bmm(grad.mT, x)
-        return grad_x, grad_weight, grad.sum(1, keepdim=True) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(1, keepdim=True)
+        return grad_x, grad_weight, grad_bias
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> bool:
@@ -112,26 +114,33 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) 
         not torch.compiler.is_compiling()  # first, or the sizes would be compared in the graph
         and not torch.onnx.is_in_onnx_export()
         and not torch.jit.is_tracing()
-        and x.numel() * weight.shape[-2] >= LARGE * groups
+        and x.numel() * weight.shape[-2] >= LARGE * max(groups, 1)
         and all(_is_plain(given) for given in (x, weight, bias) if given is not None)
+        and x.shape[-1] == weight.shape[-1]  # else torch says what is wrong
+        and (bias is None or bias.shape[-1] == weight.shape[-2])
         and not torch.is_autocast_enabled("cpu")
         and _get_current_dispatch_mode() is None
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.mkl.is_available()
         and _onednn_linear() is not None
     )
 
 
 def _is_plain(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and type(x) in (Tensor, nn.Parameter)
+    kind = x.device.type, x.dtype, x.layout
+    return kind == ("cpu", torch.float32, torch.strided) and type(x) in (Tensor, nn.Parameter)
 
 
 @cache
 def _onednn_linear() -> Callable[..., Tensor] | None:
     """``x, W, b → x·Wᵀ + b``, which torch keeps for its compiler; ``None`` where this torch does not have it."""
-    try:
-        onednn: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise
-        onednn(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "none", [], "")
-    except (AttributeError, RuntimeError, TypeError):
-        return None
-    return onednn
+    for library in ("mkldnn", "onednn"):  # as it is called today, and by torch's next
+        try:
+            onednn: Callable[..., Tensor] = getattr(torch.ops, library)._linear_pointwise
+            onednn(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "gelu", [], "none")
+        except (AttributeError, RuntimeError, TypeError):
+            continue
+        return onednn
+    return None

@@ -53,7 +53,9 @@ def test_published_weights_and_positions_give_the_published_output() -> None:
     positions = reshaper.maps.corners(column, bin_, number, torch.ones_like(column))
     tops = torch.stack([saved[f"top.{i}"] for i in range(5)], dim=-1)[:, None]  # b n scales
     features = tuple(saved[f"features.{i}"][:, None] for i in range(5))
-    torch.testing.assert_close(reshaper.gather(features, (*positions, tops)), saved["output"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        reshaper.gather(features, (*positions, *reshaper.windows(tops))), saved["output"], atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -186,6 +188,14 @@ def test_a_camera_that_sees_nan_spoils_its_own_cells_only(rig) -> None:
     bev = reshaper(x, rig(1, 6))[0]
     assert bev[:, 0, 2:4].isnan().all()
     assert bev[:, 5:].isfinite().all()
+
+
+def test_a_horizon_that_is_no_number_reads_some_row() -> None:
+    """As an index it would end the process."""
+    reshaper = ColumnMLP(scales(1)[0], BEVGrid((0, 8), (-4, 4), 1.0), rows=[3])
+    rows, *_ = reshaper.windows(torch.tensor([[[torch.nan], [torch.inf], [-torch.inf]]]))
+    assert rows.min() >= 0
+    assert rows.max() < scales(1)[0].height
 
 
 def test_a_window_follows_the_horizon(rig) -> None:

@@ -54,6 +54,27 @@ def test_output_is_that_of_the_original(prefix: str, original) -> None:
     torch.testing.assert_close(with_its_coordinates(reshaper, original), original["output"], atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("stands_m", [0.0, 100.0])
+def test_queries_near_a_camera_are_exact(stands_m: float) -> None:
+    """Weights that measure metres, O as G, make a cell's embedding small and what it is the difference of large."""
+    torch.manual_seed(0)
+    reshaper = CrossViewAttention(SOURCE, GRID, dim=64, middle=0)
+    view = reshaper.views[0]
+    with torch.no_grad():
+        view.embedding.center.weight[:, :2] = view.embedding.cell.weight
+        view.embedding.center.weight[:, 3] = view.embedding.cell.bias
+    centers = torch.tensor([stands_m, 0.0, 1.5]).expand(1, 6, 3)
+    ground = GRID.centers().flatten(0, 1) + torch.tensor([stands_m, 0.0])
+    bev = torch.randn(2, len(ground), 64)
+    found = view.to_q.of_sum(bev, view.embedding.seen_cells(ground, centers), view.embedding.cell_weight(torch.float32))
+    view.double()
+    away = ground.double() @ view.embedding.cell.weight.mT + view.embedding.cell.bias
+    away = away - view.embedding.center(torch.cat([centers, torch.ones(1, 6, 1)], -1).double())[:, :, None]
+    unit = away / torch.linalg.vector_norm(away, dim=-1, keepdim=True)  # b n q d
+    exact = view.to_q.linear(view.to_q.norm(unit + bev.double()[:, None]))
+    torch.testing.assert_close(found.double(), exact, atol=2e-4, rtol=0)
+
+
 def test_training_is_that_of_the_original(original) -> None:
     reshaper = as_the_original().train()
     reshaper.load_original(weights_of(original))
