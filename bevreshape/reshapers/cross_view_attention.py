@@ -97,7 +97,7 @@ class NormedLinear(nn.Module):
         shared = linear(cells.to(narrow), weight.to(narrow)).unsqueeze(1)  # b 1 q out
         with torch.autocast(cells.device.type, enabled=False):
             own = torch.cat([z.mT * scale, torch.ones_like(scale)], dim=-1).flatten(0, 1)  # bn q k+1
-            factor = torch.cat([weight @ centred, bias[:, None]], dim=1).mT.expand(len(own), -1, -1)
+            factor = torch.cat([weight @ centred, bias[:, None]], dim=1).mT.expand(own.shape[0], -1, -1)
             out = torch.baddbmm((scale * shared.to(wide)).flatten(0, 1), own, factor)
         return out.unflatten(0, scale.shape[:2]).to(shared.dtype)
 
