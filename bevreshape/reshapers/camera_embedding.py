@@ -62,10 +62,11 @@ class CameraEmbedding(nn.Module):
         """What :meth:`cell_weight` takes to the same as :meth:`cells`, for one linear map to follow, and last the sum of
         their squared distances from their mean, for a LayerNorm to follow."""
         away = self._away(ground, self.centers(centers).unsqueeze(-2))  # n p d
-        length = torch.linalg.vector_norm(away, dim=-1).unsqueeze(-2) + TINY  # n 1 p
-        spread = (away - away.mean(-1, keepdim=True)).square().sum(-1).unsqueeze(-2) / length  # n 1 p
+        norm = torch.linalg.vector_norm(away, dim=-1).unsqueeze(-2)  # n 1 p
+        length = norm + TINY
+        spread = (norm.square() - away.shape[-1] * away.mean(-1).unsqueeze(-2).square()).clamp(min=0)  # n 1 p
         known = _with_center(ground.to(away.dtype).expand(*centers.shape[:-1], -1, -1), centers)  # n 6 p
-        return torch.cat([known, spread], dim=-2) / length
+        return torch.cat([known, spread / length], dim=-2) / length
 
     def cell_weight(self, dtype: torch.dtype) -> Float[Tensor, "d 6"]:
         """Of (x, y, centre, 1): ``G·(x, y) + g − O·(centre, 1)``."""

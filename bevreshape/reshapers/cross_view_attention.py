@@ -50,7 +50,7 @@ class NormedLinear(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.linear = nn.Linear(dim, out, bias=bias)
 
-    def of_embedded(self, tokens: Float[Tensor, "p k t"], embed: Float[Tensor, "d k"]) -> Float[Tensor, "p t out"]:
+    def of_embedded(self, tokens: Float[Tensor, "p t k"], embed: Float[Tensor, "d k"]) -> Float[Tensor, "p t out"]:
         """The same of ``x = E·z`` for tokens z, without x where it is wider than z.
 
         With P, which subtracts the mean, ``LayerNorm(x)`` is ``g · PEz / √(zᵀ(PE)ᵀ(PE)z/d + ε) + h``: all but the
@@ -62,12 +62,12 @@ class NormedLinear(nn.Module):
             weight, bias = self._without_norm(wide)
             if embed.shape[1] < len(embed):
                 gram = centred.mT @ centred / len(embed)  # k k
-                variance = (tokens * (gram @ tokens)).sum(1, keepdim=True).clamp(min=0)  # p 1 t
+                variance = (tokens * linear(tokens, gram)).sum(-1, keepdim=True).clamp(min=0)  # p t 1
                 weight = weight @ centred
-                tokens = (tokens * torch.rsqrt(variance + self.norm.eps)).mT  # p t k
             else:
-                tokens = linear(tokens.mT, centred)  # p t d
-                tokens = tokens * torch.rsqrt(tokens.square().mean(-1, keepdim=True) + self.norm.eps)
+                tokens = linear(tokens, centred)  # p t d
+                variance = tokens.square().mean(-1, keepdim=True)
+            tokens = tokens * torch.rsqrt(variance + self.norm.eps)
         narrow = self.linear.weight.dtype
         return linear(tokens.to(narrow), weight.to(narrow), bias.to(narrow))
 
@@ -116,7 +116,7 @@ class PictureEmbedding(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, dim, bias=False)
 
-    def forward(self, pictures: Float[Tensor, "p c t"], statistics: Statistics | None) -> Float[Tensor, "p c t"]:
+    def forward(self, pictures: Float[Tensor, "p t c"], statistics: Statistics | None) -> Float[Tensor, "p t c"]:
         """``relu(BatchNorm(x))``; the statistics are those of the pictures, needed in training."""
         norm = self.norm
         mean, var = norm.running_mean, norm.running_var
@@ -129,7 +129,7 @@ class PictureEmbedding(nn.Module):
         wide = pictures.dtype
         scale = norm.weight.to(wide) * torch.rsqrt(var.to(wide) + norm.eps)
         shift = norm.bias.to(wide) - mean.to(wide) * scale
-        return torch.addcmul(shift[:, None], pictures, scale[:, None]).relu()
+        return torch.addcmul(shift, pictures, scale).relu()
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
@@ -144,17 +144,17 @@ class PictureEmbedding(nn.Module):
 
 
 def statistics_of(
-    pictures: Float[Tensor, "p c t"], present: Bool[Tensor, " p"] | None, group: dist.ProcessGroup | None = None
+    pictures: Float[Tensor, "p t c"], present: Bool[Tensor, " p"] | None, group: dist.ProcessGroup | None = None
 ) -> Statistics:
     """Mean and variance of the channels of those pictures that are there, in all processes of a group."""
-    p, _, t = pictures.shape
+    p, t, _ = pictures.shape
     if present is None and group is None:
-        var, mean = torch.var_mean(pictures, (0, 2), correction=0)
+        var, mean = torch.var_mean(pictures, (0, 1), correction=0)
         return mean, var, torch.full((), p * t, device=pictures.device, dtype=pictures.dtype)
-    weights = torch.ones_like(pictures[:, :1, 0]) if present is None else present.to(pictures.dtype)[:, None]
+    weights = torch.ones_like(pictures[:, 0, :1]) if present is None else present.to(pictures.dtype)[:, None]
     count = _total(weights.sum() * t, group)
-    mean = _total((pictures.sum(2) * weights).sum(0), group) / count.clamp(min=1)
-    var = _total(((pictures - mean[:, None]).square().sum(2) * weights).sum(0), group) / count.clamp(min=1)
+    mean = _total((pictures.sum(1) * weights).sum(0), group) / count.clamp(min=1)
+    var = _total(((pictures - mean).square().sum(1) * weights).sum(0), group) / count.clamp(min=1)
     return mean, var, count
 
 
@@ -217,7 +217,7 @@ class CrossView(nn.Module):
     def _tokens(self, features: Tensor, rays: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values, (b, n, t, heads · e) each."""
         wide = torch.promote_types(features.dtype, torch.float32)
-        pictures = features.flatten(3).flatten(0, 1).to(wide)  # p c t
+        pictures = rearrange(features, "b n c h w -> (b n) (h w) c").to(wide).contiguous()  # p t c
         there = None if present is None else present.flatten()
         if there is not None:
             pictures = torch.where(there[:, None, None], pictures, 0.0)
@@ -225,9 +225,9 @@ class CrossView(nn.Module):
             embeddings = [x for x in (self.embed_key, self.embed_value) if x is not None]
             counted = any(x.norm.training for x in embeddings)
             statistics = statistics_of(pictures, there, _synchronised(self.embed_value.norm)) if counted else None
-            keys, embed = rays.flatten(0, 1).to(wide), self.embedding.ray_weight(wide)
+            keys, embed = rays.flatten(0, 1).mT.to(wide), self.embedding.ray_weight(wide)
             if self.embed_key is not None:
-                keys = torch.cat([self.embed_key(pictures, statistics), keys], dim=1)
+                keys = torch.cat([self.embed_key(pictures, statistics), keys], dim=2)
                 embed = torch.cat([self.embed_key.linear.weight.to(wide), embed], dim=1)
             values = self.embed_value(pictures, statistics)
         k = self.to_k.of_embedded(keys, embed)
