@@ -69,10 +69,11 @@ class Linear(nn.Linear):
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    if not torch.is_grad_enabled():
-        return _multiply(x, weight, bias, activation).reshape(len(x), -1, weight.shape[1])
-    out = _Linear.apply(x, weight, bias).reshape(len(x), -1, weight.shape[1])
-    return ACTIVATIONS[activation](out)
+    if torch.is_grad_enabled():
+        out = ACTIVATIONS[activation](_Linear.apply(x, weight, bias))
+    else:
+        out = _multiply(x, weight, bias, activation)
+    return out if out.ndim == 3 else out[None]
 
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
