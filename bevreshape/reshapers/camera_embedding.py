@@ -15,7 +15,7 @@ class CameraEmbedding(nn.Module):
     A feature is ``P·(point, 1) − O·(center, 1)``, the point 1 m deep on its ray, and a cell ``G·(x, y) + g −
     O·(center, 1)``, each divided by its length: the angle between the two says whether the camera at that centre sees
     the cell in that feature. All coordinates are metres in the ego frame, and the arithmetic is theirs (float32 or
-    more), whatever the precision of the network.
+    more), whatever the precision of the network; what is linear after it is multiplied as the network multiplies.
 
     Args:
         dim: width of the embeddings.

@@ -171,8 +171,8 @@ class ColumnMLP(GeometricReshaper):
             tops: the row of the features where each begins.
 
         Returns:
-            One row of the features more than the window of most rows has, those outside the picture moved to its border,
-            and how much of the upper and of the lower of two neighbours each of the window's rows takes, nothing of those
+            Rows of the features, one more than the longest window has, those outside the picture moved to its border, and
+            how much of the upper and of the lower of two neighbours each of the window's rows takes, nothing of those
             outside.
         """
         rows = max(rows or 0 for rows in self.rows)

@@ -43,7 +43,7 @@ Statistics = tuple[Tensor, Tensor, Tensor]
 
 
 class NormedLinear(nn.Module):
-    """``W · LayerNorm(x) + b`` of x that is the sum or the image of others, which is never formed."""
+    """``W · LayerNorm(x) + b`` of x that is the sum or the image of others, formed only where that is cheaper."""
 
     def __init__(self, dim: int, out: int, bias: bool) -> None:
         super().__init__()

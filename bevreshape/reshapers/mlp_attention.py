@@ -32,7 +32,7 @@ class TokenMLP(nn.Sequential):
     """``relu(W₂·relu(W₁·X + b₁) + b₂)`` over tokens, the same for all channels: (..., tokens) → (..., cells)."""
 
     def __init__(self, tokens: int, hidden: int, cells: int) -> None:
-        super().__init__(Linear(tokens, hidden), nn.ReLU(inplace=True), Linear(hidden, cells), nn.ReLU(inplace=True))
+        super().__init__(Linear(tokens, hidden), nn.ReLU(), Linear(hidden, cells), nn.ReLU())
 
 
 def cycle_loss(

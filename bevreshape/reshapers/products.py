@@ -62,7 +62,8 @@ def grouped_linear(
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` by :func:`linear`. Tools that look for the exact type, as dynamic quantisation does, pass it by."""
+    """``torch.nn.Linear`` by :func:`linear`. Tools that look for the exact type, as dynamic quantisation and
+    ``torch.fx`` do, do not take it for one."""
 
     def forward(self, input: Float[Tensor, "*m k"]) -> Float[Tensor, "*m out"]:
         return linear(input, self.weight, self.bias)
@@ -117,14 +118,14 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) 
         and not torch.jit.is_tracing()
         and x.numel() * weight.shape[-2] >= LARGE * max(groups, 1)
         and all(_is_plain(given) for given in (x, weight, bias) if given is not None)
-        and x.shape[-1] == weight.shape[-1]  # else torch says what is wrong
-        and (bias is None or bias.shape[-1] == weight.shape[-2])
+        and weight.numel() == groups * weight.shape[-2] * x.shape[-1]  # else torch says what is wrong,
+        and (bias is None or bias.numel() == groups * weight.shape[-2])  # or spreads the bias
         and not torch.is_autocast_enabled("cpu")
         and _get_current_dispatch_mode() is None
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and bool(torch.backends.mkldnn.enabled)
-        and torch.backends.mkl.is_available()
+        and torch.backends.mkl.is_available()  # what it is faster than
         and _onednn_linear() is not None
     )
 
@@ -140,7 +141,8 @@ def _onednn_linear() -> Callable[..., Tensor] | None:
     for library in ("mkldnn", "onednn"):  # as it is called today, and by torch's next
         try:
             onednn: Callable[..., Tensor] = getattr(torch.ops, library)._linear_pointwise
-            onednn(torch.ones(1, 1), torch.ones(1, 1), torch.ones(1), "gelu", [], "none")
+            one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
+            onednn(one, one, one[0], "gelu", [], "none")
         except (AttributeError, RuntimeError, TypeError):
             continue
         return onednn

@@ -124,6 +124,8 @@ def test_sizes_that_do_not_fit_are_torchs_to_refuse() -> None:
     assert products._by_onednn(x, weight, None)
     assert not products._by_onednn(x, weight.mT, None)
     assert not products._by_onednn(x, weight, torch.randn(1))
+    shared = torch.randn(1, 1, 500)  # one bias of two groups
+    assert not products._by_onednn(x.expand(2, -1, -1), weight.expand(2, -1, -1), shared, groups=2)
     assert grouped_linear(torch.randn(0, 300, 400), torch.randn(0, 500, 400)).shape == (0, 300, 500)
 
 
