@@ -145,7 +145,7 @@ def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str, 
         The largest difference of a probability.
 
     Raises:
-        InputError: when the program differs from the module, or onnx is not installed.
+        InputError: when the program differs from the module, onnx is not installed, or this torch cannot write it.
     """
     module.eval()
     inputs = tuple(inputs)
@@ -259,7 +259,12 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: str) ->
     _imported("onnxscript")
     for name in ("torch.onnx", "onnxscript", "onnx_ir"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    made = torch.onnx.export(program, opset_version=OPSET, verbose=False, dynamo=True)
+    try:
+        made = torch.onnx.export(program, opset_version=OPSET, verbose=False, dynamo=True)
+    except torch.onnx.OnnxExporterError as error:  # of torch 2.6, for one, to which parts of the models are unknown
+        raise InputError(
+            f"torch {torch.__version__} cannot write this model as ONNX; install a newer torch, or set format=pt2"
+        ) from error
     assert made is not None  # dynamo returns a program
     made.model.metadata_props["bevreshape"] = about
     made.save(path)

@@ -117,6 +117,16 @@ def test_a_program_that_differs_is_not_written(
     assert not (tmp_path / "model.pt2").exists()
 
 
+def test_a_torch_that_cannot_write_onnx_is_said(tmp_path: Path, monkeypatch) -> None:
+    def fails(*_, **__):
+        raise torch.onnx.OnnxExporterError("no translation")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(InputError, match=r"torch .* cannot write this model as ONNX; .* format=pt2"):
+        exporting.export(torch.nn.Linear(3, 2), [torch.randn(3, 3)], tmp_path / "x.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("grid", [BEVGrid((-16, 0), (-8, 8), 2.0), BEVGrid((-8, 8), (4, 20), 2.0)])
 def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
     frame = exporting.Frame(grid, ("a", "b"), ("rear",), (32, 64))

@@ -171,7 +171,7 @@ def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
         monkeypatch.setattr(products, "_onednn_linear", lambda: None)
         torch.testing.assert_close(linear(x, weight), x @ weight.mT, rtol=1e-5, atol=1e-4)
     else:
-        program = torch.export.export(Linear(400, 500), (x,))
+        program = torch.export.export(Linear(400, 500), (x,), strict=False)
         assert "mkldnn" not in str(program.graph)
     assert not calls
 
