@@ -1,6 +1,5 @@
-"""From a composed config to objects. The only place that calls ``instantiate``."""
+"""From a composed config to objects."""
 
-import importlib
 import inspect
 import os
 import secrets
@@ -12,12 +11,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from bevreshape.checkpoint import FORMAT, load_weights, read_checkpoint
+from bevreshape.construct import construct, locate
 from bevreshape.data.batch import BEVSource
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError, suggest
@@ -79,7 +77,7 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
     node = dict(_plain(cfg["data"]))
     loader = {key: node.pop(key) for key in LOADER_KEYS}
     instances = _instances(cfg)
-    if instances and "instances" not in inspect.signature(_locate(str(node.get("_target_")))).parameters:
+    if instances and "instances" not in inspect.signature(locate(str(node.get("_target_")))).parameters:
         raise InputError(
             f"instances.classes={instances}: {node['_target_']} does not tell objects apart; choose data=nuscenes, or set "
             "instances.classes=[]"
@@ -121,7 +119,7 @@ def build_reshaper(node: Mapping[str, Any], sources: Sequence[FeatureShape], gri
         InputError: when it takes one scale but several are given, or does not say what it delivers.
     """
     target = node.get("_target_")
-    if len(sources) > 1 and target and not getattr(_locate(target), "takes_scales", False):
+    if len(sources) > 1 and target and not getattr(locate(target), "takes_scales", False):
         strides = [source.stride for source in sources]
         raise InputError(
             f"encoder.strides={strides} are {len(strides)} scales but {target} takes one; set encoder.strides=[{strides[0]}]"
@@ -205,7 +203,7 @@ def reshaper_fields(target: str) -> dict[str, Any]:
     """The config node of an announced reshaper: its target, and the signature's fields with their defaults."""
     fields: dict[str, Any] = {"_target_": target}
     try:
-        found = _locate(target)
+        found = locate(target)
     except InputError:
         return fields  # it is said when somebody chooses it
     for parameter in inspect.signature(found).parameters.values():
@@ -243,61 +241,15 @@ def check_targets(node: Any, where: str, trust: Sequence[str] = ()) -> None:
 
 def _is_own_class(target: str) -> bool:
     try:
-        found = _locate(target)
+        found = locate(target)
     except InputError:
         return False
     return inspect.isclass(found) and found.__module__.startswith("bevreshape.")
 
 
-def _locate(target: str) -> Any:
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{target} cannot be imported: {error}") from error
-
-
 def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
-    """Instantiate one node; whatever its class says about the values reaches the user as one sentence."""
-    plain = _plain(node)
-    if not plain.get("_target_"):
-        raise InputError(f"{key}._target_ is missing; choose {key}=NAME, or set {key}._target_ to a class")
-    _check_options(key, plain, given)
-    try:
-        # Hydra would turn tuples into lists and dataclasses into dicts, so what is given reaches the class past it.
-        return instantiate(plain, _convert_="all", _partial_=True)(**given)
-    except InputError:
-        raise
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, InputError):
-            raise cause from None
-        if isinstance(cause, ImportError | TypeError | ValueError | None):
-            raise InputError(f"{key}: {' '.join(str(cause or error).split())}") from error
-        raise
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
-        values = ", ".join(f"{name}={value}" for name, value in plain.items() if name != "_target_")
-        raise InputError(
-            f"{key}: {plain['_target_']} cannot be built with {values or 'its defaults'}: {' '.join(str(error).split())}"
-        ) from error
-
-
-def _check_options(key: str, node: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    target = _locate(str(node["_target_"]))
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    options = [name for name in parameters if name not in given and name != "self"]
-    for name in node:
-        if name not in options and name != "_target_":
-            raise InputError(
-                f"{key}: {target.__name__} has no option {name}; {suggest(name, options) if options else 'it has none'}"
-            )
-    missing = [
-        n for n, p in parameters.items() if p.default is p.empty and n not in given and n not in node and n != "self"
-    ]
-    if missing:
-        raise InputError(f"{key}: {target.__name__} needs {', '.join(missing)}; set {key}.{missing[0]}=…")
+    """The object of one node, which may still be OmegaConf's where the config is fresh from the command line."""
+    return construct(key, _plain(node), **given)
 
 
 def _plain(node: Any) -> Any:
