@@ -10,8 +10,8 @@ import torch
 
 from bevreshape.errors import InputError
 
-FORMAT = 1
-"""Raised when the recipe inside a checkpoint changes its meaning."""
+FORMAT = 2
+"""Raised when the recipe inside a checkpoint changes its meaning; :func:`_renewed` reads the earlier ones."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -42,11 +42,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path} is of another program: it has no 'bevreshape' recipe; train one with bevreshape.train"
         )
-    if recipe.get("format") != FORMAT:
+    if recipe.get("format") not in (1, FORMAT):
         raise InputError(
-            f"checkpoint {path} has format {recipe.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+            f"checkpoint {path} has format {recipe.get('format')}, this version reads 1 to {FORMAT}; use the version that wrote it"
         )
-    return checkpoint
+    return {**checkpoint, "bevreshape": _renewed(recipe)}
+
+
+def _renewed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe in the present format.
+
+    Format 1 had no ``normalise_values``: its cross-attention projected V from the normalised tokens.
+    """
+    config = recipe.get("config")
+    reshaper = config.get("reshaper") if isinstance(config, dict) else None
+    if recipe["format"] != 1 or not isinstance(config, dict) or not isinstance(reshaper, dict):
+        return recipe
+    if not str(reshaper.get("_target_")).endswith(".CrossAttention"):
+        return recipe
+    return {**recipe, "config": {**config, "reshaper": {"normalise_values": True, **reshaper}}}
 
 
 def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:

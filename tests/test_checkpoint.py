@@ -84,3 +84,27 @@ def test_data_config_in_a_checkpoint_cannot_call_strangers(command, trained: Pat
     ended = command("evaluate", "checkpoint=evil.ckpt")
     assert (ended.code, "wants to call bevreshape.files.write_text" in ended.err) == (1, True)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("format_", "given", "expected"),
+    [(1, None, True), (1, False, False), (2, None, None), (2, False, False), (2, True, True)],
+)
+def test_cross_attention_of_format_1_keeps_its_normalised_values(
+    tmp_path: Path, format_: int, given: bool | None, expected: bool | None
+) -> None:
+    """A recipe without the key meant normalised values then, and means the default now."""
+    reshaper = {"_target_": "bevreshape.reshapers.CrossAttention", "dim": 8}
+    config = {"reshaper": reshaper if given is None else {**reshaper, "normalise_values": given}}
+    torch.save({"state_dict": {}, "bevreshape": {"format": format_, "config": config}}, tmp_path / "a.ckpt")
+    read = read_checkpoint(tmp_path / "a.ckpt")["bevreshape"]["config"]["reshaper"]
+    assert read.get("normalise_values") is expected
+
+
+def test_other_reshapers_of_format_1_are_as_they_were_and_newer_formats_are_refused(tmp_path: Path) -> None:
+    config = {"reshaper": {"_target_": "bevreshape.reshapers.CrossViewAttention"}}
+    torch.save({"state_dict": {}, "bevreshape": {"format": 1, "config": config}}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt")["bevreshape"]["config"] == config
+    torch.save({"state_dict": {}, "bevreshape": {"format": 3, "config": config}}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="has format 3, this version reads 1 to 2"):
+        read_checkpoint(tmp_path / "a.ckpt")

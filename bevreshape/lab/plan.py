@@ -104,6 +104,12 @@ class Plan:
             raise InputError(
                 f"plan.tensor.contenders are {', '.join(self.tensor['contenders'])}; the claims are about {', '.join(ROLES)}"
             )
+        normalised = [role for role, given in self.tensor["contenders"].items() if given.get("normalise_values")]
+        if normalised:
+            raise InputError(
+                f"plan.tensor.contenders.{normalised[0]}.normalise_values=true cannot reproduce X, which is the target here; "
+                "set it to false"
+            )
         missing = {"ipm", *RIVALS} - set(self.task["contenders"])
         if missing:
             raise InputError(f"plan.task.contenders lacks {', '.join(sorted(missing))}; the claims are about these")

@@ -23,9 +23,14 @@ class CrossAttention(Reshaper):
     tokens to cells depends on the picture. The tokens of all cameras stand in one softmax, those of dropped cameras
     left out.
 
-    Unless ``bare``, tokens and queries are normalised, the output is projected, added to Ø, and followed by a
-    feed-forward with its own residual (Vaswani et al. 2017; after normalisation, Xiong et al. 2020). Encodings are
-    added to keys and queries, not to values (DETR, Carion et al. 2020): they say where to look, not what is there.
+    Unless ``bare``, Q and K are projected from normalised queries and tokens, the output is projected, added to Ø, and
+    followed by a feed-forward with its own residual (Vaswani et al. 2017; after normalisation, Xiong et al. 2020). V is
+    projected from the tokens as they are. Encodings are added to keys and queries, not to values (DETR, Carion et al.
+    2020): they say where to look, not what is there.
+
+    Can it reproduce X at a cell that looks at exactly one token? Yes, the output is linear in that token where the
+    feed-forward adds nothing. With ``normalise_values`` it cannot: the token's mean and length are in no output, and
+    with 16 channels .089 of the variance is lost.
 
     Args:
         source: the features it will get.
@@ -39,6 +44,8 @@ class CrossAttention(Reshaper):
             ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), a picture laid over the cells.
         query_encoding: the same for the cells; ``rotary`` for both or for neither.
         feedforward: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
+        normalise_values: project V from the normalised tokens, which lack each token's mean and length, instead of from
+            X; without effect when ``bare``.
         bare: the equation alone, without norms, output projection, residuals and feed-forward.
 
     Raises:
@@ -57,6 +64,7 @@ class CrossAttention(Reshaper):
         token_encoding: str = "sinusoidal",
         query_encoding: str = "sinusoidal",
         feedforward: int = 2,
+        normalise_values: bool = False,
         bare: bool = False,
     ) -> None:
         super().__init__(source, grid, dim)
@@ -67,6 +75,7 @@ class CrossAttention(Reshaper):
             )
         rows, cols = self.target_shape
         self.bare = bare
+        self.normalise_values = normalise_values
         # where Ø is normalised to look things up, its own part of the output can start quietly
         self.query = nn.Parameter(torch.randn(rows * cols, dim) * (1.0 if bare else 0.02))
         self.encode_tokens = PositionalEncoding(
@@ -110,7 +119,10 @@ class CrossAttention(Reshaper):
     def _looking(self, features: Tensor, cameras: Cameras | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """What attends to what: queries, keys, values, and which of the tokens are there."""
         tokens, query = rearrange(features, "b n c h w -> b (n h w) c"), self.query
+        values = tokens
         if not self.bare:
             tokens, query = self.norm_tokens(tokens), self.norm_query(query)
+        if self.normalise_values:
+            values = tokens
         present = present_tokens(cameras, self.source.tokens)
-        return self.encode_queries(query)[None], self.encode_tokens(tokens), tokens, present
+        return self.encode_queries(query)[None], self.encode_tokens(tokens), values, present

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from commands import ROOT
+from hydra import compose, initialize_config_dir
 from lab.studies import plain
+from omegaconf import OmegaConf
 
 from bevreshape.errors import InputError
 from bevreshape.lab.plan import TUNED, Plan, best_rates, task_unit, tensor_unit, tuning_unit, units
@@ -97,6 +100,18 @@ def test_the_told_are_told_and_jitter_is_as_said(plan: Plan) -> None:
     arguments = task_unit(plan, "mlp", 1, 4.0).settings["arguments"]
     for expected in ("data.jitter.yaw_deg=4", "data.jitter.pitch_deg=2", "data.jitter.roll_deg=2", "seed=1"):
         assert expected in arguments
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_attention_at_tensor_level_has_values_that_can_be_the_target(name: str) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        given = OmegaConf.to_container(compose("study", [f"plan={name}"]).plan)
+    contenders = Plan.read(given).tensor["contenders"]
+    attending = [of for of in contenders.values() if of["_target_"].endswith(".CrossAttention")]
+    assert [of["normalise_values"] for of in attending] == [False, False]
+    contenders["attention"]["normalise_values"] = True
+    with pytest.raises(InputError, match=r"contenders\.attention\.normalise_values=true cannot reproduce X"):
+        Plan.read(given)
 
 
 @pytest.mark.parametrize(

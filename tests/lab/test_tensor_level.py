@@ -216,6 +216,19 @@ def test_an_mlp_approaches_the_sampling_matrix() -> None:
     assert after < 0.1
 
 
+def test_attention_learns_a_fixed_camera() -> None:
+    """The tokens themselves are its values; of normalised ones .089 would be left."""
+    settings = Settings(
+        source=FeatureShape(channels=16, height=8, width=16, stride=16, offset_px=7.5),
+        grid=BEVGrid((0.0, 16.0), (-16.0, 16.0), 2.0),
+        steps=300,
+        batch=16,
+        evaluate_every=300,
+        optimizer=AdamWOneCycle(lr=3e-2),
+    )
+    assert run(CrossAttention, settings).final_error < 1e-3
+
+
 def test_the_curve_says_where_the_training_stood() -> None:
     result = run(LINEAR, replace(SMALL, steps=50))
     assert [(point.steps, point.samples) for point in result.curve] == [(0, 0), (20, 320), (40, 640), (50, 800)]

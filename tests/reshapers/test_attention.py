@@ -106,22 +106,42 @@ def test_dropped_cameras_have_no_tokens(kernel: str, rig) -> None:
     torch.testing.assert_close(three(x, cameras), one(x[:, 1:2]), atol=1e-12, rtol=0)
 
 
-def test_the_default_is_attention_in_a_residual_block() -> None:
-    reshaper, x = cross(token_encoding="learned", query_encoding="learned", feedforward=2), doubles(1, 8, 3, 4)
+@pytest.mark.parametrize("normalise_values", [None, False, True])
+def test_the_default_is_attention_to_the_tokens_themselves_in_a_residual_block(normalise_values: bool | None) -> None:
+    options = {} if normalise_values is None else {"normalise_values": normalise_values}
+    reshaper = cross(token_encoding="learned", query_encoding="learned", feedforward=2, **options)
+    x = doubles(1, 8, 3, 4)
     state = {name: value.numpy() for name, value in reshaper.state_dict().items()}
 
     def norm(rows: np.ndarray) -> np.ndarray:  # a fresh LayerNorm has weight 1 and bias 0
         return (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)
 
-    tokens = norm(x[0].numpy().reshape(8, 12).T)
+    tokens = x[0].numpy().reshape(8, 12).T
     w_q, w_k, w_v = projections(reshaper.attention)
     q = (norm(state["query"]) + state["encode_queries.learned"][0]) @ w_q
-    attended = loops(q, (tokens + state["encode_tokens.learned"][0]) @ w_k, tokens @ w_v, 3)
+    values = norm(tokens) if normalise_values else tokens
+    attended = loops(q, (norm(tokens) + state["encode_tokens.learned"][0]) @ w_k, values @ w_v, 3)
     bev = state["query"] + attended @ state["out.weight"].T + state["out.bias"]
     inner = torch.from_numpy(norm(bev) @ state["feedforward.1.0.weight"].T + state["feedforward.1.0.bias"])
     gelu = (0.5 * inner * (1 + torch.erf(inner / 2**0.5))).numpy()
     bev = bev + gelu @ state["feedforward.1.2.weight"].T + state["feedforward.1.2.bias"]
     np.testing.assert_allclose(reshaper(x)[0].detach().numpy().transpose(1, 2, 0).reshape(10, 12), bev, atol=1e-12)
+
+
+def test_normalised_values_lack_what_the_tokens_themselves_have() -> None:
+    """Mean and length of a token, 2 of its numbers, are in no output."""
+    one, x = FeatureShape(16, 1, 1), doubles(3, 16, 1, 1)
+    for normalise_values in (False, True):
+        reshaper = cross(one, dim=24, normalise_values=normalise_values, feedforward=0)
+        changed = reshaper(7 * x + 5) - reshaper(x)
+        if normalise_values:
+            assert changed.abs().max() < 1e-4  # LayerNorm's epsilon
+        else:
+            assert changed.abs().max() > 1
+        inputs = x[:1].clone().requires_grad_()
+        jacobian = torch.autograd.functional.jacobian(lambda x, of=reshaper: of(x)[0, :, 0, 0], inputs)
+        lost = torch.linalg.svdvals(jacobian.flatten(1)) < 1e-4
+        assert lost.sum() == 2 if normalise_values else not lost.any()
 
 
 def self_attention(grid: tuple[int, int] = (3, 4), **options) -> SelfAttention:
