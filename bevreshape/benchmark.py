@@ -1,5 +1,10 @@
 """``python -m bevreshape.benchmark``: what view transformers cost, side by side."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 import csv
 import io
 import math

@@ -149,7 +149,7 @@ class History(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
         if self.path.exists():
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
 
     def on_train_batch_end(

@@ -236,7 +236,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     held = highest = 0
     changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
     for event in sorted(changes, key=lambda event: event["args"]["Ev Idx"]):

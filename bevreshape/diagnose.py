@@ -1,5 +1,10 @@
 """``python -m bevreshape.diagnose``: what a trained model has learned, and what it bears."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 import json
 from collections.abc import Iterator
 from functools import partial

@@ -1,5 +1,10 @@
 """``python -m bevreshape.evaluate``: the metrics of a checkpoint, on its own data or on other."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace

@@ -1,5 +1,10 @@
 """``python -m bevreshape.export``: a trained model as ONNX or as a program of torch.export, compared before it is kept."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 import json
 import logging
 import math

@@ -1,5 +1,10 @@
 """``python -m bevreshape.predict``: the bird's-eye view of pictures, as class maps, overlays and probabilities."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO

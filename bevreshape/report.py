@@ -1,5 +1,10 @@
 """``python -m bevreshape.report RUN_FOLDERS``: finished runs as one HTML page that opens from disk."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 import argparse
 import json
 from collections.abc import Sequence

@@ -1,5 +1,10 @@
 """``python -m bevreshape.study``: the article's claims A7 to A12, measured."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 import json
 import signal
 import time

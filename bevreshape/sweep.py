@@ -37,7 +37,9 @@ class Summary(Callback):
         row |= dict(argument.split("=", 1) for argument in config.hydra.overrides.task if "=" in argument)
         metrics = folder / "metrics.json"
         if metrics.exists():
-            row |= {key: value for key, value in json.loads(metrics.read_text()).items() if _is_shown(key)}
+            row |= {
+                key: value for key, value in json.loads(metrics.read_text(encoding="utf-8")).items() if _is_shown(key)
+            }
         write_text(folder / "job.json", json.dumps(row))
         rows = write_summary(Path(config.hydra.sweep.dir))
         Console().print(summary_table(rows))
@@ -47,7 +49,7 @@ def write_summary(sweep: Path) -> list[dict[str, Any]]:
     """Write ``summary.csv`` from every ``job.json`` below a sweep's folder; its rows."""
     with (sweep / ".summary.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [json.loads(path.read_text()) for path in sweep.rglob("job.json")]
+        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sweep.rglob("job.json")]
         rows.sort(key=lambda row: int(row["job"]) if row["job"].isdigit() else 0)
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +45,29 @@ def without(*prefixes: str) -> list[str]:
     return [argument for argument in TINY if not argument.startswith(prefixes)]
 
 
-def start(name: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Start ``python -m bevreshape.NAME`` as a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+def start(
+    name: str,
+    *arguments: str,
+    cwd: Path,
+    environment: Mapping[str, str] = {},
+    launcher: Sequence[str] = (),
+    session: bool = False,
+) -> subprocess.Popen[str]:
+    """Start ``python -m bevreshape.NAME`` as a process of its own.
+
+    Args:
+        name: of the command.
+        arguments: of the command.
+        cwd: where.
+        environment: variables beside the tests' own.
+        launcher: what comes between ``python`` and ``-m``.
+        session: whether it leads a process group of its own, which can be signalled as a whole.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT), **environment}
     return subprocess.Popen(
-        [sys.executable, "-m", f"bevreshape.{name}", *arguments],
+        [sys.executable, *launcher, "-m", f"bevreshape.{name}", *arguments],
         cwd=cwd,
+        start_new_session=session,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -34,6 +34,7 @@ from rich.console import Console
 from scipy.optimize import least_squares
 
 from bevreshape.data.calibration import VERSION, camera_entries, optics, read_calibration
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_text
 from bevreshape.geometry import Lens
@@ -363,4 +364,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_console_safe()
     main()

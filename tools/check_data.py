@@ -33,6 +33,7 @@ from bevreshape.data.folder import read_split
 from bevreshape.data.frames import Frames, check_size
 from bevreshape.data.pictures import picture_size, read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import (
     BEVGrid,
@@ -479,4 +480,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_console_safe()
     main()

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bevreshape import cli
+from bevreshape.environment import make_console_safe
 from bevreshape.lab.runs import chosen, grouped, read_runs, tabulated
 from bevreshape.tables import markdown_table
 
@@ -37,6 +38,7 @@ def main(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
 
 
 if __name__ == "__main__":
+    make_console_safe()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps")
     parser.add_argument(

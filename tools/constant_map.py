@@ -20,6 +20,7 @@ from bevreshape import cli
 from bevreshape.build import build_data
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.environment import make_console_safe
 from bevreshape.metrics import BEVIoU
 from bevreshape.tables import metrics_table
 
@@ -54,4 +55,5 @@ def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
 
 
 if __name__ == "__main__":
+    make_console_safe()
     cli.speaking(main, sys.argv[1:])

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bevreshape.data.calibration import numbers
 from bevreshape.data.nuscenes.prepared import Content, prepare_release
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
 
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    make_console_safe()
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(__doc__, f"\nsettings: {' '.join(f'{key}={value}' for key, value in DEFAULTS.items())}")
         sys.exit()

@@ -30,6 +30,7 @@ from torchvision.models.resnet import Bottleneck
 
 from bevreshape import cli
 from bevreshape.costs import Workload, measure, ring
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import (
@@ -342,6 +343,7 @@ def main(clones: Path, only: Sequence[str], rounds: int) -> None:
 
 
 if __name__ == "__main__":
+    make_console_safe()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clones", type=Path, required=True, help="folder of the cloned repositories")
     parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS), help="some of the comparisons")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bevreshape.data.pictures import fit_picture, picture_size, read_picture
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 
 Size = tuple[int, int]
@@ -83,6 +84,7 @@ def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> 
 
 
 if __name__ == "__main__":
+    make_console_safe()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--size", type=int, nargs=2, default=(224, 480), help="height and width for the network")

@@ -22,6 +22,7 @@ from bevreshape import cli
 from bevreshape.build import build_data
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.drawing import Picture, class_palette, draw_bev, overlay_on_pictures
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 from bevreshape.files import write_png
 from bevreshape.geometry import BEVGrid, picture_to_bev
@@ -87,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_console_safe()
     cli.speaking(main)

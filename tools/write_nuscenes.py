@@ -31,6 +31,7 @@ from bevreshape.data.synthetic import SyntheticSource
 from bevreshape.data.synthetic.rig import RIGS, nominal
 from bevreshape.data.synthetic.source import World
 from bevreshape.data.synthetic.world import Scene, Vehicle
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 
 VERSION, LOCATION = "v1.0-mini", "boston-seaport"
@@ -261,10 +262,10 @@ class Release:
         for table, rows in self.tables.items():
             path = self.out / VERSION / f"{table}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(rows))
+            path.write_text(json.dumps(rows), encoding="utf-8")
         path = self.out / "maps" / "expansion" / f"{LOCATION}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.map))
+        path.write_text(json.dumps(self.map), encoding="utf-8")
         Image.new("L", (8, 8)).save(self.out / picture)
 
 
@@ -344,6 +345,7 @@ def write(out: Path, train: int, val: int, moments: int, image_size: tuple[int, 
 
 
 if __name__ == "__main__":
+    make_console_safe()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the release, new or empty")
     parser.add_argument("--train", type=int, default=4, help="scenes to train on, up to 8 (4)")

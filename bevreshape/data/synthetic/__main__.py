@@ -1,5 +1,10 @@
 """Measure how fast scenes are generated and read: ``python -m bevreshape.data.synthetic --scenes 512``."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 import argparse
 import os
 import tempfile

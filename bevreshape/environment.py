@@ -1,0 +1,43 @@
+"""What a command sets for its own process before torch is loaded. It imports neither torch nor anything that does."""
+
+import codecs
+import io
+import os
+import sys
+
+WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
+"""How long a thread of OpenMP spins at a barrier before it sleeps: turns of GNU's runtime, milliseconds of LLVM's and Intel's.
+
+Their own defaults spin for so long that training becomes several times slower where another process takes a core away.
+"""
+
+PLAIN = {
+    "→": "->", "←": "<-", "·": "-", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "°": " deg", "±": "+-",
+    "≥": ">=", "≤": "<=", "²": "^2", "³": "^3", "½": "1/2", "σ": "sigma", "│": "|",
+}  # fmt: skip
+"""What is written where a console has no such character; any other becomes a question mark."""
+
+
+def prepare_process() -> None:
+    """Let OpenMP's threads sleep early and every console take what is printed.
+
+    The environment passes it on to the processes that are started from here. It is to be called before torch is loaded,
+    whose OpenMP reads it once; settings of the user's own are left as they are.
+    """
+    if not {"OMP_WAIT_POLICY", *WAITING} & os.environ.keys():
+        os.environ.update(WAITING)
+    make_console_safe()
+
+
+def make_console_safe() -> None:
+    """Write what the console's encoding does not have in plain characters, instead of failing on it."""
+    codecs.register_error("bevreshape.plain", _in_plain_characters)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="bevreshape.plain")
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end

@@ -1,0 +1,94 @@
+"""What commands set for their process: how OpenMP waits, and a console that takes all they print."""
+
+import ast
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, TINY, finish, start
+
+from bevreshape.environment import make_console_safe
+
+OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SCRIPTS = sorted(
+    path
+    for folder in ("bevreshape", "tools")
+    for path in (ROOT / folder).rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
+
+
+def printed_by_openmp(*command: str, **variables: str) -> str:
+    """What OpenMP's runtime says of its own settings when torch loads it."""
+    environment = {key: value for key, value in os.environ.items() if key not in OPENMP}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_DISPLAY_ENV": "VERBOSE", **variables}
+    ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=True)
+    return ended.stderr
+
+
+def spins_shortly(settings: str) -> bool:
+    return "GOMP_SPINCOUNT = '3000'" in settings or "KMP_BLOCKTIME='1'" in settings
+
+
+def test_openmp_sleeps_early_in_commands() -> None:
+    assert spins_shortly(printed_by_openmp("-m", "bevreshape.report", "--help"))
+
+
+def test_openmp_is_left_alone_where_the_user_has_set_it() -> None:
+    settings = printed_by_openmp("-m", "bevreshape.report", "--help", OMP_WAIT_POLICY="ACTIVE")
+    assert "ACTIVE" in settings
+    assert not spins_shortly(settings)
+
+
+def test_importing_the_library_sets_nothing() -> None:
+    code = "import os; before = dict(os.environ); import bevreshape.train, bevreshape.report; print(dict(os.environ) == before)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["True"]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_script_prepares_its_process(path: Path) -> None:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    blocks = [node for node in body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
+    if path.is_relative_to(ROOT / "tools"):
+        assert ast.unparse(blocks[0].body[0]) == "make_console_safe()"
+    else:
+        assert body[1] is blocks[0], "it must come before the imports, one of which loads torch"
+        assert "prepare_process()" in ast.unparse(blocks[0])
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("utf-8", "a → 3×4 · 2°, ≥ 道".encode()),
+        ("latin-1", "a -> 3×4 · 2°, >= ?".encode("latin-1")),
+        ("ascii", b"a -> 3x4 - 2 deg, >= ?"),
+    ],
+)
+def test_console_of_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str, written: bytes) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+    make_console_safe()
+    print("a → 3×4 · 2°, ≥ 道", end="")
+    assert raw.getvalue() == written
+
+
+def test_training_on_an_ascii_console_beside_slurm(worlds: Path, tmp_path: Path) -> None:
+    """In a locale where even files are ASCII unless they are opened as UTF-8, and with an ``srun`` nobody asked for."""
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text("#!/bin/sh\nexit 1\n")
+    srun.chmod(0o755)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    variables = {**locale, "PATH": f"{srun.parent}{os.pathsep}{os.environ['PATH']}"}
+    ended = finish(
+        start("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run", cwd=tmp_path, environment=variables)
+    )
+    assert ended.code == 0, ended.err
+    assert "parameters -> 1x8x" in ended.err
+    assert (ended.out + ended.err).isascii()
+    assert "srun" not in ended.err
