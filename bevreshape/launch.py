@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bevreshape.callbacks import Stopped, WholeCheckpoints
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
+from bevreshape.processes import check_group, cluster_environment, group
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """What a network can be trained in; geometry stays in float32, which the ``-true`` half precisions would break."""
@@ -29,10 +30,13 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
         InputError: for a device, precision or value that cannot be had.
     """
     check_hardware(cfg)
+    plugins: list[Any] = [WholeCheckpoints(), cluster_environment()]
     try:
         accelerator = "cuda" if _on_gpu(cfg) else "cpu"
         return Trainer(
-            **{**cfg, "accelerator": accelerator, **kwargs}, plugins=[WholeCheckpoints()], use_distributed_sampler=False
+            **{**cfg, "accelerator": accelerator, **kwargs},
+            plugins=plugins,
+            use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
@@ -46,6 +50,7 @@ def quiet() -> None:
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*your dataloader is not resumable.*",
+        r".*`srun` command is available on your system but is not used.*",
         r".*is smaller than the logging interval.*",
         r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
         r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # the metric adds up the processes itself
@@ -78,6 +83,7 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
             "trainer.precision=bf16-mixed: this GPU has no bfloat16; set trainer.precision=16-mixed or 32-true"
         )
     count = process_count(cfg)
+    check_group(count, cfg.get("num_nodes", 1))
     if on_gpu and count > gpus:
         raise InputError(
             f"trainer.devices={cfg.get('devices')}: this machine has {gpus} GPU(s); set trainer.devices={gpus}"
@@ -108,11 +114,6 @@ def process_count(cfg: Mapping[str, Any]) -> int:
     return devices
 
 
-def launched() -> bool:
-    """Whether this process is one of several that a launcher (ours, torchrun, SLURM) has started."""
-    return "LOCAL_RANK" in os.environ or (SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
-
-
 def in_processes(count: int, main: Callable[..., Any], *args: Any) -> Any:
     """Call ``main(*args)`` here, or in ``count`` processes of one distributed group on this machine.
 
@@ -124,7 +125,7 @@ def in_processes(count: int, main: Callable[..., Any], *args: Any) -> Any:
     Raises:
         InputError: when a process failed; it has said why.
     """
-    if count == 1 or launched():
+    if count == 1 or group() is not None:
         return main(*args)
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
@@ -150,6 +151,7 @@ def _speak(main: Callable[..., Any], *args: Any) -> Any:
     """In a child process: an error of the user's making is a sentence there too."""
     from bevreshape.cli import explain, say
 
+    make_console_safe()
     try:
         return main(*args)
     except Stopped as stopped:

@@ -1,5 +1,10 @@
 """``python -m bevreshape.train``: train a view transformer, test it, and leave a run folder."""
 
+if __name__ == "__main__":  # before anything loads torch
+    from bevreshape.environment import prepare_process
+
+    prepare_process()
+
 import json
 import math
 from collections.abc import Mapping
@@ -9,9 +14,9 @@ from typing import Any
 import wandb
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -22,8 +27,9 @@ from bevreshape.checkpoint import load_weights, read_checkpoint
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.files import write_text
-from bevreshape.launch import check_hardware, in_processes, launched, make_trainer, process_count, quiet
+from bevreshape.launch import check_hardware, in_processes, make_trainer, process_count, quiet
 from bevreshape.model import BEVModel
+from bevreshape.processes import Group, group, rank
 from bevreshape.reshapers import FeatureShape
 from bevreshape.tables import metrics_table, write_metrics
 from bevreshape.task import BEVTask
@@ -37,16 +43,29 @@ def main(cfg: DictConfig) -> None:
     plain = plain_config(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     resumed = plain.pop("resume") is not None
+    if (launched := group()) is not None:
+        _check_one_folder(launched)
     check(plain).prepare_data()
-    if launched() and not any(str(o).startswith("hydra.run.dir=") for o in HydraConfig.get().overrides.hydra):
-        raise InputError(
-            "started by torchrun or SLURM: set hydra.run.dir=FOLDER, so that all processes share one run folder"
-        )
-    if not resumed and getattr(rank_zero_only, "rank", 0) == 0:
+    if not resumed and rank() == 0:
         if (folder / "config.yaml").exists():
             raise InputError(f"{folder} holds a run already; wait a second, or set hydra.run.dir")
         write_text(folder / "config.yaml", OmegaConf.to_yaml(plain))
     in_processes(process_count(plain["trainer"]), train, plain, folder, resumed)
+
+
+def _check_one_folder(launched: Group) -> None:
+    """Refuse what would give every process of a launcher a run folder of its own."""
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN:
+        raise InputError(
+            f"a sweep cannot be started {launched.world} times by {launched.launcher}; start it once, and set trainer.devices, "
+            "so that each of its jobs starts its own processes"
+        )
+    if not any(override.startswith("hydra.run.dir=") for override in hydra.overrides.hydra):
+        raise InputError(
+            f"started {launched.world} times by {launched.launcher}: set hydra.run.dir=FOLDER, so that all processes share one "
+            "run folder"
+        )
 
 
 def check(cfg: dict[str, Any]) -> BEVDataModule:

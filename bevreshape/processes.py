@@ -1,0 +1,148 @@
+"""Which launcher has started this process, among how many others, and whether that is what ``trainer`` asks for."""
+
+import os
+import re
+from dataclasses import dataclass
+
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    KubeflowEnvironment,
+    LightningEnvironment,
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+from bevreshape.errors import InputError
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A program that starts several processes of one command, by the variables of the environment it sets for them.
+
+    Attributes:
+        name: for messages.
+        marker: set in its processes and nowhere else.
+        rank: number of a process.
+        world: how many processes there are.
+        local_world: how many are on this machine; empty where it does not say.
+    """
+
+    name: str
+    marker: str
+    rank: str
+    world: str
+    local_world: str = ""
+
+
+LAUNCHERS = (
+    Launcher("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    # the script of sbatch has most of srun's variables too, but is one process in no step
+    Launcher("srun", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
+    Launcher("jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
+    Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    Launcher("mpiexec", "PMI_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
+    Launcher("WORLD_SIZE", "WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+)  # fmt: skip
+"""In the order in which they count: torchrun works inside all others, and they may set torch's own variables."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes that a launcher has started, this one among them."""
+
+    launcher: str
+    rank: int
+    world: int
+    local_world: int | None
+
+
+def group() -> Group | None:
+    """The group that this process belongs to; ``None`` where it stands alone.
+
+    Raises:
+        InputError: when the variables of the environment contradict each other.
+    """
+    launcher = next((one for one in LAUNCHERS if one.marker in os.environ), None)
+    if launcher is None or (world := _integer(launcher.world)) == 1:
+        return None
+    local_world = _integer(launcher.local_world) if launcher.local_world in os.environ else None
+    return Group(launcher.name, _integer(launcher.rank), world, local_world)
+
+
+def rank() -> int:
+    """Number of this process in its group; 0 where it stands alone."""
+    found = group()
+    return 0 if found is None else found.rank
+
+
+def check_group(devices: int, nodes: object) -> None:
+    """Refuse to train alone, and into the same folder, in each of several processes that were meant to share the work.
+
+    Args:
+        devices: processes on this machine that ``trainer`` asks for.
+        nodes: ``trainer.num_nodes``.
+
+    Raises:
+        InputError: when the launcher has started another number of processes.
+    """
+    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
+        raise InputError(f"trainer.num_nodes={nodes!r} must be an integer ≥ 1")
+    found = group()
+    asked = f"trainer.devices={devices} on trainer.num_nodes={nodes}"
+    if found is None:
+        if nodes > 1:
+            raise InputError(
+                f"trainer.num_nodes={nodes}: this process was started alone; start {devices} on every node by srun or torchrun, "
+                "or set trainer.num_nodes=1"
+            )
+        return
+    local_world = found.local_world or (devices if found.world % devices == 0 else found.world)
+    if (found.world, local_world) != (devices * nodes, devices):
+        raise InputError(
+            f"{found.launcher} has started {found.world} processes, {local_world} of them on this machine, but {asked} are "
+            f"{devices * nodes}; set trainer.devices={local_world} trainer.num_nodes={found.world // local_world}, or start as many"
+        )
+
+
+def cluster_environment() -> ClusterEnvironment:
+    """What Lightning learns its place in the group from.
+
+    Lightning's own choice goes by other signs: it warns of an ``srun`` that is not used, takes the script of ``sbatch``
+    for a task of a step, and a step whose job is named ``bash`` for a process of its own.
+
+    Raises:
+        InputError: when the processes have no way to find each other.
+    """
+    found = group()
+    if found is None:
+        return LightningEnvironment()
+    if found.launcher == "torchrun":
+        return TorchElasticEnvironment()
+    if found.launcher == "srun":
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(found.local_world)  # Lightning asks for it, srun -N2 does not set it
+        return SLURMEnvironment(auto_requeue=False)
+    if found.launcher == "jsrun" and LSFEnvironment.detect():
+        return LSFEnvironment()
+    if found.launcher in ("mpirun", "mpiexec") and MPIEnvironment.detect():
+        return MPIEnvironment()
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return TorchElasticEnvironment() if "LOCAL_RANK" in os.environ else KubeflowEnvironment()
+    raise InputError(
+        f"{found.launcher} has started {found.world} processes that cannot find each other; start them by torchrun, or set RANK, "
+        "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        + (", or install mpi4py" if found.launcher.startswith("mpi") else "")
+    )
+
+
+def _integer(name: str) -> int:
+    """The value of a variable; SLURM writes ``2(x3)`` where three machines have two tasks each."""
+    value = os.environ.get(name)
+    match = re.fullmatch(r"(\d+)(\(x\d+\))?", value or "")
+    if match is None:
+        told = "is not set" if value is None else f"is {value}"
+        raise InputError(
+            f"{name} {told}, where a process of several has the same number on every machine there; start them by srun or torchrun"
+        )
+    return int(match[1])
