@@ -1,0 +1,198 @@
+"""From paired measurements of several seeds to a verdict, by rules that do not know which way the article expects it."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from itertools import pairwise
+
+from scipy.stats import t as student
+
+from bevreshape.errors import InputError
+
+ALPHA = 0.05
+"""Of two-sided intervals, and of all primary rows together (Holm 1979)."""
+
+MARGIN = math.log(1.1)
+"""Two methods within 10 % of each other are alike."""
+
+
+class Verdict(StrEnum):
+    """Of two methods, what the first one is."""
+
+    AHEAD = "ahead"
+    ALIKE = "alike"
+    BEHIND = "behind"
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What one seed measured: a number, or two between which it lies where it was found on a grid or never reached."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def exactly(cls, value: float) -> "Bounds":
+        """A number that is known."""
+        return cls(value, value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How many times better the first of two methods is, seed by seed: ``log(other / own)`` of what is better when less.
+
+    Attributes:
+        seeds: paired log ratios, above 0 where the first is ahead.
+    """
+
+    seeds: tuple[Bounds, ...]
+
+    @classmethod
+    def of(cls, own: Sequence[Bounds | float], other: Sequence[Bounds | float]) -> "Comparison":
+        """Of what both need or miss, in the same order of seeds.
+
+        Raises:
+            InputError: other numbers of seeds, fewer than two, or a figure that is not positive.
+        """
+        if len(own) != len(other) or len(own) < 2:
+            raise InputError(f"study: {len(own)} and {len(other)} seeds cannot be paired; run two or more of both")
+        ratios = []
+        for mine, theirs in zip(map(_bounds, own), map(_bounds, other), strict=True):
+            if not (mine.low > 0 and theirs.low > 0):
+                raise InputError(f"study: the ratio of {theirs} to {mine} needs two positive figures")
+            ratios.append(Bounds(_log(theirs.low / mine.high), _log(theirs.high / mine.low)))
+        return cls(tuple(ratios))
+
+    def interval(self, alpha: float = ALPHA) -> tuple[float, float, float]:
+        """Mean log ratio and its two-sided interval by Student's t; bounds widen it, infinite ones without end."""
+        lows, highs = [one.low for one in self.seeds], [one.high for one in self.seeds]
+        middles = [(low + high) / 2 for low, high in zip(lows, highs, strict=True)]
+        return _mean(middles), _mean(lows) - _half(lows, alpha), _mean(highs) + _half(highs, alpha)
+
+    @property
+    def p(self) -> float:
+        """The smallest α whose interval lies within one of the three regions: above, within, and below the margin.
+
+        A wrong region is met with a probability of at most α, and of α/2 at each end of the interval.
+        """
+        lows, highs = [one.low for one in self.seeds], [one.high for one in self.seeds]
+        ahead = _beyond(lows, MARGIN)
+        behind = _beyond([-high for high in highs], MARGIN)
+        within = max(_beyond(lows, -MARGIN), _beyond([-high for high in highs], -MARGIN))
+        return min(1.0, 2 * min(ahead, behind, within))
+
+    def verdict(self, alpha: float = ALPHA) -> Verdict:
+        """By the interval."""
+        _, low, high = self.interval(alpha)
+        if low > MARGIN:
+            return Verdict.AHEAD
+        if high < -MARGIN:
+            return Verdict.BEHIND
+        return Verdict.ALIKE if low >= -MARGIN and high <= MARGIN else Verdict.OPEN
+
+    def __str__(self) -> str:
+        mean, low, high = (_power(x) for x in self.interval())
+        if low == 0 and high == math.inf:
+            return "unknown"
+        if low == 0 or high == math.inf:
+            return f"at most {high:.3g}" if low == 0 else f"at least {low:.3g}"
+        return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def holm(comparisons: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, Verdict]:
+    """Verdicts of several rows, with a probability of at most ``alpha`` that any of them is wrong (Holm 1979)."""
+    verdicts = dict.fromkeys(comparisons, Verdict.OPEN)
+    found = sorted((comparison.p, name) for name, comparison in comparisons.items())
+    for done, (p, name) in enumerate(found):
+        level = alpha / (len(found) - done)
+        if p > level:
+            break  # and so are all after it
+        verdicts[name] = comparisons[name].verdict(level)
+    return verdicts
+
+
+def reached(steps: Sequence[int], values: Sequence[float], threshold: float) -> Bounds:
+    """When a falling curve is at a threshold or below for the first time: between which of the steps it was looked at."""
+    before = 0.0
+    for step, value in zip(steps, values, strict=True):
+        if value <= threshold:
+            return Bounds(max(before, 1.0), float(step))
+        before = float(step)
+    return Bounds(before, math.inf)
+
+
+def crossover(levels: Sequence[float], advantages: Sequence[float]) -> Bounds:
+    """From which level on an advantage is positive for good, by interpolation in the level's logarithm.
+
+    Args:
+        levels: ascending, of which the first may be 0.
+        advantages: log ratios at each of them.
+
+    Returns:
+        Where it turns positive; below the lowest positive level where it is positive throughout, beyond the highest where it
+        is not positive there.
+
+    Raises:
+        InputError: when levels do not ascend, or there are not as many advantages.
+    """
+    if len(levels) != len(advantages) or any(a >= b for a, b in pairwise(levels)):
+        raise InputError(
+            f"study: levels {list(levels)} must ascend, with an advantage each; {len(advantages)} are given"
+        )
+    last = max((i for i, value in enumerate(advantages) if not value > 0), default=None)
+    if last is None:
+        return Bounds(0.0, float(levels[0]))
+    if last == len(levels) - 1:
+        return Bounds(float(levels[-1]), math.inf)
+    share = advantages[last] / (advantages[last] - advantages[last + 1])
+    low, high = levels[last], levels[last + 1]
+    if low == 0:
+        return Bounds.exactly(share * high)
+    return Bounds.exactly(low * (high / low) ** share)
+
+
+def exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
+    """The e of ``amount ∝ sizeᵉ``, by least squares of both logarithms."""
+    return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in amounts]).slope
+
+
+def _bounds(value: Bounds | float) -> Bounds:
+    return value if isinstance(value, Bounds) else Bounds.exactly(value)
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.mean(values) if all(map(math.isfinite, values)) else sum(values)
+
+
+def _half(values: Sequence[float], alpha: float) -> float:
+    """Half the width of an interval; 0 where values are not finite, whose mean says all."""
+    if not all(map(math.isfinite, values)):
+        return 0.0
+    return _quantile(alpha, len(values)) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+@cache
+def _quantile(alpha: float, count: int) -> float:
+    return float(student.ppf(1 - alpha / 2, count - 1))
+
+
+def _beyond(values: Sequence[float], bound: float) -> float:
+    """p of "the mean lies above", one-sided."""
+    if not all(map(math.isfinite, values)):
+        return 0.0 if _mean(values) > bound else 1.0
+    difference, error = statistics.mean(values) - bound, statistics.stdev(values) / math.sqrt(len(values))
+    if error == 0:
+        return 0.0 if difference > 0 else 1.0
+    return float(student.sf(difference / error, len(values) - 1))
+
+
+def _power(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf

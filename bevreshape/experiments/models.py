@@ -1,0 +1,194 @@
+"""The methods that are compared: each is ``O = A·X·Wv`` with values X as they are and one linear read-out Wv.
+
+They differ in A, cells by tokens, alone:
+
+========== ===================================================== ======================
+name       A                                                     depends on
+========== ===================================================== ======================
+mlp        W, parameters                                         nothing
+adaptive   W·(R ⊗ C), R and C from the pose by a small MLP        the pose
+positional softmax(Q·Kᵀ/√d), K from place                         nothing
+attention  softmax(Q·Kᵀ/√d), K from content and place             X
+posed      softmax(Q·Kᵀ/√d), K from content, place and direction  X and the pose
+========== ===================================================== ======================
+
+``attention`` is the article's (its equation of cross-attention); ``mlp`` its single fully connected layer without σ.
+``adaptive`` is :class:`bevreshape.reshapers.mlp.Rectify` written as a matrix. Where the pose is in X, ``adaptive`` reads it
+by a linear map of all of X, since an MLP may mix tokens and channels as it likes.
+
+Every parameter has a leading dimension s: runs of other seeds, learning rates or data are trained side by side, and none
+knows of the others.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bevreshape.experiments.world import Batch, World
+from bevreshape.reshapers.positional import sinusoidal
+
+Encoding = Literal["sinusoidal", "learned", "none"]
+
+Draw = Callable[..., nn.Parameter]
+"""``draw(*shape, std=…)``: a parameter (s, *shape), every run's share from its own generator."""
+
+
+class ViewTransformer(nn.Module):
+    """What all have in common: values and read-out.
+
+    Args:
+        world: whose shapes they have.
+        seeds: of the initialisation, one a run.
+    """
+
+    def __init__(self, world: World, seeds: Sequence[int]) -> None:
+        super().__init__()
+        self.world = world
+        self.runs = len(seeds)
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.cells, self.tokens, self.channels = len(world.cells), world.source.tokens, world.in_channels
+        self.read_out = self.draw(self.channels, world.source.channels, std=self.channels**-0.5)
+
+    def draw(self, *shape: int, std: float) -> nn.Parameter:
+        """A parameter (s, *shape) of independent normal numbers."""
+        return nn.Parameter(
+            torch.stack([torch.randn(shape, generator=generator) * std for generator in self._generators])
+        )
+
+    def weights(self, batch: Batch) -> Float[Tensor, "s #b q t"]:
+        """A."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Float[Tensor, "s b q o"]:
+        values = torch.einsum("sbtc,sco->sbto", batch.x, self.read_out)
+        a = self.weights(batch)
+        if a.shape[1] == 1:
+            return torch.einsum("sqt,sbto->sbqo", a[:, 0], values)
+        return torch.einsum("sbqt,sbto->sbqo", a, values)
+
+
+class MLP(ViewTransformer):
+    """A = W."""
+
+    def __init__(self, world: World, seeds: Sequence[int]) -> None:
+        super().__init__(world, seeds)
+        self.w = self.draw(self.cells, self.tokens, std=0.1 * self.tokens**-0.5)
+
+    def weights(self, batch: Batch) -> Tensor:
+        return self.w[:, None]
+
+
+class AdaptiveMLP(MLP):
+    """A = W·(R ⊗ C), R (h×h) and C (w×w) the identity plus what a small MLP makes of the pose.
+
+    The pose is three angles, each with sine and cosine at five frequencies; where it is in X, six numbers that are learned
+    linear maps of X take the place of the angles.
+    """
+
+    HIDDEN = 64
+    OCTAVES = 5
+    NUMBERS = 6
+
+    def __init__(self, world: World, seeds: Sequence[int]) -> None:
+        super().__init__(world, seeds)
+        self.sizes = world.source.height, world.source.width
+        self.from_x = world.pose == "visible"
+        numbers = self.NUMBERS if self.from_x else 3
+        if self.from_x:
+            width = self.tokens * self.channels
+            self.read = self.draw(width, numbers, std=0.1 * width**-0.5)
+        inputs = numbers * (1 + 2 * self.OCTAVES)
+        self.inner = self.draw(inputs, self.HIDDEN, std=inputs**-0.5)
+        self.bias = self.draw(1, self.HIDDEN, std=0.0)
+        self.outer = self.draw(self.HIDDEN, sum(size**2 for size in self.sizes), std=0.0)
+
+    def weights(self, batch: Batch) -> Tensor:
+        h, w = self.sizes
+        numbers = batch.x.flatten(2) @ self.read if self.from_x else batch.pose * 4  # s b n
+        angles = numbers[..., None] * 2.0 ** torch.arange(self.OCTAVES, device=numbers.device)
+        described = torch.cat([numbers, angles.sin().flatten(2), angles.cos().flatten(2)], -1)
+        found = F.gelu(described @ self.inner + self.bias) @ self.outer  # s b (hh ww)
+        rows = found[..., : h * h].unflatten(-1, (h, h)) + torch.eye(h, device=found.device)
+        cols = found[..., h * h :].unflatten(-1, (w, w)) + torch.eye(w, device=found.device)
+        fixed = self.w.unflatten(-1, (h, w))  # s q h w
+        moved = torch.einsum("sqij,sbjl->sbqil", fixed, cols)
+        return torch.einsum("sbqil,sbik->sbqkl", moved, rows).flatten(-2)
+
+
+class Attention(ViewTransformer):
+    """A = softmax(Q·Kᵀ/√d), Q of a learned query a cell, K from what ``content``, ``place`` and ``direction`` allow.
+
+    Args:
+        world: whose shapes it has.
+        seeds: of the initialisation, one a run.
+        content: K has X in it.
+        direction: K has the direction of every token's ray in it.
+        encoding: of places.
+        dim: d.
+    """
+
+    places: Tensor
+
+    def __init__(
+        self,
+        world: World,
+        seeds: Sequence[int],
+        *,
+        content: bool = True,
+        direction: bool = False,
+        encoding: Encoding = "sinusoidal",
+        dim: int = 64,
+    ) -> None:
+        super().__init__(world, seeds)
+        self.dim = dim
+        self.query = self.draw(self.cells, dim, std=1.0)
+        self.to_q = self.draw(dim, dim, std=dim**-0.5)
+        self.content = self.draw(self.channels, dim, std=self.channels**-0.5) if content else None
+        self.place: nn.Parameter | None = None
+        if encoding != "none":
+            self.place = self.draw(dim, dim, std=dim**-0.5)
+            if encoding == "learned":
+                self.places = self.draw(self.tokens, dim, std=math.sqrt(0.5))
+            else:
+                self.register_buffer("places", sinusoidal(world.source.height, world.source.width, dim)[None])
+        self.direction = self.draw(dim, dim, std=dim**-0.5) if direction else None
+
+    def keys(self, batch: Batch) -> Float[Tensor, "s #b t d"]:
+        """K, the sum of its parts."""
+        parts: list[Tensor] = []
+        if self.content is not None:
+            parts.append(torch.einsum("sbtc,scd->sbtd", batch.x, self.content))
+        if self.place is not None:
+            parts.append((self.places @ self.place)[:, None])
+        if self.direction is not None:
+            parts.append(torch.einsum("sbtc,scd->sbtd", waves(batch.directions, self.dim), self.direction))
+        return sum(parts[1:], parts[0])
+
+    def weights(self, batch: Batch) -> Tensor:
+        q = (self.query @ self.to_q)[:, None]  # s 1 q d
+        return (q @ self.keys(batch).mT * self.dim**-0.5).softmax(-1)
+
+
+def waves(angles: Float[Tensor, "s b t 2"], dim: int) -> Float[Tensor, "s b t d"]:
+    """Sine and cosine of both angles at dim/4 frequencies, in a geometric row from 1 to 16 a radian.
+
+    The longest wave does not repeat on a view of 80°; a quarter of the shortest is as long as a feature is wide.
+    """
+    omega = 16.0 ** torch.linspace(0, 1, dim // 4, device=angles.device)
+    phase = (angles[..., None] * omega).flatten(-2)
+    return torch.cat([phase.sin(), phase.cos()], -1)
+
+
+METHODS: dict[str, Callable[..., ViewTransformer]] = {
+    "mlp": MLP,
+    "adaptive": AdaptiveMLP,
+    "positional": lambda world, seeds, **given: Attention(world, seeds, content=False, **given),
+    "attention": Attention,
+    "posed": lambda world, seeds, **given: Attention(world, seeds, direction=True, **given),
+}
+"""By name: ``METHODS[name](world, seeds)``."""
