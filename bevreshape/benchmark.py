@@ -30,6 +30,7 @@ from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.launch import read_device
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
+from bevreshape.tables import print_table
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
 GROWTH = ("cells", "tokens", "cameras")
@@ -93,17 +94,17 @@ def main(cfg: DictConfig) -> None:
     console = Console()
     for case in track(cases, "measuring", console=Console(stderr=True), transient=True):
         case, found, left_out = measure_case(plain, case)
-        console.print(cost_table(case, found, bool(plain["whole"])))
+        print_table(cost_table(case, found, bool(plain["whole"])))
         for reason in left_out.values():
-            console.print(f"left out: {reason}", style="yellow", highlight=False)
+            console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         rows += [{"reshaper": name, **asdict(case), **asdict(cost)} for name, cost in found.items()]
         write_text(folder / "benchmark.csv", _csv(rows))
     exponents = fitted_growth(rows, plain["growth"]) if plain["growth"] else {}
     if exponents:
-        console.print(growth_table(plain["growth"], exponents))
+        print_table(growth_table(plain["growth"], exponents))
     figure = draw(rows, plain["growth"])
     write_atomic(folder / "benchmark.png", lambda file: figure.savefig(file, format="png", dpi=150))
-    console.print(f"{folder / 'benchmark.csv'} · benchmark.png", highlight=False, soft_wrap=True)
+    console.print(f"{folder / 'benchmark.csv'} · benchmark.png", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
@@ -215,7 +216,7 @@ def _out_of_memory(error: RuntimeError) -> bool:
 def cost_table(case: Case, costs: Mapping[str, Cost], whole: bool = False) -> Table:
     """One case on the console: medians ± half the interquartile range."""
     rate = next(iter(costs.values())).matmul_flops_per_s
-    table = Table(title=f"{case.title}; matrix products {rate / 1e9:.0f} GFLOP/s", title_justify="left")
+    table = Table(title=f"{case.title}; matrix products {rate / 1e9:.0f} GFLOP/s")
     table.add_column("reshaper", no_wrap=True)
     headings = ["params", "MFLOP", "forward ms", "fwd+bwd ms", "MiB", "fwd+bwd MiB", "of matmul", "fwd+bwd of it"]
     for heading in [*headings[:6], "frames/s"] if whole else headings:
@@ -254,7 +255,7 @@ def fitted_growth(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict
 
 def growth_table(key: str, exponents: Mapping[str, Mapping[str, float]]) -> Table:
     """Exponents on the console."""
-    table = Table(title=f"growth with {key}: exponent e of size^e", title_justify="left")
+    table = Table(title=f"growth with {key}: exponent e of size^e")
     columns = {"forward_s": "forward", "step_s": "fwd+bwd", "forward_bytes": "memory", "step_bytes": "fwd+bwd memory"}
     for heading in ("reshaper", *columns.values()):
         table.add_column(heading, justify="left" if heading == "reshaper" else "right")

@@ -28,6 +28,7 @@ from bevreshape.files import write_atomic, write_text
 from bevreshape.lab.diagnosis import Plan, diagnose, first_cameras
 from bevreshape.launch import read_device
 from bevreshape.metrics import BEVIoU
+from bevreshape.tables import print_table
 
 
 def main(cfg: DictConfig) -> None:
@@ -69,9 +70,9 @@ def main(cfg: DictConfig) -> None:
     write_text(folder / "diagnosis.json", json.dumps(diagnosis.numbers, indent=2) + "\n")
     for name, figure in diagnosis.figures.items():
         write_atomic(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=150))
-    console = Console()
-    console.print(summary(diagnosis.numbers))
-    console.print(f"{folder / 'diagnosis.json'} · " + " · ".join(f"{name}.png" for name in diagnosis.figures))
+    print_table(summary(diagnosis.numbers))
+    files = (folder / "diagnosis.json", *(f"{name}.png" for name in diagnosis.figures))
+    Console().print(" · ".join(map(str, files)), markup=False, highlight=False, soft_wrap=True)
     logger = make_logger(plain, folder)
     if not isinstance(logger, bool):
         logger.log_metrics({key: value for key, value in flat(diagnosis.numbers).items() if isinstance(value, float)})

@@ -28,7 +28,7 @@ from bevreshape.geometry import Cameras
 from bevreshape.launch import in_processes, make_trainer, process_count, quiet
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.tables import metrics_table, own_table, write_metrics
+from bevreshape.tables import metrics_table, own_table, print_table, write_metrics
 
 
 class Evaluation(LightningModule):
@@ -151,13 +151,18 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         write_metrics(folder, metrics)
         left_out = sorted({*frame.classes, *found.classes} - {*classes})
         console = Console()
-        console.print(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
+        print_table(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
         for title, values in task.tables:
-            console.print(own_table(values, title))
+            print_table(own_table(values, title))
         if "test/masked_cameras" in metrics:
-            console.print(f"pictures masked, missing or not to be read: {metrics['test/masked_cameras']:.0f}")
+            console.print(
+                f"pictures masked, missing or not to be read: {metrics['test/masked_cameras']:.0f}", soft_wrap=True
+            )
         console.print(
-            f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else "")
+            f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else ""),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
         )
     return metrics
 

@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     count = predict(
         model.to(device), frame, frames, out, plain["batch_size"], plain["loader_workers"], plain["threshold"]
     )
-    Console().print(f"{count} frames · {out}", highlight=False, soft_wrap=True)
+    Console().print(f"{count} frames · {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def main(
         write(replace(page, explorer=fitted, source=" ".join([page.source, *remarks])), out)
     for remark in remarks:
         Console(stderr=True).print(remark, markup=False, highlight=False, soft_wrap=True)
-    Console().print(f"{out}", highlight=False, soft_wrap=True)
+    Console().print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def study_results(folder: Path) -> Results:

@@ -20,8 +20,8 @@ from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bevreshape import cli, report
 from bevreshape.build import load_model, plain_config
@@ -41,7 +41,7 @@ from bevreshape.lab.shown import first_batch
 from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
 from bevreshape.reshapers import Reshaper
-from bevreshape.tables import markdown_table
+from bevreshape.tables import markdown_table, print_table
 
 PAUSE_SECONDS = 2.0
 
@@ -61,9 +61,9 @@ def main(cfg: DictConfig) -> None:
     with interrupted_by(signal.SIGTERM, signal.SIGHUP):
         records = finish(study, console)
     rows = claims(study.plan, records)
-    console.print(table(rows))
+    print_table(table(rows))
     for doubt in Results(study.plan, records).doubts():
-        console.print(doubt, style="yellow", highlight=False, soft_wrap=True)
+        console.print(doubt, style="yellow", markup=False, highlight=False, soft_wrap=True)
     with study.claimed("results") as lock:
         if lock is not None:  # or another process of this study is writing the same
             write_results(study, records, rows)
@@ -145,7 +145,7 @@ def _done(study: Study, unit: Unit, number: str, console: Console, failed: dict[
         value = last.get("iou", last.get("error"))
         score = "diverged" if value is None else f"{'IoU' if 'iou' in last else 'error'} {value:.3f}"
         seconds = time.perf_counter() - start
-        console.print(f"{number}  {unit.name}: {score}, {seconds:.0f} s", highlight=False, soft_wrap=True)
+        console.print(f"{number}  {unit.name}: {score}, {seconds:.0f} s", markup=False, highlight=False, soft_wrap=True)
         return True
 
 
@@ -180,7 +180,7 @@ def table(rows: Sequence[Row]) -> Table:
     shown = Table(*HEADINGS, title="claims", show_lines=True)
     for row in rows:
         color = {True: "green", False: "red", None: "yellow"}[row.holds]
-        shown.add_row(row.number, row.claim, row.measurement, escape(row.value), f"[{color}]{row.verdict}[/]")
+        shown.add_row(row.number, row.claim, row.measurement, row.value, Text(row.verdict, color))
     return shown
 
 

@@ -10,13 +10,17 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from bevreshape.cli import explain
 from bevreshape.files import write_text
+from bevreshape.tables import print_table, short_names
 
-SHOWN = ("test/iou/", "fit/")
+IOU = "test/iou/"
+
+SHOWN = (IOU, "fit/")
 
 
 class Summary(Callback):
@@ -41,8 +45,7 @@ class Summary(Callback):
                 key: value for key, value in json.loads(metrics.read_text(encoding="utf-8")).items() if _is_shown(key)
             }
         write_text(folder / "job.json", json.dumps(row))
-        rows = write_summary(Path(config.hydra.sweep.dir))
-        Console().print(summary_table(rows))
+        print_summary(write_summary(Path(config.hydra.sweep.dir)))
 
 
 def write_summary(sweep: Path) -> list[dict[str, Any]]:
@@ -60,17 +63,30 @@ def write_summary(sweep: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def summary_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for a console: what differs between them, and their figures, short."""
-    keys = dict.fromkeys(key for row in rows for key in row if key != "reason")
-    columns = [k for k in keys if k in ("job", "status") or _is_shown(k) or len({row.get(k) for row in rows}) > 1]
-    table = Table(title="sweep")
-    for key in columns:
-        table.add_column(key.removeprefix("test/"))
-    table.add_column("reason")
+def print_summary(rows: list[dict[str, Any]]) -> None:
+    """What differs between the jobs and their IoU as a table, below it a line for each job that failed."""
+    print_table(summary_table(rows))
     for row in rows:
-        cells = [row.get(key, "") for key in (*columns, "reason")]
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+        if row["reason"]:
+            said = f"job {row['job']} failed: {row['reason']}"
+            Console().print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def summary_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows for a console: what differs between them, the mean IoU and that of the classes."""
+    keys = dict.fromkeys(key for row in rows for key in row if key not in ("job", "status", "reason"))
+    apart = [key for key in keys if not _is_shown(key) and len({row.get(key) for row in rows}) > 1]
+    scores = sorted((key for key in keys if key.startswith(IOU)), key=lambda key: key != f"{IOU}mean")
+    frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    table = Table(
+        "job", *short_names(apart), title="sweep: IoU on the test split", **frame
+    )  # narrow, for the 80 columns of a log
+    for key in scores:
+        table.add_column(key.removeprefix(IOU), justify="right")
+    for row in rows:
+        found = (row.get(key) for key in scores)
+        told = (str(row.get(key, "")) for key in apart)
+        table.add_row(str(row["job"]), *told, *("" if value is None else f"{value:.3f}" for value in found))
     return table
 
 

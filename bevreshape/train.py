@@ -31,7 +31,7 @@ from bevreshape.launch import check_hardware, in_processes, make_trainer, proces
 from bevreshape.model import BEVModel
 from bevreshape.processes import Group, group, rank
 from bevreshape.reshapers import FeatureShape
-from bevreshape.tables import metrics_table, write_metrics
+from bevreshape.tables import metrics_table, print_table, write_metrics
 from bevreshape.task import BEVTask
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
@@ -139,11 +139,11 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             wandb.finish()  # or the next job of a sweep would go on in this W&B run
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
-        console = Console()
-        console.print(metrics_table(metrics, frame.classes, f"{cfg['name']}: test"))
-        console.print(
+        print_table(metrics_table(metrics, frame.classes, f"{cfg['name']}: test"))
+        Console().print(
             f"{metrics['fit/steps']} steps in {metrics['fit/seconds']:.0f} s, "
             f"{metrics['fit/samples_per_second']:.0f} samples/s · {folder}",
+            markup=False,
             highlight=False,
             soft_wrap=True,
         )
@@ -228,6 +228,7 @@ def _introduce(cfg: dict[str, Any], model: BEVModel, frame: Frame, folder: Path)
     Console(stderr=True).print(
         f"{cfg['name']}: encoder {encoder:,} parameters → {features} → {type(model.reshaper).__name__} {reshaper:,} → "
         f"head {head:,} → {len(frame.classes)}×{rows}×{cols} · {folder}",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

@@ -12,13 +12,12 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from bevreshape import cli
 from bevreshape.environment import make_console_safe
 from bevreshape.lab.runs import chosen, grouped, read_runs, tabulated
-from bevreshape.tables import markdown_table
+from bevreshape.tables import markdown_table, print_table
 
 
 def main(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
@@ -34,7 +33,7 @@ def main(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
     table = Table(*headings)
     for line in cells:
         table.add_row(*line)
-    Console().print(table)
+    print_table(table)
 
 
 if __name__ == "__main__":

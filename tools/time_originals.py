@@ -45,6 +45,7 @@ from bevreshape.reshapers import (
     Reshaper,
 )
 from bevreshape.reshapers.reading import read
+from bevreshape.tables import print_table
 
 ORIGINALS = {
     "cross_view_transformers": ("bradyz", "4de6e64"),
@@ -339,7 +340,7 @@ def main(clones: Path, only: Sequence[str], rounds: int) -> None:
         ratio, step_ratio = (f"{times[i + 1] / times[i]:.2f}" for i in (0, 2))
         table.add_row(found.title, before, after, ratio, fixed, step_before, step_after, step_ratio)
         console.print(name, *times, style="dim")
-    console.print(table)
+    print_table(table)
 
 
 if __name__ == "__main__":
