@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
 
 
 class InputError(ValueError):
@@ -15,6 +16,16 @@ class Divergence(InputError):
     """Training has diverged, its loss or output being NaN or infinite; commands then end with exit code 3."""
 
     exit_code = 3
+
+
+_brief = Repr()
+_brief.maxlevel, _brief.maxlist, _brief.maxtuple, _brief.maxdict = 4, 8, 8, 8
+_brief.maxstring = _brief.maxlong = _brief.maxother = 80
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: its ``repr``, shortened where it is long or deep."""
+    return _brief.repr(value)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

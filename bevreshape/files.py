@@ -1,16 +1,37 @@
-"""Files that are either whole or not there."""
+"""Files: written so that they are either whole or not there, read so that nothing hangs and bad ones are a sentence."""
 
+import codecs
 import errno
+import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, shown
+
+MAX_TEXT_MB = 128
+"""A larger text is refused by its size; parsed as JSON it could fill the memory."""
+
+_ENCODINGS = (  # the byte order mark of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
@@ -51,6 +72,92 @@ def write_text(path: str | Path, text: str) -> None:
 def write_png(path: str | Path, picture: np.ndarray) -> None:
     """Write a (height, width, 3) uint8 picture, atomically."""
     write_atomic(path, lambda file: Image.fromarray(picture).save(file, format="png"))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; what is no regular file is refused by its kind, since a pipe or device might never end.
+
+    Raises:
+        OSError: whose ``strerror`` says why it cannot be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except ValueError:
+        raise OSError(errno.EINVAL, "its name holds a null character") from None
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file")
+    return path.open("rb")
+
+
+def read_text(path: Path, missing: str = "there is no such file; copy it again") -> str:
+    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+
+    Args:
+        path: of the file.
+        missing: what a message says where there is no such file, and what to do.
+
+    Raises:
+        InputError: when the file is missing, no regular file, too large, or in another encoding.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(MAX_TEXT_MB * 10**6 + 1)
+    except FileNotFoundError:
+        raise InputError(f"{path}: {missing}") from None
+    except OSError as error:
+        raise InputError(f"{path}: this text cannot be read ({error.strerror}); put a text file there") from None
+    if len(content) > MAX_TEXT_MB * 10**6:
+        raise InputError(f"{path}: the text is larger than {MAX_TEXT_MB} MB; split it")
+    encoding = next((name for mark, name in _ENCODINGS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: the text is not {encoding.upper().removesuffix('-SIG')} at byte {error.start}; save it as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise InputError(
+            f"{path}: the text holds null characters, so it is damaged or in another encoding; save it as UTF-8"
+        )
+    return text
+
+
+def read_json(path: Path, missing: str = "there is no such file; copy it again") -> Any:
+    """Read a JSON file; see :func:`read_text`.
+
+    Raises:
+        InputError: as :func:`read_text`, when it is not JSON, when an object has a key twice, or when it is nested too deeply.
+    """
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise InputError(f"{path}: the key {shown(key)} stands twice in one object; remove one")
+            found[key] = value
+        return found
+
+    text = read_text(path, missing)
+    try:
+        return json.loads(text, object_pairs_hook=each_once)
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: the file is not JSON ({error}); write it anew or copy it again") from None
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """The files of a folder that match a pattern, sorted, without hidden ones such as ``._a.jpg``, which copying from a Mac leaves.
+
+    Raises:
+        InputError: when the folder cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.match(pattern) and not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the folder cannot be read ({error.strerror}); check its path and permissions"
+        ) from None
 
 
 def _umask() -> int:

@@ -1,5 +1,6 @@
 """Files are whole or absent."""
 
+import codecs
 import errno
 import os
 import stat
@@ -9,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from bevreshape.errors import InputError
-from bevreshape.files import write_atomic, write_text
+from bevreshape.files import read_json, read_text, visible, write_atomic, write_text
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -49,3 +50,74 @@ def test_mode_follows_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+
+
+WORDS = '{"a": "möglich", "b": [1, 2.5, null]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WORDS.encode("utf-8"),
+        WORDS.encode("utf-8-sig"),
+        codecs.BOM_UTF16_LE + WORDS.encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + WORDS.encode("utf-16-be"),
+        codecs.BOM_UTF32_LE + WORDS.encode("utf-32-le"),
+        codecs.BOM_UTF32_BE + WORDS.encode("utf-32-be"),
+    ],
+)
+def test_text_is_read_in_every_encoding_that_says_which_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "t.json"
+    path.write_bytes(content)
+    assert read_text(path) == WORDS
+    assert read_json(path) == {"a": "möglich", "b": [1, 2.5, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (WORDS.encode("latin-1"), "the text is not UTF-8 at byte 8; save it as UTF-8"),
+        (WORDS.encode("utf-16-le").replace(b"\xf6", b"o"), "null characters"),
+        (b"\xff\xfea", "the text is not UTF-16 at byte 2"),
+        (b"[1, 2", "not JSON"),
+        (b"", "not JSON"),
+        (b"[" * 100_000, "not JSON .*recursion"),
+        (b'{"a":' * 100_000, "not JSON .*recursion"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' stands twice in one object"),
+        (b"[1" + b"0" * 5000 + b"]", "not JSON .*digits"),
+    ],
+)
+def test_text_that_cannot_be_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "t.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as refused:
+        read_json(path)
+    assert str(refused.value).startswith(f"{path}: ")
+    assert len(str(refused.value)) < 300 + len(str(path))
+
+
+def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    (tmp_path / "linked").symlink_to("text")
+    (tmp_path / "text").write_text("a\n")
+    for name, says in (
+        ("pipe", "it is a pipe, not a file"), ("folder", "it is a folder"), ("zeros", "it is a device"), ("loop", "links"),
+        ("text/below", "cannot be read"), ("a\0b", "null character"), ("x" * 3000, "too long"), ("none", "there is none"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            read_text(tmp_path / name, "there is none")
+    assert read_text(tmp_path / "linked") == "a\n"
+    monkeypatch.setattr("bevreshape.files.MAX_TEXT_MB", 0)
+    with pytest.raises(InputError, match="larger than"):
+        read_text(tmp_path / "text")
+
+
+def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "._a.png", ".DS_Store", "c.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in visible(tmp_path, "*.png")] == ["a.png", "b.png"]
+    with pytest.raises(InputError, match="none: the folder cannot be read"):
+        visible(tmp_path / "none")

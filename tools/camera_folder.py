@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bevreshape import files
 from bevreshape.data.calibration import VERSION, read_calibration
 from bevreshape.errors import InputError
 
@@ -101,10 +102,16 @@ def run(
         parser.add_argument("kind", choices=list(kinds), help="which data set it is")
     parser.add_argument("--source", type=Path, required=True, help=source_help)
     parser.add_argument("--out", type=Path, required=True, help=out_help)
+    arguments = vars(parser.parse_args())
     try:
-        convert(**vars(parser.parse_args()))
+        convert(**arguments)
     except InputError as error:
         parser.exit(1, f"{error}\n")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # what a source's tables hold
+        parser.exit(
+            1,
+            f"{arguments['source']}: a file there is not laid out as this data set's ({error!r}); copy the source again\n",
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -113,10 +120,7 @@ def read_json(path: Path) -> Any:
     Raises:
         InputError: when it is missing or not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: this cannot be read ({error}); is --source the folder it should be?") from None
+    return files.read_json(path, "there is no such file; is --source the folder it should be?")
 
 
 def rows(matrix: Any) -> list[list[float]]:

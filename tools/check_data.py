@@ -35,6 +35,7 @@ from bevreshape.data.pictures import picture_size, read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
+from bevreshape.files import visible
 from bevreshape.geometry import (
     BEVGrid,
     Cameras,
@@ -243,7 +244,7 @@ def check_splits(root: Path, frames: Frames) -> tuple[Table, int]:
     """The lists under ``splits/``, and how many are at fault: unknown frames, or frames of another split."""
     table, faults = Table("split", "frames", "remark", box=SIMPLE_HEAD), 0
     seen: dict[str, str] = {}
-    for path in sorted((root / "splits").glob("*.txt")):
+    for path in visible(root / "splits", "*.txt") if (root / "splits").is_dir() else []:
         names = read_split(path)
         unknown = sorted(set(names) - set(frames.names))
         shared = sorted(name for name in names if name in seen)

@@ -23,9 +23,10 @@ from bevreshape.data.kitti import Matrices, ego_from_road_plane, ego_from_velody
 from bevreshape.data.kitti_object import UNLABELLED, Label, ego_box, read_labels
 from bevreshape.data.kitti_road import read_masks
 from bevreshape.data.nuscenes.tables import pose_of
-from bevreshape.data.pictures import picture_size
+from bevreshape.data.pictures import picture_size, read_codes
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
+from bevreshape.files import visible
 
 FORWARD_LEFT_UP = np.array(
     [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]
@@ -57,7 +58,7 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
             path = source / "samples" / camera / entry["img_path"]
             size = picture_size(path)
             folder.add(path, f"images/{camera}/{names[-1]}{path.suffix}")
-        drivable = np.array(Image.open(source / "bev_drivable_from_map_0.1m_60x60m.png")) > 0
+        drivable = read_codes(source / "bev_drivable_from_map_0.1m_60x60m.png").numpy() > 0
         Image.fromarray(drivable.astype(np.uint8)).save(folder.make(f"bev/{names[-1]}.png"))
         ego_from_lidar = np.array(moment["lidar_points"]["lidar2ego"])
         boxes = []
@@ -129,7 +130,7 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
     """Frames with a calibration each; the ego frame is the velodyne's, lowered onto the ground."""
     frames: dict[str, Any] = {}
     categories: set[str] = set()
-    for path in sorted((source / "training" / "image_2").glob("*.png")):
+    for path in visible(source / "training" / "image_2", "*.png"):
         matrices = read_matrices(source / "training" / "calib" / f"{path.stem}.txt")
         camera = _left_camera(matrices, ego_from_velodyne_ground(matrices))
         frames[path.stem] = {"left": {"image_size": picture_size(path), **camera}}
@@ -146,12 +147,12 @@ def kitti_semantics(folder: CameraFolder, source: Path) -> None:
     """Labelled frames; the labels are cut to the pictures, which are their upper left part."""
     matrices = read_matrices(_only(source, "calib_*.txt"))
     names, size = [], (0, 0)
-    for path in sorted((source / "training" / "image_2").glob("*.png")):
+    for path in visible(source / "training" / "image_2", "*.png"):
         names.append(path.stem)
         size = picture_size(path)
         folder.add(path, f"images/{path.name}")
-        labels = Image.open(source / "training" / "semantic" / path.name)
-        labels.crop((0, 0, size[1], size[0])).save(folder.make(f"labels/{path.name}"))
+        labels = read_codes(source / "training" / "semantic" / path.name).numpy()
+        Image.fromarray(labels[: size[0], : size[1]]).save(folder.make(f"labels/{path.name}"))
     folder.split("test", names)
     folder.calibrate(
         [{"name": "left", "image_size": size, **_left_camera(matrices, ego_from_velodyne_ground(matrices))}],
@@ -162,7 +163,7 @@ def kitti_semantics(folder: CameraFolder, source: Path) -> None:
 def kitti_road(folder: CameraFolder, source: Path) -> None:
     """Frames that have a calibration of their own, with the road plane fitted to each; labels are road and ego lane."""
     frames = {}
-    for path in sorted((source / "training" / "calib").glob("*.txt")):
+    for path in visible(source / "training" / "calib", "*.txt"):
         picture = source / "training" / "image_2" / f"{path.stem}.png"
         matrices = read_matrices(path)
         camera = _left_camera(matrices, ego_from_road_plane(matrices))
@@ -248,7 +249,7 @@ def _pose(given: dict[str, dict[str, float]]) -> np.ndarray:
 
 
 def _only(folder: Path, pattern: str) -> Path:
-    found = sorted(folder.glob(pattern))
+    found = visible(folder, pattern)
     if len(found) != 1:
         raise InputError(f"{folder}: there are {len(found)} files {pattern}, one was expected; check --source")
     return found[0]

@@ -1,6 +1,5 @@
 """3D boxes of a frame, ``boxes/<frame>.json`` of a camera folder; the schema is in ``data/README.md``."""
 
-import json
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bevreshape.data.calibration import numbers
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError, shown, suggest
+from bevreshape.files import read_json
 
 KEYS = ("category", "center_m", "size_m", "yaw_deg")
 
@@ -61,14 +61,9 @@ def read_boxes(path: Path, known: Sequence[str]) -> Boxes:
     Raises:
         InputError: missing, not JSON, not of the schema, a category that is not known, or a size that is not positive.
     """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: there is no such file; write the frame's boxes, [] where it has none, or take it out of the split"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: the file is not JSON ({error}); write it anew or copy it again") from None
+    entries = read_json(
+        path, "there is no such file; write the frame's boxes, [] where it has none, or take it out of the split"
+    )
     if not isinstance(entries, list):
         raise InputError(f"{path}: this is {type(entries).__name__}; it must be a list of boxes")
     for number, entry in enumerate(entries):
@@ -86,13 +81,13 @@ def _check(entry: Any, known: Sequence[str], where: str) -> None:
         raise InputError(f"{where}: this has {found or 'nothing'}; it must have {', '.join(KEYS)}")
     if entry["category"] not in known:
         raise InputError(
-            f"{where}: category {entry['category']!r} is not in calibration.json under boxes; "
+            f"{where}: category {shown(entry['category'])} is not in calibration.json under boxes; "
             f"{suggest(str(entry['category']), known)}"
         )
     for key in ("center_m", "size_m"):
         if not numbers(entry[key], 3):
-            raise InputError(f"{where}: {key} is {entry[key]!r}; it must be three numbers in metres")
+            raise InputError(f"{where}: {key} is {shown(entry[key])}; it must be three numbers in metres")
     if min(entry["size_m"]) <= 0:
         raise InputError(f"{where}: size_m is {entry['size_m']}; length, width and height must be positive")
     if not numbers([entry["yaw_deg"]], 1):
-        raise InputError(f"{where}: yaw_deg is {entry['yaw_deg']!r}; it must be a number of degrees")
+        raise InputError(f"{where}: yaw_deg is {shown(entry['yaw_deg'])}; it must be a number of degrees")

@@ -19,6 +19,7 @@ from bevreshape.data.frames import Frames
 from bevreshape.data.pictures import check_damaged
 from bevreshape.data.truth import BoxTruth, MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
+from bevreshape.files import read_text
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 
 
@@ -58,12 +59,8 @@ def read_split(path: Path) -> list[str]:
     Raises:
         InputError: when the file is missing or empty, or a frame is listed twice.
     """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: there is no such split; write one frame name a line, or change data.splits"
-        ) from None
+    text = read_text(path, "there is no such split; write one frame name a line, or change data.splits")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise InputError(f"{path}: the split is empty; write one frame name a line")
     return _each_once(names, str(path))

@@ -11,6 +11,7 @@ from bevreshape.data.batch import Sample
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.pictures import SUFFIXES, fit_intrinsics, fit_picture, picture_size, read_or_mask, read_picture
 from bevreshape.errors import InputError, suggest
+from bevreshape.files import visible
 
 
 def camera_folders(pictures: Path, cameras: Sequence[str]) -> list[Path]:
@@ -34,7 +35,7 @@ def camera_folders(pictures: Path, cameras: Sequence[str]) -> list[Path]:
 
 
 def files_by_frame(folder: Path) -> dict[str, Path]:
-    """Pictures of a folder, or one picture, by the name of their frame.
+    """Pictures of a folder, without hidden files, or one picture, by the name of their frame.
 
     Raises:
         InputError: when there is no such folder, or a frame has two pictures.
@@ -42,7 +43,7 @@ def files_by_frame(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     if not folder.exists():
         raise InputError(f"{folder}: there is no such folder; data/README.md says what a camera folder holds")
-    for path in sorted(folder.iterdir()) if folder.is_dir() else [folder]:
+    for path in visible(folder) if folder.is_dir() else [folder]:
         if path.suffix.lower() not in SUFFIXES:
             continue
         if path.stem in files:

@@ -20,10 +20,14 @@ from bevreshape.data.batch import SPLITS, Sample
 from bevreshape.data.folder import split_names
 from bevreshape.data.pictures import fit_picture, picture_size, read_or_mask, read_picture
 from bevreshape.errors import InputError, suggest
+from bevreshape.files import read_text, visible
 from bevreshape.geometry import check_calibration
 
 VELODYNE_HEIGHT_M = 1.73
 """Of the velodyne above the ground, by KITTI's drawing of its sensors."""
+
+
+_NO_CALIBRATION = "there is no such calibration; copy it from the benchmark, or leave the frame out"
 
 
 class Matrices(dict[str, Tensor]):
@@ -45,16 +49,8 @@ def read_matrices(path: Path) -> Matrices:
     Raises:
         InputError: when it is missing or unreadable, or a line has another number of numbers.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: there is no such calibration; copy it from the benchmark, or leave the frame out"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the calibration cannot be read ({error}); copy it again") from None
     matrices = {}
-    for line in lines:
+    for line in read_text(path, _NO_CALIBRATION).splitlines():
         name, _, rest = line.partition(":")
         if not rest.strip():
             continue
@@ -215,7 +211,7 @@ class KITTISplits:
                 f"{pictures}: there is no such folder; unpack the benchmark so that data.root holds training/image_2 "
                 "(data/README.md)"
             )
-        self.frames = tuple(sorted(path.stem for path in pictures.glob("*.png")))
+        self.frames = tuple(path.stem for path in visible(pictures, "*.png"))
         if not self.frames:
             raise InputError(f"{pictures}: there is no .png here; unpack the benchmark's pictures into it")
         for name in self.frames:

@@ -18,11 +18,14 @@ from bevreshape.data.batch import SPLITS, Batch, Sample
 from bevreshape.data.kitti import KITTIFrames, KITTISplits, ego_from_velodyne_ground
 from bevreshape.data.pictures import check_damaged
 from bevreshape.errors import InputError, suggest
+from bevreshape.files import read_text
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.footprints import footprints
 
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 UNLABELLED = "DontCare"
+
+_NO_LABELS = "there is no such label file; copy label_2 from the benchmark, or list other frames in data.splits"
 
 
 class Label(NamedTuple):
@@ -46,14 +49,7 @@ def read_labels(path: Path) -> list[Label]:
     Raises:
         InputError: when it is missing, or a line is not a type and 14 numbers.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(
-            f"{path}: there is no such label file; copy label_2 from the benchmark, or list other frames"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: the labels cannot be read ({error}); copy the file again") from None
+    lines = read_text(path, _NO_LABELS).splitlines()
     labels = []
     for number, line in enumerate(lines, start=1):
         kind, *words = line.split() or [""]
@@ -139,10 +135,7 @@ class LabelledObjects(Dataset[Sample]):
         self._classes = classes
         for name in frames.names:
             if not self._path(name).exists():
-                raise InputError(
-                    f"{self._path(name)}: there is no such label file; copy label_2 from the benchmark, or list other frames "
-                    "in data.splits"
-                )
+                raise InputError(f"{self._path(name)}: {_NO_LABELS}")
 
     def __len__(self) -> int:
         return len(self.frames)

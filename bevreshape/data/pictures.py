@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bevreshape.errors import InputError, suggest
+from bevreshape.files import open_regular
 from bevreshape.geometry import Lens, pinhole_intrinsics
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.ipm import sample
@@ -28,6 +30,10 @@ MAX_MEGAPIXELS = 64
 
 DAMAGED = ("refuse", "mask")
 """What becomes of a picture that cannot be read while a data set is."""
+
+
+IMAGE_MODES = ("rgb", "grey")
+"""How images are read: in three colours, or as one grey channel that is repeated, so that any encoder takes it."""
 
 
 class DamagedPicture(InputError):
@@ -44,36 +50,44 @@ _MODES = {
 }
 
 
-def read_picture(path: Path, image_size: tuple[int, int] | None = None) -> UInt8[Tensor, "3 H W"]:
+def read_picture(
+    path: Path, image_size: tuple[int, int] | None = None, image_mode: str = "rgb"
+) -> UInt8[Tensor, "3 H W"]:
     """Decode a JPEG or PNG into RGB, exactly the stored pixels.
 
     A palette, and an alpha channel that is opaque throughout, are resolved, since nothing is lost by it.
+
+    As ``grey`` a single channel is read exactly, and colours become their luma (ITU-R 601); all three channels are that.
 
     Args:
         path: of the file.
         image_size: (H, W) that :func:`fit_picture` will make of it; then a JPEG that is twice, four or eight times as large
             is decoded at a half, a quarter or an eighth of its size, which is much faster, where that divides both sides.
+        image_mode: one of :data:`IMAGE_MODES`.
 
     Raises:
-        InputError: missing, empty, truncated, not a picture, larger than ``MAX_MEGAPIXELS``, 16-bit, grey, CMYK,
-            transparent, or stored rotated (the calibration is for pixels as stored).
+        InputError: missing, empty, truncated, not a picture, larger than ``MAX_MEGAPIXELS``, 16-bit, grey unless it shall be,
+            CMYK, transparent, or stored rotated (the calibration is for pixels as stored).
     """
-    picture = _decode(path, image_size)
+    picture, _, orientation = _decode(path, image_size)
     if picture.mode == "P":
         picture = picture.convert("RGBA")
-    if picture.mode == "RGBA":
+    if picture.mode in ("LA", "RGBA"):
         if picture.getchannel("A").getextrema() != (255, 255):
-            raise InputError(f"{path}: the picture is transparent in places; save it as RGB without an alpha channel")
-        picture = picture.convert("RGB")
-    if picture.mode != "RGB":
+            raise InputError(f"{path}: the picture is transparent in places; save it without an alpha channel")
+        picture = picture.convert(picture.mode[:-1])
+    if picture.mode not in (("RGB", "L") if image_mode == "grey" else ("RGB",)):
+        grey = "; set image_mode=grey, or" if picture.mode == "L" else ";"
         raise InputError(
-            f"{path}: the picture is {_MODES.get(picture.mode, picture.mode)}, not RGB; save it with three channels of 8 bits"
+            f"{path}: the picture is {_MODES.get(picture.mode, picture.mode)}, not RGB{grey} save it with three channels of 8 bits"
         )
-    if picture.getexif().get(_ORIENTATION, 1) != 1:
+    if orientation != 1:
         raise InputError(
-            f"{path}: its EXIF orientation is {picture.getexif()[_ORIENTATION]}, so viewers turn it, but a calibration is for "
+            f"{path}: its EXIF orientation is {orientation}, so viewers turn it, but a calibration is for "
             "the stored pixels; store it upright (orientation 1)"
         )
+    if image_mode == "grey":
+        return torch.from_numpy(np.array(picture.convert("L"))).expand(3, -1, -1).contiguous()
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
@@ -105,21 +119,29 @@ def check_damaged(damaged: str) -> str:
     return damaged
 
 
+def check_image_mode(image_mode: str) -> str:
+    """``data.image_mode``, refused when it is none of :data:`IMAGE_MODES`."""
+    if image_mode not in IMAGE_MODES:
+        raise InputError(f"data.image_mode={image_mode} is unknown; {suggest(str(image_mode), IMAGE_MODES)}")
+    return image_mode
+
+
 def read_codes(path: Path) -> UInt8[Tensor, "H W"]:
-    """Decode a PNG of one byte a pixel, such as class ids; of a palette PNG the indices count.
+    """Decode a PNG of one number a pixel, such as class ids, exactly as stored: of a palette PNG the indices count, and grey
+    of 1, 2 or 4 bits is not stretched to 0..255.
 
     Raises:
         InputError: missing, empty, truncated, not a PNG, too large, or of another kind of pixel.
     """
-    picture = _decode(path)
+    picture, stored, _ = _decode(path)
     if picture.format != "PNG":
         raise InputError(f"{path}: labels must be PNG, this is {picture.format}, which changes the ids; save it as PNG")
-    if picture.mode not in ("L", "P"):
+    if stored not in _STRETCHED:
         raise InputError(
-            f"{path}: the pixels are {picture.mode}, but labels are single-channel 8-bit class ids; convert the colours "
-            "to ids first"
+            f"{path}: the pixels are {stored}, but labels are single-channel class ids of at most 8 bits; convert the "
+            "colours to ids first"
         )
-    return torch.from_numpy(np.array(picture))
+    return torch.from_numpy(np.array(picture).astype(np.uint8) // _STRETCHED[stored])
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -216,46 +238,95 @@ def _fit(picture_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[tu
     return (height, width), height - image_size[0], (width - image_size[1]) // 2
 
 
+class _Decoded(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        picture: its pixels.
+        stored: how a pixel is stored, in Pillow's words: ``L;2`` is grey of two bits, which Pillow stretches to 0..255.
+        orientation: EXIF's, 1 for upright.
+    """
+
+    picture: Image.Image
+    stored: str
+    orientation: Any
+
+
+_STRETCHED = {"1": 1, "L;2": 85, "L;4": 17, "L": 1, "P;1": 1, "P;2": 1, "P;4": 1, "P": 1}
+"""How labels may be stored, and by which factor Pillow makes their values larger."""
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """A picture whose header is read and judged."""
-    too_large = f"more than {MAX_MEGAPIXELS} million pixels; scale it down, and its intrinsics along"
+def _opened(path: Path, *, whole: bool = False) -> Iterator[Image.Image]:
+    """A picture whose header is read and judged, and for a ``whole`` one also the check sums of a PNG, which Pillow leaves out
+    where it decodes."""
     try:
-        file = path.open("rb")
+        file = open_regular(path)
     except FileNotFoundError:
         raise DamagedPicture(f"{path}: there is no such file") from None
     except OSError as error:
         raise DamagedPicture(f"{path}: the file cannot be read ({error.strerror})") from None
     with file:
-        header = file.read(25)
-        if not header:
+        if not file.read(1):
             raise DamagedPicture(f"{path}: the file is empty; copy it again")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                picture = Image.open(file, formats=("JPEG", "PNG"))
-        except UnidentifiedImageError:
-            raise DamagedPicture(
-                f"{path}: this is not a JPEG or PNG picture, or its header is damaged; convert it"
-            ) from None
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise InputError(f"{path}: the picture has {too_large}") from None
-        except (OSError, SyntaxError) as error:
-            raise DamagedPicture(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
-        if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
-            raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
-        if picture.format == "PNG" and header[24] == 16:  # bits a channel; Pillow would cut the low byte without a word
-            raise InputError(f"{path}: the picture has 16 bits a channel; save it with 8 bits a channel")
+        picture = _header(file, path)
+        if whole and picture.format == "PNG":
+            try:
+                picture.verify()
+            except Exception as error:  # what Pillow's parsers raise depends on where a file is damaged
+                raise _unreadable(path, error) from None
+            file.seek(0)
+            picture = _header(file, path)
         yield picture
 
 
-def _decode(path: Path, image_size: tuple[int, int] | None = None) -> Image.Image:
-    with _opened(path) as picture:
+def _header(file: BinaryIO, path: Path) -> Image.Image:
+    too_large = f"more than {MAX_MEGAPIXELS} million pixels; scale it down, and its intrinsics along"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on what does not concern pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(file, formats=("JPEG", "PNG"))
+            stored = _stored(picture)
+    except UnidentifiedImageError:
+        raise DamagedPicture(
+            f"{path}: this is not a JPEG or PNG picture, or its header is damaged; convert it"
+        ) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InputError(f"{path}: the picture has {too_large}") from None
+    except Exception as error:  # as above
+        raise _unreadable(path, error) from None
+    if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
+        raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
+    if "16" in stored:  # Pillow would cut the low byte of colours without a word
+        raise InputError(
+            f"{path}: the picture has 16 bits a channel; save it with 8 bits a channel, all pictures by the same scale"
+        )
+    return picture
+
+
+def _decode(path: Path, image_size: tuple[int, int] | None = None) -> _Decoded:
+    with _opened(path, whole=True) as picture:
+        stored = _stored(picture)
         try:
-            if image_size is not None and picture.format == "JPEG":
-                factor = reduction((picture.height, picture.width), image_size)
-                picture.draft(None, (picture.width // factor, picture.height // factor))
-            picture.load()
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            raise DamagedPicture(f"{path}: the picture is truncated or damaged ({error}); copy it again") from None
-        return picture
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if image_size is not None and picture.format in ("JPEG", "MPO"):
+                    factor = reduction((picture.height, picture.width), image_size)
+                    picture.draft(None, (picture.width // factor, picture.height // factor))
+                picture.load()
+                return _Decoded(picture, stored, picture.getexif().get(_ORIENTATION, 1))
+        except Exception as error:  # as above
+            raise _unreadable(path, error) from None
+
+
+def _stored(picture: Image.Image) -> str:
+    """Pillow's raw mode of a picture that is opened and not yet loaded."""
+    arguments: Any = picture.tile[0][3]  # type: ignore[attr-defined]  # of ImageFile
+    return str(arguments if isinstance(arguments, str) else arguments[0])
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    if "MAX_TEXT" in str(error):  # Pillow bounds what the texts in a PNG unpack to
+        return InputError(f"{path}: the picture holds a text that is too large ({error}); save it without its metadata")
+    return DamagedPicture(f"{path}: the picture is truncated or damaged ({error}); copy it again")

@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -26,6 +27,42 @@ RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 def saved(path: Path, pixels: np.ndarray, mode: str | None = None, **options: object) -> Path:
     image = Image.fromarray(pixels)
     (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+"""First row and column of a pass, and the steps between its rows and columns (PNG specification, 8.2)."""
+
+
+def written_png(
+    path: Path,
+    samples: np.ndarray,
+    depth: int,
+    colour: int,
+    *extra: bytes,
+    interlaced: bool = False,
+    behind: bytes = b"",
+) -> Path:
+    """A PNG made byte by byte: (rows, cols, channels) samples of ``depth`` bits, most significant bit first."""
+
+    def packed(part: np.ndarray) -> bytes:
+        lines = []
+        for row in part:
+            bits = "".join(f"{int(value):0{depth}b}" for value in row.ravel())
+            bits += "0" * (-len(bits) % 8)
+            lines.append(b"\0" + bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)))
+        return b"".join(lines)
+
+    passes = [samples[r::dr, c::dc] for r, c, dr, dc in ADAM7] if interlaced else [samples]
+    content = b"".join(packed(part) for part in passes if part.size)
+    height, width = samples.shape[:2]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
+    body = chunk(b"IDAT", zlib.compress(content)) + behind + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body)
     return path
 
 
@@ -127,6 +164,111 @@ def test_labels_are_the_stored_bytes(tmp_path: Path) -> None:
     indexed.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200])
     indexed.save(tmp_path / "p.png")
     np.testing.assert_array_equal(read_codes(tmp_path / "p.png").numpy(), ids % 4)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("colour", [0, 3], ids=["grey", "palette"])
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_labels_are_the_stored_numbers_at_every_depth(
+    tmp_path: Path, depth: int, colour: int, interlaced: bool
+) -> None:
+    ids = np.random.default_rng(depth).integers(0, 2**depth, (13, 21, 1))
+    palette = [chunk(b"PLTE", bytes(3 * 2**depth))] if colour else []
+    transparent = [chunk(b"tRNS", b"\0\1" if colour == 0 else b"\0")]  # of grey value 1, or of index 0
+    gamma = [chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"sBIT", b"\1" if colour == 0 else b"\1\1\1")]
+    for name, extra in (("plain", palette), ("chunks", [*gamma, *palette, *transparent])):
+        path = written_png(tmp_path / f"{name}.png", ids, depth, colour, *extra, interlaced=interlaced)
+        np.testing.assert_array_equal(read_codes(path).numpy(), ids[..., 0])
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "channels", "says"),
+    [
+        (16, 0, 1, "16 bits a channel"),
+        (16, 4, 2, "16 bits a channel"),
+        (16, 2, 3, "16 bits a channel"),
+        (16, 6, 4, "16 bits a channel"),
+        (8, 4, 2, "the pixels are LA, but labels are single-channel"),
+        (8, 2, 3, "the pixels are RGB, but labels are single-channel"),
+        (8, 6, 4, "the pixels are RGBA, but labels are single-channel"),
+    ],
+)
+def test_labels_that_are_no_ids_are_refused(tmp_path: Path, depth: int, colour: int, channels: int, says: str) -> None:
+    path = written_png(tmp_path / "l.png", np.ones((5, 6, channels), int), depth, colour)
+    with pytest.raises(InputError, match=says):
+        read_codes(path)
+
+
+def test_no_flipped_bit_of_a_label_is_read_as_another_id(tmp_path: Path) -> None:
+    """Pillow does not compare the check sums of the pixels' chunks, and zlib's own may lie behind the last row."""
+    ids = np.random.default_rng(0).integers(0, 4, (9, 16, 1))
+    path = written_png(tmp_path / "l.png", ids, 8, 0)
+    content = path.read_bytes()
+    for position in range(33, len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        try:
+            found = read_codes(path)
+        except InputError:
+            continue
+        assert position >= len(content) - 12, "only the end marker says nothing about pixels"
+        np.testing.assert_array_equal(found.numpy(), ids[..., 0])
+
+
+BOMB = zlib.compress(bytes(3 << 20))
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_text_that_unpacks_to_megabytes_is_refused(tmp_path: Path, kind: bytes, behind: bool) -> None:
+    bomb = chunk(kind, b"note\0" + (b"\0" if kind == b"zTXt" else b"\1\0\0\0") + BOMB)
+    parts = {"behind": bomb} if behind else {}
+    path = written_png(tmp_path / "a.png", RGB.astype(int), 8, 2, *([] if behind else [bomb]), **parts)
+    for read in (read_picture, read_codes):
+        with pytest.raises(InputError, match="holds a text that is too large"):
+            read(path)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "device.png").symlink_to("/dev/zero")
+    for name, says in (
+        ("pipe", "it is a pipe, not a file"), ("loop", "cannot be read"), ("device", "it is a device, not a file")
+    ):  # fmt: skip
+        for read in (read_picture, read_codes, picture_size):
+            with pytest.raises(InputError, match=says):
+                read(tmp_path / f"{name}.png")
+
+
+def test_a_picture_that_some_phones_store_is_one_jpeg(tmp_path: Path) -> None:
+    """A multi-picture file (MPO) holds a second JPEG behind the first, which is the picture."""
+    large = Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), np.uint8)))
+    large.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[large.rotate(180)], quality=95)
+    large.save(tmp_path / "one.jpg", quality=95)
+    for image_size in (None, (12, 20)):
+        assert torch.equal(*(read_picture(tmp_path / f"{name}.jpg", image_size) for name in ("one", "two")))
+
+
+def test_grey_images_are_repeated_and_colours_become_their_luma(tmp_path: Path) -> None:
+    grey = RGB[..., 0]
+    found = read_picture(saved(tmp_path / "g.png", grey), image_mode="grey")
+    np.testing.assert_array_equal(found.numpy(), np.stack([grey] * 3))
+    four_bits = written_png(tmp_path / "four.png", grey[..., None] // 16, 4, 0)
+    np.testing.assert_array_equal(read_picture(four_bits, image_mode="grey")[0].numpy(), grey // 16 * 17)
+    opaque = written_png(tmp_path / "la.png", np.dstack([grey, np.full_like(grey, 255)]), 8, 4)
+    np.testing.assert_array_equal(read_picture(opaque, image_mode="grey")[1].numpy(), grey)
+    luma = RGB @ [0.299, 0.587, 0.114]  # ITU-R BT.601
+    found = read_picture(saved(tmp_path / "c.png", RGB), image_mode="grey")
+    assert np.abs(found.numpy() - luma).max() <= 0.51, "rounded"
+    with pytest.raises(InputError, match="set image_mode=grey, or save it with three channels"):
+        read_picture(tmp_path / "g.png")
+    with pytest.raises(InputError, match=r"16 bits a channel; .*by the same scale"):
+        read_picture(sixteen_bits(tmp_path / "16.png", 1), image_mode="grey")
+    see_through = written_png(tmp_path / "t.png", np.dstack([grey, grey]), 8, 4)
+    with pytest.raises(InputError, match="transparent in places"):
+        read_picture(see_through, image_mode="grey")
 
 
 @pytest.mark.parametrize(

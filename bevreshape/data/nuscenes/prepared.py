@@ -21,7 +21,7 @@ from bevreshape.data.nuscenes import maps, tables
 from bevreshape.data.nuscenes.tables import Moment, SceneRecord
 from bevreshape.data.shards import START_METHOD, alone, explained, prepare, read_record
 from bevreshape.errors import InputError
-from bevreshape.files import write_text
+from bevreshape.files import read_json, write_text
 from bevreshape.geometry import BEVGrid
 
 FORMAT = 2
@@ -178,15 +178,18 @@ def read_index(root: Path, out: Path, content: Content) -> Index:
     """
     path = content.folder(out) / INDEX
     remedy = content.command(root, out)
+    plain = read_json(
+        path,
+        f"there is no such file, so {content.version} is not prepared for these cells, or not to the end; {remedy}",
+    )
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path.parent}: {content.version} is not prepared for these cells, or not to the end; {remedy}"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: it cannot be read ({error}); {remedy}") from None
-    return Index(path.parent / plain["shards"], plain["scenes"], np.array(plain["places"]))
+        index = Index(path.parent / plain["shards"], plain["scenes"], np.array(plain["places"], np.float64))
+        whole = index.places.shape == (sum(scene["count"] for scene in index.scenes), 2)
+        if not whole or not all(SceneRecord.__required_keys__ <= scene.keys() for scene in index.scenes):
+            raise ValueError("its scenes are incomplete")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: it is not what the tool wrote ({error}); delete the folder, then {remedy}") from None
+    return index
 
 
 def read_moment(
