@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from bevreshape import cli
 from bevreshape.data.calibration import read_calibration
+from bevreshape.geometry import Lens
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 K = np.array([[900.0, 0, 645.0], [0, 905.0, 355.0], [0, 0, 1]])
@@ -52,7 +54,7 @@ def seen(pose: np.ndarray, x: float, y: float, distortion: list[float] | None = 
 def run(tool, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["calibrate_plane.py", *map(str, arguments)])
     try:
-        tool.main()
+        cli.speaking(tool.main)
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -126,7 +128,9 @@ def test_two_lines_give_yaw_pitch_and_height(tool, tmp_path, monkeypatch, capsys
     np.testing.assert_allclose(read_calibration(out).of("any").ego_from_cam[0].numpy(), pose, atol=1e-5)
     said = capsys.readouterr().out
     assert "2 lines 3.5 m apart, roll assumed to be 0" in said
-    assert "pitch 6.00° down" in said
+    assert re.search(
+        rf"looks {abs(yaw):.2f}° ± 0\.\d\d° to the {'right' if yaw < 0 else 'left'}, 6\.00° ± 0\.\d\d° down", said
+    )
 
 
 @pytest.mark.parametrize("roll", [0, 3, -4])
@@ -147,7 +151,7 @@ def marked(*marks: str) -> tuple[object, ...]:
     [
         (
             marked("1,600,5,1", "600,600,5,-1", "1,500,9,1"),
-            "3 points were marked; yaw, pitch, roll and position need four",
+            "3 different points were marked; yaw, pitch, roll and position need four",
         ),
         (marked("1,600,5,1", "300,550,6,1", "400,500,8,1", "450,480,9,1.0"), "4 points lie on one line on the ground"),
         (marked("0,600,5,1", "300,600,6,2", "400,600,8,-1", "450,600,9,1"), "4 points lie on one line in the picture"),
@@ -156,12 +160,12 @@ def marked(*marks: str) -> tuple[object, ...]:
             r"mark \(1, 800\) lies outside .* 1280×720",
         ),
         (marked("1;800", "1,1,1,1", "1,1,1,1", "1,1,1,1"), "mark '1;800' must be 4 numbers with commas between"),
-        ((*GIVEN, "--line", "300,600", "--line", "600,600", "500,500"), "--line needs --spacing"),
+        ((*GIVEN, "--line", "300,600", "--line", "600,600", "500,500"), "--line needs --spacing, the metres"),
         ((*GIVEN, "--line", "300,600", "--line", "600,600", "500,500", "--spacing", "3"), "2 lines of 1, 2 pixels"),
         ((*GIVEN, "--line", "300,600", "500,400", "--spacing", "3"), "1 lines of 2 pixels were marked; two lines"),
         (
             (*GIVEN, "--line", "300,600", "400,500", "--line", "500,600", "600,500", "--spacing", "3"),
-            "parallel in the picture, so they show no horizon",
+            "parallel or the same in the picture, so they show no horizon",
         ),
         (
             (*GIVEN, "--line", "300,300", "600,500", "--line", "900,300", "640,500", "--spacing", "3"),
@@ -169,7 +173,7 @@ def marked(*marks: str) -> tuple[object, ...]:
         ),
         (
             (*GIVEN, "--line", "300,600", "500,400", "--line", "900,600", "700,400", "--spacing", "-2"),
-            "must be the metres between neighbouring lines, more than 0",
+            "must be the metres between neighbouring lines, 0.001 to 1000",
         ),
         (("--points", "1,600,5,1"), "give the intrinsics"),
         (GIVEN, "mark the ground with either --points"),
@@ -180,6 +184,178 @@ def test_marks_that_say_too_little_are_refused(tool, tmp_path, monkeypatch, caps
     assert run(tool, monkeypatch, *arguments, "--out", out) == 1
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
     assert not out.exists()
+
+
+def spreads(places: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.mean(np.square(places), axis=0))
+
+
+def pose_figures(found: np.ndarray, true: np.ndarray) -> list[float]:
+    """Errors of yaw and pitch in degrees, of x, y and z in metres, and of where a place 30 m ahead is put."""
+    yaw, true_yaw = (np.arctan2(pose[1, 2], pose[0, 2]) for pose in (found, true))
+    ahead = np.array([np.cos(true_yaw), np.sin(true_yaw)])
+    place = np.array([*(true[:2, 3] + 30 * ahead), 0, 1])
+    ray = found[:3, :3] @ (np.linalg.inv(true) @ place)[:3]
+    moved = (found[:3, 3] - ray * found[2, 3] / ray[2])[:2] - place[:2]
+    pitch, true_pitch = (-np.arcsin(pose[2, 2]) for pose in (found, true))
+    turned = np.degrees([yaw - true_yaw, pitch - true_pitch])
+    return [*turned, *(found - true)[:3, 3], moved @ ahead, moved @ [-ahead[1], ahead[0]]]
+
+
+def claimed(solution) -> list[float]:
+    return [*solution.angles_error_deg[:2], *solution.position_error_m, *solution.ahead_error_m]
+
+
+@pytest.mark.parametrize("coefficients", [None, [-0.25, 0.06, 0.001, 0.0005]])
+def test_uncertainty_of_points_is_that_of_noisy_marks(tool, coefficients) -> None:
+    """Standard errors against the poses that OpenCV finds from 1500 draws of marks that are 0.5 pixels off."""
+    pose, random = POSES[1], np.random.default_rng(1)
+    exact = np.array([seen(pose, x, y, coefficients) for x, y in GROUND])
+    lens = None if coefficients is None else Lens("opencv", tuple(coefficients), tuple(map(tuple, K.tolist())), SIZE)
+    solution = tool.from_points(tool.Camera(K, SIZE, lens, 0.5), np.column_stack([exact, GROUND]))
+    cam_from_ego = np.linalg.inv(pose)
+    ground = np.column_stack([GROUND, np.zeros(len(GROUND))])
+    errors = []
+    for _ in range(1500):
+        start = cv2.Rodrigues(cam_from_ego[:3, :3])[0], cam_from_ego[:3, 3:].copy()
+        noisy = exact + random.normal(0, 0.5, exact.shape)
+        bent = np.zeros(4) if coefficients is None else np.array(coefficients)
+        turn, move = cv2.solvePnPRefineLM(ground, noisy, K, bent, *start)
+        found = np.eye(4)
+        found[:3, :3], found[:3, 3:] = cv2.Rodrigues(turn)[0], move
+        errors.append(pose_figures(np.linalg.inv(found), pose))
+    np.testing.assert_allclose(claimed(solution), spreads(np.array(errors)), rtol=0.08)
+
+
+def test_uncertainty_grows_with_the_residuals(tool) -> None:
+    """Marks worse than announced: the figures grow by the standard deviation that the residuals show."""
+    random = np.random.default_rng(3)
+    places = np.array([(x, y) for x in (5, 8, 12, 17, 25) for y in (-3, 0, 3)], dtype=float)
+    exact = np.array([seen(POSES[0], x, y) for x, y in places])
+    noisy = np.column_stack([exact + random.normal(0, 2, exact.shape), places])
+    solution = tool.from_points(tool.Camera(K, SIZE), noisy)
+    assert solution.redundancy == 2 * 15 - 6
+    shown = np.sqrt(np.sum(solution.residuals_px**2) / solution.redundancy)
+    assert 1.5 < shown < 2.6
+    announced = tool.from_points(tool.Camera(K, SIZE, None, 10.0), noisy)
+    np.testing.assert_allclose(np.array(claimed(announced)) / claimed(solution), 10 / shown, rtol=1e-6)
+
+
+def test_uncertainty_of_two_lines_holds_a_roll_of_a_degree(tool) -> None:
+    """Against the closed formula of two lines, over draws of marks and of a roll that is not told."""
+    random, marks, spacing = np.random.default_rng(2), [(x, y) for y in (1.6, -1.9) for x in (5, 30)], 3.5
+    true = camera(2, 4, 0, (0, 0, 1.4))
+    exact = np.array([seen(true, x, y) for x, y in marks])
+    solution = tool.from_lines(tool.Camera(K, SIZE, None, 0.3), [exact[:2], exact[2:]], spacing)
+    errors = []
+    for _ in range(3000):
+        rolled = camera(2, 4, random.normal(0, 1), (0, 0, 1.4))
+        pixels = np.array([seen(rolled, x, y) for x, y in marks]) + random.normal(0, 0.3, (4, 2))
+        a, b, c, d = np.column_stack([pixels, np.ones(4)])
+        across, down, ahead = np.linalg.solve(K, np.cross(np.cross(a, b), np.cross(c, d)))
+        pitch = np.arctan(-down / ahead)  # the vanishing point is the direction x in a camera without roll
+        yaw = np.arctan(across / ahead * np.cos(pitch))
+        found = camera(np.degrees(yaw), np.degrees(pitch), 0, (0, 0, 1.0))
+        rays = np.column_stack([pixels, np.ones(4)]) @ np.linalg.inv(K).T @ found[:3, :3].T
+        lefts = rays[:, 1] / -rays[:, 2]
+        found[2, 3] = spacing / (lefts[:2].mean() - lefts[2:].mean())
+        errors.append(pose_figures(found, rolled))
+    expected, figures = spreads(np.array(errors)), np.array(claimed(solution))
+    np.testing.assert_allclose(figures[[0, 1, 4, 5, 6]], expected[[0, 1, 4, 5, 6]], rtol=0.08)
+    np.testing.assert_allclose(solution.angles_error_deg[2], 1)
+    assert solution.redundancy == 0
+
+
+def test_what_is_printed(tool, tmp_path, monkeypatch, capsys) -> None:
+    pose = camera(-1.77, -2, -3, (0.5, -0.2, 1.3))
+    marks = [",".join(map(str, (*seen(pose, x, y), x, y))) for x, y in GROUND]
+    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", tmp_path / "c.json") == 0
+    said = capsys.readouterr().out
+    number = r"\d+\.\d+"
+    assert re.search(
+        rf"looks 1\.77° ± {number}° to the right, 2\.00° ± {number}° up, rolled 3\.00° ± {number}° counterclockwise",
+        said,
+    )
+    assert re.search(rf"x = 0\.500 ± {number} m, y = -0\.200 ± {number} m, 1\.300 ± {number} m above the ground", said)
+    assert re.search(rf"30 m ahead is put ± {number} m along, ± {number} m across", said)
+    assert "doubt" not in said
+    assert (
+        run(tool, monkeypatch, "--calibration", tmp_path / "c.json", "--points", *marks, "--out", tmp_path / "c.json")
+        == 0
+    )
+    note = json.loads((tmp_path / "c.json").read_text())["note"]
+    assert note.count("ego_from_cam from ground points") == 1  # that of the first time is replaced
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m[:, [0, 1, 3, 2]], "they would fit with x, ahead, and y, to the left, exchanged"),
+        (lambda m: m * [1, 1, 1, -1], "they would fit with y, to the left, negated"),
+        (
+            lambda m: m[:, [1, 0, 2, 3]],
+            r"mark \(.*\) lies outside the picture of 1280×720 pixels; u, the column, comes first",
+        ),
+        (lambda m: m * [1, -1, 1, 1] + [0, SIZE[0] - 1, 0, 0], "they would fit with rows counted from the top"),
+        (lambda m: np.column_stack([m[[1, 0, 2, 3, 4], :2], m[:, 2:]]), r"with the pixels \(.*\) and \(.*\) exchanged"),
+        (lambda m: m + np.outer([0, 0, 0, 0, 1], [60, -40, 0, 0]), "the marks fit no pose: .* is .* pixels off"),
+        (lambda m: m * [1, 1, 20, 20], "26.00 m above the ground, not 0.1 to 5 m"),
+        (lambda m: m * [1, 1, 0.01, 0.01], "0.01 m above the ground, not 0.1 to 5 m"),
+        (lambda m: m * [1, 1, 1e4, 1e4], "is farther than 1000 m from the ego origin"),
+        (lambda m: m[[0, 1, 2, 2]], "3 different points were marked; .* need four or more"),
+        (lambda m: m[[0, 0, 0, 0]], "1 different points were marked"),
+    ],
+)
+def test_marks_that_fit_nothing_plausible_write_nothing(tool, tmp_path, monkeypatch, capsys, change, says) -> None:
+    exact = np.array([(*seen(POSES[0], x, y), x, y) for x, y in [(5, 1.8), (5, -1.8), (20, 1.8), (14, -3.0), (9, 0.4)]])
+    marks = [",".join(f"{value:.6f}" for value in mark) for mark in change(exact)]
+    out = tmp_path / "calibration.json"
+    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 1
+    error = capsys.readouterr().err.replace("\n", " ")
+    assert re.search(says, error), error
+    assert not out.exists()
+
+
+def test_marks_that_lie_too_close_leave_the_pose_open(tool, tmp_path, monkeypatch, capsys) -> None:
+    places = [10, 0] + 0.03 * (np.array(GROUND) - [10, 0])
+    marks = [",".join(f"{value:.6f}" for value in (*seen(POSES[0], x, y), x, y)) for x, y in places]
+    out = tmp_path / "calibration.json"
+    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 1
+    assert re.search("leave the pose open|fit two poses", capsys.readouterr().err.replace("\n", " "))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("spacing", "arguments", "says", "code"),
+    [
+        ("200", (), "73.55 m above the ground, not 0.1 to 5 m", 1),
+        ("36.6", (), "13.46 m above the ground, not 0.1 to 5 m", 1),
+        ("36.6", ("--camera-height", "12", "15"), "13.461 ± .* m above the ground", 0),
+        ("3.5", ("--camera-height", "1.4", "1.5"), "1.29 m above the ground, not 1.4 to 1.5 m", 1),
+        ("3.5", ("--camera-height", "2", "1"), "must be two heights in metres, the lower first", 1),
+        ("3.5", ("--camera-height", "nan", "2"), "must be two heights in metres, the lower first", 1),
+        ("12", (), "doubt: 4.41 m is higher than cars carry cameras", 0),
+        ("3.5", (), "doubt: these marks fit some pose in any case, so nothing checks them", 0),
+        ("3.5", ("--mark-px", "0"), "--mark-px 0 must be pixels", 1),
+        ("3.5", ("--mark-px", "60"), "leave the pose open: yaw ± .*, pitch ± .*, height", 1),
+        ("1e308", (), "must be the metres between neighbouring lines", 1),
+        ("nan", (), "must be the metres between neighbouring lines", 1),
+        ("1e-300", (), "must be the metres between neighbouring lines", 1),
+        ("three", (), "argument --spacing: invalid float value: 'three'", 1),
+        ("3.5", ("--spacin", "3"), "--spacin is no argument of this tool; did you mean --spacing?", 1),
+        ("3.5", ("--points", "1,600,5,1"), "either --points u,v,x,y .* or --line", 1),
+        ("3.5", ("--calibration", "x.json"), "give the intrinsics: --calibration FILE, or --intrinsics", 1),
+        ("3.5", ("--line", "300,600", "300,600"), r"all pixels of a line are at \(300, 600\)", 1),
+        ("3.5", ("--line", "302,608", "527,443"), "the marks fit no pose|leave the pose open", 1),
+    ],
+)
+def test_lines_of_any_spacing(tool, tmp_path, monkeypatch, capsys, spacing, arguments, says, code) -> None:
+    out = tmp_path / "calibration.json"
+    given = ("--intrinsics", 1158, 1158, 640, 360, "--size", *SIZE, "--line", "302,608", "527,443", "--line", "978,609")
+    assert run(tool, monkeypatch, *given, "753,443", "--spacing", spacing, "--out", out, *arguments) == code
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert re.search(says, said), said
+    assert out.exists() == (code == 0)
 
 
 ENTRY = {"name": "phone", "image_size": [720, 1280], "intrinsics": [[1158, 0, 640], [0, 1158, 360], [0, 0, 1]]}
