@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,6 +22,7 @@ from bevreshape.data.batch import Batch
 from bevreshape.drawing import draw_sample
 from bevreshape.files import write_atomic, write_png, write_text
 from bevreshape.task import total_steps
+from bevreshape.trainer import MONITORS
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -96,7 +97,8 @@ class LastCheckpoint(Checkpoint):
             return  # gradients are still being accumulated
         self._step = trainer.global_step
         self._due = self._stops(trainer) or self._step % self.every_n_steps == 0
-        validates = trainer.val_check_batch and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+        interval = trainer.val_check_batch
+        validates = trainer.should_stop or (interval and (trainer.fit_loop.total_batch_idx + 1) % interval == 0)
         if self._due and not validates:
             self._save(trainer)
 
@@ -127,6 +129,45 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+
+class FinalValidation(Callback):
+    """Validate where training ends as well, wherever the interval between validations falls."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates before it stops
+
+
+class EarlyStop(EarlyStopping):
+    """Stop after so many validations in a row without a better score; a run that resumes counts on.
+
+    Args:
+        monitor: the score, a key of :data:`~bevreshape.trainer.MONITORS`.
+        patience: validations.
+        min_delta: what it must be better by.
+    """
+
+    def __init__(self, monitor: str, patience: int, min_delta: float | int = 0.0) -> None:
+        super().__init__(
+            monitor,
+            min_delta,
+            patience,
+            mode=MONITORS[monitor],
+            check_finite=False,
+            check_on_train_epoch_end=False,
+        )
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the patience is."""
+        return self.wait_count >= self.patience
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.exhausted:  # it had stopped before, and was resumed to be tested
+            trainer.should_stop = True
 
 
 class History(Callback):

@@ -143,7 +143,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     own = data.source.metrics(classes) if isinstance(data.source, MeasuredSource) else ()
     without = frame.camera_names if cfg["without_cameras"] else ()
     task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid), own, without)
-    trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, enable_model_summary=False)
+    trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False)
     data.tested_split = cfg["split"]
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key: float(value) for key, value in tested.items()}

@@ -18,6 +18,7 @@ from bevreshape.callbacks import Stopped, WholeCheckpoints
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
 from bevreshape.processes import check_group, cluster_environment, group
+from bevreshape.trainer import check_options, lightning_options
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """What a network can be trained in; geometry stays in float32, which the ``-true`` half precisions would break."""
@@ -29,12 +30,13 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
     Raises:
         InputError: for a device, precision or value that cannot be had.
     """
+    check_options(cfg)
     check_hardware(cfg)
+    options = lightning_options(cfg, kwargs.get("default_root_dir"))
     plugins: list[Any] = [WholeCheckpoints(), cluster_environment()]
     try:
-        accelerator = "cuda" if _on_gpu(cfg) else "cpu"
         return Trainer(
-            **{**cfg, "accelerator": accelerator, **kwargs},
+            **{**options, "accelerator": "cuda" if _on_gpu(cfg) else "cpu", **kwargs},
             plugins=plugins,
             use_distributed_sampler=False,
         )

@@ -32,7 +32,7 @@ from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Claim, Report, 
 from bevreshape.lab.plan import PLAN_FILE, Plan, units
 from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
-from bevreshape.lab.runs import grouped, read_runs, tabulated
+from bevreshape.lab.runs import grouped, read_runs, stopped_early, tabulated
 from bevreshape.lab.shown import Shown, comparable, first_batch, mean_iou, one_sample
 from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
@@ -71,7 +71,7 @@ def main(
         studies = [study_results(plan.parent) for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
         found = [
             *(section for study in studies for section in sections(study)),
-            Section("Results", table=Table(tuple(headings), tuple(map(tuple, lines)))),
+            Section("Results", stopped_early(rows), table=Table(tuple(headings), tuple(map(tuple, lines)))),
             curves(rows),
             costs(shown),
             *sweeps(rows),

@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before anything loads torch
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,18 @@ from rich.console import Console
 
 from bevreshape import cli
 from bevreshape.build import Frame, build_data, build_model, build_task, make_logger, plain_config
-from bevreshape.callbacks import BestCheckpoint, History, LastCheckpoint, Pictures, RunProgress
+from bevreshape.callbacks import (
+    BestCheckpoint,
+    EarlyStop,
+    FinalValidation,
+    History,
+    LastCheckpoint,
+    Pictures,
+    RunProgress,
+)
 from bevreshape.checkpoint import load_weights, read_checkpoint
-from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.data.batch import SPLITS
+from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
 from bevreshape.errors import InputError
 from bevreshape.files import write_text
 from bevreshape.launch import check_hardware, in_processes, make_trainer, process_count, quiet
@@ -33,6 +43,7 @@ from bevreshape.processes import Group, group, rank
 from bevreshape.reshapers import FeatureShape
 from bevreshape.tables import metrics_table, print_table, write_metrics
 from bevreshape.task import BEVTask
+from bevreshape.trainer import check_options
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
 """What may differ when a run goes on; everything else would make it another run."""
@@ -45,7 +56,14 @@ def main(cfg: DictConfig) -> None:
     resumed = plain.pop("resume") is not None
     if (launched := group()) is not None:
         _check_one_folder(launched)
-    check(plain).prepare_data()
+    try:
+        data = check(plain)
+        data.prepare_data()
+        with_validations(plain["trainer"], data)  # the sizes of the splits, too
+    except InputError:
+        with suppress(OSError):
+            folder.rmdir()  # Hydra has made it, and it is empty unless a run was begun there
+        raise
     if not resumed and rank() == 0:
         if (folder / "config.yaml").exists():
             raise InputError(f"{folder} holds a run already; wait a second, or set hydra.run.dir")
@@ -75,14 +93,14 @@ def check(cfg: dict[str, Any]) -> BEVDataModule:
     for key, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{key}={value!r} must be a whole number of at least 1")
+    check_options(cfg["trainer"])
     check_hardware(cfg["trainer"])
     quiet()
     data = build_data(cfg)
     frame = Frame.of(data.source)
     build_task(cfg, frame, build_model(cfg, frame))
-    trainer = with_validations(cfg["trainer"], data)
-    if process_count(trainer) == 1:
-        make_trainer(trainer, logger=False)
+    if process_count(cfg["trainer"]) == 1:
+        make_trainer(cfg["trainer"], logger=False)
     return data
 
 
@@ -105,19 +123,20 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     task = build_task(cfg, frame, model)
     history = History(folder / "history.csv")
     last = folder / "checkpoints" / "last.ckpt"
+    early_stop = make_early_stop(cfg["trainer"])
     trainer = make_trainer(
         with_validations(cfg["trainer"], data),
         default_root_dir=folder,
         logger=make_logger(cfg, folder),
         callbacks=[
-            RunProgress(),
+            *([RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []),
             history,
             Pictures(folder / "pictures", data.source.classes, **cfg["pictures"]),
+            FinalValidation(),
+            *([early_stop] if early_stop is not None else []),
             BestCheckpoint(last.parent),
             LastCheckpoint(last, cfg["checkpoint_every_n_steps"]),
         ],
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
     )
     if trainer.is_global_zero:
         _introduce(cfg, model, frame, folder)
@@ -126,12 +145,16 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             logger.log_hyperparams(cfg)
         trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
         trainer.save_checkpoint(last)
+        steps = trainer.fit_loop.epoch_loop.global_step
         metrics = test_best(trainer, task, data, last.with_name("best.ckpt")) | {
             "fit/seconds": round(history.seconds, 2),
-            "fit/samples_per_second": round(history.samples / max(history.seconds, 1e-9), 2),
+            "fit/samples_per_second": float(f"{history.samples / max(history.seconds, 1e-9):.4g}"),
             "fit/data_wait_share": round(history.waited / max(history.seconds, 1e-9), 4),
-            "fit/steps": trainer.fit_loop.epoch_loop.global_step,
+            "fit/steps": steps,
         }
+        stopped_early = early_stop is not None and early_stop.exhausted and steps < trainer.max_steps
+        if early_stop is not None:
+            metrics["fit/stopped_early"] = float(stopped_early)
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in metrics.items() if key.startswith("fit/")})
     finally:
@@ -140,9 +163,16 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
         print_table(metrics_table(metrics, frame.classes, f"{cfg['name']}: test"))
-        Console().print(
-            f"{metrics['fit/steps']} steps in {metrics['fit/seconds']:.0f} s, "
-            f"{metrics['fit/samples_per_second']:.0f} samples/s · {folder}",
+        console = Console()
+        if stopped_early and early_stop is not None:
+            console.print(
+                f"stopped early, after {steps} of {trainer.max_steps} steps: {early_stop.monitor} has not improved in "
+                f"{early_stop.wait_count} validations, the best is {float(early_stop.best_score):.4f}",
+                highlight=False,
+                soft_wrap=True,
+            )
+        console.print(
+            f"{steps} steps in {_short(metrics['fit/seconds'])} s, {_short(metrics['fit/samples_per_second'])} samples/s · {folder}",
             markup=False,
             highlight=False,
             soft_wrap=True,
@@ -160,30 +190,38 @@ def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) 
 
 
 def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
-    """The ``trainer`` group with its length in steps, and validations spread so that the last falls on the end.
+    """The ``trainer`` group with its length in optimizer steps, and its validations in batches, as Lightning counts them.
 
-    ``max_epochs`` is turned into steps; where both are given the shorter holds. ``val_check_interval`` becomes the
-    greatest divisor of the run's length in its upper half, if there is one; otherwise the last validation falls a few
-    steps before the end.
+    ``max_epochs`` is turned into steps, of which an epoch has as many as it fills; where both are given the shorter holds.
+    Validations fall on the multiples of ``val_check_interval`` and on the end
+    (:class:`~bevreshape.callbacks.FinalValidation`).
+
+    Raises:
+        InputError: when a split is too small for the batch size, the processes, the batches that are accumulated, or the
+            share of it that is asked for.
     """
     trainer = {"accumulate_grad_batches": 1, "max_epochs": -1, **trainer}
-    for key in ("max_steps", "max_epochs", "val_check_interval", "accumulate_grad_batches"):
-        value, may_be_open = trainer[key], key.startswith("max_")
-        if isinstance(value, bool) or not isinstance(value, int) or (value < 1 and not (may_be_open and value == -1)):
-            raise InputError(f"trainer.{key}={value!r} must be a whole number, at least 1")
-    accumulated, steps = trainer["accumulate_grad_batches"], trainer["max_steps"]
-    if trainer["max_epochs"] > 0:
-        world = process_count(trainer) * trainer.get("num_nodes", 1)
-        batches = len(data.source.split("train")) // (data.batch_size * world)  # type: ignore[arg-type]
-        whole = math.ceil(batches / accumulated) * trainer["max_epochs"]
-        steps = min(whole, steps) if steps > 0 else whole
-    elif steps < 0:
-        raise InputError(
-            "trainer.max_steps=-1 leaves the length of training open; set trainer.max_steps or trainer.max_epochs"
-        )
+    accumulated, steps, epochs = (trainer[key] for key in ("accumulate_grad_batches", "max_steps", "max_epochs"))
+    world = process_count(trainer) * trainer.get("num_nodes", 1)
+    samples = {name: len(data.source.split(name)) for name in SPLITS}  # type: ignore[arg-type]
+    order = EpochOrder(samples["train"], data.batch_size, data.seed, world=world, accumulated=accumulated)
+    for name in ("val", "test"):
+        batches = math.ceil(len(EveryOnce(samples[name], world - 1, world)) / data.batch_size)  # of the smallest share
+        limit = trainer.get(f"limit_{name}_batches")
+        if isinstance(limit, float) and int(batches * limit) == 0:
+            raise InputError(
+                f"trainer.limit_{name}_batches={limit} of {batches} batches is none; set it to a number of batches"
+            )
+    if epochs > 0:
+        steps = min(order.steps * epochs, steps) if steps > 0 else order.steps * epochs
     every = min(trainer["val_check_interval"], steps)
-    every = next((n for n in range(every, every // 2, -1) if steps % n == 0), every)
-    return {**trainer, "max_steps": max(steps, 1), "max_epochs": -1, "val_check_interval": max(every, 1) * accumulated}
+    return {**trainer, "max_steps": steps, "max_epochs": -1, "val_check_interval": every * accumulated}
+
+
+def make_early_stop(trainer: Mapping[str, Any]) -> EarlyStop | None:
+    """What ends training early, where the ``trainer`` group asks for it."""
+    node = {"monitor": "val/iou/mean", "patience": None, "min_delta": 0.0, **(trainer.get("early_stopping") or {})}
+    return None if node["patience"] is None else EarlyStop(**node)
 
 
 def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
@@ -232,6 +270,10 @@ def _introduce(cfg: dict[str, Any], model: BEVModel, frame: Frame, folder: Path)
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 if __name__ == "__main__":

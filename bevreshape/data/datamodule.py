@@ -18,7 +18,8 @@ class EpochOrder(Sampler[int]):
     """The order of training, a function of seed and epoch alone, so that a run goes on where it stopped.
 
     Batch g of an epoch is the same set of samples on one process with batch size B·world and on ``world`` processes
-    with batch size B each. Samples that do not fill a batch are left out of the epoch.
+    with batch size B each. Samples that do not fill an optimizer step are left out of the epoch, other ones each time,
+    so that every step accumulates the same number of batches and none reaches into the next epoch.
 
     Args:
         length: samples in the split.
@@ -28,19 +29,31 @@ class EpochOrder(Sampler[int]):
         world: number of processes.
         epoch: the first epoch to be iterated.
         start: batches of that first epoch to be left out, because they were trained on before.
+        accumulated: batches per optimizer step.
 
     Raises:
-        InputError: when the split does not fill one batch.
+        InputError: when the split does not fill one optimizer step.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, epoch: int = 0, start: int = 0
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        epoch: int = 0,
+        start: int = 0,
+        accumulated: int = 1,
     ) -> None:
-        self.batches = length // (batch_size * world)
-        if self.batches == 0:
+        self.steps = length // (batch_size * world * accumulated)
+        self.batches = self.steps * accumulated
+        if self.steps == 0:
+            several = accumulated > 1
             raise InputError(
-                f"data: {length} training samples do not fill one batch of {batch_size} on {world} process(es); lower "
-                "data.batch_size or add samples"
+                f"data: {length} training samples do not fill one {f'step of {accumulated} batches' if several else 'batch'} of "
+                f"{batch_size} on {world} process(es); lower data.batch_size"
+                f"{' or trainer.accumulate_grad_batches' if several else ''}, or add samples"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world, self.epoch, self.start = rank, world, epoch, start
@@ -123,7 +136,15 @@ class BEVDataModule(LightningDataModule):
         dataset = self.source.split("train")
         epoch, start = 0, 0
         rank, world = self._place()
-        order = EpochOrder(len(dataset), self.batch_size, self.seed, rank, world)  # type: ignore[arg-type]
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        order = EpochOrder(
+            len(dataset),  # type: ignore[arg-type]
+            self.batch_size,
+            self.seed,
+            rank,
+            world,
+            accumulated=accumulated,
+        )
         if self.trainer is not None:
             # A checkpoint taken after the last batch of an epoch still carries that epoch's number.
             done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -124,6 +124,17 @@ def tabulated(rows: Sequence[list[Run]]) -> tuple[list[str], list[list[str]]]:
     return headings, cells
 
 
+def stopped_early(rows: Sequence[list[Run]]) -> str:
+    """A sentence that names the runs which early stopping has ended; empty where there is none."""
+    found = [
+        f"{run.kind} with seed {run.settings['seed']} after {run.metrics['fit/steps']:.0f} steps"
+        for runs in rows
+        for run in runs
+        if run.metrics.get("fit/stopped_early")
+    ]
+    return f"Stopped early: {', '.join(found)}." if found else ""
+
+
 def _differs(rows: Sequence[list[Run]], key: str) -> bool:
     values: dict[str, set[str]] = {}
     for runs in rows:

@@ -41,6 +41,20 @@ def test_too_few_samples_are_refused() -> None:
         EpochOrder(7, batch_size=4, seed=0, world=2)
 
 
+@pytest.mark.parametrize(("world", "accumulated"), [(1, 2), (2, 1), (2, 3), (3, 4)])
+def test_accumulated_batches_are_those_of_one_large_batch(world: int, accumulated: int) -> None:
+    samples = 2 * world * accumulated
+    whole = list(EpochOrder(103, samples, seed=5, epoch=2))
+    shares = [
+        list(EpochOrder(103, 2, seed=5, rank=rank, world=world, epoch=2, accumulated=accumulated))
+        for rank in range(world)
+    ]
+    assert {len(share) for share in shares} == {103 // samples * accumulated * 2}
+    for step in range(103 // samples):
+        own = [index for share in shares for index in share[step * accumulated * 2 : (step + 1) * accumulated * 2]]
+        assert sorted(own) == sorted(whole[step * samples : (step + 1) * samples])
+
+
 @pytest.mark.parametrize(("length", "world"), [(7, 2), (5, 5), (100, 3)])
 def test_evaluation_reads_every_sample_once(length: int, world: int) -> None:
     shares = [list(EveryOnce(length, rank, world)) for rank in range(world)]
