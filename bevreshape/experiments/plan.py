@@ -1,0 +1,143 @@
+"""The tensor level of a study: which methods are trained in which settings."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from bevreshape.errors import InputError
+from bevreshape.experiments.runs import Budget, Setting
+from bevreshape.experiments.world import Pose
+
+PAIRS: dict[Pose, tuple[str, str]] = {
+    "unknown": ("mlp", "attention"),
+    "visible": ("adaptive", "attention"),
+    "given": ("adaptive", "posed"),
+}
+"""For each way in which the pose can be known, an MLP and an attention that can use it."""
+
+THRESHOLDS = (0.5, 0.25, 0.1, 0.05)
+"""Errors that count as so much of what can be had: 50, 75, 90 and 95 %."""
+
+CURVE = (
+    5,
+    10,
+    15,
+    20,
+    25,
+    30,
+    35,
+    40,
+    45,
+    50,
+    60,
+    70,
+    80,
+    90,
+    100,
+    120,
+    140,
+    160,
+    180,
+    200,
+    250,
+    300,
+    400,
+    500,
+    700,
+    1000,
+)
+"""Steps at which the learning of a fixed camera is looked at."""
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """Which settings there are.
+
+    Attributes:
+        budget: what everyone gets.
+        seeds: of every setting.
+        primary_seeds: of those on which the primary rows rest.
+        sigma_deg: standard deviations of yaw, ascending from 0.
+        samples: to train on, ascending; new ones in every step come in addition.
+        tuned_sigma_deg: at which of these recipes are chosen; the others take those of the nearest.
+        tuned_samples: likewise.
+        primary_sigma_deg: of the moving camera in the primary rows.
+        scales: of the features and cells, relative to 8×16 features, for capacity.
+    """
+
+    budget: Budget
+    seeds: int
+    primary_seeds: int
+    sigma_deg: tuple[float, ...]
+    samples: tuple[int, ...]
+    tuned_sigma_deg: tuple[float, ...]
+    tuned_samples: tuple[int, ...]
+    primary_sigma_deg: float
+    scales: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for key in ("sigma_deg", "samples", "scales"):
+            values = getattr(self, key)
+            if not values or sorted(set(values)) != list(values):
+                raise InputError(f"plan.tensor.{key}={list(values)} must be different numbers in ascending order")
+        if self.sigma_deg[0] != 0:
+            raise InputError(f"plan.tensor.sigma_deg={list(self.sigma_deg)} must begin with 0, the fixed camera")
+        for key, among in (("tuned_sigma_deg", self.sigma_deg), ("tuned_samples", self.samples)):
+            values = getattr(self, key)
+            if not values or not set(values) <= set(among):
+                raise InputError(f"plan.tensor.{key}={list(values)} must be some of {list(among)}")
+        if self.primary_sigma_deg not in self.sigma_deg[1:]:
+            raise InputError(
+                f"plan.tensor.primary_sigma_deg={self.primary_sigma_deg} must be one of {list(self.sigma_deg[1:])}"
+            )
+
+    def chart(self) -> Iterator[Setting]:
+        """The settings of the crossover chart."""
+        for (pose, pair), sigma, samples in product(PAIRS.items(), self.sigma_deg, (*self.samples, None)):
+            for method in pair:
+                yield Setting(method, pose, sigma, samples)
+
+    def others(self) -> Iterator[Setting]:
+        """Settings of single rows: white noise, keys of place alone, encodings, permuted tokens, larger maps."""
+        yield Setting("positional")
+        for method in ("mlp", "attention"):
+            yield Setting(method, correlation_length=0.0)
+            for scale in self.scales:
+                yield Setting(method, scale=scale)
+        yield Setting("mlp", permuted=True)
+        yield Setting("attention", permuted=True)
+        for permuted in (False, True):
+            yield Setting("attention", encoding="learned", permuted=permuted)
+        yield Setting("attention", encoding="none")
+
+    def settings(self) -> list[Setting]:
+        """All of them, once."""
+        return list(dict.fromkeys([*self.chart(), *self.others()]))
+
+    def seeds_of(self, setting: Setting) -> range:
+        """How many: more where a primary row rests on it."""
+        fixed = setting.sigma_deg == 0 and setting.pose == "unknown" and setting.method in ("mlp", "attention")
+        moving = setting.sigma_deg == self.primary_sigma_deg and setting.samples is None
+        plain = setting == Setting(setting.method, setting.pose, setting.sigma_deg, setting.samples)
+        control = setting == Setting("mlp", permuted=True)
+        return range(self.primary_seeds if (plain and (fixed or moving)) or control else self.seeds)
+
+    def tuned_by(self, setting: Setting) -> Setting:
+        """The setting whose recipes this one takes: the nearest in jitter and samples, as a ratio."""
+        sigma = min(self.tuned_sigma_deg, key=lambda one: _apart(one, setting.sigma_deg))
+        if setting.samples is None:
+            return replace(setting, sigma_deg=sigma)
+        most = 4 * self.tuned_samples[-1]
+        samples = min(self.tuned_samples, key=lambda one: abs(math.log(one / (setting.samples or 1))))
+        return replace(setting, sigma_deg=sigma, samples=samples if setting.samples <= most else None)
+
+    def at(self, setting: Setting) -> tuple[int, ...]:
+        """Steps at which the error is looked at besides the budgets: for a fixed camera with new samples, a curve."""
+        return CURVE if setting.sigma_deg == 0 and setting.samples is None else ()
+
+
+def _apart(one: float, other: float) -> float:
+    if one == other:
+        return 0.0
+    return math.inf if one == 0 or other == 0 else abs(math.log(one / other))

@@ -1,0 +1,122 @@
+"""What a study leaves behind: one line of JSON an entry, so that it can be kept in git and goes on in another clone.
+
+Several processes and machines that see the folder share the work: a lock, which the system frees when its process ends, keeps
+two of them off the same entry.
+"""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bevreshape.errors import InputError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One piece of work.
+
+    Attributes:
+        name: unique in its study, for people.
+        made_with: all that the result depends on, plain values.
+    """
+
+    name: str
+    made_with: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Records:
+    """``records.jsonl`` of a study.
+
+    Attributes:
+        folder: of the study.
+    """
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """The file, lines in the order in which they were done."""
+        return self.folder / "records.jsonl"
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """All lines, by name.
+
+        Raises:
+            InputError: when the file cannot be read, a line is damaged, or a name is there twice with other results.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        if not self.path.exists():
+            return found
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{self.path} cannot be read ({error}); put back a copy, or begin another study with name="
+            ) from None
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+                name = record["name"]
+                record["made_with"], record["result"]  # must be there
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise InputError(
+                    f"{self.path}, line {number}: it is damaged; delete this line, and the entry is made anew"
+                ) from None
+            if name in found and found[name]["result"] != record["result"]:
+                raise InputError(
+                    f"{self.path}, line {number}: {name} is there twice with other results; delete one of them"
+                )
+            found[name] = record
+        return found
+
+    def get(self, records: Mapping[str, dict[str, Any]], entry: Entry) -> dict[str, Any] | None:
+        """The result of an entry, if it is done.
+
+        Raises:
+            InputError: when it was made with other values.
+        """
+        record = records.get(entry.name)
+        if record is None:
+            return None
+        wanted, made = json.loads(json.dumps(entry.made_with)), record["made_with"]
+        if made != wanted:
+            key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
+            raise InputError(
+                f"{self.path}: {entry.name} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; begin another "
+                "study with name=, or delete its line"
+            )
+        return dict(record["result"])
+
+    def add(self, entry: Entry, result: Mapping[str, Any]) -> None:
+        """Keep a result: one line, whole or not at all."""
+        line = json.dumps({"name": entry.name, "made_with": entry.made_with, "result": result}, allow_nan=False)
+        with self._locked("records"), self.path.open("ab+") as file:
+            if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+                file.write(b"\n")  # after a line that was cut off
+            file.write(line.encode() + b"\n")
+            file.flush()
+
+    @contextmanager
+    def claimed(self, entry: Entry) -> Iterator[bool]:
+        """Whether nobody else is at work on this entry; it is ours until the block ends."""
+        name = hashlib.sha256(entry.name.encode()).hexdigest()[:16]
+        with self._locked(name, wait=False) as ours:
+            yield ours
+
+    @contextmanager
+    def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
+        path = self.folder / "locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True

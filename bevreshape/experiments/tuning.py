@@ -1,0 +1,121 @@
+"""Learning rates by successive halving (Jamieson and Talwalkar 2016), on seeds that nothing is judged on."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from bevreshape.experiments.training import Recipe
+
+FACTOR = math.sqrt(10)
+"""Between neighbouring rates where a grid is extended."""
+
+Measure = Callable[[Sequence[Recipe], int], Tensor]
+"""``measure(recipes, steps)``: errors (len(recipes), seeds) after training for so many steps."""
+
+FEWEST = 2
+"""Candidates that are never halved away."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A recipe and what it came to after so many steps.
+
+    Attributes:
+        recipe: how it was trained.
+        steps: of training.
+        log_error: mean over the tuning seeds of the logarithm of the error; infinite where one diverged.
+    """
+
+    recipe: Recipe
+    steps: int
+    log_error: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What halving found.
+
+    Attributes:
+        best: the best recipe for every number of steps.
+        tried: all that was tried.
+    """
+
+    best: dict[int, Recipe]
+    tried: tuple[Tried, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "best": {str(steps): asdict(recipe) for steps, recipe in self.best.items()},
+            "tried": [
+                [
+                    *asdict(one.recipe).values(),
+                    one.steps,
+                    round(one.log_error, 4) if math.isfinite(one.log_error) else None,
+                ]
+                for one in self.tried
+            ],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> "Tuned":
+        """The inverse of :meth:`to_plain`."""
+        best = {int(steps): Recipe(**recipe) for steps, recipe in plain["best"].items()}
+        tried = [
+            Tried(Recipe(*line[:-2]), line[-2], math.inf if line[-1] is None else line[-1]) for line in plain["tried"]
+        ]
+        return cls(best, tuple(tried))
+
+
+class Halving:
+    """Successive halving over recipes, with as many rungs as there are budgets.
+
+    After the steps of a rung the better half of what is left goes on to the next, longer one. Where the best rate of a rung
+    is at an end of the rates that were tried, the grid is extended beyond it until it is not.
+
+    Args:
+        candidates: recipes to begin with.
+        measure: trains them.
+    """
+
+    def __init__(self, candidates: Sequence[Recipe], measure: Measure) -> None:
+        self.candidates = list(candidates)
+        self.measure = measure
+
+    def run(self, budgets: Sequence[int]) -> Tuned:
+        """The best recipe for each of the budgets, which ascend."""
+        alive, tried, best = self.candidates, [], {}
+        rates = sorted({recipe.rate for recipe in alive})
+        for steps in budgets:
+            found = self._try(alive, steps)
+            while (more := self._beyond(min(found, key=_log_error), rates)) is not None:
+                rates = sorted([*rates, more.rate])
+                found += self._try([more], steps)
+            found.sort(key=_log_error)
+            tried += found
+            best[steps] = found[0].recipe
+            alive = [one.recipe for one in found[: max(FEWEST, math.ceil(len(found) / 2))]]
+        return Tuned(best, tuple(tried))
+
+    def _try(self, recipes: Sequence[Recipe], steps: int) -> list[Tried]:
+        errors = self.measure(recipes, steps)
+        means = errors.log().nan_to_num(math.inf, math.inf).mean(1).tolist()
+        return [Tried(recipe, steps, mean) for recipe, mean in zip(recipes, means, strict=True)]
+
+    @staticmethod
+    def _beyond(best: Tried, rates: Sequence[float]) -> Recipe | None:
+        """The best recipe with the next rate, where its own is the lowest or the highest tried and it has converged."""
+        if not math.isfinite(best.log_error):
+            return None
+        if best.recipe.rate == rates[-1]:
+            return replace(best.recipe, rate=rates[-1] * FACTOR)
+        if best.recipe.rate == rates[0]:
+            return replace(best.recipe, rate=rates[0] / FACTOR)
+        return None
+
+
+def _log_error(tried: Tried) -> float:
+    return tried.log_error
