@@ -175,11 +175,11 @@ class Attention(ViewTransformer):
 
 
 def waves(angles: Float[Tensor, "s b t 2"], dim: int) -> Float[Tensor, "s b t d"]:
-    """Sine and cosine of both angles at dim/4 frequencies, in a geometric row from 1 to 16 a radian.
+    """Sine and cosine of both angles at dim/4 frequencies, in a geometric row from 1 to 40 a radian.
 
-    The longest wave does not repeat on a view of 80°; a quarter of the shortest is as long as a feature is wide.
+    The longest wave does not repeat on a view of 80°; half of the shortest, 4.5°, is as long as a feature is wide.
     """
-    omega = 16.0 ** torch.linspace(0, 1, dim // 4, device=angles.device)
+    omega = 40.0 ** torch.linspace(0, 1, dim // 4, device=angles.device)
     phase = (angles[..., None] * omega).flatten(-2)
     return torch.cat([phase.sin(), phase.cos()], -1)
 

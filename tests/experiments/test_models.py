@@ -88,7 +88,7 @@ def test_waves_are_sines_of_the_angles() -> None:
     angles = torch.tensor([[[[0.3, -0.2]]]])
     found = waves(angles, 8)[0, 0, 0]
     expected = [
-        f(a * w) for f in (torch.sin, torch.cos) for a in (torch.tensor(0.3), torch.tensor(-0.2)) for w in (1, 16)
+        f(a * w) for f in (torch.sin, torch.cos) for a in (torch.tensor(0.3), torch.tensor(-0.2)) for w in (1, 40)
     ]
     torch.testing.assert_close(found, torch.stack(expected))
 
