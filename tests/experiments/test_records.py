@@ -1,0 +1,73 @@
+"""Records that go on in another clone, and refuse what they cannot read."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from bevreshape.errors import InputError
+from bevreshape.experiments.records import Entry, Records
+
+
+def test_results_are_kept_line_by_line(tmp_path: Path) -> None:
+    records, entries = Records(tmp_path), [Entry(f"e{i}", {"rate": i, "at": (1, 2)}) for i in range(3)]
+    for number, entry in enumerate(entries):
+        records.add(entry, {"error": number})
+    found = records.read()
+    assert [records.get(found, entry) for entry in entries] == [{"error": i} for i in range(3)]
+    assert len(records.path.read_text().splitlines()) == 3
+    assert records.get(found, Entry("e9", {})) is None
+
+
+def test_another_plan_is_refused(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.add(Entry("e", {"rate": 1}), {"error": 0})
+    with pytest.raises(InputError, match=r"e was made with rate=1 but the plan says 2"):
+        records.get(records.read(), Entry("e", {"rate": 2}))
+
+
+@pytest.mark.parametrize("line", ['{"name": "e", "made_with": {}, "res', "[]", "null", '{"name": 1}', "[" * 100_000])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    records = Records(tmp_path)
+    records.add(Entry("e", {}), {"error": 0})
+    with records.path.open("a") as file:
+        file.write(line)
+    with pytest.raises(InputError, match=r"records.jsonl, line 2: it is damaged"):
+        records.read()
+    records.add(Entry("f", {}), {})  # begins a line of its own
+    assert json.loads(records.path.read_text().splitlines()[-1])["name"] == "f"
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    Records(tmp_path).path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read"):
+        Records(tmp_path).read()
+
+
+def test_contradicting_lines_are_refused(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.add(Entry("e", {}), {"error": 0})
+    records.add(Entry("e", {}), {"error": 0})
+    assert records.read()
+    records.add(Entry("e", {}), {"error": 1})
+    with pytest.raises(InputError, match="twice with other results"):
+        records.read()
+
+
+def _claim(folder: Path, answer) -> None:
+    with Records(folder).claimed(Entry("e", {})) as ours:
+        answer.put(ours)
+
+
+def test_an_entry_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    with Records(tmp_path).claimed(Entry("e", {})) as ours:
+        assert ours
+        process = context.Process(target=_claim, args=(tmp_path, answer))
+        process.start()
+        assert answer.get(timeout=120) is False
+        process.join()
+    with Records(tmp_path).claimed(Entry("e", {})) as ours:
+        assert ours

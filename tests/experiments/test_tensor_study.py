@@ -1,0 +1,114 @@
+"""A whole study of the tensor level, small: goes on where it stopped, and says what must hold."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bevreshape.errors import InputError
+from bevreshape.experiments.chart import crossover_chart
+from bevreshape.experiments.intervals import Bounds
+from bevreshape.experiments.plan import TensorPlan
+from bevreshape.experiments.records import Records
+from bevreshape.experiments.rows import rows
+from bevreshape.experiments.runs import Budget, Setting, cost, held_out_of, tune
+from bevreshape.experiments.study import TensorStudy
+
+PLAN = TensorPlan(
+    budget=Budget((4, 8), 4, (0.01, 0.03), (0,), (0.0,), tuning_seeds=2, held_out=16),
+    seeds=2,
+    primary_seeds=3,
+    sigma_deg=(0.0, 4.0),
+    samples=(8, 32),
+    tuned_sigma_deg=(0.0,),
+    tuned_samples=(32,),
+    primary_sigma_deg=4.0,
+    scales=(0.5, 1.0),
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> TensorStudy:
+    study = TensorStudy(PLAN, Records(tmp_path_factory.mktemp("study")))
+    torch.set_num_threads(1)
+    for _ in study.run():
+        pass
+    return study
+
+
+def test_all_settings_are_done_once(study: TensorStudy) -> None:
+    lines = study.records.path.read_text().splitlines()
+    assert len(lines) == len(study.work(study.records.read()))
+    assert study.left() == []
+
+
+def test_what_is_lost_is_done_again_and_is_the_same(study: TensorStudy, tmp_path: Path) -> None:
+    again = TensorStudy(PLAN, Records(tmp_path))
+    lines = study.records.path.read_text().splitlines(keepends=True)
+    (lost,) = [line for line in lines if line.startswith('{"name": "judge-mlp-pose_unknown-sigma4-samples_new"')]
+    again.records.path.write_text("".join(line for line in lines if line != lost))
+    (done,) = list(again.run())
+    assert done[0].entry.name == "judge-mlp-pose_unknown-sigma4-samples_new"
+    assert again.records.path.read_text().splitlines(keepends=True)[-1] == lost
+
+
+def test_every_row_has_a_value_and_a_verdict(study: TensorStudy) -> None:
+    found = rows(study.results())
+    assert sum(row.primary for row in found) == 6
+    assert {"A8", "A9", "A11", "A12", "control"} <= {row.claim for row in found}
+    for row in found:
+        assert row.verdict
+        assert all(row.value.values())
+
+
+def test_the_chart_has_a_panel_for_each_pose_and_budget(study: TensorStudy) -> None:
+    figure = crossover_chart(study.results())
+    assert len([axes for axes in figure.axes if axes.images]) == 6
+
+
+def test_no_seed_is_both_tuned_on_and_judged_on(study: TensorStudy) -> None:
+    judged = {seed for outcome in study.results().outcomes.values() for seed in outcome.seeds}
+    seen: set[int] = set()
+
+    def spy(setting: Setting, seeds, count: int):
+        seen.update(seeds)
+        return held_out_of(setting, seeds, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bevreshape.experiments.runs.held_out_of", spy)
+        tune(Setting("mlp"), replace(PLAN.budget, steps=(2,), rates=(0.01,)))
+    assert seen
+    assert not seen & judged
+
+
+def test_parameters_and_operations_are_those_counted_by_hand() -> None:
+    # 48 visible cells, 128 tokens, 16 channels, d = 64
+    assert cost(Setting("mlp"))["parameters"] == 48 * 128 + 16 * 16
+    assert cost(Setting("mlp"))["flops"] == 2 * (128 * 16 * 16 + 48 * 128 * 16)
+    attention = cost(Setting("attention"))
+    assert attention["parameters"] == 48 * 64 + 64 * 64 + 16 * 64 + 64 * 64 + 16 * 16
+    products = 128 * 16 * 16 + 128 * 16 * 64 + 128 * 64 * 64 + 48 * 64 * 64 + 48 * 64 * 128 + 48 * 128 * 16
+    assert attention["flops"] == 2 * products
+
+
+def test_censored_steps_count_as_bounds(study: TensorStudy) -> None:
+    results = study.results()
+    for bounds in results.steps_to(Setting("attention"), 1e-9):
+        assert bounds.high == float("inf")
+    (first, *_) = results.steps_to(Setting("mlp"), 2.0)
+    assert first == Bounds(1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sigma_deg": (1.0, 4.0)}, "must begin with 0"),
+        ({"samples": (32, 8)}, "ascending order"),
+        ({"tuned_samples": (9,)}, "must be some of"),
+        ({"primary_sigma_deg": 3.0}, "must be one of"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(change: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        replace(PLAN, **change)

@@ -1,0 +1,63 @@
+"""Successive halving on errors whose best recipe is known."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bevreshape.experiments.training import Recipe
+from bevreshape.experiments.tuning import FACTOR, Halving, Tuned
+
+
+class Bowl:
+    """Errors that are lowest at a rate, and count what was trained."""
+
+    def __init__(self, best: float, warmup: int = 0) -> None:
+        self.best, self.warmup = best, warmup
+        self.trained: list[tuple[int, int]] = []
+
+    def __call__(self, recipes: Sequence[Recipe], steps: int) -> Tensor:
+        self.trained.append((len(recipes), steps))
+        return torch.tensor(
+            [
+                [
+                    math.exp(abs(math.log(r.rate / self.best)) + 0.01 * abs(r.warmup - self.warmup) + seed)
+                    for seed in (0, 1)
+                ]
+                for r in recipes
+            ]
+        )
+
+
+def test_the_best_recipe_is_found_and_half_is_dropped_each_time() -> None:
+    bowl = Bowl(0.01, warmup=20)
+    candidates = [Recipe(rate, warmup) for rate in (0.001, 0.003, 0.01, 0.03) for warmup in (0, 20)]
+    tuned = Halving(candidates, bowl).run((10, 30, 100))
+    assert set(tuned.best.values()) == {Recipe(0.01, 20)}
+    assert bowl.trained == [(8, 10), (4, 30), (2, 100)]
+
+
+def test_a_best_rate_at_an_end_extends_the_grid() -> None:
+    for best in (1.0, 1e-5):
+        tuned = Halving([Recipe(rate) for rate in (0.001, 0.003, 0.01)], Bowl(best)).run((10,))
+        rate = tuned.best[10].rate
+        assert abs(math.log(rate / best)) <= math.log(FACTOR) / 2 + 1e-9
+        tried = [one.recipe.rate for one in tuned.tried]
+        assert min(tried) < rate < max(tried)
+
+
+def test_what_diverges_is_never_best_and_ends_the_extension() -> None:
+    def measure(recipes: Sequence[Recipe], steps: int) -> Tensor:
+        return torch.tensor([[1 / r.rate if r.rate < 0.5 else math.nan] * 2 for r in recipes])
+
+    tuned = Halving([Recipe(0.1), Recipe(0.2)], measure).run((10,))
+    assert tuned.best[10] == Recipe(0.2)
+    assert math.inf in [one.log_error for one in tuned.tried]
+
+
+def test_plain_values_are_the_same_again() -> None:
+    tuned = Halving([Recipe(rate, 5, 0.1) for rate in (0.001, 0.003, 0.01)], Bowl(0.003)).run((10, 20))
+    again = Tuned.from_plain(tuned.to_plain())
+    assert again.best == tuned.best
+    assert [one.recipe for one in again.tried] == [one.recipe for one in tuned.tried]
