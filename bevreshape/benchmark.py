@@ -8,7 +8,7 @@ if __name__ == "__main__":  # before anything loads torch
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,6 @@ from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from bevreshape import cli
@@ -29,6 +28,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.launch import read_device
+from bevreshape.progress import Progress
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.tables import print_table
 
@@ -92,13 +92,16 @@ def main(cfg: DictConfig) -> None:
     cases = read_cases(plain)
     rows: list[dict[str, Any]] = []
     console = Console()
-    for case in track(cases, "measuring", console=Console(stderr=True), transient=True):
-        case, found, left_out = measure_case(plain, case)
-        print_table(cost_table(case, found, bool(plain["whole"])))
-        for reason in left_out.values():
-            console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-        rows += [{"reshaper": name, **asdict(case), **asdict(cost)} for name, cost in found.items()]
-        write_text(folder / "benchmark.csv", _csv(rows))
+    rounds = len(cases) * _whole(plain, "rounds") * (2 if plain["backward"] else 1)
+    with Progress("measuring: rounds", rounds) as progress:
+        for case in cases:
+            case, found, left_out = measure_case(plain, case, progress.advance)
+            with progress.paused():
+                print_table(cost_table(case, found, bool(plain["whole"])))
+                for reason in left_out.values():
+                    console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            rows += [{"reshaper": name, **asdict(case), **asdict(cost)} for name, cost in found.items()]
+            write_text(folder / "benchmark.csv", _csv(rows))
     exponents = fitted_growth(rows, plain["growth"]) if plain["growth"] else {}
     if exponents:
         print_table(growth_table(plain["growth"], exponents))
@@ -154,8 +157,10 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
     return [_grown(cases[0], cfg["growth"], _positive("factors", factor)) for factor in _listed(cfg["factors"])]
 
 
-def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[Case, dict[str, Cost], dict[str, str]]:
-    """Cost of every reshaper on one case.
+def measure_case(
+    cfg: Mapping[str, Any], case: Case, each_round: Callable[[], object] | None = None
+) -> tuple[Case, dict[str, Cost], dict[str, str]]:
+    """Cost of every reshaper on one case; ``each_round`` is called after every round of measurements.
 
     Returns:
         The case, of whole models with the features that their encoder gives; costs; and why those that are missing are left
@@ -189,7 +194,7 @@ def measure_case(cfg: Mapping[str, Any], case: Case) -> tuple[Case, dict[str, Co
             shown = replace(case, channels=built.channels, height=built.height, width=built.width, stride=built.stride)
     if not workloads:
         raise InputError(f"{case.title}: no reshaper can be measured; " + "; ".join(left_out.values()))
-    costs = measure(list(workloads.values()), _whole(cfg, "rounds"), bool(cfg["backward"]))
+    costs = measure(list(workloads.values()), _whole(cfg, "rounds"), bool(cfg["backward"]), each_round)
     return shown, dict(zip(workloads, costs, strict=True)), left_out
 
 

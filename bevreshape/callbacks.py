@@ -15,12 +15,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from bevreshape.checkpoint import read_checkpoint
 from bevreshape.data.batch import Batch
 from bevreshape.drawing import draw_sample
 from bevreshape.files import write_atomic, write_png, write_text
+from bevreshape.progress import Progress
 from bevreshape.task import total_steps
 from bevreshape.trainer import MONITORS
 
@@ -320,13 +320,11 @@ class Pictures(Callback):
 
 
 class RunProgress(ProgressBar):
-    """One bar for the whole run, with the time that is left and the current IoU; a line per validation in a log file."""
+    """How far training or a test is, with the time that is left and the current IoU; a line per validation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = Console(stderr=True)
-        self._bar: Progress | None = None
-        self._iou = "–"
+        self._progress: Progress | None = None
         self._enabled = True
 
     def disable(self) -> None:
@@ -335,60 +333,65 @@ class RunProgress(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    def _begin(self, what: str, total: int, done: int = 0) -> None:
+        if self._enabled:
+            self._progress = Progress(what, total, done)
+            self._progress.start()
+
+    def _end(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._enabled:
-            return
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("IoU {task.fields[iou]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task(
-            "training", total=total_steps(trainer), completed=trainer.global_step, iou=self._iou
-        )
-        self._bar.start()
+        self._begin("training", total_steps(trainer), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step)
+        if self._progress is not None:
+            self._progress.advance(trainer.global_step - self._progress.done)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, description="validating")
+        if trainer.state.fn != "fit":
+            self._begin("validating", int(sum(trainer.num_val_batches)))
+        elif self._progress is not None:
+            self._progress.what = "validating"
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        if self._progress is not None:
+            self._progress.advance(0 if trainer.state.fn == "fit" else 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit" or not self._enabled:
-            return
-        metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-        self._iou = f"{metrics['val/iou/mean']:.3f}"
-        if self._bar is not None:
-            self._bar.update(self._task, description="training", iou=self._iou)
-        loss = f", train loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else ""
-        classes = "  ".join(
-            f"{key.removeprefix('val/iou/')} {metrics[key]:.3f}" for key in metrics if _is_class_iou(key)
-        )
-        self._console.print(
-            f"step {trainer.global_step:>6}: val IoU {self._iou} ({classes}){loss}", highlight=False, soft_wrap=True
-        )
+        if trainer.state.fn != "fit":
+            self._end()
+        elif self._progress is not None:
+            metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
+            iou = f"IoU {metrics['val/iou/mean']:.3f}"
+            loss = f", train loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else ""
+            classes = (f"{key.removeprefix('val/iou/')} {metrics[key]:.3f}" for key in metrics if _is_class_iou(key))
+            self._progress.say(f"step {trainer.global_step:>6}: val {iou} ({'  '.join(classes)}){loss}")
+            self._progress.what, self._progress.note = "training", iou
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop()
+        self._end()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin("testing", int(sum(trainer.num_test_batches)))
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        if self._progress is not None:
+            self._progress.advance()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._end()
 
 
 def _is_class_iou(key: str) -> bool:

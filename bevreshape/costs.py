@@ -108,7 +108,9 @@ class Workload:
             return self.module(*self.arguments)
 
 
-def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[Cost]:
+def measure(
+    workloads: Sequence[Workload], rounds: int, backward: bool, each_round: Callable[[], object] | None = None
+) -> list[Cost]:
     """Cost of every workload. Each round times all of them and a product of two matrices, one after another, so that what
     disturbs the machine disturbs all.
 
@@ -116,12 +118,15 @@ def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[
         workloads: on one device, of one precision.
         rounds: measurements of each; the median counts.
         backward: measure forward and backward too.
+        each_round: called after it, to show progress.
     """
     for workload in workloads:
         workload.module.eval()
     device = workloads[0].device
     product = _product(device, workloads[0].autocast or torch.float32)
-    *forward, (product_s, _) = _time([*(workload.forward for workload in workloads), product], device, rounds)
+    *forward, (product_s, _) = _time(
+        [*(workload.forward for workload in workloads), product], device, rounds, each_round
+    )
     flops = [forward_flops(workload.module, workload.forward) for workload in workloads]
     forward_bytes = [peak_bytes(workload.forward, device) for workload in workloads]
     nothing = [math.nan] * len(workloads)
@@ -129,7 +134,9 @@ def measure(workloads: Sequence[Workload], rounds: int, backward: bool) -> list[
     if backward:
         for workload in workloads:
             workload.module.train()
-        *step, (step_product_s, _) = _time([*(workload.step for workload in workloads), product], device, rounds)
+        *step, (step_product_s, _) = _time(
+            [*(workload.step for workload in workloads), product], device, rounds, each_round
+        )
         step_bytes = [peak_bytes(workload.step, device) for workload in workloads]
         step_flops = [float(count_flops(workload.step)) for workload in workloads]
     rate, step_rate = (2 * PRODUCT_SIZE**3 / seconds for seconds in (product_s, step_product_s))
@@ -278,7 +285,9 @@ def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.de
     )
 
 
-def _time(calls: Sequence[Callable[[], object]], device: torch.device, rounds: int) -> list[tuple[float, float]]:
+def _time(
+    calls: Sequence[Callable[[], object]], device: torch.device, rounds: int, each_round: Callable[[], object] | None
+) -> list[tuple[float, float]]:
     """Median and half the interquartile range of seconds a call, after a warm-up."""
     repeats = []
     for call in calls:
@@ -288,6 +297,8 @@ def _time(calls: Sequence[Callable[[], object]], device: torch.device, rounds: i
     for _ in range(rounds):
         for call, repeat, found in zip(calls, repeats, times, strict=True):
             found.append(_seconds(call, repeat, device) / repeat)
+        if each_round is not None:
+            each_round()
     spread = [np.subtract(*np.percentile(found, [75, 25])) / 2 for found in times]
     return [(statistics.median(found), float(half)) for found, half in zip(times, spread, strict=True)]
 

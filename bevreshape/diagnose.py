@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before anything loads torch
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,8 @@ def main(cfg: DictConfig) -> None:
     if plain["data"].get("calibration", "exact") != "exact":  # of a world that can tell where the cameras really are
         exact = build_data({"data": in_frame({**plain["data"], "calibration": "exact"}, frame), "seed": 0})
         exact.tested_split = plain["split"]
-        true = first_cameras(on_device(exact, order, device), plan.samples)
-    batches = partial(on_device, data, order, device)
+        true = first_cameras(OnDevice(exact, order, device), plan.samples)
+    batches = partial(OnDevice, data, order, device)
     diagnosis = diagnose(model.to(device), batches, metric, frame.camera_names, plan, true)
     write_text(folder / "diagnosis.json", json.dumps(diagnosis.numbers, indent=2) + "\n")
     for name, figure in diagnosis.figures.items():
@@ -82,11 +83,23 @@ def main(cfg: DictConfig) -> None:
         logger.finalize("success")
 
 
-def on_device(data: BEVDataModule, order: list[int], device: torch.device) -> Iterator[Batch]:
+@dataclass(frozen=True)
+class OnDevice:
     """Batches of the split that is tested, as a model gets them."""
-    for batch in data.test_dataloader():
-        moved = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        yield with_cameras(data.on_after_batch_transfer(moved, 0), order)
+
+    data: BEVDataModule
+    order: list[int]
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.data.test_dataloader())
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.data.test_dataloader():
+            moved = {
+                k: value.to(self.device) if isinstance(value, torch.Tensor) else value for k, value in batch.items()
+            }
+            yield with_cameras(self.data.on_after_batch_transfer(moved, 0), self.order)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

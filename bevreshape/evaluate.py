@@ -21,6 +21,7 @@ from torchmetrics import Metric, SumMetric
 
 from bevreshape import cli
 from bevreshape.build import Frame, build_data, check_targets, load_model, plain_config
+from bevreshape.callbacks import RunProgress
 from bevreshape.checkpoint import read_checkpoint
 from bevreshape.data.batch import SPLITS, Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
 from bevreshape.errors import InputError, suggest
@@ -143,7 +144,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     own = data.source.metrics(classes) if isinstance(data.source, MeasuredSource) else ()
     without = frame.camera_names if cfg["without_cameras"] else ()
     task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid), own, without)
-    trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False)
+    bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
+    trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
     data.tested_split = cfg["split"]
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key: float(value) for key, value in tested.items()}

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 from torch.utils.data import DataLoader
 
 from bevreshape import cli
@@ -25,6 +24,7 @@ from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
 from bevreshape.launch import read_device
+from bevreshape.progress import track
 
 
 def main(cfg: DictConfig) -> None:
@@ -65,7 +65,7 @@ def predict(
     order = match_cameras(frame.camera_names, frames.calibration.cameras, str(frames.calibration.path))
     loader = DataLoader(frames, batch_size, num_workers=loader_workers)
     written = 0
-    for batch in track(loader, "predicting", console=Console(stderr=True)):
+    for batch in track(loader, "predicting: batches"):
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
         batch = with_cameras(batch | {"image": batch["image"].float() / 255}, order)
         cameras = cameras_of(batch)

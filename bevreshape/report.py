@@ -16,7 +16,6 @@ import matplotlib
 import torch
 import yaml
 from rich.console import Console
-from rich.progress import track
 
 from bevreshape import __version__, cli
 from bevreshape.data.batch import Batch, cameras_of
@@ -36,6 +35,7 @@ from bevreshape.lab.runs import grouped, read_runs, stopped_early, tabulated
 from bevreshape.lab.shown import Shown, comparable, first_batch, mean_iou, one_sample
 from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
+from bevreshape.progress import Progress
 from bevreshape.reshapers import GeometricReshaper, Reshaper
 
 ROOM_FOR_REMARKS = 20_000
@@ -143,22 +143,25 @@ def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, pr
         for i, (name, one) in enumerate(zip(batch["name"], samples, strict=True))
     ]
     exhibits = []
-    for one in track(shown, "weights", console=Console(stderr=True), transient=True):
-        reshaper = one.reshaper
-        assert isinstance(reshaper.grid, BEVGrid)
-        chosen = choose_cells(reshaper.grid, cells)
-        orders = {"in order": reshaper}
-        if not isinstance(reshaper, GeometricReshaper) and len(reshaper.sources) == 1:
-            permutation = torch.randperm(reshaper.source.tokens, generator=torch.Generator().manual_seed(0))
-            orders["permuted"] = PermutedReshaper(reshaper, permutation)
-        views = [
-            {order: view(one.model, ordered, sample, chosen, probes) for order, ordered in orders.items()}
-            for sample in samples
-        ]
-        kinds = len(views[0]["in order"].heads)
-        attention = ("attention, mean", *(f"attention, head {number + 1}" for number in range(kinds - 2)))
-        heads = ("effective weights", *attention) if kinds > 1 else ("effective weights",)
-        exhibits.append(Exhibit(one.label, reshaper.source, chosen, views, heads))
+    with Progress("weights: samples", len(shown) * len(samples)) as progress:
+        for one in shown:
+            reshaper = one.reshaper
+            assert isinstance(reshaper.grid, BEVGrid)
+            chosen = choose_cells(reshaper.grid, cells)
+            orders = {"in order": reshaper}
+            if not isinstance(reshaper, GeometricReshaper) and len(reshaper.sources) == 1:
+                permutation = torch.randperm(reshaper.source.tokens, generator=torch.Generator().manual_seed(0))
+                orders["permuted"] = PermutedReshaper(reshaper, permutation)
+            views = []
+            for sample in samples:
+                views.append(
+                    {order: view(one.model, ordered, sample, chosen, probes) for order, ordered in orders.items()}
+                )
+                progress.advance()
+            kinds = len(views[0]["in order"].heads)
+            attention = ("attention, mean", *(f"attention, head {number + 1}" for number in range(kinds - 2)))
+            heads = ("effective weights", *attention) if kinds > 1 else ("effective weights",)
+            exhibits.append(Exhibit(one.label, reshaper.source, chosen, views, heads))
     frame = shown[0].frame
     return Explorer(scenes, exhibits, frame.classes, frame.grid, frame.camera_names)
 

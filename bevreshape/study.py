@@ -7,8 +7,9 @@ if __name__ == "__main__":  # before anything loads torch
 
 import json
 import signal
+import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from bevreshape.lab.results import Results
 from bevreshape.lab.shown import first_batch
 from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
+from bevreshape.progress import duration
 from bevreshape.reshapers import Reshaper
 from bevreshape.tables import markdown_table, print_table
 
@@ -110,6 +112,7 @@ def finish(study: Study, console: Console) -> Records:
         InputError: when runs have failed, after all others are done.
     """
     failed: dict[str, InputError] = {}
+    seconds: dict[str, list[float]] = {}
     told = False
     while True:
         records = study.records()
@@ -121,7 +124,8 @@ def finish(study: Study, console: Console) -> Records:
             name, error = next(iter(failed.items()))
             raise InputError(f"{len(failed)} of {len(known)} runs have failed, first {name}: {error}")
         number = f"{len(records) + 1} of {len(known)}"
-        if not any(_done(study, unit, number, console, failed) for unit in left if unit.name not in failed):
+        waiting = [unit for unit in left if unit.name not in failed]
+        if not any(_done(study, unit, number, console, failed, seconds, waiting) for unit in waiting):
             if not told:
                 console.print(
                     f"waiting for {len(left) - len(failed)} runs that another process has begun", highlight=False
@@ -130,7 +134,15 @@ def finish(study: Study, console: Console) -> Records:
             time.sleep(PAUSE_SECONDS)
 
 
-def _done(study: Study, unit: Unit, number: str, console: Console, failed: dict[str, InputError]) -> bool:
+def _done(
+    study: Study,
+    unit: Unit,
+    number: str,
+    console: Console,
+    failed: dict[str, InputError],
+    seconds: dict[str, list[float]],
+    waiting: Sequence[Unit],
+) -> bool:
     with study.claimed(unit.name) as lock:
         if lock is None or study.has(unit):
             return False
@@ -144,9 +156,21 @@ def _done(study: Study, unit: Unit, number: str, console: Console, failed: dict[
         last = found["curve"][-1]
         value = last.get("iou", last.get("error"))
         score = "diverged" if value is None else f"{'IoU' if 'iou' in last else 'error'} {value:.3f}"
-        seconds = time.perf_counter() - start
-        console.print(f"{number}  {unit.name}: {score}, {seconds:.0f} s", markup=False, highlight=False, soft_wrap=True)
+        spent = time.perf_counter() - start
+        seconds.setdefault(unit.settings["level"], []).append(spent)
+        left = time_left([other for other in waiting if other is not unit], seconds)
+        console.print(
+            f"{number}  {unit.name}: {score}, {duration(spent)}{left}", markup=False, highlight=False, soft_wrap=True
+        )
         return True
+
+
+def time_left(units: Sequence[Unit], seconds: Mapping[str, Sequence[float]]) -> str:
+    """How long runs that are known of will take this process, by the mean of those of their level that it has done."""
+    levels = [unit.settings["level"] for unit in units]
+    if not levels or any(level not in seconds for level in levels):
+        return ""
+    return f"; about {duration(sum(statistics.mean(seconds[level]) for level in levels))} left"
 
 
 def mappings(study: Study, records: Records) -> Figure | None:

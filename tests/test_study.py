@@ -11,7 +11,8 @@ import yaml
 from commands import finish, start, without
 from lab.studies import done, plain, tiny
 
-from bevreshape.lab.plan import Plan, task_unit, units
+from bevreshape.lab.plan import Plan, Unit, task_unit, units
+from bevreshape.study import time_left
 
 TASK = (
     *without("trainer.accelerator", "trainer.max_steps", "trainer.val_check_interval"),
@@ -132,3 +133,13 @@ def test_sentences(command) -> None:
     assert "Traceback" not in ended.err
     ended = command("study", "plan=none")
     assert "plan=none is unknown" in ended.err
+
+
+def test_the_time_left_is_of_the_mean_of_each_level() -> None:
+    def unit(level: str) -> Unit:
+        return Unit(level, {"level": level})
+
+    spent = {"tensor": [2.0, 4.0], "task": [100.0]}
+    assert time_left([unit("tensor"), unit("tensor"), unit("task")], spent) == "; about 1 min 46 s left"
+    assert time_left([unit("tensor"), unit("task")], {"tensor": [2.0]}) == ""
+    assert time_left([], spent) == ""

@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bevreshape.errors import InputError
+from bevreshape.progress import Progress
 
 SHARD = 64
 """Records in a full shard."""
@@ -143,10 +142,7 @@ def _missing(folder: Path, count: int) -> list[int]:
 def _generate(folder: Path, missing: list[int], count: int, make: MakeShard, workers: int, key: str) -> None:
     sizes = {first: min(SHARD, count - first) for first in missing}
     left = sum(sizes.values())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # No refreshing thread: workers are forked while the bar is shown.
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False) as progress:
-        bar = progress.add_task(f"generating {folder.name}", total=left)
+    with Progress(f"generating {folder.name}", left) as progress:
         for first, records in _made(sizes, make, workers):
             shard = pack(records)
             try:
@@ -160,7 +156,7 @@ def _generate(folder: Path, missing: list[int], count: int, make: MakeShard, wor
                     f"free some space or set {key} to another disk (what is there already is kept)"
                 ) from error
             left -= sizes[first]
-            progress.update(bar, advance=sizes[first], refresh=True)
+            progress.advance(sizes[first])
 
 
 def _made(sizes: dict[int, int], make: MakeShard, workers: int) -> Iterator[tuple[int, list[bytes]]]:

@@ -1,8 +1,8 @@
 """All instruments on one trained model: what it has learned, and what it bears."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,23 @@ from bevreshape.lab.agreement import geometry_agreement, projections
 from bevreshape.lab.dependence import relative_spread
 from bevreshape.lab.evaluation import Change, evaluating
 from bevreshape.lab.robustness import corrupting, dropping, iou_under, misreading, remounting
-from bevreshape.lab.weights import attention_weights, cell_raster, jacobian_norm
+from bevreshape.lab.weights import attention_weights, cell_raster, jacobian_norm, product_count
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.progress import Progress
 from bevreshape.reshapers import FeatureShape, Reshaper
 
-Batches = Callable[[], Iterable[Batch]]
-"""Begins anew at every call; batches are on the model's device."""
+
+class Split(Protocol):
+    """Batches of a split on the model's device, and how many there are."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+
+Batches = Callable[[], Split]
+"""Begins anew at every call."""
 
 PERMUTATION = 0x5045524D
 """Word of the random key of the permutation that is tried."""
@@ -103,7 +113,11 @@ def diagnose(
         assert isinstance(reshaper.grid, BEVGrid)
         return asdict(geometry_agreement(weights, true, reshaper.grid, reshaper.source, cells=cells))
 
-    weights = jacobian_norm(reshaper, features, cameras, cells=cells, probes=plan.probes)  # b q n h w
+    products = product_count(len(images), len(cells), plan.probes or reshaper.out_channels)
+    with Progress("weights", products) as progress:
+        weights = jacobian_norm(
+            reshaper, features, cameras, cells=cells, probes=plan.probes, step=progress.advance
+        )  # b q n h w
 
     def of_pictures(weights: Tensor) -> Tensor:
         """Weights of all samples as the first one's cameras would see them, so that they differ by pictures alone."""
@@ -113,10 +127,13 @@ def diagnose(
         )
         if torch.equal(first.intrinsics, intrinsics) and torch.equal(first.ego_from_cam, poses):
             return weights
-        return jacobian_norm(reshaper, features, first, cells=cells, probes=plan.probes)
+        with Progress("weights under one calibration", products) as progress:
+            return jacobian_norm(reshaper, features, first, cells=cells, probes=plan.probes, step=progress.advance)
 
     changes = _changes(plan, camera_names, metric.grid)
-    found = iou_under(model, batches(), metric, {name: change for _, _, name, change in changes})
+    named = {name: change for _, _, name, change in changes}
+    with Progress("errors and failures", len(batches()) * (1 + len(named))) as progress:
+        found = iou_under(model, batches(), metric, named, progress.advance)
     robustness: dict[str, dict[str, dict[str, float]]] = {}
     for group, what, name, _ in changes:
         robustness.setdefault(group, {})[what] = found[name]
@@ -170,10 +187,10 @@ def _order(
         "invariance_error": order.invariance_error(reshaper, scales[0], permutation, cameras),
         "destruction": order.destruction(reshaper, scales[0], permutation, cameras),
     }
-    found["iou"] = {
-        name: values["iou/mean"]
-        for name, values in order.iou_when_permuted(model, batches(), metric, permutation).items()
-    }
+    variants = 3 + order.can_move(reshaper)
+    with Progress("permuted tokens", len(batches()) * variants) as progress:
+        permuted = order.iou_when_permuted(model, batches(), metric, permutation, progress.advance)
+    found["iou"] = {name: values["iou/mean"] for name, values in permuted.items()}
     return found
 
 

@@ -39,7 +39,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def iou_of(
-    model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, variants: Mapping[str, Variant]
+    model: BEVModel,
+    batches: Iterable[Batch],
+    metric: BEVIoU,
+    variants: Mapping[str, Variant],
+    step: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, float]]:
     """What :meth:`BEVIoU.compute` gives, of every variant. Pictures that a variant leaves as they are, are encoded once.
 
@@ -48,6 +52,7 @@ def iou_of(
         batches: on its device, as ``BEVDataModule.on_after_batch_transfer`` hands them on.
         metric: on the model's classes and grid; counts of its own are left alone.
         variants: by name.
+        step: called whenever a batch is done with a variant, to show progress.
 
     Raises:
         InputError: when there is no batch, or pictures are not floats.
@@ -70,6 +75,8 @@ def iou_of(
                 found = features if changed["image"] is image else model.encoder(changed["image"])
                 logits = model.head((variant.reshaper or model.reshaper)(found, cameras_of(changed)))  # b k rows cols
                 metrics[name].update(logits, changed["target"], changed["valid"])
+                if step is not None:
+                    step()
     if not metrics:
         raise InputError("lab: there is no batch, or no variant; give one at least")
     return {name: {key: value.item() for key, value in counted.compute().items()} for name, counted in metrics.items()}

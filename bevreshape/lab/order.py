@@ -5,7 +5,7 @@ of the h·w tokens of a camera, row by row, and then moves those of every camera
 and may move tokens from one camera to another.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import singledispatch
 from typing import Any
@@ -322,7 +322,11 @@ def _ratio(change: Tensor, reference: Tensor, when_zero: str) -> float:
 
 
 def iou_when_permuted(
-    model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, permutation: Int[Tensor, " t"]
+    model: BEVModel,
+    batches: Iterable[Batch],
+    metric: BEVIoU,
+    permutation: Int[Tensor, " t"],
+    step: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, float]]:
     """IoU of a trained model with its features in order and permuted, at task level (A12).
 
@@ -331,6 +335,7 @@ def iou_when_permuted(
         batches: on its device, as ``BEVDataModule.on_after_batch_transfer`` hands them on.
         metric: on the model's classes and grid; counts of its own are left alone.
         permutation: of the tokens of a camera or of all, between encoder and reshaper.
+        step: see :func:`~bevreshape.lab.evaluation.iou_of`.
 
     Returns:
         What :meth:`BEVIoU.compute` gives, as ``intact``, ``permuted`` (encodings stay) and ``unrelated``, which is what
@@ -369,7 +374,7 @@ def iou_when_permuted(
     if can_move(own):
         moved = PermutedReshaper(own, permutation, move_encodings=True)
         variants["encodings_moved"] = Variant(reshaper=moved)
-    return iou_of(model, batches, metric, variants)
+    return iou_of(model, batches, metric, variants, step)
 
 
 def gram(features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b c c"]:

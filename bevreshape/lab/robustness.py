@@ -1,7 +1,7 @@
 """What errors cost a trained model: a calibration that is off, another rig, cameras that fail, pictures that are spoilt."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -159,8 +159,12 @@ def _corrupted(kind: str, severity: float, batch: Batch) -> Batch:
 
 
 def iou_under(
-    model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, changes: Mapping[str, Change]
+    model: BEVModel,
+    batches: Iterable[Batch],
+    metric: BEVIoU,
+    changes: Mapping[str, Change],
+    step: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, float]]:
     """IoU of a model under every change, see :func:`~bevreshape.lab.evaluation.iou_of`; ``unchanged`` comes first."""
     variants = {"unchanged": Variant(), **{name: Variant(change) for name, change in changes.items()}}
-    return iou_of(model, batches, metric, variants)
+    return iou_of(model, batches, metric, variants, step)

@@ -11,7 +11,7 @@ Where they speak of the same they agree. Before its activation, a one-layer MLP'
 ``‖Σ_heads A_qk·Wv·Wo‖_F``; what it has beyond that comes of A itself depending on X.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -31,6 +31,15 @@ Features = Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Floa
 
 Cells = Sequence[tuple[int, int]]
 """(row, column) of BEV cells."""
+
+
+COPIES = 16
+"""Of a sample that go through the reshaper together, so many cells at a time, where nothing else is said."""
+
+
+def product_count(samples: int, cells: int, probes: int) -> int:
+    """Products that :func:`jacobian_norm` takes with ``COPIES``; ``probes`` is the number of channels where it is exact."""
+    return samples * -(-cells // min(COPIES, cells)) * probes
 
 
 def cell_raster(shape: tuple[int, int], k: int) -> list[tuple[int, int]]:
@@ -98,7 +107,8 @@ def jacobian_norm(
     probes: int | None = None,
     seed: int = 0,
     scale: int = 0,
-    copies: int = 16,
+    copies: int = COPIES,
+    step: Callable[[], object] | None = None,
 ) -> Float[Tensor, "b q n h w"]:
     """``W_qk = ‖∂O_q/∂X_k‖_F`` over the channels of cell q and of token k, at X.
 
@@ -119,6 +129,7 @@ def jacobian_norm(
         seed: of the signs.
         scale: whose tokens are meant, where several scales are given.
         copies: of a sample, that go through the reshaper together, as many cells at a time; memory grows with it.
+        step: called after every product of as many cells, to show progress; see :func:`product_count`.
 
     Returns:
         Of every sample and cell the tokens of all cameras, at least in float32.
@@ -157,12 +168,14 @@ def jacobian_norm(
                     f"jacobian_norm: no gradient leads through {name}; it must not detach, nor run without gradients"
                 )
             chosen = cell_indices(cells, (bev.shape[2], bev.shape[3]), bev.device)
-            found.append(_norms(x, bev, chosen, probes, seed))
+            found.append(_norms(x, bev, chosen, probes, seed, step))
     norms = torch.stack(found)
     return norms if scales[scale].ndim == 5 else norms.unsqueeze(2)
 
 
-def _norms(x: Tensor, bev: Tensor, cells: Tensor, probes: int | None, seed: int) -> Tensor:
+def _norms(
+    x: Tensor, bev: Tensor, cells: Tensor, probes: int | None, seed: int, step: Callable[[], object] | None
+) -> Tensor:
     """Of cells (q, 2) the Jacobian's norms, (q, …tokens), given copies of a sample and what becomes of them."""
     copies, d = bev.shape[:2]
     copy = torch.arange(copies, device=bev.device)
@@ -180,6 +193,8 @@ def _norms(x: Tensor, bev: Tensor, cells: Tensor, probes: int | None, seed: int)
             product = picked[:, number] if signs is None else picked * signs[number, start : start + copies]
             (gradient,) = torch.autograd.grad(product.sum(), x, retain_graph=True, materialize_grads=True)
             squares = squares + gradient[: len(rows)].to(wide).square().sum(-3)
+            if step is not None:
+                step()
         norms.append((squares / (probes or 1)).sqrt())
     return torch.cat(norms)
 

@@ -23,6 +23,7 @@ from bevreshape.data.shards import START_METHOD, alone, explained, prepare, read
 from bevreshape.errors import InputError
 from bevreshape.files import read_json, write_text
 from bevreshape.geometry import BEVGrid
+from bevreshape.progress import track
 
 FORMAT = 2
 """Raised with every change of what a record holds."""
@@ -122,7 +123,7 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
         )
     locations = sorted({scene["location"] for scene in scenes if scene["count"]})
     layers = {}
-    for place in locations:
+    for place in track(locations, "reading maps"):
         layers[place], lost = maps.read_layers(tables.open_map(root, place), content.width_m)
         skipped += [f"map of {place}: {what}" for what in lost]
     drawn = partial(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevreshape.errors import InputError
+from bevreshape.progress import track
 
 CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 """Of the vehicle, from the left to the right, first ahead."""
@@ -141,7 +142,7 @@ def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Momen
     scenes: list[SceneRecord] = []
     moments: list[Moment] = []
     skipped: list[str] = []
-    for scene in sorted(tables.scene, key=lambda record: record["name"]):
+    for scene in track(sorted(tables.scene, key=lambda record: record["name"]), "reading scenes"):
         first, token = len(moments), scene["first_sample_token"]
         while token:
             sample = _referred(tables, "sample", token, scene["name"])
