@@ -36,7 +36,7 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
     plugins: list[Any] = [WholeCheckpoints(), cluster_environment()]
     try:
         return Trainer(
-            **{**options, "accelerator": "cuda" if _on_gpu(cfg) else "cpu", **kwargs},
+            **{**options, "accelerator": "cuda" if on_gpu(cfg) else "cpu", **kwargs},
             plugins=plugins,
             use_distributed_sampler=False,
         )
@@ -75,22 +75,22 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
         raise InputError(
             f"trainer.accelerator={accelerator} is not offered; {suggest(str(accelerator), ('auto', 'cpu', 'gpu', 'cuda'))}"
         )
-    on_gpu = _on_gpu(cfg)
-    if precision == "16-mixed" and not on_gpu:
+    gpu = on_gpu(cfg)
+    if precision == "16-mixed" and not gpu:
         raise InputError(
             "trainer.precision=16-mixed needs a GPU (a CPU has no float16 autocast); set trainer.precision=bf16-mixed or 32-true"
         )
-    if precision == "bf16-mixed" and on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision == "bf16-mixed" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(
             "trainer.precision=bf16-mixed: this GPU has no bfloat16; set trainer.precision=16-mixed or 32-true"
         )
     count = process_count(cfg)
     check_group(count, cfg.get("num_nodes", 1))
-    if on_gpu and count > gpus:
+    if gpu and count > gpus:
         raise InputError(
             f"trainer.devices={cfg.get('devices')}: this machine has {gpus} GPU(s); set trainer.devices={gpus}"
         )
-    if count > 1 and accelerator == "auto" and not on_gpu:
+    if count > 1 and accelerator == "auto" and not gpu:
         raise InputError(
             f"trainer.devices={cfg.get('devices')}: this machine has no GPU; set trainer.devices=1, or trainer.accelerator=cpu "
             f"to train in {count} CPU processes"
@@ -168,7 +168,8 @@ def _speak(main: Callable[..., Any], *args: Any) -> Any:
         raise SystemExit(1) from None
 
 
-def _on_gpu(cfg: Mapping[str, Any]) -> bool:
+def on_gpu(cfg: Mapping[str, Any]) -> bool:
+    """Whether the ``trainer`` group trains on a GPU of this machine."""
     accelerator = cfg.get("accelerator", "auto")
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)
 

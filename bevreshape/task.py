@@ -1,5 +1,6 @@
 """The Lightning task: steps, logging and the optimizer; no architecture."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -59,10 +60,21 @@ class BEVTask(LightningModule):
         self.test_thresholds: dict[str, float] | None = None
         self.masked = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in STAGES)
         self._latest: tuple[Tensor, int, list[str]] | None = None
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def compile_training(self) -> None:
+        """Compile the training steps' forward and backward pass by ``torch.compile``.
+
+        The weights keep their names. Validation and test run as written, so their figures are those that anything else
+        reads from the checkpoint.
+        """
+        # a function, since a module would be saved with the task; and with the random numbers of steps not compiled
+        self._compiled = torch.compile(self.model.forward, options={"fallback_random": True})
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (b, k, rows, cols) of a batch on its device."""
-        return self.model(batch["image"], cameras_of(batch))
+        network = self._compiled if self._compiled is not None and self.training else self.model
+        return network(batch["image"], cameras_of(batch))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # A run that goes on from a checkpoint draws what the uninterrupted one would have drawn.

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import wandb
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -35,11 +36,12 @@ from bevreshape.callbacks import (
 from bevreshape.checkpoint import load_weights, read_checkpoint
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
-from bevreshape.errors import InputError
+from bevreshape.errors import Divergence, InputError
 from bevreshape.files import write_text
-from bevreshape.launch import check_hardware, in_processes, make_trainer, process_count, quiet
+from bevreshape.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
 from bevreshape.model import BEVModel
 from bevreshape.processes import Group, group, rank
+from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
 from bevreshape.reshapers import FeatureShape
 from bevreshape.tables import metrics_table, print_table, write_metrics
 from bevreshape.task import BEVTask
@@ -98,9 +100,15 @@ def check(cfg: dict[str, Any]) -> BEVDataModule:
     quiet()
     data = build_data(cfg)
     frame = Frame.of(data.source)
-    build_task(cfg, frame, build_model(cfg, frame))
-    if process_count(cfg["trainer"]) == 1:
+    model = build_model(cfg, frame)
+    build_task(cfg, frame, model)
+    alone = process_count(cfg["trainer"]) == 1
+    if alone:
         make_trainer(cfg["trainer"], logger=False)
+    if data.batch_size == 1 and (alone or not cfg["trainer"].get("sync_batchnorm")):
+        rehearse(model, frame, 1)
+    if cfg["trainer"].get("compile"):
+        check_compiler(torch.device("cuda" if on_gpu(cfg["trainer"]) else "cpu"))
     return data
 
 
@@ -117,15 +125,18 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     """
     quiet()
     data = build_data(cfg)
-    seed_everything(cfg["seed"], verbose=False)
     frame = Frame.of(data.source)
+    strategy = choose_strategy(cfg, frame)
+    seed_everything(cfg["seed"], verbose=False)
     model = build_model(cfg, frame)
     task = build_task(cfg, frame, model)
+    if cfg["trainer"].get("compile"):
+        task.compile_training()
     history = History(folder / "history.csv")
     last = folder / "checkpoints" / "last.ckpt"
     early_stop = make_early_stop(cfg["trainer"])
     trainer = make_trainer(
-        with_validations(cfg["trainer"], data),
+        with_validations(cfg["trainer"], data) | {"strategy": strategy},
         default_root_dir=folder,
         logger=make_logger(cfg, folder),
         callbacks=[
@@ -157,6 +168,11 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             metrics["fit/stopped_early"] = float(stopped_early)
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in metrics.items() if key.startswith("fit/")})
+    except RuntimeError as error:
+        sentence = torch_says(error, cfg["trainer"])
+        if sentence is None:
+            raise
+        raise sentence from error
     finally:
         if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             wandb.finish()  # or the next job of a sweep would go on in this W&B run
@@ -216,6 +232,40 @@ def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
         steps = min(order.steps * epochs, steps) if steps > 0 else order.steps * epochs
     every = min(trainer["val_check_interval"], steps)
     return {**trainer, "max_steps": steps, "max_epochs": -1, "val_check_interval": every * accumulated}
+
+
+def choose_strategy(cfg: Mapping[str, Any], frame: Frame) -> str:
+    """The strategy of the ``trainer`` group, or the one that waits for no gradient of parameters which get none.
+
+    Encoders may keep branches that are not read, and distributed training would wait for their gradients for ever.
+    """
+    trainer = cfg["trainer"]
+    asked = str(trainer.get("strategy", "auto"))
+    if process_count(trainer) * trainer.get("num_nodes", 1) == 1 or asked not in ("auto", "ddp"):
+        return asked
+    unused = rehearse(build_model(cfg, frame), frame, 2, backward=True)
+    return "ddp_find_unused_parameters_true" if unused else asked
+
+
+def torch_says(error: RuntimeError, trainer: Mapping[str, Any]) -> InputError | None:
+    """The sentence for what torch raises in mid-training because of an option of the trainer; ``None`` for all else."""
+    text = str(error)
+    reason = (text.strip().splitlines() or [type(error).__name__])[0]
+    compilers = ("torch._dynamo", "torch._inductor")
+    if trainer.get("compile") and type(error).__module__.startswith(compilers):
+        return InputError(compile_failure(error))
+    if trainer.get("deterministic") and "deterministic" in text:
+        return InputError(
+            f"trainer.deterministic={trainer['deterministic']}: {reason}; set trainer.deterministic=false"
+        )
+    if trainer.get("detect_anomaly") and "returned nan values" in text:
+        return Divergence(f"training: {reason}; lower optimizer.lr, or look at the batch")
+    if "Expected to have finished reduction" in text:
+        return InputError(
+            "trainer.strategy: some parameters get a gradient in some steps only; set "
+            "trainer.strategy=ddp_find_unused_parameters_true"
+        )
+    return None
 
 
 def make_early_stop(trainer: Mapping[str, Any]) -> EarlyStop | None:

@@ -1,9 +1,11 @@
 """Steps, batches and validations of a run, for many combinations of sizes, against plain counting."""
 
 import csv
+import os
 import random
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,7 @@ class Case:
     epochs: int = -1
     every: int = 2
     patience: int | None = None
+    compiled: bool = False
     saves: int = 1
 
     @property
@@ -137,6 +140,8 @@ def fit(case: Case, folder: Path, killed_in: int | None = None, resumed: bool = 
     torch.manual_seed(0)
     data = BEVDataModule(Dots(case.samples), batch_size=case.batch_size)
     task = BEVTask(Net(), BCE(classes=("a",)), BEVIoU(("a",), GRID), AdamWOneCycle(lr=0.1), recipe={"format": FORMAT})
+    if case.compiled:
+        task.compile_training()
     recorder = Recorder(killed_in=killed_in)
     last = folder / "checkpoints" / "last.ckpt"
     early_stop = make_early_stop(case.group)
@@ -297,3 +302,23 @@ def test_processes_shorten_an_epoch(processes: int) -> None:
     found = with_validations(group, BEVDataModule(Dots(50, 12), batch_size=4))
     steps = sum(1 for _ in range(3) for _ in range(2 * processes * 4 * 2, 51, 2 * processes * 4 * 2))
     assert (found["max_steps"], found["max_epochs"]) == (steps, -1)
+
+
+def test_compiled_steps_leave_what_others_do(tmp_path: Path) -> None:
+    """The same names and sizes, nearly the same weights, and they resume bit for bit."""
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
+        pytest.skip("there is no C++ compiler, which torch.compile needs on a CPU")
+    case = Case(9, batch_size=2, accumulated=2, steps=4, every=2)
+    _, plain = fit(case, tmp_path / "plain")
+    case = replace(case, compiled=True)
+    whole = fit(case, tmp_path / "whole")
+    check(case, whole[0])
+    check_resumes(case, whole, tmp_path, 5)
+    found, expected = (
+        torch.load(tmp_path / name / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "plain")
+    )
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in expected.items()}
+    assert not any("_orig_mod" in key for key in found)
+    assert whole[1]._compiled is not None
+    torch.testing.assert_close(dict(whole[1].model.named_parameters()), dict(plain.model.named_parameters()))
