@@ -18,6 +18,7 @@ from rich.console import Console
 
 from bevreshape.build import announced_reshapers, reshaper_fields
 from bevreshape.callbacks import Stopped
+from bevreshape.environment import make_console_safe
 from bevreshape.errors import Divergence, InputError, suggest
 
 
@@ -70,6 +71,7 @@ def say(sentence: str) -> None:
 
 def speaking(main: Callable[..., object], *args: object) -> None:
     """Run a script's ``main``; an error of the user's making is a sentence and exit code 1."""
+    make_console_safe()
     try:
         main(*args)
     except Exception as error:

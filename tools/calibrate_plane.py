@@ -35,13 +35,13 @@ from typing import Any
 import numpy as np
 import torch
 from camera_folder import read_json, rows
-from command_line import Parser
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from scipy.optimize import least_squares
 
 from bevreshape import cli
+from bevreshape.arguments import Parser
 from bevreshape.data.calibration import VERSION, camera_entries, optics, read_calibration
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_text

@@ -1,6 +1,5 @@
 """What the converters share: a camera folder appears complete or not at all."""
 
-import argparse
 import json
 import os
 import shutil
@@ -10,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bevreshape import files
+from bevreshape import cli, files
+from bevreshape.arguments import Parser
 from bevreshape.data.calibration import VERSION, read_calibration
 from bevreshape.errors import InputError
 
@@ -97,21 +97,26 @@ def run(
     description: str, convert: Callable[..., None], source_help: str, out_help: str, kinds: Iterable[str] = ()
 ) -> None:
     """The command line of a converter; with ``kinds``, one of them comes first."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.speaking(_main, description, convert, source_help, out_help, tuple(kinds))
+
+
+def _main(
+    description: str, convert: Callable[..., None], source_help: str, out_help: str, kinds: tuple[str, ...]
+) -> None:
+    parser = Parser(description)
     if kinds:
-        parser.add_argument("kind", choices=list(kinds), help="which data set it is")
+        parser.add_argument("kind", choices=kinds, help="which data set it is")
     parser.add_argument("--source", type=Path, required=True, help=source_help)
     parser.add_argument("--out", type=Path, required=True, help=out_help)
     arguments = vars(parser.parse_args())
     try:
         convert(**arguments)
-    except InputError as error:
-        parser.exit(1, f"{error}\n")
+    except InputError:
+        raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # what a source's tables hold
-        parser.exit(
-            1,
-            f"{arguments['source']}: a file there is not laid out as this data set's ({error!r}); copy the source again\n",
-        )
+        raise InputError(
+            f"{arguments['source']}: a file there is not laid out as this data set's ({error!r}); copy the source again"
+        ) from error
 
 
 def read_json(path: Path) -> Any:

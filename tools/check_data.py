@@ -10,7 +10,6 @@ What can be read but is probably not meant, such as an inverse, is printed as a 
     python tools/check_data.py data/duckietown_fixed --out overlay.png
 """
 
-import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,13 +26,14 @@ from rich.progress import track
 from rich.table import Column, Table
 from torch import Tensor
 
+from bevreshape import cli
+from bevreshape.arguments import Parser
 from bevreshape.data.boxes import Boxes, read_boxes
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.folder import read_split
 from bevreshape.data.frames import Frames, check_size
 from bevreshape.data.pictures import picture_size, read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
-from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import visible
 from bevreshape.geometry import (
@@ -461,7 +461,7 @@ def check(root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None)
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, help="PNG to draw the overlay of one frame to")
     parser.add_argument("--frame", help="which frame; the first by default")
@@ -481,5 +481,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    make_console_safe()
-    main()
+    cli.speaking(main)

@@ -7,7 +7,6 @@
 A run is a folder with config.yaml and metrics.json; they are looked for below the folders that are named.
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +14,24 @@ from pathlib import Path
 from rich.table import Table
 
 from bevreshape import cli
-from bevreshape.environment import make_console_safe
+from bevreshape.arguments import Parser
 from bevreshape.lab.runs import chosen, grouped, read_runs, tabulated
 from bevreshape.tables import markdown_table, print_table
 
 
-def main(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
+def main() -> None:
+    """The command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps")
+    parser.add_argument(
+        "--choose", metavar="KEY", help="keep, of rows that differ in KEY alone, the best on validation"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    given = parser.parse_args()
+    compare(given.folders, given.choose, given.markdown)
+
+
+def compare(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
     """Read, group and print."""
     rows = grouped([run for folder in folders for run in read_runs(folder)])
     if choose is not None:
@@ -37,12 +48,4 @@ def main(folders: Sequence[Path], choose: str | None, markdown: bool) -> None:
 
 
 if __name__ == "__main__":
-    make_console_safe()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps")
-    parser.add_argument(
-        "--choose", metavar="KEY", help="keep, of rows that differ in KEY alone, the best on validation"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    given = parser.parse_args()
-    cli.speaking(main, given.folders, given.choose, given.markdown)
+    cli.speaking(main)

@@ -6,7 +6,6 @@
 The figures are IoU on the test split at 0.5 and at the threshold that is best there, so it is flattered, not the model.
 """
 
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bevreshape import cli
+from bevreshape.arguments import Parser
 from bevreshape.build import build_data
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
-from bevreshape.environment import make_console_safe
 from bevreshape.metrics import BEVIoU
 from bevreshape.tables import metrics_table
 
@@ -35,7 +34,14 @@ def frequencies(data: BEVDataModule) -> Tensor:
     return positive / known.clamp(min=1)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
+    """The command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("overrides", nargs="*", help="what one would pass to bevreshape.train, such as data=folder")
+    measure(parser.parse_args().overrides)
+
+
+def measure(arguments: list[str]) -> None:
     """Count on the training split, score on the test split, print the table."""
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
         data = build_data(compose("train", arguments))
@@ -55,5 +61,4 @@ def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
 
 
 if __name__ == "__main__":
-    make_console_safe()
-    cli.speaking(main, sys.argv[1:])
+    cli.speaking(main)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from camera_folder import CameraFolder, create, held_out, ids, rows, run
 
-from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 from bevreshape.files import visible
 
@@ -74,5 +73,4 @@ def fill(folder: CameraFolder, source: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_console_safe()
     run(__doc__, convert, "folder with train, trainannot, val, valannot, test, testannot", "camera folder to write")

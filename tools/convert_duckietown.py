@@ -10,8 +10,6 @@ from pathlib import Path
 
 from camera_folder import CameraFolder, create, held_out, ids, read_json, rows, run
 
-from bevreshape.environment import make_console_safe
-
 SIZE = (240, 320)
 LABELS = {0: "other", 1: "white line", 2: "yellow line", 3: "obstacle", 4: "stop line"}
 GRID = {"forward_m": [0.12, 1.72], "left_m": [-0.8, 0.8], "cell_m": 0.02}
@@ -49,5 +47,4 @@ def fill(folder: CameraFolder, source: Path, kind: str) -> None:
 
 
 if __name__ == "__main__":
-    make_console_safe()
     run(__doc__, convert, "folder with fixed_train, fixed_test, jitter_train, jitter_test", "folder for both results")

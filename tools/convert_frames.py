@@ -24,7 +24,6 @@ from bevreshape.data.kitti_object import UNLABELLED, Label, ego_box, read_labels
 from bevreshape.data.kitti_road import read_masks
 from bevreshape.data.nuscenes.tables import pose_of
 from bevreshape.data.pictures import picture_size, read_codes
-from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 from bevreshape.files import visible
 
@@ -271,5 +270,4 @@ def convert(kind: str, source: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_console_safe()
     run(__doc__, convert, "folder of the data set", "camera folder to write", kinds=KINDS)

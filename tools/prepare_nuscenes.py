@@ -8,7 +8,6 @@ Goes on where it was stopped. Training then needs pictures and what is prepared,
 """
 
 import os
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,9 +15,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bevreshape import cli
+from bevreshape.arguments import Parser
 from bevreshape.data.calibration import numbers
 from bevreshape.data.nuscenes.prepared import Content, prepare_release
-from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
 
@@ -26,6 +26,8 @@ DEFAULTS = {
     "root": "data/nuscenes", "version": "v1.0-trainval", "out": "data/nuscenes_prepared", "forward_m": [-50, 50],
     "left_m": [-50, 50], "cell_m": 0.5, "line_m": None, "workers": None,
 }  # fmt: skip
+
+MOST_WORKERS = 1024
 
 EXAMPLES = {"line_m": 0.75, "workers": 4}
 """Of settings whose default is none."""
@@ -39,7 +41,14 @@ def _is_like(value: object, default: object) -> bool:
     return numbers([value], 1) or (default is None and value is None)
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
+    """The command line."""
+    parser = Parser(f"{__doc__}\nsettings: {' '.join(f'{key}={value}' for key, value in DEFAULTS.items())}")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that differ from these")
+    prepare(parser.parse_args().settings)
+
+
+def prepare(arguments: list[str]) -> None:
     """Prepare, and say what there is and what was left out."""
     try:
         given = dict(OmegaConf.to_container(OmegaConf.from_dotlist(arguments)))  # type: ignore[arg-type]
@@ -54,12 +63,13 @@ def main(arguments: list[str]) -> None:
             raise InputError(
                 f"{key}={value} is no such value; it must be like {key}={EXAMPLES.get(key, DEFAULTS[key])}"
             )
+    workers = os.cpu_count() or 1 if settings["workers"] is None else settings["workers"]
+    if workers not in range(1, MOST_WORKERS + 1):
+        raise InputError(f"workers={workers} must be an integer from 1 to {MOST_WORKERS}, processes that read maps")
     grid = BEVGrid(settings["forward_m"], settings["left_m"], settings["cell_m"])
     content = Content(str(settings["version"]), grid, settings["line_m"])
     start = time.perf_counter()
-    index, skipped = prepare_release(
-        Path(settings["root"]), Path(settings["out"]), content, int(settings["workers"] or os.cpu_count() or 1)
-    )
+    index, skipped = prepare_release(Path(settings["root"]), Path(settings["out"]), content, int(workers))
     size = sum(path.stat().st_size for path in index.shards.iterdir())
     counts = Counter(scene["split"] for scene in index.scenes for _ in range(scene["count"]))
     shown = ", ".join(f"{number} {split}" for split, number in sorted(counts.items()))
@@ -69,11 +79,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    make_console_safe()
-    if {"-h", "--help"} & {*sys.argv[1:]}:
-        print(__doc__, f"\nsettings: {' '.join(f'{key}={value}' for key, value in DEFAULTS.items())}")
-        sys.exit()
-    try:
-        main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(str(error))
+    cli.speaking(main)

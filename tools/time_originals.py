@@ -8,7 +8,6 @@ Clone the repositories of ``ORIGINALS`` below into one folder, then
 Only the classes that are compared are taken out of the clones, at the commit that is named, and run as they stand.
 """
 
-import argparse
 import ast
 import copy
 import math
@@ -29,8 +28,8 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from bevreshape import cli
+from bevreshape.arguments import Parser, integer
 from bevreshape.costs import Workload, measure, ring
-from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import (
@@ -316,7 +315,7 @@ def pair(title: str, module: nn.Module, call: Callable, ours: Reshaper, cameras:
     return Pair(title, Original(module, call), ours, features if len(features) > 1 else features[0], cameras)
 
 
-def main(clones: Path, only: Sequence[str], rounds: int) -> None:
+def compare(clones: Path, only: Sequence[str], rounds: int) -> None:
     """Time every pair and print the table."""
     console = Console()
     threads = torch.get_num_threads()
@@ -343,11 +342,17 @@ def main(clones: Path, only: Sequence[str], rounds: int) -> None:
     print_table(table)
 
 
-if __name__ == "__main__":
-    make_console_safe()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """The command line."""
+    parser = Parser(__doc__)
     parser.add_argument("--clones", type=Path, required=True, help="folder of the cloned repositories")
     parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS), help="some of the comparisons")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each; the median counts")
+    parser.add_argument(
+        "--rounds", type=integer(1, 10_000), default=7, help="measurements of each; the median counts (7)"
+    )
     given = parser.parse_args()
-    cli.speaking(main, given.clones, given.only, given.rounds)
+    compare(given.clones, given.only, given.rounds)
+
+
+if __name__ == "__main__":
+    cli.speaking(main)

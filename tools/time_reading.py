@@ -3,9 +3,7 @@
 python tools/time_reading.py data/nuscenes/samples/CAM_*/*1533151603*.jpg --size 224 480
 """
 
-import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from bevreshape import cli
+from bevreshape.arguments import Parser, integer
 from bevreshape.data.pictures import fit_picture, picture_size, read_picture
-from bevreshape.environment import make_console_safe
-from bevreshape.errors import InputError
 
 Size = tuple[int, int]
 
@@ -83,15 +81,21 @@ def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> 
         print(f"{way:26} {rate:6.1f} samples/s, {differences[way]:.2f} grey levels from Pillow's")
 
 
-if __name__ == "__main__":
-    make_console_safe()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+", type=Path)
-    parser.add_argument("--size", type=int, nargs=2, default=(224, 480), help="height and width for the network")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+def main() -> None:
+    """The command line."""
+    parser = Parser(__doc__)
+    parser.add_argument("pictures", nargs="+", type=Path, help="JPEG or PNG files; together they are a sample")
+    parser.add_argument(
+        "--size", type=integer(1, 10_000), nargs=2, default=(224, 480), metavar=("HEIGHT", "WIDTH"),
+        help="for the network (224 480)",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=integer(1, 10_000), default=7, help="of which the median counts (7)")
+    parser.add_argument(
+        "--processes", type=integer(1, 1024), default=os.cpu_count() or 1, help="that read at once; one a core"
+    )
     given = parser.parse_args()
-    try:
-        time_reading(given.pictures, tuple(given.size), given.rounds, given.processes)
-    except InputError as error:
-        sys.exit(str(error))
+    time_reading(given.pictures, tuple(given.size), given.rounds, given.processes)
+
+
+if __name__ == "__main__":
+    cli.speaking(main)

@@ -8,7 +8,6 @@ calibration, target and picture disagree; what stands above the ground is smeare
     python tools/view_batch.py data=duckietown_jitter --split train --samples 8
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from bevreshape import cli
+from bevreshape.arguments import Parser, integer
 from bevreshape.build import build_data
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import SPLITS, Batch, cameras_of
 from bevreshape.drawing import Picture, class_palette, draw_bev, overlay_on_pictures
-from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 from bevreshape.files import write_png
 from bevreshape.geometry import BEVGrid, picture_to_bev
@@ -66,21 +65,24 @@ def sheet(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Picture:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("overrides", nargs="*", help="what one would pass to bevreshape.train, such as data=folder")
-    parser.add_argument("--split", default="val")
-    parser.add_argument("--first", type=int, default=0, help="position in the split of the first sample")
-    parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--out", type=Path, default=Path("batch.png"))
-    args = parser.parse_args()
+    parser.add_argument("--split", choices=SPLITS, default="val", help="which samples (val)")
+    parser.add_argument(
+        "--first", type=integer(0, 2**31), default=0, help="position in the split of the first sample (0)"
+    )
+    parser.add_argument("--samples", type=integer(1, 1024), default=4, help="how many, a row each (4)")
+    parser.add_argument("--out", type=Path, default=Path("batch.png"), help="PNG to write (batch.png)")
+    args = parser.parse_intermixed_args()
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
         data = build_data(compose("train", args.overrides))
     source = data.source
     source.prepare((args.split,))
     split = source.split(args.split)
-    stop = min(args.first + args.samples, len(split))  # type: ignore[arg-type]
-    if not 0 <= args.first < stop:
-        raise InputError(f"view_batch: --first={args.first} is not in the {stop} samples of {args.split}")
+    count: int = len(split)  # type: ignore[arg-type]
+    if args.first >= count:
+        raise InputError(f"--first {args.first} is not among the {count} samples of {args.split}, which count from 0")
+    stop = min(args.first + args.samples, count)
     batch = default_collate([split[index] for index in range(args.first, stop)])
     batch = source.finish(batch | {"image": batch["image"].float() / 255})
     write_png(args.out, sheet(batch, source.grid, source.classes))
@@ -88,5 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    make_console_safe()
     cli.speaking(main)

@@ -8,11 +8,9 @@ official splits.
     python tools/write_nuscenes.py --out data/nuscenes --train 4 --val 2 --moments 3
 """
 
-import argparse
 import hashlib
 import json
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -25,13 +23,14 @@ from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 
+from bevreshape import cli
+from bevreshape.arguments import Parser, integer
 from bevreshape.data.nuscenes.maps import AREAS, LINES
 from bevreshape.data.nuscenes.tables import LIDAR, inverse
 from bevreshape.data.synthetic import SyntheticSource
 from bevreshape.data.synthetic.rig import RIGS, nominal
 from bevreshape.data.synthetic.source import World
 from bevreshape.data.synthetic.world import Scene, Vehicle
-from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError
 
 VERSION, LOCATION = "v1.0-mini", "boston-seaport"
@@ -344,17 +343,21 @@ def write(out: Path, train: int, val: int, moments: int, image_size: tuple[int, 
     print(f"{out}: {train} + {val} scenes of {moments} moments, six pictures of {image_size[0]}×{image_size[1]} each")
 
 
-if __name__ == "__main__":
-    make_console_safe()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    """The command line."""
+    parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the release, new or empty")
-    parser.add_argument("--train", type=int, default=4, help="scenes to train on, up to 8 (4)")
-    parser.add_argument("--val", type=int, default=2, help="scenes to validate on, up to 2 (2)")
-    parser.add_argument("--moments", type=int, default=3, help="of every scene (3)")
-    parser.add_argument("--image-size", type=int, nargs=2, default=(225, 400), help="height and width (225 400)")
-    parser.add_argument("--seed", type=int, default=0, help="of the world (0)")
+    parser.add_argument("--train", type=integer(1, len(TRAIN)), default=4, help="scenes to train on, up to 8 (4)")
+    parser.add_argument("--val", type=integer(1, len(VAL)), default=2, help="scenes to validate on, up to 2 (2)")
+    parser.add_argument("--moments", type=integer(1, 10_000), default=3, help="of every scene (3)")
+    parser.add_argument(
+        "--image-size", type=integer(1, 10_000), nargs=2, default=(225, 400), metavar=("HEIGHT", "WIDTH"),
+        help="of its pictures (225 400)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of the world (0)")
     given = parser.parse_args()
-    try:
-        write(given.out, given.train, given.val, given.moments, tuple(given.image_size), given.seed)
-    except InputError as error:
-        sys.exit(str(error))
+    write(given.out, given.train, given.val, given.moments, tuple(given.image_size), given.seed)
+
+
+if __name__ == "__main__":
+    cli.speaking(main)

@@ -36,7 +36,7 @@ def test_seeds_are_one_row_with_mean_and_deviation(compare_runs, tmp_path: Path,
     for seed, iou in enumerate((0.1, 0.2, 0.6)):
         leave(tmp_path / f"a{seed}", "mlp", seed, 0.001, iou)
     leave(tmp_path / "b", "ipm", 0, 0.001, 0.5, heights=2)
-    compare_runs.main([tmp_path], None, True)
+    compare_runs.compare([tmp_path], None, True)
     assert capsys.readouterr().out.splitlines() == [
         "| run | seeds | mean | car |",
         "|---|---|---|---|",
@@ -49,7 +49,7 @@ def test_the_best_on_validation_is_chosen_not_the_best_on_test(compare_runs, tmp
     leave(tmp_path / "low", "mlp", 0, 0.001, 0.4, loss=0.7)
     leave(tmp_path / "high", "mlp", 0, 0.01, 0.5, loss=0.9)
     leave(tmp_path / "other", "ipm", 0, 0.01, 0.3, loss=2.0)
-    compare_runs.main([tmp_path], "optimizer.lr", True)
+    compare_runs.compare([tmp_path], "optimizer.lr", True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| run | optimizer.lr | seeds | mean | car |"
     assert [line.split(" | ")[:2] for line in lines[2:]] == [["| mlp", "0.001"], ["| ipm", "0.01"]]
@@ -58,19 +58,19 @@ def test_the_best_on_validation_is_chosen_not_the_best_on_test(compare_runs, tmp
 def test_options_of_a_reshaper_tell_its_rows_apart(compare_runs, tmp_path: Path, capsys) -> None:
     leave(tmp_path / "a", "mlp", 0, 0.001, 0.4, rank=8)
     leave(tmp_path / "b", "mlp", 0, 0.001, 0.5, rank=16)
-    compare_runs.main([tmp_path], None, True)
+    compare_runs.compare([tmp_path], None, True)
     assert "| run | reshaper.rank | seeds |" in capsys.readouterr().out
 
 
 def test_sentences(compare_runs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no finished run below it"):
-        compare_runs.main([tmp_path], None, False)
+        compare_runs.compare([tmp_path], None, False)
     leave(tmp_path / "a", "mlp", 0, 0.001, 0.4)
     leave(tmp_path / "b", "mlp", 0, 0.001, 0.5)
     with pytest.raises(InputError, match=r"seeds \[0, 0\] are there more than once"):
-        compare_runs.main([tmp_path], None, False)
+        compare_runs.compare([tmp_path], None, False)
     with pytest.raises(InputError, match=r"--choose lr: mlp has no such setting"):
-        compare_runs.main([tmp_path / "a"], "lr", False)
+        compare_runs.compare([tmp_path / "a"], "lr", False)
     (tmp_path / "a" / "config.yaml").unlink()
     with pytest.raises(InputError, match=r"is no run that can be read"):
-        compare_runs.main([tmp_path / "a"], None, False)
+        compare_runs.compare([tmp_path / "a"], None, False)

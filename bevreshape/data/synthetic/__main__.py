@@ -5,23 +5,26 @@ if __name__ == "__main__":  # before anything loads torch
 
     prepare_process()
 
-import argparse
 import os
 import tempfile
 import time
 
 import torch
 
+from bevreshape import cli
+from bevreshape.arguments import Parser, integer
 from bevreshape.data.synthetic import SyntheticSource
 from bevreshape.data.synthetic.rig import RIGS
 
 
 def main() -> None:
     """Generate a training split in a temporary folder, read it once, print both rates."""
-    parser = argparse.ArgumentParser(prog="python -m bevreshape.data.synthetic", description=__doc__)
-    parser.add_argument("--scenes", type=int, default=512)
-    parser.add_argument("--rig", choices=sorted(RIGS), default="front")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser = Parser(__doc__)
+    parser.add_argument("--scenes", type=integer(1, 1_000_000), default=512, help="to generate (512)")
+    parser.add_argument("--rig", choices=sorted(RIGS), default="front", help="which cameras (front)")
+    parser.add_argument(
+        "--workers", type=integer(1, 1024), default=os.cpu_count(), help="processes that generate; one a core"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         source = SyntheticSource(
@@ -52,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.speaking(main)
