@@ -2,9 +2,6 @@
 
 import csv
 import io
-import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,14 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from rich.console import Console
 
 from bevreshape.checkpoint import read_checkpoint
 from bevreshape.data.batch import Batch
 from bevreshape.drawing import draw_sample
+from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_png, write_text
 from bevreshape.progress import Progress
+from bevreshape.stopping import Stopped, StopRequest
 from bevreshape.task import total_steps
 from bevreshape.trainer import MONITORS
 
@@ -52,43 +50,33 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
-class Stopped(BaseException):
-    """Training was stopped by a signal, after ``last.ckpt`` was saved. No error, so nothing may catch it on its way."""
-
-
 class LastCheckpoint(Checkpoint):
-    """``last.ckpt`` every so many steps, and on Ctrl-C or a polite kill, after which training stops.
+    """``last.ckpt`` before the first step, every so many steps, and when a signal asks to stop, after which training stops.
 
-    Where a validation is due at such a step it is saved after that, with its result, so that a run which goes on has
-    neither lost nor repeated it. A second Ctrl-C, two seconds or more after the first, stops at once.
+    Where a validation is due at such a step it is saved after that, with its result, so that a run which resumes has
+    neither lost nor repeated it. It is saved at the step before every validation too: a stop does not wait for the
+    validation's end, and no more than that step is repeated.
 
     Args:
         path: of the file, in the folder ``checkpoints`` of a run.
         every_n_steps: optimizer steps.
+        request: whose signals count; by default of its own, which listens while the trainer runs.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
+    def __init__(self, path: Path, every_n_steps: int, request: StopRequest | None = None) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
-        self._asked_s: float | None = None
+        self.request = request or StopRequest()
+        self._is_own = request is None
         self._due = False
         self._step = -1
-        self._before: dict[signal.Signals, Any] = {}
+        self._shared_batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if self._asked_s is None:
-            self._asked_s = now
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                Console(stderr=True).print("[yellow]stopping after this step; once more to stop at once[/]")
-        elif now - self._asked_s > 2:  # a launcher passes on what the terminal has sent already
-            raise KeyboardInterrupt
+        self.request.listen()  # Lightning has put a handler of its own in place of it
+        if trainer.ckpt_path is None:
+            trainer.save_checkpoint(self.path)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -96,39 +84,92 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
         self._step = trainer.global_step
-        self._due = self._stops(trainer) or self._step % self.every_n_steps == 0
-        interval = trainer.val_check_batch
-        validates = trainer.should_stop or (interval and (trainer.fit_loop.total_batch_idx + 1) % interval == 0)
+        stops = self._stops(trainer)
+        validates = self._validates(trainer, 0)
+        if stops and validates:
+            raise self._stopped()  # the step before was saved
+        self._due = stops or self._step % self.every_n_steps == 0 or self._validates(trainer, 1)
         if self._due and not validates:
-            self._save(trainer)
+            self._save_due(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(trainer, trainer.num_val_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(trainer, trainer.num_test_batches)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        self._stop_evaluation(trainer, batch_idx)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        self._stop_evaluation(trainer, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due and trainer.state.fn == "fit":
-            self._save(trainer)
+            self._save_due(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save now.
+
+        Raises:
+            InputError: when the run's folder is no longer there.
+        """
+        self._check_folder(trainer)
+        trainer.save_checkpoint(self.path)
+
+    def _save_due(self, trainer: Trainer) -> None:
+        self._due = False
+        self.save(trainer)
+        if self._stops(trainer):
+            raise self._stopped()
+
+    def _validates(self, trainer: Trainer, steps_ahead: int) -> bool:
+        """Whether a validation is due, after this optimizer step or a later one."""
+        batches, interval = trainer.fit_loop.total_batch_idx + 1, trainer.val_check_batch
+        ends = self._step + steps_ahead == trainer.max_steps or trainer.should_stop
+        batches += steps_ahead * trainer.accumulate_grad_batches
+        return ends or (interval is not None and batches % interval == 0)
 
     def _stops(self, trainer: Trainer) -> bool:
+        """Whether any process was asked to; all must call it at the same place."""
         if trainer.world_size == 1:
-            return self._asked_s is not None
-        if self._step % 10:
-            return False  # asking all processes costs a wait
-        return trainer.strategy.reduce_boolean_decision(self._asked_s is not None, all=False)
+            return self.request.asked
+        return trainer.strategy.reduce_boolean_decision(self.request.asked, all=False)
 
-    def _save(self, trainer: Trainer) -> None:
-        self._due = False
-        trainer.save_checkpoint(self.path)
-        if self._stops(trainer):
-            raise Stopped(f"stopped; go on with resume={self.path.parent.parent}")
+    def _begin_evaluation(self, trainer: Trainer, batches: list[int | float]) -> None:
+        self.request.listen()
+        self._check_folder(trainer)
+        fewest = torch.tensor(min(sum(batches), 2**31 - 1), device=trainer.strategy.root_device)
+        self._shared_batches = int(trainer.strategy.reduce(fewest, reduce_op="min"))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
+    def _stop_evaluation(self, trainer: Trainer, batch_idx: int) -> None:
+        if batch_idx < self._shared_batches and self._stops(trainer):
+            fit = trainer.state.fn == "fit"
+            raise self._stopped(
+                f" in the {'validation' if trainer.validating else 'test'}{'' if fit else ' after training'}"
+            )
+
+    def _stopped(self, where: str = "") -> Stopped:
+        return Stopped(f"stopped{where}; go on with resume={self.path.parent.parent}")
+
+    def _check_folder(self, trainer: Trainer) -> None:
+        if self._step >= 0 and trainer.is_global_zero and not self.path.parent.is_dir():
+            raise InputError(
+                f"{self.path.parent} has vanished while its run was training; if the run's folder was moved, go on with "
+                "resume=ITS_NEW_PLACE"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._is_own:
+            self.request.restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before.clear()
+        if self._is_own:
+            self.request.restore()
 
 
 class FinalValidation(Callback):

@@ -1,6 +1,5 @@
 """What all commands share: finding ``conf/``, announcing other packages' reshapers, and refusing nonsense in a sentence."""
 
-import errno
 import os
 import re
 import sys
@@ -17,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from bevreshape.build import announced_reshapers, reshaper_fields
-from bevreshape.callbacks import Stopped
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import Divergence, InputError, suggest
+from bevreshape.files import REMEDIES, system_error
+from bevreshape.stopping import Stopped, interrupted_by_stops
 
 
 def conf_dir() -> Path:
@@ -47,7 +47,8 @@ def run(
         _announce()
         if prepare is not None:
             config_name, sys.argv[1:] = prepare(config_name, sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(main)()
+        with interrupted_by_stops():
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(main)()
     except Exception as error:
         sentence = explain(error)
         if full_error or sentence is None:
@@ -94,12 +95,14 @@ def explain(error: BaseException) -> str | None:
             return str(link).rpartition("InputError: ")[2].strip()  # a loader's worker wraps it in its traceback
         if isinstance(link, MissingConfigException):
             return _missing_choice(link)
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"the disk is full ({link.filename or 'while writing'}); free some space or choose another folder"
     if isinstance(error, OverrideParseException):
         return f"{error.override} is not understood ({error.message.splitlines()[0]}); write key=value, and quote what has = or spaces"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return " ".join(str(chain[0]).replace("\n", " ").split() + str(chain[-1]).split() * (chain[-1] is not chain[0]))
+    system = system_error(error)
+    if system is not None and (system.errno in REMEDIES or (system in chain and system.filename)):
+        remedy = REMEDIES.get(system.errno or 0, f"{system.strerror}: choose another one")
+        return f"cannot use {system.filename or 'a file'}: {remedy}"
     return None
 
 

@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,9 +34,19 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "your quota is used up: free some space or choose another folder",
+    errno.EFBIG: "it would be larger than files may be here: raise the limit (ulimit -f) or choose another folder",
+    errno.EACCES: "permission is denied: choose another folder",
+    errno.EROFS: "the file system is read-only: choose another folder",
+}
+
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Let ``write`` fill a file that takes its name only when it is complete.
+
+    Until then it is locked, so that :func:`remove_abandoned` knows it from what a killed process has left.
 
     Raises:
         InputError: when the disk is full or the folder cannot be written; the old file, if any, is untouched.
@@ -46,22 +57,49 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
+            _lock(file)
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        remedy = {
-            errno.ENOSPC: "the disk is full: free some space or choose another folder",
-            errno.EDQUOT: "your quota is used up: free some space or choose another folder",
-            errno.EACCES: "permission is denied: choose another folder",
-            errno.EROFS: "the file system is read-only: choose another folder",
-        }.get(error.errno or 0, f"{error.strerror}: choose another folder")
+    except Exception as error:
+        cause = system_error(error)
+        if cause is None:
+            raise
+        remedy = REMEDIES.get(cause.errno or 0, f"{cause.strerror}: choose another folder")
         raise InputError(f"cannot write {path}: {remedy}; nothing was half written") from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The error of the operating system behind another one; torch's writer does not name it as its cause."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    return link
+
+
+def remove_abandoned(*folders: Path) -> None:
+    """Delete what processes that were killed have left half written in these folders."""
+    for folder in folders:
+        for part in folder.glob(".*.part"):
+            with suppress(FileNotFoundError), part.open("r+b") as file:
+                if _lock(file):
+                    part.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock an open file for as long as it is open; ``False`` where another process holds it, or files cannot be locked."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -14,10 +14,11 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from bevreshape.callbacks import Stopped, WholeCheckpoints
+from bevreshape.callbacks import WholeCheckpoints
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
 from bevreshape.processes import check_group, cluster_environment, group
+from bevreshape.stopping import Stopped
 from bevreshape.trainer import check_options, lightning_options
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")

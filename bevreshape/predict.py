@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from torch.utils.data import DataLoader
 
 from bevreshape import cli
 from bevreshape.build import Frame, load_model, plain_config
@@ -25,6 +24,7 @@ from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
 from bevreshape.launch import read_device
 from bevreshape.progress import track
+from bevreshape.stopping import Loader
 
 
 def main(cfg: DictConfig) -> None:
@@ -63,7 +63,7 @@ def predict(
     """
     device = next(model.parameters()).device
     order = match_cameras(frame.camera_names, frames.calibration.cameras, str(frames.calibration.path))
-    loader = DataLoader(frames, batch_size, num_workers=loader_workers)
+    loader = Loader(frames, batch_size, num_workers=loader_workers)
     written = 0
     for batch in track(loader, "predicting: batches"):
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}

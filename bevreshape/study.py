@@ -6,11 +6,9 @@ if __name__ == "__main__":  # before anything loads torch
     prepare_process()
 
 import json
-import signal
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,8 +58,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     study = Study(Plan.read(plain["plan"]), Place(folder, read_device(str(plain["device"])), tuple(plain["trust"])))
     console = Console()
-    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
-        records = finish(study, console)
+    records = finish(study, console)
     rows = claims(study.plan, records)
     print_table(table(rows))
     for doubt in Results(study.plan, records).doubts():
@@ -71,21 +68,6 @@ def main(cfg: DictConfig) -> None:
             write_results(study, records, rows)
             write_text(folder / PLAN_FILE, OmegaConf.to_yaml(plain["plan"]))
             report.main([folder], folder / "report.html", trust=study.place.trust)
-
-
-@contextmanager
-def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
-    """Take these as Ctrl-C, so that what runs in other processes is stopped too."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in signals}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def write_results(study: Study, records: Records, rows: Sequence[Row]) -> None:

@@ -155,6 +155,8 @@ class BEVTask(LightningModule):
         """How many pictures were missing or could not be read, if any: in training since it was started or resumed, else of the
         split."""
         metric = self._masked_metric(stage)
+        if not metric.update_called:
+            return {}  # a run that had been trained to its end was resumed to be tested
         count = metric.compute()
         if stage != "train":
             metric.reset()

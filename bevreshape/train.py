@@ -8,7 +8,7 @@ if __name__ == "__main__":  # before anything loads torch
 import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,16 @@ from bevreshape.checkpoint import load_weights, read_checkpoint
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
 from bevreshape.errors import Divergence, InputError
-from bevreshape.files import write_text
 from bevreshape.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
 from bevreshape.model import BEVModel
 from bevreshape.processes import Group, group, rank
 from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
 from bevreshape.reshapers import FeatureShape
+from bevreshape.runfolder import CHANGEABLE, begin, check_same_run, held
+from bevreshape.stopping import StopRequest
 from bevreshape.tables import metrics_table, print_table, write_metrics
 from bevreshape.task import BEVTask
 from bevreshape.trainer import check_options
-
-CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
-"""What may differ when a run goes on; everything else would make it another run."""
 
 
 def main(cfg: DictConfig) -> None:
@@ -58,6 +56,8 @@ def main(cfg: DictConfig) -> None:
     resumed = plain.pop("resume") is not None
     if (launched := group()) is not None:
         _check_one_folder(launched)
+    if not resumed:
+        check_same_run(folder, plain)
     try:
         data = check(plain)
         data.prepare_data()
@@ -66,11 +66,12 @@ def main(cfg: DictConfig) -> None:
         with suppress(OSError):
             folder.rmdir()  # Hydra has made it, and it is empty unless a run was begun there
         raise
-    if not resumed and rank() == 0:
-        if (folder / "config.yaml").exists():
-            raise InputError(f"{folder} holds a run already; wait a second, or set hydra.run.dir")
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(plain))
-    in_processes(process_count(plain["trainer"]), train, plain, folder, resumed)
+    with held(folder) if rank() == 0 else nullcontext():
+        if rank() == 0:
+            begin(folder, plain)
+        # The first checkpoint is not written before all processes have come as far as this.
+        resumed = (folder / "checkpoints" / "last.ckpt").exists()
+        in_processes(process_count(plain["trainer"]), train, plain, folder, resumed)
 
 
 def _check_one_folder(launched: Group) -> None:
@@ -133,7 +134,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     if cfg["trainer"].get("compile"):
         task.compile_training()
     history = History(folder / "history.csv")
-    last = folder / "checkpoints" / "last.ckpt"
+    keeper = LastCheckpoint(folder / "checkpoints" / "last.ckpt", cfg["checkpoint_every_n_steps"], StopRequest())
     early_stop = make_early_stop(cfg["trainer"])
     trainer = make_trainer(
         with_validations(cfg["trainer"], data) | {"strategy": strategy},
@@ -145,19 +146,23 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             Pictures(folder / "pictures", data.source.classes, **cfg["pictures"]),
             FinalValidation(),
             *([early_stop] if early_stop is not None else []),
-            BestCheckpoint(last.parent),
-            LastCheckpoint(last, cfg["checkpoint_every_n_steps"]),
+            BestCheckpoint(keeper.path.parent),
+            keeper,
         ],
     )
     if trainer.is_global_zero:
         _introduce(cfg, model, frame, folder)
+        if resumed:
+            Console(stderr=True).print(f"resumes from {keeper.path}", highlight=False, soft_wrap=True)
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(cfg)
-        trainer.fit(task, datamodule=data, ckpt_path=last if resumed else None, weights_only=True)
-        trainer.save_checkpoint(last)
-        steps = trainer.fit_loop.epoch_loop.global_step
-        metrics = test_best(trainer, task, data, last.with_name("best.ckpt")) | {
+        with keeper.request:
+            trainer.fit(task, datamodule=data, ckpt_path=keeper.path if resumed else None, weights_only=True)
+            keeper.save(trainer)
+            steps = trainer.fit_loop.epoch_loop.global_step
+            metrics = test_best(trainer, task, data, keeper.path.with_name("best.ckpt"))
+        metrics |= {
             "fit/seconds": round(history.seconds, 2),
             "fit/samples_per_second": float(f"{history.samples / max(history.seconds, 1e-9):.4g}"),
             "fit/data_wait_share": round(history.waited / max(history.seconds, 1e-9), 4),

@@ -3,14 +3,18 @@
 import codecs
 import errno
 import os
+import resource
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+import torch
 
 from bevreshape.errors import InputError
-from bevreshape.files import read_json, read_text, visible, write_atomic, write_text
+from bevreshape.files import read_json, read_text, remove_abandoned, visible, write_atomic, write_text
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -121,3 +125,39 @@ def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
     assert [path.name for path in visible(tmp_path, "*.png")] == ["a.png", "b.png"]
     with pytest.raises(InputError, match="none: the folder cannot be read"):
         visible(tmp_path / "none")
+
+
+def test_the_error_behind_torchs_own_is_said(tmp_path: Path) -> None:
+    """The kernel refuses a write in the midst of a checkpoint; torch raises something of its own over it."""
+    path = tmp_path / "last.ckpt"
+    write_text(path, "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*last\.ckpt: it would be larger than files may be"):
+            write_atomic(path, lambda file: torch.save({"weights": torch.ones(10**6)}, file))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from bevreshape.files import write_atomic\n"
+        "def wait(file): file.write(b'x'); print(flush=True); sys.stdin.read()\n"
+        f"write_atomic({str(tmp_path / 'other.txt')!r}, wait)"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+    writers[0].kill()
+    writers[0].communicate()
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_abandoned(tmp_path, tmp_path / "nowhere")
+    assert len(list(tmp_path.iterdir())) == 1
+    writers[1].communicate()
+    assert [p.name for p in tmp_path.iterdir()] == ["other.txt"]

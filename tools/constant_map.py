@@ -13,7 +13,6 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from bevreshape import cli
 from bevreshape.arguments import Parser
@@ -21,6 +20,7 @@ from bevreshape.build import build_data
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.metrics import BEVIoU
+from bevreshape.stopping import Loader
 from bevreshape.tables import metrics_table
 
 
@@ -55,7 +55,7 @@ def measure(arguments: list[str]) -> None:
 
 
 def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
-    loader = DataLoader(data.source.split(split), data.batch_size, num_workers=data.loader_workers)
+    loader = Loader(data.source.split(split), data.batch_size, num_workers=data.loader_workers)
     for batch in track(loader, split, console=Console(stderr=True)):
         yield data.source.finish(batch)
 

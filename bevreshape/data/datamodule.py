@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from bevreshape.data.batch import SPLITS, Batch, BEVSource, Sample, seeded
 from bevreshape.errors import InputError
+from bevreshape.stopping import Loader
 
 Augmentation = Callable[[Batch, int, int], Batch]
 """``augment(batch, seed, epoch)``: every sample's change is a function of seed, epoch and the sample's index."""
@@ -177,7 +178,7 @@ class BEVDataModule(LightningDataModule):
         return self._loader(dataset, EveryOnce(len(dataset), *self._place()))  # type: ignore[arg-type]
 
     def _loader(self, dataset, sampler: Sampler[int]) -> DataLoader[Sample]:
-        return DataLoader(
+        return Loader(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -24,6 +24,7 @@ import torch
 
 from bevreshape.errors import InputError
 from bevreshape.progress import Progress
+from bevreshape.stopping import outlive_stops
 
 SHARD = 64
 """Records in a full shard."""
@@ -185,7 +186,8 @@ def _made(sizes: dict[int, int], make: MakeShard, workers: int) -> Iterator[tupl
 
 
 def _join() -> None:
-    """Set up a worker: on one thread, and to end when its parent was killed, for whose work it would wait forever."""
+    """Set up a worker: on one thread, and to end with its parent, whose work it would wait for for ever, and not before."""
+    outlive_stops()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

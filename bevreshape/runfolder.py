@@ -1,0 +1,95 @@
+"""A run's folder: one process trains in it at a time, and one config, however often it is started there."""
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from bevreshape.errors import InputError
+from bevreshape.files import remove_abandoned, write_text
+
+CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
+"""What may differ when a run resumes; everything else would make it another run."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, without what killed processes have left half written there.
+
+    The lock ends with this process, and none that it forks has it.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    import fcntl  # not on Windows, where nothing is trained
+
+    with (folder / ".lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            raise InputError(
+                f"{folder} is in use by {lock.read().strip() or 'another process'}; wait for its end, or set hydra.run.dir to another "
+                "folder"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        remove_abandoned(folder, folder / "checkpoints", folder / "pictures")
+        yield
+
+
+def begin(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Write the config of a new run, where there is none.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        write_text(path, OmegaConf.to_yaml(cfg))
+
+
+def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Refuse another run than the one that was begun in a folder, if any was.
+
+    Raises:
+        InputError: naming the first key that differs, and both values.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    begun, given = (_flat(values) for values in (_read(path), cfg))
+    for key in (*given, *begun):
+        if begun.get(key) != given.get(key) and not key.startswith(CHANGEABLE):
+            raise InputError(
+                f"{folder} holds a run with {key}={begun.get(key)} but this one has {key}={given.get(key)}; set hydra.run.dir to another "
+                "folder, or start it with the same settings to resume"
+            )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read ({' '.join(str(error).split())}); set hydra.run.dir to another folder"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is not the config of a run; set hydra.run.dir to another folder")
+    return {str(key): value for key, value in found.items()}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a.b": 1}`` of ``{"a": {"b": 1}}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
