@@ -18,6 +18,8 @@ from bevreshape.checkpoint import FORMAT, load_weights, read_checkpoint
 from bevreshape.construct import construct, locate
 from bevreshape.data.batch import BEVSource
 from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.data.names import check_classes
+from bevreshape.data.pictures import check_image_mode
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid
@@ -43,12 +45,19 @@ class Frame:
     classes: tuple[str, ...]
     camera_names: tuple[str, ...]
     image_size: tuple[int, int]
+    image_mode: str = "rgb"
+
+    def __post_init__(self) -> None:
+        check_classes(self.classes, "data.classes")
 
     @classmethod
     def of(cls, source: BEVSource) -> "Frame":
         """The frame of a data source."""
         height, width = source.image_size
-        return cls(source.grid, tuple(source.classes), tuple(source.camera_names), (height, width))
+        return cls(
+            source.grid, tuple(source.classes), tuple(source.camera_names), (height, width),
+            getattr(source, "image_mode", "rgb"),
+        )  # fmt: skip
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values, for a checkpoint."""
@@ -59,6 +68,7 @@ class Frame:
             "classes": list(self.classes),
             "camera_names": list(self.camera_names),
             "image_size": list(self.image_size),
+            "image_mode": self.image_mode,
         }
 
     @classmethod
@@ -66,7 +76,8 @@ class Frame:
         """The inverse of :meth:`to_plain`."""
         height, width = plain["image_size"]
         grid = BEVGrid(tuple(plain["forward_m"]), tuple(plain["left_m"]), plain["cell_m"])
-        return cls(grid, tuple(plain["classes"]), tuple(plain["camera_names"]), (height, width))
+        names = tuple(plain["classes"]), tuple(plain["camera_names"])
+        return cls(grid, *names, (height, width), check_image_mode(plain.get("image_mode", "rgb")))
 
 
 def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
@@ -85,7 +96,8 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
     source = _make("data", node, **({"instances": instances} if instances else {}))
     augment = cfg.get("augment")
     if augment:
-        augment = _make("augment", augment, grid=source.grid, camera_names=source.camera_names)
+        fitting = {"image_mode": source.image_mode} if getattr(source, "image_mode", "rgb") != "rgb" else {}
+        augment = _make("augment", augment, grid=source.grid, camera_names=source.camera_names, **fitting)
         if getattr(augment, "flip_p", 0) > 0 and getattr(source, "raster", "exact") != "exact":
             raise InputError(
                 f"augment.flip_p={augment.flip_p}: data.raster={source.raster} draws half a cell to one side, so a mirrored "

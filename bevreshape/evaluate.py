@@ -170,14 +170,15 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
 
 
 def in_frame(data: dict[str, Any], frame: Frame) -> dict[str, Any]:
-    """The ``data`` group on the cells and at the picture size that a trained model is made for."""
+    """The ``data`` group on the cells and in the images, by size and mode, that a trained model is made for."""
     grid = {
         "_target_": "bevreshape.geometry.BEVGrid",
         "forward_m": list(frame.grid.forward_m),
         "left_m": list(frame.grid.left_m),
         "cell_m": frame.grid.cell_m,
     }
-    return {**data, "grid": grid, "image_size": list(frame.image_size)}
+    mode = {"image_mode": frame.image_mode} if "image_mode" in data or frame.image_mode != "rgb" else {}
+    return {**data, "grid": grid, "image_size": list(frame.image_size), **mode}
 
 
 def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:

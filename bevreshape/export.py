@@ -129,7 +129,7 @@ def described(frame: Frame) -> str:
     """What an exported program must be given, and what comes out, for people."""
     height, width = frame.image_size
     return (
-        f"image: {', '.join(frame.camera_names)}, in this order, RGB in 0..1, {height}×{width}, as predict makes them: resized to "
+        f"image: {', '.join(frame.camera_names)}, in this order, {'grey in each channel' if frame.image_mode == 'grey' else 'RGB'} in 0..1, {height}×{width}, as predict makes them: resized to "
         "cover it, then cut at the top and evenly at the sides, intrinsics moved along\n"
         f"probabilities: {', '.join(frame.classes)} on {frame.grid.rows}×{frame.grid.cols} cells, row 0 farthest ahead, column 0 "
         "farthest left"

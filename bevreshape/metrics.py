@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
+from bevreshape.data.names import check_classes
 from bevreshape.errors import Divergence, InputError, suggest
 from bevreshape.geometry import BEVGrid
 
@@ -32,7 +33,7 @@ class BEVIoU(Metric):
         thresholds: how many thresholds; odd, so that 0.5 is one.
 
     Raises:
-        InputError: an even number of thresholds, or edges that do not ascend.
+        InputError: a name that cannot be part of a key, an even number of thresholds, or edges that do not ascend.
     """
 
     full_state_update = False
@@ -52,7 +53,7 @@ class BEVIoU(Metric):
         super().__init__()
         if thresholds < 3 or thresholds % 2 == 0:
             raise InputError(f"metrics: thresholds={thresholds} must be odd and at least 3, so that 0.5 is one of them")
-        self.classes, self.grid = tuple(classes), grid
+        self.classes, self.grid = check_classes(classes, "metrics"), grid
         self.shape = (len(self.classes), *grid.shape)
         distance = grid.centers(dtype=torch.float64).norm(dim=-1).flatten()
         edges = (

@@ -60,19 +60,26 @@ def made_whole(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its name when all has been written, or goes.
 
     Raises:
-        InputError: when ``out`` is there and not empty.
+        InputError: when ``out`` is there and not empty, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it exists and is not empty; remove it, or choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    unfinished = None
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         unfinished.chmod(0o755)
         yield unfinished
         unfinished.replace(out)
-    except BaseException:
-        shutil.rmtree(unfinished)
-        raise
+    except InputError as error:  # it may name what was to be there, which vanishes
+        raise InputError(str(error).replace(str(unfinished), str(out))) from None
+    except OSError as error:
+        raise InputError(
+            f"{out}: it cannot be written ({error.strerror}); free space, or choose another --out"
+        ) from None
+    finally:
+        if unfinished is not None and unfinished.exists():
+            shutil.rmtree(unfinished)
 
 
 def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:

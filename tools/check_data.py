@@ -13,10 +13,12 @@ What can be read but is probably not meant, such as an inverse, is printed as a 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from rich.box import SIMPLE_HEAD
@@ -29,10 +31,10 @@ from torch import Tensor
 from bevreshape import cli
 from bevreshape.arguments import Parser
 from bevreshape.data.boxes import Boxes, read_boxes
-from bevreshape.data.calibration import Calibration, read_calibration
+from bevreshape.data.calibration import Calibration, Rig, read_calibration
 from bevreshape.data.folder import read_split
 from bevreshape.data.frames import Frames, check_size
-from bevreshape.data.pictures import picture_size, read_picture, straighten
+from bevreshape.data.pictures import IMAGE_MODES, picture_size, read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import visible
@@ -46,7 +48,7 @@ from bevreshape.geometry import (
     pinhole_intrinsics,
 )
 from bevreshape.geometry.lens import source_pixels
-from bevreshape.geometry.mistakes import pose_mistake, size_mistake
+from bevreshape.geometry.mistakes import intrinsics_mistakes, pose_mistake, tangential_mistake
 
 COLOURS = ("#ff3b30", "#34c7ff", "#ffd60a", "#30d158", "#bf5af2", "#ff9f0a", "#64d2ff", "#ff7bd5")
 FLOATING_M, FLAT_M = 0.8, 30.0
@@ -216,11 +218,16 @@ def doubts(frames: Frames, grid: BEVGrid, found: Mapping[str, Boxes]) -> list[st
     sentences = []
     for number, name in enumerate(frames.calibration.cameras):
         for frame in frames.names:
-            camera = frames.calibration.of(frame).camera(number)
-            mistake = pose_mistake(camera, grid) or size_mistake(camera)
-            if mistake is not None:
-                sentences.append(f"camera {name!r}, frame {frame!r}: {mistake}")
+            mistakes = camera_mistakes(frames.calibration.of(frame), number, grid)
+            if mistakes:
+                sentences += [f"camera {name!r}, frame {frame!r}: {mistake}" for mistake in mistakes]
                 break
+    sentences += twins(frames.calibration)
+    unknown = sorted(set(frames.calibration.frames) - set(frames.names))
+    if unknown:
+        sentences.append(
+            f"calibration.json calibrates {len(unknown)} frames that have no picture, first {unknown[0]!r}; is it the frames' names?"
+        )
     boxes = list(found.values())
     yaws = torch.cat([each.yaws.rad2deg() for each in boxes]) if boxes else torch.zeros(0)
     if len(yaws) >= 5 and yaws.abs().max() <= math.pi and yaws.abs().max() > 0:
@@ -234,6 +241,24 @@ def doubts(frames: Frames, grid: BEVGrid, found: Mapping[str, Boxes]) -> list[st
             "the middle of the box in the ego frame, not in a sensor's"
         )
     return sentences
+
+
+def camera_mistakes(rig: Rig, number: int, grid: BEVGrid) -> list[str]:
+    """Clauses on what is probably wrong with one camera of a rig."""
+    lens = rig.lenses[number]
+    found = [pose_mistake(rig.camera(number), grid), None if lens is None else tangential_mistake(lens)]
+    known = [clause for clause in found if clause is not None]
+    return known + intrinsics_mistakes(rig.stored_intrinsics(number), rig.sizes[number])
+
+
+def twins(calibration: Calibration) -> list[str]:
+    """Sentences on cameras that have pose and intrinsics in common, as a copied entry has."""
+    rig = calibration.rigs[0]
+    return [
+        f"cameras {calibration.cameras[a]!r} and {calibration.cameras[b]!r} have the same pose and intrinsics; was one copied?"
+        for a, b in combinations(range(len(calibration.cameras)), 2)
+        if torch.equal(rig.ego_from_cam[a], rig.ego_from_cam[b]) and torch.equal(rig.intrinsics[a], rig.intrinsics[b])
+    ]
 
 
 def _count(values: Tensor) -> Tensor:
@@ -256,6 +281,7 @@ def check_splits(root: Path, frames: Frames) -> tuple[Table, int]:
     return table, faults
 
 
+@rc_context({"text.parse_math": False})  # names may hold a dollar
 def overlay(
     frames: Frames,
     index: int,
@@ -307,7 +333,7 @@ def read_straight(frames: Frames, index: int, camera: int) -> Tensor:
     if path is None:
         return torch.zeros(3, *rig.sizes[camera])
     check_size(path, picture_size(path), rig.sizes[camera], frames.calibration.path)
-    picture, lens = read_picture(path), rig.lenses[camera]
+    picture, lens = read_picture(path, image_mode=frames.image_mode), rig.lenses[camera]
     return (picture if lens is None else straighten(picture, lens)).float() / 255
 
 
@@ -419,13 +445,15 @@ def _step(grid: BEVGrid) -> float:
     return power * max(factor for factor in (1, 2, 5) if factor * power <= span)
 
 
-def check(root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None) -> int:
-    """All of it; returns the number of faults."""
+def check(
+    root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None, image_mode: str = "rgb"
+) -> tuple[int, int]:
+    """All of it; returns how many faults and how many doubts there are."""
     console = Console()
     calibration = read_calibration(root / "calibration.json")
     grid = grid or default_grid(calibration)
     calibration.check_views(grid)
-    frames = Frames(root / "images", calibration, (32, 32), allow_missing=True)
+    frames = Frames(root / "images", calibration, (32, 32), allow_missing=True, image_mode=image_mode)
     pictures = truth = None
     if calibration.labels is not None:
         pictures = PictureTruth(root / "labels", calibration, {name: [name] for name in calibration.labels.members})
@@ -448,7 +476,8 @@ def check(root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None)
         console.print(labels)
     if found:
         console.print(describe_boxes(found, grid))
-    for sentence in doubts(frames, grid, found):
+    doubted = doubts(frames, grid, found)
+    for sentence in doubted:
         console.print(f"[yellow]doubt:[/] {escape(sentence)}")
     if out is not None:
         index = frames.names.index(frame) if frame else 0
@@ -456,7 +485,7 @@ def check(root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None)
         fitting = truth if grid == calibration.bev_grid else None
         overlay(frames, index, grid, pictures, fitting, drawn).savefig(out, dpi=90)
         console.print(f"wrote {out}: are the lines on the road, straight and parallel from above?")
-    return faults + bad_files
+    return faults + bad_files, len(doubted)
 
 
 def main() -> None:
@@ -468,16 +497,20 @@ def main() -> None:
     parser.add_argument("--forward", type=float, nargs=2, metavar=("FROM", "TO"), help="metres to draw")
     parser.add_argument("--left", type=float, nargs=2, metavar=("FROM", "TO"), help="metres to draw; right is negative")
     parser.add_argument("--cell", type=float, help="metres a cell")
+    parser.add_argument(
+        "--image-mode", choices=IMAGE_MODES, default="rgb", help="how images are read; grey of one channel"
+    )
     args = parser.parse_args()
     given = [args.forward, args.left, args.cell]
     try:
         if any(given) and not all(given):
             raise InputError("check_data: --forward, --left and --cell describe a grid together; give all three")
         grid = BEVGrid(tuple(args.forward), tuple(args.left), args.cell) if all(given) else None
-        faults = check(args.folder, grid, args.frame, args.out)
+        faults, doubted = check(args.folder, grid, args.frame, args.out, args.image_mode)
     except InputError as error:
         parser.exit(1, f"{error}\n")
-    parser.exit(1 if faults else 0, f"{faults} faults\n" if faults else "no fault found\n")
+    ending = f"{faults} faults, {doubted} doubts\n" if faults or doubted else "no fault found\n"
+    parser.exit(1 if faults else 0, ending)
 
 
 if __name__ == "__main__":

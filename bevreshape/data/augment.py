@@ -61,6 +61,7 @@ class Augment:
         zoom: lowest and highest factor by which pictures are enlarged, at least 1, before a random window of their old
             size is cut out. Cells that no camera sees any more become invalid.
         grid: of the targets; it must be symmetric in y to be mirrored.
+        image_mode: ``grey`` where all three channels of an image are the same, so that its noise is as well.
         camera_names: of the rig. Mirroring swaps the pictures of two cameras whose names differ by ``left`` and
             ``right`` alone, so that a name goes on meaning a direction; others keep their place.
 
@@ -73,6 +74,7 @@ class Augment:
         *,
         grid: BEVGrid | None = None,
         camera_names: Sequence[str] = (),
+        image_mode: str = "rgb",
         brightness: float | int = 0.0,
         contrast: float | int = 0.0,
         saturation: float | int = 0.0,
@@ -106,6 +108,7 @@ class Augment:
                 "grid; set flip_p=0 or symmetric bounds"
             )
         self.grid = grid
+        self.grey = image_mode == "grey"
         self.brightness, self.contrast = float(brightness), float(contrast)
         self.saturation, self.hue, self.noise = float(saturation), float(hue), float(noise)
         self.flip_p, self.zoom = float(flip_p), (float(zoom[0]), float(zoom[1]))
@@ -197,8 +200,16 @@ class Augment:
             flat = adjust_hue(flat, around(0.0, 2 * math.pi * self.hue, draws.hue))
         image = rearrange(flat, "(b n) c H W -> b n c H W", b=b)
         if self.noise:
-            image = (image + _like(draws.noise * self.noise, image) * _noise_like(image, generators)).clamp(0, 1)
+            image = (image + _like(draws.noise * self.noise, image) * self._noise_like(image, generators)).clamp(0, 1)
         return image
+
+    def _noise_like(self, image: Tensor, generators: list[torch.Generator]) -> Tensor:
+        """Standard normal numbers, each sample's from its own generator; drawn on the device, to be copied nowhere."""
+        noise = torch.empty_like(image[:, :, :1] if self.grey else image)
+        for one, drawn in zip(noise, generators, strict=True):
+            seed = int(torch.randint(2**62, (), generator=drawn))
+            one.normal_(generator=torch.Generator(image.device).manual_seed(seed))
+        return noise
 
 
 def mirrored_cameras(names: Sequence[str]) -> list[int]:
@@ -212,15 +223,6 @@ def mirrored_cameras(names: Sequence[str]) -> list[int]:
     others = [re.sub("left|right", other_side, name, flags=re.IGNORECASE) for name in names]
     numbers = {name: number for number, name in enumerate(names)}
     return [numbers.get(other, number) for number, other in enumerate(others)]
-
-
-def _noise_like(image: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Standard normal numbers, each sample's from its own generator; drawn on the device, to be copied nowhere."""
-    noise = torch.empty_like(image)
-    for one, drawn in zip(noise, generators, strict=True):
-        seed = int(torch.randint(2**62, (), generator=drawn))
-        one.normal_(generator=torch.Generator(image.device).manual_seed(seed))
-    return noise
 
 
 def _like(values: Tensor, other: Tensor) -> Tensor:

@@ -1,16 +1,19 @@
 """``calibration.json`` of a camera folder; its schema is in ``data/README.md``."""
 
-import json
-import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.data.names import check_name
+from bevreshape.data.pictures import MAX_MEGAPIXELS
+from bevreshape.errors import InputError, shown, suggest
+from bevreshape.files import read_json
 from bevreshape.geometry import BEVGrid, Cameras, Lens, check_calibration, ground_pixels, pinhole_intrinsics
 from bevreshape.geometry.ipm import VOID
 from bevreshape.geometry.lens import MODELS
@@ -75,6 +78,11 @@ class Rig:
     sizes: tuple[tuple[int, int], ...]
     lenses: tuple[Lens | None, ...]
 
+    def stored_intrinsics(self, number: int) -> Tensor:
+        """(3, 3) of a stored picture, before it is undistorted."""
+        lens = self.lenses[number]
+        return self.intrinsics[number] if lens is None else torch.tensor(lens.intrinsics, dtype=torch.float64)
+
     def camera(self, number: int) -> Cameras:
         """One of them alone, for its picture as large as it is stored."""
         return Cameras(self.intrinsics[None, [number]], self.ego_from_cam[None, [number]], self.sizes[number])
@@ -94,6 +102,7 @@ class Calibration:
         bev: meaning of the BEV truth, if there is one.
         bev_grid: its cells.
         boxes: categories of the 3D boxes, if there are any.
+        parted: whether every camera's files lie in a folder of its own, as those of several cameras do.
     """
 
     path: Path
@@ -105,6 +114,34 @@ class Calibration:
     bev: Codes | None = None
     bev_grid: BEVGrid | None = None
     boxes: tuple[str, ...] | None = None
+    parted: bool = False
+
+    def only(self, cameras: Sequence[str]) -> "Calibration":
+        """The same with some of its cameras, in this order.
+
+        Raises:
+            InputError: when none is named, one twice, or one that is not there.
+        """
+        if isinstance(cameras, str) or not cameras:
+            raise InputError(
+                f"data.cameras={shown(cameras)} must list cameras, such as [{self.cameras[0]}]; null for all"
+            )
+        for number, name in enumerate(cameras):
+            if name not in self.cameras:
+                raise InputError(
+                    f"data.cameras: {self.path} has no camera {shown(name)}; {suggest(str(name), self.cameras)}"
+                )
+            if name in cameras[:number]:
+                raise InputError(f"data.cameras: camera {name!r} is there twice; remove one")
+        order = [self.cameras.index(name) for name in cameras]
+
+        def chosen(rig: Rig) -> Rig:
+            sizes, lenses = tuple(rig.sizes[i] for i in order), tuple(rig.lenses[i] for i in order)
+            return Rig(rig.intrinsics[order], rig.ego_from_cam[order], sizes, lenses)
+
+        shared = None if self.shared is None else chosen(self.shared)
+        frames = {name: chosen(rig) for name, rig in self.frames.items()}
+        return replace(self, cameras=tuple(cameras), shared=shared, frames=frames)
 
     def of(self, frame: str) -> Rig:
         """The rig of a frame.
@@ -141,7 +178,7 @@ class Calibration:
                 mistake = pose_mistake(self.rigs[0].camera(number), grid)
                 raise InputError(
                     f"{self.path}: camera {camera!r} never sees the grid ({_bounds(grid)}); {_view(self.rigs[0], number)}; "
-                    f"{f'{mistake}; ' if mistake else ''}correct ego_from_cam, choose other bounds, or leave the camera out"
+                    f"{f'{mistake}; ' if mistake else ''}correct ego_from_cam, choose other bounds, or leave the camera out (data.cameras)"
                 )
 
 
@@ -152,17 +189,12 @@ def read_calibration(path: Path) -> Calibration:
         InputError: not JSON, not of the schema, or a camera that cannot be one (see
             :func:`~bevreshape.geometry.check_calibration`).
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; data/README.md says what it must hold") from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: the file is not JSON ({error}); write it anew or copy it again") from None
+    content = read_json(path, "there is no such file; data/README.md says what it must hold")
     top = {"version", "note", "cameras", "frames", "labels", "bev", "boxes"}
     _check_keys(content, top, {"version", "cameras"}, str(path))
     if content["version"] != VERSION:
         raise InputError(
-            f"{path}: version is {content['version']!r}, this program reads {VERSION}; see data/README.md for the schema"
+            f"{path}: version is {shown(content['version'])}, this program reads {VERSION}; see data/README.md for the schema"
         )
     entries = camera_entries(content["cameras"], str(path))
     frames = content.get("frames", {})
@@ -179,11 +211,12 @@ def read_calibration(path: Path) -> Calibration:
         cameras=tuple(entries),
         shared=_rig(entries, str(path)) if complete else None,
         frames=own,
-        note=str(content.get("note", "")),
+        note=_note(content.get("note", ""), str(path)),
         labels=_id_codes(content["labels"], f"{path}: labels") if "labels" in content else None,
         bev=None if bev is None else _bev_codes(bev, f"{path}: bev"),
         bev_grid=None if bev is None else _grid(bev, f"{path}: bev"),
         boxes=_categories(content["boxes"], f"{path}: boxes") if "boxes" in content else None,
+        parted=len(entries) > 1,
     )
 
 
@@ -202,9 +235,12 @@ def camera_entries(cameras: Any, path: str) -> dict[str, dict[str, Any]]:
     entries: dict[str, dict[str, Any]] = {}
     for number, camera in enumerate(cameras):
         _check_keys(camera, {"name", *_RIG_KEYS, *_OPTIONAL_KEYS}, {"name"}, f"{path}: camera {number}")
-        if camera["name"] in entries:
-            raise InputError(f"{path}: two cameras are called {camera['name']!r}; names are folders, make them differ")
-        entries[camera["name"]] = {key: value for key, value in camera.items() if key != "name"}
+        name = check_name(camera["name"], f"{path}: camera {number}: name")
+        if name in (".", "..") or {"/", "\\"} & {*name}:
+            raise InputError(f"{path}: camera {number}: name {shown(name)} is no folder's name; rename it")
+        if name in entries:
+            raise InputError(f"{path}: two cameras are called {name!r}; names are folders, make them differ")
+        entries[name] = {key: value for key, value in camera.items() if key != "name"}
     return entries
 
 
@@ -237,9 +273,13 @@ def optics(
         InputError: naming the key, after ``at``.
     """
     matrix, size = _matrix(entry["intrinsics"], 3, f"{at}: intrinsics"), entry["image_size"]
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(v, int) and v > 0 for v in size)):
-        raise InputError(f"{at}: image_size is {size}; it must be [height, width] in whole pixels")
+    if not (numbers(size, 2) and all(isinstance(side, int) and side > 0 for side in size)):
+        raise InputError(f"{at}: image_size is {shown(size)}; it must be [height, width] in whole pixels")
     height, width = size
+    if height * width > MAX_MEGAPIXELS * 10**6:
+        raise InputError(
+            f"{at}: image_size is {size}, more than the {MAX_MEGAPIXELS} million pixels that a picture may have"
+        )
     pose = torch.eye(4, dtype=torch.float64) if ego_from_cam is None else ego_from_cam
     check_calibration(matrix, pose, (height, width), at)
     return matrix, (height, width), _lens(entry, (height, width), at)
@@ -251,11 +291,11 @@ def _lens(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> Lens | No
         return None
     _check_keys(distortion, {"model", "coefficients", "intrinsics"}, {"model", "coefficients"}, f"{at}: distortion")
     model, coefficients = distortion["model"], distortion["coefficients"]
-    if model not in MODELS:
-        raise InputError(f"{at}: distortion: model is {model!r}; {suggest(str(model), MODELS)}")
+    if not isinstance(model, str) or model not in MODELS:
+        raise InputError(f"{at}: distortion: model is {shown(model)}; {suggest(str(model), MODELS)}")
     if not numbers(coefficients, *MODELS[model]):
         counts = " or ".join(map(str, MODELS[model]))
-        raise InputError(f"{at}: distortion: coefficients are {coefficients!r}; {model} takes {counts} numbers")
+        raise InputError(f"{at}: distortion: coefficients are {shown(coefficients)}; {model} takes {counts} numbers")
     chosen = distortion.get("intrinsics")
     if chosen is not None:
         check_calibration(_matrix(chosen, 3, f"{at}: distortion: intrinsics"), torch.eye(4), size, f"{at}: distortion")
@@ -274,19 +314,28 @@ def _tuples(matrix: Any) -> Any:
 
 
 def _matrix(rows: Any, side: int, where: str) -> Tensor:
-    try:
-        matrix = torch.tensor(rows, dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} is {rows!r}; it must be {side} rows of {side} numbers") from None
-    if tuple(matrix.shape) != (side, side):
-        raise InputError(f"{where} is {'×'.join(map(str, matrix.shape)) or 'a number'}; it must be {side}×{side}")
-    return matrix
+    if not (isinstance(rows, list) and all(isinstance(row, list) and all(map(_is_number, row)) for row in rows)):
+        raise InputError(f"{where} is {shown(rows)}; it must be {side} rows of {side} numbers")
+    widths = {len(row) for row in rows}
+    if len(rows) != side or widths != {side}:
+        raise InputError(f"{where} is {len(rows)}×{' or '.join(map(str, sorted(widths)))}; it must be {side}×{side}")
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _grid(bev: dict[str, Any], where: str) -> BEVGrid:
-    keys = {"forward_m", "left_m", "cell_m"}
-    _check_keys(bev["grid"], keys, keys, f"{where}: grid")
-    return BEVGrid(**bev["grid"])
+    keys, given = {"forward_m", "left_m", "cell_m"}, bev["grid"]
+    _check_keys(given, keys, keys, f"{where}: grid")
+    if not (numbers(given["forward_m"], 2) and numbers(given["left_m"], 2) and numbers([given["cell_m"]], 1)):
+        raise InputError(f"{where}: grid is {shown(given)}; its bounds must be two numbers of metres each, cell_m one")
+    sides = [
+        (high - low) / given["cell_m"] for low, high in (given["forward_m"], given["left_m"]) if given["cell_m"] > 0
+    ]
+    if max(sides, default=0) > 1e6 or (sides and sides[0] * sides[1] > MAX_MEGAPIXELS * 10**6):
+        raise InputError(f"{where}: grid has {sides[0]:.3g}×{sides[1]:.3g} cells, more than any picture; raise cell_m")
+    try:
+        return BEVGrid(**given)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def _bev_codes(bev: Any, where: str) -> Codes:
@@ -295,11 +344,36 @@ def _bev_codes(bev: Any, where: str) -> Codes:
         raise InputError(f"{where} must have either 'bits' (names from bit 0 on) or 'ids' (a name for every id)")
     if "ids" in bev:
         return _id_codes({key: value for key, value in bev.items() if key != "grid"}, where)
+    if "void" in bev:
+        raise InputError(f"{where}: 'void' goes with 'ids'; every byte of 'bits' has a meaning, leave it out")
     if not isinstance(bev["bits"], list) or not 1 <= len(bev["bits"]) <= 8:
-        raise InputError(f"{where}: bits is {bev['bits']!r}; it must be a list of one to eight names, from bit 0 on")
+        raise InputError(
+            f"{where}: bits is {shown(bev['bits'])}; it must be a list of one to eight names, from bit 0 on"
+        )
+    names = _each_once(bev["bits"], f"{where}: bits")
     values = torch.arange(256)
-    members = {name: (values >> bit & 1).bool() for bit, name in enumerate(bev["bits"])}
-    return Codes(members, torch.zeros(256, dtype=torch.bool), values < 1 << len(bev["bits"]))
+    members = {name: (values >> bit & 1).bool() for bit, name in enumerate(names)}
+    return Codes(members, torch.zeros(256, dtype=torch.bool), values < 1 << len(names))
+
+
+def _each_once(names: list[Any], where: str) -> tuple[str, ...]:
+    for number, name in enumerate(names):
+        if check_name(name, f"{where}: name") in names[:number]:
+            raise InputError(f"{where}: {name!r} is named twice; rename or remove one")
+    return tuple(names)
+
+
+def _note(note: Any, path: str) -> str:
+    if not isinstance(note, str) or not all(letter.isprintable() or letter in "\n\t" for letter in note):
+        raise InputError(f"{path}: note is {shown(note)}; it must be a text of printable characters")
+    return note
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number that a float64 holds; NaN and infinity are, which the calibration's own checks refuse."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
 
 
 def numbers(values: Any, *counts: int) -> bool:
@@ -307,25 +381,35 @@ def numbers(values: Any, *counts: int) -> bool:
     return (
         isinstance(values, list)
         and len(values) in counts
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+        and all(_is_number(v) and abs(v) <= sys.float_info.max for v in values)
     )
 
 
 def _categories(boxes: Any, where: str) -> tuple[str, ...]:
     _check_keys(boxes, {"categories"}, {"categories"}, where)
     names = boxes["categories"]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: categories is {names!r}; it must list the names that may occur in boxes/")
-    return tuple(names)
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{where}: categories is {shown(names)}; it must list the names that may occur in boxes/")
+    return _each_once(names, f"{where}: categories")
 
 
 def _id_codes(labels: Any, where: str) -> Codes:
     _check_keys(labels, {"ids", "void"}, {"ids"}, where)
+    given, void_ids = labels["ids"], labels.get("void", [])
+    if not isinstance(given, dict) or not given:
+        raise InputError(f'{where}: ids is {shown(given)}; it must map ids to names, such as {{"3": "road"}}')
+    if not isinstance(void_ids, list):
+        raise InputError(f"{where}: void is {shown(void_ids)}; it must be a list of ids, such as [11]")
     members: dict[str, Tensor] = {}
-    for key, name in labels["ids"].items():
-        members.setdefault(name, torch.zeros(256, dtype=torch.bool))[_byte(key, where)] = True
+    named: dict[int, str] = {}
+    for key, name in given.items():
+        number = _byte(key, where)
+        if number in named:
+            raise InputError(f"{where}: id {number} is there twice, as {named[number]!r} and {shown(name)}; remove one")
+        named[number] = check_name(name, f"{where}: id {number}: name")
+        members.setdefault(name, torch.zeros(256, dtype=torch.bool))[number] = True
     void = torch.zeros(256, dtype=torch.bool)
-    void[[VOID, *(_byte(value, where) for value in labels.get("void", []))]] = True
+    void[[VOID, *(_byte(value, where) for value in void_ids)]] = True
     for name, values in members.items():
         if (values & void).any():
             raise InputError(
@@ -336,9 +420,10 @@ def _id_codes(labels: Any, where: str) -> Codes:
 
 
 def _byte(value: Any, where: str) -> int:
-    if not str(value).isdigit() or not 0 <= int(value) <= 255:
-        raise InputError(f"{where}: {value!r} is not an id; ids are whole numbers from 0 to 255")
-    return int(value)
+    written = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if not re.fullmatch("[0-9]{1,3}", written) or int(written) > 255:
+        raise InputError(f"{where}: {shown(value)} is not an id; ids are whole numbers from 0 to 255")
+    return int(written)
 
 
 def _check_keys(entry: Any, known: set[str], needed: set[str], where: str) -> None:
@@ -348,7 +433,7 @@ def _check_keys(entry: Any, known: set[str], needed: set[str], where: str) -> No
         )
     for key in entry:
         if key not in known:
-            raise InputError(f"{where}: {key!r} is no key here; {suggest(key, known)}")
+            raise InputError(f"{where}: {shown(key)} is no key here; {suggest(key, known)}")
     for key in sorted(needed):
         if key not in entry:
             raise InputError(f"{where}: {key!r} is missing; see data/README.md for the schema")

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.frames import Frames
-from bevreshape.data.pictures import check_damaged
+from bevreshape.data.names import check_classes
+from bevreshape.data.pictures import check_damaged, check_image_mode
 from bevreshape.data.truth import BoxTruth, MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import read_text
@@ -147,6 +148,8 @@ class FolderSource:
             truth from above before boxes, and boxes before labels of the same name.
         splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
         allow_missing: see :class:`Frames`.
+        cameras: which of the calibration's, in order; all when left out.
+        image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their hue.
         damaged: likewise, one of :data:`~bevreshape.data.pictures.DAMAGED`; labels that cannot be read are always refused.
 
     Raises:
@@ -163,6 +166,8 @@ class FolderSource:
         splits: Mapping[str, Sequence[Any] | str],
         allow_missing: bool = False,
         damaged: str = "refuse",
+        cameras: Sequence[str] | None = None,
+        image_mode: str = "rgb",
     ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
@@ -173,9 +178,15 @@ class FolderSource:
             raise InputError(f"{self.root}: classes is empty; say what the targets are made from (data/README.md)")
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
+        self.image_mode = check_image_mode(image_mode)
         self.calibration = read_calibration(self.root / "calibration.json")
+        if cameras is not None:
+            self.calibration = self.calibration.only(cameras)
+        where = (
+            "data.classes" if classes is not None else f"{self.calibration.path}, from which data.classes may choose"
+        )
         classes = all_classes(self.calibration) if classes is None else classes
-        self.classes = tuple(classes)
+        self.classes = check_classes(classes, where)
         self.calibration.check_views(grid)
         self.camera_names = self.calibration.cameras
         ipm, bev, boxes = (_by_source(classes, source) for source in ("ipm", "bev", "boxes"))
@@ -191,7 +202,7 @@ class FolderSource:
         for name in splits:
             self.split(name)[0]
 
-    def split(self, name: str) -> LabelledFrames:
+    def split(self, name: str) -> Dataset[Sample]:
         """The frames of ``train``, ``val`` or ``test``.
 
         Raises:
@@ -206,6 +217,7 @@ class FolderSource:
             names=split_names(self.root, name, self._splits[name]),
             allow_missing=self._allow_missing,
             damaged=self._damaged,
+            image_mode=self.image_mode,
         )
         return LabelledFrames(frames, self._pictures, self._truth, self._boxes)
 

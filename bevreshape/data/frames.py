@@ -14,7 +14,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.files import visible
 
 
-def camera_folders(pictures: Path, cameras: Sequence[str]) -> list[Path]:
+def camera_folders(pictures: Path, calibration: Calibration) -> list[Path]:
     """The folder of every camera's files: the folder itself for one camera, one named like each for several.
 
     Raises:
@@ -22,9 +22,9 @@ def camera_folders(pictures: Path, cameras: Sequence[str]) -> list[Path]:
     """
     if not pictures.exists():
         raise InputError(f"{pictures}: there is no such folder; data/README.md says what a camera folder holds")
-    if len(cameras) == 1:
+    if not calibration.parted:
         return [pictures]
-    folders = [pictures / camera for camera in cameras]
+    folders = [pictures / camera for camera in calibration.cameras]
     for folder in folders:
         if not folder.is_dir():
             raise InputError(
@@ -74,6 +74,7 @@ class Frames(Dataset[Sample]):
         allow_missing: whether a frame may lack pictures of some cameras; they are black and masked. Otherwise refused.
         damaged: whether a picture that cannot be read is refused (``refuse``), or is named, black, and masked (``mask``), see
             :func:`~bevreshape.data.pictures.read_or_mask`.
+        image_mode: see :func:`~bevreshape.data.pictures.read_picture`.
 
     Raises:
         InputError: when there is no picture, a frame is unknown, or a camera's picture is missing.
@@ -88,11 +89,13 @@ class Frames(Dataset[Sample]):
         names: Sequence[str] | None = None,
         allow_missing: bool = False,
         damaged: str | None = None,
+        image_mode: str = "rgb",
     ) -> None:
         self.calibration = calibration
         self.image_size = (image_size[0], image_size[1])
+        self.image_mode = image_mode
         self._damaged = damaged
-        self._files = [files_by_frame(folder) for folder in camera_folders(pictures, calibration.cameras)]
+        self._files = [files_by_frame(folder) for folder in camera_folders(pictures, calibration)]
         known = set().union(*self._files)
         self.names = tuple(sorted(known) if names is None else names)
         if not self.names:
@@ -138,7 +141,7 @@ class Frames(Dataset[Sample]):
 
         def read() -> Tensor:
             check_size(path, picture_size(path), size, self.calibration.path)
-            return read_picture(path, None if bent else self.image_size)
+            return read_picture(path, None if bent else self.image_size, self.image_mode)
 
         return read_or_mask(read, self._damaged)
 
@@ -147,13 +150,16 @@ class Frames(Dataset[Sample]):
         return self._files[camera].get(self.names[index])
 
 
-def open_frames(path: Path, image_size: tuple[int, int], *, calibration: Path | None = None) -> Frames:
+def open_frames(
+    path: Path, image_size: tuple[int, int], *, calibration: Path | None = None, image_mode: str = "rgb"
+) -> Frames:
     """The pictures of a camera folder, of a plain folder of pictures, or one picture.
 
     Args:
         path: any of them.
         image_size: (H, W) that the network wants.
         calibration: a ``calibration.json``; a camera folder brings its own.
+        image_mode: see :class:`Frames`.
 
     Raises:
         InputError: when there is nothing, or no calibration for it.
@@ -163,4 +169,5 @@ def open_frames(path: Path, image_size: tuple[int, int], *, calibration: Path | 
     if calibration is None and not (path / "calibration.json").is_file():
         raise InputError(f"{path}: these pictures bring no calibration.json; pass one with calibration=FILE")
     pictures = path / "images" if (path / "images").is_dir() else path
-    return Frames(pictures, read_calibration(calibration or path / "calibration.json"), image_size, allow_missing=True)
+    found = read_calibration(calibration or path / "calibration.json")
+    return Frames(pictures, found, image_size, allow_missing=True, image_mode=image_mode)

@@ -112,7 +112,8 @@ class KITTIFrames(Dataset[Sample]):
         names: of the frames.
         image_size: (H, W) that the network wants.
         ego_from_rectified: makes the ego frame out of a frame's matrices.
-        damaged: see :class:`~bevreshape.data.frames.Frames`; the header of a masked picture still has to tell its size.
+        image_mode: see :class:`~bevreshape.data.frames.Frames`.
+        damaged: likewise; the header of a masked picture still has to tell its size.
     """
 
     def __init__(
@@ -123,12 +124,14 @@ class KITTIFrames(Dataset[Sample]):
         ego_from_rectified: Callable[[Matrices], Tensor],
         *,
         damaged: str | None = None,
+        image_mode: str = "rgb",
     ) -> None:
         self.training = training
         self.names = tuple(names)
         self.image_size = image_size
         self._ego_from_rectified = ego_from_rectified
         self._damaged = damaged
+        self._image_mode = image_mode
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,7 +139,7 @@ class KITTIFrames(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         intrinsics, ego_from_cam = self.camera(name)
-        found = read_or_mask(lambda: read_picture(self.picture(name)), self._damaged)
+        found = read_or_mask(lambda: read_picture(self.picture(name), image_mode=self._image_mode), self._damaged)
         picture = torch.zeros(3, *self.size(name), dtype=torch.uint8) if found is None else found
         picture, fitted = fit_picture(picture, intrinsics, self.image_size)
         return Sample(

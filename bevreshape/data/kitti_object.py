@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from bevreshape.data.batch import SPLITS, Batch, Sample
 from bevreshape.data.kitti import KITTIFrames, KITTISplits, ego_from_velodyne_ground
-from bevreshape.data.pictures import check_damaged
+from bevreshape.data.names import check_classes
+from bevreshape.data.pictures import check_damaged, check_image_mode
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import read_text
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
@@ -184,7 +185,7 @@ class KITTIObjectSource:
         splits: see :class:`~bevreshape.data.kitti.KITTISplits`; by the rule, even numbers train, 1 modulo 4 validate, and
             3 modulo 4 test. The benchmark shuffled its frames, so each drive is in all of them; lists that keep drives apart
             (such as the 3712 and 3769 frames that papers use) are given as files.
-        damaged: see :class:`~bevreshape.data.kitti.KITTIFrames`.
+        damaged, image_mode: see :class:`~bevreshape.data.kitti.KITTIFrames`.
 
     Raises:
         InputError: when the folder is not the benchmark's, or a class names no type.
@@ -201,6 +202,7 @@ class KITTIObjectSource:
         classes: Mapping[str, Sequence[str]],
         splits: Mapping[str, Sequence[str] | str | None] | None = None,
         damaged: str = "refuse",
+        image_mode: str = "rgb",
     ) -> None:
         self.root = Path(root)
         self.grid = grid
@@ -215,9 +217,10 @@ class KITTIObjectSource:
                     raise InputError(
                         f"data.classes.{name}: {kind!r} is no type of the benchmark; {suggest(str(kind), TYPES)}"
                     )
-        self.classes = tuple(classes)
+        self.classes = check_classes(classes, "data.classes")
         self._kinds = dict(classes)
         self._damaged = check_damaged(damaged)
+        self.image_mode = check_image_mode(image_mode)
         self._splits = KITTISplits(
             self.root,
             pattern=r"\d{6}",
@@ -230,20 +233,24 @@ class KITTIObjectSource:
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every calibration and label file and one frame of every split, so that the training does not end on a broken one."""
         for split in splits:
-            objects = self.split(split)
+            objects = self._labelled(split)
             for name in objects.frames.names:
                 objects.frames.camera(name)
                 objects.labels(name)
             objects[0]
 
-    def split(self, name: str) -> LabelledObjects:
+    def split(self, name: str) -> Dataset[Sample]:
         """The frames of ``train``, ``val`` or ``test``."""
+        return self._labelled(name)
+
+    def _labelled(self, name: str) -> LabelledObjects:
         frames = KITTIFrames(
             self.root / "training",
             self._splits.of(name),
             self.image_size,
             ego_from_velodyne_ground,
             damaged=self._damaged,
+            image_mode=self.image_mode,
         )
         return LabelledObjects(frames, self.grid, self._kinds)
 

@@ -6,7 +6,7 @@ marked (``um``), urban multiple marked lanes (``umm``), and urban unmarked (``uu
 evaluates, blue on the road or the lane. Their inverse perspective mapping onto the road plane is the benchmark's truth.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from torchmetrics import Metric
 
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.kitti import KITTIFrames, KITTISplits, ego_from_road_plane
-from bevreshape.data.pictures import check_damaged, read_picture
+from bevreshape.data.names import check_classes
+from bevreshape.data.pictures import check_damaged, check_image_mode, read_picture
 from bevreshape.data.road_metric import CATEGORIES, RoadMetric, covers_benchmark
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
@@ -36,7 +37,9 @@ def split_of(name: str) -> str:
     return "train" if number < TRAIN_BELOW else "val" if number < VAL_BELOW else "test"
 
 
-def read_masks(training: Path, name: str, size: tuple[int, int], picture: Path) -> UInt8[Tensor, "H W"]:
+def read_masks(
+    training: Path, name: str, size: tuple[int, int], picture: Path, wanted: Collection[str] = MASKS
+) -> UInt8[Tensor, "H W"]:
     """The labels of a frame, see ``KNOWN``.
 
     Args:
@@ -44,15 +47,14 @@ def read_masks(training: Path, name: str, size: tuple[int, int], picture: Path) 
         name: of the frame.
         size: (H, W) of its picture.
         picture: of that size, named when a mask differs.
+        wanted: out of ``MASKS``; others are not read.
 
     Raises:
-        InputError: when the road mask is missing, or a mask is no RGB picture of that size with a red part.
+        InputError: when the road mask is wanted and missing, or a mask is no RGB picture of that size with a red part.
     """
-    paths = mask_paths(training, name)
     labels = torch.zeros(size, dtype=torch.uint8)
-    for bit, (what, path) in enumerate(paths.items()):
-        if what == "lane" and not path.exists():
-            continue
+    for what, path in mask_paths(training, name, wanted).items():
+        bit = MASKS.index(what)
         mask = read_picture(path)
         found = (mask.shape[1], mask.shape[2])
         if found != size:
@@ -69,20 +71,20 @@ def read_masks(training: Path, name: str, size: tuple[int, int], picture: Path) 
     return labels
 
 
-def mask_paths(training: Path, name: str) -> dict[str, Path]:
-    """Where the masks of a frame lie.
+def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> dict[str, Path]:
+    """Where those of the wanted masks of a frame lie that there are: the benchmark has a lane mask of some frames alone.
 
     Raises:
-        InputError: when there is no road mask.
+        InputError: when the road mask is wanted, and missing.
     """
     category, _, number = name.partition("_")
     paths = {what: training / "gt_image_2" / f"{category}_{what}_{number}.png" for what in MASKS}
-    if not paths["road"].exists():
+    if "road" in wanted and not paths["road"].exists():
         alone = f", though its lane mask {paths['lane'].name} is there" if paths["lane"].exists() else ""
         raise InputError(
             f"{paths['road']}: frame {name!r} has no road mask{alone}; copy gt_image_2 again, or list other frames in data.splits"
         )
-    return paths
+    return {what: path for what, path in paths.items() if what in wanted and path.exists()}
 
 
 def lay_masks(batch: Batch, grid: BEVGrid) -> tuple[Bool[Tensor, "b 2 R C"], Bool[Tensor, "b 2 R C"]]:
@@ -100,14 +102,25 @@ def lay_masks(batch: Batch, grid: BEVGrid) -> tuple[Bool[Tensor, "b 2 R C"], Boo
 class LabelledRoads(Dataset[Sample]):
     """Frames with ``labels`` (1, H, W), unknown beyond the picture's edge, and ``label_intrinsics`` (1, 3, 3).
 
+    Args:
+        frames: the pictures.
+        wanted: the masks that are read.
+
     Raises:
-        InputError: when a frame has no road mask.
+        InputError: when a frame has no road mask, though it is wanted, or none of them has a mask of another kind that is.
     """
 
-    def __init__(self, frames: KITTIFrames) -> None:
+    def __init__(self, frames: KITTIFrames, wanted: Collection[str] = MASKS) -> None:
         self.frames = frames
-        for name in frames.names:
-            mask_paths(frames.training, name)
+        self._wanted = wanted
+        found = set().union(*(mask_paths(frames.training, name, wanted) for name in frames.names))
+        for mask in MASKS:
+            if mask in wanted and mask not in found:
+                raise InputError(
+                    f"{frames.training / 'gt_image_2'}: none of the {len(frames.names)} frames from {frames.names[0]} on has a "
+                    f"{mask} mask; copy them from the benchmark, list other frames in data.splits, or leave the classes of "
+                    f"{mask} out of data.classes"
+                )
         sizes = [frames.size(name) for name in frames.names]
         self._canvas = max(height for height, _ in sizes), max(width for _, width in sizes)
 
@@ -119,7 +132,9 @@ class LabelledRoads(Dataset[Sample]):
         name = sample["name"]
         size = self.frames.size(name)
         labels = torch.zeros(1, *self._canvas, dtype=torch.uint8)
-        labels[0, : size[0], : size[1]] = read_masks(self.frames.training, name, size, self.frames.picture(name))
+        labels[0, : size[0], : size[1]] = read_masks(
+            self.frames.training, name, size, self.frames.picture(name), self._wanted
+        )
         intrinsics = self.frames.camera(name)[0][None].float()
         extras = {"labels": labels, "label_intrinsics": intrinsics}
         return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() and the metric read them
@@ -139,7 +154,7 @@ class KITTIRoadSource:
         classes: for every target class, the mask it is made from: ``road`` or ``lane``.
         splits: see :class:`~bevreshape.data.kitti.KITTISplits`; by the rule, numbers below 60 train, below 80 validate,
             and the others test.
-        damaged: see :class:`~bevreshape.data.kitti.KITTIFrames`.
+        damaged, image_mode: see :class:`~bevreshape.data.kitti.KITTIFrames`.
 
     Raises:
         InputError: when the folder is not the benchmark's, or a class is made from no mask.
@@ -156,6 +171,7 @@ class KITTIRoadSource:
         classes: Mapping[str, str],
         splits: Mapping[str, Sequence[str] | str | None] | None = None,
         damaged: str = "refuse",
+        image_mode: str = "rgb",
     ) -> None:
         self.root = Path(root)
         self.grid = grid
@@ -165,9 +181,10 @@ class KITTIRoadSource:
         for name, mask in classes.items():
             if mask not in MASKS:
                 raise InputError(f"data.classes.{name}={mask} is no mask of the benchmark; {suggest(str(mask), MASKS)}")
-        self.classes = tuple(classes)
+        self.classes = check_classes(classes, "data.classes")
         self._masks = dict(classes)
         self._damaged = check_damaged(damaged)
+        self.image_mode = check_image_mode(image_mode)
         self._splits = KITTISplits(
             self.root,
             pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",
@@ -180,17 +197,21 @@ class KITTIRoadSource:
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every calibration and one frame of every split, so that the training does not end on a broken one."""
         for split in splits:
-            roads = self.split(split)
+            roads = self._labelled(split)
             for name in roads.frames.names:
                 roads.frames.camera(name)
             roads[0]
 
-    def split(self, name: str) -> LabelledRoads:
+    def split(self, name: str) -> Dataset[Sample]:
         """The frames of ``train``, ``val`` or ``test``."""
+        return self._labelled(name)
+
+    def _labelled(self, name: str) -> LabelledRoads:
         frames = KITTIFrames(
-            self.root / "training", self._splits.of(name), self.image_size, ego_from_road_plane, damaged=self._damaged
-        )
-        return LabelledRoads(frames)
+            self.root / "training", self._splits.of(name), self.image_size, ego_from_road_plane,
+            damaged=self._damaged, image_mode=self.image_mode,
+        )  # fmt: skip
+        return LabelledRoads(frames, tuple(self._masks.values()))
 
     def finish(self, batch: Batch) -> Batch:
         """Make ``target`` and ``valid`` on the batch's device; augment only afterwards."""

@@ -77,7 +77,7 @@ def read_picture(
             raise InputError(f"{path}: the picture is transparent in places; save it without an alpha channel")
         picture = picture.convert(picture.mode[:-1])
     if picture.mode not in (("RGB", "L") if image_mode == "grey" else ("RGB",)):
-        grey = "; set image_mode=grey, or" if picture.mode == "L" else ";"
+        grey = "; train with data.image_mode=grey, or" if picture.mode == "L" else ";"
         raise InputError(
             f"{path}: the picture is {_MODES.get(picture.mode, picture.mode)}, not RGB{grey} save it with three channels of 8 bits"
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Integer, UInt8
 from torch import Tensor
 
 from bevreshape.data.boxes import read_boxes
@@ -19,11 +19,14 @@ from bevreshape.geometry.ipm import VOID
 Found = TypeVar("Found")
 
 
-def matching_cells(stored: BEVGrid, wanted: BEVGrid, where: str) -> tuple[list[int], list[int]]:
-    """Rows and columns of ``stored`` that lie under the centres of ``wanted``.
+def matching_cells(
+    stored: BEVGrid, wanted: BEVGrid, where: str
+) -> tuple[Integer[Tensor, "R s"], Integer[Tensor, "C s"]]:
+    """Rows and columns of ``stored`` that lie at the centres of ``wanted``.
 
-    The wanted cells must lie inside, in line with the stored ones, and be as long, an odd number of times as long (so
-    that a centre lies in the middle of a stored cell), or a whole fraction as long.
+    The wanted cells must lie inside, in line with the stored ones, and be a whole number of times as long, or a whole
+    fraction as long. A centre then lies in one stored cell (s = 1), or, where it is an even number of times as long, on the
+    corner of four (s = 2).
 
     Raises:
         InputError: when they are not, since the truth would move by part of a cell.
@@ -37,15 +40,18 @@ def matching_cells(stored: BEVGrid, wanted: BEVGrid, where: str) -> tuple[list[i
     ]
     whole = all(abs(n - round(n)) < 1e-4 for n in (*edges, max(ratio, 1 / ratio)))
     inside = edges[0] < 1e-4 and edges[1] > -1e-4 and edges[2] < 1e-4 and edges[3] > -1e-4
-    if not (whole and inside and (ratio < 1.5 or round(ratio) % 2)):
+    if not (whole and inside):
         raise InputError(
             f"{where}: the truth is on {stored.rows}×{stored.cols} cells of {stored.cell_m:g} m, forward {stored.forward_m}, "
             f"left {stored.left_m}, and cannot be read on {wanted.rows}×{wanted.cols} cells of {wanted.cell_m:g} m, forward "
-            f"{wanted.forward_m}, left {wanted.left_m}, without moving it; choose cells inside it that are as long, an odd "
+            f"{wanted.forward_m}, left {wanted.left_m}, without moving it; choose cells inside it that are a whole "
             "number of times as long, or a whole fraction as long, and in line with it"
         )
-    cells = stored.cells_of(wanted.centers(dtype=torch.float64)).round().long()  # R C (col, row)
-    return cells[:, 0, 1].tolist(), cells[0, :, 0].tolist()
+    centers = stored.cells_of(wanted.centers(dtype=torch.float64))  # R C (col, row)
+    on_corners = ratio > 1.5 and round(ratio) % 2 == 0
+    around = torch.tensor([-0.5, 0.5] if on_corners else [0.0], dtype=torch.float64)
+    rows, cols = ((places[:, None] + around).round().long() for places in (centers[:, 0, 1], centers[0, :, 0]))
+    return rows, cols
 
 
 def _explained(found: Found | None, path: Path, section: str, classes: Mapping[str, Sequence[str]]) -> Found:
@@ -75,7 +81,7 @@ class PictureTruth:
         self._calibration = calibration
         self._folder = folder
         self._codes = codes
-        self._files = [files_by_frame(part) for part in camera_folders(folder, calibration.cameras)]
+        self._files = [files_by_frame(part) for part in camera_folders(folder, calibration)]
         self._classes = {name: _ids(codes.any_of(names, f"class {name!r}")) for name, names in classes.items()}
 
     def read(self, name: str, camera_mask: Tensor) -> UInt8[Tensor, "n H W"]:
@@ -104,7 +110,10 @@ class PictureTruth:
 
 
 class MapTruth:
-    """Truth seen from above, one byte a cell.
+    """Truth seen from above, one byte a cell, read at the centres of the wanted cells.
+
+    Where these lie on the corners of four stored cells, a class is there if at least half of those that are known are of it,
+    and known if at least half of them are: no side is preferred, so nothing moves by half a cell.
 
     Args:
         folder: of ``<frame>.png``.
@@ -128,8 +137,8 @@ class MapTruth:
         self._rows, self._cols = matching_cells(calibration.bev_grid, grid, str(calibration.path))
         self._classes = {name: codes.any_of(names, f"class {name!r}") for name, names in classes.items()}
 
-    def read(self, name: str) -> UInt8[Tensor, "R C"]:
-        """The truth of a frame on the wanted cells."""
+    def read(self, name: str) -> UInt8[Tensor, "q R C"]:
+        """The truth of a frame, of the one or four stored cells at every wanted centre."""
         if name not in self._files:
             raise InputError(f"{self._folder}: frame {name!r} has no truth; add it, or take the frame out of the split")
         truth = read_codes(self._files[name])
@@ -139,13 +148,21 @@ class MapTruth:
                 f"grid of {self._stored.rows}×{self._stored.cols}; correct its bounds or cell_m"
             )
         self._codes.check(truth, self._files[name])
-        return truth[self._rows][:, self._cols]
+        q, (rows, cols) = self._rows.shape[1] * self._cols.shape[1], (len(self._rows), len(self._cols))
+        found = truth[self._rows[:, None, :, None], self._cols[None, :, None, :]]  # R C s s
+        return found.permute(2, 3, 0, 1).reshape(q, rows, cols)
 
     def lay(self, truth: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """For every class, target and where it is known, both (b, rows, cols)."""
-        values = truth.long()
-        known = ~self._codes.void.to(values.device)[values]
-        return {name: (table.to(values.device)[values] & known, known) for name, table in self._classes.items()}
+        values = truth.long()  # b q rows cols
+        labelled = ~self._codes.void.to(values.device)[values]
+        count = labelled.sum(1)
+        known = 2 * count >= values.shape[1]
+        planes = {}
+        for name, table in self._classes.items():
+            members = (table.to(values.device)[values] & labelled).sum(1)
+            planes[name] = (known & (2 * members >= count), known)
+        return planes
 
 
 class BoxTruth:

@@ -18,6 +18,9 @@ from torch import Tensor
 
 from bevreshape.errors import InputError
 
+FOCAL_LENGTHS = (0.05, 1000.0)
+"""Of a picture's side, from 169 degrees to a few arc minutes: what lies beyond is in other units, or no camera."""
+
 NEAR = 1e-3
 """Depth in metres below which a point counts as beside or behind the camera."""
 
@@ -262,6 +265,13 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
                 else "not millimetres or normalised"
             )
         )
+    for name, focal, side, what in (("fx", fx, width, "across"), ("fy", fy, height, "from top to bottom")):
+        if not FOCAL_LENGTHS[0] <= focal / side <= FOCAL_LENGTHS[1]:
+            raise InputError(
+                f"{at}: {name}={focal:g} makes a picture of {width}×{height} pixels show "
+                f"{math.degrees(2 * math.atan(side / 2 / focal)):.3g}° {what}, which no pinhole camera does; focal lengths must "
+                "be in pixels"
+            )
     if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
         raise InputError(
             f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the picture of {width}×{height} pixels; the intrinsics "

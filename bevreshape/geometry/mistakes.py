@@ -3,6 +3,7 @@
 What cannot be a calibration at all is refused by :func:`~bevreshape.geometry.check_calibration`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -12,9 +13,18 @@ from torch import Tensor
 from bevreshape.geometry.cameras import Cameras, compose, invert_rigid, length_unit, size_meant
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import ground_pixels
+from bevreshape.geometry.lens import Lens
 
-HEIGHTS_M = (0.1, 5.0)
-"""Above the ground, where cameras are mounted."""
+HEIGHTS_M = (0.05, 5.0)
+"""Above the ground, where cameras are mounted, those of model vehicles too."""
+ROLL_DEG, UP_DEG, AWAY_M = 20.0, 30.0, 20.0
+"""By how much a camera may be rolled, may look up, and how far it may be from the ego origin, before it is doubted."""
+ASPECT, SKEW, TANGENTIAL = 1.5, 0.02, 0.05
+"""Ratio of focal lengths, skew as a share of them, and tangential coefficients, from which intrinsics are doubted."""
+STEEPEST = -0.9
+"""Component along z of the optical axis, of cameras that look ahead; one that looks straight down fits any axes."""
+NARROWEST_DEG = 4.0
+"""View from which a camera is doubted: telescopes see less."""
 
 AXES = {
     "x forward, y left, z up": [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]],
@@ -24,22 +34,26 @@ AXES = {
 
 
 def pose_mistake(camera: Cameras, grid: BEVGrid) -> str | None:
-    """What was probably written in place of ``ego_from_cam``: millimetres, its inverse, other camera axes, or two of these.
+    """What was probably written in place of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other camera
+    axes, or two of these.
 
     A pose is taken for right where the camera is mounted in ``HEIGHTS_M`` above the ground, about level, and sees cells
-    of the grid. Of others that would be right in this sense, the one with the fewest changes, and of these the most level, is
-    named.
+    of the grid. Of others that would be right in this sense, the one with the fewest changes, and of these the most level, and
+    then the nearest to the vehicle's middle, is named.
 
     Args:
         camera: one.
         grid: of the cells that it should see.
     """
-    if _plausible(camera, grid):
-        return None
-    for readings in _other_readings(camera.ego_from_cam):
-        right = {change: other for change, other in readings.items() if _plausible(_posed(camera, other), grid)}
+    readings = () if _plausible(camera, grid) else _other_readings(camera.ego_from_cam)
+    for changes in readings:
+        right = {
+            change: other
+            for change, other in changes.items()
+            if other[0, 0, 2, 2] > STEEPEST and _plausible(_posed(camera, other), grid)
+        }
         if right:
-            change, pose = min(right.items(), key=lambda reading: reading[1][0, 0, 2, 0].abs().item())
+            change, pose = min(right.items(), key=lambda reading: reading[1][0, 0, [2, 1], [0, 3]].abs().tolist())
             share = ground_pixels(_posed(camera, pose), grid)[1].float().mean().item()
             height = pose[0, 0, 2, 3].item()
             return f"{change}: then it stands {height:.2f} m above the ground and sees {share:.1%} of the grid"
@@ -48,19 +62,59 @@ def pose_mistake(camera: Cameras, grid: BEVGrid) -> str | None:
         return f"it stands {height:.2f} m above the ground, where no vehicle has a camera"
     if down < 0:
         return "its y axis points up, so its picture would be upside down; y must point down"
+    if abs(tilt := camera.ego_from_cam[0, 0, 2, 0].item()) > math.sin(math.radians(ROLL_DEG)):
+        return (
+            f"its x axis points {abs(math.degrees(math.asin(max(-1.0, min(1.0, tilt))))):.0f}° {'up' if tilt > 0 else 'down'}, so it "
+            "would be rolled by that; x must point to the right of the stored picture"
+        )
+    if (up := math.degrees(math.asin(max(-1.0, min(1.0, camera.ego_from_cam[0, 0, 2, 2].item()))))) > UP_DEG:
+        return f"it looks up by {up:.0f}°, away from the ground"
+    if (away := camera.ego_from_cam[0, 0, :2, 3].norm().item()) > AWAY_M:
+        return f"it stands {away:.1f} m from the ego origin, farther than vehicles are long"
     return None
 
 
-def size_mistake(camera: Cameras) -> str | None:
-    """Whether the principal point says that the intrinsics are for another picture size than they are given for."""
-    height, width = camera.image_size
-    cx, cy = camera.intrinsics[0, 0, :2, 2].tolist()
+def intrinsics_mistakes(intrinsics: Tensor, image_size: tuple[int, int]) -> list[str]:
+    """What is probably wrong with intrinsics (3, 3) of a stored picture of ``image_size`` (H, W), a clause each."""
+    height, width = image_size
+    (fx, skew, cx), (_, fy, cy) = (row.tolist() for row in intrinsics[:2])
+    found = []
     meant = size_meant(cx, cy, width, height)
-    if meant is None:
+    if meant is not None:
+        found.append(
+            f"its principal point ({cx:g}, {cy:g}) is far from the middle of a picture of {width}×{height} pixels: {meant}"
+        )
+    elif _off_middle(cx, cy, width, height) > 0.15 and _off_middle(cy, cx, width, height) < 0.05:
+        found.append(f"its principal point ({cx:g}, {cy:g}) looks given as (row, column); it must be (cx, cy)")
+    ratio = max(fx / fy, fy / fx)
+    if ratio > ASPECT:
+        found.append(
+            f"fx={fx:g} and fy={fy:g} differ by a factor of {ratio:.3g}, but sensors have nearly square pixels; was one row "
+            "scaled and not the other, or the picture squeezed?"
+        )
+    if abs(skew) > SKEW * min(fx, fy):
+        found.append(
+            f"its skew of {skew:g} pixels tilts the columns by {math.degrees(math.atan(skew / fy)):.2g}°, but sensors have upright "
+            "ones; write 0 unless the picture was sheared"
+        )
+    for name, focal, side, what in (("fx", fx, width, "across"), ("fy", fy, height, "from top to bottom")):
+        view = math.degrees(2 * math.atan(side / 2 / focal))
+        if view < NARROWEST_DEG:
+            found.append(f"{name}={focal:g} means a view of only {view:.2g}° {what}; focal lengths must be in pixels")
+    return found
+
+
+def _off_middle(cx: float, cy: float, width: int, height: int) -> float:
+    """How far a point is from a picture's middle, as a share of the sides."""
+    return max(abs((cx + 0.5) / width - 0.5), abs((cy + 0.5) / height - 0.5))
+
+
+def tangential_mistake(lens: Lens) -> str | None:
+    """Whether the coefficients of a lens are probably in another order than OpenCV's."""
+    if lens.model != "opencv" or max(map(abs, lens.coefficients[2:4])) <= TANGENTIAL:
         return None
-    return (
-        f"its principal point ({cx:g}, {cy:g}) is far from the middle of a picture of {width}×{height} pixels: {meant}"
-    )
+    p1, p2 = lens.coefficients[2:4]
+    return f"its distortion has p1={p1:g} and p2={p2:g}, many times what lenses have; the order is k1, k2, p1, p2, k3, k4, k5, k6"
 
 
 def _plausible(camera: Cameras, grid: BEVGrid) -> bool:
@@ -71,12 +125,23 @@ def _plausible(camera: Cameras, grid: BEVGrid) -> bool:
 
 
 def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Poses by what was changed: one thing first, then two."""
-    inverse = invert_rigid(given)
-    once = {"ego_from_cam looks given the wrong way round, as cam_from_ego; invert it": inverse}
+    """Poses by what was changed: one thing first, then a quarter of a turn, then two things."""
+    inverse, transposed = invert_rigid(given), given.clone()
+    transposed[..., :3, :3] = given[..., :3, :3].mT
+    once = {
+        "its rotation looks transposed, as in cam_from_ego, beside the right translation; transpose its 3×3": transposed,
+        "ego_from_cam looks given the wrong way round, as cam_from_ego; invert it": inverse,
+    }
     unit = length_unit(given[0, 0])
     if unit is not None:
         once[f"its last column looks like {unit[0]}, divide it by {unit[1]}"] = _scaled(given, 1 / unit[1])
+    rolled = {}
+    for way, sign in (("clockwise", 1.0), ("counter-clockwise", -1.0)):
+        turn = torch.eye(4, dtype=given.dtype)
+        turn[:2, :2] = torch.tensor([[0.0, -sign], [sign, 0.0]])
+        rolled[
+            f"it is rolled by about 90° {way}; where the stored picture is not, x must point to its right and y down it"
+        ] = compose(given, turn.mT)
     twice = {}
     for axes, other_from_cam in AXES.items():
         turn = torch.eye(4, dtype=given.dtype)
@@ -88,7 +153,7 @@ def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
         once[mended] = compose(given, turn)
         wrong_way = "ego_from_cam looks given the wrong way round, as cam_from_ego; "
         twice[f"{wrong_way}{mended}, after inverting it"] = compose(inverse, turn)
-    yield from (once, twice)
+    yield from (once, rolled, twice)
 
 
 def _posed(camera: Cameras, ego_from_cam: Tensor) -> Cameras:

@@ -10,11 +10,12 @@ from commands import TINY
 from PIL import Image
 from torch.utils.data import default_collate
 
+from bevreshape.build import load_model
 from bevreshape.data.calibration import read_calibration
 from bevreshape.data.folder import FolderSource
 from bevreshape.data.frames import Frames, open_frames
 from bevreshape.data.pictures import fit_picture, read_picture
-from bevreshape.data.truth import matching_cells
+from bevreshape.data.truth import MapTruth, matching_cells
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 
@@ -295,16 +296,16 @@ def test_pictures_alone_need_no_labels(one: Builder) -> None:
 def test_truth_is_read_at_the_centres_of_the_wanted_cells(wanted: BEVGrid) -> None:
     rows, cols = matching_cells(GRID, wanted, "here")
     assert (len(rows), len(cols)) == wanted.shape
-    for row, stored in enumerate(rows):
+    for row, stored in enumerate(rows.squeeze(1).tolist()):
         assert stored == int((8.0 - (wanted.forward_m[1] - (row + 0.5) * wanted.cell_m)) / 0.5)
-    for col, stored in enumerate(cols):
+    for col, stored in enumerate(cols.squeeze(1).tolist()):
         assert stored == int((3.0 - (wanted.left_m[1] - (col + 0.5) * wanted.cell_m)) / 0.5)
 
 
 @pytest.mark.parametrize(
     "wanted",
     [
-        BEVGrid((2, 8), (-3, 3), 1.0),
+        BEVGrid((2.25, 7.25), (-3, 3), 1.0),
         BEVGrid((2, 8), (-3, 3), 0.75),
         BEVGrid((2.2, 7.2), (-3, 3), 0.5),
         BEVGrid((1.5, 8), (-3, 3), 0.5),
@@ -315,6 +316,127 @@ def test_truth_is_read_at_the_centres_of_the_wanted_cells(wanted: BEVGrid) -> No
 def test_truth_is_not_moved_by_part_of_a_cell(wanted: BEVGrid) -> None:
     with pytest.raises(InputError, match="cannot be read on"):
         matching_cells(GRID, wanted, "here")
+
+
+@pytest.mark.parametrize(
+    "wanted", [BEVGrid((2, 8), (-3, 3), 1.0), BEVGrid((3.5, 7.5), (-2.5, 1.5), 2.0), BEVGrid((2, 8), (-3, 3), 3.0)]
+)
+def test_cells_of_an_even_multiple_take_the_four_around_their_centre(one: Builder, wanted: BEVGrid) -> None:
+    """By distance: of every stored cell's centre from the wanted one's, half a stored cell ahead and aside."""
+    one.content["bev"] = {**one.content["bev"], "ids": {"0": "free", "1": "car", "2": "truck"}, "void": [3]}
+    del one.content["bev"]["bits"]
+    one.calibrate()
+    classes = {"car": {"source": "bev", "bev": ["car"]}, "any": {"source": "bev", "bev": ["car", "truck"]}}
+    batch = finished(one.source(classes=classes, grid=wanted))
+    looks = batch["valid"].any(1)
+    stored = GRID.centers(dtype=torch.float64).numpy()
+    for number, name in enumerate("abc"):
+        for cell in np.ndindex(wanted.shape):
+            center = wanted.centers(dtype=torch.float64).numpy()[cell]
+            near = np.abs(stored - center).max(-1) < 0.26  # a stored cell is half a metre long
+            ids = one.bev[name][near]
+            assert len(ids) == 4
+            known = ids[ids != 3]
+            if not looks[number][cell]:
+                continue
+            assert batch["valid"][number, :, *cell].all() == (len(known) >= 2)
+            assert batch["target"][number, 0, *cell] == (len(known) >= 2 and (known == 1).mean() >= 0.5)
+            assert batch["target"][number, 1, *cell] == (len(known) >= 2 and np.isin(known, [1, 2]).mean() >= 0.5)
+    assert batch["valid"].float().mean() > 0.2
+
+
+def test_an_even_multiple_moves_no_truth(one: Builder) -> None:
+    """A disc's centre of gravity stays where it is, ahead and aside, though its cells become twice as long."""
+    fine, coarse = BEVGrid((2, 8), (-3, 3), 0.1), BEVGrid((2, 8), (-3, 3), 0.2)
+    disc = (np.linalg.norm(fine.centers().numpy() - [5.03, 0.41], axis=-1) < 1.4).astype(np.uint8)
+    one.content["bev"] = {"grid": {"forward_m": [2, 8], "left_m": [-3, 3], "cell_m": 0.1}, "bits": ["disc"]}
+    one.calibrate()
+    for name in "abc":
+        one.save(f"bev/{name}.png", disc)
+    truth = MapTruth(one.root / "bev", read_calibration(one.root / "calibration.json"), {"disc": ["disc"]}, coarse)
+    plane = truth.lay(truth.read("a")[None])["disc"][0][0].numpy()
+    middle = coarse.centers().numpy()[plane].mean(0)
+    np.testing.assert_allclose(middle, [5.03, 0.41], atol=0.02)
+    assert abs(plane.sum() * 0.04 - np.pi * 1.4**2) < 0.3, "a ring of a quarter of a cell"
+
+
+def test_some_cameras_of_a_folder(two: Builder) -> None:
+    both, right = finished(two.source()), finished(two.source(cameras=["right"]))
+    turned = finished(two.source(cameras=["right", "left"]))
+    assert torch.equal(right["image"], both["image"][:, 1:])
+    assert torch.equal(right["ego_from_cam"], both["ego_from_cam"][:, 1:])
+    assert torch.equal(turned["image"], both["image"].flip(1))
+    assert torch.equal(turned["target"], both["target"])
+    for number, name in enumerate(["a", "b"]):
+        shown = {"right": right["intrinsics"][number, 0].double().numpy(), "left": INTRINSICS}
+        target, valid = expected(two, name, {"left": False, "right": True}, shown)
+        np.testing.assert_array_equal(right["target"][number].numpy(), target)
+        np.testing.assert_array_equal(right["valid"][number].numpy(), valid)
+    (two.root / "images/left/a.png").unlink()
+    assert len(two.source(cameras=["right"]).split("train")) == 2
+    for cameras, says in (
+        (["rigth"], "has no camera 'rigth'; did you mean right"), ([], "must list cameras"), ("left", "must list cameras"),
+        (["left", "left"], "'left' is there twice"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=says):
+            two.source(cameras=cameras)
+
+
+def test_hidden_files_are_no_samples(one: Builder) -> None:
+    for name in ("._a.png", ".d.png", "Thumbs.db"):
+        (one.root / "images" / name).write_bytes(b"\0\5\x16\7")
+        (one.root / "labels" / name).write_bytes(b"\0\5\x16\7")
+    assert open_frames(one.root, (30, 40)).names == ("a", "b", "c")
+    assert len(finished(one.source())["name"]) == 3
+
+
+def test_splits_in_other_encodings(one: Builder) -> None:
+    path = one.root / "splits/train.txt"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes("a\r\nb\r\n".encode(encoding))
+        assert len(one.source().split("train")) == 2
+    path.write_bytes("\xe4\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"train\.txt: the text is not UTF-8"):
+        one.source().split("train")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=r"train\.txt: this text cannot be read \(it is a folder"):
+        one.source().split("train")
+
+
+def test_grey_images_are_an_option(one: Builder) -> None:
+    grey = {name: one.random.integers(0, 256, SIZE, dtype=np.uint8) for name in "abc"}
+    for name, pixels in grey.items():
+        one.save(f"images/{name}.png", pixels)
+    batch = finished(one.source(image_mode="grey", image_size=SIZE))
+    for number, name in enumerate("abc"):
+        np.testing.assert_array_equal(batch["image"][number, 0].numpy(), np.stack([grey[name]] * 3))
+    with pytest.raises(InputError, match=r"a\.png: the picture is grey, not RGB; train with data\.image_mode=grey"):
+        finished(one.source())
+    with pytest.raises(InputError, match=r"data\.image_mode=gray is unknown; did you mean grey"):
+        one.source(image_mode="gray")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mean", "is what metrics call the mean"),
+        ("a/b", "holds a slash"),
+        ("", "is empty"),
+        (" a", "with blanks at its ends"),
+        ("a\nb", "unprintable character '\\\\n'"),
+        ("a\x1b[31m", "unprintable"),
+        ("a\u2028", "unprintable"),
+        ("a" * 65, "has 65 characters"),
+    ],
+)
+def test_class_names_that_would_break_a_key_are_refused(one: Builder, name: Any, says: str) -> None:
+    for classes in ({name: {"source": "bev", "bev": ["vehicle"]}}, None):
+        if classes is None:
+            one.content["bev"]["bits"] = ["drivable", name]
+            one.calibrate()
+        with pytest.raises(InputError, match=says):
+            one.source(classes=classes)
 
 
 def unlisted_id(one: Builder) -> None:
@@ -413,7 +535,7 @@ def test_splits_may_be_lists(one: Builder) -> None:
         ),
         ({"classes": {}}, "classes is empty"),
         ({"grid": BEVGrid((-8, -2), (-3, 3), 0.5)}, "camera 'front' never sees the grid"),
-        ({"grid": BEVGrid((2, 8), (-3, 3), 1.0)}, "cannot be read on 6×6 cells"),
+        ({"grid": BEVGrid((2, 8), (-3, 3), 0.75)}, "cannot be read on 8×8 cells"),
     ],
 )
 def test_a_source_that_cannot_be_is_refused_when_built(one: Builder, changes: dict[str, Any], says: str) -> None:
@@ -552,3 +674,35 @@ def test_a_bent_folder_with_boxes_goes_through_the_commands(command, one: Builde
         assert list(arrays["classes"]) == ["vehicle", "road"]
         looks = finished(one.source(classes={"vehicle": {"source": "boxes", "boxes": ["car"]}}, image_size=(32, 64)))
         np.testing.assert_array_equal(arrays["valid"], looks["valid"][0, 0].numpy())
+
+
+def test_grey_images_go_through_the_commands(
+    command, one: Builder, tmp_path: Path, no_shape_checks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint remembers that its images are grey, so predict and evaluate need not be told."""
+    for name in "abc":
+        one.save(f"images/{name}.png", one.random.integers(0, 256, SIZE, dtype=np.uint8))
+    one.list("val", "bc")
+    sizes = ("data.image_size=[32,64]", "data.grid.forward_m=[2,8]", "data.grid.left_m=[-3,3]", "data.grid.cell_m=0.5")
+    small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
+    ended = command(
+        "train", *small, "data=folder", f"data.root={one.root}", *sizes, "data.image_mode=grey", "data.batch_size=2",
+        "head.upsample=1", "trainer.max_steps=1", "trainer.val_check_interval=1", "augment=full", "augment.noise=0.1",
+        "hydra.run.dir=run",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    checkpoint = tmp_path / "run/checkpoints/best.ckpt"
+    assert load_model(str(checkpoint))[1].image_mode == "grey"
+    for name, arguments in (
+        ("evaluate", ()),
+        ("predict", (f"input={one.root}", "loader_workers=0", "out=out")),
+        ("export", ("format=pt2", "out=model.pt2")),
+    ):
+        ended = command(name, f"checkpoint={checkpoint}", *arguments)
+        assert ended.code == 0, ended.err
+    assert "grey in each channel" in ended.out
+    assert (tmp_path / "out/a_bev.png").exists()
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "tools")
+    check = __import__("check_data").check
+    assert check(one.root, None, None, tmp_path / "overlay.png", "grey")[0] == 2, "splits that share frames"
+    assert check(one.root, None, None, None)[0] == 2 + 3, "each of the three images is named as well"

@@ -375,6 +375,26 @@ def test_bad_input_gets_a_sentence_before_the_training(tmp_path: Path, change: s
         source(tmp_path).prepare()
 
 
+def test_masks_of_one_kind_are_enough_for_classes_of_that_kind(tmp_path: Path) -> None:
+    root = road_folder(tmp_path, NAMES)
+    both = finished(source(root))
+    masks = root / "training/gt_image_2"
+    for path in masks.glob("*_lane_*"):
+        path.rename(tmp_path / path.name)
+    with pytest.raises(InputError, match=r"gt_image_2: none of the \d+ frames .* has a lane mask; .* data\.classes"):
+        source(root).prepare()
+    alone = finished(source(root, classes={"road": "road"}))
+    assert torch.equal(alone["target"][:, 0], both["target"][:, 0])
+    assert torch.equal(alone["valid"][:, 0], both["valid"][:, 0])
+    for path in tmp_path.glob("*_lane_*"):
+        path.rename(masks / path.name)
+    for path in masks.glob("*_road_*"):
+        path.unlink()
+    alone = finished(source(root, classes={"lane": "lane"}))
+    assert torch.equal(alone["target"][:, 0], both["target"][:, 1])
+    assert torch.equal(alone["valid"][:, 0], both["valid"][:, 1])
+
+
 @pytest.mark.parametrize(
     ("classes", "sentence"),
     [({}, "data.classes is empty"), ({"road": "raod"}, "data.classes.road=raod is no mask .* did you mean road")],

@@ -262,7 +262,7 @@ def test_grey_images_are_repeated_and_colours_become_their_luma(tmp_path: Path) 
     luma = RGB @ [0.299, 0.587, 0.114]  # ITU-R BT.601
     found = read_picture(saved(tmp_path / "c.png", RGB), image_mode="grey")
     assert np.abs(found.numpy() - luma).max() <= 0.51, "rounded"
-    with pytest.raises(InputError, match="set image_mode=grey, or save it with three channels"):
+    with pytest.raises(InputError, match=r"train with data\.image_mode=grey, or save it with three channels"):
         read_picture(tmp_path / "g.png")
     with pytest.raises(InputError, match=r"16 bits a channel; .*by the same scale"):
         read_picture(sixteen_bits(tmp_path / "16.png", 1), image_mode="grey")

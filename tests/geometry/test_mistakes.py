@@ -5,8 +5,8 @@ import pytest
 import torch
 from oracle import intrinsics, pose, rig
 
-from bevreshape.geometry import BEVGrid
-from bevreshape.geometry.mistakes import pose_mistake, size_mistake
+from bevreshape.geometry import BEVGrid, Lens
+from bevreshape.geometry.mistakes import intrinsics_mistakes, pose_mistake, tangential_mistake
 
 SIZE = (480, 640)
 K = intrinsics(500, 500, 321, 238)
@@ -91,14 +91,78 @@ def test_what_no_reading_explains() -> None:
     ],
 )
 def test_intrinsics_of_another_picture_size(factor: float, says: str | None) -> None:
-    found = size_mistake(rig((K * [[factor], [factor], [1]], CAMERAS["front"][0]), image_size=SIZE))
+    found = intrinsics_mistakes(torch.from_numpy(K * [[factor], [factor], [1]]), SIZE)
     if says is None:
-        assert found is None
+        assert found == []
     else:
-        assert says in str(found)
+        (clause,) = found
+        assert says in clause
 
 
 def test_a_cropped_picture_is_no_mistake() -> None:
     cropped = rig((K, CAMERAS["front"][0]), image_size=SIZE).cropped(top=150, left=0, image_size=(330, 640))
-    assert size_mistake(cropped) is None
-    assert torch.equal(cropped.ego_from_cam, rig((K, CAMERAS["front"][0]), image_size=SIZE).ego_from_cam)
+    assert intrinsics_mistakes(cropped.intrinsics[0, 0], (330, 640)) == []
+
+
+@pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
+def test_a_transposed_rotation_beside_its_translation_is_named(right: np.ndarray, grid: BEVGrid) -> None:
+    given = right.copy()
+    given[:3, :3] = right[:3, :3].T
+    found = said(given, grid)
+    assert found is not None
+    assert found.startswith(
+        "its rotation looks transposed, as in cam_from_ego, beside the right translation; transpose"
+    )
+    assert f"{right[2, 3]:.2f} m above the ground" in found
+
+
+@pytest.mark.parametrize("name", ["front", "phone", "left", "back"])
+@pytest.mark.parametrize(
+    ("roll_deg", "says"), [(90, "90° clockwise"), (-90, "90° counter-clockwise"), (24, "° down, so it would be rolled")]
+)
+def test_a_rolled_camera_is_doubted(name: str, roll_deg: float, says: str) -> None:
+    right, grid = CAMERAS[name]
+    angle = np.radians(roll_deg)
+    turn = np.eye(4)
+    turn[:2, :2] = [
+        [np.cos(angle), -np.sin(angle)],
+        [np.sin(angle), np.cos(angle)],
+    ]  # x towards y, clockwise as it looks
+    upright = right.copy()
+    upright[:3, :3] = pose(*{"front": (0, 4), "phone": (3, 12), "left": (80, 3), "back": (178, 8)}[name], [0, 0, 0])[
+        :3, :3
+    ]
+    assert said(upright, grid) is None
+    assert says in str(said(upright @ turn, grid))
+
+
+def test_a_camera_that_looks_up_or_is_far_away_is_doubted() -> None:
+    assert "looks up by 35°" in str(said(pose(0, -35, [1.5, 0, 1.4]), AHEAD))
+    assert "stands 25.0 m from the ego origin" in str(said(pose(180, 5, [25, 0, 1.4]), AHEAD))
+
+
+@pytest.mark.parametrize(
+    ("k", "says"),
+    [
+        (K, []),
+        (intrinsics(500, 470, 321, 238), []),
+        (intrinsics(5000, 500, 321, 238), ["differ by a factor of 10"]),
+        (intrinsics(300, 500, 321, 238), ["differ by a factor of 1.67"]),
+        (intrinsics(500, 500, 321, 238, skew=100), ["skew of 100 pixels tilts the columns by 11°"]),
+        (intrinsics(500, 500, 321, 238, skew=-15), ["skew of -15 pixels tilts the columns by -1.7°"]),
+        (intrinsics(500, 500, 238, 321), ["(238, 321) looks given as (row, column)"]),
+        (intrinsics(40000, 40000, 321, 238), ["fx=40000 means a view of only 0.92° across", "fy=40000"]),
+    ],
+)
+def test_implausible_intrinsics_are_named(k: np.ndarray, says: list[str]) -> None:
+    found = intrinsics_mistakes(torch.from_numpy(np.asarray(k, float)), SIZE)
+    assert len(found) == len(says)
+    for clause, words in zip(found, says, strict=True):
+        assert words in clause
+
+
+def test_tangential_coefficients_in_the_place_of_radial_ones_are_named() -> None:
+    rows = tuple(map(tuple, K.tolist()))
+    assert tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
+    assert "p1=0.1 and p2=0.003" in str(tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.1, 0.003), rows, SIZE)))
+    assert tangential_mistake(Lens("fisheye", (-0.3, 0.1, 0.1, 0.1), rows, SIZE)) is None

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.names import check_classes
 from bevreshape.data.nuscenes import splits
 from bevreshape.data.nuscenes.conditions import ConditionIoU, conditions_of
 from bevreshape.data.nuscenes.maps import LAYERS, rounded_cells
@@ -19,6 +20,7 @@ from bevreshape.data.nuscenes.prepared import RASTERS, Content, Index, read_inde
 from bevreshape.data.nuscenes.tables import CAMERAS, BoxRecord, CameraRecord
 from bevreshape.data.pictures import (
     check_damaged,
+    check_image_mode,
     fit_intrinsics,
     fit_picture,
     picture_size,
@@ -133,6 +135,7 @@ class NuScenesSource:
         least_visibility: 1 to 4; 2 is more than 40 %.
         only_seen: whether cells that no camera looks at count for nothing; published numbers count all cells.
         damaged: whether a picture that cannot be read ends the run (``refuse``), or is named and masked (``mask``).
+        image_mode: ``rgb``, or ``grey`` for images without colours, their one channel repeated.
         instances: the classes, of objects alone, whose samples tell the centres of these.
 
     Raises:
@@ -158,6 +161,7 @@ class NuScenesSource:
         least_visibility: int = 2,
         only_seen: bool = True,
         damaged: str = "refuse",
+        image_mode: str = "rgb",
         instances: Sequence[str] = (),
     ) -> None:
         for key, value, known in (
@@ -184,7 +188,7 @@ class NuScenesSource:
                 raise InputError(
                     f"data.targets: there is no class {name!r} in data.classes; {suggest(str(name), classes)}"
                 )
-        self.classes = tuple(classes if targets is None else targets)
+        self.classes = check_classes(classes if targets is None else targets, "data.classes")
         self.specs = [_checked(name, classes[name]) for name in self.classes]
         if not self.classes:
             raise InputError(
@@ -206,6 +210,7 @@ class NuScenesSource:
         self.only_seen = only_seen
         self.split_name = split
         self.damaged = check_damaged(damaged)
+        self.image_mode = check_image_mode(image_mode)
         content = Content(version, grid, None if line_m is None else float(line_m))
         self.remedy = content.command(self.root, Path(prepared))
         self._index = read_index(self.root, Path(prepared), content)
@@ -213,12 +218,12 @@ class NuScenesSource:
         if raster != "exact" and any(spec.get("boxes") for spec in self.specs):
             _import_cv2()
 
-    def prepare(self, wanted: Sequence[str] = SPLITS) -> None:
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read a moment of every split, so that what is wrong with all of them is told before the training starts."""
-        for name in wanted:
+        for name in splits:
             self.split(name)[0]
 
-    def split(self, name: str) -> NuScenesMoments:
+    def split(self, name: str) -> Dataset[Sample]:
         """The moments of ``train``, ``val`` or ``test``.
 
         Raises:
@@ -257,7 +262,7 @@ class NuScenesSource:
         factor = reduction(size, self.image_size)
 
         def read() -> Tensor:
-            picture = read_picture(path, self.image_size)
+            picture = read_picture(path, self.image_size, self.image_mode)
             if tuple(picture.shape[1:]) != (size[0] // factor, size[1] // factor):
                 height, width = picture_size(path)
                 raise InputError(

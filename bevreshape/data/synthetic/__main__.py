@@ -37,10 +37,10 @@ def main() -> None:
         source.prepare()
         generated = time.perf_counter() - start
         train = source.split("train")
-        size = sum(file.stat().st_size for file in train.folder.iterdir())
+        size = sum(file.stat().st_size for file in source.world("train").folder(source.root).iterdir())
         torch.set_num_threads(1)  # as in a loader's worker
         start = time.perf_counter()
-        for index in range(len(train)):
+        for index in range(options.scenes):
             train[index]
         read = time.perf_counter() - start
     pictures = options.scenes * len(source.camera_names)

@@ -283,7 +283,7 @@ class SyntheticSource:
                 world.folder(self.root), world.meta(), self.scenes[split], partial(make_records, world), self.workers
             )
 
-    def split(self, name: str) -> SyntheticScenes:
+    def split(self, name: str) -> Dataset[Sample]:
         """The scenes of ``train``, ``val`` or ``test``.
 
         Raises:
