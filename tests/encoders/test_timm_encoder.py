@@ -6,6 +6,8 @@ import timm
 import torch
 
 from bevreshape.encoders import TimmEncoder
+from bevreshape.encoders import timm as timm_encoder
+from bevreshape.encoders.timm import MOST, _build, _cut, _measure, _offset_by_gradient
 from bevreshape.errors import InputError
 
 MODELS = [
@@ -103,12 +105,64 @@ def test_pictures_are_normalised_by_the_models_own_numbers() -> None:
     assert not {"mean", "std"} & set(model.state_dict())
 
 
-def test_an_offset_is_taken_over_where_it_cannot_be_found() -> None:
+@pytest.mark.parametrize(("name", "stride", "offset_px"), [*MODELS[:2], MODELS[5], MODELS[7], ("resnet18", 32, 0.0)])
+def test_the_gradient_finds_what_the_layers_say(name: str, stride: int, offset_px: float) -> None:
+    """Only half steps from the lattice before are possible, which is not asked of the layers either."""
+    half = stride // 2
+    before = (0.0, 0.0) if name.startswith("vit") else encoder(name, strides=[half]).sources[0].offset_px
+    base = (1, 0.0, 0.0) if name.startswith("vit") else (half, before, before)
+    assert _offset_by_gradient(name, (64, 96), stride, base) == (offset_px, offset_px)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "strides", "offsets_px"),
+    [  # patches of 4 beside each other, halved by merging 2 × 2; the same after a convolution around pixel 0
+        ("swin_tiny_patch4_window7_224", (64, 96), [4, 8, 16], [1.5, 3.5, 7.5]),
+        ("twins_svt_small", (64, 128), [8], [3.5]),
+        ("hiera_tiny_224", (64, 96), [4, 8, 16], [0.0, 2.0, 6.0]),
+        ("pvt_v2_b0", (64, 128), [8, 16], [0.0, 0.0]),  # all by convolutions around pixel 0
+        ("naflexvit_base_patch16_gap", (64, 64), [16], [7.5]),
+    ],
+)
+def test_offsets_of_models_that_merge_tokens(
+    name: str, image_size, strides: list[int], offsets_px: list[float]
+) -> None:
+    model = TimmEncoder(name, image_size=image_size, cameras=1, strides=strides, channels=8)
+    assert [source.offset_px for source in model.sources] == offsets_px
+
+
+def test_looking_for_an_offset_draws_nothing_and_always_finds_the_same() -> None:
+    look = _offset_by_gradient.__wrapped__  # not what was found before
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(look("pvt_v2_b0", (64, 64), 8, (4, 0.0, 0.0)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert found == [(0.0, 0.0)] * 2
+
+
+def test_a_shrunken_key_of_attention_is_no_level() -> None:
+    """Of 224 pixels its first stage shrinks keys by 8 to 7 × 7, which is the last level's size too, on other pixels."""
+    trunk = _build("pvt_v2_b0", (224, 224), pretrained=False)
+    levels, _ = _cut(trunk, "pvt_v2_b0", [32])
+    sizes, lattices = _measure(trunk, "pvt_v2_b0", levels, (224, 224))
+    assert sizes == [(7, 7)]
+    assert lattices[7, 7].offset == (14.0, 14.0)
+    assert not lattices[7, 7].clear
+
+
+def test_what_has_no_clear_centre_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = iter([(0.0, 0.0), (20.0, -20.0)] * MOST)
+    monkeypatch.setattr(timm_encoder, "_centre_of_gradient", lambda *_: next(draws))
+    with pytest.raises(InputError, match=r"no clear centre \(about .* ± .*encoder\.offset_px="):
+        encoder("swin_tiny_patch4_window7_224", image_size=(64, 128), strides=[8])
+
+
+def test_a_given_offset_is_taken_over() -> None:
     name, options = "swin_tiny_patch4_window7_224", {"image_size": (224, 224), "strides": [4, 8]}
-    with pytest.raises(InputError, match=r"do not explain its features of \(28, 28\) at stride 8.*encoder.offset_px="):
-        encoder(name, **options)
-    model = encoder(name, offset_px=[1.5, 3.5], **options)
-    assert [source.offset_px for source in model.sources] == [1.5, 3.5]
+    model = encoder(name, offset_px=[1.0, 3.0], **options)
+    assert [source.offset_px for source in model.sources] == [1.0, 3.0]
     with pytest.raises(InputError, match="1 numbers for strides="):
         encoder(name, offset_px=3.5, **options)
 
