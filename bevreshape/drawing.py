@@ -6,17 +6,17 @@ known to hold no class is dark, and what nobody knows is grey. The view is as th
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras, bev_to_picture
+from bevreshape.geometry import BEVGrid, Cameras, ground_at, pinhole_rays
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -36,8 +36,11 @@ COLOURS = (
 )
 PANEL_PX = 256
 """Least height of a panel."""
+TEXT_PX = 12
 CAPTION_PX = 18
 GAP_PX = 6
+STRIP_PIXELS = 500_000
+"""That are painted at a time."""
 
 
 def class_palette(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
@@ -105,18 +108,19 @@ def draw_sample(
     """
     truth = draw_bev(target, classes, valid)
     predicted = draw_bev(probabilities, classes, valid, threshold=threshold)
-    pictures = _tile(_bytes(image), _in_order(len(image)) if ego_from_cam is None else as_they_look(ego_from_cam))
+    pictures = _tile([*_bytes(image)], _in_order(len(image)) if ego_from_cam is None else as_they_look(ego_from_cam))
     size = (round(pictures.shape[1] * len(truth) / len(pictures)), len(truth))
     shown = np.asarray(Image.fromarray(pictures).resize(size, Image.Resampling.BILINEAR))
     panels = {"input": shown, "target": truth, "prediction": predicted}
     width = sum(panel.shape[1] for panel in panels.values()) + GAP_PX * (len(panels) - 1)
-    sheet = Image.new("RGB", (width, len(truth) + 2 * CAPTION_PX), PAPER)
+    legend = _Legend(_meanings(classes), width, TEXT_PX)
+    sheet = Image.new("RGB", (width, len(truth) + CAPTION_PX + legend.height), PAPER)
     draw, left = ImageDraw.Draw(sheet), 0
     for caption, panel in panels.items():
-        draw.text((left + 2, CAPTION_PX // 2), caption, fill=INK, anchor="lm", font=ImageFont.load_default(12))
+        draw.text((left + 2, CAPTION_PX // 2), caption, fill=INK, anchor="lm", font=ImageFont.load_default(TEXT_PX))
         sheet.paste(Image.fromarray(panel), (left, CAPTION_PX))
         left += panel.shape[1] + GAP_PX
-    _legend(draw, classes, sheet.height - CAPTION_PX // 2)
+    legend.draw(draw, 0, CAPTION_PX + len(truth))
     return np.asarray(sheet)
 
 
@@ -141,13 +145,90 @@ def overlay_on_pictures(
         threshold: a class is painted where its probability is at least this.
         opacity: of the paint.
     """
-    layers, covered = zip(*(_paint(one >= threshold, classes) for one in bev), strict=True)
-    cover = torch.stack(covered).float()[:, None]  # b 1 rows cols
-    colour = rearrange(torch.stack(layers), "b rows cols c -> b c rows cols").float() / 255
-    # nearest, so that what is seen are the cells themselves
-    paint, _ = bev_to_picture(torch.cat([colour, cover], dim=1), cameras, grid, mode="nearest")  # b n 4 H W
-    painted = torch.lerp(images, paint[:, :, :3], opacity * paint[:, :, 3:])
-    return [_tile(_bytes(one), as_they_look(pose)) for one, pose in zip(painted, cameras.ego_from_cam, strict=True)]
+    sheets = []
+    for number, (given, poses) in enumerate(zip(images, cameras.ego_from_cam, strict=True)):
+        painted = []
+        for camera, picture in enumerate(_bytes(given)):
+            if cameras.present[number, camera]:
+                rays = partial(pinhole_rays, cameras.intrinsics[number, camera].double().cpu())
+                picture = paint_ground(
+                    picture, bev[number], rays, poses[camera], grid, classes, threshold=threshold, opacity=opacity
+                )
+            painted.append(picture)
+        sheets.append(_tile(painted, as_they_look(poses)))
+    return sheets
+
+
+def paint_ground(
+    picture: Picture,
+    bev: Float[Tensor, "k rows cols"] | Bool[Tensor, "k rows cols"],
+    rays: Callable[[Tensor], Tensor],
+    ego_from_cam: Float[Tensor, "4 4"],
+    grid: BEVGrid,
+    classes: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    opacity: float = 0.5,
+) -> Picture:
+    """A bird's-eye view painted onto the ground that one picture shows; some rows at a time, so that memory is bounded.
+
+    Args:
+        picture: as stored.
+        bev: probabilities or truth.
+        rays: gives rays (p, 3) in the camera frame for pixels (p, 2), NaN where there is none.
+        ego_from_cam: of the camera.
+        grid: of the bird's-eye view.
+        classes: names of the k channels.
+        threshold: a class is painted where its probability is at least this.
+        opacity: of the paint.
+    """
+    layer, covered = (plane.cpu() for plane in _paint(bev >= threshold, classes))
+    pose = ego_from_cam.double().cpu()
+    height, width = picture.shape[:2]
+    painted = picture.copy()
+    step = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
+        v, u = torch.meshgrid(torch.arange(top, min(top + step, height)), torch.arange(width), indexing="ij")
+        ground, meets = ground_at(rays(torch.stack([u, v], dim=-1).flatten(0, 1).double()), pose)
+        # the nearest cell, so that what is seen are the cells themselves
+        cells = (grid.cells_of(ground).nan_to_num(-1.0) + 0.5).clamp(-1, max(grid.shape) + 1).floor().long()
+        col, row = cells.unbind(1)
+        inside = meets & (col >= 0) & (col < grid.cols) & (row >= 0) & (row < grid.rows)
+        at = inside.nonzero().squeeze(1)
+        at = at[covered[row[at], col[at]]]
+        strip = painted[top : top + step].reshape(-1, 3)
+        mixed = (1 - opacity) * torch.from_numpy(strip[at.numpy()]) + opacity * layer[row[at], col[at]]
+        strip[at.numpy()] = mixed.round().byte().numpy()
+    return painted
+
+
+def overlay_sheet(
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], ego_from_cam: Float[Tensor, "n 4 4"], classes: Sequence[str]
+) -> Picture:
+    """Painted pictures of a rig arranged as they look, in their own size, with a legend in the upper left corner."""
+    sheet = Image.fromarray(_tile(pictures, as_they_look(ego_from_cam)))
+    size = min(max(min(pictures[0].shape[:2]) // 30, 9), 40)
+    legend = _Legend(class_palette(classes), max(sheet.width // 2, min(sheet.width, 20 * size)), size)
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((0, 0, legend.width, legend.height), fill=PAPER)
+    legend.draw(draw, 0, 0)
+    return np.asarray(sheet)
+
+
+def bev_sheet(
+    bev: Float[Tensor, "_ _ _"] | Bool[Tensor, "_ _ _"],
+    classes: Sequence[str],
+    valid: Bool[Tensor, "_ _ _"] | None = None,
+    *,
+    threshold: float = 0.5,
+) -> Picture:
+    """:func:`draw_bev` with a legend below."""
+    picture = draw_bev(bev, classes, valid, threshold=threshold)
+    legend = _Legend(_meanings(classes), max(picture.shape[1], PANEL_PX), TEXT_PX)
+    sheet = Image.new("RGB", (max(picture.shape[1], legend.width), picture.shape[0] + legend.height), PAPER)
+    sheet.paste(Image.fromarray(picture))
+    legend.draw(ImageDraw.Draw(sheet), 0, picture.shape[0])
+    return np.asarray(sheet)
 
 
 def _paint(there: Bool[Tensor, "k rows cols"], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -179,18 +260,59 @@ def as_they_look(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
     return [row for row in (ahead, back) if row]
 
 
-def _tile(pictures: UInt8[np.ndarray, "n H W 3"], rows: list[list[int]]) -> Picture:
+def _tile(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], rows: list[list[int]]) -> Picture:
     """Pictures in rows; a place that is left over stays white."""
-    columns = max(len(row) for row in rows)
-    white = np.full_like(pictures[0], 255)
-    return np.concatenate(
-        [np.concatenate([*pictures[row], *[white] * (columns - len(row))], axis=1) for row in rows], axis=0
-    )
+    width = max(picture.shape[1] for picture in pictures)
+    heights = [max(pictures[i].shape[0] for i in row) for row in rows]
+    sheet = np.full((sum(heights), width * max(map(len, rows)), 3), 255, np.uint8)
+    for row, height, below in zip(rows, heights, np.cumsum(heights), strict=True):
+        for place, i in enumerate(row):
+            picture, top = pictures[i], below - height
+            left = place * width
+            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
 
 
-def _legend(draw: ImageDraw.ImageDraw, classes: Sequence[str], middle: int) -> None:
-    font, left = ImageFont.load_default(12), 2.0
-    for name, colour in {**class_palette(classes), "none of them": GROUND, "unknown": UNKNOWN}.items():
-        draw.rectangle((left, middle - 5, left + 10, middle + 5), fill=colour)
-        draw.text((left + 14, middle), name, fill=INK, anchor="lm", font=font)
-        left += 14 + draw.textlength(name, font=font) + 12
+def _meanings(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """What the colours of a bird's-eye view mean."""
+    return {**class_palette(classes), "none of them": GROUND, "unknown": UNKNOWN}
+
+
+class _Legend:
+    """Names beside their colours, in as many rows as it takes.
+
+    Args:
+        colours: by name.
+        most: width in pixels; a name that is longer alone is cut.
+        size: of the letters, in pixels.
+    """
+
+    def __init__(self, colours: Mapping[str, tuple[int, int, int]], most: int, size: int) -> None:
+        self._font, self._size = ImageFont.load_default(size), size
+        self._row_px = size * 3 // 2
+        self._entries: list[tuple[str, tuple[int, int, int], int, int]] = []  # name, colour, left, row
+        left = row = self.width = 0
+        for name, colour in colours.items():
+            name = self._cut(" ".join(name.split()), most - 2 * size)
+            width = round(2 * size + self._font.getlength(name))
+            if left and left + width > most:
+                left, row = 0, row + 1
+            self._entries.append((name, colour, left, row))
+            left += width
+            self.width = max(self.width, left)
+        self.height = (row + 1) * self._row_px
+
+    def _cut(self, name: str, most: int) -> str:
+        if self._font.getlength(name) <= most:
+            return name
+        kept = next((n for n in range(len(name), 0, -1) if self._font.getlength(name[:n] + "...") <= most), 1)
+        return name[:kept] + "..."
+
+    def draw(self, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
+        """Draw it with its upper left corner there."""
+        half = round(0.4 * self._size)
+        for name, colour, x, row in self._entries:
+            middle = top + row * self._row_px + self._row_px // 2
+            x += left + 2
+            draw.rectangle((x, middle - half, x + 2 * half, middle + half), fill=colour)
+            draw.text((x + round(1.2 * self._size), middle), name, fill=INK, anchor="lm", font=self._font)

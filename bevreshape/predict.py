@@ -18,7 +18,7 @@ from bevreshape import cli
 from bevreshape.build import Frame, load_model, plain_config
 from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
 from bevreshape.data.frames import Frames, open_frames
-from bevreshape.drawing import draw_bev, overlay_on_pictures
+from bevreshape.drawing import Picture, bev_sheet, overlay_sheet, paint_ground
 from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
@@ -55,6 +55,7 @@ def predict(
 ) -> int:
     """Write ``<frame>_bev.png``, ``<frame>_overlay.png`` and ``<frame>.npz`` for every frame.
 
+    An overlay shows the pictures as they are stored, in their own size, painted through their distortion.
     The .npz holds ``probabilities`` (k, rows, cols) float16, ``valid`` (rows, cols) where a camera looks, ``classes``,
     ``forward_m``, ``left_m`` and ``cell_m``. Memory does not grow with the number of frames.
 
@@ -71,13 +72,13 @@ def predict(
         cameras = cameras_of(batch)
         probabilities = model(batch["image"], cameras).float().sigmoid()  # b k rows cols
         looks = ground_pixels(cameras, frame.grid)[1].any(1)  # b rows cols
-        overlays = overlay_on_pictures(
-            batch["image"], probabilities * looks[:, None], cameras, frame.grid, frame.classes, threshold=threshold
-        )
         for i, name in enumerate(batch["name"]):
-            drawn = draw_bev(probabilities[i], frame.classes, looks[i].expand_as(probabilities[i]), threshold=threshold)
+            drawn = bev_sheet(
+                probabilities[i], frame.classes, looks[i].expand_as(probabilities[i]), threshold=threshold
+            )
             write_png(out / f"{name}_bev.png", drawn)
-            write_png(out / f"{name}_overlay.png", overlays[i])
+            seen = (probabilities[i] >= threshold) & looks[i]
+            write_png(out / f"{name}_overlay.png", overlay(frames, int(batch["index"][i]), order, seen, frame))
             arrays = {
                 "probabilities": probabilities[i].half().cpu().numpy(),
                 "valid": looks[i].cpu().numpy(),
@@ -89,6 +90,21 @@ def predict(
             write_atomic(out / f"{name}.npz", partial(_npz, arrays))
             written += 1
     return written
+
+
+def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, frame: Frame) -> Picture:
+    """What is predicted, (k, rows, cols), painted into a frame's stored pictures; one that is missing is black."""
+    rig = frames.calibration.of(frames.names[index])
+    painted = []
+    for camera in order:
+        stored = frames.stored(index, camera)
+        picture = np.zeros((*rig.sizes[camera], 3), np.uint8)
+        if stored is not None:
+            given = stored.permute(1, 2, 0).contiguous().numpy()
+            pose = rig.ego_from_cam[camera]
+            picture = paint_ground(given, bev, rig.rays(camera), pose, frame.grid, frame.classes)
+        painted.append(picture)
+    return overlay_sheet(painted, rig.ego_from_cam[order], frame.classes)
 
 
 def _check_numbers(cfg: dict[str, Any]) -> None:

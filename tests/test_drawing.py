@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from bevreshape.data.batch import cameras_of
-from bevreshape.drawing import GROUND, UNKNOWN, class_palette, draw_bev, draw_sample, overlay_on_pictures
+from bevreshape.drawing import (
+    GROUND,
+    UNKNOWN,
+    bev_sheet,
+    class_palette,
+    draw_bev,
+    draw_sample,
+    overlay_on_pictures,
+    overlay_sheet,
+)
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 
@@ -157,3 +166,26 @@ def test_the_cameras_of_a_rig_are_arranged_as_they_look(names, rows):
             v, u = 18 + round((row + 0.5) * 256 / len(rows)), round((col + 0.5) * wide / columns)
             grey = (names.index(line[col]) + 1) / 10 if col < len(line) else 1
             assert tuple(panel[v, u]) == (round(255 * grey),) * 3
+
+
+def test_legends_wrap_and_hold_every_name_on_one_line_each():
+    names = [f"a rather long name of class {number}" for number in range(9)] + ["line\nbreak", "x" * 500]
+    bev = torch.zeros(len(names), 8, 8)
+    picture = bev_sheet(bev, names)
+    assert picture.shape[1] == 256
+    assert (picture[:256, :256] == GROUND).all()
+    colours = {tuple(pixel) for pixel in picture[256:].reshape(-1, 3)}
+    assert set(class_palette(names).values()) | {UNKNOWN} <= colours
+    few = bev_sheet(torch.zeros(1, 8, 8), ("road",))
+    assert few.shape[0] < picture.shape[0]
+
+
+def test_pictures_of_other_sizes_keep_theirs():
+    pictures = [np.full((40, 200, 3), 60, np.uint8), np.full((60, 300, 3), 90, np.uint8)]
+    poses = looking_ahead(n=2)["ego_from_cam"][0]
+    sheet = overlay_sheet(pictures, poses, CLASSES)
+    assert sheet.shape == (60, 600, 3)
+    assert (sheet[20:40, :200] == 60).all()
+    assert (sheet[40:, :200] == 255).all()
+    assert (sheet[:, 300:] == 90).all()
+    assert (sheet[:14, :30] == ROAD).all(-1).any()

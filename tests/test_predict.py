@@ -3,13 +3,20 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bevreshape.build import load_model
-from bevreshape.geometry import Cameras
+from bevreshape.build import Frame, load_model
+from bevreshape.data.frames import open_frames
+from bevreshape.drawing import class_palette
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.predict import overlay
+
+CLASSES = ("road", "lane")
+GRID = BEVGrid((1.0, 9.0), (-4.0, 4.0), 0.5)
 
 CAMERA = {
     "name": "front",
@@ -51,6 +58,8 @@ def test_every_picture_gets_its_three_files(command, trained: Path, pictures: Pa
         assert arrays["valid"].shape == (16, 16)
         found = torch.from_numpy(arrays["probabilities"]).float()
 
+    with Image.open(tmp_path / "out" / "frame3_overlay.png") as drawn:
+        assert drawn.size == (128, 64)  # as it was given
     model, _, _ = load_model(str(best))
     stored = Image.open(pictures / "images" / "frame3.png").resize((64, 32), Image.Resampling.BOX)
     image = torch.from_numpy(np.array(stored)).permute(2, 0, 1)[None, None].float() / 255
@@ -107,3 +116,57 @@ def test_a_bad_picture_stops_with_its_name_and_keeps_the_others(
     assert "frame4.png" in ended.err
     assert "Traceback" not in ended.err
     assert (tmp_path / "predictions" / "frame3.npz").exists()
+
+
+def painted_by_hand(picture: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Half of the class's colour on every pixel whose ray, solved for by OpenCV, meets a cell of ``GRID``, one by one."""
+    colours = [*class_palette(CLASSES).values()]
+    painted = picture.astype(float)
+    for v, u in np.ndindex(*picture.shape[:2]):
+        x, y, z = pose[:3, :3] @ rays[v, u]
+        if not np.isfinite(z) or z >= 0:
+            continue
+        reach = pose[2, 3] / -z
+        row = (GRID.forward_m[1] - (pose[0, 3] + reach * x)) // GRID.cell_m
+        col = (GRID.left_m[1] - (pose[1, 3] + reach * y)) // GRID.cell_m
+        if 0 <= row < GRID.rows and 0 <= col < GRID.cols:
+            for plane, colour in zip(bev, colours, strict=True):
+                if plane[int(row), int(col)]:
+                    painted[v, u] = (picture[v, u] + np.array(colour, float)) / 2
+    return painted
+
+
+@pytest.mark.parametrize("model", [None, "opencv", "fisheye"])
+def test_overlays_lie_on_the_stored_picture_through_its_distortion(tmp_path: Path, model: str | None) -> None:
+    size, k = (120, 160), np.array([[90.0, 0, 82.0], [0, 88.0, 57.0], [0, 0, 1]])
+    coefficients = {None: (), "opencv": (-0.2, 0.04, 0.002, -0.001), "fisheye": (0.05, -0.02, 0.004, -0.001)}[model]
+    down = np.deg2rad(25)
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, -np.sin(down), np.cos(down)], [-1, 0, 0], [0, -np.cos(down), -np.sin(down)]]
+    pose[:3, 3] = 0.5, -0.3, 1.6
+    camera = {"name": "front", "image_size": [*size], "intrinsics": k.tolist(), "ego_from_cam": pose.tolist()}
+    if model is not None:
+        camera["distortion"] = {"model": model, "coefficients": [*coefficients]}
+    (tmp_path / "images").mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "images" / "a.png")
+    (tmp_path / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [camera]}))
+    bev = np.random.default_rng(1).random((2, *GRID.shape)) < 0.3
+    frame = Frame(GRID, CLASSES, ("front",), (60, 80))
+    found = overlay(open_frames(tmp_path, (60, 80)), 0, [0], torch.from_numpy(bev), frame)
+
+    pixels = np.stack(np.meshgrid(*(np.arange(float(side)) for side in reversed(size))), -1).reshape(-1, 1, 2)
+    if model == "fisheye":
+        points = cv2.fisheye.undistortPoints(pixels, k, np.array(coefficients))
+    else:
+        criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
+        points = cv2.undistortPoints(pixels, k, np.array(coefficients or (0.0,) * 4), criteria=criteria)
+    rays = np.concatenate([points.reshape(*size, 2), np.ones((*size, 1))], -1)
+    expected = painted_by_hand(picture, bev, rays, pose)
+    assert found.shape == picture.shape
+    legend = np.abs(found.astype(float) - expected).max(-1) > 1
+    legend[:40, :] = False  # where the legend may be
+    assert legend.mean() < 0.002  # edges of cells, to a part of a pixel
+    assert (np.abs(expected - picture).max(-1) > 1)[40:].mean() > 0.2
+    for colour in class_palette(CLASSES).values():
+        assert (found[:40] == colour).all(-1).any()

@@ -2,8 +2,9 @@
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from bevreshape.data.names import check_name
 from bevreshape.data.pictures import MAX_MEGAPIXELS
 from bevreshape.errors import InputError, shown, suggest
 from bevreshape.files import read_json
-from bevreshape.geometry import BEVGrid, Cameras, Lens, check_calibration, ground_pixels, pinhole_intrinsics
+from bevreshape.geometry import (
+    BEVGrid,
+    Cameras,
+    Lens,
+    check_calibration,
+    ground_pixels,
+    pinhole_intrinsics,
+    pinhole_rays,
+    rays_at,
+)
 from bevreshape.geometry.ipm import VOID
 from bevreshape.geometry.lens import MODELS
 from bevreshape.geometry.mistakes import pose_mistake
@@ -86,6 +96,11 @@ class Rig:
     def camera(self, number: int) -> Cameras:
         """One of them alone, for its picture as large as it is stored."""
         return Cameras(self.intrinsics[None, [number]], self.ego_from_cam[None, [number]], self.sizes[number])
+
+    def rays(self, number: int) -> Callable[[Tensor], Tensor]:
+        """Of a camera: what gives rays (p, 3) in its frame at stored pixels (p, 2), NaN where it shows nothing."""
+        lens = self.lenses[number]
+        return partial(pinhole_rays, self.intrinsics[number]) if lens is None else partial(rays_at, lens)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,10 @@ class Frames(Dataset[Sample]):
 
         return read_or_mask(read, self._damaged)
 
+    def stored(self, index: int, camera: int) -> Tensor | None:
+        """A picture as it is stored, (3, H, W); none where it is missing or masked."""
+        return self._read(index, camera, self.calibration.of(self.names[index]).sizes[camera], bent=True)
+
     def picture(self, index: int, camera: int) -> Path | None:
         """The file of a frame's camera, ``None`` where it is missing."""
         return self._files[camera].get(self.names[index])

@@ -59,6 +59,12 @@ def invert_intrinsics(pixel_from_cam: Float[Tensor, "*b 3 3"]) -> Float[Tensor, 
     return torch.stack(rows, dim=-2)
 
 
+def pinhole_rays(pixel_from_cam: Float[Tensor, "3 3"], pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
+    """Rays in the camera frame, of depth 1, at pixels (u, v) of a camera without distortion."""
+    points, _ = apply_homography(invert_intrinsics(pixel_from_cam), pixels)
+    return torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
+
+
 def invert_rigid(a_from_b: Float[Tensor, "*b 4 4"]) -> Float[Tensor, "*b 4 4"]:
     """Closed-form inverse of a rotation and translation."""
     rotation, translation = a_from_b[..., :3, :3].mT, a_from_b[..., :3, 3]

@@ -110,6 +110,17 @@ def bev_to_picture(
     return pictures * valid.unsqueeze(2), valid
 
 
+def ground_at(
+    rays: Float[Tensor, "p 3"], ego_from_cam: Float[Tensor, "4 4"]
+) -> tuple[Float[Tensor, "p 2"], Bool[Tensor, " p"]]:
+    """Points (x, y) in metres at which rays of a camera, in its frame, meet the ground plane, and whether they do."""
+    x, y, z = (rays @ ego_from_cam[:3, :3].T).unbind(1)
+    center = ego_from_cam[:3, 3]
+    reach = -center[2] / z
+    ground = torch.stack([center[0] + reach * x, center[1] + reach * y], dim=1)
+    return ground, (reach * rays[:, 2] > NEAR) & ground.isfinite().all(1)
+
+
 def labels_to_bev(
     labels: UInt8[Tensor, "b n H W"] | Int[Tensor, "b n H W"],
     cameras: Cameras,
