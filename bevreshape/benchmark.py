@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bevreshape import cli
-from bevreshape.build import Frame, announced_reshapers, build_model, build_reshaper, plain_config
+from bevreshape.build import Frame, build_model, build_reshaper, plain_config
 from bevreshape.costs import Cost, Workload, growth, measure, ring
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic, write_text
@@ -30,6 +30,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.launch import read_device
 from bevreshape.progress import Progress
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
+from bevreshape.stored import announced_reshapers
 from bevreshape.tables import print_table
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}

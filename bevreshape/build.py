@@ -1,20 +1,21 @@
 """From a composed config to objects."""
 
 import inspect
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from bevreshape.checkpoint import FORMAT, load_weights, read_checkpoint
+from bevreshape.checkpoint import FORMAT, check_architecture, load_weights, model_weights, read_checkpoint
 from bevreshape.construct import construct, locate
 from bevreshape.data.batch import BEVSource
 from bevreshape.data.datamodule import BEVDataModule
@@ -28,10 +29,17 @@ from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape, Reshaper
+from bevreshape.stored import check_plain, check_targets, read_trust
 from bevreshape.task import BEVTask
 
-RESHAPERS = "bevreshape.reshapers"
-"""Entry-point group in which other packages announce their reshapers."""
+MOST_PIXELS, MOST_CELLS = 1 << 24, 1 << 24
+"""Of a picture and of a map that a checkpoint says its model is for."""
+
+MOST_BUFFER_BYTES = 1 << 30
+"""Of what a checkpoint's model holds beside its weights."""
+
+MODEL_PARTS = ("encoder", "reshaper", "head")
+"""Groups of a config that make the model."""
 
 LOADER_KEYS = ("batch_size", "loader_workers")
 """Keys of the ``data`` group that are the datamodule's; all others are the source's."""
@@ -72,12 +80,66 @@ class Frame:
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> "Frame":
-        """The inverse of :meth:`to_plain`."""
-        height, width = plain["image_size"]
-        grid = BEVGrid(tuple(plain["forward_m"]), tuple(plain["left_m"]), plain["cell_m"])
-        names = tuple(plain["classes"]), tuple(plain["camera_names"])
-        return cls(grid, *names, (height, width), check_image_mode(plain.get("image_mode", "rgb")))
+    def from_plain(cls, plain: Any, where: str = "frame") -> "Frame":
+        """The inverse of :meth:`to_plain`.
+
+        Raises:
+            InputError: for what no frame has, naming ``where`` it stands and the key.
+        """
+
+        def numbers(key: str, count: int, kind: type = float) -> tuple[Any, ...]:
+            values = plain.get(key)
+            kinds = (int, float) if kind is float else (int,)
+            if (
+                not isinstance(values, list | tuple)
+                or len(values) != count
+                or not all(type(value) in kinds and abs(value) <= 1e6 for value in values)
+            ):
+                what = "numbers" if kind is float else "integers"
+                raise InputError(
+                    f"{where}.{key} must be {count} {what} of at most a million, not {values!r:.80}; it is damaged"
+                )
+            return tuple(values)
+
+        def names(key: str) -> tuple[str, ...]:
+            values = plain.get(key)
+            if (
+                not isinstance(values, list | tuple)
+                or not values
+                or not all(isinstance(value, str) and value for value in values)
+                or len(set(values)) < len(values)
+            ):
+                raise InputError(
+                    f"{where}.{key} must be different names, one at least, not {values!r:.80}; it is damaged"
+                )
+            return tuple(values)
+
+        if not isinstance(plain, Mapping):
+            raise InputError(f"{where} must be a mapping, not {plain!r:.80}; it is damaged")
+        height, width = numbers("image_size", 2, int)
+        if min(height, width) < 1 or height * width > MOST_PIXELS:
+            raise InputError(
+                f"{where}.image_size=[{height}, {width}] must be height and width in pixels, {MOST_PIXELS:,} pixels at most; it is "
+                "damaged"
+            )
+        cell_m: Any = plain.get("cell_m")
+        if type(cell_m) not in (int, float) or not 1e-4 <= cell_m <= 1e6:
+            raise InputError(
+                f"{where}.cell_m must be the length of a cell in metres, not {cell_m!r:.80}; it is damaged"
+            )
+        try:
+            grid = BEVGrid(numbers("forward_m", 2), numbers("left_m", 2), cell_m)
+        except InputError as error:
+            raise InputError(str(error) if where in str(error) else f"{where}: {error}") from None
+        if math.prod(grid.shape) > MOST_CELLS:
+            raise InputError(
+                f"{where} has {grid.rows}×{grid.cols} cells, at most {MOST_CELLS:,} are read; it is damaged"
+            )
+        try:
+            mode = check_image_mode(plain.get("image_mode", "rgb"))
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        return cls(grid, names("classes"), names("camera_names"), (height, width), mode)
 
 
 def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
@@ -86,6 +148,9 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed={seed!r} must be a whole number, 0 or more")
     node = dict(_plain(cfg["data"]))
+    missing = [key for key in LOADER_KEYS if key not in node]
+    if missing:
+        raise InputError(f"data has no {missing[0]}; set data.{missing[0]}=NUMBER")
     loader = {key: node.pop(key) for key in LOADER_KEYS}
     instances = _instances(cfg)
     if instances and "instances" not in inspect.signature(locate(str(node.get("_target_")))).parameters:
@@ -110,7 +175,7 @@ def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
     """Encoder, reshaper and head of a config, each built for the sizes that the one before it delivers."""
     encoder = _make("encoder", cfg["encoder"], image_size=frame.image_size, cameras=len(frame.camera_names))
     sources = encoder.sources
-    upsample = cfg["head"]["upsample"]
+    upsample = cfg["head"].get("upsample")
     if not isinstance(upsample, int) or upsample < 1:
         raise InputError(f"head.upsample={upsample!r} must be a whole number of at least 1")
     reshaper = build_reshaper(cfg["reshaper"], sources, frame.grid.coarsen(upsample))
@@ -146,13 +211,15 @@ def build_reshaper(node: Mapping[str, Any], sources: Sequence[FeatureShape], gri
 
 def build_task(cfg: Mapping[str, Any], frame: Frame, model: BEVModel) -> BEVTask:
     """A model with its loss, metric and optimizer; its checkpoints carry what rebuilds it."""
+    recipe = {"format": FORMAT, "config": _plain(cfg), "frame": frame.to_plain()}
+    check_plain(recipe, "config")  # or the checkpoint that holds it would be refused
     return BEVTask(
         model,
         _make("loss", cfg["loss"], classes=frame.classes),
         BEVIoU(frame.classes, frame.grid),
         _make("optimizer", cfg["optimizer"]),
         seed=cfg["seed"],
-        recipe={"format": FORMAT, "config": _plain(cfg), "frame": frame.to_plain()},
+        recipe=recipe,
         instance_loss=InstanceLoss(
             [frame.classes.index(name) for name in _instances(cfg)],
             cfg["instances"]["center"],
@@ -165,8 +232,11 @@ def build_task(cfg: Mapping[str, Any], frame: Frame, model: BEVModel) -> BEVTask
 
 def _instances(cfg: Mapping[str, Any]) -> list[str]:
     """The classes whose objects' centres are learned too; data alone, and models of before, have none."""
-    found = (cfg.get("instances") or {}).get("classes") or []
-    if not isinstance(found, list | tuple):
+    node = cfg.get("instances") or {}
+    if not isinstance(node, Mapping):
+        raise InputError(f"instances={node!r} must be a mapping, such as classes: [vehicle]")
+    found = node.get("classes") or []
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
         raise InputError(f"instances.classes={found} must be a list of classes, such as [vehicle]")
     return list(found)
 
@@ -186,29 +256,62 @@ def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, Frame, d
             that are installed.
     """
     checkpoint = read_checkpoint(path)
-    recipe = checkpoint["bevreshape"]
-    cfg = dict(recipe["config"])
-    for part in ("encoder", "reshaper", "head"):
-        check_targets(cfg[part], f"checkpoint {path}: {part}", trust)
-    if "pretrained" in cfg["encoder"]:
-        cfg["encoder"] = {**cfg["encoder"], "pretrained": False}  # the weights are in the checkpoint
-    frame = Frame.from_plain(recipe["frame"])
-    model = build_model(cfg, frame)
+    cfg, frame = _read_recipe(checkpoint["bevreshape"], f"checkpoint {path}", read_trust(trust))
+    weights = model_weights(checkpoint)
+    try:
+        if all(cfg[part]["_target_"].startswith("bevreshape.") for part in MODEL_PARTS):
+            # a sketch that takes no memory, since numbers in the recipe may ask for any amount; other packages' classes
+            # may need real tensors
+            with torch.device("meta"):
+                sketch = build_model({**cfg, "encoder": _with_offsets(cfg["encoder"])}, frame)
+            check_architecture(sketch, weights, path)
+            _check_buffers(sketch, path)
+        model = build_model(cfg, frame)
+    except InputError as error:
+        raise InputError(str(error) if path in str(error) else f"checkpoint {path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {path}: its model cannot be built ({type(error).__name__}: {' '.join(str(error).split())[:120]}); its "
+            "recipe is damaged or of another version"
+        ) from error
     load_weights(model, checkpoint, path)
     return model.eval(), frame, cfg
 
 
-def announced_reshapers() -> dict[str, str]:
-    """Reshapers of other installed packages: name to ``package.module.Class``."""
-    found: dict[str, str] = {}
-    for point in entry_points(group=RESHAPERS):
-        target = point.value.replace(":", ".")
-        if found.setdefault(point.name, target) != target:
+def _with_offsets(encoder: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's node with offsets, which are otherwise found by a look at real tensors, and of which no weight depends."""
+    strides = encoder.get("strides", [8])
+    return {**encoder, "offset_px": [0.0] * len(strides)} if isinstance(strides, list) else encoder
+
+
+def _read_recipe(recipe: Mapping[str, Any], where: str, trust: Sequence[str]) -> tuple[dict[str, Any], Frame]:
+    """The config of a checkpoint's run, without its interest in published weights, and the frame it was trained for."""
+    cfg = recipe.get("config")
+    if not isinstance(cfg, dict):
+        raise InputError(f"{where}: bevreshape.config must be a mapping, not {cfg!r:.80}; it is damaged")
+    for part in MODEL_PARTS:
+        if not isinstance(cfg.get(part), dict):
             raise InputError(
-                f"two installed packages announce a reshaper '{point.name}' ({found[point.name]} and {target}); uninstall one, "
-                "or name it by reshaper._target_"
+                f"{where}: bevreshape.config.{part} must be a mapping, not {cfg.get(part)!r:.80}; it is damaged"
             )
-    return found
+        if "_target_" not in cfg[part]:
+            raise InputError(f"{where}: bevreshape.config.{part} has no _target_; it is damaged")
+        check_targets(cfg[part], part, where, trust)
+    cfg = dict(cfg)
+    if "pretrained" in cfg["encoder"]:
+        cfg["encoder"] = {**cfg["encoder"], "pretrained": False}  # the weights are in the checkpoint
+    return cfg, Frame.from_plain(recipe.get("frame"), f"{where}: bevreshape.frame")
+
+
+def _check_buffers(sketch: torch.nn.Module, path: str) -> None:
+    """Refuse a model that takes much memory beside its weights, all of which are in the file."""
+    stored = sketch.state_dict().keys()
+    others = sum(one.numel() * one.element_size() for name, one in sketch.named_buffers() if name not in stored)
+    if others > MOST_BUFFER_BYTES:
+        raise InputError(
+            f"checkpoint {path}: its model would take {others:,} bytes beside its weights, at most {MOST_BUFFER_BYTES:,} are "
+            "allowed; use a file that bevreshape wrote"
+        )
 
 
 def reshaper_fields(target: str) -> dict[str, Any]:
@@ -226,37 +329,6 @@ def reshaper_fields(target: str) -> dict[str, Any]:
             continue
         fields[parameter.name] = "???" if parameter.default is parameter.empty else parameter.default
     return fields
-
-
-def check_targets(node: Any, where: str, trust: Sequence[str] = ()) -> None:
-    """Refuse a stored config that names anything but classes of bevreshape and of installed entry points.
-
-    Raises:
-        InputError: naming the target.
-    """
-    if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None and target not in announced_reshapers().values():
-            target = str(target)
-            allowed = (target.startswith("bevreshape.") and _is_own_class(target)) or target.split(".")[0] in trust
-            if not allowed:
-                raise InputError(
-                    f"{where} wants to call {target}, which is neither a class of bevreshape nor an installed entry point of "
-                    f"{RESHAPERS}; if you know this file and that code, set trust=[{target.split('.')[0]}]"
-                )
-        for value in node.values():
-            check_targets(value, where, trust)
-    elif isinstance(node, list | tuple):
-        for value in node:
-            check_targets(value, where, trust)
-
-
-def _is_own_class(target: str) -> bool:
-    try:
-        found = locate(target)
-    except InputError:
-        return False
-    return inspect.isclass(found) and found.__module__.startswith("bevreshape.")
 
 
 def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:

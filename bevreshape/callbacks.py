@@ -19,6 +19,7 @@ from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_png, write_text
 from bevreshape.progress import Progress
 from bevreshape.stopping import Stopped, StopRequest
+from bevreshape.stored import read_history
 from bevreshape.task import total_steps
 from bevreshape.trainer import MONITORS
 
@@ -213,7 +214,8 @@ class EarlyStop(EarlyStopping):
 
 class History(Callback):
     """``history.csv``: a row per validation, and what the fit cost: ``seconds``, of these ``waited`` between a step and
-    the arrival of the next batch, for its loader and the other callbacks, and ``samples``.
+    the arrival of the next batch, for its loader and the other callbacks, and ``samples``. ``began`` says whether training
+    has, after all that a checkpoint holds was restored.
 
     Args:
         path: the file; rows of an interrupted run that lie behind the checkpoint it goes on from are dropped.
@@ -225,14 +227,15 @@ class History(Callback):
         self.seconds = 0.0
         self.samples = 0
         self.waited = 0.0
+        self.began = False
         self._started = 0.0
         self._ended: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = True
         self._started = time.perf_counter()
         if self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
+            self.rows = [row for row in read_history(self.path) if int(row["step"]) <= trainer.global_step]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int

@@ -1,17 +1,47 @@
 """Checkpoints: what is read from one, and what is refused."""
 
 import pickle
+import pickletools
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from bevreshape.errors import InputError
+from bevreshape.stored import check_plain
 
 FORMAT = 2
 """Raised when the recipe inside a checkpoint changes its meaning; :func:`_renewed` reads the earlier ones."""
+
+KINDS = (
+    "Float",
+    "Double",
+    "Half",
+    "BFloat16",
+    "Long",
+    "Int",
+    "Short",
+    "Char",
+    "Byte",
+    "Bool",
+    "ComplexFloat",
+    "ComplexDouble",
+)
+
+NAMED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
+    f"torch {kind}Storage" for kind in KINDS
+}
+"""All that a checkpoint of this program names: tensors and what they are made of. Torch allows more, such as
+``bytearray``, which takes any amount of memory."""
+
+MOST_PICKLE_BYTES = 64 << 20
+"""Of a checkpoint without the numbers of its tensors."""
+
+BLOCK_BYTES = 1 << 20
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -22,18 +52,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ``["state_dict"]`` its weights under ``model.``.
 
     Raises:
-        InputError: not a file, not a checkpoint, cut off, unsafe, of another program, or of a newer format.
+        InputError: not a file, not a checkpoint, cut off, damaged, unsafe, of another program, or of a newer format.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint {path} is not a file; name a runs/<date>/<time>/checkpoints/best.ckpt")
-    if not zipfile.is_zipfile(path):  # torch.save writes one; other pickles are not even looked into
-        raise InputError(f"checkpoint {path} is cut off or not a checkpoint; name a .ckpt that bevreshape wrote whole")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            _check_archive(file, path)
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(f"checkpoint {path} holds Python objects that loading would execute; it is refused") from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (
+        ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
+        RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         raise InputError(
             f"checkpoint {path} cannot be read ({_first_line(error)}); it is damaged or not a checkpoint"
         ) from error
@@ -42,11 +78,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path} is of another program: it has no 'bevreshape' recipe; train one with bevreshape.train"
         )
+    check_plain(recipe, f"checkpoint {path}")
     if recipe.get("format") not in (1, FORMAT):
         raise InputError(
             f"checkpoint {path} has format {recipe.get('format')}, this version reads 1 to {FORMAT}; use the version that wrote it"
         )
-    return {**checkpoint, "bevreshape": _renewed(recipe)}
+    return {**checkpoint, "bevreshape": _renewed(recipe), "state_dict": _weights(checkpoint["state_dict"], path)}
 
 
 def _renewed(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -63,13 +100,94 @@ def _renewed(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "config": {**config, "reshaper": {"normalise_values": True, **reshaper}}}
 
 
+def _check_archive(file: BinaryIO, path: Path) -> None:
+    """Refuse an archive that is damaged, or is not as torch writes it: every entry once, whole, apart and uncompressed.
+
+    Nothing is unpacked; entries are read block by block for their checksums, which torch itself does not compare.
+    """
+    size = file.seek(0, 2)
+    if not zipfile.is_zipfile(file):  # torch.save writes one; other pickles are not even looked into
+        raise InputError(f"checkpoint {path} is cut off or not a checkpoint; name a .ckpt that bevreshape wrote whole")
+    with zipfile.ZipFile(file) as archive:
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+        if len(set(archive.namelist())) < len(entries):
+            raise InputError(f"checkpoint {path} holds an entry twice, which torch does not write; it is refused")
+        if not entries or entries[0].header_offset != 0:
+            raise InputError(
+                f"checkpoint {path} does not begin with its first entry; it is damaged or not a checkpoint"
+            )
+        ends = [*(entry.header_offset for entry in entries[1:]), archive.start_dir]
+        for entry, end in zip(entries, ends, strict=True):
+            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+                raise InputError(
+                    f"checkpoint {path} holds {entry.filename!r} compressed or encrypted, which torch does not write; unpacked it "
+                    f"would have {entry.file_size:,} bytes, so it is refused"
+                )
+            header = 30 + len(entry.filename.encode())
+            if entry.file_size != entry.compress_size or entry.header_offset + header + entry.file_size > end:
+                raise InputError(
+                    f"checkpoint {path} says that {entry.filename!r} has {entry.file_size:,} bytes, for which there is no room in "
+                    f"its {size:,}; it is damaged"
+                )
+        for entry in entries:
+            try:
+                with archive.open(entry) as part:
+                    while part.read(BLOCK_BYTES):
+                        pass
+            except (zipfile.BadZipFile, EOFError) as error:
+                raise InputError(
+                    f"checkpoint {path} is damaged: {entry.filename!r} differs from its checksum; copy it anew, or use another one"
+                ) from error
+        for entry in entries:
+            if entry.filename.endswith("/data.pkl"):
+                _check_named(archive, entry, path)
+
+
+def _check_named(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse a pickle that names anything but tensors, without running it."""
+    if entry.file_size > MOST_PICKLE_BYTES:
+        raise InputError(
+            f"checkpoint {path} holds {entry.file_size:,} bytes beside its tensors, at most {MOST_PICKLE_BYTES:,} are read; "
+            "use a file that bevreshape wrote"
+        )
+    for opcode, argument, _ in pickletools.genops(archive.read(entry)):
+        named = opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") or opcode.name.startswith("EXT")
+        if named and (opcode.name != "GLOBAL" or argument not in NAMED):
+            what = str(argument or opcode.name).replace(" ", ".")
+            raise InputError(
+                f"checkpoint {path} holds Python objects that loading would execute ({what[:80]!r}); it is refused"
+            )
+
+
+def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """A state dict of dense tensors that are all in the file."""
+    if not isinstance(state, dict):
+        raise InputError(
+            f"checkpoint {path}: state_dict is a {type(state).__name__}, not weights by name; it is damaged"
+        )
+    weights = dict(dict.items(state))  # not its own method, which a pickle may have replaced
+    for key, value in weights.items():
+        if not isinstance(key, str) or not key.isprintable() or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"checkpoint {path}: state_dict has a {type(value).__name__} under {key!r}, where weights by name belong; it is "
+                "damaged"
+            )
+    total, size = sum(value.numel() * value.element_size() for value in weights.values()), path.stat().st_size
+    if total > 2 * size:  # some models hold a weight twice
+        raise InputError(
+            f"checkpoint {path}: its weights would take {total:,} bytes, which its {size:,} do not hold; it is damaged"
+        )
+    return weights
+
+
 def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """How given weights differ from a module's own in names and shapes, the first two of each kind; empty where they fit."""
+    """How given weights differ from a module's own in names, shapes and types, the first two of each kind; empty where they
+    fit."""
     kinds = (
         [
-            f"{key} is {tuple(given[key].shape)} there and {tuple(own[key].shape)} here"
+            f"{key} is {_kind(given[key], own[key])} there and {_kind(own[key], given[key])} here"
             for key in sorted(own.keys() & given.keys())
-            if given[key].shape != own[key].shape
+            if given[key].shape != own[key].shape or given[key].dtype != own[key].dtype
         ],
         [f"{key} is missing there" for key in sorted(own.keys() - given.keys())],
         [f"{key} is unknown here" for key in sorted(given.keys() - own.keys())],
@@ -83,19 +201,111 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str |
     """Put a checkpoint's weights into a model.
 
     Raises:
-        InputError: when the model is of another architecture; names the first tensors that differ.
+        InputError: when the model is of another architecture, naming the first tensors that differ, or a weight is NaN or
+            infinite.
     """
+    weights = model_weights(checkpoint)
+    check_architecture(model, weights, path)
+    for key, own in model.state_dict().items():
+        # a buffer may hold infinities on purpose, as masks do; then the new model has them in the same places
+        broken = ~weights[key].isfinite() & own.isfinite()
+        if broken.any():
+            raise InputError(
+                f"checkpoint {path}: {key} holds {int(broken.sum())} values that are NaN or infinite, so the run had diverged; "
+                "use an earlier checkpoint, or train again with a lower optimizer.lr"
+            )
+    model.load_state_dict(weights)
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's model, under the model's own names."""
     prefix = "model."
-    weights = {
+    return {
         key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
     }
+
+
+def check_architecture(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Compare a model, which may be on the device ``meta`` where nothing is allocated, with weights that are to be loaded.
+
+    Raises:
+        InputError: when the model is of another architecture; names the first tensors that differ.
+    """
     wrong = differences(model.state_dict(), weights)
     if wrong:
         raise InputError(
             f"checkpoint {path} is of another architecture: {wrong}; set the encoder, reshaper, head and data it was trained with"
         )
-    model.load_state_dict(weights)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+def check_resumable(module: torch.nn.Module, path: str | Path) -> None:
+    """Compare a run's ``last.ckpt`` with the module that is to go on from it, before a trainer restores it.
+
+    Raises:
+        InputError: when it lacks what training needs beside weights, or is of another model.
+    """
+    checkpoint = read_checkpoint(path)
+    kinds = {
+        "epoch": int,
+        "global_step": int,
+        "loops": dict,
+        "callbacks": dict,
+        "optimizer_states": list,
+        "lr_schedulers": list,
+    }
+    for key, kind in kinds.items():
+        found = checkpoint.get(key)
+        if type(found) is not kind or (isinstance(found, list) and len(found) != 1):
+            what = "a list of one" if kind is list else f"of kind {kind.__name__}"
+            raise InputError(
+                f"checkpoint {path}: {key} must be {what}, not {type(found).__name__}; nothing can go on from it, so start a new run"
+            )
+    if _counted_steps(checkpoint["loops"]) != checkpoint["global_step"]:
+        raise InputError(
+            f"checkpoint {path}: its loops tell of {_counted_steps(checkpoint['loops'])} steps but global_step of "
+            f"{checkpoint['global_step']}; it is damaged, so start a new run"
+        )
+    wrong = differences(module.state_dict(), checkpoint["state_dict"])
+    if wrong:
+        raise InputError(f"checkpoint {path} is of another model than its run's config: {wrong}; start a new run")
+
+
+def _counted_steps(loops: Mapping[str, Any]) -> int | None:
+    """The optimizer steps that Lightning's loops have counted; without its state a loop would begin anew in silence."""
+    try:
+        loop = loops["fit_loop"]
+        counted = [loop[key]["total"]["completed"] for key in ("epoch_progress", "epoch_loop.batch_progress")]
+        steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    except (LookupError, TypeError):
+        return None
+    return steps if all(type(count) is int for count in (*counted, steps)) else None
+
+
+@contextmanager
+def restoring(path: str | Path, began: Callable[[], bool]) -> Iterator[None]:
+    """Say that a checkpoint is at fault where restoring it fails, before training has begun.
+
+    Raises:
+        InputError: naming the checkpoint.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if began():
+            raise
+        raise InputError(
+            f"checkpoint {path} cannot be resumed from ({type(error).__name__}: {_first_line(error)}); it is damaged or of another "
+            "version, so start a new run"
+        ) from error
+
+
+def _kind(tensor: torch.Tensor, other: torch.Tensor) -> str:
+    """Shape of a tensor, or its type where that is all that differs."""
+    return str(tuple(tensor.shape)) if tensor.shape != other.shape else str(tensor.dtype).removeprefix("torch.")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:120] if text else type(error).__name__

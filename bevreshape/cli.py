@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from bevreshape.build import announced_reshapers, reshaper_fields
+from bevreshape.build import reshaper_fields
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import Divergence, InputError, suggest
 from bevreshape.files import REMEDIES, system_error
 from bevreshape.stopping import Stopped, interrupted_by_stops
+from bevreshape.stored import announced_reshapers
 
 
 def conf_dir() -> Path:

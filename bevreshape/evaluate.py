@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
 from bevreshape import cli
-from bevreshape.build import Frame, build_data, check_targets, load_model, plain_config
+from bevreshape.build import Frame, build_data, load_model, plain_config
 from bevreshape.callbacks import RunProgress
 from bevreshape.checkpoint import read_checkpoint
 from bevreshape.data.batch import SPLITS, Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
@@ -29,6 +29,7 @@ from bevreshape.geometry import Cameras
 from bevreshape.launch import in_processes, make_trainer, process_count, quiet
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.stored import check_cache, check_targets, typed_trust
 from bevreshape.tables import metrics_table, own_table, print_table, write_metrics
 
 
@@ -182,11 +183,20 @@ def in_frame(data: dict[str, Any], frame: Frame) -> dict[str, Any]:
 
 
 def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """Offer the data config inside the checkpoint as ``data=from_checkpoint``, the default."""
+    """Offer the data config inside the checkpoint as ``data=from_checkpoint``, the default.
+
+    What is offered holds nothing that Hydra would interpret, see :func:`~bevreshape.checkpoint.read_checkpoint`.
+
+    Raises:
+        InputError: when there is no checkpoint, or its data names classes that are not allowed, or a place to write to.
+    """
     path = cli.typed_value(arguments, "checkpoint")
     if path is not None:
-        stored = read_checkpoint(path)["bevreshape"]["config"]["data"]
-        check_targets(stored, f"checkpoint {path}: data")
+        stored, where = stored_data(path)
+        if cli.typed_value(arguments, "data") in (None, "from_checkpoint"):
+            check_targets(stored, "data", where, typed_trust(arguments))
+            if cli.typed_value(arguments, "data.root") is None:
+                check_cache(stored, where)
         ConfigStore.instance().store(group="data", name="from_checkpoint", node=stored)
     elif not {"--help", "-h"} & {*arguments}:
         raise InputError(
@@ -195,6 +205,18 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     else:
         ConfigStore.instance().store(group="data", name="from_checkpoint", node={})
     return config_name, arguments
+
+
+def stored_data(path: str) -> tuple[dict[str, Any], str]:
+    """The ``data`` group of a checkpoint's run, and what to call the file in a message."""
+    where = f"checkpoint {path}"
+    config = read_checkpoint(path)["bevreshape"].get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict) or "defaults" in data:  # of which Hydra would compose another config
+        raise InputError(
+            f"{where}: bevreshape.config.data must be the options of a data source, not {data!r:.80}; it is damaged"
+        )
+    return data, where
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from typing import Any
 
 import matplotlib
 import torch
-import yaml
 from rich.console import Console
 
 from bevreshape import __version__, cli
@@ -37,6 +36,7 @@ from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
 from bevreshape.progress import Progress
 from bevreshape.reshapers import GeometricReshaper, Reshaper
+from bevreshape.stored import read_trust, read_yaml
 
 ROOM_FOR_REMARKS = 20_000
 """Bytes of a page for what is said of that which was left out, and for signs that HTML spells out."""
@@ -60,11 +60,13 @@ def main(
     for key, value in (("--samples", samples), ("--cells", cells), ("--probes", probes)):
         if value < 1:
             raise InputError(f"{key} {value} must be at least 1")
+    trust = read_trust(trust)
     rows = grouped([run for folder in folders for run in read_runs(folder)])
     rows.sort(key=lambda runs: -mean_iou(runs))
     shown, remarks = comparable(rows, trust)
     reference = shown[0].runs[0]
-    batch, true = first_batch(reference, samples), cameras_of(first_batch(reference, samples, calibration="exact"))
+    batch, exact = (first_batch(reference, samples, trust, **given) for given in ({}, {"calibration": "exact"}))
+    true = cameras_of(exact)
     headings, lines = tabulated(rows)
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
@@ -117,7 +119,7 @@ def study_results(folder: Path) -> Results:
     Raises:
         InputError: when its runs are not all done.
     """
-    plan = Plan.read(yaml.safe_load((folder / PLAN_FILE).read_text(encoding="utf-8")))
+    plan = Plan.read(read_yaml(folder / PLAN_FILE))
     records = Study(plan, Place(folder, torch.device("cpu"))).records()
     left = [unit.name for unit in units(plan, records) if unit.name not in records]
     if left:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from bevreshape.errors import InputError
 from bevreshape.files import remove_abandoned, write_text
+from bevreshape.stored import read_yaml
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
 """What may differ when a run resumes; everything else would make it another run."""
@@ -63,25 +64,13 @@ def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
     path = folder / "config.yaml"
     if not path.exists():
         return
-    begun, given = (_flat(values) for values in (_read(path), cfg))
+    begun, given = (_flat(values) for values in (read_yaml(path), cfg))
     for key in (*given, *begun):
         if begun.get(key) != given.get(key) and not key.startswith(CHANGEABLE):
             raise InputError(
                 f"{folder} holds a run with {key}={begun.get(key)} but this one has {key}={given.get(key)}; set hydra.run.dir to another "
                 "folder, or start it with the same settings to resume"
             )
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be read ({' '.join(str(error).split())}); set hydra.run.dir to another folder"
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not the config of a run; set hydra.run.dir to another folder")
-    return {str(key): value for key, value in found.items()}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

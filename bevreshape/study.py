@@ -41,6 +41,7 @@ from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
 from bevreshape.progress import duration
 from bevreshape.reshapers import Reshaper
+from bevreshape.stored import read_trust
 from bevreshape.tables import markdown_table, print_table
 
 PAUSE_SECONDS = 2.0
@@ -56,7 +57,9 @@ def main(cfg: DictConfig) -> None:
     plain = plain_config(cfg)
     quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    study = Study(Plan.read(plain["plan"]), Place(folder, read_device(str(plain["device"])), tuple(plain["trust"])))
+    study = Study(
+        Plan.read(plain["plan"]), Place(folder, read_device(str(plain["device"])), read_trust(plain["trust"]))
+    )
     console = Console()
     records = finish(study, console)
     rows = claims(study.plan, records)
@@ -165,7 +168,7 @@ def mappings(study: Study, records: Records) -> Figure | None:
         return None
     seed = whole[0]
     runs = {role: task_run(place.run_folder(task_unit(plan, role, seed).name)) for role in roles}
-    batch, exact = (first_batch(runs["ipm"], 1, **given) for given in ({}, {"calibration": "exact"}))
+    batch, exact = (first_batch(runs["ipm"], 1, place.trust, **given) for given in ({}, {"calibration": "exact"}))
     cameras, true = cameras_of(batch), cameras_of(exact)
     weights = {}
     for role, run in runs.items():

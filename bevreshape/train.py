@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from bevreshape import cli
@@ -33,7 +33,7 @@ from bevreshape.callbacks import (
     Pictures,
     RunProgress,
 )
-from bevreshape.checkpoint import load_weights, read_checkpoint
+from bevreshape.checkpoint import check_resumable, load_weights, read_checkpoint, restoring
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
 from bevreshape.errors import Divergence, InputError
@@ -44,9 +44,15 @@ from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
 from bevreshape.reshapers import FeatureShape
 from bevreshape.runfolder import CHANGEABLE, begin, check_same_run, held
 from bevreshape.stopping import StopRequest
+from bevreshape.stored import check_cache, read_config, read_history, typed_trust
 from bevreshape.tables import metrics_table, print_table, write_metrics
 from bevreshape.task import BEVTask
 from bevreshape.trainer import check_options
+
+NEEDED = (
+    "data", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "pictures",
+)  # fmt: skip
+"""What the config of a run that goes on must have."""
 
 
 def main(cfg: DictConfig) -> None:
@@ -54,6 +60,7 @@ def main(cfg: DictConfig) -> None:
     plain = plain_config(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     resumed = plain.pop("resume") is not None
+    del plain["trust"]  # it was asked before Hydra read the stored config
     if (launched := group()) is not None:
         _check_one_folder(launched)
     if not resumed:
@@ -157,8 +164,13 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     try:
         for logger in trainer.loggers:
             logger.log_hyperparams(cfg)
+        if resumed:
+            check_resumable(task, keeper.path)
+            if history.path.exists():
+                read_history(history.path)  # before anything could replace what cannot be read
         with keeper.request:
-            trainer.fit(task, datamodule=data, ckpt_path=keeper.path if resumed else None, weights_only=True)
+            with restoring(keeper.path, lambda: history.began or not resumed):
+                trainer.fit(task, datamodule=data, ckpt_path=keeper.path if resumed else None, weights_only=True)
             keeper.save(trainer)
             steps = trainer.fit_loop.epoch_loop.global_step
             metrics = test_best(trainer, task, data, keeper.path.with_name("best.ckpt"))
@@ -295,15 +307,15 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
         )
     for argument in arguments:
         key = argument.split("=")[0].lstrip("+~")
-        if "=" in argument and key != "resume" and not key.startswith(CHANGEABLE):
+        if "=" in argument and key not in ("resume", "trust") and not key.startswith(CHANGEABLE):
             raise InputError(
                 f"{argument}: a run goes on as it began, only {', '.join(key.rstrip('.') for key in CHANGEABLE)} may change; "
                 "start a new run to change more"
             )
-    stored = OmegaConf.load(run / "config.yaml")
-    assert isinstance(stored, DictConfig)
-    stored["resume"] = folder
-    ConfigStore.instance().store(name="resumed", node=stored)
+    stored = read_config(run / "config.yaml", typed_trust(arguments), NEEDED)
+    if cli.typed_value(arguments, "data.root") is None:
+        check_cache(stored["data"], str(run / "config.yaml"))
+    ConfigStore.instance().store(name="resumed", node={**stored, "resume": folder, "trust": []})
     return "resumed", [
         *arguments,
         f"hydra.run.dir={json.dumps(str(run.resolve()), ensure_ascii=False)}",

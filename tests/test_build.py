@@ -34,7 +34,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def announce(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
     found = [EntryPoint(name, value, "bevreshape.reshapers") for name, value in points]
-    monkeypatch.setattr("bevreshape.build.entry_points", lambda group: found)
+    monkeypatch.setattr("bevreshape.stored.entry_points", lambda group: found)
 
 
 def test_announced_reshaper_is_a_choice_with_its_fields(

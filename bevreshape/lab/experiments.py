@@ -27,10 +27,12 @@ from bevreshape.lab import order, tensor_level
 from bevreshape.lab.dependence import relative_spread
 from bevreshape.lab.plan import Plan, Unit
 from bevreshape.lab.runs import Run, read_runs
+from bevreshape.lab.shown import stored_data
 from bevreshape.lab.tensor_level import Settings, sampling_distance, sampling_matrix, smooth_fields
 from bevreshape.lab.weights import cell_raster, jacobian_norm, mlp_weights
 from bevreshape.optimizer import AdamWOneCycle
 from bevreshape.reshapers import MLP, FeatureShape, Reshaper
+from bevreshape.stored import read_json
 
 INSTRUMENTS = 0x494E5354
 """Word of the random key of what trained reshapers are examined with."""
@@ -129,7 +131,8 @@ def encoder_features(
     Raises:
         InputError: when the encoder's features are no whole multiple of the plan's.
     """
-    model, _, config = load_model(str(task_run(place.run_folder(run)).checkpoint), place.trust)
+    trained = task_run(place.run_folder(run))
+    model, *_ = load_model(str(trained.checkpoint), place.trust)
     (own,) = model.encoder.sources  # type: ignore[misc]
     height, width = shape
     if own.height % height or own.width % width or own.height // height != own.width // width:
@@ -142,7 +145,7 @@ def encoder_features(
         own.channels, height, width, own.cameras, own.stride * factor,
         offset_px=own.offset_px + own.stride * (factor - 1) / 2,
     )  # fmt: skip
-    data = build_data({"data": {**config["data"], "loader_workers": 0}, "seed": 0})
+    data = build_data({"data": {**stored_data(trained, place.trust), "loader_workers": 0}, "seed": 0})
     data.source.prepare(("train", split))
     model.to(place.device)
     parts: list[Tensor] = []
@@ -180,9 +183,9 @@ def task_result(unit: Unit, place: Place, lock: int) -> dict[str, Any]:
     """
     folder = place.run_folder(unit.name)
     begun, arguments = folder / "unit.json", unit.settings["arguments"]
-    if begun.exists() and (made := json.loads(begun.read_text(encoding="utf-8"))["arguments"]) != arguments:
+    if begun.exists() and (made := read_json(begun).get("arguments")) != arguments:
         raise InputError(
-            f"{folder} was begun with {' '.join(made)} but the plan says {' '.join(arguments)}; set name= to begin another "
+            f"{folder} was begun with {' '.join(map(str, made)) if isinstance(made, list) else made} but the plan says {' '.join(arguments)}; set name= to begin another "
             "study, or delete it"
         )
     write_text(begun, json.dumps(unit.settings, indent=1) + "\n")
@@ -213,7 +216,7 @@ def _diagnosis(run: Run, place: Place, command: "_Commands") -> dict[str, Any]:
         nothing += [f"corruptions.{key}=[]" for key in ("darkness", "noise", "blur", "occlusion")]
         given = [f"checkpoint={_quoted(run.checkpoint)}", f"trust={json.dumps(list(place.trust))}", "logger=none"]
         command("diagnose", *given, *nothing, f"device={place.device.type}", f"hydra.run.dir={_quoted(found)}")
-    return dict(json.loads((found / "diagnosis.json").read_text(encoding="utf-8")))
+    return read_json(found / "diagnosis.json")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ import torch
 from bevreshape.errors import InputError
 from bevreshape.files import write_text
 from bevreshape.lab.experiments import Place, task_result, tensor_result
-from bevreshape.lab.plan import Plan, Unit, units
+from bevreshape.lab.plan import Plan, Unit, is_number, units
+from bevreshape.stored import read_json
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class Study:
     def _read(self, unit: Unit) -> dict[str, Any]:
         path = self._path(unit)
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            made, result = record["settings"], dict(record["result"])
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{path} cannot be read ({error}); delete it, and the run is made anew") from None
+            record = read_json(path)
+        except InputError as error:
+            raise InputError(f"{error}; delete it, and the run is made anew") from None
+        made, result = record.get("settings"), record.get("result")
+        if not isinstance(made, dict) or not isinstance(result, dict) or not _is_result(result, unit.settings["level"]):
+            raise InputError(f"{path} is damaged: it is no record of a run; delete it, and the run is made anew")
         wanted = json.loads(json.dumps(unit.settings))
         if made != wanted:
             key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
@@ -102,3 +105,17 @@ class Study:
         result |= {"process": [platform.node(), os.getpid()], "began": began, "ended": time.time()}
         write_text(self._path(unit), json.dumps({"settings": settings, "result": result}, indent=1) + "\n")
         return result
+
+
+def _is_result(result: dict[str, Any], level: str) -> bool:
+    """Whether it has what the claims ask of a run: a curve of figures, and measurements by name."""
+    if not isinstance(result.get("curve"), list) or not result["curve"]:
+        return False
+    axes, value = (("steps", "samples", "seconds"), "error") if level == "tensor" else (("step",), "iou")
+    for point in result["curve"]:
+        if not isinstance(point, dict) or not all(is_number(point.get(axis)) for axis in axes):
+            return False
+        if value not in point or not (point[value] is None or is_number(point[value])):
+            return False
+    groups = [result.get("examined", {})] if level == "tensor" else [result.get("metrics"), result.get("diagnosis")]
+    return all(isinstance(group, dict) for group in groups) and (level != "tensor" or is_number(result.get("flops")))

@@ -1,7 +1,7 @@
 """Finished runs, found again and compared: those that differ in nothing but their seed belong together."""
 
-import csv
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bevreshape.errors import InputError
+from bevreshape.stored import read_history, read_json, read_yaml
 
 UNCOUNTED = (
     "seed", "name", "resume", "data.root", "data.loader_workers", "data.workers", "trainer.accelerator", "trainer.devices",
@@ -44,8 +43,9 @@ class Run:
         """Step and value of a metric that was logged while it ran, such as ``val/iou/mean``; none where nothing was kept."""
         if not (self.folder / "history.csv").is_file():
             return []
-        with (self.folder / "history.csv").open(newline="", encoding="utf-8") as file:
-            return [(int(row["step"]), float(row[key])) for row in csv.DictReader(file) if row.get(key)]
+        return [
+            (int(row["step"]), float(row[key])) for row in read_history(self.folder / "history.csv") if row.get(key)
+        ]
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -56,19 +56,39 @@ def read_runs(folder: Path) -> list[Run]:
     """
     found = []
     for path in sorted(folder.rglob("metrics.json")):
-        config = path.with_name("config.yaml")
-        try:
-            settings = flattened(yaml.safe_load(config.read_text(encoding="utf-8")))
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise InputError(f"{path.parent} is no run that can be read ({error}); name other folders") from None
+        metrics = read_json(path)
         if "test/iou/mean" in metrics:
-            found.append(Run(path.parent, re.sub(r"-seed\d+$", "", str(settings["name"])), settings, metrics))
+            _check_metrics(metrics, path)
+            settings = _settings(path.with_name("config.yaml"))
+            found.append(Run(path.parent, re.sub(r"-seed\d+$", "", settings["name"]), settings, metrics))
     if not found:
         raise InputError(
             f"{folder} has no finished run below it, no metrics.json with test/iou/mean; name another folder"
         )
     return found
+
+
+def _check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
+    for key, value in metrics.items():
+        known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not known and (value is not None or key == "test/iou/mean"):
+            raise InputError(
+                f"{path}: {key} is {value!r:.80}, not a number"
+                + ("; no cell of its test split is labelled, or it is damaged" if value is None else "; it is damaged")
+                + ", so name other folders"
+            )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """A run's resolved config, flat."""
+    config = read_yaml(path)
+    for key, kind in (("name", str), ("seed", int)):
+        if type(config.get(key)) is not kind:
+            what = "a text" if kind is str else "an integer"
+            raise InputError(
+                f"{path}: {key} is {config.get(key)!r:.80}, not {what}; it is damaged, so name other folders"
+            )
+    return flattened(config)
 
 
 def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -155,4 +175,9 @@ def mean_spread(runs: Sequence[Run], key: str) -> str:
 
 
 def _loss(runs: Sequence[Run]) -> float:
+    for run in runs:
+        if run.metrics.get("val/loss") is None:
+            raise InputError(
+                f"{run.folder / 'metrics.json'} has no val/loss, by which --choose chooses; name other folders"
+            )
     return statistics.mean(run.metrics["val/loss"] for run in runs)

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from bevreshape.build import Frame, build_data, load_model
 from bevreshape.data.batch import Batch
 from bevreshape.errors import InputError
 from bevreshape.lab.runs import UNCOUNTED, Run, differing
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import Reshaper
+from bevreshape.stored import check_cache, read_config
 
 IOU = "iou/mean"
 
@@ -81,20 +80,33 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Sh
     return shown, remarks
 
 
-def first_batch(run: Run, samples: int, **changes: Any) -> Batch:
+def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: Any) -> Batch:
     """The first samples of a run's test split, on the CPU.
 
     Args:
         run: whose.
         samples: how many.
+        trust: packages whose classes its config may call, beside bevreshape.
         changes: to the settings of its data that it has.
     """
-    config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))["data"]
+    config = stored_data(run, trust)
     config |= {key: value for key, value in changes.items() if key in config}
     data = build_data({"data": {**config, "loader_workers": 0}, "seed": 0})
     data.source.prepare(("test",))
     data.batch_size = samples
     return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+
+
+def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
+    """The ``data`` group of a run.
+
+    Raises:
+        InputError: when its config is damaged, names classes that are not allowed, or a place to write to.
+    """
+    path = run.folder / "config.yaml"
+    data = read_config(path, trust, needed=("data",))["data"]
+    check_cache(data, str(path))
+    return dict(data)
 
 
 def one_sample(batch: Batch, number: int) -> Batch:

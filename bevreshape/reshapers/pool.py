@@ -1,5 +1,6 @@
 """Pooling to any size, evenly or unevenly."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +17,10 @@ def bins(size: int, cells: int) -> Tensor:
     Cell i pools ``floor(i·size/cells)`` up to, not including, ``ceil((i + 1)·size/cells)``: the bins of PyTorch's
     adaptive pooling, which are equal where ``cells`` divides ``size`` and overlap where it does not.
     """
-    i = torch.arange(cells)
+    i = np.arange(cells)
     first, last = i * size // cells, -(-(i + 1) * size // cells) - 1
     widest = int((last - first).max()) + 1
-    return torch.minimum(first[:, None] + torch.arange(widest), last[:, None])
+    return torch.tensor(np.minimum(first[:, None] + np.arange(widest), last[:, None]))
 
 
 def averaging(size: int, cells: int) -> Tensor:

@@ -62,7 +62,7 @@ def test_a_record_of_other_settings_is_refused(study: Study, plan: Plan) -> None
         Study(Plan(**changed), study.place).records()
     (path,) = (study.place.folder / "records").glob("*.json")
     path.write_text(path.read_text()[:40])
-    with pytest.raises(InputError, match=r"cannot be read .* delete it"):
+    with pytest.raises(InputError, match=r"is damaged or no JSON .* delete it"):
         study.records()
 
 

@@ -72,5 +72,5 @@ def test_sentences(compare_runs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--choose lr: mlp has no such setting"):
         compare_runs.compare([tmp_path / "a"], "lr", False)
     (tmp_path / "a" / "config.yaml").unlink()
-    with pytest.raises(InputError, match=r"is no run that can be read"):
+    with pytest.raises(InputError, match=r"config\.yaml is missing or not a file"):
         compare_runs.compare([tmp_path / "a"], None, False)
