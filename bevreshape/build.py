@@ -28,6 +28,7 @@ from bevreshape.heads import Head
 from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.processes import rank
 from bevreshape.reshapers import FeatureShape, Reshaper
 from bevreshape.stored import check_plain, check_targets, read_trust
 from bevreshape.task import BEVTask
@@ -351,7 +352,7 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
         if mode not in (None, "online", "offline"):
             raise InputError(f"logger.mode={mode} is unknown; {suggest(str(mode), ('online', 'offline'))}")
         node["offline"] = mode == "offline" or (mode is None and not _logged_in())
-        node |= {"id": _kept_id(folder / "wandb_id"), "resume": "allow"}  # a run that goes on is the same W&B run
+        node |= wandb_identity(folder, node["offline"], node) if rank() == 0 else {}
         os.environ.setdefault("WANDB_SILENT", "true")
     try:
         logger = _make("logger", node, save_dir=folder)
@@ -375,10 +376,30 @@ def _logged_in() -> bool:
         return False
 
 
-def _kept_id(path: Path) -> str:
-    if not path.exists():
-        write_text(path, secrets.token_hex(4))
-    return path.read_text()
+def wandb_identity(folder: Path, offline: bool, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Under which id a run's folder is known to W&B, and where it resumes, how it is linked to what was before.
+
+    Online a run that resumes is the same W&B run, which goes on behind what the server has. A part that is written
+    offline cannot know that: it begins at step 0 again, and of two parts of one id the later would be written over the
+    other by ``wandb sync``. So it is a run of its own, which names the one before; its curves, over
+    ``trainer/global_step``, go on where the other's end.
+
+    Args:
+        folder: of the run; the id of its latest part is kept in its ``wandb_id``.
+        offline: whether this part is.
+        node: the logger's own ``name`` and ``notes``.
+    """
+    path = folder / "wandb_id"
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    if before is not None and not offline and not any(folder.glob(f"wandb/offline-run-*-{before}")):
+        return {"id": before, "resume": "allow"}
+    own = secrets.token_hex(4)
+    write_text(path, own)
+    if before is None:
+        return {"id": own, "resume": "allow"}
+    parts = len(list(folder.glob("wandb/*run-*-*"))) + 1
+    notes = " ".join(filter(None, (node.get("notes"), f"Resumes the run {before}.")))
+    return {"id": own, "resume": "allow", "name": f"{node['name']}, part {parts}", "notes": notes}
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:

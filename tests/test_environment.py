@@ -5,19 +5,17 @@ import io
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from commands import ROOT, TINY, finish, start
 
-from bevreshape.environment import make_console_safe
+from bevreshape import cli
 
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-SCRIPTS = sorted(
-    path
-    for folder in ("bevreshape", "tools")
-    for path in (ROOT / folder).rglob("*.py")
-    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+COMMANDS = sorted(
+    path for path in (ROOT / "bevreshape").rglob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 
 
@@ -50,15 +48,12 @@ def test_importing_the_library_sets_nothing() -> None:
     assert ended.stdout.split() == ["True"]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_script_prepares_its_process(path: Path) -> None:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    blocks = [node for node in body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
-    if path.is_relative_to(ROOT / "tools"):
-        assert ast.unparse(blocks[0].body[0]) == "make_console_safe()"
-    else:
-        assert body[1] is blocks[0], "it must come before the imports, one of which loads torch"
-        assert "prepare_process()" in ast.unparse(blocks[0])
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_every_command_prepares_its_process_before_torch_is_loaded(path: Path) -> None:
+    block = ast.parse(path.read_text(encoding="utf-8")).body[1]  # behind the docstring and before the imports
+    assert isinstance(block, ast.If)
+    assert "__main__" in ast.unparse(block.test)
+    assert "prepare_process()" in ast.unparse(block)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +67,7 @@ def test_every_script_prepares_its_process(path: Path) -> None:
 def test_console_of_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str, written: bytes) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
-    make_console_safe()
-    print("a → 3×4 · 2°, ≥ 道", end="")
+    cli.speaking(partial(print, "a → 3×4 · 2°, ≥ 道", end=""))
     assert raw.getvalue() == written
 
 

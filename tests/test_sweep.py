@@ -1,9 +1,14 @@
 """A sweep leaves one table, the failed job in it."""
 
 import csv
+import struct
 from pathlib import Path
 
+import pytest
 from commands import finish, start, without
+from wandb.proto.wandb_internal_pb2 import Record
+
+from bevreshape.build import wandb_identity
 
 
 def rows_of(sweep: Path) -> list[dict[str, str]]:
@@ -40,16 +45,64 @@ def test_sweep_over_two_processes_each(worlds: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]
 
 
-def test_every_job_is_a_wandb_run_of_its_own_and_a_resumed_one_is_the_same(worlds: Path, tmp_path: Path) -> None:
-    arguments = [*without("trainer.max_steps", "logger"), "trainer.max_steps=3", f"data.root={worlds}", "logger=wandb"]
-    ended = finish(
-        start("train", "-m", *arguments, "seed=0,1", "logger.mode=offline", "hydra.sweep.dir=sweep", cwd=tmp_path)
-    )
+def records(folder: Path) -> list[Record]:
+    """What an offline part holds, by W&B's file format: blocks of 32 kB with records in pieces, after LevelDB's log."""
+    (path,) = folder.glob("*.wandb")
+    data, at, whole, found = path.read_bytes(), 7, b"", []
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768  # too little for a head
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # all of a record, or its last piece
+            found.append(Record.FromString(whole))
+            whole = b""
+    return found
+
+
+def steps(part: list[Record]) -> list[int]:
+    """The ``trainer/global_step`` of every line of a part's history."""
+    items = [{"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item} for record in part]
+    return [int(line["trainer/global_step"]) for line in items if "trainer/global_step" in line]
+
+
+def test_every_job_is_a_wandb_run_of_its_own_and_so_is_every_offline_part(worlds: Path, tmp_path: Path) -> None:
+    arguments = [
+        *without("trainer.max_steps", "trainer.val", "logger"), "trainer.max_steps=3", "trainer.val_check_interval=3",
+        "trainer.log_every_n_steps=1", f"data.root={worlds}", "logger=wandb", "logger.mode=offline",
+    ]  # fmt: skip
+    ended = finish(start("train", "-m", *arguments, "seed=0,1", "hydra.sweep.dir=sweep", cwd=tmp_path))
     assert ended.code == 0, ended.err
-    runs = [next((tmp_path / "sweep" / job / "wandb").glob("offline-run-*")).name for job in "01"]
+    runs = [next((tmp_path / "sweep" / job / "wandb").glob("offline-run-*")) for job in "01"]
     ids = [(tmp_path / "sweep" / job / "wandb_id").read_text() for job in "01"]
     assert ids[0] != ids[1]
-    assert [run.endswith(key) for run, key in zip(runs, ids, strict=True)] == [True, True]
+    assert [run.name.endswith(key) for run, key in zip(runs, ids, strict=True)] == [True, True]
     again = finish(start("train", "resume=sweep/0", cwd=tmp_path))
     assert again.code == 0, again.err
-    assert {p.name.rpartition("-")[2] for p in (tmp_path / "sweep" / "0" / "wandb").glob("offline-run-*")} == {ids[0]}
+    (later,) = {*(tmp_path / "sweep" / "0" / "wandb").glob("offline-run-*")} - {runs[0]}
+    parts = [records(runs[0]), records(later)]
+    first, second = (next(record.run for record in part if record.HasField("run")) for part in parts)
+    assert (first.run_id, second.run_id == first.run_id) == (ids[0], False), "one would be written over the other"
+    assert second.display_name == f"{first.display_name}, part 2"
+    assert second.notes == f"Resumes the run {ids[0]}."
+    assert second.run_group == first.run_group
+    assert min(steps(parts[0])) == 0
+    assert min(steps(parts[1])) == max(steps(parts[0])) == 3
+
+
+@pytest.mark.parametrize(
+    ("offline_before", "offline_now", "same"), [(False, False, True), (True, False, False), (False, True, False)]
+)
+def test_only_what_the_server_has_goes_on_as_the_same_run(
+    tmp_path: Path, offline_before: bool, offline_now: bool, same: bool
+) -> None:
+    first = wandb_identity(tmp_path, offline_before, {"name": "a"})
+    (tmp_path / "wandb" / f"{'offline-' if offline_before else ''}run-20260101_000000-{first['id']}").mkdir(
+        parents=True
+    )
+    second = wandb_identity(tmp_path, offline_now, {"name": "a", "notes": "Mine."})
+    assert (second["id"] == first["id"]) is same
+    assert second.get("notes") == (None if same else f"Mine. Resumes the run {first['id']}.")
+    assert second.get("name") == (None if same else "a, part 2")
