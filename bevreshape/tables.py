@@ -28,7 +28,7 @@ USUAL = 80
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout so that every word of it can be read, its title above it.
+    """Print a table on stdout so that every word of it can be read, its title above it and its caption below.
 
     In a file or a pipe every row is printed whole, however long its lines get; only headings wrap where 80 characters a
     line suffice then, and long sentences do. On a terminal that is too narrow, words wrap first; where that is not enough,
@@ -44,6 +44,8 @@ def print_table(table: Table) -> None:
         console = Console(width=USUAL if _fit(columns, USUAL, table) else UNLIMITED)
     for block in _blocks(columns, console.width, table):
         console.print(block)
+    if table.caption:
+        console.print(_text(table.caption), soft_wrap=True)
 
 
 @dataclass(frozen=True)

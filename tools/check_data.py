@@ -5,14 +5,19 @@ left column's lines lie on the road, and where, in the right column, lane lines 
 far. What is labelled is drawn into both, 3D boxes with a stroke from their middle to their front. Several cameras are laid
 onto one ground as well, where their pictures must fit together. Pictures are shown undistorted, as they are read.
 
-What can be read but is probably not meant, such as an inverse, is printed as a doubt.
+What can be read but is probably not meant, such as an inverse, boxes that stand below the ground or vanish between the
+centres of cells, or a picture that is in two splits, is printed as a doubt. What cannot be used is a fault: the last lines
+name every one, and the exit code is 1.
 
     python tools/check_data.py data/duckietown_fixed --out overlay.png
 """
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -24,12 +29,12 @@ from matplotlib.figure import Figure, FigureBase
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Column, Table
 from torch import Tensor
 
 from bevreshape import cli
 from bevreshape.arguments import Parser
+from bevreshape.data.batch import SPLITS
 from bevreshape.data.boxes import Boxes, read_boxes
 from bevreshape.data.calibration import Calibration, Rig, read_calibration
 from bevreshape.data.folder import read_split
@@ -37,7 +42,7 @@ from bevreshape.data.frames import Frames, check_size
 from bevreshape.data.pictures import IMAGE_MODES, picture_size, read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
-from bevreshape.files import visible
+from bevreshape.files import visible, write_atomic
 from bevreshape.geometry import (
     BEVGrid,
     Cameras,
@@ -49,10 +54,16 @@ from bevreshape.geometry import (
 )
 from bevreshape.geometry.lens import source_pixels
 from bevreshape.geometry.mistakes import intrinsics_mistakes, pose_mistake, tangential_mistake
+from bevreshape.progress import track
+from bevreshape.tables import print_table
 
 COLOURS = ("#ff3b30", "#34c7ff", "#ffd60a", "#30d158", "#bf5af2", "#ff9f0a", "#64d2ff", "#ff7bd5")
 FLOATING_M, FLAT_M = 0.8, 30.0
 """Median height from which the bottoms of boxes are doubted, and how far away they are asked; farther there are hills."""
+SUNKEN_M, FEWEST = 0.1, 5
+"""Median height of a category's bottoms from which they are doubted if it is systematic, and of how many boxes at least."""
+TRAINING_CELL_M = 0.5
+"""Length of a cell of data=folder, where none is given."""
 NEAREST_M = 0.2
 """Depth from which a box is drawn into a picture."""
 
@@ -75,14 +86,14 @@ def default_grid(calibration: Calibration) -> BEVGrid:
 def describe_cameras(frames: Frames, grid: BEVGrid) -> Table:
     """What every camera is and sees; a range where the frames differ."""
     columns = ("frames", "size", "height", "left°", "down°", "horizon", "view°", "sees")
-    table = Table(
-        Column("camera", overflow="fold"),
-        *(Column(name, no_wrap=True) for name in columns),
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-    )
+    table = Table("camera", *(Column(name, no_wrap=True) for name in columns), box=SIMPLE_HEAD)
     for number, camera in enumerate(frames.calibration.cameras):
-        facts = torch.tensor([_facts(camera_of(frames.calibration, name, number), grid) for name in frames.names])
+        facts = torch.tensor(
+            [
+                _facts(camera_of(frames.calibration, name, number), grid)
+                for name in track(frames.names, f"reading {camera}")
+            ]
+        )
         pictures = sum(frames.picture(index, number) is not None for index in range(len(frames)))
         sizes = sorted({frames.calibration.of(name).sizes[number] for name in frames.names})
         height, left, down, horizon, across, upright, coverage = facts.unbind(1)
@@ -148,27 +159,29 @@ def _range(values: Tensor, digits: int = 0) -> str:
 
 def check_frames(
     frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None, boxes: Path | None
-) -> tuple[Table, dict[str, Boxes], int]:
-    """Decode every picture and label once.
+) -> tuple[Table, dict[str, Boxes], list[str]]:
+    """Decode every picture, label and list of boxes once.
 
     Returns:
-        How often every label occurs, the boxes of every frame, and how many files are at fault, each named on the console.
+        How often every label occurs, the boxes of every frame, and what is wrong with files.
     """
-    console = Console(stderr=True)
-    pixels, cells, faults = torch.zeros(256), torch.zeros(256), 0
+    pixels, cells, faults = torch.zeros(256), torch.zeros(256), []
     found: dict[str, Boxes] = {}
-    for index in track(range(len(frames)), "checking", console=console):
-        try:
-            sample = frames[index]
-            if pictures is not None:
-                pixels += _count(pictures.read(sample["name"], sample["camera_mask"]))
-            if truth is not None:
-                cells += _count(truth.read(sample["name"]))
-            if boxes is not None:
-                found[sample["name"]] = boxes_of(frames, index, boxes)
-        except InputError as error:
-            faults += 1
-            console.print(f"[red]{escape(str(error))}")
+    cameras = range(len(frames.calibration.cameras))
+    for index, name in enumerate(track(frames.names, "checking frames")):
+        present = torch.tensor([frames.picture(index, number) is not None for number in cameras])
+        parts: list[Callable[[], object]] = [lambda index=index: frames[index]]  # type: ignore[misc]
+        if pictures is not None:
+            parts.append(lambda name=name, present=present: pixels.add_(_count(pictures.read(name, present))))  # type: ignore[misc]
+        if truth is not None:
+            parts.append(lambda name=name: cells.add_(_count(truth.read(name))))  # type: ignore[misc]
+        if boxes is not None:
+            parts.append(lambda index=index, name=name: found.update({name: boxes_of(frames, index, boxes)}))  # type: ignore[misc]
+        for part in parts:
+            try:
+                part()
+            except InputError as error:
+                faults.append(str(error))
     table = Table("labels", "name", "values", "share", box=SIMPLE_HEAD)
     codes = frames.calibration
     for what, counts, meaning in (("pixels", pixels, codes.labels), ("cells", cells, codes.bev)):
@@ -187,33 +200,92 @@ def boxes_of(frames: Frames, index: int, folder: Path) -> Boxes:
     return read_boxes(folder / f"{frames.names[index]}.json", frames.calibration.boxes or ())
 
 
-def describe_boxes(found: Mapping[str, Boxes], grid: BEVGrid) -> Table:
-    """How many boxes of every category there are, how large, how far, and how much of the grid they cover."""
-    columns = ("boxes", "size", "bottom", "distance", "covers")
-    table = Table("category", *(Column(name, justify="right", no_wrap=True) for name in columns), box=SIMPLE_HEAD)
+@dataclass(frozen=True)
+class Category:
+    """All boxes of a category.
+
+    Attributes:
+        centers: (k, 3) metres.
+        sizes: (k, 3) length, width, height, metres.
+        covered: mean share of the grid that they cover in a frame.
+        narrow: how many have a side shorter than a cell.
+        lost: how many whose middle lies in the grid cover the centre of no cell.
+    """
+
+    centers: Tensor
+    sizes: Tensor
+    covered: float
+    narrow: int
+    lost: int
+
+    @property
+    def bottoms(self) -> Tensor:
+        """(k,) metres above the ground."""
+        return self.centers[:, 2] - self.sizes[:, 2] / 2
+
+    @property
+    def distances(self) -> Tensor:
+        """(k,) metres from the ego origin."""
+        return self.centers[:, :2].norm(dim=1)
+
+
+def categories(found: Mapping[str, Boxes], grid: BEVGrid) -> dict[str, Category]:
+    """The boxes of all frames by their category."""
+    result = {}
+    (back, front), (right, left) = grid.forward_m, grid.left_m
     for category in sorted({category for boxes in found.values() for category in boxes.categories}):
         chosen = {name: boxes.among([category]) for name, boxes in found.items()}
         centers, sizes = (
             torch.cat([getattr(boxes, key)[chosen[name]] for name, boxes in found.items()])
             for key in ("centers", "sizes")
         )
-        covered = [
-            footprints(boxes.from_above[chosen[name]], grid).any(0).double().mean().item()
-            for name, boxes in found.items()
-        ]
-        table.add_row(
-            category,
-            str(len(centers)),
-            "×".join(f"{side.median():.1f}" for side in sizes.unbind(1)) + "m",
-            f"{(centers[:, 2] - sizes[:, 2] / 2).median():.1f}m",
-            f"{_range(centers[:, :2].norm(dim=1))}m",
-            f"{sum(covered) / len(covered):.2%}",
+        cells = [footprints(boxes.from_above[chosen[name]], grid) for name, boxes in found.items()]
+        empty = torch.cat([~each.flatten(1).any(1) for each in cells])
+        x, y = centers[:, 0], centers[:, 1]
+        inside = (x >= back) & (x <= front) & (y >= right) & (y <= left)
+        result[category] = Category(
+            centers,
+            sizes,
+            sum(each.any(0).double().mean().item() for each in cells) / len(cells),
+            int((sizes[:, :2].amin(1) < grid.cell_m).sum()),
+            int((empty & inside).sum()),
         )
-    table.caption = f"size: length×width×height. bottom: above the ground. covers: of forward {grid.forward_m}, left {grid.left_m} m."
+    return result
+
+
+def describe_boxes(found: Mapping[str, Category], grid: BEVGrid) -> Table:
+    """How many boxes of every category there are, how large, how far, and how much of the grid they cover."""
+    columns = ("boxes", "size", "bottom", "distance", "covers", "< cell", "no cell")
+    table = Table("category", *(Column(name, justify="right", no_wrap=True) for name in columns), box=SIMPLE_HEAD)
+    for name, category in found.items():
+        table.add_row(
+            name,
+            str(len(category.centers)),
+            "×".join(f"{side.median():.1f}" for side in category.sizes.unbind(1)) + "m",
+            f"{_middle(category.bottoms):z.2f}±{_spread(category.bottoms):.2f}m",
+            f"{_range(category.distances)}m",
+            f"{category.covered:.2%}",
+            str(category.narrow),
+            str(category.lost),
+        )
+    table.caption = (
+        f"size: length×width×height. bottom: above the ground, median ± spread. covers: of forward {grid.forward_m}, left "
+        f"{grid.left_m} m. < cell: a side below {grid.cell_m:g} m. no cell: in there, but over no cell's centre."
+    )
     return table
 
 
-def doubts(frames: Frames, grid: BEVGrid, found: Mapping[str, Boxes]) -> list[str]:
+def _middle(values: Tensor) -> float:
+    return values.double().quantile(0.5).item()
+
+
+def _spread(values: Tensor) -> float:
+    """Half the range of the middle 68 %: the standard deviation of what is spread normally."""
+    low, high = values.double().quantile(torch.tensor([0.16, 0.84], dtype=torch.float64)).tolist()
+    return (high - low) / 2
+
+
+def doubts(frames: Frames, grid: BEVGrid, boxes: Mapping[str, Boxes]) -> list[str]:
     """Sentences on what can be read but is probably not what was meant."""
     sentences = []
     for number, name in enumerate(frames.calibration.cameras):
@@ -228,18 +300,9 @@ def doubts(frames: Frames, grid: BEVGrid, found: Mapping[str, Boxes]) -> list[st
         sentences.append(
             f"calibration.json calibrates {len(unknown)} frames that have no picture, first {unknown[0]!r}; is it the frames' names?"
         )
-    boxes = list(found.values())
-    yaws = torch.cat([each.yaws.rad2deg() for each in boxes]) if boxes else torch.zeros(0)
+    yaws = torch.cat([each.yaws.rad2deg() for each in boxes.values()]) if boxes else torch.zeros(0)
     if len(yaws) >= 5 and yaws.abs().max() <= math.pi and yaws.abs().max() > 0:
         sentences.append(f"boxes: no yaw_deg of {len(yaws)} is above {yaws.abs().max():.2f}; are they radians?")
-    near = [each.centers[:, :2].norm(dim=1) < FLAT_M for each in boxes]
-    bottoms = [(each.centers[:, 2] - each.sizes[:, 2] / 2)[mask] for each, mask in zip(boxes, near, strict=True)]
-    middle = torch.cat(bottoms).median().item() if any(map(len, bottoms)) else 0.0
-    if abs(middle) > FLOATING_M:
-        sentences.append(
-            f"boxes: the bottoms of those within {FLAT_M:g} m stand {middle:.1f} m above the ground (median); center_m must be "
-            "the middle of the box in the ego frame, not in a sensor's"
-        )
     return sentences
 
 
@@ -261,24 +324,110 @@ def twins(calibration: Calibration) -> list[str]:
     ]
 
 
+def box_doubts(frames: Frames, grid: BEVGrid, found: Mapping[str, Category]) -> list[str]:
+    """Sentences on boxes that stand beside the ground, or that no cell shows."""
+    return [*_bottom_doubts(frames, found), *_size_doubts(grid, found)]
+
+
+def _bottom_doubts(frames: Frames, found: Mapping[str, Category]) -> Iterator[str]:
+    near = {name: category.bottoms[category.distances < FLAT_M] for name, category in found.items()}
+    bottoms = torch.cat([*near.values(), torch.zeros(0)])
+    if len(bottoms) and abs(_middle(bottoms)) > FLOATING_M:
+        yield (
+            f"boxes: the bottoms of those within {FLAT_M:g} m stand {_middle(bottoms):.1f} m above the ground (median); center_m must "
+            "be the middle of the box in the ego frame, not in a sensor's"
+        )
+        return
+    height_m = frames.calibration.rigs[0].ego_from_cam[0, 2, 3].item()
+    for name, values in near.items():
+        if len(values) < FEWEST:
+            continue
+        middle, spread = _middle(values), _spread(values)
+        uncertain = 1.25 * spread / math.sqrt(len(values))  # standard error of a median
+        if abs(middle) < max(SUNKEN_M, 3 * uncertain) or abs(middle) > FLOATING_M:
+            continue  # what hangs high, such as a sign, may well do so
+        moved = FLAT_M * middle / (height_m - middle)
+        effect = (
+            f"; seen from {height_m:.2f} m they are laid {abs(moved):.1f} m too {'far' if moved > 0 else 'near'} where they are {FLAT_M:g} "
+            "m ahead"
+            if height_m > middle
+            else ""
+        )
+        yield (
+            f"boxes: the bottoms of {name} within {FLAT_M:g} m lie {abs(middle):.2f} ± {spread:.2f} m {'above' if middle > 0 else 'below'} "
+            f"the ground (median and spread of {len(values)}){effect}; z = 0 of the ego frame must be the ground that they stand on"
+        )
+
+
+def _size_doubts(grid: BEVGrid, found: Mapping[str, Category]) -> Iterator[str]:
+    for name, category in found.items():
+        if category.lost:
+            yield (
+                f"boxes: {category.narrow} of {len(category.centers)} {name} have a side shorter than a cell of {grid.cell_m:g} m, and "
+                f"{category.lost} of them in the grid cover no cell's centre, so no target shows them; choose smaller cells with "
+                "data.grid.cell_m, or leave the class out"
+            )
+
+
 def _count(values: Tensor) -> Tensor:
     return torch.bincount(values.flatten(), minlength=256).float()
 
 
-def check_splits(root: Path, frames: Frames) -> tuple[Table, int]:
-    """The lists under ``splits/``, and how many are at fault: unknown frames, or frames of another split."""
-    table, faults = Table("split", "frames", "remark", box=SIMPLE_HEAD), 0
+def check_splits(root: Path, frames: Frames) -> tuple[Table, list[str], list[str]]:
+    """The lists under ``splits/``, what is wrong with them, and what is doubtful."""
+    table, faults, remarkable = Table("split", "frames", "remark", box=SIMPLE_HEAD), [], []
     seen: dict[str, str] = {}
-    for path in visible(root / "splits", "*.txt") if (root / "splits").is_dir() else []:
-        names = read_split(path)
+    paths = visible(root / "splits", "*.txt") if (root / "splits").exists() else []
+    for path in paths:
+        try:
+            names = read_split(path)
+        except InputError as error:
+            faults.append(str(error))
+            table.add_row(path.stem, "", "cannot be used")
+            continue
         unknown = sorted(set(names) - set(frames.names))
         shared = sorted(name for name in names if name in seen)
-        remarks = [f"no picture of {unknown[0]} and {len(unknown) - 1} more"] if unknown else []
-        remarks += [f"{len(shared)} also in {seen[shared[0]]}: results would be too good"] if shared else []
-        faults += len(remarks)
+        found = [f"{_listed(unknown)} without a picture"] if unknown else []
+        found += [f"{_listed(shared)} also in {seen[shared[0]]}: results would be too good"] if shared else []
+        faults += [f"{path}: {remark}" for remark in found]
         seen |= dict.fromkeys(names, path.stem)
-        table.add_row(path.stem, str(len(names)), "; ".join(remarks))
-    return table, faults
+        table.add_row(path.stem, str(len(names)), "; ".join(found))
+    unused = [name for name in frames.names if name not in seen]
+    if paths and unused:
+        table.caption = f"in no split: {_listed(unused)}"
+    given = {path.stem for path in paths}
+    if "train" in given and set(SPLITS) - given:
+        missing = ", ".join(f"{name}.txt" for name in SPLITS if name not in given)
+        remarkable.append(f"splits: there is no {missing}; training asks for it, or for data.splits")
+    for one, other in _copies(frames, seen):
+        remarkable.append(
+            f"splits: {one!r} of {seen[one]} and {other!r} of {seen[other]} have the same picture: results would be too good"
+        )
+    return table, faults, remarkable
+
+
+def _copies(frames: Frames, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Frames of different splits whose first pictures are the same file, byte for byte."""
+    paths: dict[str, Path] = {}
+    for index, name in enumerate(frames.names):
+        found = (frames.picture(index, number) for number in range(len(frames.calibration.cameras)))
+        path = next((path for path in found if path is not None), None)
+        if name in splits and path is not None:
+            paths[name] = path
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for name, path in paths.items():
+        by_size[path.stat().st_size].append(name)
+    for names in by_size.values():
+        first: dict[bytes, str] = {}
+        for name in names if len({splits[name] for name in names}) > 1 else ():
+            original = first.setdefault(hashlib.blake2b(paths[name].read_bytes()).digest(), name)
+            if splits[original] != splits[name]:
+                yield original, name
+
+
+def _listed(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 @rc_context({"text.parse_math": False})  # names may hold a dollar
@@ -447,13 +596,16 @@ def _step(grid: BEVGrid) -> float:
 
 def check(
     root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None, image_mode: str = "rgb"
-) -> tuple[int, int]:
-    """All of it; returns how many faults and how many doubts there are."""
+) -> tuple[list[str], list[str]]:
+    """All of it; returns what is wrong and what is doubtful, a sentence each."""
     console = Console()
     calibration = read_calibration(root / "calibration.json")
+    targets = grid or _target_grid(calibration)
     grid = grid or default_grid(calibration)
     calibration.check_views(grid)
     frames = Frames(root / "images", calibration, (32, 32), allow_missing=True, image_mode=image_mode)
+    if frame is not None and frame not in frames.names:
+        raise InputError(f"{root}: there is no frame {frame!r}; {suggest(frame, frames.names)}")
     pictures = truth = None
     if calibration.labels is not None:
         pictures = PictureTruth(root / "labels", calibration, {name: [name] for name in calibration.labels.members})
@@ -462,36 +614,71 @@ def check(
         truth = MapTruth(root / "bev", calibration, own, calibration.bev_grid)
     boxes = root / "boxes" if calibration.boxes is not None else None
     console.print(
-        f"[bold]{root}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. {escape(calibration.note)}"
+        f"[bold]{escape(str(root))}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. {escape(calibration.note)}",
+        soft_wrap=True,
     )
-    console.print(describe_cameras(frames, grid))
+    print_table(describe_cameras(frames, grid))
     for line in describe_lenses(frames):
-        console.print(escape(line))
-    splits, faults = check_splits(root, frames)
-    console.print(splits)
-    if frame is not None and frame not in frames.names:
-        raise InputError(f"{root}: there is no frame {frame!r}; {suggest(frame, frames.names)}")
-    labels, found, bad_files = check_frames(frames, pictures, truth, boxes)
+        console.print(escape(line), soft_wrap=True)
+    splits, faults, remarkable = check_splits(root, frames)
+    if splits.row_count:
+        print_table(splits)
+    else:
+        console.print("no splits/*.txt: list frames there, one a line, or in data.splits", soft_wrap=True)
+    labels, found, broken = check_frames(frames, pictures, truth, boxes)
+    faults += broken
     if labels.row_count:
-        console.print(labels)
-    if found:
-        console.print(describe_boxes(found, grid))
-    doubted = doubts(frames, grid, found)
+        print_table(labels)
+    by_category = categories(found, targets)
+    if by_category:
+        print_table(describe_boxes(by_category, targets))
+    doubted = [*remarkable, *doubts(frames, grid, found), *box_doubts(frames, targets, by_category)]
     for sentence in doubted:
-        console.print(f"[yellow]doubt:[/] {escape(sentence)}")
+        console.print(f"[yellow]doubt:[/] {escape(sentence)}", soft_wrap=True)
     if out is not None:
-        index = frames.names.index(frame) if frame else 0
-        drawn = None if boxes is None else boxes_of(frames, index, boxes)
-        fitting = truth if grid == calibration.bev_grid else None
-        overlay(frames, index, grid, pictures, fitting, drawn).savefig(out, dpi=90)
-        console.print(f"wrote {out}: are the lines on the road, straight and parallel from above?")
-    return faults + bad_files, len(doubted)
+        try:
+            _draw(frames, frame, grid, pictures, truth, boxes, out)
+            console.print(
+                f"wrote {escape(str(out))}: are the lines on the road, straight and parallel from above?",
+                soft_wrap=True,
+            )
+        except InputError as error:
+            faults.append(f"{out} cannot be drawn: {error}")
+    return faults, doubted
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _target_grid(calibration: Calibration) -> BEVGrid:
+    """The cells of data=folder where they fit, or the truth's own."""
+    drawn = default_grid(calibration)
+    spans = [high - low for low, high in (drawn.forward_m, drawn.left_m)]
+    whole = all(math.isclose(span, round(span / TRAINING_CELL_M) * TRAINING_CELL_M) for span in spans)
+    return BEVGrid(drawn.forward_m, drawn.left_m, TRAINING_CELL_M) if whole else drawn
+
+
+def _draw(
+    frames: Frames,
+    frame: str | None,
+    grid: BEVGrid,
+    pictures: PictureTruth | None,
+    truth: MapTruth | None,
+    boxes: Path | None,
+    out: Path,
+) -> None:
+    index = frames.names.index(frame) if frame else 0
+    drawn = None if boxes is None else boxes_of(frames, index, boxes)
+    fitting = truth if grid == frames.calibration.bev_grid else None
+    figure = overlay(frames, index, grid, pictures, fitting, drawn)
+    write_atomic(out, lambda file: figure.savefig(file, dpi=90, format="png"))
 
 
 def main() -> None:
     """The command line."""
     parser = Parser(__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="camera folder")
     parser.add_argument("--out", type=Path, help="PNG to draw the overlay of one frame to")
     parser.add_argument("--frame", help="which frame; the first by default")
     parser.add_argument("--forward", type=float, nargs=2, metavar=("FROM", "TO"), help="metres to draw")
@@ -501,16 +688,19 @@ def main() -> None:
         "--image-mode", choices=IMAGE_MODES, default="rgb", help="how images are read; grey of one channel"
     )
     args = parser.parse_args()
-    given = [args.forward, args.left, args.cell]
-    try:
-        if any(given) and not all(given):
-            raise InputError("check_data: --forward, --left and --cell describe a grid together; give all three")
-        grid = BEVGrid(tuple(args.forward), tuple(args.left), args.cell) if all(given) else None
-        faults, doubted = check(args.folder, grid, args.frame, args.out, args.image_mode)
-    except InputError as error:
-        parser.exit(1, f"{error}\n")
-    ending = f"{faults} faults, {doubted} doubts\n" if faults or doubted else "no fault found\n"
-    parser.exit(1 if faults else 0, ending)
+    given = [value is not None for value in (args.forward, args.left, args.cell)]
+    if any(given) and not all(given):
+        raise InputError("--forward, --left and --cell describe a grid together; give all three")
+    grid = BEVGrid(tuple(args.forward), tuple(args.left), args.cell) if all(given) else None
+    faults, doubted = check(args.folder, grid, args.frame, args.out, args.image_mode)
+    console = Console(stderr=True)
+    for fault in faults:
+        console.print(f"[red]fault:[/] {escape(fault)}", soft_wrap=True, highlight=False)
+    counted = [
+        _counted(len(sentences), what) for sentences, what in ((faults, "fault"), (doubted, "doubt")) if sentences
+    ]
+    console.print(f"{' and '.join(counted)}, named above" if counted else "no fault found", highlight=False)
+    sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 
 import torch
 from hydra import compose, initialize_config_dir
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from bevreshape import cli
@@ -20,8 +18,9 @@ from bevreshape.build import build_data
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.metrics import BEVIoU
+from bevreshape.progress import track
 from bevreshape.stopping import Loader
-from bevreshape.tables import metrics_table
+from bevreshape.tables import metrics_table, print_table
 
 
 def frequencies(data: BEVDataModule) -> Tensor:
@@ -51,12 +50,12 @@ def measure(arguments: list[str]) -> None:
     for batch in _batches(data, "test"):
         metric.update(frequency.logit().expand_as(batch["target"]), batch["target"], batch["valid"])
     metrics = {f"test/{key}": float(value) for key, value in metric.compute().items()}
-    Console().print(metrics_table(metrics, data.source.classes, "constant map: test"))
+    print_table(metrics_table(metrics, data.source.classes, "constant map: test"))
 
 
 def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
     loader = Loader(data.source.split(split), data.batch_size, num_workers=data.loader_workers)
-    for batch in track(loader, split, console=Console(stderr=True)):
+    for batch in track(loader, f"reading {split}"):
         yield data.source.finish(batch)
 
 

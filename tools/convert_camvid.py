@@ -15,6 +15,7 @@ from camera_folder import CameraFolder, create, held_out, ids, rows, run
 
 from bevreshape.errors import InputError
 from bevreshape.files import visible
+from bevreshape.progress import track
 
 SIZE = (360, 480)
 INTRINSICS = np.array([[515.0, 0, 239.5], [0, 515.0, 179.5], [0, 0, 1]])
@@ -51,7 +52,7 @@ def fill(folder: CameraFolder, source: Path) -> None:
     """The calibrated sequences, wherever in the source's own splits their frames are."""
     frames: dict[str, list[str]] = {sequence: [] for sequence in VANISHING_POINTS}
     for part in ("train", "val", "test"):
-        for path in visible(source / part, "*_*"):
+        for path in track(visible(source / part, "*_*"), part):
             sequence = path.stem.split("_")[0]
             if sequence in frames:
                 folder.add(path, f"images/{path.name}")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from camera_folder import CameraFolder, create, held_out, ids, read_json, rows, run
 
+from bevreshape.progress import track
+
 SIZE = (240, 320)
 LABELS = {0: "other", 1: "white line", 2: "yellow line", 3: "obstacle", 4: "stop line"}
 GRID = {"forward_m": [0.12, 1.72], "left_m": [-0.8, 0.8], "cell_m": 0.02}
@@ -25,7 +27,7 @@ def fill(folder: CameraFolder, source: Path, kind: str) -> None:
     """Both sets of a kind; their maps, and so their frames' names, differ."""
     sets = {part: read_json(source / f"{kind}_{part}" / "frames.json") for part in ("train", "test")}
     for part, frames in sets.items():
-        for name in sorted(frames):
+        for name in track(sorted(frames), f"{kind}_{part}"):
             for place, suffix in (("images", "jpg"), ("labels", "png"), ("bev", "png")):
                 folder.add(source / f"{kind}_{part}" / place / f"{name}.{suffix}", f"{place}/{name}.{suffix}")
     train, val = held_out(sets["train"], every=8)

@@ -26,6 +26,7 @@ from bevreshape.data.nuscenes.tables import pose_of
 from bevreshape.data.pictures import picture_size, read_codes
 from bevreshape.errors import InputError
 from bevreshape.files import visible
+from bevreshape.progress import track
 
 FORWARD_LEFT_UP = np.array(
     [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]
@@ -51,7 +52,7 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
     info = read_json(source / "info.json")
     moments, categories = info["data_list"], list(info["metainfo"]["categories"])
     cameras, names, size = list(moments[0]["images"]), [], (0, 0)
-    for moment in moments:
+    for moment in track(moments, "converting"):
         names.append(moment["token"])
         for camera, entry in moment["images"].items():
             path = source / "samples" / camera / entry["img_path"]
@@ -93,7 +94,7 @@ def dgp(folder: CameraFolder, source: Path) -> None:
     data = {item["key"]: item for item in scene["data"]}
     names = {item["id"]: item["name"] for item in read_json(_only(source / "ontology", "*.json"))["items"]}
     frames: dict[str, dict[str, Any]] = {}
-    for number, moment in enumerate(scene["samples"]):
+    for number, moment in enumerate(track(scene["samples"], "converting")):
         calibration = read_json(source / "calibration" / f"{moment['calibration_key']}.json")
         rig = frames[f"{number:06d}"] = {}
         items = [data[key] for key in moment["datum_keys"]]
@@ -129,7 +130,7 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
     """Frames with a calibration each; the ego frame is the velodyne's, lowered onto the ground."""
     frames: dict[str, Any] = {}
     categories: set[str] = set()
-    for path in visible(source / "training" / "image_2", "*.png"):
+    for path in track(visible(source / "training" / "image_2", "*.png"), "converting"):
         matrices = read_matrices(source / "training" / "calib" / f"{path.stem}.txt")
         camera = _left_camera(matrices, ego_from_velodyne_ground(matrices))
         frames[path.stem] = {"left": {"image_size": picture_size(path), **camera}}
@@ -146,7 +147,7 @@ def kitti_semantics(folder: CameraFolder, source: Path) -> None:
     """Labelled frames; the labels are cut to the pictures, which are their upper left part."""
     matrices = read_matrices(_only(source, "calib_*.txt"))
     names, size = [], (0, 0)
-    for path in visible(source / "training" / "image_2", "*.png"):
+    for path in track(visible(source / "training" / "image_2", "*.png"), "converting"):
         names.append(path.stem)
         size = picture_size(path)
         folder.add(path, f"images/{path.name}")
@@ -162,7 +163,7 @@ def kitti_semantics(folder: CameraFolder, source: Path) -> None:
 def kitti_road(folder: CameraFolder, source: Path) -> None:
     """Frames that have a calibration of their own, with the road plane fitted to each; labels are road and ego lane."""
     frames = {}
-    for path in visible(source / "training" / "calib", "*.txt"):
+    for path in track(visible(source / "training" / "calib", "*.txt"), "converting"):
         picture = source / "training" / "image_2" / f"{path.stem}.png"
         matrices = read_matrices(path)
         camera = _left_camera(matrices, ego_from_road_plane(matrices))

@@ -32,6 +32,7 @@ from bevreshape.arguments import Parser, integer
 from bevreshape.costs import Workload, measure, ring
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.progress import track
 from bevreshape.reshapers import (
     MLP,
     Bilinear,
@@ -322,7 +323,7 @@ def compare(clones: Path, only: Sequence[str], rounds: int) -> None:
     table = Table(title=f"batch 1, float32, {threads} threads; ms, medians")
     for heading in ("", "original", "ours", "ratio", "fixed rig", "original fwd+bwd", "ours", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name in only:
+    for name in track(only, "timing pairs"):
         torch.manual_seed(0)
         found = PAIRS[name](clones)
         arguments = (found.features, found.cameras)

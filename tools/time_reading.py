@@ -20,6 +20,7 @@ from PIL import Image
 from bevreshape import cli
 from bevreshape.arguments import Parser, integer
 from bevreshape.data.pictures import fit_picture, picture_size, read_picture
+from bevreshape.progress import track
 
 Size = tuple[int, int]
 
@@ -70,7 +71,7 @@ def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> 
     }
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for _ in range(rounds + 1):  # the first one starts the processes and warms up
+        for _ in track(range(rounds + 1), "rounds"):  # the first one starts the processes and warms up
             for way in WAYS:
                 start = time.perf_counter()
                 list(pool.map(partial(read_samples, way, paths, size), [SAMPLES] * processes))

@@ -32,6 +32,7 @@ from bevreshape.data.synthetic.rig import RIGS, nominal
 from bevreshape.data.synthetic.source import World
 from bevreshape.data.synthetic.world import Scene, Vehicle
 from bevreshape.errors import InputError
+from bevreshape.progress import track
 
 VERSION, LOCATION = "v1.0-mini", "boston-seaport"
 TRAIN = (
@@ -337,7 +338,7 @@ def write(out: Path, train: int, val: int, moments: int, image_size: tuple[int, 
     world = SyntheticSource(rig="surround", image_size=image_size, seed=seed, root=out / "unused").world("train")
     with made_whole(out) as folder:
         release = Release(folder, world, moments)
-        for number, name in enumerate((*TRAIN[:train], *VAL[:val])):
+        for number, name in enumerate(track((*TRAIN[:train], *VAL[:val]), "drawing scenes")):
             release.add_scene(name, number)
         release.write()
     print(f"{out}: {train} + {val} scenes of {moments} moments, six pictures of {image_size[0]}×{image_size[1]} each")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bevreshape import cli
 from bevreshape.data.frames import open_frames
 from bevreshape.geometry import BEVGrid
 
@@ -37,7 +38,9 @@ def folder(tmp_path: Path) -> Path:
     for place in ("images", "labels", "splits"):
         (tmp_path / place).mkdir()
     for name in ("a", "b"):
-        Image.fromarray(np.repeat(labels[..., None] * 255, 3, axis=2)).save(tmp_path / f"images/{name}.png")
+        image = np.repeat(labels[..., None] * 255, 3, axis=2)
+        image[0, 0] = ord(name)  # in the sky
+        Image.fromarray(image).save(tmp_path / f"images/{name}.png")
         Image.fromarray(labels).save(tmp_path / f"labels/{name}.png")
         (tmp_path / f"splits/split_{name}.txt").write_text(f"{name}\n")
     content = {"version": 1, "cameras": [camera], "labels": {"ids": {"0": "other", "1": "left"}}, "note": "by hand [x]"}
@@ -49,7 +52,7 @@ def run(check_data, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr("sys.argv", ["check_data.py", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(SystemExit) as end:
-        check_data.main()
+        cli.speaking(check_data.main)
     return end.value.code  # type: ignore[return-value]
 
 
@@ -85,15 +88,47 @@ def test_the_overlay_shows_metres_where_they_are(check_data, folder: Path) -> No
         np.testing.assert_allclose(image.get_array()[row, col], value)
 
 
-def test_faults_are_named_and_counted(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_the_last_lines_name_every_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
+    with_boxes(folder, CAR)
+    (folder / "images/b.png").write_bytes(b"")
     Image.fromarray(np.full(SIZE, 9, np.uint8)).save(folder / "labels/b.png")
+    (folder / "boxes/b.json").write_text("{}")
     (folder / "splits/split_b.txt").write_text("a\nx\n")
+    (folder / "splits/twice.txt").write_text("b\nb\n")
+    (folder / "splits/val.txt").write_text("\n \n")
     assert run(check_data, monkeypatch, folder) == 1
     said = capsys.readouterr()
-    assert "the label holds 9" in said.err.replace("\n", " ")
-    assert "no picture of x" in said.out
-    assert "1 also in split_a" in said.out
-    assert "3 faults" in said.err
+    *faults, last = said.err.splitlines()
+    assert last == f"{len(faults)} faults, named above"
+    expected = (
+        "splits/split_b.txt: x without a picture",
+        "splits/split_b.txt: a also in split_a: results would be too good",
+        "splits/twice.txt: frame 'b' is listed twice",
+        "splits/val.txt: the split is empty",
+        "images/b.png",
+        "labels/b.png: the label holds 9",
+        "boxes/b.json",
+    )
+    for fault, words in zip(faults, expected, strict=True):
+        assert fault.startswith("fault: ")
+        assert words in fault
+
+
+def test_splits_that_are_not_there_or_share_pictures(check_data, folder: Path, monkeypatch, capsys) -> None:
+    (folder / "splits/split_a.txt").rename(folder / "splits/train.txt")
+    (folder / "splits/split_b.txt").rename(folder / "splits/val.txt")
+    (folder / "splits/._val.txt").write_bytes(b"\x00\x05")
+    (folder / "images/b.png").write_bytes((folder / "images/a.png").read_bytes())
+    assert run(check_data, monkeypatch, folder) == 0
+    said = capsys.readouterr().out
+    assert "doubt: splits: there is no test.txt" in said
+    assert "doubt: splits: 'a' of train and 'b' of val have the same picture" in said
+    for path in (folder / "splits").iterdir():
+        path.unlink()
+    assert run(check_data, monkeypatch, folder) == 0
+    said = capsys.readouterr().out
+    assert "no splits/*.txt: list frames there" in said
+    assert "remark" not in said
 
 
 def test_a_picture_that_cannot_be_drawn_hides_no_other_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
@@ -103,6 +138,7 @@ def test_a_picture_that_cannot_be_drawn_hides_no_other_fault(check_data, folder:
     said = capsys.readouterr().err.replace("\n", " ")
     assert "the label holds 9" in said
     assert said.count("a.png: it is") == 2  # when it is checked, and when it is to be drawn
+    assert "3 faults, named above" in said
     assert "calibration.json is for" in said
     assert not (folder / "overlay.png").exists()
 
@@ -142,7 +178,7 @@ def test_boxes_are_counted_and_drawn_where_they_are(check_data, folder: Path, mo
     assert run(check_data, monkeypatch, folder, "--out", out, "--forward", 0, 20, "--left", -10, 10, "--cell", 0.5) == 0
     said = capsys.readouterr().out
     (car,) = (line for line in said.splitlines() if line.strip().startswith("car"))
-    assert car.split() == ["car", "2", "4.0×2.0×1.5m", "0.0m", "10m", f"{4 * 8 / 1600:.2%}"]
+    assert car.split() == ["car", "2", "4.0×2.0×1.5m", "0.00±0.00m", "10m", f"{4 * 8 / 1600:.2%}", "0", "0"]
     frames = open_frames(folder, SIZE)
     figure = check_data.overlay(
         frames, 0, BEVGrid((0, 20), (-10, 10), 0.5), None, None, check_data.boxes_of(frames, 0, folder / "boxes")
@@ -218,6 +254,62 @@ def test_doubtful_boxes(check_data, folder: Path, monkeypatch, capsys, boxes, sa
     said = capsys.readouterr().out.replace("\n", " ")
     assert ("doubt:" in said) == (says is not None)
     assert says is None or says in said
+
+
+def test_boxes_that_no_cell_shows_are_counted(check_data, folder: Path, monkeypatch, capsys) -> None:
+    """Cones of 0.3 m on cells of 0.5 m, whose centres are at odd multiples of 0.25 m."""
+    cone = {"category": "person", "size_m": [0.3, 0.3, 0.7], "yaw_deg": 0}
+    centers = [
+        (10.25, 0.25),
+        (10.0, 0.0),
+        (12.02, 3.0),
+        (60.0, 0.0),
+    ]  # on a centre, between four, between four, outside
+    with_boxes(folder, CAR, *({**cone, "center_m": [x, y, 0.35]} for x, y in centers))
+    assert run(check_data, monkeypatch, folder) == 0
+    said = capsys.readouterr().out
+    (row,) = (line for line in said.splitlines() if line.strip().startswith("person"))
+    assert row.split()[-2:] == ["8", "4"]
+    said = " ".join(said.split())
+    expected = (
+        "8 of 8 person have a side shorter than a cell of 0.5 m, and 4 of them in the grid cover no cell's centre"
+    )
+    assert f"doubt: boxes: {expected}" in said, said[-700:]
+    assert "car have a side" not in said
+    assert run(check_data, monkeypatch, folder, "--forward", 0, 40, "--left", -20, 20, "--cell", 0.2) == 0
+    assert "cover no cell's centre" not in capsys.readouterr().out
+
+
+def bottoms(values: list[float], category: str = "car") -> list[dict]:
+    return [
+        {**CAR, "category": category, "center_m": [8 + 2 * number, 0, value + 0.75]}
+        for number, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "says"),
+    [
+        (bottoms([-0.3, -0.2, -0.25, -0.22, -0.28]), r"car within 30 m lie 0.25 ± 0.04 m below the ground .* 10\)"),
+        (
+            bottoms([-0.3, -0.2, -0.25, -0.22, -0.28]),
+            "seen from 1.50 m they are laid 4.3 m too near where they are 30 m",
+        ),
+        (bottoms([0.3, 0.2, 0.25, 0.22, 0.28]), "lie 0.25 ± 0.04 m above the ground .* laid 6.0 m too far"),
+        (bottoms([0.02, -0.03, 0.05, -0.04, 0.01]), None),
+        (bottoms([-0.6, 0.7, 0.5, -0.4, -0.2, 0.2]), None),  # uneven ground, not a plane that is too high
+        (
+            bottoms([0.0] * 9) + bottoms([-0.4] * 5, "person"),
+            "the bottoms of person within 30 m lie 0.40 ± 0.00 m below",
+        ),
+    ],
+)
+def test_bottoms_beside_the_ground(check_data, folder: Path, monkeypatch, capsys, boxes, says) -> None:
+    with_boxes(folder, *boxes)
+    assert run(check_data, monkeypatch, folder) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("the bottoms of" in said) == (says is not None)
+    assert says is None or re.search(says, said), said
 
 
 def test_a_box_that_cannot_be_is_a_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
