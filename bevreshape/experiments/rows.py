@@ -127,7 +127,15 @@ class Results:
 
 def rows(results: Results) -> list[Row]:
     """All of the tensor level."""
-    return [*_primary(results), *_controls(results), *_a8(results), *_a9(results), *_a11(results), *_a12(results)]
+    return [
+        *_primary(results),
+        *_controls(results),
+        *_a7(results),
+        *_a8(results),
+        *_a9(results),
+        *_a11(results),
+        *_a12(results),
+    ]
 
 
 def _primary(results: Results) -> list[Row]:
@@ -167,6 +175,28 @@ def _controls(results: Results) -> list[Row]:
     ]  # fmt: skip
 
 
+def _a7(results: Results) -> list[Row]:
+    settings = {"MLP": Setting("mlp"), "attention": Setting("attention")}
+    found = {
+        name: ", ".join(
+            f"{what} {_mean_of(results, setting, key):.2g}"
+            for what, key in (("A", "spread_of_a"), ("Jacobian", "spread_of_jacobian"))
+        )
+        for name, setting in settings.items()
+    }
+    return [
+        Row(
+            "A7", "After training the MLP's W is fixed, the attention's changes with X",
+            "fixed camera: spread of A and of the Jacobian over inputs, relative to their mean; parameters are fixed in both", found,
+            "measured",
+        )
+    ]  # fmt: skip
+
+
+def _mean_of(results: Results, setting: Setting, what: str) -> float:
+    return statistics.mean(getattr(one, what) for one in results.outcomes[setting].examined)
+
+
 def _a8(results: Results) -> list[Row]:
     compared = {
         f"{1 - to:.0%}": Comparison.of(results.steps_to(Setting("attention"), to), results.steps_to(Setting("mlp"), to))
@@ -185,7 +215,13 @@ def _a8(results: Results) -> list[Row]:
         }
         for what in ("parameters", "bytes")
     }
+    white = {name: Setting(name, correlation_length=0.0) for name in ("mlp", "attention")}
     return [
+        Row(
+            "A8", "For a fixed camera both learn one fixed mapping, the homography",
+            "white noise: distance of the Jacobian from the bilinear sampling matrix, relative to it",
+            {name: f"{_mean_of(results, setting, 'distance'):.2g}" for name, setting in white.items()}, "measured",
+        ),
         Row(
             "A8", "Attention converges later", "steps to so much of what can be had, MLP relative to attention",
             {share: str(found) for share, found in compared.items()},

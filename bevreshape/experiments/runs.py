@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bevreshape.experiments.instruments import Examined, examine
 from bevreshape.experiments.models import METHODS, Encoding, ViewTransformer
 from bevreshape.experiments.training import Recipe, train
 from bevreshape.experiments.tuning import Halving, Tuned
@@ -19,6 +20,9 @@ from bevreshape.reshapers import FeatureShape
 
 TRAINING, HELD_OUT, PERMUTATION = 1, 2, 3
 """Last word of a random key: what its numbers are for."""
+
+EXAMINED = 6
+"""Samples that a trained method is examined with."""
 
 TUNING_SEED = 1_000_000
 """Seeds from here on are for tuning alone."""
@@ -127,12 +131,14 @@ class Outcome:
         seeds: of it.
         curves: one for every recipe that is best for some number of steps, as long as it is.
         best: which curve that is, by number of steps.
+        examined: of a fixed camera, what the run of most steps has learned, one a seed.
     """
 
     setting: Setting
     seeds: tuple[int, ...]
     curves: tuple[Curve, ...]
     best: dict[int, int]
+    examined: tuple[Examined, ...] = ()
 
     def errors(self, steps: int) -> tuple[float, ...]:
         """After so many steps, one of the budgets, one a seed."""
@@ -146,7 +152,7 @@ def tune(setting: Setting, budget: Budget) -> Tuned:
     held_out = held_out_of(setting, seeds, budget.held_out)
 
     def measure(recipes: Sequence[Recipe], steps: int) -> Tensor:
-        return _train(setting, seeds, recipes, held_out, budget.batch, (steps,))[..., 0].mT
+        return _train(setting, seeds, recipes, held_out, budget.batch, (steps,))[0][..., 0].mT
 
     return Halving(budget.candidates(setting.method), measure).run(budget.steps)
 
@@ -163,15 +169,18 @@ def judge(setting: Setting, tuned: Tuned, budget: Budget, seeds: Sequence[int], 
     """
     recipes = list(dict.fromkeys(tuned.best[steps] for steps in budget.steps))
     held_out = held_out_of(setting, seeds, budget.held_out)
-    curves = []
+    curves: list[Curve] = []
+    examined: tuple[Examined, ...] = ()
     for recipe in recipes:
         longest = max(steps for steps in budget.steps if tuned.best[steps] == recipe)
         looked = sorted({*(step for step in (*at, *budget.steps) if step <= longest)})
-        found = _train(setting, seeds, [recipe], held_out, budget.batch, looked)[:, 0]  # seeds, steps
-        found = found.nan_to_num(float("inf"), float("inf"))
+        found, model = _train(setting, seeds, [recipe], held_out, budget.batch, looked)  # seeds, 1, steps
+        found = found[:, 0].nan_to_num(float("inf"), float("inf"))
         curves.append(Curve(recipe, tuple(looked), tuple(map(tuple, found.mT.tolist()))))
+        if setting.sigma_deg == 0 and setting.samples is None and longest == budget.steps[-1]:
+            examined = tuple(examine(model, Batch(*(part[:, :EXAMINED] for part in held_out))))
     best = {steps: recipes.index(tuned.best[steps]) for steps in budget.steps}
-    return Outcome(setting, tuple(seeds), tuple(curves), best)
+    return Outcome(setting, tuple(seeds), tuple(curves), best, examined)
 
 
 def held_out_of(setting: Setting, seeds: Sequence[int], count: int) -> Batch:
@@ -224,12 +233,12 @@ def _stream(setting: Setting, seed: int, purpose: int) -> Stream:
 
 def _train(
     setting: Setting, seeds: Sequence[int], recipes: Sequence[Recipe], held_out: Batch, batch: int, at: Sequence[int]
-) -> Tensor:
-    """Errors (seeds, recipes, steps)."""
+) -> tuple[Tensor, ViewTransformer]:
+    """Errors (seeds, recipes, steps), and what was trained."""
     model = setting.build([seed for seed in seeds for _ in recipes])
     streams = list(map(partial(_stream, setting, purpose=TRAINING), seeds))
     found = train(model, streams, [recipe for _ in seeds for recipe in recipes], held_out, batch=batch, at=at)
-    return found.view(len(seeds), len(recipes), len(at))
+    return found.view(len(seeds), len(recipes), len(at)), model
 
 
 def to_plain(outcome: Outcome) -> dict[str, Any]:
@@ -245,6 +254,7 @@ def to_plain(outcome: Outcome) -> dict[str, Any]:
             for curve in outcome.curves
         ],
         "best": {str(steps): number for steps, number in outcome.best.items()},
+        "examined": [one.to_plain() for one in outcome.examined],
     }
 
 
@@ -258,4 +268,5 @@ def from_plain(setting: Setting, plain: dict[str, Any]) -> Outcome:
         )
         for curve in plain["curves"]
     ]
-    return Outcome(setting, tuple(plain["seeds"]), tuple(curves), {int(k): v for k, v in plain["best"].items()})
+    best = {int(steps): number for steps, number in plain["best"].items()}
+    return Outcome(setting, tuple(plain["seeds"]), tuple(curves), best, tuple(Examined(**e) for e in plain["examined"]))

@@ -16,7 +16,7 @@ from bevreshape.experiments.runs import Budget, Setting, cost, held_out_of, tune
 from bevreshape.experiments.study import TensorStudy
 
 PLAN = TensorPlan(
-    budget=Budget((4, 8), 4, (0.01, 0.03), (0,), (0.0,), tuning_seeds=2, held_out=16),
+    budget=Budget((2, 4), 4, (0.01, 0.03), (0,), (0.0,), tuning_seeds=2, held_out=16),
     seeds=2,
     primary_seeds=3,
     sigma_deg=(0.0, 4.0),
@@ -24,7 +24,7 @@ PLAN = TensorPlan(
     tuned_sigma_deg=(0.0,),
     tuned_samples=(32,),
     primary_sigma_deg=4.0,
-    scales=(0.5, 1.0),
+    scales=(0.25, 0.5),
 )
 
 
@@ -56,7 +56,7 @@ def test_what_is_lost_is_done_again_and_is_the_same(study: TensorStudy, tmp_path
 def test_every_row_has_a_value_and_a_verdict(study: TensorStudy) -> None:
     found = rows(study.results())
     assert sum(row.primary for row in found) == 6
-    assert {"A8", "A9", "A11", "A12", "control"} <= {row.claim for row in found}
+    assert {"A7", "A8", "A9", "A11", "A12", "control"} <= {row.claim for row in found}
     for row in found:
         assert row.verdict
         assert all(row.value.values())

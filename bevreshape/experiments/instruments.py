@@ -1,0 +1,88 @@
+"""What a trained method does with its tokens: whether its matrix follows X, and how near it is to the true one."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bevreshape.experiments.models import ViewTransformer
+from bevreshape.experiments.world import Batch
+from bevreshape.lab.dependence import relative_spread
+
+
+@dataclass(frozen=True)
+class Examined:
+    """Figures of one run.
+
+    Attributes:
+        spread_of_a: of A over inputs, relative to its mean; 0 where A does not depend on X.
+        spread_of_jacobian: of ``‖∂O_q/∂X_t‖_F`` over inputs, likewise.
+        distance: ``‖J − S⊗I‖ / ‖S⊗I‖``, J the mean Jacobian and S the bilinear sampling matrix.
+        entropy: of the rows of |A|, made to sum to 1, in bits; that of S's rows is about 1.6.
+        locality: mean distance in features between the centroids of the rows of |A| and of S.
+    """
+
+    spread_of_a: float
+    spread_of_jacobian: float
+    distance: float
+    entropy: float
+    locality: float
+
+    def to_plain(self) -> dict[str, float]:
+        """For a JSON file."""
+        return {key: float(f"{value:.4g}") for key, value in asdict(self).items()}
+
+
+def examine(model: ViewTransformer, batch: Batch, every: int = 3) -> list[Examined]:
+    """Examine all runs of a model with the samples of a fixed camera, of as many seeds as runs.
+
+    Args:
+        model: trained.
+        batch: samples, two or more.
+        every: so many cells share one whose Jacobian is taken.
+    """
+    world = model.world
+    cells = torch.arange(0, len(world.cells), every)
+    sampled = world.sampling(world.rig)[0]  # q t
+    outside = world.in_channels - world.source.channels
+    identity = torch.eye(world.source.channels, world.in_channels - outside)
+    found = []
+    with torch.no_grad():
+        weights = model.weights(batch)  # s #b q t
+    jacobians = jacobian(model, batch, cells)[..., : world.source.channels]  # s b q o t c
+    for run in range(model.runs):
+        a = weights[run].expand(batch.x.shape[1], -1, -1)
+        true = torch.einsum("qt,oc->qotc", sampled[cells], identity)
+        mean = jacobians[run].mean(0)
+        shares = a.abs() / a.abs().sum(-1, keepdim=True)
+        found.append(
+            Examined(
+                relative_spread([a]),
+                relative_spread([jacobians[run].square().sum((2, 4)).sqrt()]),
+                ((mean - true).norm() / true.norm()).item(),
+                -(shares * shares.clamp(min=1e-12).log2()).sum(-1).mean().item(),
+                _centroids(world.source.width, shares, sampled),
+            )
+        )
+    return found
+
+
+def jacobian(model: ViewTransformer, batch: Batch, cells: Tensor) -> Float[Tensor, "s b q o t c"]:
+    """∂O/∂X of some cells, exactly: every output has a backward pass, all samples and runs at once."""
+    x = batch.x.detach().clone().requires_grad_()
+    output = model(batch._replace(x=x))[:, :, cells]  # s b q o
+    _, _, q, o = output.shape
+    rows = []
+    for cell in range(q):
+        for channel in range(o):
+            (gradient,) = torch.autograd.grad(output[:, :, cell, channel].sum(), x, retain_graph=True)
+            rows.append(gradient)
+    return torch.stack(rows, 2).unflatten(2, (q, o))
+
+
+def _centroids(width: int, shares: Tensor, sampled: Tensor) -> float:
+    """Mean distance between centroids, in features."""
+    token = torch.arange(sampled.shape[1])
+    places = torch.stack([token // width, token % width], -1).float()  # t 2
+    return (shares @ places - sampled @ places).norm(dim=-1).mean().item()

@@ -1,0 +1,56 @@
+"""Instruments on methods whose matrix is known."""
+
+import pytest
+import torch
+
+from bevreshape.experiments.instruments import examine, jacobian
+from bevreshape.experiments.models import MLP, Attention
+from bevreshape.experiments.world import Stream, World, stack
+from bevreshape.geometry import BEVGrid
+from bevreshape.reshapers import FeatureShape
+
+WORLD = World(FeatureShape(3, 4, 6, 1, 16, offset_px=7.5), BEVGrid((0.0, 16.0), (-8.0, 8.0), 2.0))
+
+
+def samples(count: int = 4):
+    return stack([Stream(WORLD, (seed,)).next(count) for seed in (0, 1)])
+
+
+def test_an_mlp_that_holds_the_sampling_matrix_is_at_distance_0() -> None:
+    model, sampled = MLP(WORLD, [0, 1]), WORLD.sampling(WORLD.rig)[0]
+    with torch.no_grad():
+        model.w.copy_(sampled)
+        model.read_out.copy_(torch.eye(3))
+    for found in examine(model, samples()):
+        assert found.spread_of_a == found.spread_of_jacobian == 0.0
+        assert found.distance < 1e-6
+        assert found.locality < 1e-5
+        entropy = -(sampled * sampled.clamp(min=1e-12).log2()).sum(-1).mean().item()
+        assert found.entropy == pytest.approx(entropy, abs=1e-4)
+
+
+def test_a_model_that_ignores_x_is_at_distance_1() -> None:
+    model = MLP(WORLD, [0, 1])
+    with torch.no_grad():
+        model.w.fill_(1e-9)
+    assert examine(model, samples())[0].distance == pytest.approx(1.0, abs=1e-4)
+    assert examine(model, samples())[0].entropy == pytest.approx(torch.tensor(24.0).log2().item(), abs=1e-4)
+
+
+def test_the_jacobian_is_that_of_finite_differences() -> None:
+    model, batch = Attention(WORLD, [0, 1], dim=8), samples(2)
+    cells = torch.tensor([1, 4])
+    found = jacobian(model, batch, cells)  # s b q o t c
+    moved = batch.x.clone()
+    moved[:, :, 5, 2] += 1e-2
+    less = batch.x.clone()
+    less[:, :, 5, 2] -= 1e-2
+    with torch.no_grad():
+        slope = (model(batch._replace(x=moved)) - model(batch._replace(x=less)))[:, :, cells] / 2e-2
+    torch.testing.assert_close(found[..., 5, 2], slope, atol=2e-3, rtol=1e-2)
+
+
+def test_attention_with_content_in_its_keys_follows_x() -> None:
+    content, place = Attention(WORLD, [0, 1], dim=8), Attention(WORLD, [0, 1], content=False, dim=8)
+    assert examine(content, samples())[0].spread_of_a > 0.1
+    assert examine(place, samples())[0].spread_of_a == 0.0
