@@ -441,7 +441,7 @@ def test_two_preparations_at_once(release: Path, ready: Path, tmp_path: Path) ->
     command = [sys.executable, str(tool), f"root={release}", "version=v1.0-mini", f"out={tmp_path}", "workers=1", *grid]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert "6 train, 2 val; " in out
     for split in ("train", "val"):

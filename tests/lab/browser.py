@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-TIMEOUT_S = 60.0
+TIMEOUT_S = 600.0
+"""Against hanging alone: beside other jobs Chromium takes its time."""
+
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
 
 

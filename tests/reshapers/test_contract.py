@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rounding import EXACT, rounding
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -45,6 +46,11 @@ def source(cameras: int) -> FeatureShape:
 
 def features(cameras: int, batch: int = 2) -> Tensor:
     return torch.randn(batch, cameras, 8, 4, 6, generator=torch.Generator().manual_seed(1))
+
+
+def wide(rigs: Cameras) -> Cameras:
+    """In float64."""
+    return replace(rigs, intrinsics=rigs.intrinsics.double(), ego_from_cam=rigs.ego_from_cam.double())
 
 
 def build(cls: type[Reshaper], cameras: int, grid: BEVGrid = GRID) -> Reshaper:
@@ -110,13 +116,14 @@ def test_precisions(cls: type[Reshaper], cameras: int, rig) -> None:
     exact = reshaper.double()(x.double(), rigs)
     assert exact.dtype == torch.float64
     reshaper.float()
-    torch.testing.assert_close(reshaper(x, rigs), exact.float(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(reshaper(x, rigs).double(), exact, atol=1e-4, rtol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = reshaper(x, rigs)
-    torch.testing.assert_close(mixed.float(), exact.float(), atol=0.15, rtol=0.05)
+    rounded = rounding(25, exact, torch.bfloat16)  # a layer rounds a few times; about as many follow one another
+    torch.testing.assert_close(mixed.double(), exact, atol=rounded, rtol=0)
     half = reshaper.bfloat16()(x.bfloat16(), rigs)
     assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), exact.float(), atol=0.15, rtol=0.05)
+    torch.testing.assert_close(half.double(), exact, atol=rounded, rtol=0)
 
 
 @every_reshaper
@@ -133,21 +140,21 @@ def test_the_seed_decides_the_initialisation(cls: type[Reshaper], rig) -> None:
 @every_reshaper
 @one_and_six
 def test_samples_of_a_batch_do_not_meet(cls: type[Reshaper], cameras: int, rig) -> None:
-    x, rigs = features(cameras, 3), rig(3, cameras)
+    x, rigs = features(cameras, 3).double(), wide(rig(3, cameras))
     first = Cameras(rigs.intrinsics[:1], rigs.ego_from_cam[:1], rigs.image_size)
     for training in (False, True):
-        reshaper = build(cls, cameras).train(training)
+        reshaper = build(cls, cameras).double().train(training)
         together, alone = reshaper(x, rigs), reshaper(x[:1], first)
-        apart = torch.allclose(alone[0], together[0], atol=1e-5, rtol=1e-5)
+        apart = torch.allclose(alone[0], together[0], **EXACT)
         assert apart != (training and cls.__name__ in MEETS_IN_TRAINING)
 
 
 @every_reshaper
 def test_cameras_change_places_with_their_calibration(cls: type[Reshaper], rig) -> None:
-    reshaper, x, rigs = build(cls, 6), features(6), rig(2, 6)
+    reshaper, x, rigs = build(cls, 6).double(), features(6).double(), wide(rig(2, 6))
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     moved = Cameras(rigs.intrinsics[:, order], rigs.ego_from_cam[:, order], rigs.image_size)
-    same = torch.allclose(reshaper(x[:, order], moved), reshaper(x, rigs), atol=1e-5)
+    same = torch.allclose(reshaper(x[:, order], moved), reshaper(x, rigs), **EXACT)
     assert same != (cls.__name__ in KNOWS_ITS_CAMERAS)
 
 
@@ -169,15 +176,15 @@ def test_a_dropped_camera_contributes_nothing(cls: type[Reshaper], rig) -> None:
 def test_a_rig_of_which_one_camera_is_left_is_that_camera(cls: type[Reshaper], rig) -> None:
     options = {"token_encoding": "none"} if cls.__name__ == "CrossAttention" else {}
     torch.manual_seed(0)
-    six = cls(source(6), GRID, **options)
-    one = cls(source(1), GRID, **options)
+    six = cls(source(6), GRID, **options).double()
+    one = cls(source(1), GRID, **options).double()
     # MLP has one W a camera, which are stacked along the first dimension; all others share theirs
     own = {name: value[2:3] if cls.__name__ == "MLP" else value for name, value in six.state_dict().items()}
     one.load_state_dict(own)
-    x, rigs = features(6), rig(2, 6)
+    x, rigs = features(6).double(), wide(rig(2, 6))
     left = Cameras(rigs.intrinsics[:, 2:3], rigs.ego_from_cam[:, 2:3], rigs.image_size)
     only = replace(rigs, mask=torch.arange(6).expand(2, 6) == 2)
-    torch.testing.assert_close(six(x, only), one(x[:, 2:3], left), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(six(x, only), one(x[:, 2:3], left), **EXACT)
 
 
 @every_reshaper
@@ -242,7 +249,7 @@ def test_geometry_refuses_pictures_that_the_features_cannot_be_of(cls: type[Resh
 @every_reshaper
 @one_and_six
 def test_a_fixed_rig_needs_its_calibration_once(cls: type[Reshaper], cameras: int, rig) -> None:
-    reshaper, x, rigs = build(cls, cameras).eval(), features(cameras, 3), rig(1, cameras)
+    reshaper, x, rigs = build(cls, cameras).double().eval(), features(cameras, 3).double(), wide(rig(1, cameras))
     if not issubclass(cls, GeometricReshaper):
         assert not cls.needs_cameras
         return
@@ -251,7 +258,7 @@ def test_a_fixed_rig_needs_its_calibration_once(cls: type[Reshaper], cameras: in
     with pytest.raises(InputError, match=r"of \(3, \d\) \(batch, cameras\)"):
         reshaper.precompute(every)
     fixed = reshaper.precompute(rigs)
-    torch.testing.assert_close(fixed(x), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fixed(x), expected, **EXACT)
     assert fixed.state_dict().keys() == build(cls, cameras).state_dict().keys()
     with pytest.raises(InputError, match="fixed by precompute"):
         fixed(x, every)
@@ -259,7 +266,7 @@ def test_a_fixed_rig_needs_its_calibration_once(cls: type[Reshaper], cameras: in
     again = build(cls, cameras).eval().bfloat16().precompute(rigs)(x.bfloat16())
     torch.testing.assert_close(half, again, atol=0.1, rtol=0.05)  # places are no less exact for the cast
     fixed.load_state_dict(fixed.state_dict())
-    torch.testing.assert_close(fixed(x, every), expected, atol=1e-5, rtol=1e-5)  # other weights may locate otherwise
+    torch.testing.assert_close(fixed(x, every), expected, **EXACT)  # other weights may locate otherwise
     fixed.precompute(rigs).train()
     with pytest.raises(InputError, match=r"call it as reshaper\(features, cameras\)"):
         fixed(x)
@@ -296,13 +303,13 @@ class FromTensors(nn.Module):
 @pytest.mark.usefixtures("no_shape_checks")
 def test_export_with_any_batch(cls: type[Reshaper], rig) -> None:
     """Of one camera; that of six is part of its ONNX."""
-    module, rigs = FromTensors(build(cls, 1)).eval(), rig(3, 1)
-    inputs = (features(1, 3), rigs.intrinsics, rigs.ego_from_cam)
+    module, rigs = FromTensors(build(cls, 1)).double().eval(), wide(rig(3, 1))
+    inputs = (features(1, 3).double(), rigs.intrinsics, rigs.ego_from_cam)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(module, inputs, dynamic_shapes=(batch, batch, batch), strict=False)
     for size in (3, 2):
         cut = tuple(value[:size] for value in inputs)
-        torch.testing.assert_close(program.module()(*cut), module(*cut), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(program.module()(*cut), module(*cut), **EXACT)
 
 
 @every_reshaper
@@ -333,7 +340,7 @@ def test_export_of_a_fixed_rig(cls: type[GeometricReshaper], rig, tmp_path: Path
     reshaper = build(cls, 6).eval().precompute(rig(1, 6))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(reshaper, (features(6, 3),), dynamic_shapes=(batch,), strict=False)
-    torch.testing.assert_close(program.module()(features(6)), reshaper(features(6)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(program.module()(features(6)), reshaper(features(6)), atol=1e-4, rtol=1e-4)
     export(reshaper, (features(6, 3),), tmp_path / "fixed.onnx", "onnx")
     compare_onnx(tmp_path / "fixed.onnx", reshaper, [features(6)])
 

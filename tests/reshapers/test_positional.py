@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from rounding import rounding
 
 from bevreshape.errors import InputError
 from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding, sinusoidal
@@ -61,14 +62,15 @@ def test_a_turned_score_knows_only_how_far_apart_two_places_lie() -> None:
     q, k = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     turned = RotaryEncoding((rows, cols), (rows, cols), 12)(q.expand(1, 1, 15, 12), k.expand(1, 1, 15, 12))
     scores = (turned[0] @ turned[1].mT)[0, 0].unflatten(1, (rows, cols)).unflatten(0, (rows, cols))
+    turned_by = rounding(12, 10 * math.pi)  # twelve products, of angles up to so much
     of_offset: dict[tuple[int, int], float] = {}
     for row in range(rows):
         for col in range(cols):
             for i in range(rows):
                 for j in range(cols):
                     score = scores[row, col, i, j].item()
-                    assert of_offset.setdefault((i - row, j - col), score) == pytest.approx(score, abs=1e-5)
-    assert of_offset[0, 0] == pytest.approx((q @ k).item(), abs=1e-5)
+                    assert of_offset.setdefault((i - row, j - col), score) == pytest.approx(score, abs=turned_by)
+    assert of_offset[0, 0] == pytest.approx((q @ k).item(), abs=turned_by)
     different = np.diff(sorted(of_offset.values()))
     assert len(of_offset) == (2 * rows - 1) * (2 * cols - 1)
     assert different.min() > 1e-4

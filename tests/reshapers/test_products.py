@@ -1,5 +1,6 @@
 import pytest
 import torch
+from rounding import EXACT, rounding
 from torch.func import grad as gradient
 from torch.func import vmap
 from torch.nn import functional as F
@@ -29,11 +30,16 @@ def drawn(*shape: int) -> torch.Tensor:
     return torch.randn(shape, requires_grad=True)
 
 
-def close(ours: torch.Tensor | None, exact: torch.Tensor | None) -> None:
-    assert ours is not None
-    assert exact is not None
+TERMS = 3000
+"""As many as the longest sum here has."""
+
+
+def close(ours: torch.Tensor, exact: torch.Tensor, largest: torch.Tensor | None = None) -> None:
+    """Compare with float64; ``largest`` is of the sums before an activation."""
+    assert exact.dtype == torch.float64
     assert ours.shape == exact.shape
-    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-5 * exact.detach().abs().max().item())
+    atol = rounding(TERMS, exact if largest is None else largest)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -138,9 +144,9 @@ def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(300, 400), torch.randn(500, 400)
     if case == "small":
-        torch.testing.assert_close(linear(x[:3], weight), x[:3] @ weight.mT)
+        close(linear(x[:3], weight), x[:3].double() @ weight.mT.double())
     elif case == "double":
-        torch.testing.assert_close(linear(x.double(), weight.double()), x.double() @ weight.double().mT)
+        torch.testing.assert_close(linear(x.double(), weight.double()), x.double() @ weight.double().mT, **EXACT)
     elif case == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(x, weight).dtype == torch.bfloat16
@@ -150,16 +156,16 @@ def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
         assert counter.get_total_flops() == 2 * 300 * 400 * 500
     elif case == "vmap":
         many = torch.stack([x, 2 * x])
-        torch.testing.assert_close(vmap(linear, (0, None))(many, weight)[1], 2 * x @ weight.mT)
+        close(vmap(linear, (0, None))(many, weight)[1], 2 * x.double() @ weight.mT.double())
         found = gradient(lambda w: linear(x, w).sum())(weight)
-        torch.testing.assert_close(found, x.sum(0).expand(500, -1))
+        close(found, x.double().sum(0).expand(500, -1))
     elif case == "forward":
         with torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
             tangent = torch.autograd.forward_ad.unpack_dual(linear(dual, weight)).tangent
-        torch.testing.assert_close(tangent, weight.sum(1).expand(300, -1), rtol=0, atol=1e-4)
+        close(tangent, weight.double().sum(1).expand(300, -1))
     elif case == "sparse":
-        torch.testing.assert_close(linear(x, weight.to_sparse()), x @ weight.mT, rtol=1e-5, atol=1e-4)
+        close(linear(x, weight.to_sparse()), x.double() @ weight.mT.double())
     elif case == "off":
         enabled = torch._C._get_mkldnn_enabled()
         torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of Intel's GPUs
@@ -169,7 +175,7 @@ def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
             torch._C._set_mkldnn_enabled(enabled)
     elif case == "none":  # as on a torch that does not have it
         monkeypatch.setattr(products, "_onednn_linear", lambda: None)
-        torch.testing.assert_close(linear(x, weight), x @ weight.mT, rtol=1e-5, atol=1e-4)
+        close(linear(x, weight), x.double() @ weight.mT.double())
     else:
         program = torch.export.export(Linear(400, 500), (x,), strict=False)
         assert "mkldnn" not in str(program.graph)
@@ -183,7 +189,7 @@ def test_a_linear_layer_is_torchs_in_all_but_speed(monkeypatch) -> None:
     theirs = torch.nn.Linear(400, 500)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 150, 400)
-    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+    close(ours(x), theirs.double()(x.double()))
     assert calls
 
 
@@ -198,7 +204,7 @@ def test_activations_of_inference_are_those_of_training(activation, monkeypatch)
     expected["gelu"] = exact * (1 + torch.erf(exact / 2**0.5)) / 2
     for mode in (torch.enable_grad, torch.no_grad):
         with mode():
-            close(grouped_linear(x, weight, bias, activation), expected[activation])
+            close(grouped_linear(x, weight, bias, activation), expected[activation], exact)
     small = grouped_linear(x[:, :3], weight[:, :4], bias[:, :, :4], activation)
-    close(small, expected[activation][:, :3, :4])
+    close(small, expected[activation][:, :3, :4], exact)
     assert len(calls) == 4

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rounding import rounding
 
 from bevreshape.reshapers import FeatureShape, StridedConv
 
@@ -34,4 +35,5 @@ def test_sizes_that_do_not_divide_are_resized_to_a_multiple(target, resized) -> 
     reshaper = StridedConv(FeatureShape(2, 16, 32), target).double()
     picture = cv2.resize(x[0].numpy().transpose(1, 2, 0), resized[::-1], interpolation=cv2.INTER_LINEAR)
     expected = windows(picture.transpose(2, 0, 1), reshaper.conv, target)
-    np.testing.assert_allclose(reshaper(x)[0].detach().numpy(), expected, atol=1e-5)
+    atol = rounding(256, float(np.abs(picture).max()))  # OpenCV's weights are float32, up to 32 features wide
+    np.testing.assert_allclose(reshaper(x)[0].detach().numpy(), expected, atol=atol)

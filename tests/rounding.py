@@ -1,0 +1,24 @@
+"""How far a result may be off because its numbers are rounded, whatever the processor and the order of its sums."""
+
+import math
+
+import torch
+from torch import Tensor
+
+EXACT = {"atol": 1e-9, "rtol": 1e-9}
+"""For what is computed twice in float64: far above its rounding, far below what a mistake makes."""
+
+
+def rounding(terms: int, largest: float | Tensor, dtype: torch.dtype = torch.float32) -> float:
+    """Absolute tolerance of a sum of products, or of as many operations one after another, against float64.
+
+    Each step rounds by half an eps of a value no larger than the largest one, up or down as it comes, so that n steps
+    add up to √n of these; eight standard deviations are allowed.
+
+    Args:
+        terms: n.
+        largest: of the absolute values on the way, the result among them.
+        dtype: that was computed in.
+    """
+    value = largest.detach().abs().max().item() if isinstance(largest, Tensor) else largest
+    return 8 * math.sqrt(terms) * torch.finfo(dtype).eps / 2 * value
