@@ -471,6 +471,22 @@ def test_what_a_table_refers_to_and_is_not_there(release: Path, tmp_path: Path) 
         prepared.prepare_release(copied, tmp_path / "out", CONTENT, workers=1)
 
 
+@pytest.mark.parametrize("content", ["[1, 2]", "{}", "7", "[" * 50_000, "[{", '[{"token": []}]', '[{"name": "a"}]'])
+def test_a_damaged_table_is_one_sentence(release: Path, tmp_path: Path, content: str) -> None:
+    copied = tmp_path / "release"
+    (copied / "v1.0-mini").mkdir(parents=True)
+    for path in (release / "v1.0-mini").iterdir():
+        (copied / "v1.0-mini" / path.name).symlink_to(path)
+    with pytest.raises(InputError, match=r"refers to what is not there .*map mask"):
+        tables.open_tables(copied, "v1.0-mini")
+    (copied / "maps").symlink_to(release / "maps")
+    table = copied / "v1.0-mini" / "sample.json"
+    table.unlink()
+    table.write_text(content)
+    with pytest.raises(InputError, match="a table is damaged or refers to what is not there"):
+        tables.open_tables(copied, "v1.0-mini")
+
+
 @pytest.mark.parametrize(
     ("argument", "says"),
     [

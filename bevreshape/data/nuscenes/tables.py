@@ -99,9 +99,18 @@ def open_tables(root: Path, version: str) -> Any:
             raise InputError(f"{folder / f'{name}.json'}: this table is missing; unpack the release's metadata again")
     try:
         return NuScenes(version, str(root), verbose=False)
-    except (ValueError, KeyError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(
-            f"{folder}: a table is damaged or refers to what is not there ({error}); unpack the release's metadata again"
+            f"{folder}: a table is damaged or refers to what is not there ({error!r}); unpack the release's metadata again"
         ) from None
 
 
