@@ -69,16 +69,12 @@ def examine(model: ViewTransformer, batch: Batch, every: int = 3) -> list[Examin
 
 
 def jacobian(model: ViewTransformer, batch: Batch, cells: Tensor) -> Float[Tensor, "s b q o t c"]:
-    """∂O/∂X of some cells, exactly: every output has a backward pass, all samples and runs at once."""
+    """∂O/∂X of some cells, exactly: a backward pass for every output, all samples and runs at once."""
     x = batch.x.detach().clone().requires_grad_()
     output = model(batch._replace(x=x))[:, :, cells]  # s b q o
-    _, _, q, o = output.shape
-    rows = []
-    for cell in range(q):
-        for channel in range(o):
-            (gradient,) = torch.autograd.grad(output[:, :, cell, channel].sum(), x, retain_graph=True)
-            rows.append(gradient)
-    return torch.stack(rows, 2).unflatten(2, (q, o))
+    wanted = output.sum((0, 1)).flatten()  # samples and runs know nothing of one another
+    (rows,) = torch.autograd.grad(wanted, x, torch.eye(len(wanted)), is_grads_batched=True)
+    return rows.unflatten(0, output.shape[2:]).permute(2, 3, 0, 1, 4, 5)  # q o s b t c before
 
 
 def _centroids(width: int, shares: Tensor, sampled: Tensor) -> float:

@@ -84,8 +84,8 @@ class Records:
         record = records.get(entry.name)
         if record is None:
             return None
-        wanted, made = json.loads(json.dumps(entry.made_with)), record["made_with"]
-        if made != wanted:
+        made = record["made_with"]
+        if made != entry.made_with and made != (wanted := json.loads(json.dumps(entry.made_with))):
             key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
             raise InputError(
                 f"{self.path}: {entry.name} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; begin another "

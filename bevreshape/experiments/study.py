@@ -3,12 +3,14 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from bevreshape.experiments.plan import TensorPlan
 from bevreshape.experiments.records import Entry, Records
 from bevreshape.experiments.rows import Results
-from bevreshape.experiments.runs import Setting, cost, from_plain, judge, to_plain, tune
+from bevreshape.experiments.runs import Budget, Setting, cost, from_plain, judge, to_plain, tune
+from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tuned
 
 PAUSE_S = 2.0
@@ -91,15 +93,25 @@ class TensorStudy:
         return to_plain(judge(work.setting, work.tuned, self.plan.budget, seeds, at))
 
     def _tuning(self, setting: Setting) -> Entry:
-        return Entry(f"tune-{setting.name}", {"setting": asdict(setting), "budget": asdict(self.plan.budget)})
+        return _tuning(setting, self.plan.budget)
 
     def _judging(self, setting: Setting, tuned: Tuned) -> Entry:
         budget = self.plan.budget
         made_with = {
-            "setting": asdict(setting),
+            "setting": _plain(setting),
             "seeds": len(self.plan.seeds_of(setting)),
             "batch": budget.batch,
             "held_out": budget.held_out,
-            "recipes": {str(steps): asdict(recipe) for steps, recipe in tuned.best.items()},
+            "recipes": {str(steps): _plain(recipe) for steps, recipe in tuned.best.items()},
         }
         return Entry(f"judge-{setting.name}", made_with)
+
+
+@cache
+def _tuning(setting: Setting, budget: Budget) -> Entry:
+    return Entry(f"tune-{setting.name}", {"setting": _plain(setting), "budget": _plain(budget)})
+
+
+@cache
+def _plain(values: Setting | Budget | Recipe) -> dict[str, Any]:
+    return asdict(values)

@@ -97,7 +97,7 @@ def test_censored_steps_count_as_bounds(study: TensorStudy) -> None:
     for bounds in results.steps_to(Setting("attention"), 1e-9):
         assert bounds.high == float("inf")
     (first, *_) = results.steps_to(Setting("mlp"), 2.0)
-    assert first == Bounds(1.0, 4.0)
+    assert first == Bounds(1.0, 2.0)
 
 
 @pytest.mark.parametrize(
