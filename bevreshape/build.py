@@ -6,10 +6,8 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from lightning.pytorch.loggers import Logger
@@ -21,10 +19,11 @@ from bevreshape.data.batch import BEVSource
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.data.names import check_classes
 from bevreshape.data.pictures import check_image_mode
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.heads import Head
+from bevreshape.loggers import begin, is_wandb, wandb_options
 from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
@@ -342,22 +341,22 @@ def _plain(node: Any) -> Any:
 
 
 def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
-    """The logger of a run. W&B is offline unless the user is logged in or sets ``logger.mode=online``."""
-    node = dict(cfg["logger"] or {})
+    """The logger of a run, which is begun; none where W&B is disabled.
+
+    Raises:
+        InputError: when it cannot be begun, or see :func:`~bevreshape.loggers.wandb_options`.
+    """
+    node = logger_options(cfg)
     if not node:
         return False
-    target = str(node.get("_target_", ""))
-    if target.endswith("WandbLogger"):
-        mode = node.pop("mode")
-        if mode not in (None, "online", "offline"):
-            raise InputError(f"logger.mode={mode} is unknown; {suggest(str(mode), ('online', 'offline'))}")
-        node["offline"] = mode == "offline" or (mode is None and not _logged_in())
-        node |= wandb_identity(folder, node["offline"], node) if rank() == 0 else {}
+    if is_wandb(node):
+        node |= wandb_identity(folder, node["mode"] == "offline", node) if rank() == 0 else {}
         os.environ.setdefault("WANDB_SILENT", "true")
     try:
-        logger = _make("logger", node, save_dir=folder)
+        logger: Logger = _make("logger", node, save_dir=folder)
         # Lightning passes on a setting that W&B has given up, and warns about
         getattr(logger, "_wandb_init", {}).pop("anonymous", None)
+        begin(logger)
         return logger
     except ModuleNotFoundError as error:
         raise InputError(
@@ -365,15 +364,10 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
         ) from error
 
 
-def _logged_in() -> bool:
-    """Whether a key lies where W&B looks for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc().authenticators(str(host)) is not None
-    except (FileNotFoundError, NetrcParseError):
-        return False
+def logger_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``logger`` group, checked before anything runs; empty where nothing is logged."""
+    node = dict(cfg["logger"] or {})
+    return (wandb_options(node) or {}) if is_wandb(node) else node
 
 
 def wandb_identity(folder: Path, offline: bool, node: Mapping[str, Any]) -> dict[str, Any]:

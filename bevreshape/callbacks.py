@@ -268,6 +268,11 @@ class History(Callback):
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
 
+    def best(self) -> dict[str, float]:
+        """The validation of the best mean IoU so far; nothing where there was none."""
+        rows = [{k: float(v) for k, v in row.items() if k.startswith("val/") and v != ""} for row in self.rows]
+        return max((row for row in rows if "val/iou/mean" in row), key=lambda row: row["val/iou/mean"], default={})
+
     @property
     def elapsed(self) -> float:
         """Seconds of training so far, those before a resumed checkpoint included."""
@@ -353,14 +358,14 @@ class Pictures(Callback):
             )
             panels.append(panel)
             write_png(self.folder / f"{name}_{i}.png", panel)
+        key = f"{name.split('_')[0]}/predictions"
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_image(name.split("_")[0], panels, caption=[str(n) for n in batch["name"][: len(panels)]])
+                captions = [str(n) for n in batch["name"][: len(panels)]]
+                logger.log_image(key, panels, step=trainer.global_step, caption=captions)
             elif isinstance(logger, TensorBoardLogger):
                 for i, panel in enumerate(panels):
-                    logger.experiment.add_image(
-                        f"{name.split('_')[0]}/{i}", panel, global_step=trainer.global_step, dataformats="HWC"
-                    )
+                    logger.experiment.add_image(f"{key}/{i}", panel, global_step=trainer.global_step, dataformats="HWC")
 
 
 class RunProgress(ProgressBar):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bevreshape import cli
-from bevreshape.build import Frame, build_data, load_model, make_logger, plain_config
+from bevreshape.build import Frame, build_data, load_model, logger_options, make_logger, plain_config
 from bevreshape.data.batch import SPLITS, Batch, match_cameras, with_cameras
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError, suggest
@@ -47,6 +48,7 @@ def main(cfg: DictConfig) -> None:
                 raise InputError(
                     f"{group}.{key}={amounts} must be a list of numbers, such as [0.5, 1, 2]; [] leaves it out"
                 )
+    logger_options(plain)
     device = read_device(str(plain["device"]))
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     data = build_data({"data": in_frame(plain["data"], frame), "seed": 0})
@@ -79,8 +81,9 @@ def main(cfg: DictConfig) -> None:
         logger.log_metrics({key: value for key, value in flat(diagnosis.numbers).items() if isinstance(value, float)})
         if isinstance(logger, WandbLogger):
             for name in diagnosis.figures:
-                logger.log_image(name, [str(folder / f"{name}.png")])
+                logger.log_image(f"diagnosis/{name}", [str(folder / f"{name}.png")])
         logger.finalize("success")
+        wandb.finish()
 
 
 @dataclass(frozen=True)

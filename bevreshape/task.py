@@ -79,6 +79,7 @@ class BEVTask(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # A run that goes on from a checkpoint draws what the uninterrupted one would have drawn.
         self.check_finite()
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         torch.manual_seed(seeded(self.seed, self.global_step, batch_idx, self.global_rank).initial_seed())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

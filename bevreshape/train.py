@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from bevreshape import cli
-from bevreshape.build import Frame, build_data, build_model, build_task, make_logger, plain_config
+from bevreshape.build import Frame, build_data, build_model, build_task, logger_options, make_logger, plain_config
 from bevreshape.callbacks import (
     BestCheckpoint,
     EarlyStop,
@@ -38,6 +38,7 @@ from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
 from bevreshape.errors import Divergence, InputError
 from bevreshape.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
+from bevreshape.loggers import described, summarize
 from bevreshape.model import BEVModel
 from bevreshape.processes import Group, group, rank
 from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
@@ -103,6 +104,7 @@ def check(cfg: dict[str, Any]) -> BEVDataModule:
     for key, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{key}={value!r} must be a whole number of at least 1")
+    logger_options(cfg)
     check_options(cfg["trainer"])
     check_hardware(cfg["trainer"])
     quiet()
@@ -138,6 +140,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     seed_everything(cfg["seed"], verbose=False)
     model = build_model(cfg, frame)
     task = build_task(cfg, frame, model)
+    description = described(model, frame.image_size) if cfg["logger"] and rank() == 0 else {}
     if cfg["trainer"].get("compile"):
         task.compile_training()
     history = History(folder / "history.csv")
@@ -161,9 +164,11 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
         _introduce(cfg, model, frame, folder)
         if resumed:
             Console(stderr=True).print(f"resumes from {keeper.path}", highlight=False, soft_wrap=True)
+    outcome: dict[str, float] = {}
     try:
-        for logger in trainer.loggers:
-            logger.log_hyperparams(cfg)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_hyperparams({**cfg, "model": description})
         if resumed:
             check_resumable(task, keeper.path)
             if history.path.exists():
@@ -185,12 +190,15 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             metrics["fit/stopped_early"] = float(stopped_early)
         for logger in trainer.loggers:
             logger.log_metrics({key: value for key, value in metrics.items() if key.startswith("fit/")})
+        outcome = metrics
     except RuntimeError as error:
         sentence = torch_says(error, cfg["trainer"])
         if sentence is None:
             raise
         raise sentence from error
     finally:
+        for logger in trainer.loggers:
+            summarize(logger, outcome or history.best())
         if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             wandb.finish()  # or the next job of a sweep would go on in this W&B run
     if trainer.is_global_zero:

@@ -1,12 +1,12 @@
 """A sweep leaves one table, the failed job in it."""
 
 import csv
-import struct
 from pathlib import Path
 
 import pytest
 from commands import finish, start, without
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb_file import records
 
 from bevreshape.build import wandb_identity
 
@@ -43,23 +43,6 @@ def test_sweep_over_two_processes_each(worlds: Path, tmp_path: Path) -> None:
     assert [(row["seed"], row["status"]) for row in rows] == [("0", "done"), ("1", "done")]
     assert all(row["fit/steps"] == "2" for row in rows)
     assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["0", "1"]
-
-
-def records(folder: Path) -> list[Record]:
-    """What an offline part holds, by W&B's file format: blocks of 32 kB with records in pieces, after LevelDB's log."""
-    (path,) = folder.glob("*.wandb")
-    data, at, whole, found = path.read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768  # too little for a head
-            continue
-        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # all of a record, or its last piece
-            found.append(Record.FromString(whole))
-            whole = b""
-    return found
 
 
 def steps(part: list[Record]) -> list[int]:
