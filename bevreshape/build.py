@@ -18,7 +18,7 @@ from bevreshape.construct import construct, locate
 from bevreshape.data.batch import BEVSource
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.data.names import check_classes
-from bevreshape.data.pictures import check_image_mode
+from bevreshape.data.pictures import ImageMode
 from bevreshape.errors import InputError
 from bevreshape.files import write_text
 from bevreshape.geometry import BEVGrid
@@ -27,6 +27,7 @@ from bevreshape.loggers import begin, is_wandb, wandb_options
 from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.options import BatchSize, CountOrNone, Seed, Upsample, read_value
 from bevreshape.processes import rank
 from bevreshape.reshapers import FeatureShape, Reshaper
 from bevreshape.stored import check_plain, check_targets, read_trust
@@ -41,7 +42,7 @@ MOST_BUFFER_BYTES = 1 << 30
 MODEL_PARTS = ("encoder", "reshaper", "head")
 """Groups of a config that make the model."""
 
-LOADER_KEYS = ("batch_size", "loader_workers")
+LOADER_KEYS = {"batch_size": BatchSize, "loader_workers": CountOrNone}
 """Keys of the ``data`` group that are the datamodule's; all others are the source's."""
 
 
@@ -135,23 +136,18 @@ class Frame:
             raise InputError(
                 f"{where} has {grid.rows}×{grid.cols} cells, at most {MOST_CELLS:,} are read; it is damaged"
             )
-        try:
-            mode = check_image_mode(plain.get("image_mode", "rgb"))
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+        mode = read_value(f"{where}.image_mode", ImageMode, plain.get("image_mode", "rgb"))
         return cls(grid, names("classes"), names("camera_names"), (height, width), mode)
 
 
 def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
     """The datamodule of ``cfg.data`` and ``cfg.augment``, ordered by ``cfg.seed``."""
-    seed = cfg["seed"]
-    if not isinstance(seed, int) or seed < 0:
-        raise InputError(f"seed={seed!r} must be a whole number, 0 or more")
+    seed = read_value("seed", Seed, cfg["seed"])
     node = dict(_plain(cfg["data"]))
     missing = [key for key in LOADER_KEYS if key not in node]
     if missing:
         raise InputError(f"data has no {missing[0]}; set data.{missing[0]}=NUMBER")
-    loader = {key: node.pop(key) for key in LOADER_KEYS}
+    loader = {key: read_value(f"data.{key}", hint, node.pop(key)) for key, hint in LOADER_KEYS.items()}
     instances = _instances(cfg)
     if instances and "instances" not in inspect.signature(locate(str(node.get("_target_")))).parameters:
         raise InputError(
@@ -175,9 +171,7 @@ def build_model(cfg: Mapping[str, Any], frame: Frame) -> BEVModel:
     """Encoder, reshaper and head of a config, each built for the sizes that the one before it delivers."""
     encoder = _make("encoder", cfg["encoder"], image_size=frame.image_size, cameras=len(frame.camera_names))
     sources = encoder.sources
-    upsample = cfg["head"].get("upsample")
-    if not isinstance(upsample, int) or upsample < 1:
-        raise InputError(f"head.upsample={upsample!r} must be a whole number of at least 1")
+    upsample = read_value("head.upsample", Upsample, cfg["head"].get("upsample"))
     reshaper = build_reshaper(cfg["reshaper"], sources, frame.grid.coarsen(upsample))
     instances = {"instances": len(_instances(cfg))} if _instances(cfg) else {}
     head = _make("head", cfg["head"], in_channels=reshaper.out_channels, classes=len(frame.classes), **instances)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bevreshape.errors import InputError, suggest
+from bevreshape.options import read_options
 
 TARGET = "_target_"
 """The key of a node that names the class to call."""
@@ -32,6 +33,7 @@ def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     target = locate(name)
     check_options(key, target, node, given)
     options = {option: _built(f"{key}.{option}", value) for option, value in node.items() if option != TARGET}
+    options = read_options(key, target, options)
     try:
         return target(**options, **given)
     except InputError:

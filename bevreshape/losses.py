@@ -7,24 +7,30 @@ computed in float32 (float64 if given), also under autocast.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Le
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from bevreshape.errors import InputError, suggest
+from bevreshape.options import Factor, OpenShare, Weight, checked
 
-PerClass = float | int | Sequence[float | int] | Mapping[str, float | int]
+PerClass = Weight | Sequence[Weight] | Mapping[str, Weight]
 """One number for all classes, one per class in their order, or some by name, the others being 1."""
+
+PositivePerClass = Factor | Sequence[Factor] | Mapping[str, Factor]
+"""The same of numbers that are not 0."""
 
 
 def per_class(values: PerClass, classes: Sequence[str], what: str) -> Float[Tensor, " k"]:
     """One float32 number per class, out of any form of :data:`PerClass`.
 
     Raises:
-        InputError: a name that is no class, another number of values than of classes, or a negative or infinite one.
+        InputError: a name that is no class, or another number of values than of classes.
     """
     if isinstance(values, Mapping):
         for name in values:
@@ -40,10 +46,7 @@ def per_class(values: PerClass, classes: Sequence[str], what: str) -> Float[Tens
             f"{what}: {len(numbers)} values for {len(classes)} classes ({', '.join(classes)}); give one number for all, "
             "one per class, or a mapping from class to number"
         )
-    result = torch.tensor(numbers)
-    if not (torch.isfinite(result) & (result >= 0)).all():
-        raise InputError(f"{what}: {numbers} must be finite and not negative")
-    return result
+    return torch.tensor(numbers)
 
 
 class ClassLoss(nn.Module):
@@ -119,6 +122,7 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     return total / valid.sum(dim=(0, 2, 3)).clamp(min=1)
 
 
+@checked
 class BCE(ClassLoss):
     """Binary cross-entropy, as LSS trains with (pos_weight 2.13 for vehicles).
 
@@ -129,7 +133,7 @@ class BCE(ClassLoss):
     pos_weight: Tensor
 
     def __init__(
-        self, pos_weight: PerClass = 1.0, *, class_weight: PerClass = 1.0, classes: Sequence[str] | None = None
+        self, pos_weight: PositivePerClass = 1.0, *, class_weight: PerClass = 1.0, classes: Sequence[str] | None = None
     ) -> None:
         super().__init__(class_weight, classes, pos_weight=pos_weight)
 
@@ -140,6 +144,7 @@ class BCE(ClassLoss):
         return masked_mean(loss, valid)
 
 
+@checked
 class Focal(ClassLoss):
     """Focal loss (Lin et al. 2017), by torchvision; CVT trains with γ = 2 and no α.
 
@@ -148,21 +153,19 @@ class Focal(ClassLoss):
         gamma: exponent that fades out what is already right.
 
     Raises:
-        InputError: alpha outside 0..1, or a gamma whose gradient is infinite at a certain and right prediction.
+        InputError: a gamma whose gradient is infinite at a certain and right prediction.
     """
 
     def __init__(
         self,
-        alpha: float | int | None = None,
-        gamma: float | int = 2.0,
+        alpha: OpenShare | None = None,
+        gamma: Annotated[float, Ge(0), Le(100)] = 2.0,
         *,
         class_weight: PerClass = 1.0,
         classes: Sequence[str] | None = None,
     ) -> None:
         super().__init__(class_weight, classes)
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise InputError(f"Focal: alpha={alpha} must lie in 0..1, or be null for none")
-        if gamma != 0 and not gamma >= 1:
+        if 0 < gamma < 1:
             raise InputError(f"Focal: gamma={gamma} must be 0 or at least 1; its gradient is infinite in between")
         self.alpha = -1.0 if alpha is None else float(alpha)  # torchvision's word for none
         self.gamma = float(gamma)
@@ -172,6 +175,7 @@ class Focal(ClassLoss):
         return masked_mean(sigmoid_focal_loss(logits, target, self.alpha, self.gamma), valid)
 
 
+@checked
 class Dice(ClassLoss):
     """Soft Dice (Milletari et al. 2016), 1 − (2·Σpt + smooth) / (Σp + Σt + smooth) over a class's valid cells in the batch.
 
@@ -182,14 +186,10 @@ class Dice(ClassLoss):
     """
 
     def __init__(
-        self, smooth: float | int = 1.0, *, class_weight: PerClass = 1.0, classes: Sequence[str] | None = None
+        self, smooth: Factor = 1.0, *, class_weight: PerClass = 1.0, classes: Sequence[str] | None = None
     ) -> None:
         super().__init__(class_weight, classes)
-        if not smooth > 0:
-            raise InputError(
-                f"Dice: smooth={smooth} must be positive, or a class without a positive cell divides by zero"
-            )
-        self.smooth = float(smooth)
+        self.smooth = smooth
 
     def classwise(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """One minus the Dice coefficient."""
@@ -199,6 +199,7 @@ class Dice(ClassLoss):
         return 1 - (2 * both + self.smooth) / (either + self.smooth)
 
 
+@checked
 class WeightedSum(nn.Module):
     """Σ weight · loss.
 
@@ -208,13 +209,13 @@ class WeightedSum(nn.Module):
         classes: names of the k channels, handed to the terms.
 
     Raises:
-        InputError: when terms and weights differ in names.
+        InputError: when terms and weights differ in names, or no term counts.
     """
 
     def __init__(
         self,
         terms: Mapping[str, nn.Module],
-        weights: Mapping[str, float | int],
+        weights: Mapping[str, Weight],
         *,
         classes: Sequence[str] | None = None,
     ) -> None:
@@ -223,6 +224,8 @@ class WeightedSum(nn.Module):
             raise InputError(
                 f"WeightedSum: terms are {sorted(terms)} but weights are {sorted(weights)}; give every term one weight"
             )
+        if not any(weights.values()):
+            raise InputError(f"WeightedSum: weights={dict(weights)} are all 0; at least one term must count")
         self.terms = nn.ModuleDict(terms)
         self.weights = {name: float(weights[name]) for name in terms}
         for term in self.terms.values():
@@ -234,6 +237,7 @@ class WeightedSum(nn.Module):
         return torch.stack([w * self.terms[name](logits, target, valid) for name, w in self.weights.items()]).sum()
 
 
+@checked
 class InstanceLoss(nn.Module):
     """Of the maps that a head makes of objects' centres: focal loss of the heat, by which CVT trains with weight 0.1, and L1 of
     the way to the centre on the objects' cells, in cells, as FIERY (Hu et al. 2021) and Simple-BEV have it.
@@ -244,16 +248,17 @@ class InstanceLoss(nn.Module):
         offset: weight of the L1, the mean over valid cells of objects.
 
     Raises:
-        InputError: when a weight is negative.
+        InputError: when both weights are 0.
     """
 
-    def __init__(self, channels: Sequence[int], center: float | int, offset: float | int) -> None:
+    def __init__(self, channels: Sequence[int], center: Weight, offset: Weight) -> None:
         super().__init__()
-        for key, value in (("center", center), ("offset", offset)):
-            if not value >= 0:
-                raise InputError(f"instances.{key}={value} must be a weight of 0 or more")
+        if not center and not offset:
+            raise InputError(
+                "instances.center=0 and instances.offset=0 teach nothing; set one of them, or instances.classes=[]"
+            )
         self.channels = list(channels)
-        self.center, self.offset = float(center), float(offset)
+        self.center, self.offset = center, offset
         self.focal = Focal()
 
     def forward(

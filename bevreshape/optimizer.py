@@ -1,15 +1,17 @@
 """How weights are updated."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Le
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from bevreshape.errors import InputError
+from bevreshape.options import OpenShare, checked
 
 
+@checked
 @dataclass(frozen=True)
 class AdamWOneCycle:
     """AdamW (Loshchilov and Hutter 2019) on a one-cycle schedule (Smith and Topin 2018).
@@ -24,21 +26,11 @@ class AdamWOneCycle:
         div_final: the last rate is the first rate ``/ div_final``.
     """
 
-    lr: float | int = 4e-3
-    weight_decay: float | int = 0.01
-    warmup: float | int = 0.3
-    div_start: float | int = 10.0
-    div_final: float | int = 100.0
-
-    def __post_init__(self) -> None:
-        for key in ("lr", "div_start", "div_final"):
-            value = getattr(self, key)
-            if not isinstance(value, float | int) or not value > 0:
-                raise InputError(f"optimizer.{key}={value!r} must be a positive number")
-        if not isinstance(self.weight_decay, float | int) or self.weight_decay < 0:
-            raise InputError(f"optimizer.weight_decay={self.weight_decay!r} must be a number, 0 or more")
-        if not isinstance(self.warmup, float | int) or not 0 < self.warmup < 1:
-            raise InputError(f"optimizer.warmup={self.warmup!r} must lie between 0 and 1, a share of the steps")
+    lr: Annotated[float, Gt(0), Le(10)] = 4e-3
+    weight_decay: Annotated[float, Ge(0), Le(100)] = 0.01
+    warmup: OpenShare = 0.3
+    div_start: Annotated[float, Ge(1), Le(1e9)] = 10.0
+    div_final: Annotated[float, Ge(1), Le(1e9)] = 100.0
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``."""

@@ -42,13 +42,13 @@ from commands import TINY, finish, start
         (("pictures.samples=-1",), ("pictures.samples=-1",)),
         (("checkpoint_every_n_steps=0",), ("checkpoint_every_n_steps=0",)),
         (("data=folder",), ("data.root",)),
-        (("reshaper=cross_attention", "reshaper.heads=0"), ("heads=0", "choose a multiple")),
-        (("reshaper=cross_attention", "reshaper.dim=wide"), ("reshaper", "dim=wide")),
+        (("reshaper=cross_attention", "reshaper.heads=0"), ("reshaper.heads=0 must be an integer from 1 to 1024",)),
+        (("reshaper=cross_attention", "reshaper.dim=wide"), ("reshaper.dim='wide' must be an integer",)),
         (("reshaper=self_attention", "reshaper.heads=-1"), ("heads=-1",)),
         (("reshaper=column_attention", "reshaper.heads=0"), ("heads=0",)),
         (("reshaper=column_attention", "reshaper.feedforward=0"), ("feedforward=0",)),
         (("reshaper=latent_attention", "reshaper.heads=0"), ("heads=0",)),
-        (("reshaper.hidden=[0]",), ("hidden=[0]", "1 or more")),
+        (("reshaper.hidden=[0]",), ("hidden=[0] must be a list of integers from 1",)),
         (("reshaper.channels=0",), ("channels=0",)),
         (("reshaper=strided_conv", "reshaper.channels=0"), ("channels=0",)),
         (("+reshaper.activatoin=relu",), ("activatoin", "did you mean activation")),
@@ -71,7 +71,7 @@ def test_words_for_numbers(tmp_path: Path) -> None:
     """In a process of its own, where no type checker of the tests stands before the program's own checks."""
     ended = finish(start("train", "optimizer.lr=fast", cwd=tmp_path))
     assert ended.code == 1
-    assert "error: optimizer.lr='fast' must be a positive number" in ended.err
+    assert "error: optimizer.lr='fast' must be a number > 0 and ≤ 10" in ended.err
     assert "Traceback" not in ended.err
 
 

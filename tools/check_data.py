@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ from bevreshape.data.boxes import Boxes, read_boxes
 from bevreshape.data.calibration import Calibration, Rig, read_calibration
 from bevreshape.data.folder import read_split
 from bevreshape.data.frames import Frames, check_size
-from bevreshape.data.pictures import IMAGE_MODES, picture_size, read_picture, straighten
+from bevreshape.data.pictures import ImageMode, picture_size, read_picture, straighten
 from bevreshape.data.truth import MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import visible, write_atomic
@@ -685,7 +686,7 @@ def main() -> None:
     parser.add_argument("--left", type=float, nargs=2, metavar=("FROM", "TO"), help="metres to draw; right is negative")
     parser.add_argument("--cell", type=float, help="metres a cell")
     parser.add_argument(
-        "--image-mode", choices=IMAGE_MODES, default="rgb", help="how images are read; grey of one channel"
+        "--image-mode", choices=get_args(ImageMode), default="rgb", help="how images are read; grey of one channel"
     )
     args = parser.parse_args()
     given = [value is not None for value in (args.forward, args.left, args.cell)]

@@ -8,9 +8,10 @@ drawn on the CPU, and all samples are then changed at once.
 import math
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge, Le, Len
 from einops import rearrange, repeat
 from jaxtyping import Float
 from kornia.enhance import (
@@ -22,10 +23,12 @@ from kornia.enhance import (
 from torch import Tensor
 
 from bevreshape.data.batch import Batch, seeded, still_valid
+from bevreshape.data.pictures import ImageMode
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.ipm import sample
+from bevreshape.options import Share, checked
 
 STREAM = 0x4155474D
 """Word of the random key that keeps these draws apart from those for the order of training."""
@@ -45,6 +48,7 @@ class Draws(NamedTuple):
     top: Tensor
 
 
+@checked
 class Augment:
     """Photometric jitter, horizontal flip, and zoom (resize and crop), called as ``augment(batch, seed, epoch)``.
 
@@ -66,7 +70,7 @@ class Augment:
             ``right`` alone, so that a name goes on meaning a direction; others keep their place.
 
     Raises:
-        InputError: when a number is out of range, or a flip is asked for that the grid or a missing grid forbids.
+        InputError: when the factors of zoom do not ascend, or a flip is asked for that the grid or a missing grid forbids.
     """
 
     def __init__(
@@ -74,31 +78,17 @@ class Augment:
         *,
         grid: BEVGrid | None = None,
         camera_names: Sequence[str] = (),
-        image_mode: str = "rgb",
-        brightness: float | int = 0.0,
-        contrast: float | int = 0.0,
-        saturation: float | int = 0.0,
-        hue: float | int = 0.0,
-        noise: float | int = 0.0,
-        flip_p: float | int = 0.0,
-        zoom: Sequence[float | int] = (1.0, 1.0),
+        image_mode: ImageMode = "rgb",
+        brightness: Share = 0.0,
+        contrast: Share = 0.0,
+        saturation: Share = 0.0,
+        hue: Annotated[float, Ge(0), Le(0.5)] = 0.0,
+        noise: Share = 0.0,
+        flip_p: Share = 0.0,
+        zoom: Annotated[Sequence[Annotated[float, Ge(1), Le(10)]], Len(2, 2)] = (1.0, 1.0),
     ) -> None:
-        highest = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "noise": 1.0, "flip_p": 1.0}
-        given = {
-            "brightness": brightness,
-            "contrast": contrast,
-            "saturation": saturation,
-            "hue": hue,
-            "noise": noise,
-            "flip_p": flip_p,
-        }
-        for key, value in given.items():
-            if not 0 <= value <= highest[key]:
-                raise InputError(f"augment.{key}={value} must lie in 0..{highest[key]:g}")
-        if len(zoom) != 2 or not 1 <= zoom[0] <= zoom[1] < math.inf:
-            raise InputError(
-                f"augment.zoom={list(zoom)} must be [lowest, highest] factors of at least 1, as in [1.0, 1.3]"
-            )
+        if not zoom[0] <= zoom[1]:
+            raise InputError(f"augment.zoom={list(zoom)} must be [lowest, highest] factors, as in [1.0, 1.3]")
         geometric = [key for key, on in (("flip_p", flip_p > 0), ("zoom", zoom[1] > 1)) if on]
         if geometric and grid is None:
             raise InputError(f"augment: {' and '.join(geometric)} move the ground; pass grid= of the targets")
@@ -109,11 +99,10 @@ class Augment:
             )
         self.grid = grid
         self.grey = image_mode == "grey"
-        self.brightness, self.contrast = float(brightness), float(contrast)
-        self.saturation, self.hue, self.noise = float(saturation), float(hue), float(noise)
-        self.flip_p, self.zoom = float(flip_p), (float(zoom[0]), float(zoom[1]))
+        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+        self.noise, self.flip_p, self.zoom = noise, flip_p, (zoom[0], zoom[1])
         self.partner = mirrored_cameras(camera_names)
-        self.active = any(given.values()) or self.zoom[1] > 1
+        self.active = any((brightness, contrast, saturation, hue, noise, flip_p)) or self.zoom[1] > 1
 
     def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
         """A changed copy of a batch that is on its device, with pictures in 0..1 and with target and valid."""

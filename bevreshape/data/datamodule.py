@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from bevreshape.data.batch import SPLITS, Batch, BEVSource, Sample, seeded
 from bevreshape.errors import InputError
+from bevreshape.options import BatchSize, CountOrNone, Seed, checked
 from bevreshape.stopping import Loader
 
 Augmentation = Callable[[Batch, int, int], Batch]
@@ -90,6 +91,7 @@ class EveryOnce(Sampler[int]):
         return iter(self.indices)
 
 
+@checked
 class BEVDataModule(LightningDataModule):
     """Loaders over a :class:`~bevreshape.data.batch.BEVSource`.
 
@@ -102,25 +104,18 @@ class BEVDataModule(LightningDataModule):
 
     ``tested_split`` says what ``trainer.test`` reads; ``arrived_s`` when the latest batch came out of its loader, by
     ``time.perf_counter``, before anything was done to it on the device.
-
-    Raises:
-        InputError: when a number is out of range.
     """
 
     def __init__(
         self,
         source: BEVSource,
         *,
-        batch_size: int,
-        loader_workers: int = 0,
+        batch_size: BatchSize,
+        loader_workers: CountOrNone = 0,
         augment: Augmentation | None = None,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"data.batch_size={batch_size!r} must be a whole number of at least 1")
-        if not isinstance(loader_workers, int) or loader_workers < 0:
-            raise InputError(f"data.loader_workers={loader_workers!r} must be a whole number, 0 or more")
         self.source = source
         self.batch_size = batch_size
         self.loader_workers = loader_workers

@@ -6,22 +6,25 @@ ground truth does not suffer from a small network, and are laid onto the ground 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Literal, NotRequired
 
 import torch
+from annotated_types import Len
 from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import TypedDict
 
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.calibration import Calibration, read_calibration
 from bevreshape.data.frames import Frames
 from bevreshape.data.names import check_classes
-from bevreshape.data.pictures import check_damaged, check_image_mode
+from bevreshape.data.pictures import Damaged, ImageMode
 from bevreshape.data.truth import BoxTruth, MapTruth, PictureTruth
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import read_text
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+from bevreshape.options import ImageSize, LocalPath, checked, read_value
 
 
 class ClassSpec(TypedDict):
@@ -34,6 +37,14 @@ class ClassSpec(TypedDict):
     """For ``bev``: names of the BEV truth that count as this class."""
     boxes: NotRequired[Sequence[str]]
     """For ``boxes``: categories of the 3D boxes that count as this class."""
+
+
+class Splits(TypedDict, total=False):
+    """The frames of every split: a list of names, or a file of names, one a line, relative to the folder."""
+
+    train: str | Sequence[str]
+    val: str | Sequence[str]
+    test: str | Sequence[str]
 
 
 def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
@@ -67,20 +78,17 @@ def read_split(path: Path) -> list[str]:
     return _each_once(names, str(path))
 
 
-def split_names(root: Path, split: str, given: str | Sequence[Any]) -> list[str]:
+def split_names(root: Path, split: str, given: str | Sequence[str]) -> list[str]:
     """The frames that ``data.splits`` gives a split: a list of names, or a file of names, one a line, relative to ``root``.
 
     Raises:
-        InputError: as :func:`read_split`, or a name that is no text.
+        InputError: as :func:`read_split`.
     """
-    if isinstance(given, str):
-        return read_split(root / given)
     where = f"data.splits.{split}"
-    if not isinstance(given, Sequence) or not given:
+    if isinstance(given, str):
+        return read_split(root / read_value(where, LocalPath, given))
+    if not given:
         raise InputError(f"{where}={given!r} is empty; list frames, or name a file of them")
-    for name in given:
-        if not isinstance(name, str):
-            raise InputError(f"{where} holds {name!r}, which is no text; put the frame's name into quotes")
     return _each_once(list(given), where)
 
 
@@ -92,15 +100,9 @@ def _each_once(names: list[str], where: str) -> list[str]:
 
 
 def _by_source(classes: Mapping[str, ClassSpec], source: str) -> dict[str, Sequence[str]]:
-    keys = {"ipm": "labels", "bev": "bev", "boxes": "boxes"}
-    key = keys[source]
+    key = {"ipm": "labels", "bev": "bev", "boxes": "boxes"}[source]
     chosen: dict[str, Sequence[str]] = {}
     for name, spec in classes.items():
-        if spec["source"] not in keys:
-            raise InputError(
-                f"class {name!r}: source is {spec['source']!r}; it is 'ipm' (labels of pictures), 'bev' (truth from above) "
-                "or 'boxes' (3D boxes)"
-            )
         if spec["source"] == source:
             if not spec.get(key):
                 raise InputError(
@@ -137,6 +139,7 @@ class LabelledFrames(Dataset[Sample]):
         return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() takes the extras out again
 
 
+@checked
 class FolderSource:
     """A camera folder as a source of labelled rigs (a :class:`~bevreshape.data.batch.BEVSource`).
 
@@ -150,7 +153,7 @@ class FolderSource:
         allow_missing: see :class:`Frames`.
         cameras: which of the calibration's, in order; all when left out.
         image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their hue.
-        damaged: likewise, one of :data:`~bevreshape.data.pictures.DAMAGED`; labels that cannot be read are always refused.
+        damaged: likewise, one of :data:`~bevreshape.data.pictures.Damaged`; labels that cannot be read are always refused.
 
     Raises:
         InputError: when folder, calibration, classes and grid do not fit together.
@@ -158,27 +161,25 @@ class FolderSource:
 
     def __init__(
         self,
-        root: str | Path,
+        root: LocalPath,
         *,
         grid: BEVGrid,
-        image_size: Sequence[int],
-        classes: Mapping[str, ClassSpec] | None = None,
-        splits: Mapping[str, Sequence[Any] | str],
+        image_size: ImageSize,
+        classes: Annotated[Mapping[str, ClassSpec], Len(1)] | None = None,
+        splits: Splits,
         allow_missing: bool = False,
-        damaged: str = "refuse",
+        damaged: Damaged = "refuse",
         cameras: Sequence[str] | None = None,
-        image_mode: str = "rgb",
+        image_mode: ImageMode = "rgb",
     ) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise InputError(
                 f"{self.root}: there is no such folder; convert your data first (data/README.md), or set root"
             )
-        if classes is not None and not classes:
-            raise InputError(f"{self.root}: classes is empty; say what the targets are made from (data/README.md)")
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
-        self.image_mode = check_image_mode(image_mode)
+        self.image_mode = image_mode
         self.calibration = read_calibration(self.root / "calibration.json")
         if cameras is not None:
             self.calibration = self.calibration.only(cameras)
@@ -193,9 +194,9 @@ class FolderSource:
         self._pictures = PictureTruth(self.root / "labels", self.calibration, ipm) if ipm else None
         self._truth = MapTruth(self.root / "bev", self.calibration, bev, grid) if bev else None
         self._boxes = BoxTruth(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
-        self._splits = dict(splits)
+        self._splits: dict[str, str | Sequence[str]] = dict(splits)  # type: ignore[arg-type]
         self._allow_missing = allow_missing
-        self._damaged = check_damaged(damaged)
+        self._damaged = damaged
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read a frame of every split, so that what is wrong with all of them is told before the training starts."""

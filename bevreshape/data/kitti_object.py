@@ -7,23 +7,26 @@ the rectified camera 0. Only what the left colour camera sees is labelled.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
+from annotated_types import Len
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from bevreshape.data.batch import SPLITS, Batch, Sample
-from bevreshape.data.kitti import KITTIFrames, KITTISplits, ego_from_velodyne_ground
+from bevreshape.data.kitti import KITTIFrames, KITTISplits, RuleSplits, ego_from_velodyne_ground
 from bevreshape.data.names import check_classes
-from bevreshape.data.pictures import check_damaged, check_image_mode
+from bevreshape.data.pictures import Damaged, ImageMode
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import read_text
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.footprints import footprints
+from bevreshape.options import ImageSize, LocalPath, checked
 
-TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
+Kind = Literal["Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"]
+TYPES = get_args(Kind)
 UNLABELLED = "DontCare"
 
 _NO_LABELS = "there is no such label file; copy label_2 from the benchmark, or list other frames in data.splits"
@@ -171,6 +174,7 @@ class LabelledObjects(Dataset[Sample]):
         return self.frames.training / "label_2" / f"{name}.txt"
 
 
+@checked
 class KITTIObjectSource:
     """KITTI's object benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
@@ -195,32 +199,22 @@ class KITTIObjectSource:
 
     def __init__(
         self,
-        root: str | Path,
+        root: LocalPath,
         *,
         grid: BEVGrid,
-        image_size: Sequence[int],
-        classes: Mapping[str, Sequence[str]],
-        splits: Mapping[str, Sequence[str] | str | None] | None = None,
-        damaged: str = "refuse",
-        image_mode: str = "rgb",
+        image_size: ImageSize,
+        classes: Annotated[Mapping[str, Annotated[Sequence[Kind], Len(1)]], Len(1)],
+        splits: RuleSplits | None = None,
+        damaged: Damaged = "refuse",
+        image_mode: ImageMode = "rgb",
     ) -> None:
         self.root = Path(root)
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
-        if not classes:
-            raise InputError("data.classes is empty; name at least one, such as {vehicle: [Car, Van, Truck]}")
-        for name, kinds in classes.items():
-            if not kinds or isinstance(kinds, str):
-                raise InputError(f"data.classes.{name}={kinds!r} must be a list of types, such as [Car, Van, Truck]")
-            for kind in kinds:
-                if kind not in TYPES:
-                    raise InputError(
-                        f"data.classes.{name}: {kind!r} is no type of the benchmark; {suggest(str(kind), TYPES)}"
-                    )
         self.classes = check_classes(classes, "data.classes")
         self._kinds = dict(classes)
-        self._damaged = check_damaged(damaged)
-        self.image_mode = check_image_mode(image_mode)
+        self._damaged = damaged
+        self.image_mode = image_mode
         self._splits = KITTISplits(
             self.root,
             pattern=r"\d{6}",

@@ -9,22 +9,26 @@ evaluates, blue on the road or the lane. Their inverse perspective mapping onto 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import torch
+from annotated_types import Len
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
-from bevreshape.data.kitti import KITTIFrames, KITTISplits, ego_from_road_plane
+from bevreshape.data.kitti import KITTIFrames, KITTISplits, RuleSplits, ego_from_road_plane
 from bevreshape.data.names import check_classes
-from bevreshape.data.pictures import check_damaged, check_image_mode, read_picture
+from bevreshape.data.pictures import Damaged, ImageMode, read_picture
 from bevreshape.data.road_metric import CATEGORIES, RoadMetric, covers_benchmark
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
+from bevreshape.options import ImageSize, LocalPath, checked
 
-MASKS = ("road", "lane")
+Mask = Literal["road", "lane"]
+MASKS: tuple[str, ...] = get_args(Mask)
 KNOWN = 4
 """Bit 0 and 1 of a label: there is road, ego lane; four times that, bit 2 and 3: the mask says so or denies it."""
 
@@ -140,6 +144,7 @@ class LabelledRoads(Dataset[Sample]):
         return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() and the metric read them
 
 
+@checked
 class KITTIRoadSource:
     """KITTI's road benchmark (a :class:`~bevreshape.data.batch.MeasuredSource`).
 
@@ -164,27 +169,22 @@ class KITTIRoadSource:
 
     def __init__(
         self,
-        root: str | Path,
+        root: LocalPath,
         *,
         grid: BEVGrid,
-        image_size: Sequence[int],
-        classes: Mapping[str, str],
-        splits: Mapping[str, Sequence[str] | str | None] | None = None,
-        damaged: str = "refuse",
-        image_mode: str = "rgb",
+        image_size: ImageSize,
+        classes: Annotated[Mapping[str, Mask], Len(1)],
+        splits: RuleSplits | None = None,
+        damaged: Damaged = "refuse",
+        image_mode: ImageMode = "rgb",
     ) -> None:
         self.root = Path(root)
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
-        if not classes:
-            raise InputError("data.classes is empty; name at least one, such as {road: road}")
-        for name, mask in classes.items():
-            if mask not in MASKS:
-                raise InputError(f"data.classes.{name}={mask} is no mask of the benchmark; {suggest(str(mask), MASKS)}")
         self.classes = check_classes(classes, "data.classes")
         self._masks = dict(classes)
-        self._damaged = check_damaged(damaged)
-        self.image_mode = check_image_mode(image_mode)
+        self._damaged = damaged
+        self.image_mode = image_mode
         self._splits = KITTISplits(
             self.root,
             pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.files import open_regular
 from bevreshape.geometry import Lens, pinhole_intrinsics
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
@@ -28,11 +28,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 MAX_MEGAPIXELS = 64
 """A larger picture is refused by its header; decoding it could fill the memory."""
 
-DAMAGED = ("refuse", "mask")
+Damaged = Literal["refuse", "mask"]
 """What becomes of a picture that cannot be read while a data set is."""
 
 
-IMAGE_MODES = ("rgb", "grey")
+ImageMode = Literal["rgb", "grey"]
 """How images are read: in three colours, or as one grey channel that is repeated, so that any encoder takes it."""
 
 
@@ -63,7 +63,7 @@ def read_picture(
         path: of the file.
         image_size: (H, W) that :func:`fit_picture` will make of it; then a JPEG that is twice, four or eight times as large
             is decoded at a half, a quarter or an eighth of its size, which is much faster, where that divides both sides.
-        image_mode: one of :data:`IMAGE_MODES`.
+        image_mode: one of :data:`ImageMode`.
 
     Raises:
         InputError: missing, empty, truncated, not a picture, larger than ``MAX_MEGAPIXELS``, 16-bit, grey unless it shall be,
@@ -96,7 +96,7 @@ def read_or_mask(read: Callable[[], Tensor], damaged: str | None) -> Tensor | No
 
     Args:
         read: delivers a picture.
-        damaged: out of :data:`DAMAGED`; ``None`` refuses without a word of this choice.
+        damaged: one of :data:`Damaged`; ``None`` refuses without a word of this choice.
 
     Raises:
         InputError: as ``read``.
@@ -110,20 +110,6 @@ def read_or_mask(read: Callable[[], Tensor], damaged: str | None) -> Tensor | No
         if damaged == "refuse":
             raise DamagedPicture(f"{error}; data.damaged=mask goes on without this camera") from None
         raise
-
-
-def check_damaged(damaged: str) -> str:
-    """``data.damaged``, refused when it is none of :data:`DAMAGED`."""
-    if damaged not in DAMAGED:
-        raise InputError(f"data.damaged={damaged} is unknown; {suggest(str(damaged), DAMAGED)}")
-    return damaged
-
-
-def check_image_mode(image_mode: str) -> str:
-    """``data.image_mode``, refused when it is none of :data:`IMAGE_MODES`."""
-    if image_mode not in IMAGE_MODES:
-        raise InputError(f"data.image_mode={image_mode} is unknown; {suggest(str(image_mode), IMAGE_MODES)}")
-    return image_mode
 
 
 def read_codes(path: Path) -> UInt8[Tensor, "H W"]:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
+from annotated_types import Ge, Le, Len
 from einops import rearrange
 from jaxtyping import Float
 from timm.layers import Conv2dSame
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevreshape.errors import InputError, suggest
+from bevreshape.options import Count, Width, checked
 from bevreshape.reshapers.base import FeatureShape
 
 Size = tuple[int, int]
 
+Offset = Annotated[float, Ge(-1024), Le(1024)]
+"""Pixel on which a feature is centred."""
 
+
+@checked
 class TimmEncoder(nn.Module):
     """Features of every camera at the wanted strides, brought to one width by a 1×1 neck.
 
@@ -50,10 +56,10 @@ class TimmEncoder(nn.Module):
         *,
         image_size: Sequence[int],
         cameras: int,
-        strides: Sequence[int] = (8,),
-        channels: int = 64,
+        strides: Annotated[Sequence[Count], Len(1)] = (8,),
+        channels: Width = 64,
         pretrained: bool = False,
-        offset_px: float | Sequence[float] | None = None,
+        offset_px: Offset | Sequence[Offset] | None = None,
     ) -> None:
         super().__init__()
         self.image_size: Size = (image_size[0], image_size[1])

@@ -1,6 +1,5 @@
 """The one place that turns metres on the ground into cells of a bird's-eye view, and back."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bevreshape.errors import InputError
+from bevreshape.options import Edges, Length, checked
+
+MOST_CELLS = 4096
+"""Along a side of a grid; more would fill the memory."""
 
 
+@checked
 @dataclass(frozen=True)
 class BEVGrid:
     """A rectangle of the ground plane, cut into square cells and looked at from above.
@@ -27,20 +31,13 @@ class BEVGrid:
         InputError: when the bounds are not ascending or a side is not a whole number of cells.
     """
 
-    forward_m: Sequence[float | int] = (0.0, 40.0)
-    left_m: Sequence[float | int] = (-20.0, 20.0)
-    cell_m: float | int = 0.5
+    forward_m: Edges = (0.0, 40.0)
+    left_m: Edges = (-20.0, 20.0)
+    cell_m: Length = 0.5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "forward_m", tuple(float(v) for v in self.forward_m))
-        object.__setattr__(self, "left_m", tuple(float(v) for v in self.left_m))
-        object.__setattr__(self, "cell_m", float(self.cell_m))
-        if len(self.forward_m) != 2 or len(self.left_m) != 2:
-            raise InputError(
-                f"grid: forward_m={self.forward_m} and left_m={self.left_m} need two numbers each: [from, to]"
-            )
-        if not self.cell_m > 0:
-            raise InputError(f"grid: cell_m={self.cell_m} must be a positive length in metres")
+        object.__setattr__(self, "forward_m", tuple(self.forward_m))
+        object.__setattr__(self, "left_m", tuple(self.left_m))
         for key, (low, high) in (("forward_m", self.forward_m), ("left_m", self.left_m)):
             if not low < high:
                 raise InputError(f"grid: {key}=({low}, {high}) must ascend; write the smaller bound first")
@@ -49,6 +46,11 @@ class BEVGrid:
                 raise InputError(
                     f"grid: {key}=({low}, {high}) is {high - low:g} m, which is {cells:.3f} cells of cell_m={self.cell_m}; "
                     "choose bounds that are a whole number of cells apart"
+                )
+            if cells > MOST_CELLS:
+                raise InputError(
+                    f"grid: {key}=({low}, {high}) is {cells:.0f} cells of cell_m={self.cell_m}, more than {MOST_CELLS}; choose "
+                    "larger cells or closer bounds"
                 )
 
     @property

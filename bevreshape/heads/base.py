@@ -3,8 +3,6 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bevreshape.errors import InputError
-
 
 class Head(nn.Module):
     """A decoder from BEV features to class logits, and in training to maps of objects too.
@@ -13,17 +11,10 @@ class Head(nn.Module):
         classes: k.
         instances: m classes whose objects' centres are found too: a logit of the heat and the way to the centre, three maps
             for each, which only the loss sees.
-        sizes: settings that must be whole numbers of at least 1.
-
-    Raises:
-        InputError: when a size is below 1.
     """
 
-    def __init__(self, classes: int, instances: int, **sizes: int) -> None:
+    def __init__(self, classes: int, instances: int) -> None:
         super().__init__()
-        for key, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"head.{key}={value!r} must be a whole number of at least 1")
         self.classes, self.maps = classes, classes + 3 * instances
         self._instances: Tensor | None = None
 

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from bevreshape.heads.base import Head
+from bevreshape.options import Count, Upsample, Width, checked
 
 
+@checked
 class ConvHead(Head):
     """Residual blocks on the coarse grid, then upsampling by ``upsample`` in steps, narrow where cells are many.
 
@@ -21,9 +23,6 @@ class ConvHead(Head):
         blocks: residual blocks on the coarse grid.
         final_channels: width at full resolution.
         instances: see :class:`~bevreshape.heads.base.Head`.
-
-    Raises:
-        InputError: when a size is below 1.
     """
 
     def __init__(
@@ -31,15 +30,13 @@ class ConvHead(Head):
         in_channels: int,
         classes: int,
         *,
-        upsample: int = 2,
-        channels: int = 32,
-        blocks: int = 2,
-        final_channels: int = 16,
+        upsample: Upsample = 2,
+        channels: Width = 32,
+        blocks: Count = 2,
+        final_channels: Width = 16,
         instances: int = 0,
     ) -> None:
-        super().__init__(
-            classes, instances, upsample=upsample, channels=channels, blocks=blocks, final_channels=final_channels
-        )
+        super().__init__(classes, instances)
         self.upsample = upsample
         self.coarse = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),

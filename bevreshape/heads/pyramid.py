@@ -1,14 +1,18 @@
 """The decoder of CVT: the grid doubles step by step, and every step sees the coarse features again."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
+from annotated_types import Ge, Le, Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevreshape.errors import InputError
 from bevreshape.heads.base import Head
+from bevreshape.options import Upsample, Width, checked
 
 
+@checked
 class PyramidHead(Head):
     """Decoder of Cross-View Transformers (Zhou and Krähenbühl 2022), for 25×25 → 200×200.
 
@@ -19,13 +23,13 @@ class PyramidHead(Head):
     Args:
         in_channels: d of the reshaper.
         classes: k.
-        widths: of every step's result; inside a step it is half as wide.
+        widths: of every step's result, at least 2; inside a step it is half as wide.
         upsample: 2 to the number of steps.
         final_channels: width of the last 3×3 convolution.
         instances: see :class:`~bevreshape.heads.base.Head`.
 
     Raises:
-        InputError: when a size is below 1, a width below 2, or upsample does not agree with the number of steps.
+        InputError: when upsample does not agree with the number of steps.
     """
 
     def __init__(
@@ -33,17 +37,12 @@ class PyramidHead(Head):
         in_channels: int,
         classes: int,
         *,
-        widths: Sequence[int] = (128, 128, 64),
-        upsample: int = 8,
-        final_channels: int = 64,
+        widths: Annotated[Sequence[Annotated[int, Ge(2), Le(65_536)]], Len(1)] = (128, 128, 64),
+        upsample: Upsample = 8,
+        final_channels: Width = 64,
         instances: int = 0,
     ) -> None:
-        steps = {f"widths[{number}]": width for number, width in enumerate(widths)}
-        super().__init__(classes, instances, final_channels=final_channels, **steps)
-        if not widths or min(widths) < 2:
-            raise InputError(
-                f"head.widths={list(widths)} must be one or more of at least 2: a step is half as wide inside"
-            )
+        super().__init__(classes, instances)
         if upsample != 2 ** len(widths):
             raise InputError(
                 f"head.upsample={upsample} but head.widths={list(widths)} double the grid {len(widths)} times; set "

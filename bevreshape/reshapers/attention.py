@@ -1,19 +1,23 @@
 """Attention as in the article's equations, shared by the reshapers that attend."""
 
+from typing import Literal
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.options import Count, Width, checked
 from bevreshape.reshapers.positional import RotaryEncoding
 from bevreshape.reshapers.products import Linear
 
-KERNELS = ("softmax", "linear")
+Kernel = Literal["softmax", "linear"]
 
 
+@checked
 class Attention(nn.Module):
     """``softmax(Q·Kᵀ/√d)·V``, or without softmax and scale ``Q·(KᵀV)``, whose cost grows linearly with tokens.
 
@@ -32,24 +36,22 @@ class Attention(nn.Module):
         rotary: turns Q and K, split into heads, by their places.
 
     Raises:
-        InputError: an unknown kernel, or a dim that the heads do not divide.
+        InputError: a dim that the heads do not divide.
     """
 
     def __init__(
         self,
         query_width: int,
         token_width: int,
-        dim: int,
-        heads: int = 1,
-        kernel: str = "softmax",
+        dim: Width,
+        heads: Count = 1,
+        kernel: Kernel = "softmax",
         divide_by_tokens: bool = True,
         bias: bool = False,
         rotary: RotaryEncoding | None = None,
     ) -> None:
         super().__init__()
-        if kernel not in KERNELS:
-            raise InputError(f"attention: there is no kernel={kernel}; {suggest(kernel, KERNELS)}")
-        if heads < 1 or dim < 1 or dim % heads:
+        if dim % heads:
             raise InputError(f"attention: dim={dim} cannot be divided among heads={heads}; choose a multiple")
         self.heads = heads
         self.kernel = kernel

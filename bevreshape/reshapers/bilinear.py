@@ -1,6 +1,6 @@
 """Bilinear sampling of a volume above the grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Count, HeightRange, Width, checked
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.reading import look, read, tabulate
 
@@ -18,6 +19,7 @@ OTHERS = ("encoder.", "decoder.", "ce_weight", "center_weight", "offset_weight")
 """The rest of that network."""
 
 
+@checked
 class Bilinear(GeometricReshaper):
     """Every voxel above a cell reads the features where it appears, and a convolution folds the heights (Harley et al.,
     "Simple-BEV: What Really Matters for Multi-Sensor BEV Perception?", ICRA 2023).
@@ -56,21 +58,17 @@ class Bilinear(GeometricReshaper):
         source: FeatureShape,
         grid: BEVGrid | tuple[int, int],
         *,
-        heights: int = 8,
-        height_m: Sequence[float | int] = (-1.0, 3.0),
+        heights: Count = 8,
+        height_m: HeightRange = (-1.0, 3.0),
         compress: bool = True,
-        channels: int | None = None,
+        channels: Width | None = None,
     ) -> None:
         super().__init__(source, grid, channels or source.channels)
-        if heights < 1 or len(height_m) != 2 or not height_m[0] < height_m[1]:
+        if not height_m[0] < height_m[1]:
+            raise InputError(f"Bilinear: height_m={list(height_m)} must ascend; write the lower edge first")
+        if channels is not None and not compress:
             raise InputError(
-                f"Bilinear: heights={heights} of height_m={list(height_m)}; it needs at least one, between a lower and an "
-                "upper edge in metres"
-            )
-        if channels is not None and (channels < 1 or not compress):
-            raise InputError(
-                f"Bilinear: channels={channels} with compress={compress}; leave channels out, or set compress=true and "
-                "at least one channel"
+                f"Bilinear: channels={channels} with compress=false, which sums; leave channels out, or set compress=true"
             )
         low, high = height_m
         self.heights_m = tuple(low + (level + 0.5) * (high - low) / heights for level in range(heights))

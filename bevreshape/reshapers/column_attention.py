@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Count, CountOrNone, Depths, FocalLength, Length, Width, checked
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.polar import PolarMaps, nominal_focal
 from bevreshape.reshapers.products import Linear, linear
 
-ENCODINGS = ("published", "sincos")
+Encoding = Literal["published", "sincos"]
 
 
 class Heads(nn.Module):
@@ -117,6 +119,7 @@ class ColumnTransformer(nn.Module):
         return self.norm(bev)
 
 
+@checked
 class ColumnAttention(GeometricReshaper):
     """Every column of the picture is translated into the ray on the ground that it looks along, by a transformer.
 
@@ -162,14 +165,14 @@ class ColumnAttention(GeometricReshaper):
         source: FeatureShape | Sequence[FeatureShape],
         grid: BEVGrid | tuple[int, int],
         *,
-        heads: int = 4,
-        encoder_layers: int = 2,
-        decoder_layers: int = 2,
-        feedforward: int | Sequence[int] | None = None,
-        encoding: str = "published",
-        depth_m: Sequence[float | int] | None = None,
-        bin_m: float | int | None = None,
-        focal_px: float | int | None = None,
+        heads: Count = 4,
+        encoder_layers: CountOrNone = 2,
+        decoder_layers: Count = 2,
+        feedforward: Width | Sequence[Width] | None = None,
+        encoding: Encoding = "published",
+        depth_m: Depths | None = None,
+        bin_m: Length | None = None,
+        focal_px: FocalLength | None = None,
     ) -> None:
         first = source if isinstance(source, FeatureShape) else source[0]
         dim = first.channels
@@ -178,23 +181,17 @@ class ColumnAttention(GeometricReshaper):
             raise InputError(
                 f"ColumnAttention: its scales have {[scale.channels for scale in self.sources]} channels; all must have the same"
             )
-        if heads < 1 or dim % heads or dim % 2:
+        if dim % heads or dim % 2:
             raise InputError(
                 f"ColumnAttention: {dim} channels cannot be divided among heads={heads} or into pairs; choose a multiple"
-            )
-        if encoding not in ENCODINGS:
-            raise InputError(f"ColumnAttention: there is no encoding={encoding}; {suggest(encoding, ENCODINGS)}")
-        if encoder_layers < 0 or decoder_layers < 1:
-            raise InputError(
-                f"ColumnAttention: encoder_layers={encoder_layers} and decoder_layers={decoder_layers} must be at least 0 and 1"
             )
         if feedforward is None or isinstance(feedforward, int):
             widths = [2 * dim if feedforward is None else feedforward] * len(self.sources)
         else:
             widths = list(feedforward)
-        if len(widths) != len(self.sources) or min(widths) < 1:
+        if len(widths) != len(self.sources):
             raise InputError(
-                f"ColumnAttention: feedforward={feedforward} must be a positive width, or {len(self.sources)}, one a scale"
+                f"ColumnAttention: feedforward={feedforward} must be one width, or {len(self.sources)}, one a scale"
             )
         focal = nominal_focal(self.sources[0]) if focal_px is None else focal_px
         self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
+from bevreshape.options import Count, Depths, FocalLength, HeightRange, Length, Width, checked
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant
 from bevreshape.reshapers.polar import PolarMaps, heading, nominal_focal
 from bevreshape.reshapers.products import grouped_linear
@@ -82,6 +83,7 @@ class Columns(nn.Module):
         return torch.addcmul(x[:, :, :-1] * upper + self.project.bias[:, None, None], x[:, :, 1:], lower)
 
 
+@checked
 class ColumnMLP(GeometricReshaper):
     """Every column of the picture becomes the ray on the ground that it looks along, by one fully connected layer.
 
@@ -125,16 +127,16 @@ class ColumnMLP(GeometricReshaper):
         source: FeatureShape | Sequence[FeatureShape],
         grid: BEVGrid | tuple[int, int],
         *,
-        dim: int = 64,
-        groups: int = 1,
-        depth_m: Sequence[float | int] | None = None,
-        bin_m: float | int | None = None,
-        rows: Sequence[int] | None = None,
-        height_m: Sequence[float | int] = (-4.0, 2.0),
-        focal_px: float | int | None = None,
+        dim: Width = 64,
+        groups: Width = 1,
+        depth_m: Depths | None = None,
+        bin_m: Length | None = None,
+        rows: Sequence[Count] | None = None,
+        height_m: HeightRange = (-4.0, 2.0),
+        focal_px: FocalLength | None = None,
     ) -> None:
         super().__init__(source, grid, dim)
-        if groups < 1 or dim % groups:
+        if dim % groups:
             raise InputError(f"ColumnMLP: dim={dim} cannot be divided into groups={groups}; choose a multiple")
         low, high = height_m
         if not low < high:
@@ -148,8 +150,8 @@ class ColumnMLP(GeometricReshaper):
         if rows is None:
             wanted = [math.ceil(focal / s.stride * (high - low) / band.near_m) for s, band in pairs]
             self.rows = [k if k < s.height else None for k, s in zip(wanted, self.sources, strict=True)]
-        elif len(rows) != len(self.sources) or min(rows) < 1:
-            raise InputError(f"ColumnMLP: rows={list(rows)} must be {len(self.sources)} positive numbers, one a scale")
+        elif len(rows) != len(self.sources):
+            raise InputError(f"ColumnMLP: rows={list(rows)} must be {len(self.sources)} numbers, one a scale")
         else:
             self.rows = list(rows)
         self.scales = nn.ModuleList(

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
+from bevreshape.options import Count, CountOrNone, Width, checked
+from bevreshape.reshapers.attention import Attention, FeedForward, Kernel, present_tokens
 from bevreshape.reshapers.base import FeatureShape, Reshaper
-from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
+from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RotaryEncoding
 from bevreshape.reshapers.products import Linear
 
 
+@checked
 class CrossAttention(Reshaper):
     """``O = softmax(Q·Kᵀ/√d)·V`` with K, V projected from the tokens X and Q from a learned query Ø of R×C cells.
 
@@ -57,13 +59,13 @@ class CrossAttention(Reshaper):
         source: FeatureShape,
         grid: BEVGrid | tuple[int, int],
         *,
-        dim: int = 64,
-        heads: int = 4,
-        kernel: str = "softmax",
+        dim: Width = 64,
+        heads: Count = 4,
+        kernel: Kernel = "softmax",
         divide_by_tokens: bool = True,
-        token_encoding: str = "sinusoidal",
-        query_encoding: str = "sinusoidal",
-        feedforward: int = 2,
+        token_encoding: Encoding = "sinusoidal",
+        query_encoding: Encoding = "sinusoidal",
+        feedforward: CountOrNone = 2,
         normalise_values: bool = False,
         bare: bool = False,
     ) -> None:

@@ -13,6 +13,7 @@ from torchvision.models.resnet import Bottleneck
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Count, CountOrNone, Width, checked
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
@@ -236,6 +237,7 @@ class CrossView(nn.Module):
         return k.unflatten(0, size), v.unflatten(0, size)
 
 
+@checked
 class CrossViewAttention(GeometricReshaper):
     """Cells look up the tokens of all cameras by the direction in which a camera would see them (CVT).
 
@@ -285,27 +287,25 @@ class CrossViewAttention(GeometricReshaper):
         source: FeatureShape | Sequence[FeatureShape],
         grid: BEVGrid | tuple[int, int],
         *,
-        dim: int = 64,
-        heads: int = 4,
-        dim_head: int = 16,
+        dim: Width = 64,
+        heads: Count = 4,
+        dim_head: Width = 16,
         qkv_bias: bool = True,
         skip: bool = True,
         image_features: bool = True,
-        middle: int | Sequence[int] = 2,
+        middle: CountOrNone | Sequence[CountOrNone] = 2,
     ) -> None:
         super().__init__(source, grid, dim)
         blocks = [middle] * len(self.sources) if isinstance(middle, int) else list(middle)
-        if len(blocks) != len(self.sources) or min(blocks) < 0:
+        if len(blocks) != len(self.sources):
             raise InputError(
-                f"{self.name}: middle={middle} must say how many blocks, 0 or more, follow each of {len(self.sources)} scales"
+                f"{self.name}: middle={middle} must say how many blocks follow each of {len(self.sources)} scales"
             )
         if any(blocks) and dim % 4:
             raise InputError(
                 f"{self.name}: the blocks after a scale are a quarter as wide inside, but dim={dim} is no multiple of 4; "
                 "choose one, or middle=0"
             )
-        if min(dim, heads, dim_head) < 1:
-            raise InputError(f"{self.name}: dim={dim}, heads={heads} and dim_head={dim_head} must be at least 1")
         self.prior = nn.Parameter(torch.randn(dim, *self.target_shape))
         self.views = nn.ModuleList(
             CrossView(scale.channels, dim, heads, dim_head, qkv_bias, skip, image_features) for scale in self.sources

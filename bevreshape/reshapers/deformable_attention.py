@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
+from bevreshape.options import Count, Heights, Width, checked
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant, is_exporting, numbered
 from bevreshape.reshapers.canvas import Canvas
 from bevreshape.reshapers.products import Linear
@@ -184,6 +185,7 @@ def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
     return found, left
 
 
+@checked
 class DeformableAttention(GeometricReshaper):
     r"""Every cell looks at a few places of the pictures around its own projections, and learns where and how much.
 
@@ -242,27 +244,22 @@ class DeformableAttention(GeometricReshaper):
         source: FeatureShape | Sequence[FeatureShape],
         grid: BEVGrid | tuple[int, int],
         *,
-        dim: int = 64,
-        heads: int = 8,
-        points: int = 8,
-        layers: int = 1,
-        heights_m: Sequence[float | int] = (0.0, 1.0, 2.0, 3.0),
-        feedforward: int = 2,
+        dim: Width = 64,
+        heads: Count = 8,
+        points: Count = 8,
+        layers: Count = 1,
+        heights_m: Heights = (0.0, 1.0, 2.0, 3.0),
+        feedforward: Count = 2,
         query_position: bool = False,
         camera_embedding: bool = False,
         bare: bool = False,
     ) -> None:
         super().__init__(source, grid, dim)
-        counts = {"dim": dim, "heads": heads, "points": points, "layers": layers, "feedforward": feedforward}
-        for key, value in counts.items():
-            if value < 1:
-                hint = "; bare=true leaves it out" if key == "feedforward" else ""
-                raise InputError(f"{self.name}: {key}={value} must be 1 or more{hint}")
         if dim % heads:
             raise InputError(
                 f"{self.name}: dim={dim} cannot be divided among heads={heads}; choose a multiple of the heads"
             )
-        if not heights_m or points % len(heights_m):
+        if points % len(heights_m):
             raise InputError(
                 f"{self.name}: points={points} cannot be shared out among {len(heights_m)} heights_m; choose a multiple of "
                 "their number"

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Len
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torchvision.models.resnet import Bottleneck
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Count, CountOrNone, Height, Width, checked
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
@@ -187,6 +189,7 @@ class WindowAttention(nn.Module):
         return rearrange(self.widen.weight, "o c i j -> o (i j c)")
 
 
+@checked
 class KernelAttention(GeometricReshaper):
     """Every cell attends to the features around its projection, in all cameras that see it (GKT, Chen et al. 2022).
 
@@ -232,29 +235,23 @@ class KernelAttention(GeometricReshaper):
         source: FeatureShape | Sequence[FeatureShape],
         grid: BEVGrid | tuple[int, int],
         *,
-        dim: int = 64,
-        heads: int = 4,
-        window: Sequence[int] = (7, 1),
-        widen: Sequence[int] | None = (1, 7),
-        height_m: float | int = 1.0,
-        bottlenecks: int = 2,
+        dim: Width = 64,
+        heads: Count = 4,
+        window: Annotated[Sequence[Count], Len(2, 2)] = (7, 1),
+        widen: Annotated[Sequence[Count], Len(2, 2)] | None = (1, 7),
+        height_m: Height = 1.0,
+        bottlenecks: CountOrNone = 2,
     ) -> None:
         super().__init__(source, grid, dim)
-        if heads < 1 or dim % heads or dim % 4:
+        if dim % heads or dim % 4:
             raise InputError(
                 f"KernelAttention: dim={dim} cannot be divided among heads={heads} and by 4, as its bottlenecks do; choose "
                 "a common multiple"
             )
-        if len(window) != 2 or min(window) < 1:
-            raise InputError(f"KernelAttention: window={list(window)} must be [rows, columns] of features, e.g. [7, 1]")
-        if widen is not None and (len(widen) != 2 or min(widen) < 1 or not all(size % 2 for size in widen)):
+        if widen is not None and not all(size % 2 for size in widen):
             raise InputError(
                 f"KernelAttention: widen={list(widen)} must be [rows, columns] of a convolution, both odd, e.g. [1, 7]; null "
                 "leaves it out"
-            )
-        if bottlenecks < 0:
-            raise InputError(
-                f"KernelAttention: bottlenecks={bottlenecks} must be a number of blocks; 0 leaves them out"
             )
         self.window = (window[0], window[1])
         self.neighbours = None if widen is None else (widen[0], widen[1])

@@ -3,20 +3,22 @@
 import math
 import re
 from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge, Le
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Count, CountOrNone, Share, Width, checked
 from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.products import Linear
 
-QUERIES = ("coordinates", "fourier", "learned")
+Query = Literal["coordinates", "fourier", "learned"]
 LEARNED_WIDTH = 32
 """Channels of the vector that a cell learns."""
 
@@ -106,6 +108,7 @@ class Block(nn.Module):
         return x * self.scales[branch] if len(self.scales) else x
 
 
+@checked
 class LatentAttention(GeometricReshaper):
     """Features are read into a few latents, these attend to each other, and the cells read the latents.
 
@@ -156,23 +159,18 @@ class LatentAttention(GeometricReshaper):
         source: FeatureShape,
         grid: BEVGrid | tuple[int, int],
         *,
-        dim: int = 64,
-        latents: int = 128,
-        depth: int = 4,
-        read_heads: int = 8,
-        heads: int = 4,
-        ray_dim: int | None = None,
+        dim: Width = 64,
+        latents: Width = 128,
+        depth: CountOrNone = 4,
+        read_heads: Count = 8,
+        heads: Count = 4,
+        ray_dim: Width | None = None,
         plucker: bool = False,
-        query: str = "coordinates",
-        query_bands: int = 16,
-        layer_scale: float = 0.0,
+        query: Query = "coordinates",
+        query_bands: Annotated[int, Ge(1), Le(32)] = 16,
+        layer_scale: Share = 0.0,
     ) -> None:
         super().__init__(source, grid, dim)
-        if query not in QUERIES:
-            raise InputError(f"LatentAttention: there is no query={query}; {suggest(query, QUERIES)}")
-        for name, value, least in (("latents", latents, 1), ("depth", depth, 0), ("query_bands", query_bands, 1)):
-            if value < least:
-                raise InputError(f"LatentAttention: {name}={value} is too few; choose {least} or more")
         rows, cols = self.target_shape
         ray_dim = dim // 2 if ray_dim is None else ray_dim
         self.plucker = plucker

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Len
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -11,9 +13,11 @@ from torch.nn import functional as F
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import HeightRange, Length, Width, checked
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting, numbered
 
 
+@checked
 class LiftSplat(GeometricReshaper):
     """Every feature is spread along its ray by a predicted distribution over depth; cells sum what falls into them.
 
@@ -62,22 +66,19 @@ class LiftSplat(GeometricReshaper):
         source: FeatureShape,
         grid: BEVGrid | tuple[int, int],
         *,
-        depths_m: Sequence[float | int] = (1.0, 41.0, 1.0),
-        height_m: Sequence[float | int] = (-10.0, 10.0),
-        channels: int = 64,
+        depths_m: Annotated[Sequence[Length], Len(3, 3)] = (1.0, 41.0, 1.0),
+        height_m: HeightRange = (-10.0, 10.0),
+        channels: Width = 64,
     ) -> None:
         super().__init__(source, grid, channels)
-        if len(depths_m) != 3 or not 0 < depths_m[0] < depths_m[1] or not depths_m[2] > 0:
+        if not depths_m[0] < depths_m[1]:
             raise InputError(
-                f"LiftSplat: depths_m={list(depths_m)} must be [first, end, step] in metres, with 0 < first < end and a "
-                "positive step, such as [1, 41, 1]"
+                f"LiftSplat: depths_m={list(depths_m)} must be [first, end, step] in metres with first < end, such as [1, 41, 1]"
             )
-        if len(height_m) != 2 or not height_m[0] < height_m[1]:
+        if not height_m[0] < height_m[1]:
             raise InputError(
                 f"LiftSplat: height_m={list(height_m)} must be [lowest, highest] in metres and ascend, such as [-10, 10]"
             )
-        if channels < 1:
-            raise InputError(f"LiftSplat: channels={channels} leaves nothing to put on the ground; choose at least 1")
         self.first_m, end_m, self.step_m = (float(v) for v in depths_m)
         self.height_m = (float(height_m[0]), float(height_m[1]))
         self.depths = math.ceil((end_m - self.first_m) / self.step_m - 1e-6)

@@ -4,17 +4,18 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Width, checked
 from bevreshape.reshapers.base import FeatureShape, Reshaper, without_dropped
-from bevreshape.reshapers.products import ACTIVATIONS, grouped_linear
+from bevreshape.reshapers.products import Activation, grouped_linear
 
 ORIGINAL = re.compile(r"(?:.*\.)?(?:mat_list|hw_mat)\.(\d+)\.(\d+)\.(weight|bias)")
 """What VPN and HDMapNet call a parameter: camera, place in its Linear-ReLU-Linear-ReLU, kind."""
@@ -107,6 +108,7 @@ def describe(cameras: Cameras) -> Float[Tensor, "b n 14"]:
     return torch.cat([torch.stack(inside, -1), pose[..., :3, :2].flatten(2), pose[..., :3, 3]], -1)
 
 
+@checked
 class MLP(Reshaper):
     """``O = σ(W·X + b)``, W of size RC × hw, from every token to every cell, the same for all channels.
 
@@ -156,24 +158,15 @@ class MLP(Reshaper):
         source: FeatureShape,
         grid: BEVGrid | tuple[int, int],
         *,
-        hidden: Sequence[int] = (),
-        channels: int | None = None,
-        activation: str = "relu",
-        views: str = "per_view",
-        rank: int | None = None,
+        hidden: Sequence[Width] = (),
+        channels: Width | None = None,
+        activation: Activation = "relu",
+        views: Literal["per_view", "joint"] = "per_view",
+        rank: Width | None = None,
         calibration: bool = False,
     ) -> None:
         self.needs_cameras = calibration  # type: ignore[misc]  # an option decides it here, not the class
         super().__init__(source, grid, source.channels if channels is None else channels)
-        if activation not in ACTIVATIONS:
-            raise InputError(f"MLP: there is no activation={activation}; {suggest(activation, ACTIVATIONS)}")
-        widths = [*hidden, self.out_channels]
-        if min(widths) < 1:
-            raise InputError(
-                f"MLP: hidden={list(hidden)} and channels={channels} must be 1 or more; leave out what is not wanted"
-            )
-        if views not in ("per_view", "joint"):
-            raise InputError(f"MLP: there is no views={views}; {suggest(views, ('per_view', 'joint'))}")
         rows, cols = self.target_shape
         self.joint = views == "joint"
         self.activation = activation
@@ -183,7 +176,7 @@ class MLP(Reshaper):
         # hidden layers need random features, but in the last one what W draws stays as noise beside what it learns
         gains = [1.0] * len(hidden) + [0.1]
         small = [rank is not None and rank * (i + o) < i * o for i, o in pairwise(self.widths)]
-        if rank is not None and (rank < 1 or not any(small)):
+        if rank is not None and not any(small):
             i, o = max(pairwise(self.widths), key=math.prod)
             raise InputError(
                 f"MLP: rank={rank} does not make W of {o}×{i} smaller; choose 1 to {max(1, (i * o - 1) // (i + o))}, or null"

@@ -1,7 +1,7 @@
 """An MLP from view to view and back, and attention that finds again in the picture what the MLP put into each cell."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Weight, Width, checked
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
 from bevreshape.reshapers.products import Linear
 
@@ -49,6 +50,7 @@ def cycle_loss(
     return (missed * weights.flatten()).sum() / len(weights)
 
 
+@checked
 class MLPAttention(Reshaper):
     """An MLP makes the bird's-eye view, another one the picture of it again, and hard attention compares them (PYVA).
 
@@ -88,23 +90,17 @@ class MLPAttention(Reshaper):
         source: FeatureShape,
         grid: BEVGrid | tuple[int, int],
         *,
-        hidden: int | None = None,
-        residual: str = "bev",
-        cycle_weight: float | int = 0.001,
+        hidden: Width | None = None,
+        residual: Literal["bev", "picture"] = "bev",
+        cycle_weight: Weight = 0.001,
     ) -> None:
         super().__init__(source, grid, source.channels)
-        if residual not in ("bev", "picture"):
-            raise InputError(f"MLPAttention: there is no residual={residual}; {suggest(residual, ('bev', 'picture'))}")
         rows, cols = self.target_shape
         if residual == "picture" and (source.height, source.width) != (rows, cols):
             raise InputError(
                 f"MLPAttention: residual=picture adds features of {source.height}×{source.width} to {rows}×{cols} cells; "
                 "make them the same size, or set residual=bev"
             )
-        if hidden is not None and hidden < 1:
-            raise InputError(f"MLPAttention: hidden={hidden} must be at least 1, or null for as many as come out")
-        if cycle_weight < 0:
-            raise InputError(f"MLPAttention: cycle_weight={cycle_weight} must be 0, for none, or positive")
         self.cycle_weight = cycle_weight
         self.residual = residual
         channels, tokens, cells = source.channels, source.tokens, rows * cols

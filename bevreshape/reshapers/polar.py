@@ -68,11 +68,7 @@ class PolarMaps:
         bin_m: float | int | None,
         focal_px: float | int,
     ) -> None:
-        if not focal_px > 0:
-            raise InputError(f"{name}: focal_px={focal_px} must be a positive number of pixels")
         bin_m = grid.cell_m if bin_m is None else float(bin_m)
-        if not bin_m > 0:
-            raise InputError(f"{name}: bin_m={bin_m} must be a positive length in metres")
         near_first = sorted(range(len(sources)), key=lambda scale: -sources[scale].stride)
         if depth_m is None:
             edges = depth_borders([sources[scale].stride for scale in near_first], grid, bin_m, focal_px)
@@ -83,8 +79,8 @@ class PolarMaps:
                 f"{name}: depth_m={edges} has {len(edges)} borders but {len(sources)} scales need {len(sources) + 1}; write "
                 "the near end, the borders between scales and the far end"
             )
-        if edges[0] <= 0 or any(near >= far for near, far in pairwise(edges)):
-            raise InputError(f"{name}: depth_m={edges} must ascend from more than 0 m; write the nearest first")
+        if any(near >= far for near, far in pairwise(edges)):
+            raise InputError(f"{name}: depth_m={edges} must ascend; write the nearest first")
         self.grid = grid
         self.sources = sources
         self.near_first = near_first

@@ -1,14 +1,14 @@
 """Pooling to any size, evenly or unevenly."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import checked
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
-
-MODES = ("average", "max")
 
 
 def bins(size: int, cells: int) -> Tensor:
@@ -29,6 +29,7 @@ def averaging(size: int, cells: int) -> Tensor:
     return member / member.sum(1, keepdim=True)
 
 
+@checked
 class Pool(Reshaper):
     """Average or maximum over a rectangle of features for every cell: h×w → R×C, evenly or unevenly.
 
@@ -48,10 +49,10 @@ class Pool(Reshaper):
     rows: Tensor
     cols: Tensor
 
-    def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, mode: str = "average") -> None:
+    def __init__(
+        self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, mode: Literal["average", "max"] = "average"
+    ) -> None:
         super().__init__(source, grid, source.channels)
-        if mode not in MODES:
-            raise InputError(f"Pool: there is no mode={mode}; {suggest(mode, MODES)}")
         self.mode = mode
         rows, cols = self.target_shape
         make = averaging if mode == "average" else bins

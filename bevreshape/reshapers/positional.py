@@ -1,13 +1,15 @@
 """What tells attention where a token lies: without an encoding it sees a set."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
+from bevreshape.options import checked
 
-KINDS = ("none", "sinusoidal", "learned", "rotary")
+Encoding = Literal["none", "sinusoidal", "learned", "rotary"]
 
 
 def sinusoidal(rows: int, cols: int, channels: int) -> Tensor:
@@ -36,6 +38,7 @@ def sinusoidal(rows: int, cols: int, channels: int) -> Tensor:
     return torch.cat([row, col], dim=2).flatten(0, 1).float()
 
 
+@checked
 class PositionalEncoding(nn.Module):
     """Adds to every token of one or several equal maps what tells its place.
 
@@ -53,10 +56,8 @@ class PositionalEncoding(nn.Module):
 
     wave: Tensor
 
-    def __init__(self, kind: str, shape: tuple[int, int], channels: int, maps: int = 1) -> None:
+    def __init__(self, kind: Encoding, shape: tuple[int, int], channels: int, maps: int = 1) -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise InputError(f"positional encoding: there is no kind {kind}; {suggest(kind, KINDS)}")
         self.kind = kind
         self.tokens = math.prod(shape)
         a_map = 1 if maps > 1 else 0

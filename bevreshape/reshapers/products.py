@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,6 +20,8 @@ WIDE = 2**17
 FEW = 128
 """Rows of x below which a group's gradient of W is soon multiplied, and copying it to the others would cost more."""
 
+
+Activation = Literal["relu", "gelu", "tanh", "none"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu_,  # in place: what it is given is a product that nobody else holds

@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Count, CountOrNone, Width, checked
 from bevreshape.reshapers.attention import Attention, FeedForward
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
-from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
+from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RotaryEncoding
 from bevreshape.reshapers.products import Linear
 
 
+@checked
 class SelfAttention(Reshaper):
     """``softmax(Q·Kᵀ/√d)·V`` with Q, K and V projected from the same tokens X, then a bilinear resize to R×C.
 
@@ -43,10 +45,10 @@ class SelfAttention(Reshaper):
         source: FeatureShape,
         grid: BEVGrid | tuple[int, int],
         *,
-        dim: int = 64,
-        heads: int = 4,
-        token_encoding: str = "sinusoidal",
-        feedforward: int = 2,
+        dim: Width = 64,
+        heads: Count = 4,
+        token_encoding: Encoding = "sinusoidal",
+        feedforward: CountOrNone = 2,
         bare: bool = False,
     ) -> None:
         c = source.channels

@@ -4,11 +4,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.options import Width, checked
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
 
 
+@checked
 class StridedConv(Reshaper):
     """A learned convolution with kernel = stride = (h/R, w/C), even or uneven.
 
@@ -25,10 +26,8 @@ class StridedConv(Reshaper):
         InputError: when there are no channels.
     """
 
-    def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, channels: int | None = None) -> None:
+    def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, channels: Width | None = None) -> None:
         super().__init__(source, grid, source.channels if channels is None else channels)
-        if self.out_channels < 1:
-            raise InputError(f"StridedConv: channels={channels} must be 1 or more, or null for as many as there are")
         rows, cols = self.target_shape
         stride = max(1, round(source.height / rows)), max(1, round(source.width / cols))
         self.size = rows * stride[0], cols * stride[1]

@@ -197,10 +197,10 @@ def test_bad_labels_get_a_sentence_before_the_training(tmp_path: Path, lines: st
 @pytest.mark.parametrize(
     ("classes", "sentence"),
     [
-        ({}, "data.classes is empty"),
-        ({"vehicle": []}, r"data.classes.vehicle=\[\] must be a list of types"),
-        ({"vehicle": ["car"]}, "'car' is no type of the benchmark; did you mean Car"),
-        ({"vehicle": ["DontCare"]}, "'DontCare' is no type"),
+        ({}, "classes={} must be a mapping, not empty"),
+        ({"vehicle": []}, r"classes.vehicle=\[\] must be a list of 1 or more out of Car, Van"),
+        ({"vehicle": ["car"]}, r"classes.vehicle=\['car'\] must .*; did you mean Car"),
+        ({"vehicle": ["DontCare"]}, r"classes.vehicle=\['DontCare'\] must be"),
     ],
 )
 def test_bad_classes_get_a_sentence(tmp_path: Path, classes: dict, sentence: str) -> None:

@@ -397,7 +397,7 @@ def test_masks_of_one_kind_are_enough_for_classes_of_that_kind(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("classes", "sentence"),
-    [({}, "data.classes is empty"), ({"road": "raod"}, "data.classes.road=raod is no mask .* did you mean road")],
+    [({}, "classes={} must be"), ({"road": "raod"}, "classes.road='raod' must be road or lane; did you mean road")],
 )
 def test_bad_classes_get_a_sentence(tmp_path: Path, classes: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):

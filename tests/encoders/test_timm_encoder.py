@@ -173,7 +173,6 @@ def test_a_given_offset_is_taken_over() -> None:
         ({"name": "mobilenetv3_smal_050"}, "did you mean mobilenetv3_small_050"),
         ({"strides": [8, 7]}, r"strides=\[8, 7\] but mobilenetv3_small_050 offers \[2, 4, 8, 16, 32\]"),
         ({"strides": [8, 8]}, "each once"),
-        ({"strides": []}, "choose one or several"),
         ({"name": "tf_efficientnet_lite0", "image_size": (66, 96)}, "1 down but 7 to the right.*stride 8 divides both"),
         ({"name": "vit_tiny_patch16_224", "strides": [16], "image_size": (8, 8)}, r"pictures of \(8, 8\)"),
     ],

@@ -187,11 +187,9 @@ def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
     ("options", "sentence"),
     [
         ({"heads": 3}, "4 channels cannot be divided among heads=3"),
-        ({"encoding": "sincoz"}, "no encoding=sincoz; did you mean sincos"),
-        ({"decoder_layers": 0}, "decoder_layers=0 must be at least 0 and 1"),
-        ({"feedforward": (8,)}, r"feedforward=\(8,\) must be a positive width, or 2"),
+        ({"encoding": "sincoz"}, "did you mean sincos"),
+        ({"feedforward": (8,)}, r"feedforward=\[8\] must be one width, or 2"),
         ({"depth_m": (1, 5)}, r"2 borders but 2 scales need 3"),
-        ({"focal_px": 0}, "focal_px=0 must be a positive number"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, sentence) -> None:

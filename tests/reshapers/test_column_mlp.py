@@ -231,12 +231,8 @@ def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
         ({"groups": 3}, "dim=64 cannot be divided into groups=3"),
         ({"depth_m": (1, 5)}, r"2 borders but 2 scales need 3"),
         ({"depth_m": (1, 5, 3)}, "must ascend"),
-        ({"depth_m": (0, 1, 3)}, "more than 0 m"),
-        ({"bin_m": 0}, "bin_m=0.* must be a positive length"),
-        ({"rows": [3]}, r"rows=\[3\] must be 2 positive numbers"),
-        ({"rows": [3, 0]}, r"rows=\[3, 0\] must be 2 positive numbers"),
+        ({"rows": [3]}, r"rows=\[3\] must be 2 numbers"),
         ({"height_m": (2, -4)}, "must ascend"),
-        ({"focal_px": -1}, "focal_px=-1 must be a positive number"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, sentence) -> None:

@@ -180,10 +180,9 @@ def test_low_rank_is_of_the_layers_that_it_makes_smaller() -> None:
     assert sum(p.numel() for p in MLP(SOURCE, (5, 3), hidden=[30], rank=7).parameters()) == (8 * 30 + 30) + 7 * 45 + 15
 
 
-@pytest.mark.parametrize("rank", [0, 6])
-def test_rank_that_saves_nothing_is_refused(rank) -> None:
-    with pytest.raises(InputError, match=rf"rank={rank} does not make W of 15×8 smaller; choose 1 to 5"):
-        MLP(SOURCE, (5, 3), rank=rank)
+def test_rank_that_saves_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match=r"rank=6 does not make W of 15×8 smaller; choose 1 to 5"):
+        MLP(SOURCE, (5, 3), rank=6)
     MLP(SOURCE, (5, 3), rank=5)
 
 

@@ -29,5 +29,5 @@ def test_every_cell_pools_its_bin(mode: str, target: tuple[int, int]) -> None:
 
 
 def test_an_unknown_mode_is_refused() -> None:
-    with pytest.raises(InputError, match="mode=averag; did you mean average"):
+    with pytest.raises(InputError, match="mode='averag' must be average or max; did you mean average"):
         Pool(FeatureShape(3, 8, 8), (4, 4), mode="averag")

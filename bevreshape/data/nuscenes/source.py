@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le, Len
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchmetrics import Metric
+from typing_extensions import TypedDict
 
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.names import check_classes
@@ -17,10 +19,10 @@ from bevreshape.data.nuscenes import splits
 from bevreshape.data.nuscenes.conditions import ConditionIoU, conditions_of
 from bevreshape.data.nuscenes.maps import LAYERS, rounded_cells
 from bevreshape.data.nuscenes.prepared import RASTERS, Content, Index, read_index, read_moment
-from bevreshape.data.nuscenes.tables import CAMERAS, BoxRecord, CameraRecord
+from bevreshape.data.nuscenes.tables import CAMERAS, BoxRecord, CameraName, CameraRecord
 from bevreshape.data.pictures import (
-    check_damaged,
-    check_image_mode,
+    Damaged,
+    ImageMode,
     fit_intrinsics,
     fit_picture,
     picture_size,
@@ -31,11 +33,12 @@ from bevreshape.data.pictures import (
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.geometry.polygons import corners, fill_rings
+from bevreshape.options import ImageSize, Length, LocalPath, checked
 
-DRAWN = (*RASTERS, "lss")
+Raster = Literal["exact", "published", "lss"]
 """How boxes are drawn: the cells whose centres lie inside; as CVT does; as LSS does, which has no map."""
 
-VISIBILITIES = ("all", "ignore", "erase")
+Visibility = Literal["all", "ignore", "erase"]
 """What becomes of objects below the least visibility: they count, their cells count for nothing, they are not there."""
 
 
@@ -110,6 +113,7 @@ class NuScenesMoments(Dataset[Sample]):
         return sample
 
 
+@checked
 class NuScenesSource:
     """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.MeasuredSource`).
 
@@ -144,44 +148,32 @@ class NuScenesSource:
 
     def __init__(
         self,
-        root: str | Path,
+        root: LocalPath,
         *,
         grid: BEVGrid,
         version: str,
-        prepared: str | Path,
-        classes: Mapping[str, ClassSpec],
-        image_size: Sequence[int],
+        prepared: LocalPath,
+        classes: Annotated[Mapping[str, ClassSpec], Len(1)],
+        image_size: ImageSize,
         targets: Sequence[str] | None = None,
-        line_m: float | int | None = None,
-        split: str = "official",
-        cut_bottom: float | int = 0.0,
-        cameras: Sequence[str] = CAMERAS,
-        raster: str = "exact",
-        visibility: str = "all",
-        least_visibility: int = 2,
+        line_m: Length | None = None,
+        split: splits.Division = "official",
+        cut_bottom: Annotated[float, Ge(0), Le(0.9)] = 0.0,
+        cameras: Annotated[Sequence[CameraName], Len(1)] = CAMERAS,
+        raster: Raster = "exact",
+        visibility: Visibility = "all",
+        least_visibility: Annotated[int, Ge(1), Le(4)] = 2,
         only_seen: bool = True,
-        damaged: str = "refuse",
-        image_mode: str = "rgb",
+        damaged: Damaged = "refuse",
+        image_mode: ImageMode = "rgb",
         instances: Sequence[str] = (),
     ) -> None:
-        for key, value, known in (
-            ("split", split, splits.SPLITS), ("raster", raster, DRAWN), ("visibility", visibility, VISIBILITIES),
-        ):  # fmt: skip
-            if value not in known:
-                raise InputError(f"data.{key}={value} is unknown; {suggest(str(value), known)}")
-        if not cameras or len(set(cameras)) < len(cameras):
-            raise InputError(f"data.cameras={list(cameras)} must name one camera at least, and none twice")
-        for name in cameras:
-            if name not in CAMERAS:
-                raise InputError(f"data.cameras: unknown camera {name!r}; {suggest(str(name), CAMERAS)}")
-        if not 0 <= cut_bottom <= 0.9:
-            raise InputError(f"data.cut_bottom={cut_bottom} must be a share of the height, from 0 to 0.9")
-        if least_visibility not in (1, 2, 3, 4):
-            raise InputError(f"data.least_visibility={least_visibility} must be 1, 2, 3 or 4")
+        if len(set(cameras)) < len(cameras):
+            raise InputError(f"data.cameras={list(cameras)} must name no camera twice")
         self.root = Path(root)
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
-        self.cut_bottom = float(cut_bottom)
+        self.cut_bottom = cut_bottom
         self.camera_names = tuple(cameras)
         for name in targets or ():
             if name not in classes:
@@ -209,9 +201,9 @@ class NuScenesSource:
         self.least_visibility = least_visibility
         self.only_seen = only_seen
         self.split_name = split
-        self.damaged = check_damaged(damaged)
-        self.image_mode = check_image_mode(image_mode)
-        content = Content(version, grid, None if line_m is None else float(line_m))
+        self.damaged = damaged
+        self.image_mode = image_mode
+        content = Content(version, grid, line_m)
         self.remedy = content.command(self.root, Path(prepared))
         self._index = read_index(self.root, Path(prepared), content)
         self._numbers = splits.split_moments(self._index, split, grid)
@@ -334,10 +326,6 @@ def _checked(name: str, spec: ClassSpec) -> ClassSpec:
     Raises:
         InputError: naming the class.
     """
-    keys = ClassSpec.__optional_keys__
-    for key in spec:
-        if key not in keys:
-            raise InputError(f"data.classes.{name}: {key!r} is no key here; {suggest(str(key), keys)}")
     if not spec.get("boxes") and not spec.get("map"):
         raise InputError(f"data.classes.{name}: name what counts, boxes: [categories] or map: [layers]")
     for layer in spec.get("map", ()):

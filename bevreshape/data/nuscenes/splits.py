@@ -1,6 +1,7 @@
 """Which moments are trained on: the official splits, or places apart from each other."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from bevreshape.data.nuscenes.prepared import Index
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 
-SPLITS = ("official", "geographic")
+Division = Literal["official", "geographic"]
 
 SHARES = {"val": 0.15, "test": 0.15}
 """Of the moments of every city, the rest being trained on."""

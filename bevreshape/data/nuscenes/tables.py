@@ -7,7 +7,7 @@ CVT has it. Every camera is where it was when its own picture was taken, so a ri
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from bevreshape.errors import InputError
 from bevreshape.progress import track
 
-CAMERAS = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
+CameraName = Literal[
+    "CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"
+]  # fmt: skip
+CAMERAS: tuple[CameraName, ...] = get_args(CameraName)
 """Of the vehicle, from the left to the right, first ahead."""
 
 LIDAR = "LIDAR_TOP"
@@ -205,7 +208,7 @@ def _moment(tables: Any, sample: Mapping[str, Any]) -> Moment:
     lidar = tables.get("sample_data", sample["data"][LIDAR])
     world_from_ego = levelled(_pose(tables.get("ego_pose", lidar["ego_pose_token"])))
     ego_from_world = inverse(world_from_ego)
-    cameras = {}
+    cameras: dict[str, CameraRecord] = {}
     for name in CAMERAS:
         picture = tables.get("sample_data", sample["data"][name])
         sensor = tables.get("calibrated_sensor", picture["calibrated_sensor_token"])

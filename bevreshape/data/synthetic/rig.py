@@ -1,16 +1,18 @@
 """The cameras of a vehicle: where they are mounted, and how far a mounting may be off."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from bevreshape.errors import InputError, suggest
+from bevreshape.options import checked
 
 
+@checked
 @dataclass(frozen=True)
 class Spread:
     """Standard deviations of a camera's pose about its mounting.
@@ -22,27 +24,10 @@ class Spread:
         height_m: of a shift upwards.
     """
 
-    yaw_deg: float = 0.0
-    pitch_deg: float = 0.0
-    roll_deg: float = 0.0
-    height_m: float = 0.0
-
-    @classmethod
-    def read(cls, key: str, values: Mapping[str, object]) -> "Spread":
-        """From a mapping; what it leaves out is 0.
-
-        Raises:
-            InputError: an unknown entry, or one that is not a number ≥ 0.
-        """
-        known = [field.name for field in fields(cls)]
-        spread = {}
-        for name, value in values.items():
-            if name not in known:
-                raise InputError(f"data.{key}: unknown entry {name!r}; {suggest(name, known)}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not (0 <= value < math.inf):
-                raise InputError(f"data.{key}.{name}={value!r} must be a number ≥ 0, the standard deviation")
-            spread[name] = float(value)
-        return cls(**spread)
+    yaw_deg: Annotated[float, Ge(0), Le(45)] = 0.0
+    pitch_deg: Annotated[float, Ge(0), Le(45)] = 0.0
+    roll_deg: Annotated[float, Ge(0), Le(45)] = 0.0
+    height_m: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def draw(self, ego_from_cam: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
         """Poses (n, 4, 4), each off by its own draw. Always takes four draws a camera."""
@@ -77,6 +62,8 @@ class Mounting:
 
 
 # The surround rig has the positions, headings and fields of view of nuScenes' cameras, rounded.
+Rig = Literal["front", "surround"]
+
 RIGS: dict[str, dict[str, Mounting]] = {
     "front": {"front": Mounting(1.2, 0.0, 1.65, 0.0, 5.0, 80.0)},
     "surround": {

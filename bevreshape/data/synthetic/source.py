@@ -3,35 +3,45 @@
 import hashlib
 import io
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
+from annotated_types import Gt, Le
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import Dataset
+from typing_extensions import TypedDict
 
 from bevreshape.data import shards
 from bevreshape.data.batch import SPLITS, Batch, Sample
 from bevreshape.data.synthetic.draw import draw_scene
 from bevreshape.data.synthetic.render import render
-from bevreshape.data.synthetic.rig import RIGS, Spread, nominal
+from bevreshape.data.synthetic.rig import RIGS, Rig, Spread, nominal
 from bevreshape.data.synthetic.world import CLASSES, Scene, truth
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+from bevreshape.options import Count, ImageSize, LocalPath, Seed, Steps, checked
 
 WORLD_VERSION = 2
 """Raised with every change of what a seed stands for, so that old caches are not taken for new ones."""
 
-CALIBRATIONS = ("exact", "nominal", "noisy")
 JPEG_QUALITY = 95
 POSE, SENSOR, LIE, SCENE = 1, 2, 3, 4
 """What a generator is for, the last word of its key; not 0, which numpy's seeding does not tell from nothing."""
+
+
+class Scenes(TypedDict):
+    """How many scenes every split has."""
+
+    train: Steps
+    val: Steps
+    test: Steps
 
 
 @dataclass(frozen=True)
@@ -176,6 +186,7 @@ class SyntheticScenes(Dataset[Sample]):
         return true
 
 
+@checked
 class SyntheticSource:
     """Procedural streets: curved roads and junctions, markings, crossings, vehicles, and what stands beside the road.
 
@@ -207,51 +218,27 @@ class SyntheticSource:
         self,
         grid: BEVGrid | None = None,
         *,
-        rig: str = "front",
-        image_size: Sequence[int] = (128, 256),
-        scenes: Mapping[str, int] | None = None,
-        seed: int = 0,
-        jitter: Mapping[str, object] | None = None,
-        calibration: str = "exact",
-        noise: Mapping[str, object] | None = None,
-        lane_label_m: float | int = 0.75,
-        root: str | Path = "data/synthetic",
-        workers: int | None = None,
+        rig: Rig = "front",
+        image_size: ImageSize = (128, 256),
+        scenes: Scenes | None = None,
+        seed: Seed = 0,
+        jitter: Spread | None = None,
+        calibration: Literal["exact", "nominal", "noisy"] = "exact",
+        noise: Spread | None = None,
+        lane_label_m: Annotated[float, Gt(0), Le(10)] = 0.75,
+        root: LocalPath = "data/synthetic",
+        workers: Count | None = None,
     ) -> None:
-        if rig not in RIGS:
-            raise InputError(f"data.rig: unknown rig {rig!r}; {suggest(str(rig), RIGS)}")
-        if calibration not in CALIBRATIONS:
-            raise InputError(
-                f"data.calibration: unknown word {calibration!r}; {suggest(str(calibration), CALIBRATIONS)}"
-            )
-        size = tuple(image_size)
-        if len(size) != 2 or not all(_is_whole(side, 16) for side in size):
-            raise InputError(
-                f"data.image_size={image_size!r} must be [height, width] in whole pixels, each at least 16"
-            )
-        if not _is_whole(seed, 0):
-            raise InputError(f"data.seed={seed!r} must be a whole number ≥ 0")
-        if workers is not None and not _is_whole(workers, 1):
-            raise InputError(f"data.workers={workers!r} must be a whole number ≥ 1, or null for all cores")
-        if not (isinstance(lane_label_m, int | float) and 0 < lane_label_m < math.inf):
-            raise InputError(f"data.lane_label_m={lane_label_m!r} must be a positive width in metres")
-        self.scenes = {"train": 3000, "val": 200, "test": 400} if scenes is None else dict(scenes)
-        if set(SPLITS) - set(self.scenes):
-            raise InputError(f"data.scenes={self.scenes} must say how many scenes each of {', '.join(SPLITS)} has")
-        for name, count in self.scenes.items():
-            if name not in SPLITS:
-                raise InputError(f"data.scenes: unknown split {name!r}; {suggest(str(name), SPLITS)}")
-            if not _is_whole(count, 1):
-                raise InputError(f"data.scenes.{name}={count!r} must be a whole number ≥ 1")
+        self.scenes = cast(dict[str, int], scenes or {"train": 3000, "val": 200, "test": 400})
         self.grid = BEVGrid((0, 32), (-16, 16), 0.5) if grid is None else grid
         self.rig = rig
-        self.image_size = (size[0], size[1])
+        self.image_size = (image_size[0], image_size[1])
         self.camera_names = tuple(RIGS[rig])
         self.seed = seed
-        self.jitter = Spread.read("jitter", jitter or {})
+        self.jitter = jitter or Spread()
         self.calibration = calibration
-        self.noise = Spread(1.0, 0.5, 0.5, 0.05) if noise is None else Spread.read("noise", noise)
-        self.lane_label_m = float(lane_label_m)
+        self.noise = noise or Spread(1.0, 0.5, 0.5, 0.05)
+        self.lane_label_m = lane_label_m
         self.root = Path(root)
         self.workers = workers or os.cpu_count() or 1
         _, mounted = nominal(rig, self.image_size)
@@ -295,7 +282,3 @@ class SyntheticSource:
     def finish(self, batch: Batch) -> Batch:
         """Nothing is missing."""
         return batch
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,396 @@
+"""Types and ranges of options: declared where an option is named, read by one mechanism before anything is built.
+
+A class that a config can name declares every option in its constructor: ``height_m: Annotated[float, Ge(-10), Le(10)]``. A
+mapping of fixed keys is declared as a dataclass or a TypedDict, so that unknown keys in it are refused. Config nodes are
+read by :func:`read_options` before they reach the class; :func:`checked` reads the arguments of a library call likewise.
+Numbers are finite, ``true`` is no number, 2 is taken for 2.0, 2.0 is no integer, and no text is a number or a boolean.
+"""
+
+import inspect
+import json
+import math
+import re
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache, wraps
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from annotated_types import Ge, Gt, Le, Len, Lt
+from pydantic import AfterValidator, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
+from typing_extensions import is_typeddict
+
+from bevreshape.errors import InputError, suggest
+
+Built = TypeVar("Built", bound=type)
+
+
+def local_path(path: str | Path) -> str:
+    """A path on this machine, ``~`` expanded.
+
+    Raises:
+        InputError: when it is empty, or an address elsewhere such as ``s3://bucket/x``.
+    """
+    text = str(path)
+    if re.match(r"([^/\s@]+@)?[a-zA-Z][a-zA-Z0-9+.-]+:/", text):  # one letter is a drive
+        raise InputError("is an address, not a path on this machine; copy or mount it, and name the local path")
+    if not text.strip() or "\0" in text:
+        raise InputError("is not a path; name a file or a folder")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:
+        raise InputError("names the home folder of an unknown user; write the full path") from None
+
+
+Count = Annotated[int, Ge(1), Le(1024)]
+"""How many of something that is built one by one, such as heads, layers, points, workers."""
+CountOrNone = Annotated[int, Ge(0), Le(1024)]
+"""The same; 0 leaves it out."""
+Width = Annotated[int, Ge(1), Le(65_536)]
+"""Channels, tokens or hidden units."""
+Upsample = Annotated[int, Ge(1), Le(64)]
+"""Fine cells per coarse cell along a side."""
+BatchSize = Annotated[int, Ge(1), Le(65_536)]
+"""Samples at once."""
+Steps = Annotated[int, Ge(1), Le(1_000_000_000)]
+"""Optimizer steps, samples or scenes."""
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+"""Of a random generator; numpy takes no more than 32 bits."""
+Share = Annotated[float, Ge(0), Le(1)]
+"""A part of a whole, or a probability."""
+OpenShare = Annotated[float, Gt(0), Lt(1)]
+"""A part of a whole that is neither none nor all of it."""
+Weight = Annotated[float, Ge(0), Le(1e6)]
+"""A factor that may be 0."""
+Factor = Annotated[float, Gt(0), Le(1e9)]
+"""A factor that may not be 0."""
+Height = Annotated[float, Ge(-100), Le(100)]
+"""Above the ground or the camera, in metres."""
+Heights = Annotated[Sequence[Height], Len(1)]
+"""Several heights, in metres."""
+HeightRange = Annotated[Sequence[Height], Len(2, 2)]
+"""[lowest, highest], in metres."""
+Length = Annotated[float, Ge(0.001), Le(1000)]
+"""A length or a distance, in metres."""
+Depths = Annotated[Sequence[Length], Len(2)]
+"""Borders of bands of depth, in metres."""
+Edges = Annotated[Sequence[Annotated[float, Ge(-10_000), Le(10_000)]], Len(2, 2)]
+"""[lowest, highest] coordinate on the ground, in metres."""
+FocalLength = Annotated[float, Ge(1), Le(1e6)]
+"""In pixels."""
+ImageSize = Annotated[Sequence[Annotated[int, Ge(16), Le(16_384)]], Len(2, 2)]
+"""[height, width] of images, in pixels."""
+LocalPath = Annotated[str | Path, AfterValidator(local_path)]
+"""A file or folder on this machine."""
+
+CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
+
+
+def read_options(key: str, target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a node as the signature of its class has them: 2 for a float becomes 2.0, a list a tuple.
+
+    Args:
+        key: of the node in the config, for messages.
+        target: the class; what it does not declare passes unchanged.
+        options: by name; objects that nested nodes have become are compared with their class.
+
+    Raises:
+        InputError: naming the option, its value and what it may be.
+    """
+    hints, defaults = _declared(target)
+    return {
+        name: value
+        if name not in hints or _is_default(value, defaults.get(name))
+        else read_value(f"{key}.{name}", hints[name], value)
+        for name, value in options.items()
+    }
+
+
+def read_settings(schema: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The composed config of a command, as its TypedDict has it.
+
+    Raises:
+        InputError: for a key that the command does not have, naming near ones at any level, or a value as
+            :func:`read_value`.
+    """
+    keys = _keys(schema)
+    assert keys is not None
+    for name in settings:
+        if name not in keys:
+            known = {key: settings.get(key) for key in keys}
+            raise InputError(f"{name} is no key of this command; {suggest_key(str(name), known)}")
+    return {name: read_value(name, keys[name][0], value) for name, value in settings.items()}
+
+
+def suggest_key(key: str, known: Mapping[str, Any]) -> str:
+    """The tail of an "unknown key" message: near keys of a nested config, at any level.
+
+    Args:
+        key: dotted.
+        known: the config.
+    """
+    paths = list(_paths(known))
+    parent, _, name = key.rpartition(".")
+    siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
+    near = [siblings[other] for other in get_close_matches(name, siblings, n=3, cutoff=0.7)]
+    alike = [path for path in paths if path.rpartition(".")[2] == name]
+    if found := near or alike:
+        return f"did you mean {' or '.join(found[:3])}?"
+    return suggest("", siblings.values() or known)
+
+
+def _paths(known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in known.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")
+
+
+def checked(target: Built) -> Built:
+    """Let a class read the arguments of its constructor by their declarations, for those who call it from Python."""
+    build = target.__init__  # type: ignore[misc]
+    signature = inspect.signature(build)
+
+    @wraps(build)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        bound = signature.bind(self, *args, **kwargs)
+        hints, _ = _declared(build)
+        for name, value in bound.arguments.items():
+            if name in hints:
+                bound.arguments[name] = read_value(f"{target.__name__}: {name}", hints[name], value)
+        build(*bound.args, **bound.kwargs)
+
+    target.__init__ = __init__  # type: ignore[misc]
+    return target
+
+
+def read_value(key: str, hint: Any, value: Any) -> Any:
+    """A value as its declaration has it.
+
+    Args:
+        key: of the value, for messages.
+        hint: a type, with its range by ``Annotated``.
+        value: plain, or holding objects.
+
+    Raises:
+        InputError: naming the key, the value and what it may be.
+    """
+    if hint is Any:
+        return value
+    if isinstance(value, Mapping):
+        for arm in _arms(hint):
+            inner = _bare(arm)[0]
+            if (keys := _keys(inner)) is not None:
+                return _read_keys(key, inner, keys, value)
+            if get_origin(inner) in (dict, Mapping):
+                value = _read_entries(key, get_args(inner)[1], value)
+    adapter = _adapter(hint)
+    if adapter is None:
+        return value
+    try:
+        plain = json.dumps(value)
+    except (TypeError, ValueError):  # it holds objects
+        plain = None
+    try:
+        if plain is None:
+            return adapter.validate_python(value, strict=True)
+        return adapter.validate_json(plain, strict=True)
+    except ValidationError as error:
+        raise InputError(_sentence(key, hint, value, error)) from None
+
+
+def describe(hint: Any) -> str:
+    """What a declaration allows, for people."""
+    return _listed(dict.fromkeys(map(_kind, _arms(hint))))
+
+
+def _listed(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _read_keys(key: str, target: Any, keys: Mapping[str, tuple[Any, bool]], value: Mapping[Any, Any]) -> Any:
+    """A mapping of fixed keys, as the dataclass or TypedDict ``target``."""
+    for name in value:
+        if name not in keys:
+            raise InputError(f"{key}.{name} is unknown; {suggest(str(name), keys)}")
+    missing = [name for name, (_, required) in keys.items() if required and name not in value]
+    if missing:
+        raise InputError(f"{key} lacks {missing[0]}, which must be {describe(keys[missing[0]][0])}")
+    read = {name: read_value(f"{key}.{name}", keys[name][0], inner) for name, inner in value.items()}
+    return read if is_typeddict(target) else target(**read)
+
+
+def _read_entries(key: str, hint: Any, value: Mapping[Any, Any]) -> dict[str, Any]:
+    """A mapping of free names."""
+    for name in value:
+        if not isinstance(name, str):
+            raise InputError(f"{key} has the name {name!r}, which is no text; put it into quotes")
+    return {name: read_value(f"{key}.{name}", hint, inner) for name, inner in value.items()}
+
+
+def _sentence(key: str, hint: Any, value: Any, error: ValidationError) -> str:
+    shown = show(value)
+    for found in error.errors(include_url=False):
+        if found["type"] == "value_error":
+            return f"{key}={shown} {found['ctx']['error']}"
+    sentence = f"{key}={shown} must be {describe(hint)}"
+    words = list(map(str, _words(hint)))
+    unknown = [word for word in (value if isinstance(value, list | tuple) else [value]) if word not in words]
+    near = suggest(unknown[0], words) if words and unknown and isinstance(unknown[0], str) else ""
+    return f"{sentence}; {near}" if near.startswith("did you mean") else sentence
+
+
+def _words(hint: Any) -> Iterator[Any]:
+    """Those that an option, or a member of its list, is one of."""
+    for inner, _ in map(_bare, _arms(hint)):
+        if get_origin(inner) is Literal:
+            yield from get_args(inner)
+        elif get_origin(inner) in (list, tuple, Sequence):
+            yield from _words(get_args(inner)[0])
+
+
+def show(value: Any) -> str:
+    """A value as a config writes it, cut after 80 letters."""
+    if isinstance(value, str) or value is None or isinstance(value, bool):
+        text = repr(value) if isinstance(value, str) else json.dumps(value)
+    elif isinstance(value, float):
+        short = f"{value:g}"
+        text = short if not math.isfinite(value) or (float(short) == value and "e" in short) else repr(value)
+    elif isinstance(value, list | tuple):
+        text = f"[{', '.join(map(show, value))}]"
+    elif isinstance(value, Mapping):
+        text = f"{{{', '.join(f'{name}: {show(inner)}' for name, inner in value.items())}}}"
+    else:
+        text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+@cache
+def _declared(target: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hints and defaults of the named parameters of a class or function."""
+    build = target.__init__ if inspect.isclass(target) else target
+    names = getattr(inspect.unwrap(build), "__globals__", {})
+    hints: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        if parameter.default is not parameter.empty:
+            defaults[name] = parameter.default
+        if parameter.annotation is not parameter.empty:
+            alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+            try:
+                hints |= get_type_hints(alone, names, include_extras=True)
+            except (NameError, TypeError):  # imported for type checkers alone
+                continue
+    return hints, defaults
+
+
+def _is_default(value: Any, default: Any) -> bool:
+    """Whether a third party's default, None or infinite, is given though its hint does not allow it."""
+    return default is None is value or (isinstance(value, float) and type(default) is float and value == default)
+
+
+@cache
+def _keys(target: Any) -> dict[str, tuple[Any, bool]] | None:
+    """Hint of every fixed key and whether it must be there; ``None`` for what has none."""
+    if is_typeddict(target):
+        hints = get_type_hints(target, include_extras=True)
+        return {name: (_unqualified(hint), name in target.__required_keys__) for name, hint in hints.items()}
+    if inspect.isclass(target) and is_dataclass(target):
+        hints = get_type_hints(target, include_extras=True)
+        return {
+            field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING)
+            for field in fields(target)
+            if field.init
+        }
+    return None
+
+
+def _unqualified(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) in (NotRequired, Required) else hint
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter | None:
+    """What reads values of a type; ``None`` for hints that only a type checker can use."""
+    own_config = _keys(hint) is not None  # pydantic takes none for these
+    try:
+        return TypeAdapter(hint) if own_config else TypeAdapter(hint, config=CONFIG)
+    except (PydanticUserError, SchemaError, NameError, TypeError):
+        return None
+
+
+def _arms(hint: Any) -> list[Any]:
+    """The members of a union, or the type itself."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return [arm for member in get_args(hint) for arm in _arms(member)]
+    return [hint]
+
+
+def _bare(arm: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type without its ``Annotated``, and what that holds."""
+    return (get_args(arm)[0], get_args(arm)[1:]) if get_origin(arm) is Annotated else (arm, ())
+
+
+def _kind(arm: Any) -> str:
+    inner, limits = _bare(arm)
+    origin, args = get_origin(inner), get_args(inner)
+    if inner in (int, float):
+        range_ = _range(limits)
+        return f"an integer{range_}" if inner is int else f"a number{range_}" if range_ else "a finite number"
+    if inner is bool:
+        return "true or false"
+    if inner in (None, type(None)):
+        return "null"
+    if arm == LocalPath or inner is Path:
+        return "a path"
+    if inner is str:
+        return "text"
+    if origin is Literal:
+        return _listed(map(str, args))
+    if origin is tuple and Ellipsis not in args:
+        return f"a list of {len(args)}: {', '.join(map(describe, args))}"
+    if origin in (list, tuple, Sequence):
+        length = next((limit for limit in limits if isinstance(limit, Len)), Len(0))
+        fixed = length.min_length == length.max_length
+        count = f"{length.min_length}{'' if fixed else ' or more'} " if length.min_length else ""
+        members = re.sub(r"^an? (finite )?([a-z]+)", r"\1\2s", describe(args[0]))
+        members = f"out of {members}" if get_origin(args[0]) is Literal else members
+        return f"a list of {count}{members}"
+    if origin in (dict, Mapping):
+        count = ", not empty," if any(isinstance(limit, Len) for limit in limits) else ""
+        return f"a mapping{count} from names to {describe(args[1])}"
+    if (keys := _keys(inner)) is not None:
+        return f"a mapping with {', '.join(keys)}"
+    return f"an object of {getattr(inner, '__name__', inner)}"
+
+
+def _range(limits: Sequence[Any]) -> str:
+    low = next((limit.ge for limit in limits if isinstance(limit, Ge)), None)
+    high = next((limit.le for limit in limits if isinstance(limit, Le)), None)
+    above = next((limit.gt for limit in limits if isinstance(limit, Gt)), None)
+    below = next((limit.lt for limit in limits if isinstance(limit, Lt)), None)
+    if low is not None and high is not None:
+        return f" from {low:.12g} to {high:.12g}"
+    bounds = [
+        f"{sign} {limit:.12g}"
+        for sign, limit in ((">", above), ("≥", low), ("<", below), ("≤", high))
+        if limit is not None
+    ]
+    return f" {' and '.join(bounds)}" if bounds else ""
