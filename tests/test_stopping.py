@@ -248,18 +248,19 @@ def test_folder_that_vanishes_or_cannot_be(
         assert argument.removeprefix("hydra.run.dir=").split("/")[-1] in ended.err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the children of a process from /proc")
 def test_torchrun_starts_its_processes_again(worlds: Path, tmp_path: Path) -> None:
+    """Two processes of torchrun are stopped, then started by the same command: they agree on where to resume."""
     arguments = [
-        *without("trainer.max_steps"), f"data.root={worlds}", "trainer.max_steps=40", "trainer.devices=2", "trainer.strategy=ddp",
-        "hydra.run.dir=run",
+        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=40", "trainer.devices=2", "trainer.strategy=ddp",
+        "checkpoint_every_n_steps=2", "hydra.run.dir=run",
     ]  # fmt: skip
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = start("train", *arguments, cwd=tmp_path, launcher=launcher)
     wait_for(trains_beyond_the_start(tmp_path / "run"), process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    os.kill(int(children.split()[-1]), signal.SIGKILL)
-    ended = finish(process)
+    process.terminate()
+    assert "stopped; go on with resume=" in finish(process).err
+    assert 0 < step_of(tmp_path / "run") < 40
+    ended = finish(start("train", *arguments, cwd=tmp_path, launcher=launcher))
     assert ended.code == 0, ended.err
     assert "resumes from" in ended.err
     assert metrics_of(tmp_path / "run")["fit/steps"] == 40
