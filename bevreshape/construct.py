@@ -38,7 +38,7 @@ def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
         return target(**options, **given)
     except InputError:
         raise
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         values = ", ".join(f"{option}={value}" for option, value in node.items() if option != TARGET)
         raise InputError(
             f"{key}: {name} cannot be built with {values or 'its defaults'}: {' '.join(str(error).split())}"

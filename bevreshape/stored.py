@@ -276,7 +276,7 @@ def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = (
     if missing:
         raise InputError(f"{path} has no {missing[0]}; it is damaged, so restore it")
     for part in (*GROUPS, "trainer", "pictures", "instances"):
-        if not isinstance(config.get(part) or {}, dict):
+        if not isinstance(config.get(part), dict | None):
             raise InputError(
                 f"{path}: {part}={_short(config[part])!r} must be a mapping of options; it is damaged, so restore it"
             )

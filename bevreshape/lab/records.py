@@ -111,7 +111,7 @@ def _is_result(result: dict[str, Any], level: str) -> bool:
     """Whether it has what the claims ask of a run: a curve of figures, and measurements by name."""
     if not isinstance(result.get("curve"), list) or not result["curve"]:
         return False
-    axes, value = (("steps", "samples", "seconds"), "error") if level == "tensor" else (("step",), "iou")
+    axes, value = (("steps", "samples", "seconds"), "error") if level == "tensor" else (("steps",), "iou")
     for point in result["curve"]:
         if not isinstance(point, dict) or not all(is_number(point.get(axis)) for axis in axes):
             return False

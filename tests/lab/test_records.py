@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab.studies import done, plain, tiny
@@ -83,7 +84,7 @@ def test_a_command_that_fails_says_why(study: Study, plan: Plan) -> None:
     changed = plain()
     changed["task"]["arguments"] = ["trainer.max_steps=0"]
     broken = Study(Plan(**changed), study.place)
-    with pytest.raises(InputError, match=r"trainer.max_steps=0 must be a whole number.*; see .*train.log"):
+    with pytest.raises(InputError, match=r"trainer.max_steps=0 must be an integer ≥ 1.*; see .*train.log"):
         done(broken, task_unit(broken.plan, "mlp", 0))
     assert not list((study.place.folder / "records").glob("*.json")), json.dumps("nothing is kept of it")
 
@@ -95,3 +96,17 @@ def test_a_run_that_was_begun_otherwise_is_not_gone_on_with(study: Study, plan: 
     begun.write_text(json.dumps({"arguments": ["trainer.max_steps=7"]}))
     with pytest.raises(InputError, match=r"was begun with trainer.max_steps=7 but the plan says"):
         done(study, unit)
+
+
+@pytest.mark.parametrize(
+    "change", [{"curve": []}, {"curve": [{}]}, {"curve": "x"}, {"flops": None}, {"examined": [1]}, None, [1]]
+)
+def test_a_damaged_record_is_named(study: Study, plan: Plan, change: Any) -> None:
+    unit = tuning_unit(plan, "mlp", 1e-2, 1, "fixed")
+    done(study, unit)
+    (path,) = (study.place.folder / "records").glob("*.json")
+    record = json.loads(path.read_text())
+    result = {**record["result"], **change} if isinstance(change, dict) else change
+    path.write_text(json.dumps({**record, "result": result}))
+    with pytest.raises(InputError, match=r"is damaged: it is no record of a run; delete it"):
+        study.records()
