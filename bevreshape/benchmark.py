@@ -27,6 +27,7 @@ from bevreshape.costs import Cost, Workload, growth, measure, ring
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
+from bevreshape.lab.labels import figure_text
 from bevreshape.launch import read_device
 from bevreshape.progress import Progress
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
@@ -282,7 +283,12 @@ def draw(rows: Sequence[Mapping[str, Any]], growth_key: str | None) -> Figure:
         if growth_key:
             for name in names:
                 own = [row for row in rows if row["reshaper"] == name]
-                axes.plot([_size(row, growth_key) for row in own], [row[what] * unit for row in own], "o-", label=name)
+                axes.plot(
+                    [_size(row, growth_key) for row in own],
+                    [row[what] * unit for row in own],
+                    "o-",
+                    label=figure_text(name),
+                )
             axes.set(xscale="log", yscale="log", xlabel=growth_key, ylabel=label)
         else:
             cases = list(dict.fromkeys(_case_label(row) for row in rows))
@@ -290,7 +296,7 @@ def draw(rows: Sequence[Mapping[str, Any]], growth_key: str | None) -> Figure:
                 bars = {row["reshaper"]: row[what] * unit for row in rows if _case_label(row) == case}
                 places = [i + (number - (len(cases) - 1) / 2) * 0.8 / len(cases) for i in range(len(names))]
                 axes.barh(places, [bars.get(name, math.nan) for name in names], 0.8 / len(cases), label=case)
-            axes.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
+            axes.set(xlabel=label, yticks=range(len(names)), yticklabels=[*map(figure_text, names)])
             axes.invert_yaxis()
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small")

@@ -5,8 +5,9 @@ if __name__ == "__main__":  # before anything loads torch
 
     prepare_process()
 
-import argparse
 import json
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,19 +19,19 @@ from rich.console import Console
 
 from bevreshape import __version__, cli
 from bevreshape.data.batch import Batch, cameras_of
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.lab.charts import sections
 from bevreshape.lab.claims import claims
 from bevreshape.lab.experiments import Place
 from bevreshape.lab.order import PermutedReshaper
-from bevreshape.lab.overview import costs, curves, examples, sweeps
+from bevreshape.lab.overview import costs, curves, examples, results, sweeps
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
-from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Claim, Report, Section, Table, render, write
+from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Claim, Report, render, write
 from bevreshape.lab.plan import PLAN_FILE, Plan, units
 from bevreshape.lab.records import Study
 from bevreshape.lab.results import Results
-from bevreshape.lab.runs import grouped, read_runs, stopped_early, tabulated
+from bevreshape.lab.runs import grouped, read_runs
 from bevreshape.lab.shown import Shown, comparable, first_batch, mean_iou, one_sample
 from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
@@ -41,6 +42,23 @@ from bevreshape.stored import read_trust, read_yaml
 ROOM_FOR_REMARKS = 20_000
 """Bytes of a page for what is said of that which was left out, and for signs that HTML spells out."""
 
+OPTIONS = ("out", "samples", "cells", "probes", "trust")
+
+HELP = """\
+python -m bevreshape.report FOLDER... [key=value...]: finished runs as one HTML page that opens from disk.
+
+Folders are those of runs, sweeps or studies, or hold them. Options:
+
+out=report.html    the page
+samples=3          test samples in the explorer
+cells=20           cells along a side whose weights are shown
+probes=2           random probes a cell
+trust=[]           packages whose classes the checkpoints may call, beside bevreshape
+
+Example:
+  python -m bevreshape.report runs/2026-01-31 sweeps/2026-02-01 out=compared.html
+"""
+
 CLAIMS_TEXT = (
     "Values are means over the seeds with the interval that holds the true mean with 95 % confidence. A claim holds where the "
     "whole interval follows the rule beside its measurement, does not hold where the whole interval breaks it, and is "
@@ -50,16 +68,16 @@ CLAIMS_TEXT = (
 
 def main(
     folders: Sequence[Path],
-    out: Path,
+    out: Path = Path("report.html"),
     samples: int = 3,
     cells: int = 20,
     probes: int = 2,
     trust: Sequence[str] = (),
 ) -> None:
     """Collect the runs, and of studies the claims and figures, and write the page."""
-    for key, value in (("--samples", samples), ("--cells", cells), ("--probes", probes)):
+    for key, value in (("samples", samples), ("cells", cells), ("probes", probes)):
         if value < 1:
-            raise InputError(f"{key} {value} must be at least 1")
+            raise InputError(f"{key}={value} must be an integer >= 1")
     trust = read_trust(trust)
     rows = grouped([run for folder in folders for run in read_runs(folder)])
     rows.sort(key=lambda runs: -mean_iou(runs))
@@ -67,13 +85,12 @@ def main(
     reference = shown[0].runs[0]
     batch, exact = (first_batch(reference, samples, trust, **given) for given in ({}, {"calibration": "exact"}))
     true = cameras_of(exact)
-    headings, lines = tabulated(rows)
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
         studies = [study_results(plan.parent) for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
         found = [
             *(section for study in studies for section in sections(study)),
-            Section("Results", stopped_early(rows), table=Table(tuple(headings), tuple(map(tuple, lines)))),
+            results(rows),
             curves(rows),
             costs(shown),
             *sweeps(rows),
@@ -206,7 +223,7 @@ def fitting(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
         else:
             raise InputError(
                 f"report: one reshaper on one sample takes {size / 1e6:.1f} MB and {most_bytes / 1e6:.1f} MB are left for it; set "
-                "--cells to fewer, or name fewer folders"
+                "cells= to fewer, or name fewer folders"
             )
     if len(found.scenes) < len(whole.scenes):
         remarks.insert(
@@ -221,13 +238,51 @@ def _camera_of(cameras: Cameras, number: int) -> Cameras:
     return Cameras(cameras.intrinsics[one], cameras.ego_from_cam[one], cameras.image_size, mask)
 
 
+def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
+    """Folders, and the options of :func:`main` given as ``key=value``.
+
+    Raises:
+        InputError: when one is neither a folder nor an option, or there is no folder.
+    """
+    folders: list[Path] = []
+    options: dict[str, Any] = {}
+    for argument in arguments:
+        key, given, value = argument.partition("=")
+        if given and key in OPTIONS:
+            options[key] = _value(key, value)
+        elif Path(argument).is_dir():
+            folders.append(Path(argument))
+        elif argument.startswith("-"):
+            raise InputError(f"{argument} is not understood; options are written as key=value: {', '.join(OPTIONS)}")
+        elif given:
+            raise InputError(f"{argument} is neither a folder nor an option; {suggest(key, OPTIONS)}")
+        else:
+            raise InputError(f"{argument}: there is no such folder; name folders of runs or sweeps")
+    if not folders:
+        raise InputError("report: no folder is named; name folders of runs or sweeps, such as runs/2026-01-31")
+    return folders, options
+
+
+def _value(key: str, value: str) -> Any:
+    if key == "out":
+        if not value:
+            raise InputError("out= must name the file of the page, such as out=report.html")
+        return Path(value)
+    if key == "trust":
+        return [name.strip() for name in value.strip("[]").split(",") if name.strip()]
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise InputError(f"{key}={value} must be an integer >= 1")
+    return int(value)
+
+
+def command(arguments: Sequence[str]) -> None:
+    """The command line."""
+    if {"-h", "--help"} & {*arguments}:
+        print(HELP)
+        return
+    folders, options = read_arguments(arguments)
+    main(folders, **options)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser("bevreshape.report", description=__doc__)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="the page (report.html)")
-    parser.add_argument("--samples", type=int, default=3, help="test samples in the explorer (3)")
-    parser.add_argument("--cells", type=int, default=20, help="cells along a side whose weights are shown (20)")
-    parser.add_argument("--probes", type=int, default=2, help="random probes a cell (2)")
-    parser.add_argument("--trust", nargs="+", default=(), help="packages whose classes the checkpoints may call")
-    given = parser.parse_args()
-    cli.speaking(main, given.folders, given.out, given.samples, given.cells, given.probes, given.trust)
+    cli.speaking(command, sys.argv[1:])

@@ -15,6 +15,7 @@ import yaml
 from commands import ROOT, TINY, finish, start
 from lab.browser import CHROMIUM, Browser
 from lab.test_page import Explored, explorer
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
 from bevreshape import report
@@ -70,7 +71,7 @@ def test_page_of_a_sweep(sweep: Path, tmp_path: Path) -> None:
 
 
 def test_command(trained: Path, tmp_path: Path) -> None:
-    arguments = [str(trained), "--out", "one.html", "--samples", "1", "--cells", "2", "--probes", "1"]
+    arguments = [str(trained), "out=one.html", "samples=1", "cells=2", "probes=1"]
     ended = subprocess.run(
         [sys.executable, "-m", "bevreshape.report", *arguments],
         cwd=tmp_path,
@@ -98,7 +99,7 @@ def test_curves_have_a_point_a_validation_and_sweeps_a_point_a_value(sweep: Path
 
 
 def test_sentences(sweep: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--samples 0 must be at least 1"):
+    with pytest.raises(InputError, match="samples=0 must be an integer >= 1"):
         report.main([sweep], tmp_path / "x.html", samples=0, cells=2, probes=1)
     with pytest.raises(InputError, match="no finished run below it"):
         report.main([tmp_path], tmp_path / "x.html", samples=1, cells=2, probes=1)
@@ -147,7 +148,7 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
     found, remarks = report.fitting(whole, len(json.dumps(explorer_data(found))) - 1)
     assert [one.name for one in found.exhibits] == ["ipm"]
     assert remarks[-1].endswith("noise.")
-    with pytest.raises(InputError, match="set --cells to fewer"):
+    with pytest.raises(InputError, match="set cells= to fewer"):
         report.fitting(whole, 1000)
 
 
@@ -211,3 +212,88 @@ def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tm
             compared += 1
     assert compared >= 6
     assert page.page.events("Runtime.exceptionThrown") == []
+
+
+def test_arguments_are_folders_and_options_alike_those_of_other_commands(tmp_path: Path) -> None:
+    (tmp_path / "lr=0.1").mkdir()
+    folders, options = report.read_arguments(
+        [str(tmp_path / "lr=0.1"), "out=a.html", "samples=2", "trust=[mine,yours]"]
+    )
+    assert folders == [tmp_path / "lr=0.1"]
+    assert options == {"out": Path("a.html"), "samples": 2, "trust": ["mine", "yours"]}
+    for argument, words in {
+        "sampels=2": "did you mean samples",
+        "--out": "options are written as key=value: out",
+        "nowhere": "there is no such folder",
+        "cells=-1": "cells=-1 must be an integer >= 1",
+        "probes=two": "probes=two must be an integer",
+        "out=": "must name the file",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            report.read_arguments([str(tmp_path), argument])
+    with pytest.raises(InputError, match="no folder is named"):
+        report.read_arguments(["out=a.html"])
+
+
+@pytest.fixture(scope="module")
+def unlike(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten runs of several kinds, classes and loggers, whose configs differ in dozens of settings."""
+    folder = tmp_path_factory.mktemp("unlike")
+    for number in range(10):
+        run = folder / str(number)
+        shutil.copytree(trained, run)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        kind = ("mlp-synthetic", "mlp-other", "cost-$x_{$ y")[number % 3]
+        config |= {"name": f"{kind}-seed0", "logger": {"name": f"logger{number}", "tags": [number]}}
+        config["optimizer"] |= {"lr": 0.01 * (number + 1), "weight_decay": number / 100}
+        config["trainer"] |= {"max_steps": 100 + number, "val_check_interval": 10 + number}
+        config["encoder"]["name"] = f"{'a_rather_long_name_of_an_encoder_' * 2}{number}"
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics |= {"test/iou/mean": 0.5 + number / 100, **{f"test/iou/class number {i}": i / 20 for i in range(9)}}
+        metrics["test/iou/lane"] = None
+        (run / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page_of_unlike(unlike: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "page.html"
+    report.main([unlike], out, samples=1, cells=2, probes=1)
+    return out
+
+
+def test_a_report_on_unlike_runs_names_them_by_what_differs_and_never_by_loggers(page_of_unlike: Path) -> None:
+    page = page_of_unlike.read_text()
+    assert "logger3" not in page
+    for name in ("mlp-synthetic lr=0.01", "mlp-other lr=0.02", "cost-$x_{$ y lr=0.03"):
+        assert f'<td data-label="run">{name}</td>' in page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_a_report_on_unlike_runs_is_off_the_screen(
+    page_of_unlike: Path, browser: Browser, width: int
+) -> None:
+    page = browser.open(page_of_unlike, width=width)
+    wide = page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead, .plain thead, #panels')"
+        " && getComputedStyle(e).position !== 'absolute'"
+        " && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 99))"
+    )
+    assert wide == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_legends_and_labels_lie_within_their_figures(unlike: Path) -> None:
+    drawn = overview.curves(grouped(read_runs(unlike)))
+    assert drawn is not None
+    figure = drawn.charts[0].figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (legend,) = figure.legends
+    box, whole = legend.get_window_extent(canvas.get_renderer()), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+    assert figure.axes[0].get_window_extent().width > 0.7 * whole.width
+    assert len(legend.get_texts()) == 10
+    assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) == 10

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bevreshape.lab.claims import PAIRS
+from bevreshape.lab.labels import figure_text
 from bevreshape.lab.page.report import Chart, Section
 from bevreshape.lab.plan import RIVALS, TOLD
 from bevreshape.lab.results import Results, number_of
@@ -146,7 +147,7 @@ def _bars(axes: Axes, role: str, at: Sequence[float], study: Results, value: Cal
         [a - b for a, b in zip(means, low, strict=True)],
         [b - a for a, b in zip(means, high, strict=True)],
     ]
-    axes.errorbar(at, means, yerr=spread, fmt=f"o{line}", color=color, capsize=2, label=label)
+    axes.errorbar(at, means, yerr=spread, fmt=f"o{line}", color=color, capsize=2, label=figure_text(label))
 
 
 def _band(axes: Axes, role: str, curves: Sequence[Sequence[tuple[int, float | None]]]) -> None:
@@ -154,7 +155,7 @@ def _band(axes: Axes, role: str, curves: Sequence[Sequence[tuple[int, float | No
     steps = max(([step for step, _ in curve] for curve in curves), key=len)  # one that diverged may end early
     values = [dict(curve) for curve in curves]
     means, low, high = _spans([[number_of(one.get(step)) for one in values] for step in steps])
-    axes.plot(steps, means, color=color, linestyle=style, label=label)
+    axes.plot(steps, means, color=color, linestyle=style, label=figure_text(label))
     axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
 
 

@@ -17,6 +17,7 @@ from bevreshape.lab import order
 from bevreshape.lab.agreement import geometry_agreement, projections
 from bevreshape.lab.dependence import relative_spread
 from bevreshape.lab.evaluation import Change, evaluating
+from bevreshape.lab.labels import figure_text
 from bevreshape.lab.robustness import corrupting, dropping, iou_under, misreading, remounting
 from bevreshape.lab.weights import attention_weights, cell_raster, jacobian_norm, product_count
 from bevreshape.metrics import BEVIoU
@@ -244,11 +245,11 @@ def draw_weights(
             panel.plot(u, v, "+", color="cyan", markersize=12, markeredgewidth=2)
             x, y = centers[cells[q]].tolist()
             where = f"{x:.0f} m ahead, {abs(y):.0f} m {'left' if y >= 0 else 'right'}"
-            panel.set_title(where if len(weights) == 1 else f"{name}: {where}", fontsize=9)
+            panel.set_title(where if len(weights) == 1 else f"{figure_text(name)}: {where}", fontsize=9)
             panel.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
     for panel in figure.axes:
         panel.set_axis_off()
-    names = ", ".join(weights)
+    names = ", ".join(map(figure_text, weights))
     figure.suptitle(f"{names}: where cells take their features from; + is where they really are", fontsize=10)
     return figure
 
@@ -262,13 +263,13 @@ def draw_robustness(found: Mapping[str, Mapping[str, Mapping[str, float]]], unch
     for (group, values), panel in zip(found.items(), panels, strict=False):
         iou = [value["iou/mean"] for value in values.values()]
         if group == "without":
-            panel.bar(list(values), iou)
+            panel.bar(list(map(figure_text, values)), iou)
             panel.tick_params(axis="x", rotation=60)
         else:
             points = sorted({0.0: unchanged, **dict(zip(map(float, values), iou, strict=True))}.items())
             panel.plot(*zip(*points, strict=True), "o-")
         panel.axhline(unchanged, color="gray", linewidth=0.8, linestyle=":")
-        panel.set(xlabel=group, ylim=(0, None))
+        panel.set(xlabel=figure_text(group), ylim=(0, None))
     for row in range(rows):
         figure.axes[row * cols].set_ylabel("mean IoU")
     for panel in figure.axes[len(found) :]:

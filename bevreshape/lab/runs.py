@@ -17,6 +17,20 @@ UNCOUNTED = (
 )  # fmt: skip
 """What may differ between the seeds of a row."""
 
+UNCOUNTED_GROUPS = (
+    "logger",
+    "pictures",
+    "checkpoint_every_n_steps",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+)
+"""And what only says how a run is watched."""
+
+
+def counts(key: str) -> bool:
+    """Whether another value of a setting makes another run."""
+    return key not in UNCOUNTED and not any(key == group or key.startswith(f"{group}.") for group in UNCOUNTED_GROUPS)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -102,7 +116,7 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in nothing but their seed."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        asked = {key: value for key, value in run.settings.items() if key not in UNCOUNTED}
+        asked = {key: value for key, value in run.settings.items() if counts(key)}
         groups.setdefault(json.dumps([run.kind, asked], sort_keys=True), []).append(run)
     for group in groups.values():
         seeds = [run.settings["seed"] for run in group]
@@ -119,7 +133,7 @@ def chosen(rows: Sequence[list[Run]], key: str) -> list[list[Run]]:
             raise InputError(
                 f"--choose {key}: {runs[0].kind} has no such setting; write it as in its config.yaml, e.g. optimizer.lr"
             )
-        others = {k: v for k, v in runs[0].settings.items() if k not in (*UNCOUNTED, key)}
+        others = {k: v for k, v in runs[0].settings.items() if counts(k) and k != key}
         rival = best.setdefault(json.dumps([runs[0].kind, others], sort_keys=True), runs)
         if _loss(runs) < _loss(rival):
             best[json.dumps([runs[0].kind, others], sort_keys=True)] = runs
@@ -127,9 +141,10 @@ def chosen(rows: Sequence[list[Run]], key: str) -> list[list[Run]]:
 
 
 def differing(rows: Sequence[list[Run]]) -> list[str]:
-    """The settings that tell rows apart; of a reshaper's own those that tell its own rows apart."""
+    """The settings that tell rows apart: of the options of a class, such as a reshaper or a data source, those that tell its
+    own rows apart, and no class that a run's kind tells already."""
     keys = dict.fromkeys(key for runs in rows for key in runs[0].settings)
-    return [key for key in keys if key not in UNCOUNTED and _differs(rows, key)]
+    return [key for key in keys if counts(key) and _differs(rows, key)]
 
 
 def tabulated(rows: Sequence[list[Run]]) -> tuple[list[str], list[list[str]]]:
@@ -156,12 +171,14 @@ def stopped_early(rows: Sequence[list[Run]]) -> str:
 
 
 def _differs(rows: Sequence[list[Run]], key: str) -> bool:
-    values: dict[str, set[str]] = {}
+    values: dict[tuple[object, ...], set[str]] = {}
+    group = key.split(".")[0]
     for runs in rows:
-        if key in runs[0].settings:
-            values.setdefault(runs[0].kind if key.startswith("reshaper.") else "", set()).add(
-                str(runs[0].settings[key])
-            )
+        run = runs[0]
+        by_kind = (run.kind,) if group == "reshaper" or key.endswith("_target_") else ()
+        of_class = () if key.endswith("_target_") else (run.settings.get(f"{group}._target_"),)
+        if key in run.settings:
+            values.setdefault((by_kind, of_class), set()).add(str(run.settings[key]))
     return any(len(found) > 1 for found in values.values())
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from bevreshape.build import Frame, build_data, load_model
 from bevreshape.data.batch import Batch
 from bevreshape.errors import InputError
-from bevreshape.lab.runs import UNCOUNTED, Run, differing
+from bevreshape.lab.labels import labels
+from bevreshape.lab.runs import Run, counts
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import Reshaper
 from bevreshape.stored import check_cache, read_config
@@ -30,9 +31,12 @@ class Shown:
     @property
     def data(self) -> dict[str, Any]:
         """What its test samples depend on."""
-        apart = (*UNCOUNTED, "data.batch_size", "data.scenes.train", "data.scenes.val")
+        apart = ("data.batch_size", "data.scenes.train", "data.scenes.val")
+        settings = self.runs[0].settings
         return {
-            key: value for key, value in self.runs[0].settings.items() if key.startswith("data.") and key not in apart
+            key: value
+            for key, value in settings.items()
+            if key.startswith("data.") and counts(key) and key not in apart
         }
 
     @property
@@ -55,11 +59,9 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Sh
     Raises:
         InputError: when none can be loaded.
     """
-    keys = differing(rows)
     shown: list[Shown] = []
     remarks: list[str] = []
-    for runs in rows:
-        label = label_of(runs[0], keys)
+    for runs, label in zip(rows, labels(rows), strict=True):
         try:
             model, frame, _ = load_model(str(runs[0].checkpoint), trust)
             one = Shown(label, runs, model, frame)
@@ -112,12 +114,6 @@ def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
 def one_sample(batch: Batch, number: int) -> Batch:
     """Pictures and cameras of one sample, b = 1."""
     return {key: batch[key][number : number + 1] for key in PER_SAMPLE}
-
-
-def label_of(run: Run, keys: Sequence[str]) -> str:
-    """Its name with the settings in which it differs from the rest."""
-    told = [f"{key.rpartition('.')[2]}={run.settings[key]}" for key in keys if key in run.settings]
-    return " ".join([run.kind, *told])
 
 
 def mean_iou(runs: Sequence[Run]) -> float:
