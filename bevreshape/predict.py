@@ -34,7 +34,13 @@ def main(cfg: DictConfig) -> None:
     device = read_device(str(plain["device"]))
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     calibration = Path(plain["calibration"]) if plain["calibration"] else None
-    frames = open_frames(Path(plain["input"]), frame.image_size, calibration=calibration, image_mode=frame.image_mode)
+    frames = open_frames(
+        Path(plain["input"]),
+        frame.image_size,
+        calibration=calibration,
+        image_mode=frame.image_mode,
+        cameras=frame.camera_names,
+    )
     frames.calibration.check_views(frame.grid)
     out = Path(plain["out"])
     count = predict(

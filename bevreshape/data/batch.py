@@ -88,20 +88,20 @@ def still_valid(before: Batch, after: Batch, grid: BEVGrid) -> Tensor:
 def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> list[int]:
     """For every camera that a model was trained with, the position of the data's camera that takes its place.
 
-    Names match without regard to case and a leading ``cam``; data may have more cameras where all names match. Where they do
-    not, order decides, and it is printed which camera stands for which.
+    Names match without regard to case and a leading ``cam``; where they do not match at all, order decides, and it is
+    printed which camera stands for which.
 
     Raises:
         InputError: another number of cameras.
     """
-    plain = [[re.sub(r"^cam(era)?_?", "", name.lower()) for name in names] for names in (wanted, given)]
-    if all(plain[1].count(name) == plain[0].count(name) == 1 for name in plain[0]):
-        return [plain[1].index(name) for name in plain[0]]
     if len(wanted) != len(given):
         raise InputError(
             f"{where}: it has {len(given)} cameras ({', '.join(given)}) but the checkpoint was trained on {len(wanted)} "
             f"({', '.join(wanted)}); choose data of the same rig, or the cameras that take their places with data.cameras"
         )
+    plain = [[re.sub(r"^cam(era)?_?", "", name.lower()) for name in names] for names in (wanted, given)]
+    if sorted(plain[0]) == sorted(plain[1]):
+        return [plain[1].index(name) for name in plain[0]]
     if len(wanted) > 1:
         pairs = ", ".join(f"{name} as {role}" for role, name in zip(wanted, given, strict=True))
         print(f"{where}: camera names differ from the checkpoint's, so their order counts: {pairs}", file=sys.stderr)

@@ -155,7 +155,12 @@ class Frames(Dataset[Sample]):
 
 
 def open_frames(
-    path: Path, image_size: tuple[int, int], *, calibration: Path | None = None, image_mode: str = "rgb"
+    path: Path,
+    image_size: tuple[int, int],
+    *,
+    calibration: Path | None = None,
+    image_mode: str = "rgb",
+    cameras: Sequence[str] = (),
 ) -> Frames:
     """The pictures of a camera folder, of a plain folder of pictures, or one picture.
 
@@ -164,6 +169,7 @@ def open_frames(
         image_size: (H, W) that the network wants.
         calibration: a ``calibration.json``; a camera folder brings its own.
         image_mode: see :class:`Frames`.
+        cameras: of a model; where the calibration has all of these and more, the others are not read.
 
     Raises:
         InputError: when there is nothing, or no calibration for it.
@@ -174,4 +180,6 @@ def open_frames(
         raise InputError(f"{path}: these pictures bring no calibration.json; pass one with calibration=FILE")
     pictures = path / "images" if (path / "images").is_dir() else path
     found = read_calibration(calibration or path / "calibration.json")
+    if cameras and set(cameras) < set(found.cameras):
+        found = found.only(cameras)
     return Frames(pictures, found, image_size, allow_missing=True, image_mode=image_mode)
