@@ -22,11 +22,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from bevreshape import cli
+from bevreshape import __version__, cli, deploy
 from bevreshape.build import Frame, load_model, plain_config
 from bevreshape.costs import ring
 from bevreshape.data.batch import match_cameras
-from bevreshape.data.calibration import read_calibration
+from bevreshape.data.calibration import Rig, read_calibration
 from bevreshape.data.pictures import fit_intrinsics
 from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic
@@ -36,6 +36,7 @@ from bevreshape.reshapers import GeometricReshaper, Reshaper
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18
+OUTPUT = "probabilities"
 TOLERANCE = 1e-4
 """By how much a probability may differ from the model's."""
 
@@ -106,10 +107,11 @@ def main(cfg: DictConfig) -> None:
         )
         console.print(described(frame), highlight=False, soft_wrap=True)
         return
-    rig = fixed_rig(Path(plain["calibration"]), frame)
+    stored = stored_rig(Path(plain["calibration"]), frame)
+    rig = fitted_rig(stored, frame)
     inputs = example(frame, rig)
     fixed = FixedInference(load_model(plain["checkpoint"], plain["trust"])[0], rig)
-    error = export(fixed, inputs[:1], out, plain["format"], frame)
+    error = export(fixed, inputs[:1], out, plain["format"], frame, stored)
     console.print(f"{out} · image → probabilities; within {error:.1e} of the model", soft_wrap=True)
     console.print(described(frame), highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +138,78 @@ def described(frame: Frame) -> str:
     )
 
 
-def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str, frame: Frame | None = None) -> float:
+def metadata(frame: Frame, rig: Rig | None = None) -> dict[str, Any]:
+    """All that a program's user must know, as plain values; :mod:`bevreshape.deploy` reads them.
+
+    Args:
+        frame: what the model is for.
+        rig: of a fixed one the cameras of the images as they are stored, in the model's order.
+    """
+    (height, width), n, (rows, cols) = frame.image_size, len(frame.camera_names), frame.grid.shape
+    pixels = {
+        "shape": ["batch", n, 3, height, width],
+        "channels": ["grey"] * 3 if frame.image_mode == "grey" else ["R", "G", "B"],
+        "range": [0, 1],
+    }
+    inputs: dict[str, Any] = {"image": {**pixels, "dtype": "float32"}}
+    if rig is None:
+        inputs["intrinsics"] = {"shape": ["batch", n, 3, 3], "dtype": "float32"}
+        inputs["ego_from_cam"] = {"shape": ["batch", n, 4, 4], "dtype": "float32"}
+    probabilities = {"shape": ["batch", len(frame.classes), rows, cols], "range": [0, 1], "dtype": "float32"}
+    return {
+        "format": deploy.FORMAT,
+        "version": __version__,
+        **frame.to_plain(),
+        "inputs": inputs,
+        "outputs": {"probabilities": probabilities},
+        "cameras": None if rig is None else [_described_camera(frame, rig, i) for i in range(n)],
+        "conventions": CONVENTIONS,
+    }
+
+
+CONVENTIONS = {
+    "resize": "bilinear, antialiased, by the larger of the two ratios, so that image_size is covered; then rows are cut at the "
+    "top and columns evenly at both sides",
+    "distortion": "undone on the way, bilinear; coefficients are in OpenCV's order",
+    "pixels": "integers are pixel centres, u to the right, v down",
+    "intrinsics": "pixel_from_cam of the image as the program takes it; camera axes x right, y down, z forward",
+    "ego_from_cam": "metres; ego axes x forward, y left, z up, the ground at z = 0",
+    "cameras": "in the order of camera_names",
+    "classes": "in the order of classes, each a probability of its own",
+    "grid": "row 0 farthest ahead, column 0 farthest left; forward_m and left_m are the outer edges",
+}
+"""What the numbers in the metadata and in the program's inputs mean."""
+
+
+def _described_camera(frame: Frame, rig: Rig, number: int) -> dict[str, Any]:
+    stored, lens = rig.sizes[number], rig.lenses[number]
+    resized, top, left = deploy.fitting(stored, frame.image_size)
+    return {
+        "name": frame.camera_names[number],
+        "image_size": list(stored),
+        "intrinsics": rig.stored_intrinsics(number).tolist(),
+        "distortion": None
+        if lens is None
+        else {
+            "model": lens.model,
+            "coefficients": list(lens.coefficients),
+            "intrinsics": rig.intrinsics[number].tolist(),
+        },
+        "resized_size": list(resized),
+        "crop_top_left": [top, left],
+        "fitted_intrinsics": fit_intrinsics(rig.intrinsics[number], stored, frame.image_size).tolist(),
+        "ego_from_cam": rig.ego_from_cam[number].tolist(),
+    }
+
+
+def export(
+    module: nn.Module,
+    inputs: Sequence[Tensor],
+    out: Path,
+    format: str,
+    frame: Frame | None = None,
+    rig: Rig | None = None,
+) -> float:
     """Write a program for any batch, read it back, and compare it with the module on batches of 1 and 3.
 
     Args:
@@ -144,23 +217,31 @@ def export(module: nn.Module, inputs: Sequence[Tensor], out: Path, format: str, 
         inputs: a batch of 3 of each.
         out: the file, which appears only if the comparison succeeds.
         format: ``onnx`` or ``pt2``.
-        frame: kept inside as JSON, under ``bevreshape`` in the metadata of an ONNX file, as ``bevreshape.json`` in a pt2.
+        frame: what it is for; :func:`metadata` of it are kept inside as JSON, under ``bevreshape`` in the metadata of an
+            ONNX file, as ``bevreshape.json`` in a pt2.
+        rig: of a fixed one, likewise.
 
     Returns:
         The largest difference of a probability.
 
     Raises:
-        InputError: when the program differs from the module, onnx is not installed, or this torch cannot write it.
+        InputError: when the program differs from the module, onnx is not installed, or this torch cannot write it, with
+            torch's reason.
     """
     module.eval()
     inputs = tuple(inputs)
     batch = {0: torch.export.Dim("batch", min=1, max=1024)}
-    program = torch.export.export(module, inputs, dynamic_shapes=(batch,) * len(inputs), strict=False)
+    try:
+        program = torch.export.export(module, inputs, dynamic_shapes=(batch,) * len(inputs), strict=False)
+    except Exception as refusal:  # whatever a reshaper of one's own does that no graph can hold
+        raise InputError(
+            f"torch {torch.__version__} cannot export this model ({_reason(refusal)}); change what it names in the model's forward"
+        ) from refusal
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"program.{format}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters about themselves; what they wrote is compared
-            about = json.dumps(None if frame is None else frame.to_plain())
+            about = json.dumps(None if frame is None else metadata(frame, rig), ensure_ascii=False)
             if format == "pt2":
                 torch.export.save(program, written, extra_files={"bevreshape.json": about})
             else:
@@ -231,8 +312,8 @@ def check_sees(cameras: Cameras, grid: BEVGrid) -> None:
         )
 
 
-def fixed_rig(path: Path, frame: Frame) -> Cameras:
-    """The one rig of a ``calibration.json``, for pictures brought to the model's size as a camera folder's are.
+def stored_rig(path: Path, frame: Frame) -> Rig:
+    """The one rig of a ``calibration.json``, its cameras in the model's order.
 
     Raises:
         InputError: when frames have rigs of their own, or the cameras are not the model's.
@@ -242,9 +323,15 @@ def fixed_rig(path: Path, frame: Frame) -> Cameras:
         raise InputError(f"{path}: its frames have rigs of their own; a fixed rig needs one for all")
     calibration.check_views(frame.grid)
     order = match_cameras(frame.camera_names, calibration.cameras, str(path))
-    rig = calibration.shared
-    fitted = [fit_intrinsics(rig.intrinsics[i], rig.sizes[i], frame.image_size) for i in order]
-    return Cameras(torch.stack(fitted)[None].float(), rig.ego_from_cam[order][None].float(), frame.image_size)
+    rig = calibration.only([calibration.cameras[i] for i in order]).shared
+    assert rig is not None
+    return rig
+
+
+def fitted_rig(rig: Rig, frame: Frame) -> Cameras:
+    """The same for images brought to the model's size as a camera folder's are."""
+    fitted = [fit_intrinsics(rig.intrinsics[i], rig.sizes[i], frame.image_size) for i in range(len(rig.sizes))]
+    return Cameras(torch.stack(fitted)[None].float(), rig.ego_from_cam[None].float(), frame.image_size)
 
 
 def frame_times(programs: Sequence[tuple[Program, Sequence[Tensor]]], rounds: int) -> list[float]:
@@ -268,11 +355,31 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: str) ->
         made = torch.onnx.export(program, opset_version=OPSET, verbose=False, dynamo=True)
     except torch.onnx.OnnxExporterError as error:  # of torch 2.6, for one, to which parts of the models are unknown
         raise InputError(
-            f"torch {torch.__version__} cannot write this model as ONNX; install a newer torch, or set format=pt2"
+            f"torch {torch.__version__} cannot write this model as ONNX ({_reason(error)}); install a newer torch, or set format=pt2"
         ) from error
     assert made is not None  # dynamo returns a program
+    made.model.graph.outputs[0].name = OUTPUT
+    _name_batch(made.model)
     made.model.metadata_props["bevreshape"] = about
     made.save(path)
+
+
+def _name_batch(model: Any) -> None:
+    """Call the first axis of inputs and outputs ``batch``, which torch numbers, in every shape that has it."""
+    symbols = {str(model.graph.inputs[0].shape[0])}
+    for value in (*model.graph.inputs, *model.graph.outputs, *(of for node in model.graph for of in node.outputs)):
+        for axis, size in enumerate(value.shape or ()):
+            if str(size) in symbols:
+                value.shape[axis] = "batch"
+
+
+def _reason(error: BaseException) -> str:
+    """What torch says first of all: the first line of the error at the bottom of the chain."""
+    first = error
+    while (deeper := first.__cause__ or first.__context__) is not None:
+        first = deeper
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    return f"{type(first).__name__}: {lines[0]:.200}" if lines else type(first).__name__
 
 
 def _imported(name: str) -> Any:

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+import bevreshape
 from bevreshape import export as exporting
 from bevreshape.build import load_model
 from bevreshape.costs import ring
@@ -47,10 +48,12 @@ def test_onnx_gives_the_models_probabilities(command, trained: Path, tmp_path: P
     with torch.no_grad():
         expected = model(image, cameras).sigmoid()
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    inputs = dict(
-        zip([i.name for i in session.get_inputs()], (image, cameras.intrinsics, cameras.ego_from_cam), strict=False)
-    )
-    found = session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]
+    assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [
+        ("image", ["batch", 1, 3, 32, 64]), ("intrinsics", ["batch", 1, 3, 3]), ("ego_from_cam", ["batch", 1, 4, 4]),
+    ]  # fmt: skip
+    assert [(entry.name, entry.shape) for entry in session.get_outputs()] == [("probabilities", ["batch", 4, 16, 16])]
+    inputs = {"image": image, "intrinsics": cameras.intrinsics, "ego_from_cam": cameras.ego_from_cam}
+    (found,) = session.run(["probabilities"], {name: x.numpy() for name, x in inputs.items()})
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
@@ -78,7 +81,9 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(image, Cameras(intrinsics.expand(3, 1, 3, 3), pose.expand(3, 1, 4, 4), (32, 64))).sigmoid()
     frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
-    fixed = exporting.FixedInference(model, exporting.fixed_rig(tmp_path / "calibration.json", frame))
+    fixed = exporting.FixedInference(
+        model, exporting.fitted_rig(exporting.stored_rig(tmp_path / "calibration.json", frame), frame)
+    )
     exporting.export(fixed, (image,), tmp_path / "fixed.onnx", "onnx")
     found = exporting.open_program(tmp_path / "fixed.onnx", "onnx")(image)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -119,11 +124,31 @@ def test_a_program_that_differs_is_not_written(
 
 def test_a_torch_that_cannot_write_onnx_is_said(tmp_path: Path, monkeypatch) -> None:
     def fails(*_, **__):
-        raise torch.onnx.OnnxExporterError("no translation")
+        try:
+            raise NotImplementedError("aten.median has no translation\nand a long story")
+        except NotImplementedError as error:
+            raise torch.onnx.OnnxExporterError("Failed to convert.\nThis is step 3/3.") from error
 
     monkeypatch.setattr(torch.onnx, "export", fails)
-    with pytest.raises(InputError, match=r"torch .* cannot write this model as ONNX; .* format=pt2"):
+    with pytest.raises(
+        InputError, match=r"as ONNX \(NotImplementedError: aten\.median has no translation\); .* format=pt2"
+    ):
         exporting.export(torch.nn.Linear(3, 2), [torch.randn(3, 3)], tmp_path / "x.onnx", "onnx")
+    assert not list(tmp_path.iterdir())
+
+
+class Deciding(torch.nn.Module):
+    """Its way depends on what it is given."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("format", exporting.FORMATS)
+def test_a_model_that_is_no_graph_is_said_with_torchs_reason(format: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"torch .* cannot export this model \(\w+: .+\); change") as caught:
+        exporting.export(Deciding(), [torch.randn(3, 3)], tmp_path / f"x.{format}", format)
+    assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,7 +174,15 @@ def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
         found = {"bevreshape.json": ""}
         torch.export.load(path, extra_files=found)
         about = found["bevreshape.json"]
-    assert exporting.Frame.from_plain(json.loads(about)) == frame
+    known = json.loads(about)
+    assert exporting.Frame.from_plain(known) == frame
+    assert known["version"] == bevreshape.__version__
+    assert known["inputs"]["image"] == {
+        "shape": ["batch", 1, 3, 32, 64], "dtype": "float32", "channels": ["R", "G", "B"], "range": [0, 1],
+    }  # fmt: skip
+    assert list(known["inputs"]) == ["image", "intrinsics", "ego_from_cam"]
+    assert known["outputs"]["probabilities"]["shape"] == ["batch", 2, 8, 8]
+    assert known["cameras"] is None
 
 
 def test_pictures_alone_on_a_fixed_rig() -> None:
