@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,10 @@ class Ended:
     code: int
     out: str
     err: str
+
+
+Command = Callable[..., Ended]
+"""``command(name, *arguments)``, as the fixture of that name."""
 
 
 def without(*prefixes: str) -> list[str]:

@@ -1,18 +1,16 @@
 """What all tests share: the data pack, and the program run by its command line."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import jaxtyping
 import pytest
-from commands import TINY, Ended, finish, start
+from commands import TINY, Command, Ended, finish, start
 from hydra.core.global_hydra import GlobalHydra
 
 from bevreshape import cli
-
-Command = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from commands import without
-from conftest import Command
+from commands import Command, without
 from torch import nn
 from wandb_file import records
 

@@ -190,7 +190,9 @@ def test_nonsense_is_refused(owner: str, name: str, hint: Any) -> None:
             assert "typing" not in describe(hint)
 
 
-@pytest.mark.parametrize("target", {target for target, _, _ in named()}, ids=lambda target: target.__name__)
+@pytest.mark.parametrize(
+    "target", dict.fromkeys(target for target, _, _ in named()), ids=lambda target: target.__name__
+)
 def test_defaults_pass_their_own_check(target: type) -> None:
     hints = get_type_hints(target.__init__, include_extras=True)
     for name, parameter in inspect.signature(target).parameters.items():
