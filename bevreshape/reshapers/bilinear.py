@@ -41,6 +41,9 @@ class Bilinear(GeometricReshaper):
     at the border: it normalises for ``align_corners=True`` and samples without. :meth:`locate_original` reproduces that
     from its own positions, :meth:`load_original` takes its weights into this order.
 
+    Can it reproduce X at a cell that looks at exactly one token? With ``compress=False`` yes. Otherwise, as in the
+    original, up to each channel's mean and scale over the map, which the instance norm removes.
+
     Args:
         source: the features it will get, with their stride and offset.
         grid: the cells it fills.

@@ -142,6 +142,9 @@ class ColumnAttention(GeometricReshaper):
     grid have; here it is where they are (see :class:`ColumnMLP`, too). To have the original's own positions give
     :meth:`gather` what ``maps.corners`` makes of them.
 
+    Can it reproduce X at a cell that looks at exactly one token? No: as in the original, layer norms after each sum
+    remove a token's mean and length.
+
     Args:
         source: the features it will get, one a scale, all of d channels.
         grid: the cells it fills.

@@ -105,6 +105,9 @@ class ColumnMLP(GeometricReshaper):
     positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and what :meth:`windows` makes of
     the rows at which its windows begin.
 
+    Can it reproduce X at a cell that looks at exactly one token? No: as in the original, the group norm removes the
+    mean and scale of each group of channels over the image, and ReLU what is negative.
+
     Args:
         source: the features it will get, one a scale.
         grid: the cells it fills.

@@ -264,6 +264,10 @@ class CrossViewAttention(GeometricReshaper):
 
     In training, BatchNorm lets the samples of a batch meet, as in the original; in evaluation they do not.
 
+    Can it reproduce X at a cell that looks at exactly one token? Nearly: as in the original, V is of normalised
+    keys, but of ``dim`` channels, which can hold the length of a token of fewer channels (.06 of the variance is
+    left after a short training, and falling).
+
     Args:
         source: the features it will get, of one scale or of several; they are looked up in this order (the original: the
             finest first).

@@ -15,6 +15,8 @@ class IPM(GeometricReshaper):
     average, a cell that nobody sees is 0. A feature is read where it is centred, pixel ``stride·j + offset_px``, and
     bilinearly between.
 
+    Can it reproduce X at a cell that looks at exactly one token? Yes, the cell is that token.
+
     Args:
         source: the features it will get, with their stride and offset.
         grid: the cells it fills.

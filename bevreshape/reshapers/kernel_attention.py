@@ -213,6 +213,9 @@ class KernelAttention(GeometricReshaper):
     :meth:`arrange` takes the original's own coordinates. The bottlenecks have batch normalisation as published, so in
     training the samples of a batch do meet.
 
+    Can it reproduce X at a cell that looks at exactly one token? No: as in the original, V is of normalised
+    features. With 16 channels, .10 of the variance is lost.
+
     Args:
         source: the features it will get, or several scales of them, in the order in which they are asked.
         grid: the cells it fills.

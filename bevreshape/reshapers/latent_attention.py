@@ -135,6 +135,9 @@ class LatentAttention(GeometricReshaper):
     farthest left, as everywhere. To work from rays and positions of one's own:
     ``reshaper.gather(features, reshaper.embed(rays, cells))``.
 
+    Can it reproduce X at a cell that looks at exactly one token? Nearly: through residuals (1e-4 of the variance is
+    left after training), but only as many tokens as there are latents.
+
     Args:
         source: the features it will get.
         grid: the cells it fills.

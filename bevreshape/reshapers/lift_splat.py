@@ -47,6 +47,8 @@ class LiftSplat(GeometricReshaper):
 
     Depth can be supervised (as in BEVDepth, Li et al., AAAI 2023): add ``depth_loss(depth(features), depth_m)`` to the loss.
 
+    Can it reproduce X at a cell that looks at exactly one token? Yes, times the probability of its depth.
+
     Args:
         source: the features it will get.
         grid: the cells it fills.

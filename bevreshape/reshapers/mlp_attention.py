@@ -74,6 +74,9 @@ class MLPAttention(Reshaper):
     only looked at to find its largest entry, and the gradient goes through that entry alone, as that of a maximum does,
     so that no matrix of tokens × cells is kept for the backward pass.
 
+    Can it reproduce X at a cell that looks at exactly one token? Where X is not negative yes, through X'; the relu
+    of the original removes the rest.
+
     Args:
         source: the features it will get.
         grid: the cells it fills, or (R, C).

@@ -37,6 +37,8 @@ class Pool(Reshaper):
     products and the maximum two gathers, so that every size exports. Every camera is pooled alone; the cameras that are
     there are averaged.
 
+    Can it reproduce X at a cell that looks at exactly one token? Yes, where its rectangle is that token.
+
     Args:
         source: the features it will get.
         grid: the cells it fills, or (R, C).

@@ -26,6 +26,9 @@ class SelfAttention(Reshaper):
     Unless ``bare``, tokens are normalised, the output is projected back to c channels, added to X, and followed by a
     feed-forward with its own residual. Encodings are added to queries and keys, not to values.
 
+    Can it reproduce X at a cell that looks at exactly one token? Yes, through the residual, at a cell that the
+    resize places on a token.
+
     Args:
         source: the features it will get.
         grid: the cells it fills, or (R, C).

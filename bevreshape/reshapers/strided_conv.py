@@ -17,6 +17,8 @@ class StridedConv(Reshaper):
     multiple (at least once) of R×C, so that every size works and the whole picture is covered. Every camera goes through
     the same convolution; the cameras that are there are averaged.
 
+    Can it reproduce X at a cell that looks at exactly one token? Yes, the convolution is linear.
+
     Args:
         source: the features it will get.
         grid: the cells it fills, or (R, C).
