@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from bevreshape import cli
+from bevreshape import cli, settings
 from bevreshape.build import Frame, build_model, build_reshaper, plain_config
 from bevreshape.costs import Cost, Workload, growth, measure, ring
 from bevreshape.errors import InputError, suggest
@@ -29,6 +29,7 @@ from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.labels import figure_text
 from bevreshape.launch import read_device
+from bevreshape.options import read_settings
 from bevreshape.progress import Progress
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
 from bevreshape.stored import announced_reshapers
@@ -83,18 +84,16 @@ class Case:
 
 def main(cfg: DictConfig) -> None:
     """Measure every reshaper on every case; print, write and draw."""
-    plain = plain_config(cfg)
+    plain = read_settings(settings.Benchmark, plain_config(cfg))
     folder = Path(HydraConfig.get().runtime.output_dir)
     if plain["threads"] is not None:
-        torch.set_num_threads(_whole(plain, "threads"))
-    if plain["growth"] not in (None, *GROWTH):
-        raise InputError(f"growth={plain['growth']} is unknown; {suggest(str(plain['growth']), GROWTH)}")
+        torch.set_num_threads(plain["threads"])
     if plain["fixed"] and plain["backward"]:
         raise InputError("fixed=true is for inference, where geometry is computed once; set backward=false with it")
     cases = read_cases(plain)
     rows: list[dict[str, Any]] = []
     console = Console()
-    rounds = len(cases) * _whole(plain, "rounds") * (2 if plain["backward"] else 1)
+    rounds = len(cases) * plain["rounds"] * (2 if plain["backward"] else 1)
     with Progress("measuring: rounds", rounds) as progress:
         for case in cases:
             case, found, left_out = measure_case(plain, case, progress.advance)
@@ -120,16 +119,8 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
     """
     devices = [str(read_device(str(name))) for name in _listed(cfg["device"])]
     precisions = [str(name) for name in _listed(cfg["precision"])]
-    for name in precisions:
-        if name not in AUTOCAST:
-            raise InputError(f"precision={name} is not offered; {suggest(name, AUTOCAST)}")
-    batches, cameras, channels = (
-        [_positive(key, value) for value in _listed(cfg[key])] for key in ("batch", "cameras", "channels")
-    )
-    cell_m = cfg["cell_m"]
-    if isinstance(cell_m, bool) or not isinstance(cell_m, int | float) or not 0 < cell_m < math.inf:
-        raise InputError(f"cell_m={cell_m!r} must be a positive length in metres")
-    shapes = list(product(_pairs("features", cfg["features"]), _pairs("cells", cfg["cells"])))
+    batches, cameras, channels = (_listed(cfg[key]) for key in ("batch", "cameras", "channels"))
+    shapes = list(product(_pairs(cfg["features"]), _pairs(cfg["cells"])))
     cases = [
         Case(
             b,
@@ -139,8 +130,8 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
             *cells,
             device,
             precision,
-            _whole(cfg, "stride"),
-            cell_m,
+            cfg["stride"],
+            cfg["cell_m"],
             n > 1 or cfg["growth"] == "cameras",
         )
         for b, n, c, (features, cells) in product(batches, cameras, channels, shapes)
@@ -156,7 +147,7 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
         raise InputError(
             f"growth={cfg['growth']} starts from one case but {len(cases)} are listed; give one value each"
         )
-    return [_grown(cases[0], cfg["growth"], _positive("factors", factor)) for factor in _listed(cfg["factors"])]
+    return [_grown(cases[0], cfg["growth"], factor) for factor in _listed(cfg["factors"])]
 
 
 def measure_case(
@@ -196,7 +187,7 @@ def measure_case(
             shown = replace(case, channels=built.channels, height=built.height, width=built.width, stride=built.stride)
     if not workloads:
         raise InputError(f"{case.title}: no reshaper can be measured; " + "; ".join(left_out.values()))
-    costs = measure(list(workloads.values()), _whole(cfg, "rounds"), bool(cfg["backward"]), each_round)
+    costs = measure(list(workloads.values()), cfg["rounds"], bool(cfg["backward"]), each_round)
     return shown, dict(zip(workloads, costs, strict=True)), left_out
 
 
@@ -343,22 +334,9 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _pairs(key: str, value: Any) -> list[tuple[int, int]]:
-    pairs = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise InputError(f"{key}={value} must be two numbers, rows and columns, or a list of such pairs")
-    return [(_positive(key, pair[0]), _positive(key, pair[1])) for pair in pairs]
-
-
-def _positive(key: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{key}={value!r} must be a whole number of at least 1")
-    return value
-
-
-def _whole(cfg: Mapping[str, Any], key: str) -> int:
-    return _positive(key, cfg[key])
+def _pairs(value: Any) -> list[tuple[int, int]]:
+    pairs = value if value and isinstance(value[0], list) else [value]
+    return [(rows, cols) for rows, cols in pairs]
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:

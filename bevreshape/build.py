@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from bevreshape.checkpoint import FORMAT, check_architecture, load_weights, model_weights, read_checkpoint
-from bevreshape.construct import construct, locate
+from bevreshape.construct import check_node, construct, locate
 from bevreshape.data.batch import BEVSource
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.data.names import check_classes
@@ -44,6 +44,17 @@ MODEL_PARTS = ("encoder", "reshaper", "head")
 
 LOADER_KEYS = {"batch_size": BatchSize, "loader_workers": CountOrNone}
 """Keys of the ``data`` group that are the datamodule's; all others are the source's."""
+
+GIVEN: Mapping[str, tuple[str, ...]] = {
+    "data": (),
+    "augment": ("grid", "camera_names", "image_mode"),
+    "encoder": ("image_size", "cameras"),
+    "reshaper": ("source", "grid"),
+    "head": ("in_channels", "classes"),
+    "loss": ("classes",),
+    "optimizer": (),
+}
+"""What the program gives the class of a group, beside the options of the config."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +149,22 @@ class Frame:
             )
         mode = read_value(f"{where}.image_mode", ImageMode, plain.get("image_mode", "rgb"))
         return cls(grid, names("classes"), names("camera_names"), (height, width), mode)
+
+
+def check_nodes(cfg: Mapping[str, Any]) -> None:
+    """Compare every group of a config with its class, before anything is read, built or loaded from the network.
+
+    Raises:
+        InputError: naming the key.
+    """
+    given = {**GIVEN, "head": (*GIVEN["head"], *(["instances"] if _instances(cfg) else ()))}
+    for key, names in given.items():
+        node = dict(_plain(cfg.get(key)) or {})
+        if key == "data":
+            names = ("instances",) if _instances(cfg) else ()
+            node = {name: value for name, value in node.items() if name not in LOADER_KEYS}
+        if node or key != "augment":
+            check_node(key, node, names)
 
 
 def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:

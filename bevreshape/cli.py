@@ -10,15 +10,16 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from bevreshape.build import reshaper_fields
 from bevreshape.environment import make_console_safe
-from bevreshape.errors import Divergence, InputError, suggest
+from bevreshape.errors import Divergence, InputError
 from bevreshape.files import REMEDIES, system_error
+from bevreshape.overrides import explain_override, explain_value, local_folders
 from bevreshape.stopping import Stopped, interrupted_by_stops
 from bevreshape.stored import announced_reshapers
 
@@ -46,12 +47,13 @@ def run(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     try:
         _announce()
+        sys.argv[1:] = local_folders(sys.argv[1:])
         if prepare is not None:
             config_name, sys.argv[1:] = prepare(config_name, sys.argv[1:])
         with interrupted_by_stops():
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(main)()
     except Exception as error:
-        sentence = explain(error)
+        sentence = explain_override(error, conf_dir(), config_name, sys.argv[1:]) or explain(error)
         if full_error or sentence is None:
             traceback.print_exc()
         if sentence is not None:
@@ -94,24 +96,17 @@ def explain(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, InputError):
             return str(link).rpartition("InputError: ")[2].strip()  # a loader's worker wraps it in its traceback
-        if isinstance(link, MissingConfigException):
-            return _missing_choice(link)
     if isinstance(error, OverrideParseException):
         return f"{error.override} is not understood ({error.message.splitlines()[0]}); write key=value, and quote what has = or spaces"
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, OmegaConfBaseException):
+        return explain_value(error)
+    if isinstance(error, HydraException):
         return " ".join(str(chain[0]).replace("\n", " ").split() + str(chain[-1]).split() * (chain[-1] is not chain[0]))
     system = system_error(error)
     if system is not None and (system.errno in REMEDIES or (system in chain and system.filename)):
         remedy = REMEDIES.get(system.errno or 0, f"{system.strerror}: choose another one")
         return f"cannot use {system.filename or 'a file'}: {remedy}"
     return None
-
-
-def _missing_choice(error: MissingConfigException) -> str:
-    group, _, name = str(error.missing_cfg_file).rpartition("/")
-    if error.options:
-        return f"{group}={name} is unknown; {suggest(name, error.options)}"
-    return " ".join(str(error).split())
 
 
 def _announce() -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from bevreshape.errors import InputError, suggest
@@ -25,12 +25,7 @@ def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     Raises:
         InputError: when a class cannot be imported, does not take the options, or refuses their values.
     """
-    name = node.get(TARGET)
-    if not name:
-        raise InputError(f"{key}.{TARGET} is missing; choose {key}=NAME, or set {key}.{TARGET} to a class")
-    if not isinstance(name, str):
-        raise InputError(f"{key}.{TARGET}={name!r} must be the dotted name of a class, such as package.module.Class")
-    target = locate(name)
+    target = _target(key, node)
     check_options(key, target, node, given)
     options = {option: _built(f"{key}.{option}", value) for option, value in node.items() if option != TARGET}
     options = read_options(key, target, options)
@@ -41,8 +36,49 @@ def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         values = ", ".join(f"{option}={value}" for option, value in node.items() if option != TARGET)
         raise InputError(
-            f"{key}: {name} cannot be built with {values or 'its defaults'}: {' '.join(str(error).split())}"
+            f"{key}: {node[TARGET]} cannot be built with {values or 'its defaults'}: {' '.join(str(error).split())}"
         ) from error
+
+
+def check_node(key: str, node: Mapping[str, Any], given: Collection[str] = ()) -> None:
+    """Compare a config node, and the nodes inside it, with the signatures of their classes, and build nothing.
+
+    Args:
+        key: of the node in the config, for messages.
+        node: plain values.
+        given: names of further arguments that its class will get.
+
+    Raises:
+        InputError: as :func:`construct`, but for what only the class itself knows.
+    """
+    target = _target(key, node)
+    check_options(key, target, node, given)
+    for option, value in node.items():
+        inner = _nodes(f"{key}.{option}", value)
+        for place, found in inner:
+            check_node(place, found)
+        if not inner and option != TARGET:
+            read_options(key, target, {option: value})
+
+
+def _target(key: str, node: Mapping[str, Any]) -> Any:
+    name = node.get(TARGET)
+    if not name:
+        raise InputError(f"{key}.{TARGET} is missing; choose {key}=NAME, or set {key}.{TARGET} to a class")
+    if not isinstance(name, str):
+        raise InputError(f"{key}.{TARGET}={name!r} must be the dotted name of a class, such as package.module.Class")
+    return locate(name)
+
+
+def _nodes(key: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """The outermost nodes inside a value, with their keys."""
+    if isinstance(value, Mapping):
+        if TARGET in value:
+            return [(key, value)]
+        return [found for name, inner in value.items() for found in _nodes(f"{key}.{name}", inner)]
+    if isinstance(value, list):
+        return [found for number, inner in enumerate(value) for found in _nodes(f"{key}[{number}]", inner)]
+    return []
 
 
 def locate(target: str) -> Any:
@@ -58,7 +94,7 @@ def locate(target: str) -> Any:
         raise InputError(f"{target} cannot be imported: {error}") from error
 
 
-def check_options(key: str, target: Callable[..., Any], node: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_options(key: str, target: Callable[..., Any], node: Mapping[str, Any], given: Collection[str]) -> None:
     """Compare the options of a node with the signature of its class.
 
     Raises:

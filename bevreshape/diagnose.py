@@ -20,34 +20,24 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from bevreshape import cli
+from bevreshape import cli, settings
 from bevreshape.build import Frame, build_data, load_model, logger_options, make_logger, plain_config
-from bevreshape.data.batch import SPLITS, Batch, match_cameras, with_cameras
+from bevreshape.data.batch import Batch, match_cameras, with_cameras
 from bevreshape.data.datamodule import BEVDataModule
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.evaluate import in_frame, prepare
 from bevreshape.files import write_atomic, write_text
 from bevreshape.lab.diagnosis import Plan, diagnose, first_cameras
 from bevreshape.launch import read_device
 from bevreshape.metrics import BEVIoU
+from bevreshape.options import read_settings
 from bevreshape.tables import print_table
 
 
 def main(cfg: DictConfig) -> None:
     """Run the instruments, print the main figures, write ``diagnosis.json`` and the drawings."""
-    plain = plain_config(cfg)
+    plain = read_settings(settings.Diagnose, plain_config(cfg))
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if plain["split"] not in SPLITS:
-        raise InputError(f"split={plain['split']} is unknown; {suggest(str(plain['split']), SPLITS)}")
-    for key, least in (("samples", 2), ("cells", 1)):  # one sample has no spread
-        if not isinstance(plain[key], int) or plain[key] < least:
-            raise InputError(f"{key}={plain[key]} must be a whole number of at least {least}")
-    for group in ("errors", "corruptions", "rigs"):
-        for key, amounts in plain[group].items():
-            if not isinstance(amounts, list) or not all(isinstance(amount, int | float) for amount in amounts):
-                raise InputError(
-                    f"{group}.{key}={amounts} must be a list of numbers, such as [0.5, 1, 2]; [] leaves it out"
-                )
     logger_options(plain)
     device = read_device(str(plain["device"]))
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])

@@ -19,16 +19,17 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
-from bevreshape import cli
+from bevreshape import cli, settings
 from bevreshape.build import Frame, build_data, load_model, plain_config
 from bevreshape.callbacks import RunProgress
 from bevreshape.checkpoint import read_checkpoint
-from bevreshape.data.batch import SPLITS, Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
-from bevreshape.errors import InputError, suggest
+from bevreshape.data.batch import Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
+from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.launch import in_processes, make_trainer, process_count, quiet
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.options import LocalPath, read_settings, read_value
 from bevreshape.stored import check_cache, check_targets, typed_trust
 from bevreshape.tables import metrics_table, own_table, print_table, write_metrics
 
@@ -115,7 +116,7 @@ class Evaluation(LightningModule):
 
 def main(cfg: DictConfig) -> None:
     """Evaluate in as many processes as the config asks for."""
-    plain = plain_config(cfg)
+    plain = read_settings(settings.Evaluate, plain_config(cfg))
     folder = Path(HydraConfig.get().runtime.output_dir)
     in_processes(process_count(plain["trainer"]), evaluate, plain, folder)
 
@@ -129,8 +130,6 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     Raises:
         InputError: when the data has another number of cameras or no class in common with the model.
     """
-    if cfg["split"] not in SPLITS:
-        raise InputError(f"split={cfg['split']} is unknown; {suggest(str(cfg['split']), SPLITS)}")
     quiet()
     model, frame, _ = load_model(cfg["checkpoint"], cfg["trust"])
     data = build_data({"data": in_frame(cfg["data"], frame), "seed": cfg["seed"]})
@@ -192,7 +191,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     """
     path = cli.typed_value(arguments, "checkpoint")
     if path is not None:
-        stored, where = stored_data(path)
+        stored, where = stored_data(read_value("checkpoint", LocalPath, path))
         if cli.typed_value(arguments, "data") in (None, "from_checkpoint"):
             check_targets(stored, "data", where, typed_trust(arguments))
             if cli.typed_value(arguments, "data.root") is None:

@@ -22,16 +22,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from bevreshape import __version__, cli, deploy
+from bevreshape import __version__, cli, deploy, settings
 from bevreshape.build import Frame, load_model, plain_config
 from bevreshape.costs import ring
 from bevreshape.data.batch import match_cameras
 from bevreshape.data.calibration import Rig, read_calibration
 from bevreshape.data.pictures import fit_intrinsics
-from bevreshape.errors import InputError, suggest
+from bevreshape.errors import InputError
 from bevreshape.files import write_atomic
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.model import BEVModel
+from bevreshape.options import read_settings
 from bevreshape.reshapers import GeometricReshaper, Reshaper
 
 FORMATS = ("onnx", "pt2")
@@ -91,9 +92,7 @@ class FixedInference(Inference):
 
 def main(cfg: DictConfig) -> None:
     """Export, compare, write; with a fixed rig also say what fixing it gains."""
-    plain = plain_config(cfg)
-    if plain["format"] not in FORMATS:
-        raise InputError(f"format={plain['format']} is unknown; {suggest(str(plain['format']), FORMATS)}")
+    plain = read_settings(settings.Export, plain_config(cfg))
     out = Path(plain["out"] or Path(plain["checkpoint"]).with_suffix(f".{plain['format']}"))
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     console = Console()

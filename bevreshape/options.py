@@ -133,6 +133,9 @@ def read_settings(schema: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
         if name not in keys:
             known = {key: settings.get(key) for key in keys}
             raise InputError(f"{name} is no key of this command; {suggest_key(str(name), known)}")
+    for name in keys:
+        if name not in settings:
+            raise InputError(f"{name} is missing; leave it in the config, it must be {describe(keys[name][0])}")
     return {name: read_value(name, keys[name][0], value) for name, value in settings.items()}
 
 

@@ -7,30 +7,29 @@ if __name__ == "__main__":  # before anything loads torch
 
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from bevreshape import cli
+from bevreshape import cli, settings
 from bevreshape.build import Frame, load_model, plain_config
 from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
 from bevreshape.data.frames import Frames, open_frames
 from bevreshape.drawing import Picture, bev_sheet, overlay_sheet, paint_ground
-from bevreshape.errors import InputError
 from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
 from bevreshape.launch import read_device
+from bevreshape.options import read_settings
 from bevreshape.progress import track
 from bevreshape.stopping import Loader
 
 
 def main(cfg: DictConfig) -> None:
     """Predict every frame of the input, a batch at a time."""
-    plain = plain_config(cfg)
-    _check_numbers(plain)
+    plain = read_settings(settings.Predict, plain_config(cfg))
     device = read_device(str(plain["device"]))
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     calibration = Path(plain["calibration"]) if plain["calibration"] else None
@@ -111,14 +110,6 @@ def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, fra
             picture = paint_ground(given, bev, rig.rays(camera), pose, frame.grid, frame.classes)
         painted.append(picture)
     return overlay_sheet(painted, rig.ego_from_cam[order], frame.classes)
-
-
-def _check_numbers(cfg: dict[str, Any]) -> None:
-    for key, least in (("batch_size", 1), ("loader_workers", 0)):
-        if isinstance(cfg[key], bool) or not isinstance(cfg[key], int) or cfg[key] < least:
-            raise InputError(f"{key}={cfg[key]!r} must be a whole number, at least {least}")
-    if not isinstance(cfg["threshold"], float | int) or not 0 < cfg["threshold"] < 1:
-        raise InputError(f"threshold={cfg['threshold']!r} must be a probability between 0 and 1")
 
 
 def _npz(arrays: dict[str, np.ndarray], file: BinaryIO) -> None:

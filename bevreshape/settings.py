@@ -27,6 +27,9 @@ Split = Literal["train", "val", "test"]
 Device = str
 """``auto``, or what torch calls a device; it is tried where it is needed."""
 
+Trust = str | Sequence[str]
+"""Packages whose classes may be called."""
+
 Angles = Sequence[Annotated[float, Ge(0), Le(180)]]
 Sizes = Annotated[Sequence[Width], Len(2, 2)]
 """Rows and columns."""
@@ -63,6 +66,7 @@ class Train(TypedDict):
     seed: Seed
     name: str
     resume: LocalPath | None
+    trust: Trust
     checkpoint_every_n_steps: Steps
     pictures: Pictures
 
@@ -75,7 +79,7 @@ class Evaluate(TypedDict):
     checkpoint: LocalPath
     split: Split
     without_cameras: bool
-    trust: Sequence[str]
+    trust: Trust
     seed: Seed
 
 
@@ -89,7 +93,7 @@ class Predict(TypedDict):
     batch_size: BatchSize
     loader_workers: CountOrNone
     device: Device
-    trust: Sequence[str]
+    trust: Trust
     threshold: OpenShare
 
 
@@ -100,7 +104,7 @@ class Export(TypedDict):
     format: Literal["onnx", "pt2"]
     out: LocalPath | None
     calibration: LocalPath | None
-    trust: Sequence[str]
+    trust: Trust
     rounds: Count
 
 
@@ -135,7 +139,7 @@ class Diagnose(TypedDict):
     checkpoint: LocalPath
     split: Split
     device: Device
-    trust: Sequence[str]
+    trust: Trust
     name: str
     samples: Annotated[int, Ge(2), Le(1024)]  # one has no spread
     cells: Count
@@ -179,4 +183,4 @@ class Study(TypedDict):
     name: str
     worker: CountOrNone
     device: Device
-    trust: Sequence[str]
+    trust: Trust

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bevreshape import cli, report
+from bevreshape import cli, report, settings
 from bevreshape.build import load_model, plain_config
 from bevreshape.data.batch import cameras_of
 from bevreshape.errors import InputError
@@ -39,6 +39,7 @@ from bevreshape.lab.results import Results
 from bevreshape.lab.shown import first_batch
 from bevreshape.lab.weights import cell_raster, jacobian_norm
 from bevreshape.launch import quiet, read_device
+from bevreshape.options import read_settings
 from bevreshape.progress import duration
 from bevreshape.reshapers import Reshaper
 from bevreshape.stored import read_trust
@@ -54,7 +55,7 @@ SHOWN_CELLS = 6
 
 def main(cfg: DictConfig) -> None:
     """Do the runs that are left, then write the table, the figures and the page."""
-    plain = plain_config(cfg)
+    plain = read_settings(settings.Study, plain_config(cfg))
     quiet()
     folder = Path(HydraConfig.get().runtime.output_dir)
     study = Study(

@@ -22,8 +22,17 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 
-from bevreshape import cli
-from bevreshape.build import Frame, build_data, build_model, build_task, logger_options, make_logger, plain_config
+from bevreshape import cli, settings
+from bevreshape.build import (
+    Frame,
+    build_data,
+    build_model,
+    build_task,
+    check_nodes,
+    logger_options,
+    make_logger,
+    plain_config,
+)
 from bevreshape.callbacks import (
     BestCheckpoint,
     EarlyStop,
@@ -40,6 +49,7 @@ from bevreshape.errors import Divergence, InputError
 from bevreshape.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
 from bevreshape.loggers import described, summarize
 from bevreshape.model import BEVModel
+from bevreshape.options import LocalPath, read_settings, read_value
 from bevreshape.processes import Group, group, rank
 from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
 from bevreshape.reshapers import FeatureShape
@@ -58,7 +68,7 @@ NEEDED = (
 
 def main(cfg: DictConfig) -> None:
     """Prepare the data, then train and test in as many processes as the config asks for."""
-    plain = plain_config(cfg)
+    plain = read_settings(settings.Train, plain_config(cfg))
     folder = Path(HydraConfig.get().runtime.output_dir)
     resumed = plain.pop("resume") is not None
     del plain["trust"]  # it was asked before Hydra read the stored config
@@ -99,13 +109,9 @@ def _check_one_folder(launched: Group) -> None:
 
 def check(cfg: dict[str, Any]) -> BEVDataModule:
     """Build all parts once, so that what is wrong with any is said before scenes are generated or processes started."""
-    counts = {"checkpoint_every_n_steps": cfg["checkpoint_every_n_steps"]}
-    counts |= {f"pictures.{key}": value for key, value in cfg["pictures"].items()}
-    for key, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{key}={value!r} must be a whole number of at least 1")
-    logger_options(cfg)
     check_options(cfg["trainer"])
+    logger_options(cfg)
+    check_nodes(cfg)
     check_hardware(cfg["trainer"])
     quiet()
     data = build_data(cfg)
@@ -308,6 +314,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     folder = cli.typed_value(arguments, "resume")
     if folder is None:
         return config_name, arguments
+    folder = read_value("resume", LocalPath, folder)
     run = Path(folder)
     if not (run / "config.yaml").is_file() or not (run / "checkpoints" / "last.ckpt").is_file():
         raise InputError(

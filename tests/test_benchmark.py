@@ -114,15 +114,15 @@ def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path:
     ("arguments", "words"),
     [
         (("reshaper=mpl",), ("mpl", "mlp")),
-        (("cameras=0",), ("cameras=0", "at least 1")),
-        (("cells=[8]",), ("cells", "two numbers")),
+        (("cameras=0",), ("cameras=0", "integer from 1")),
+        (("cells=[8]",), ("cells", "list of 2 integers")),
         (("precision=16-mixed",), ("16-mixed", "bf16-mixed")),
         (("growth=time",), ("growth=time", "tokens")),
         (("growth=cells", "cameras=[1,6]"), ("starts from one case",)),
         (("device=tpu",), ("device=tpu", "cpu")),
         (("growth=tokens", "factors=4"), ("two different", "factors")),
         (("fixed=true",), ("fixed=true", "backward=false")),
-        (("cell_m=abc",), ("cell_m='abc'", "positive length")),
+        (("cell_m=abc",), ("cell_m='abc'", "a number from 0.001")),
         (("cameras=[]",), ("a list is empty", "cameras")),
     ],
 )

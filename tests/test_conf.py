@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import open_dict
 
+from bevreshape import settings
 from bevreshape.build import (
     Frame,
     _make,
@@ -18,6 +19,7 @@ from bevreshape.build import (
     build_model,
     build_reshaper,
     build_task,
+    check_nodes,
     make_logger,
     plain_config,
 )
@@ -25,6 +27,7 @@ from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.plan import Plan
+from bevreshape.options import read_settings
 from bevreshape.train import with_validations
 
 CONF = ROOT / "conf"
@@ -32,9 +35,9 @@ CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rg
 FRAME = Frame(BEVGrid((0, 48), (-24, 24), 2.0), ("a", "b"), ("front",), (32, 64))
 
 
-def composed(*overrides: str) -> dict[str, Any]:
+def composed(*overrides: str, command: str = "train") -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
+        cfg = compose(command, list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -67,6 +70,31 @@ def test_loggers_are_built(choice: str, tmp_path: Path) -> None:
     cfg = composed(f"logger={choice.partition('/')[2]}")
     logger = make_logger(cfg, tmp_path)
     assert isinstance(logger, Logger) or (logger is False and choice == "logger/none")
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith(("logger/", "trainer/", "plan/"))])
+def test_options_of_every_yaml_pass_their_check(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    root = ("data.root=here",) if choice == "data/folder" else ()
+    check_nodes(composed(f"{'+' if group == 'experiment' else ''}{group}={name}", *root))
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "given"),
+    [
+        ("train", settings.Train, ()),
+        ("evaluate", settings.Evaluate, ("data=synthetic", "checkpoint=best.ckpt")),
+        ("predict", settings.Predict, ("checkpoint=best.ckpt", "input=here")),
+        ("export", settings.Export, ("checkpoint=best.ckpt",)),
+        ("diagnose", settings.Diagnose, ("data=synthetic", "checkpoint=best.ckpt")),
+        ("benchmark", settings.Benchmark, ("+reshaper@reshapers.mlp=mlp",)),
+        ("study", settings.Study, ()),
+    ],
+)
+def test_keys_of_every_command_are_its_yaml_s(name: str, schema: Any, given: tuple[str, ...]) -> None:
+    plain = composed(*given, command=name)
+    assert set(plain) == set(schema.__annotations__)
+    assert read_settings(schema, plain).keys() == plain.keys()
 
 
 def test_synthetic_data_is_built() -> None:

@@ -326,5 +326,7 @@ def test_keys_of_other_commands_are_refused() -> None:
     assert read_settings(settings.Export, plain) == plain
     with pytest.raises(InputError, match=r"^threshold is no key of this command; known are calibration, checkpoint"):
         read_settings(settings.Export, {**plain, "threshold": 1})
-    with pytest.raises(InputError, match=r"^trust='torch' must be a list of text"):
-        read_settings(settings.Export, {**plain, "trust": "torch"})
+    with pytest.raises(InputError, match=r"^trust=3 must be text or a list of text"):
+        read_settings(settings.Export, {**plain, "trust": 3})
+    with pytest.raises(InputError, match=r"^rounds is missing; leave it in the config, it must be an integer from 1"):
+        read_settings(settings.Export, {key: value for key, value in plain.items() if key != "rounds"})
