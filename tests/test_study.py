@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import finish, start, without
+from commands import DIVERGING, finish, start, without
 from lab.studies import done, plain, tiny
 
 from bevreshape.lab.plan import Plan, Unit, task_unit, units
@@ -90,7 +90,7 @@ def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> N
 
 def test_a_run_that_diverges_is_recorded_as_such(confs: Path, tmp_path: Path) -> None:
     given = yaml.safe_load((confs / "plan" / "tiny.yaml").read_text())
-    given["task"]["contenders"]["mlp"] = ["reshaper=mlp", "optimizer.lr=1e30"]
+    given["task"]["contenders"]["mlp"] = ["reshaper=mlp", *DIVERGING]
     plan = Plan(**given)
     study, unit = tiny(tmp_path / "study", plan), task_unit(plan, "mlp", 0)
     made = done(study, unit)
