@@ -4,21 +4,24 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from bevreshape.build import reshaper_fields
+from bevreshape import settings
+from bevreshape.build import plain_config, reshaper_fields
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import Divergence, InputError
 from bevreshape.files import REMEDIES, system_error
+from bevreshape.options import read_settings
 from bevreshape.overrides import explain_override, explain_value, local_folders
 from bevreshape.stopping import Stopped, interrupted_by_stops
 from bevreshape.stored import announced_reshapers
@@ -65,6 +68,26 @@ def run(
     finally:
         if not full_error:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def composed(arguments: Sequence[str]) -> dict[str, Any]:
+    """The config of a training, for a script that takes the same overrides but is no command of Hydra's.
+
+    Raises:
+        InputError: for an override that no training takes.
+    """
+    try:
+        _announce()
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            cfg = hydra.compose("train", [*arguments], return_hydra_config=True)
+            HydraConfig.instance().set_config(cfg)  # names are made of the groups that were chosen
+            own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    except Exception as error:
+        sentence = explain_override(error, conf_dir(), "train", arguments) or explain(error)
+        if sentence is None:
+            raise
+        raise InputError(sentence) from error
+    return read_settings(settings.Train, plain_config(own))
 
 
 def say(sentence: str) -> None:

@@ -90,7 +90,7 @@ def locate(target: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:  # ValueError: there is no dot
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # TypeError: dots alone; ValueError: none
         raise InputError(f"{target} cannot be imported: {error}") from error
 
 

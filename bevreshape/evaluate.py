@@ -187,8 +187,16 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     What is offered holds nothing that Hydra would interpret, see :func:`~bevreshape.checkpoint.read_checkpoint`.
 
     Raises:
-        InputError: when there is no checkpoint, or its data names classes that are not allowed, or a place to write to.
+        InputError: when there is no checkpoint, or its data names classes that are not allowed, or a place to write to, or for
+            cells or an image size other than the checkpoint's.
     """
+    for argument in arguments:
+        key = argument.partition("=")[0].lstrip("+~")
+        if key == "data.image_size" or key.startswith("data.grid"):
+            raise InputError(
+                f"{argument}: data is brought to the cells and the image size of the checkpoint; leave it out, or train a model "
+                "for others"
+            )
     path = cli.typed_value(arguments, "checkpoint")
     if path is not None:
         stored, where = stored_data(read_value("checkpoint", LocalPath, path))

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def explain_override(error: Exception, conf: Path, config_name: str, arguments: 
             if not group or ((conf / group).is_dir() and not (conf / group / f"{name}.yaml").is_file()):
                 choices = [path.stem for path in (conf / group).glob("*.yaml")] if group else ()
                 return f"{argument} is unknown; {suggest(name, choices)}" if choices else f"{argument} has no key"
+    if isinstance(error, AttributeError | TypeError | ValueError) and _raised_while_composing(error):
+        return _misfit(error, conf, arguments)
     if not isinstance(error, ConfigCompositionException):
         return None
     text = " ".join(str(error).split())
@@ -85,6 +88,30 @@ def explain_override(error: Exception, conf: Path, config_name: str, arguments: 
         reason = str(cause).splitlines()[0] if cause is not None else "it is of another kind"
         return f"{match[1]} does not fit there ({reason}); --help shows the keys and their values"
     return None
+
+
+def _raised_while_composing(error: Exception) -> bool:
+    """Whether Hydra or OmegaConf failed on the command line, and not what a command does with the config."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
+    names = [frame.f_code.co_name for frame, _ in frames]
+    return "compose_config" in names and "bevreshape" not in modules[names.index("compose_config") :]
+
+
+def _misfit(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
+    """The sentence for an override of a kind that Hydra does not foresee, by the argument that is probably at fault."""
+    for argument in arguments:
+        group, _, value = argument.lstrip("+").partition("=")
+        if (conf / group).is_dir() and group and value[:1] in "[{":
+            choices = [path.stem for path in (conf / group).glob("*.yaml")]
+            return f"{argument}: {group} is chosen by its name; {suggest('', choices)}"
+    for argument in arguments:
+        last = argument.partition("=")[0].rpartition(".")[2]
+        if last and repr(last) in str(error):
+            return (
+                f"{argument}: there is a list or a value, which has no {last}; --help shows the keys and their values"
+            )
+    return f"{' '.join(arguments)} cannot be put into the config ({error}); --help shows the keys and their values"
 
 
 def explain_value(error: OmegaConfBaseException) -> str:

@@ -9,7 +9,6 @@ The figures are IoU on the test split at 0.5 and at the threshold that is best t
 from collections.abc import Iterator
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from bevreshape import cli
@@ -42,8 +41,7 @@ def main() -> None:
 
 def measure(arguments: list[str]) -> None:
     """Count on the training split, score on the test split, print the table."""
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        data = build_data(compose("train", arguments))
+    data = build_data(cli.composed(arguments))
     data.source.prepare(("train", "test"))
     frequency = frequencies(data)
     metric = BEVIoU(data.source.classes, data.source.grid)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
@@ -74,8 +73,7 @@ def main() -> None:
     parser.add_argument("--samples", type=integer(1, 1024), default=4, help="how many, a row each (4)")
     parser.add_argument("--out", type=Path, default=Path("batch.png"), help="PNG to write (batch.png)")
     args = parser.parse_intermixed_args()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
-        data = build_data(compose("train", args.overrides))
+    data = build_data(cli.composed(args.overrides))
     source = data.source
     source.prepare((args.split,))
     split = source.split(args.split)
