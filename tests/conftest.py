@@ -13,6 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from bevreshape import cli
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long and of which seed ``tests/fuzz`` tries cases."""
+    parser.addoption("--fuzz-seconds", type=float, help="try cases for so long, rather than a fixed number of them")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="of the cases (0)")
+    parser.addoption("--fuzz-case", type=int, help="try this one alone")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Pictures that nobody of this project made, beside the checkout; not part of it, since their terms differ."""
