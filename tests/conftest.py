@@ -1,5 +1,6 @@
 """What all tests share: the data pack, and the program run by its command line."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import wandb
 from commands import TINY, Command, Ended, finish, start
 from hydra.core.global_hydra import GlobalHydra
 
@@ -18,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-seconds", type=float, help="try cases for so long, rather than a fixed number of them")
     parser.addoption("--fuzz-seed", type=int, default=0, help="of the cases (0)")
     parser.addoption("--fuzz-case", type=int, help="try this one alone")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hear a hang-up, also where the tests were started by ``nohup``."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +59,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
             cli.run(module.main, name, getattr(module, "prepare", None))
         except SystemExit as stop:
             code = int(stop.code or 0)
+        finally:
+            if wandb.run is not None:
+                wandb.finish()  # a process of its own would end here
         out, err = capfd.readouterr()
         return Ended(code, out, err)
 

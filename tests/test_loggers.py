@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 import yaml
 from commands import Command, without
 from torch import nn
@@ -34,6 +35,12 @@ def nobody_logged_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def values(items: Any) -> dict[str, Any]:
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+@pytest.fixture(autouse=True)
+def no_run_of_another_test() -> None:
+    """A W&B run that another test of this process left open would be taken for this one's."""
+    wandb.finish()
 
 
 def test_wandb_has_curves_costs_names_tags_and_the_best_scores(command: Command, worlds: Path, tmp_path: Path) -> None:

@@ -518,7 +518,7 @@ def test_splits_may_be_lists(one: Builder) -> None:
     assert [split[i]["name"] for i in range(len(split))] == ["c", "a"]
     for names, says in (
         ([], r"data.splits.train=\[\] is empty"),
-        ([7], "data.splits.train holds 7, which is no text"),
+        ([7], r"splits.train=\[7\] must be text or a list of text"),
         (["a", "a"], "data.splits.train: frame 'a' is listed twice"),
     ):
         with pytest.raises(InputError, match=says):

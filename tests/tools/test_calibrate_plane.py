@@ -299,8 +299,8 @@ def test_what_is_printed(tool, tmp_path, monkeypatch, capsys) -> None:
         (lambda m: m * [1, -1, 1, 1] + [0, SIZE[0] - 1, 0, 0], "they would fit with rows counted from the top"),
         (lambda m: np.column_stack([m[[1, 0, 2, 3, 4], :2], m[:, 2:]]), r"with the pixels \(.*\) and \(.*\) exchanged"),
         (lambda m: m + np.outer([0, 0, 0, 0, 1], [60, -40, 0, 0]), "the marks fit no pose: .* is .* pixels off"),
-        (lambda m: m * [1, 1, 20, 20], "26.00 m above the ground, not 0.1 to 5 m"),
-        (lambda m: m * [1, 1, 0.01, 0.01], "0.01 m above the ground, not 0.1 to 5 m"),
+        (lambda m: m * [1, 1, 20, 20], "26.00 m above the ground, not 0.05 to 5 m"),
+        (lambda m: m * [1, 1, 0.01, 0.01], "0.01 m above the ground, not 0.05 to 5 m"),
         (lambda m: m * [1, 1, 1e4, 1e4], "is farther than 1000 m from the ego origin"),
         (lambda m: m[[0, 1, 2, 2]], "3 different points were marked; .* need four or more"),
         (lambda m: m[[0, 0, 0, 0]], "1 different points were marked"),
@@ -328,8 +328,8 @@ def test_marks_that_lie_too_close_leave_the_pose_open(tool, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("spacing", "arguments", "says", "code"),
     [
-        ("200", (), "73.55 m above the ground, not 0.1 to 5 m", 1),
-        ("36.6", (), "13.46 m above the ground, not 0.1 to 5 m", 1),
+        ("200", (), "73.55 m above the ground, not 0.05 to 5 m", 1),
+        ("36.6", (), "13.46 m above the ground, not 0.05 to 5 m", 1),
         ("36.6", ("--camera-height", "12", "15"), "13.461 ± .* m above the ground", 0),
         ("3.5", ("--camera-height", "1.4", "1.5"), "1.29 m above the ground, not 1.4 to 1.5 m", 1),
         ("3.5", ("--camera-height", "2", "1"), "must be two heights in metres, the lower first", 1),
