@@ -268,7 +268,7 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     ended = command("train", *REST, *DATA, f"data.root={root}", "reshaper=ipm", "hydra.run.dir=run")
     assert ended.code == 0, ended.err
     ended = command(
-        "evaluate", "checkpoint=run/checkpoints/best.ckpt", *DATA[:2], *DATA[3:], f"data.root={root}",
+        "evaluate", "checkpoint=run/checkpoints/best.ckpt", DATA[0], *DATA[3:], f"data.root={root}",
         "hydra.run.dir=ev", "trainer.accelerator=cpu",
     )  # fmt: skip
     assert ended.code == 0, ended.err
