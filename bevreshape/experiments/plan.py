@@ -7,6 +7,7 @@ from itertools import product
 
 from bevreshape.errors import InputError
 from bevreshape.experiments.runs import Budget, Setting
+from bevreshape.experiments.tuning import FEWEST
 from bevreshape.experiments.world import Pose
 
 PAIRS: dict[Pose, tuple[str, str]] = {
@@ -48,6 +49,9 @@ CURVE = (
     1000,
 )
 """Steps at which the learning of a fixed camera is looked at."""
+
+STEP_S = {"mlp": 0.001, "adaptive": 0.003, "positional": 0.002, "attention": 0.0035, "posed": 0.004}
+"""About how many seconds one core takes for one step of one run of 8×16 features, to say how long a study takes."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,23 @@ class TensorPlan:
     def at(self, setting: Setting) -> tuple[int, ...]:
         """Steps at which the error is looked at besides the budgets: for a fixed camera with new samples, a curve."""
         return CURVE if setting.sigma_deg == 0 and setting.samples is None else ()
+
+    def tuning_seconds(self, setting: Setting) -> float:
+        """About how long it takes to find the recipes of a setting, on one core."""
+        alive, steps = len(self.budget.candidates(setting.method)), 0
+        for rung in self.budget.steps:
+            steps += alive * rung
+            alive = max(FEWEST, math.ceil(alive / 2))
+        return _seconds(setting, steps * self.budget.tuning_seeds)
+
+    def judging_seconds(self, setting: Setting) -> float:
+        """About how long it takes to judge it, on one core: half of its budgets have a recipe of their own, more or less."""
+        longest, *shorter = reversed(self.budget.steps)
+        return _seconds(setting, (longest + sum(shorter) / 2) * len(self.seeds_of(setting)))
+
+
+def _seconds(setting: Setting, steps: float | int) -> float:
+    return STEP_S[setting.method] * setting.scale**4 * steps
 
 
 def _apart(one: float, other: float) -> float:

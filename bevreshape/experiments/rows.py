@@ -2,9 +2,10 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from bevreshape.experiments.intervals import (
     ALPHA,
@@ -46,13 +47,26 @@ class Row:
     primary: bool = False
 
 
+class NotDoneError(LookupError):
+    """An entry that a row needs is not done yet."""
+
+
+def available(*makers: Callable[[], Sequence[Row]]) -> list[Row]:
+    """The rows of those that do not lack an entry."""
+    found: list[Row] = []
+    for make in makers:
+        with suppress(NotDoneError):
+            found += make()
+    return found
+
+
 @dataclass(frozen=True)
 class Results:
     """What a study's tensor level has found.
 
     Attributes:
         plan: of it.
-        outcomes: of every setting.
+        outcomes: of every setting that is done.
         tuned: recipes of the settings that they were chosen in.
         costs: of the methods, by name: parameters, flops and bytes of one sample.
     """
@@ -67,9 +81,19 @@ class Results:
         """The largest budget."""
         return self.plan.budget.steps[-1]
 
+    def outcome(self, setting: Setting) -> Outcome:
+        """Of a setting.
+
+        Raises:
+            NotDoneError: when it is not done.
+        """
+        if setting not in self.outcomes:
+            raise NotDoneError(setting.name)
+        return self.outcomes[setting]
+
     def errors(self, setting: Setting, steps: int | None = None) -> tuple[float, ...]:
         """After so many steps, one a seed."""
-        return self.outcomes[setting].errors(self.longest if steps is None else steps)
+        return self.outcome(setting).errors(self.longest if steps is None else steps)
 
     def advantage(self, pose: Pose, sigma: float, samples: int | None, steps: int) -> Comparison:
         """Of attention over the MLP, by error: a cell of the chart."""
@@ -79,7 +103,7 @@ class Results:
 
     def steps_to(self, setting: Setting, threshold: float) -> list[Bounds]:
         """Steps until the error is at the threshold, by the recipe that gets there first, one a seed."""
-        outcome = self.outcomes[setting]
+        outcome = self.outcome(setting)
         found = []
         for seed in range(len(outcome.seeds)):
             tried = [reached(c.steps, [line[seed] for line in c.errors], threshold) for c in outcome.curves]
@@ -126,16 +150,9 @@ class Results:
 
 
 def rows(results: Results) -> list[Row]:
-    """All of the tensor level."""
-    return [
-        *_primary(results),
-        *_controls(results),
-        *_a7(results),
-        *_a8(results),
-        *_a9(results),
-        *_a11(results),
-        *_a12(results),
-    ]
+    """All of the tensor level whose entries are done."""
+    makers = (_primary, _controls, _a7, _a8_mapping, _a8_delay, _a8_content, _a8_capacity, _a9, _a11, _a12)
+    return available(*(partial(make, results) for make in makers))
 
 
 def _primary(results: Results) -> list[Row]:
@@ -194,49 +211,65 @@ def _a7(results: Results) -> list[Row]:
 
 
 def _mean_of(results: Results, setting: Setting, what: str) -> float:
-    return statistics.mean(getattr(one, what) for one in results.outcomes[setting].examined)
+    return statistics.mean(getattr(one, what) for one in results.outcome(setting).examined)
 
 
-def _a8(results: Results) -> list[Row]:
-    compared = {
-        f"{1 - to:.0%}": Comparison.of(results.steps_to(Setting("attention"), to), results.steps_to(Setting("mlp"), to))
-        for to in THRESHOLDS
-    }
-    content = Comparison.of(
-        results.steps_to(Setting("attention"), TO)[: results.plan.seeds], results.steps_to(Setting("positional"), TO)
-    )
-    grown = {
-        what: {
-            method: exponent(
-                [scale**4 for scale in results.plan.scales],
-                [statistics.mean(_finite(results, method, scale, what)) for scale in results.plan.scales],
-            )
-            for method in ("mlp", "attention")
-        }
-        for what in ("parameters", "bytes")
-    }
+def _a8_mapping(results: Results) -> list[Row]:
     white = {name: Setting(name, correlation_length=0.0) for name in ("mlp", "attention")}
     return [
         Row(
             "A8", "For a fixed camera both learn one fixed mapping, the homography",
             "white noise: distance of the Jacobian from the bilinear sampling matrix, relative to it",
             {name: f"{_mean_of(results, setting, 'distance'):.2g}" for name, setting in white.items()}, "measured",
-        ),
+        )
+    ]  # fmt: skip
+
+
+def _a8_delay(results: Results) -> list[Row]:
+    compared = {
+        f"{1 - to:.0%}": Comparison.of(results.steps_to(Setting("attention"), to), results.steps_to(Setting("mlp"), to))
+        for to in THRESHOLDS
+    }
+    return [
         Row(
             "A8", "Attention converges later", "steps to so much of what can be had, MLP relative to attention",
             {share: str(found) for share, found in compared.items()},
             "; ".join(f"{share}: attention {found.verdict()}" for share, found in compared.items()),
-        ),
+        )
+    ]  # fmt: skip
+
+
+def _a8_content(results: Results) -> list[Row]:
+    content = Comparison.of(
+        results.steps_to(Setting("attention"), TO)[: results.plan.seeds], results.steps_to(Setting("positional"), TO)
+    )
+    return [
         Row(
             "A8", "… and how much of that is content in the keys?",
             f"steps to {1 - TO:.0%} with keys of place alone, relative to keys of content and place", {"": str(content)},
             f"with content {content.verdict()}",
-        ),
+        )
+    ]  # fmt: skip
+
+
+def _a8_capacity(results: Results) -> list[Row]:
+    scales = results.plan.scales
+    grown = {
+        what: {
+            method: exponent(
+                [scale**4 for scale in scales],
+                [results.costs[Setting(method, scale=scale).name][what] for scale in scales],
+            )
+            for method in ("mlp", "attention")
+        }
+        for what in ("parameters", "bytes")
+    }
+    return [
         Row(
             "A8", "Capacity", "exponents of growth with features times cells",
             {what: ", ".join(f"{method} {value:.2f}" for method, value in found.items()) for what, found in grown.items()},
             "measured",
-        ),
+        )
     ]  # fmt: skip
 
 
@@ -287,10 +320,6 @@ def _over(results: Results, reference: Setting, other: Setting) -> Comparison:
     own, theirs = results.errors(other), results.errors(reference)
     shared = min(len(own), len(theirs))
     return Comparison.of(_bounded(own[:shared]), _bounded(theirs[:shared]))
-
-
-def _finite(results: Results, method: str, scale: float, what: str) -> list[float]:
-    return [float(results.costs[Setting(method, scale=scale).name][what])]
 
 
 def _bounded(errors: tuple[float, ...]) -> list[Bounds]:

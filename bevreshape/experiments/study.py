@@ -1,96 +1,76 @@
-"""The tensor level of a study: what is left to do, doing it, and the results of all of it."""
+"""The tensor level of a study: what is left to do, and the results of all of it."""
 
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+from bevreshape.experiments.level import Work
 from bevreshape.experiments.plan import TensorPlan
 from bevreshape.experiments.records import Entry, Records
-from bevreshape.experiments.rows import Results
+from bevreshape.experiments.rows import Results, Row, rows
 from bevreshape.experiments.runs import Budget, Setting, cost, from_plain, judge, to_plain, tune
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tuned
 
-PAUSE_S = 2.0
-"""Between looks at what other processes have done."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """An entry and what it is about."""
-
-    entry: Entry
-    setting: Setting
-    tuned: Tuned | None
-    """Recipes to be judged with; ``None`` where they are to be found."""
-
 
 @dataclass(frozen=True)
 class TensorStudy:
-    """A plan and its records."""
+    """The tensor level, a :class:`~bevreshape.experiments.level.Level`: recipes are found first, then judged."""
 
     plan: TensorPlan
     records: Records
+    name: str = "tensor"
+
+    def planned(self) -> dict[str, float]:
+        """Names of all entries, and about how many seconds each takes."""
+        plan = self.plan
+        tuned = dict.fromkeys(map(plan.tuned_by, plan.settings()))
+        return {f"tune-{setting.name}": plan.tuning_seconds(setting) for setting in tuned} | {
+            f"judge-{setting.name}": plan.judging_seconds(setting) for setting in plan.settings()
+        }
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
-        """All entries that can be told yet: judged ones need their recipes."""
-        found = []
-        for setting in dict.fromkeys(map(self.plan.tuned_by, self.plan.settings())):
-            found.append(Work(self._tuning(setting), setting, None))
-        for setting in self.plan.settings():
-            result = self.records.get(records, self._tuning(self.plan.tuned_by(setting)))
-            if result is not None:
-                tuned = Tuned.from_plain(result)
-                found.append(Work(self._judging(setting, tuned), setting, tuned))
+        """All entries that can be begun: judged ones need their recipes."""
+        plan, found = self.plan, []
+        for setting in dict.fromkeys(map(plan.tuned_by, plan.settings())):
+            found.append(Work(self._tuning(setting), partial(self._tune, setting)))
+        for setting in plan.settings():
+            if (tuned := self._tuned(setting, records)) is not None:
+                found.append(Work(self._judging(setting, tuned), partial(self._judge, setting, tuned)))
         return found
 
-    def left(self) -> list[Work]:
-        """Entries that are not done."""
-        records = self.records.read()
-        return [work for work in self.work(records) if self.records.get(records, work.entry) is None]
-
-    def run(self) -> Iterator[tuple[Work, int, float]]:
-        """Do what is left, one entry at a time, and wait for what other processes are doing.
-
-        Yields:
-            What was done, how many are left, and the seconds that it took.
-        """
-        while left := self.left():
-            for work in left:
-                with self.records.claimed(work.entry) as ours:
-                    if not ours or self.records.get(self.records.read(), work.entry) is not None:
-                        continue
-                    start = time.perf_counter()
-                    self.records.add(work.entry, self._do(work))
-                yield work, len(self.left()), time.perf_counter() - start
-                break
-            else:
-                time.sleep(PAUSE_S)
+    def rows(self) -> list[Row]:
+        """Of what is done."""
+        return rows(self.results())
 
     def results(self) -> Results:
-        """Of a study that is done."""
-        records, outcomes, tuned = self.records.read(), {}, {}
-        for work in self.work(records):
-            result = self.records.get(records, work.entry)
-            assert result is not None  # or it is not done
-            if work.tuned is None:
-                tuned[work.setting] = Tuned.from_plain(result)
-            else:
-                outcomes[work.setting] = from_plain(work.setting, result)
+        """Of what is done."""
+        records, outcomes, recipes = self.records.read(), {}, {}
+        for setting in self.plan.settings():
+            if (tuned := self._tuned(setting, records)) is None:
+                continue
+            recipes[self.plan.tuned_by(setting)] = tuned
+            if (result := self.records.get(records, self._judging(setting, tuned))) is not None:
+                outcomes[setting] = from_plain(setting, result)
         costs = {method: cost(Setting(method)) for method in ("mlp", "adaptive", "positional", "attention", "posed")}
         for scale in self.plan.scales:
             for method in ("mlp", "attention"):
                 setting = Setting(method, scale=scale)
                 costs[setting.name] = cost(setting)
-        return Results(self.plan, outcomes, tuned, costs)
+        return Results(self.plan, outcomes, recipes, costs)
 
-    def _do(self, work: Work) -> dict[str, Any]:
-        if work.tuned is None:
-            return tune(work.setting, self.plan.budget).to_plain()
-        seeds, at = self.plan.seeds_of(work.setting), self.plan.at(work.setting)
-        return to_plain(judge(work.setting, work.tuned, self.plan.budget, seeds, at))
+    def _tune(self, setting: Setting) -> dict[str, Any]:
+        return tune(setting, self.plan.budget).to_plain()
+
+    def _judge(self, setting: Setting, tuned: Tuned) -> dict[str, Any]:
+        seeds, at = self.plan.seeds_of(setting), self.plan.at(setting)
+        return to_plain(judge(setting, tuned, self.plan.budget, seeds, at))
+
+    def _tuned(self, setting: Setting, records: Mapping[str, dict[str, Any]]) -> Tuned | None:
+        """The recipes of a setting, if they are found."""
+        result = self.records.get(records, self._tuning(self.plan.tuned_by(setting)))
+        return None if result is None else Tuned.from_plain(result)
 
     def _tuning(self, setting: Setting) -> Entry:
         return _tuning(setting, self.plan.budget)

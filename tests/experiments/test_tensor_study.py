@@ -1,5 +1,6 @@
 """A whole study of the tensor level, small: goes on where it stopped, and says what must hold."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 from bevreshape.errors import InputError
 from bevreshape.experiments.chart import crossover_chart
 from bevreshape.experiments.intervals import Bounds
+from bevreshape.experiments.level import left, missing, run
 from bevreshape.experiments.plan import TensorPlan
 from bevreshape.experiments.records import Records
-from bevreshape.experiments.rows import rows
 from bevreshape.experiments.runs import Budget, Setting, cost, held_out_of, tune
 from bevreshape.experiments.study import TensorStudy
 
@@ -32,7 +33,7 @@ PLAN = TensorPlan(
 def study(tmp_path_factory: pytest.TempPathFactory) -> TensorStudy:
     study = TensorStudy(PLAN, Records(tmp_path_factory.mktemp("study")))
     torch.set_num_threads(1)
-    for _ in study.run():
+    for _ in run([study]):
         pass
     return study
 
@@ -40,7 +41,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> TensorStudy:
 def test_all_settings_are_done_once(study: TensorStudy) -> None:
     lines = study.records.path.read_text().splitlines()
     assert len(lines) == len(study.work(study.records.read()))
-    assert study.left() == []
+    assert {json.loads(line)["name"] for line in lines} == study.planned().keys()
+    assert left(study) == []
+    assert missing([study]) == ()
 
 
 def test_what_is_lost_is_done_again_and_is_the_same(study: TensorStudy, tmp_path: Path) -> None:
@@ -48,18 +51,30 @@ def test_what_is_lost_is_done_again_and_is_the_same(study: TensorStudy, tmp_path
     lines = study.records.path.read_text().splitlines(keepends=True)
     (lost,) = [line for line in lines if line.startswith('{"name": "judge-mlp-pose_unknown-sigma4-samples_new"')]
     again.records.path.write_text("".join(line for line in lines if line != lost))
-    (done,) = list(again.run())
-    assert done[0].entry.name == "judge-mlp-pose_unknown-sigma4-samples_new"
+    assert missing([again]) == ("judge-mlp-pose_unknown-sigma4-samples_new",)
+    (done,) = list(run([again]))
+    assert (done.name, done.left) == ("judge-mlp-pose_unknown-sigma4-samples_new", ())
     assert again.records.path.read_text().splitlines(keepends=True)[-1] == lost
 
 
 def test_every_row_has_a_value_and_a_verdict(study: TensorStudy) -> None:
-    found = rows(study.results())
+    found = study.rows()
     assert sum(row.primary for row in found) == 6
     assert {"A7", "A8", "A9", "A11", "A12", "control"} <= {row.claim for row in found}
     for row in found:
         assert row.verdict
         assert all(row.value.values())
+
+
+def test_rows_whose_entries_are_missing_are_left_out(study: TensorStudy, tmp_path: Path) -> None:
+    part = TensorStudy(PLAN, Records(tmp_path))
+    assert {row.question for row in part.rows()} == {"Capacity"}  # which is counted, not trained
+    lines = study.records.path.read_text().splitlines(keepends=True)
+    part.records.path.write_text("".join(line for line in lines if "attention-pose_unknown-sigma0" not in line))
+    gone = {row.question for row in study.rows()} - {row.question for row in part.rows()}
+    assert "Attention needs positional encoding" in gone
+    assert not any(row.primary for row in part.rows())  # Holm needs them all
+    assert [row for row in part.rows() if row.claim == "control"] == [r for r in study.rows() if r.claim == "control"]
 
 
 def test_the_chart_has_a_panel_for_each_pose_and_budget(study: TensorStudy) -> None:
