@@ -258,7 +258,7 @@ def _a8_capacity(results: Results) -> list[Row]:
         what: {
             method: exponent(
                 [scale**4 for scale in scales],
-                [results.costs[Setting(method, scale=scale).name][what] for scale in scales],
+                [float(results.costs[Setting(method, scale=scale).name][what]) for scale in scales],
             )
             for method in ("mlp", "attention")
         }
