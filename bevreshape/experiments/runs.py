@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bevreshape.experiments.encoder import SOURCE, Encoder, Part
 from bevreshape.experiments.instruments import Examined, examine
 from bevreshape.experiments.models import METHODS, Encoding, ViewTransformer
 from bevreshape.experiments.training import Recipe, train
 from bevreshape.experiments.tuning import Halving, Tuned
-from bevreshape.experiments.world import Batch, Pose, Stream, World, stack
+from bevreshape.experiments.world import Batch, Draw, Pose, Stream, World, stack
 from bevreshape.geometry import BEVGrid
 from bevreshape.reshapers import FeatureShape
 
@@ -41,6 +42,7 @@ class Setting:
         permuted: tokens come in another order, the same for all samples of a seed.
         correlation_length: of the features; 0 is white noise.
         scale: rows and columns of features and of cells relative to 8×16 features and cells of 2 m.
+        encoder: whose features X is; random fields where there is none. The 8×16 features are of another stride, then.
     """
 
     method: str
@@ -51,12 +53,15 @@ class Setting:
     permuted: bool = False
     correlation_length: float = 1.0
     scale: float = 1.0
+    encoder: Encoder | None = None
 
     @property
     def world(self) -> World:
         """Where it happens."""
         height, width, stride = round(8 * self.scale), round(16 * self.scale), 16 / self.scale
         source = FeatureShape(16, height, width, 1, round(stride), offset_px=(round(stride) - 1) / 2)
+        if self.encoder is not None:
+            source = SOURCE
         grid = BEVGrid((0.0, 16.0), (-16.0, 16.0), 2.0 / self.scale)
         return World(source, grid, self.correlation_length, self.sigma_deg, self.pose)
 
@@ -75,7 +80,7 @@ class Setting:
             for key, value in asdict(self).items()
             if key in ("encoding", "permuted", "correlation_length", "scale") and value != getattr(plain, key)
         ]
-        return "-".join(marks)
+        return "-".join([*marks, *([self.encoder.name] if self.encoder else [])])
 
 
 @dataclass(frozen=True)
@@ -212,9 +217,9 @@ def cost(setting: Setting) -> dict[str, int]:
 class _PermutedStream(Stream):
     """A stream whose tokens come in another order, the same for all samples."""
 
-    def __init__(self, world: World, key: Sequence[int], samples: int | None, order: Tensor) -> None:
+    def __init__(self, world: World, key: Sequence[int], samples: int | None, draw: Draw | None, order: Tensor) -> None:
         self.permutation = order
-        super().__init__(world, key, samples)
+        super().__init__(world, key, samples, draw)
 
     def _new(self, count: int) -> Batch:
         batch = super()._new(count)
@@ -223,12 +228,18 @@ class _PermutedStream(Stream):
 
 def _stream(setting: Setting, seed: int, purpose: int) -> Stream:
     world = setting.world
+    draw = None if setting.encoder is None else partial(setting.encoder.draw, _part(seed, purpose))
     if not setting.permuted:
-        return Stream(world, (seed, purpose), setting.samples)
+        return Stream(world, (seed, purpose), setting.samples, draw)
     generator = torch.Generator().manual_seed(seed * 10 + PERMUTATION)
-    return _PermutedStream(
-        world, (seed, purpose), setting.samples, torch.randperm(world.source.tokens, generator=generator)
-    )
+    order = torch.randperm(world.source.tokens, generator=generator)
+    return _PermutedStream(world, (seed, purpose), setting.samples, draw, order)
+
+
+def _part(seed: int, purpose: int) -> Part:
+    if seed >= TUNING_SEED:
+        return "tune" if purpose == TRAINING else "choose"
+    return "train" if purpose == TRAINING else "test"
 
 
 def _train(

@@ -1,7 +1,7 @@
 """The world of the study: random features, a camera whose pose varies, and where the features belong on the ground."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -27,6 +27,10 @@ from the calibration, which a method is given."""
 
 DIRECTION_CHANNELS = 4
 """Of X where the pose is in X: cosine and sine of azimuth and of elevation, standardised over the nominal camera."""
+
+
+Draw = Callable[[int, torch.Generator], Tensor]
+"""``draw(count, generator)``: features X, (count, c, h, w)."""
 
 
 class Batch(NamedTuple):
@@ -111,6 +115,10 @@ class World:
         intrinsics = self.rig.intrinsics.expand(len(angles), -1, -1, -1)
         return Cameras(intrinsics, poses[:, None].float(), self.rig.image_size)
 
+    def random_fields(self, count: int, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
+        """Gaussian fields of mean 0 and variance 1, of the world's correlation; every channel its own."""
+        return smooth_fields(count, self.source, self.correlation_length, generator)[:, 0]
+
     def project(
         self, x: Float[Tensor, "b c h w"], cameras: Cameras
     ) -> tuple[Float[Tensor, "b q c"], Bool[Tensor, "b q"]]:
@@ -168,10 +176,12 @@ class Stream:
         world: whose.
         key: of all random numbers; streams of different keys are independent.
         samples: how many there are; ``None`` for new ones every time.
+        draw: where the features come from; the world's random fields where it is left out.
     """
 
-    def __init__(self, world: World, key: Sequence[int], samples: int | None = None) -> None:
+    def __init__(self, world: World, key: Sequence[int], samples: int | None = None, draw: Draw | None = None) -> None:
         self.world = world
+        self.draw = draw or world.random_fields
         self.generator = seeded(*key)
         self.order = seeded(*key, 1)
         self.kept = None if samples is None else self._new(samples)
@@ -184,10 +194,9 @@ class Stream:
         return Batch(*(part[:, chosen] for part in self.kept))
 
     def _new(self, count: int) -> Batch:
-        world = self.world
-        fields = smooth_fields(count, world.source, world.correlation_length, self.generator)[:, 0]
-        spread = torch.tensor([1.0, 0.5, 0.5]) * math.radians(world.sigma_deg)
-        return world.make(fields, torch.randn(count, 3, generator=self.generator) * spread)
+        fields = self.draw(count, self.generator)
+        spread = torch.tensor([1.0, 0.5, 0.5]) * math.radians(self.world.sigma_deg)
+        return self.world.make(fields, torch.randn(count, 3, generator=self.generator) * spread)
 
 
 def stack(batches: Sequence[Batch]) -> Batch:

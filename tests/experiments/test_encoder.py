@@ -1,0 +1,88 @@
+"""Features of encoders whose padding is known, and that no image is in two parts."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bevreshape.encoders import TimmEncoder
+from bevreshape.errors import InputError
+from bevreshape.experiments import encoder as module
+from bevreshape.experiments.encoder import IMAGE_SIZE, PARTS, SOURCE, Encoder, Padding, build, features, place_readable
+from bevreshape.experiments.runs import HELD_OUT, TRAINING, TUNING_SEED, Setting, _part, _stream
+
+STREETS = Encoder(tune=6, train=12, test=8)
+NOISE = {padding: Encoder(padding, "noise", 6, 96, 48) for padding in ("zeros", "reflect", "circular")}
+
+
+def noise(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def test_feature_0_is_where_the_encoder_of_the_program_says() -> None:
+    (shape,) = TimmEncoder("resnet18", image_size=IMAGE_SIZE, cameras=1, strides=(8,), channels=16).sources
+    assert shape == SOURCE
+
+
+def test_circular_padding_commutes_with_every_shift_and_no_other_does() -> None:
+    image, shift = noise(), (3 * SOURCE.stride, 5 * SOURCE.stride)
+
+    def missed(padding: Padding) -> float:
+        network = build(padding)
+        with torch.no_grad():
+            moved, still = (network(x)[0] for x in (image.roll(shift, (2, 3)), image))
+        return ((moved - still.roll((3, 5), (2, 3))).norm() / still.norm()).item()
+
+    assert missed("circular") < 1e-5
+    assert missed("zeros") > 0.1
+    assert missed("reflect") > 0.1
+
+
+def test_networks_of_all_paddings_are_the_same_away_from_the_border() -> None:
+    image = noise(1)
+    center = torch.nn.functional.pad(image[..., 28:36, 60:68], (60, 60, 28, 28))  # 8×8 pixels amid zeros
+    with torch.no_grad():
+        made = [build(padding)(center)[0][..., 3:5, 7:9] for padding in ("zeros", "reflect", "circular")]
+    for one, other in combinations(made, 2):
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
+
+
+def test_a_place_is_read_where_zeros_tell_it_and_nowhere_else() -> None:
+    found = {padding: place_readable(encoder) for padding, encoder in NOISE.items()}
+    assert min(found["zeros"]) > 0.2
+    assert max(map(abs, found["circular"])) < 0.02  # by theorem 0
+
+
+def test_a_place_is_read_entirely_from_channels_that_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(16.0), indexing="ij"))
+    monkeypatch.setattr(module, "features", lambda encoder, part: where.expand(encoder.count(part), -1, -1, -1))
+    assert place_readable(STREETS) == pytest.approx((1.0, 1.0))
+
+
+def test_features_are_standardised_over_the_training_images() -> None:
+    train, test = features(STREETS, "train"), features(STREETS, "test")
+    assert train.shape == (12, 16, 8, 16)
+    torch.testing.assert_close(train.mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(train.std((0, 2, 3)), torch.ones(16))
+    assert 0.01 < test.mean((0, 2, 3)).abs().max() < 1
+
+
+def test_no_image_is_in_two_parts() -> None:
+    seen = {part: {x.numpy().tobytes() for x in features(STREETS, part)} for part in PARTS}
+    assert [len(seen[part]) for part in PARTS] == [6, 6, 12, 8]
+    for one, other in combinations(PARTS, 2):
+        assert not seen[one] & seen[other]
+    assert {_part(seed, purpose) for seed in (0, TUNING_SEED) for purpose in (TRAINING, HELD_OUT)} == set(PARTS)
+
+
+def test_a_batch_is_of_images_of_its_part_and_its_target_their_mapping() -> None:
+    setting = Setting("mlp", encoder=STREETS)
+    stream = _stream(setting, 0, HELD_OUT)
+    batch = stream.next(8)
+    kept = features(STREETS, "test").flatten(2).mT
+    assert {x.numpy().tobytes() for x in batch.x[0]} == {x.contiguous().numpy().tobytes() for x in kept}
+    sampled = setting.world.sampling(setting.world.rig)[0]
+    torch.testing.assert_close(batch.target[0], sampled @ batch.x[0], atol=1e-4, rtol=1e-4)
+    with pytest.raises(InputError, match="9 samples at a time are more than the 8 images that there are to test"):
+        stream.next(9)
