@@ -96,8 +96,10 @@ def _(reshaper: GeometricReshaper) -> Encodings:
 
 @token_encodings.register
 def _(reshaper: CrossAttention) -> Encodings:
-    rotary = reshaper.attention.rotary
-    return [(reshaper.encode_tokens, (0,))] + ([] if rotary is None else [(rotary, (1,))])  # keys
+    rotary, rays = reshaper.attention.rotary, reshaper.encode_rays
+    found: Encodings = [(reshaper.encode_tokens, (0,))]
+    found += [] if rays is None else [(rays, (0,))]
+    return found + ([] if rotary is None else [(rotary, (1,))])  # keys
 
 
 @token_encodings.register

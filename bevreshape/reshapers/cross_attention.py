@@ -12,7 +12,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.options import Count, CountOrNone, Width, checked
 from bevreshape.reshapers.attention import Attention, FeedForward, Kernel, present_tokens
 from bevreshape.reshapers.base import FeatureShape, Reshaper
-from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RotaryEncoding
+from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RayEncoding, RotaryEncoding
 from bevreshape.reshapers.products import Linear
 
 
@@ -49,6 +49,9 @@ class CrossAttention(Reshaper):
         normalise_values: project V from the normalised tokens, which lack each token's mean and length, instead of from
             X; without effect when ``bare``.
         bare: the equation alone, without norms, output projection, residuals and feed-forward.
+        calibration: read it: keys also hold the direction of every token's ray in the ego frame, see
+            :class:`RayEncoding`, so that A follows the camera's pose; values stay as they are. Cameras must be given then,
+            and a grid.
 
     Raises:
         InputError: an unknown kernel or encoding, rotary encoding of one side only, or widths that do not fit.
@@ -68,7 +71,9 @@ class CrossAttention(Reshaper):
         feedforward: CountOrNone = 2,
         normalise_values: bool = False,
         bare: bool = False,
+        calibration: bool = False,
     ) -> None:
+        self.needs_cameras = calibration  # type: ignore[misc]  # an option decides it here, not the class
         super().__init__(source, grid, dim)
         if (token_encoding == "rotary") != (query_encoding == "rotary"):
             raise InputError(
@@ -83,6 +88,7 @@ class CrossAttention(Reshaper):
         self.encode_tokens = PositionalEncoding(
             token_encoding, (source.height, source.width), source.channels, source.cameras
         )
+        self.encode_rays = RayEncoding(source) if calibration else None
         self.encode_queries = PositionalEncoding(query_encoding, (rows, cols), dim)
         rotary = None
         if token_encoding == "rotary":
@@ -126,5 +132,9 @@ class CrossAttention(Reshaper):
             tokens, query = self.norm_tokens(tokens), self.norm_query(query)
         if self.normalise_values:
             values = tokens
+        keys = self.encode_tokens(tokens)
+        if self.encode_rays is not None:
+            assert cameras is not None  # compared in forward
+            keys = self.encode_rays(keys, cameras)
         present = present_tokens(cameras, self.source.tokens)
-        return self.encode_queries(query)[None], self.encode_tokens(tokens), values, present
+        return self.encode_queries(query)[None], keys, values, present

@@ -4,10 +4,14 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bevreshape.errors import InputError
+from bevreshape.geometry import Cameras
 from bevreshape.options import checked
+from bevreshape.reshapers.base import FeatureShape
 
 Encoding = Literal["none", "sinusoidal", "learned", "rotary"]
 
@@ -117,6 +121,44 @@ class RotaryEncoding(nn.Module):
         """(b, heads, q, d) and (b, heads, maps·t, d), turned."""
         k = k.unflatten(-2, (self.maps, -1))
         return _turn(q, self.turn_queries), _turn(k, self.turn_keys).flatten(-3, -2)
+
+
+class RayEncoding(nn.Module):
+    """Adds to every token a learned linear map of the direction in which it looks.
+
+    A direction is azimuth and elevation of the token's ray in the ego frame, each as sine and cosine at ``OCTAVES``
+    frequencies, 1, 2, 4 … 32 a radian. They are integers, so that the azimuth has no seam behind the vehicle; half of the
+    shortest wave is 5.6°. Where a camera stands is not part of it.
+
+    Args:
+        source: of the tokens, camera by camera.
+    """
+
+    OCTAVES = 6
+
+    pixels: Tensor
+    octaves: Tensor
+
+    def __init__(self, source: FeatureShape) -> None:
+        super().__init__()
+        self.register_buffer("pixels", source.pixels().flatten(0, 1), persistent=False)
+        self.register_buffer("octaves", 2.0 ** torch.arange(self.OCTAVES), persistent=False)
+        width = 4 * self.OCTAVES
+        # as strong as a wave: half of the waves' squares is their mean
+        self.weight = nn.Parameter(torch.randn(source.channels, width) * width**-0.5)
+
+    def forward(self, tokens: Float[Tensor, "*b nt c"], cameras: Cameras) -> Float[Tensor, "b nt c"]:
+        waves = self.waves(cameras).to(tokens.dtype)
+        return tokens + F.linear(waves, self.weight)
+
+    def waves(self, cameras: Cameras) -> Float[Tensor, "b nt w"]:
+        """Sines, then cosines, of azimuth and elevation; those of angles 0 for a dropped camera."""
+        x, y, z = cameras.rays(self.pixels).unbind(-1)  # b n t
+        angles = torch.stack([torch.atan2(y, x), torch.atan2(z, (x.square() + y.square()).sqrt())], -1)
+        if cameras.mask is not None:
+            angles = torch.where(cameras.mask[..., None, None], angles, 0)
+        phase = (angles[..., None] * self.octaves.to(angles.dtype)).flatten(-2).flatten(1, 2)
+        return torch.cat([phase.sin(), phase.cos()], -1)
 
 
 def _turns(shape: tuple[int, int], finer: tuple[int, int], channels: int) -> Tensor:

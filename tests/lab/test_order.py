@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bevreshape.costs import ring
 from bevreshape.data.batch import cameras_of
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
@@ -111,6 +112,15 @@ def test_vectors_of_cameras_move_along(kind: str) -> None:
     with torch.no_grad():
         reshaper.encode_tokens.learned.zero_()
     assert invariance_error(reshaper, x, cameras_change_places) < EXACT
+
+
+def test_directions_of_rays_move_along() -> None:
+    torch.manual_seed(0)
+    source = FeatureShape(8, 4, 6, cameras=2, stride=8, offset_px=3.5)
+    reshaper = CrossAttention(source, BEVGrid((0.0, 5.0), (-1.0, 1.0), 1.0), dim=12, heads=3, calibration=True).double()
+    x, permutation, cameras = doubles(1, 2, 8, 4, 6), shuffled(48), ring(2, (32, 48), 1, torch.device("cpu"))
+    assert invariance_error(reshaper, x, permutation, cameras, move_encodings=True) < EXACT
+    assert invariance_error(reshaper, x, permutation, cameras) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
 from bevreshape.reshapers import CrossAttention, FeatureShape, SelfAttention
 from bevreshape.reshapers.attention import Attention
 
@@ -104,6 +105,73 @@ def test_dropped_cameras_have_no_tokens(kernel: str, rig) -> None:
     x = doubles(1, 3, 8, 3, 4)
     cameras = replace(rig(1, 3), mask=torch.tensor([[False, True, False]]))
     torch.testing.assert_close(three(x, cameras), one(x[:, 1:2]), atol=1e-12, rtol=0)
+
+
+FACING = FeatureShape(8, 4, 6, cameras=2, stride=8, offset_px=3.5)
+CELLS = BEVGrid((0.0, 5.0), (-1.0, 1.0), 1.0)
+
+
+def given_rays(**options) -> CrossAttention:
+    torch.manual_seed(0)
+    return CrossAttention(FACING, CELLS, **{"dim": 12, "heads": 3, "calibration": True, **options}).double()
+
+
+def test_keys_hold_the_direction_of_every_ray_and_values_do_not(rig) -> None:
+    reshaper, x, cameras = given_rays(**PLAIN), doubles(2, 2, 8, 4, 6), rig(2, 2)
+    w_q, w_k, w_v = projections(reshaper.attention)
+    weight = reshaper.encode_rays.weight.detach().numpy()
+    bev = reshaper(x, cameras).detach().numpy()
+    for sample in range(2):
+        tokens, directions = [], []
+        for n, row, col in np.ndindex(2, 4, 6):
+            tokens.append(x[sample, n, :, row, col].numpy())
+            pixel = np.array([8 * col + 3.5, 8 * row + 3.5, 1.0])
+            ray = np.linalg.inv(cameras.intrinsics[sample, n].double().numpy()) @ pixel
+            ray = cameras.ego_from_cam[sample, n, :3, :3].double().numpy() @ ray
+            azimuth, elevation = np.arctan2(ray[1], ray[0]), np.arcsin(ray[2] / np.linalg.norm(ray))
+            phase = np.array([angle * 2.0**k for angle in (azimuth, elevation) for k in range(6)])
+            directions.append(weight @ np.concatenate([np.sin(phase), np.cos(phase)]))
+        keys = (np.array(tokens) + np.array(directions)) @ w_k
+        expected = loops(reshaper.query.detach().numpy() @ w_q, keys, np.array(tokens) @ w_v, 3)
+        np.testing.assert_allclose(bev[sample].transpose(1, 2, 0).reshape(10, 12), expected, atol=1e-4)
+
+
+def test_a_turn_of_the_rig_turns_the_azimuth_of_every_ray_alone(rig) -> None:
+    cameras = rig(1, 2)
+    turn = torch.eye(4)
+    turn[:2, :2] = torch.tensor([[math.cos(0.3), -math.sin(0.3)], [math.sin(0.3), math.cos(0.3)]])
+    turned = replace(cameras, ego_from_cam=turn @ cameras.ego_from_cam)
+    encode = given_rays().encode_rays
+    before, after = (encode.waves(each)[0].double().unflatten(-1, (2, 2, 6)) for each in (cameras, turned))
+    sin, cos = before.unbind(1)
+    angle = torch.tensor([0.3 * 2.0**k for k in range(6)], dtype=torch.float64)
+    rotated = [sin[:, 0] * angle.cos() + cos[:, 0] * angle.sin(), cos[:, 0] * angle.cos() - sin[:, 0] * angle.sin()]
+    torch.testing.assert_close(after[:, :, 0], torch.stack(rotated, 1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(after[:, :, 1], before[:, :, 1], atol=1e-4, rtol=0)
+
+
+def test_cameras_that_are_given_and_not_placed_change_places_with_their_calibration(rig) -> None:
+    x, cameras = doubles(2, 2, 8, 4, 6), rig(2, 2)
+    swapped = replace(cameras, intrinsics=cameras.intrinsics.flip(1), ego_from_cam=cameras.ego_from_cam.flip(1))
+    reshaper = given_rays(token_encoding="none")
+    torch.testing.assert_close(reshaper(x.flip(1), swapped), reshaper(x, cameras), atol=1e-12, rtol=0)
+    assert not torch.allclose(reshaper(x, swapped), reshaper(x, cameras), atol=1e-4)
+
+
+def test_a_dropped_cameras_calibration_does_not_matter(rig) -> None:
+    x, mask = doubles(1, 2, 8, 4, 6), torch.tensor([[True, False]])
+    cameras = replace(rig(1, 2), mask=mask)
+    broken = replace(cameras, intrinsics=torch.where(mask[..., None, None], cameras.intrinsics, 0))
+    reshaper = given_rays()
+    torch.testing.assert_close(reshaper(x, broken), reshaper(x, cameras))
+
+
+def test_directions_need_a_calibration_and_metres(rig) -> None:
+    with pytest.raises(InputError, match=r"call it as reshaper\(features, cameras\)"):
+        given_rays()(doubles(1, 2, 8, 4, 6))
+    with pytest.raises(InputError, match="pass a BEVGrid"):
+        cross(calibration=True)
+    assert not cross().needs_cameras
 
 
 @pytest.mark.parametrize("normalise_values", [None, False, True])
