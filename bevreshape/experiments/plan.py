@@ -1,6 +1,7 @@
 """The tensor level of a study: which methods are trained in which settings."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -54,8 +55,43 @@ STEP_S = {"mlp": 0.001, "adaptive": 0.003, "positional": 0.002, "attention": 0.0
 """About how many seconds one core takes for one step of one run of 8×16 features, to say how long a study takes."""
 
 
+class SettingPlan(ABC):
+    """The settings of a level, each of which is tuned and judged."""
+
+    budget: Budget
+
+    @abstractmethod
+    def settings(self) -> list[Setting]:
+        """All of them, once."""
+
+    @abstractmethod
+    def seeds_of(self, setting: Setting) -> range:
+        """What it is judged on."""
+
+    @abstractmethod
+    def tuned_by(self, setting: Setting) -> Setting:
+        """The setting whose recipes this one takes."""
+
+    @abstractmethod
+    def at(self, setting: Setting) -> tuple[int, ...]:
+        """Steps at which the error is measured besides the budgets."""
+
+    def tuning_seconds(self, setting: Setting) -> float:
+        """About how long it takes to find the recipes of a setting, on one core."""
+        alive, steps = len(self.budget.candidates(setting.method)), 0
+        for rung in self.budget.steps:
+            steps += alive * rung
+            alive = max(FEWEST, math.ceil(alive / 2))
+        return _seconds(setting, steps * self.budget.tuning_seeds)
+
+    def judging_seconds(self, setting: Setting) -> float:
+        """About how long it takes to judge it, on one core: half of its budgets have a recipe of their own, more or less."""
+        longest, *shorter = reversed(self.budget.steps)
+        return _seconds(setting, (longest + sum(shorter) / 2) * len(self.seeds_of(setting)))
+
+
 @dataclass(frozen=True)
-class TensorPlan:
+class TensorPlan(SettingPlan):
     """Which settings there are.
 
     Attributes:
@@ -139,19 +175,6 @@ class TensorPlan:
     def at(self, setting: Setting) -> tuple[int, ...]:
         """Steps at which the error is looked at besides the budgets: for a fixed camera with new samples, a curve."""
         return CURVE if setting.sigma_deg == 0 and setting.samples is None else ()
-
-    def tuning_seconds(self, setting: Setting) -> float:
-        """About how long it takes to find the recipes of a setting, on one core."""
-        alive, steps = len(self.budget.candidates(setting.method)), 0
-        for rung in self.budget.steps:
-            steps += alive * rung
-            alive = max(FEWEST, math.ceil(alive / 2))
-        return _seconds(setting, steps * self.budget.tuning_seeds)
-
-    def judging_seconds(self, setting: Setting) -> float:
-        """About how long it takes to judge it, on one core: half of its budgets have a recipe of their own, more or less."""
-        longest, *shorter = reversed(self.budget.steps)
-        return _seconds(setting, (longest + sum(shorter) / 2) * len(self.seeds_of(setting)))
 
 
 def _seconds(setting: Setting, steps: float | int) -> float:

@@ -17,9 +17,9 @@ from bevreshape.experiments.intervals import (
     holm,
     reached,
 )
+from bevreshape.experiments.outcomes import NotDoneError, Outcomes, paired
 from bevreshape.experiments.plan import PAIRS, THRESHOLDS, TensorPlan
-from bevreshape.experiments.runs import Outcome, Setting
-from bevreshape.experiments.tuning import Tuned
+from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.world import Pose
 
 TO = 0.1
@@ -47,10 +47,6 @@ class Row:
     primary: bool = False
 
 
-class NotDoneError(LookupError):
-    """An entry that a row needs is not done yet."""
-
-
 def available(*makers: Callable[[], Sequence[Row]]) -> list[Row]:
     """The rows of those that do not lack an entry."""
     found: list[Row] = []
@@ -61,54 +57,19 @@ def available(*makers: Callable[[], Sequence[Row]]) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class Results:
+class Results(Outcomes[TensorPlan]):
     """What a study's tensor level has found.
 
     Attributes:
-        plan: of it.
-        outcomes: of every setting that is done.
-        tuned: recipes of the settings that they were chosen in.
         costs: of the methods, by name: parameters, flops and bytes of one sample.
     """
 
-    plan: TensorPlan
-    outcomes: Mapping[Setting, Outcome]
-    tuned: Mapping[Setting, Tuned]
     costs: Mapping[str, Mapping[str, int]]
-
-    @property
-    def longest(self) -> int:
-        """The largest budget."""
-        return self.plan.budget.steps[-1]
-
-    def outcome(self, setting: Setting) -> Outcome:
-        """Of a setting.
-
-        Raises:
-            NotDoneError: when it is not done.
-        """
-        if setting not in self.outcomes:
-            raise NotDoneError(setting.name)
-        return self.outcomes[setting]
-
-    def errors(self, setting: Setting, steps: int | None = None) -> tuple[float, ...]:
-        """After so many steps, one a seed."""
-        return self.outcome(setting).errors(self.longest if steps is None else steps)
 
     def advantage(self, pose: Pose, sigma: float, samples: int | None, steps: int) -> Comparison:
         """Of attention over the MLP, by error: a cell of the chart."""
-        mlp, attention = (self.errors(Setting(one, pose, sigma, samples), steps) for one in PAIRS[pose])
-        shared = min(len(mlp), len(attention))
-        return Comparison.of(_bounded(attention[:shared]), _bounded(mlp[:shared]))
-
-    def steps_to(self, setting: Setting, threshold: float) -> list[Bounds]:
-        """Steps until the error is at the threshold, by the recipe that gets there first, one a seed."""
-        outcome = self.outcome(setting)
-        found = []
-        for seed in range(len(outcome.seeds)):
-            tried = [reached(c.steps, [line[seed] for line in c.errors], threshold) for c in outcome.curves]
-            found.append(min(tried, key=lambda bounds: (bounds.high, bounds.low)))
-        return found
+        mlp, attention = (Setting(one, pose, sigma, samples) for one in PAIRS[pose])
+        return self.compare(attention, mlp, steps)
 
     def samples_to(self, method: str, threshold: float) -> list[Bounds]:
         """Samples with which the error of a fixed camera gets to the threshold, one a seed; trained for as many steps as
@@ -116,11 +77,6 @@ class Results:
         settings = [Setting(method, samples=amount) for amount in self.plan.samples]
         errors = [self.errors(setting, self.best_steps(setting)) for setting in settings]
         return [reached(self.plan.samples, list(line), threshold) for line in zip(*errors, strict=True)]
-
-    def best_steps(self, setting: Setting) -> int:
-        """The budget with which tuning came to the lowest error."""
-        tried = self.tuned[self.plan.tuned_by(setting)].tried
-        return min(tried, key=lambda one: one.log_error).steps
 
     @cached_property
     def primary(self) -> dict[str, Comparison]:
@@ -177,7 +133,7 @@ def _primary(results: Results) -> list[Row]:
 
 def _controls(results: Results) -> list[Row]:
     sigma, longest = results.plan.primary_sigma_deg, results.longest
-    permuted = _over(results, Setting("mlp"), Setting("mlp", permuted=True))
+    permuted = results.compare(Setting("mlp", permuted=True), Setting("mlp"))
     nowhere = results.advantage("unknown", sigma, None, longest)
     return [
         Row(
@@ -240,9 +196,7 @@ def _a8_delay(results: Results) -> list[Row]:
 
 
 def _a8_content(results: Results) -> list[Row]:
-    content = Comparison.of(
-        results.steps_to(Setting("attention"), TO)[: results.plan.seeds], results.steps_to(Setting("positional"), TO)
-    )
+    content = paired(results.steps_to(Setting("attention"), TO), results.steps_to(Setting("positional"), TO))
     return [
         Row(
             "A8", "… and how much of that is content in the keys?",
@@ -290,7 +244,7 @@ def _a9(results: Results) -> list[Row]:
 
 
 def _a11(results: Results) -> list[Row]:
-    found = _over(results, Setting("attention"), Setting("attention", encoding="none"))
+    found = results.compare(Setting("attention", encoding="none"), Setting("attention"))
     return [
         Row(
             "A11", "Attention needs positional encoding", f"error after {results.longest} steps with it, relative to without it",
@@ -301,8 +255,8 @@ def _a11(results: Results) -> list[Row]:
 
 def _a12(results: Results) -> list[Row]:
     found = {
-        encoding: _over(
-            results, Setting("attention", encoding=encoding), Setting("attention", encoding=encoding, permuted=True)
+        encoding: results.compare(
+            Setting("attention", encoding=encoding, permuted=True), Setting("attention", encoding=encoding)
         )
         for encoding in ("sinusoidal", "learned")
     }
@@ -313,18 +267,6 @@ def _a12(results: Results) -> list[Row]:
             "; ".join(f"{name}: permuted {one.verdict()}" for name, one in found.items()),
         )
     ]  # fmt: skip
-
-
-def _over(results: Results, reference: Setting, other: Setting) -> Comparison:
-    """The other setting in comparison with a reference."""
-    own, theirs = results.errors(other), results.errors(reference)
-    shared = min(len(own), len(theirs))
-    return Comparison.of(_bounded(own[:shared]), _bounded(theirs[:shared]))
-
-
-def _bounded(errors: tuple[float, ...]) -> list[Bounds]:
-    """Errors as bounds: of a run that diverged all that is known is that it is worse than the mean would be."""
-    return [Bounds(1.0, math.inf) if error == math.inf else Bounds.exactly(error) for error in errors]
 
 
 __all__ = ["ALPHA", "Results", "Row", "Verdict", "rows"]

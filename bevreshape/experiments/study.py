@@ -1,11 +1,13 @@
-"""The tensor level of a study: what is left to do, and the results of all of it."""
+"""Levels whose entries are settings: what is left to do, and the outcomes of all of it; the tensor level is the first."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, ClassVar, Generic
 
 from bevreshape.experiments.level import Work
+from bevreshape.experiments.models import METHODS
+from bevreshape.experiments.outcomes import Outcomes, P
 from bevreshape.experiments.plan import TensorPlan
 from bevreshape.experiments.records import Entry, Records
 from bevreshape.experiments.rows import Results, Row, rows
@@ -15,19 +17,21 @@ from bevreshape.experiments.tuning import Tuned
 
 
 @dataclass(frozen=True)
-class TensorStudy:
-    """The tensor level, a :class:`~bevreshape.experiments.level.Level`: recipes are found first, then judged."""
+class SettingStudy(Generic[P]):
+    """A level of settings: recipes are found first, then judged."""
 
-    plan: TensorPlan
+    plan: P
     records: Records
-    name: str = "tensor"
+
+    PREFIX: ClassVar[str]
+    """Of the names of its entries."""
 
     def planned(self) -> dict[str, float]:
         """Names of all entries, and about how many seconds each takes."""
         plan = self.plan
         tuned = dict.fromkeys(map(plan.tuned_by, plan.settings()))
-        return {f"tune-{setting.name}": plan.tuning_seconds(setting) for setting in tuned} | {
-            f"judge-{setting.name}": plan.judging_seconds(setting) for setting in plan.settings()
+        return {f"{self.PREFIX}tune-{setting.name}": plan.tuning_seconds(setting) for setting in tuned} | {
+            f"{self.PREFIX}judge-{setting.name}": plan.judging_seconds(setting) for setting in plan.settings()
         }
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
@@ -40,11 +44,7 @@ class TensorStudy:
                 found.append(Work(self._judging(setting, tuned), partial(self._judge, setting, tuned)))
         return found
 
-    def rows(self) -> list[Row]:
-        """Of what is done."""
-        return rows(self.results())
-
-    def results(self) -> Results:
+    def outcomes(self) -> Outcomes[P]:
         """Of what is done."""
         records, outcomes, recipes = self.records.read(), {}, {}
         for setting in self.plan.settings():
@@ -53,12 +53,7 @@ class TensorStudy:
             recipes[self.plan.tuned_by(setting)] = tuned
             if (result := self.records.get(records, self._judging(setting, tuned))) is not None:
                 outcomes[setting] = from_plain(setting, result)
-        costs = {method: cost(Setting(method)) for method in ("mlp", "adaptive", "positional", "attention", "posed")}
-        for scale in self.plan.scales:
-            for method in ("mlp", "attention"):
-                setting = Setting(method, scale=scale)
-                costs[setting.name] = cost(setting)
-        return Results(self.plan, outcomes, recipes, costs)
+        return Outcomes(self.plan, outcomes, recipes)
 
     def _tune(self, setting: Setting) -> dict[str, Any]:
         return tune(setting, self.plan.budget).to_plain()
@@ -73,7 +68,8 @@ class TensorStudy:
         return None if result is None else Tuned.from_plain(result)
 
     def _tuning(self, setting: Setting) -> Entry:
-        return _tuning(setting, self.plan.budget)
+        made_with = {"setting": _plain(setting), "budget": _plain(self.plan.budget)}
+        return Entry(f"{self.PREFIX}tune-{setting.name}", made_with)
 
     def _judging(self, setting: Setting, tuned: Tuned) -> Entry:
         budget = self.plan.budget
@@ -84,12 +80,33 @@ class TensorStudy:
             "held_out": budget.held_out,
             "recipes": {str(steps): _plain(recipe) for steps, recipe in tuned.best.items()},
         }
-        return Entry(f"judge-{setting.name}", made_with)
+        return Entry(f"{self.PREFIX}judge-{setting.name}", made_with)
 
 
-@cache
-def _tuning(setting: Setting, budget: Budget) -> Entry:
-    return Entry(f"tune-{setting.name}", {"setting": _plain(setting), "budget": _plain(budget)})
+@dataclass(frozen=True)
+class TensorStudy(SettingStudy[TensorPlan]):
+    """The tensor level, a :class:`~bevreshape.experiments.level.Level`."""
+
+    PREFIX = ""
+
+    @property
+    def name(self) -> str:
+        """Of the level."""
+        return "tensor"
+
+    def rows(self) -> list[Row]:
+        """Of what is done."""
+        return rows(self.results())
+
+    def results(self) -> Results:
+        """Of what is done."""
+        found = self.outcomes()
+        costs = {method: cost(Setting(method)) for method in METHODS}
+        for scale in self.plan.scales:
+            for method in ("mlp", "attention"):
+                setting = Setting(method, scale=scale)
+                costs[setting.name] = cost(setting)
+        return Results(self.plan, found.outcomes, found.tuned, costs)
 
 
 @cache

@@ -1,0 +1,80 @@
+"""What the settings of a level came to, and how two of them compare."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from bevreshape.experiments.intervals import Bounds, Comparison, reached
+from bevreshape.experiments.plan import SettingPlan
+from bevreshape.experiments.runs import Outcome, Setting
+from bevreshape.experiments.tuning import Tuned
+
+P = TypeVar("P", bound=SettingPlan)
+
+
+class NotDoneError(LookupError):
+    """An entry that a row needs is not done yet."""
+
+
+@dataclass(frozen=True)
+class Outcomes(Generic[P]):
+    """What a level has found.
+
+    Attributes:
+        plan: of it.
+        outcomes: of every setting that is done.
+        tuned: recipes of the settings that they were chosen in.
+    """
+
+    plan: P
+    outcomes: Mapping[Setting, Outcome]
+    tuned: Mapping[Setting, Tuned]
+
+    @property
+    def longest(self) -> int:
+        """The largest budget."""
+        return self.plan.budget.steps[-1]
+
+    def outcome(self, setting: Setting) -> Outcome:
+        """Of a setting.
+
+        Raises:
+            NotDoneError: when it is not done.
+        """
+        if setting not in self.outcomes:
+            raise NotDoneError(setting.name)
+        return self.outcomes[setting]
+
+    def errors(self, setting: Setting, steps: int | None = None) -> tuple[float, ...]:
+        """After so many steps, one a seed."""
+        return self.outcome(setting).errors(self.longest if steps is None else steps)
+
+    def compare(self, own: Setting, other: Setting, steps: int | None = None) -> Comparison:
+        """By error after so many steps, over the seeds that both have."""
+        return paired(bounded(self.errors(own, steps)), bounded(self.errors(other, steps)))
+
+    def steps_to(self, setting: Setting, threshold: float) -> list[Bounds]:
+        """Steps until the error is at the threshold, by the recipe that gets there first, one a seed."""
+        outcome = self.outcome(setting)
+        found = []
+        for seed in range(len(outcome.seeds)):
+            tried = [reached(c.steps, [line[seed] for line in c.errors], threshold) for c in outcome.curves]
+            found.append(min(tried, key=lambda bounds: (bounds.high, bounds.low)))
+        return found
+
+    def best_steps(self, setting: Setting) -> int:
+        """The budget with which tuning came to the lowest error."""
+        tried = self.tuned[self.plan.tuned_by(setting)].tried
+        return min(tried, key=lambda one: one.log_error).steps
+
+
+def paired(own: Sequence[Bounds], other: Sequence[Bounds]) -> Comparison:
+    """Over the seeds that both have, the first ones."""
+    shared = min(len(own), len(other))
+    return Comparison.of(own[:shared], other[:shared])
+
+
+def bounded(errors: Sequence[float]) -> list[Bounds]:
+    """Errors as bounds: of a run that diverged all that is known is that it is worse than the mean would be."""
+    return [Bounds(1.0, math.inf) if error == math.inf else Bounds.exactly(error) for error in errors]
