@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from bevreshape.errors import InputError
+from bevreshape.runfolder import difference
 from bevreshape.stored import check_plain
 
 FORMAT = 2
@@ -238,13 +239,25 @@ def check_architecture(model: torch.nn.Module, weights: Mapping[str, torch.Tenso
         )
 
 
-def check_resumable(module: torch.nn.Module, path: str | Path) -> None:
-    """Compare a run's ``last.ckpt`` with the module that is to go on from it, before a trainer restores it.
+def check_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[str, Any]) -> None:
+    """Compare a run's ``last.ckpt`` with the module that resumes from it, before a trainer restores it.
+
+    Args:
+        module: the task.
+        path: of the checkpoint.
+        config: of the run; options that do not change the shapes of weights can be compared there alone.
 
     Raises:
-        InputError: when it lacks what training needs beside weights, or is of another model.
+        InputError: when it lacks what training needs besides weights, or is of another model.
     """
     checkpoint = read_checkpoint(path)
+    stored = checkpoint["bevreshape"].get("config")
+    if isinstance(stored, dict) and (found := difference(stored, config)) is not None:
+        key, saved, given = found
+        raise InputError(
+            f"checkpoint {path} was saved with {key}={saved} but its run's config has {key}={given}; restore the config.yaml that it "
+            "was begun with, or start a new run"
+        )
     kinds = {
         "epoch": int,
         "global_step": int,

@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -53,8 +55,12 @@ def run(
         sys.argv[1:] = local_folders(sys.argv[1:])
         if prepare is not None:
             config_name, sys.argv[1:] = prepare(config_name, sys.argv[1:])
+        failures: list[Exception] = []
         with interrupted_by_stops():
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(main)()
+            job = _keeping(failures, main)
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        if failures:
+            raise failures[0]
     except Exception as error:
         sentence = explain_override(error, conf_dir(), config_name, sys.argv[1:]) or explain(error)
         if full_error or sentence is None:
@@ -68,6 +74,24 @@ def run(
     finally:
         if not full_error:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _keeping(failures: list[Exception], main: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """A command that keeps its error to be raised later where it runs once; Hydra prints a line of its own about those it sees.
+
+    In a sweep Hydra must see them: they are the status of a job.
+    """
+
+    @wraps(main)
+    def job(cfg: DictConfig) -> None:
+        try:
+            main(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            failures.append(error)
+
+    return job
 
 
 def composed(arguments: Sequence[str]) -> dict[str, Any]:

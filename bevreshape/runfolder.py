@@ -64,13 +64,21 @@ def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
     path = folder / "config.yaml"
     if not path.exists():
         return
-    begun, given = (_flat(values) for values in (read_yaml(path), cfg))
-    for key in (*given, *begun):
-        if begun.get(key) != given.get(key) and not key.startswith(CHANGEABLE):
-            raise InputError(
-                f"{folder} holds a run with {key}={begun.get(key)} but this one has {key}={given.get(key)}; set hydra.run.dir to another "
-                "folder, or start it with the same settings to resume"
-            )
+    if (found := difference(read_yaml(path), cfg)) is not None:
+        key, begun, given = found
+        raise InputError(
+            f"{folder} holds a run with {key}={begun} but this one has {key}={given}; set hydra.run.dir to another folder, or start it "
+            "with the same settings to resume"
+        )
+
+
+def difference(begun: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key that makes two configs different runs, and both values; ``None`` where they are the same run."""
+    flat = _flat(begun), _flat(given)
+    for key in (*flat[1], *flat[0]):
+        if flat[0].get(key) != flat[1].get(key) and not key.startswith(CHANGEABLE):
+            return key, flat[0].get(key), flat[1].get(key)
+    return None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

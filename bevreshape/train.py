@@ -176,7 +176,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             for logger in trainer.loggers:
                 logger.log_hyperparams({**cfg, "model": description})
         if resumed:
-            check_resumable(task, keeper.path)
+            check_resumable(task, keeper.path, cfg)
             if history.path.exists():
                 read_history(history.path)  # before anything could replace what cannot be read
         with keeper.request:

@@ -62,6 +62,7 @@ def test_sentence(command, worlds: Path, arguments: tuple[str, ...], words: tupl
     ended = command("train", *tiny, *data, *arguments)
     assert ended.code == 1
     assert "Traceback" not in ended.err, ended.err
+    assert "Error executing job" not in ended.err, "Hydra's own line"
     sentence = ended.err[ended.err.index("error:") :]
     for word in words:
         assert word in sentence, sentence

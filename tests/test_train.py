@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import os
 import signal
 import time
@@ -137,6 +138,16 @@ def test_resume_refuses_to_become_another_run(command, trained: Path) -> None:
     assert (ended.code, "goes on as it began" in ended.err) == (1, True)
     ended = command("train", "resume=nowhere")
     assert (ended.code, "no config.yaml" in ended.err) == (1, True)
+
+
+def test_resume_refuses_a_config_that_the_checkpoint_was_not_made_with(command, trained: Path, tmp_path: Path) -> None:
+    """The weights would fit, and the run would be another one."""
+    copied = shutil.copytree(trained, tmp_path / "copied")
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace("\nseed: 0\n", "\nseed: 1\n"))
+    ended = command("train", "resume=copied")
+    assert ended.code == 1
+    assert "last.ckpt was saved with seed=0 but its run's config has seed=1" in ended.err
 
 
 def test_nan_stops_with_the_batch(command, worlds: Path) -> None:
