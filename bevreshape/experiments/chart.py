@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bevreshape.experiments.intervals import Verdict
 from bevreshape.experiments.plan import PAIRS
-from bevreshape.experiments.rows import Results
+from bevreshape.experiments.tensor_results import Results
 from bevreshape.experiments.world import Pose
 
 TITLES: dict[Pose, str] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from bevreshape.experiments.records import Entry, Records
-from bevreshape.experiments.rows import Row
+from bevreshape.experiments.row import Row
 
 PAUSE_S = 2.0
 """Between looks at what other processes have done."""

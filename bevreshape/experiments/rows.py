@@ -2,107 +2,21 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
-from bevreshape.experiments.intervals import (
-    ALPHA,
-    Bounds,
-    Comparison,
-    Verdict,
-    crossover,
-    exponent,
-    holm,
-    reached,
-)
-from bevreshape.experiments.outcomes import NotDoneError, Outcomes, paired
-from bevreshape.experiments.plan import PAIRS, THRESHOLDS, TensorPlan
+from bevreshape.experiments.intervals import Bounds, Comparison, Verdict, exponent, holm
+from bevreshape.experiments.models import Encoding
+from bevreshape.experiments.outcomes import paired
+from bevreshape.experiments.plan import PAIRS, THRESHOLDS
+from bevreshape.experiments.row import Row, available
 from bevreshape.experiments.runs import Setting
+from bevreshape.experiments.tensor_results import TO, Results
 from bevreshape.experiments.world import Pose
 
-TO = 0.1
-"""The error that counts as having learned a mapping in the primary rows: 90 % of what can be had."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A measurement and what follows from it.
-
-    Attributes:
-        claim: of the article, such as ``A8``.
-        question: what is asked.
-        measured: what was measured, with its unit.
-        value: by condition, in words and numbers.
-        verdict: in words.
-        primary: named in advance; its verdict is by Holm over all of these.
-    """
-
-    claim: str
-    question: str
-    measured: str
-    value: Mapping[str, str]
-    verdict: str
-    primary: bool = False
-
-
-def available(*makers: Callable[[], Sequence[Row]]) -> list[Row]:
-    """The rows of those that do not lack an entry."""
-    found: list[Row] = []
-    for make in makers:
-        with suppress(NotDoneError):
-            found += make()
-    return found
-
-
-@dataclass(frozen=True)
-class Results(Outcomes[TensorPlan]):
-    """What a study's tensor level has found.
-
-    Attributes:
-        costs: of the methods, by name: parameters, flops and bytes of one sample.
-    """
-
-    costs: Mapping[str, Mapping[str, int]]
-
-    def advantage(self, pose: Pose, sigma: float, samples: int | None, steps: int) -> Comparison:
-        """Of attention over the MLP, by error: a cell of the chart."""
-        mlp, attention = (Setting(one, pose, sigma, samples) for one in PAIRS[pose])
-        return self.compare(attention, mlp, steps)
-
-    def samples_to(self, method: str, threshold: float) -> list[Bounds]:
-        """Samples with which the error of a fixed camera gets to the threshold, one a seed; trained for as many steps as
-        was best on the tuning seeds."""
-        settings = [Setting(method, samples=amount) for amount in self.plan.samples]
-        errors = [self.errors(setting, self.best_steps(setting)) for setting in settings]
-        return [reached(self.plan.samples, list(line), threshold) for line in zip(*errors, strict=True)]
-
-    @cached_property
-    def primary(self) -> dict[str, Comparison]:
-        """The primary rows, named before anything was measured: attention in comparison with the MLP."""
-        sigma = self.plan.primary_sigma_deg
-        mlp, attention = Setting("mlp"), Setting("attention")
-        steps = [self.steps_to(setting, TO) for setting in (attention, mlp)]
-        flops = [
-            [Bounds(one.low * self.costs[name]["flops"], one.high * self.costs[name]["flops"]) for one in bounds]
-            for name, bounds in zip(("attention", "mlp"), steps, strict=True)
-        ]
-        return {
-            "fixed camera, error": self.advantage("unknown", 0.0, None, self.longest),
-            "fixed camera, steps": Comparison.of(*steps),
-            "fixed camera, compute": Comparison.of(*flops),
-            "fixed camera, samples": Comparison.of(self.samples_to("attention", TO), self.samples_to("mlp", TO)),
-            "moving camera, pose given": self.advantage("given", sigma, None, self.longest),
-            "moving camera, pose visible": self.advantage("visible", sigma, None, self.longest),
-        }
-
-    def overtaken(self, pose: Pose, samples: int | None, steps: int) -> list[Bounds]:
-        """The σ from which on attention is ahead, one a seed."""
-        levels = self.plan.sigma_deg
-        cells = [self.advantage(pose, sigma, samples, steps).seeds for sigma in levels]
-        shared = min(map(len, cells))
-        return [crossover(levels, [(cell[i].low + cell[i].high) / 2 for cell in cells]) for i in range(shared)]
+ENCODINGS: tuple[Encoding, ...] = ("sinusoidal", "learned")
+"""That are compared when tokens are permuted."""
 
 
 def rows(results: Results) -> list[Row]:
@@ -111,39 +25,100 @@ def rows(results: Results) -> list[Row]:
     return available(*(partial(make, results) for make in makers))
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a primary row is about: its claim, what was measured, how that is said, and what each side came to."""
+
+    claim: str
+    measured: str
+    ahead: str
+    behind: str
+    alike: str
+    sides: Mapping[str, str]
+
+
 def _primary(results: Results) -> list[Row]:
     sigma, longest = results.plan.primary_sigma_deg, results.longest
+    to = f"to {1 - TO:.0%} of what can be had"
+    mlp, attention = Setting("mlp"), Setting("attention")
+    steps = {"MLP": results.steps_to(mlp, TO), "attention": results.steps_to(attention, TO)}
+    flops = {name: results.costs[setting.method]["flops"] for name, setting in (("MLP", mlp), ("attention", attention))}
+    samples = {"MLP": results.samples_to("mlp", TO), "attention": results.samples_to("attention", TO)}
+
+    def error(claim: str, pose: Pose, sigma: float, where: str) -> _Asked:
+        return _Asked(
+            claim, f"error after {longest} steps of new samples{where}", "Attention’s error is {} times lower.",
+            "Attention’s error is {} times higher.", "Both come to the same error.",
+            {
+                name: mean_words(results.errors(Setting(method, pose, sigma)))
+                for name, method in zip(("MLP", "attention"), PAIRS[pose], strict=True)
+            },
+        )  # fmt: skip
+
+    def amount(what: str, many: str, sides: Mapping[str, str]) -> _Asked:
+        noun = what.partition(" ")[0]
+        return _Asked(
+            "A8", f"{what} {to}", f"The MLP needs {{}} times as {many} {noun}.", f"Attention needs {{}} times as {many} {noun}.",
+            f"Both need as {many} {noun}.", sides,
+        )  # fmt: skip
+
+    moving = f", σ = {sigma:g}°"
     asked = {
-        "fixed camera, error": ("A8", f"error after {longest} steps of new samples"),
-        "fixed camera, steps": ("A8", f"steps to {1 - TO:.0%} of what can be had"),
-        "fixed camera, compute": ("A8", f"FLOPs of a forward pass times steps to {1 - TO:.0%} of what can be had"),
-        "fixed camera, samples": ("A8", f"training samples to {1 - TO:.0%} of what can be had"),
-        "moving camera, pose given": ("A9", f"error after {longest} steps of new samples, σ = {sigma:g}°"),
-        "moving camera, pose visible": ("A9", f"error after {longest} steps of new samples, σ = {sigma:g}°"),
-    }
+        "fixed camera, error": error("A8", "unknown", 0.0, ""),
+        "fixed camera, steps": amount("steps", "many", {name: range_words(found) for name, found in steps.items()}),
+        "fixed camera, compute": amount(
+            "FLOPs of forward passes", "many",
+            {name: range_words([Bounds(one.low * flops[name], one.high * flops[name]) for one in found]) for name, found in steps.items()},
+        ),
+        "fixed camera, samples": amount(
+            "samples to train on", "many", {name: range_words(found) for name, found in samples.items()}
+        ),
+        "moving camera, pose given": error("A9", "given", sigma, moving),
+        "moving camera, pose visible": error("A9", "visible", sigma, moving),
+    }  # fmt: skip
     verdicts = holm(results.primary)
     return [
         Row(
-            asked[name][0], f"Attention and MLP: {name}", f"{asked[name][1]}, MLP relative to attention",
-            {"": str(comparison)}, f"attention {verdicts[name]}", primary=True,
+            asked[name].claim, name, asked[name].measured, {"MLP / attention": str(comparison)}, f"attention {verdicts[name]}",
+            primary=True, absolute=asked[name].sides, sentence=_sentence(asked[name], comparison, verdicts[name]),
         )
         for name, comparison in results.primary.items()
     ]  # fmt: skip
 
 
+def _sentence(asked: _Asked, comparison: Comparison, verdict: Verdict) -> str:
+    mean, low, high = comparison.interval()
+    match verdict:
+        case Verdict.ALIKE:
+            return asked.alike
+        case Verdict.OPEN:
+            return "These seeds do not decide it."
+        case Verdict.AHEAD:
+            least, most, said = low, high, asked.ahead
+        case Verdict.BEHIND:
+            least, most, mean, said = -high, -low, -mean, asked.behind
+    known = math.isfinite(least) and math.isfinite(most)
+    return said.format(f"{math.exp(mean):.2g}" if known else f"at least {math.exp(least):.2g}")
+
+
 def _controls(results: Results) -> list[Row]:
     sigma, longest = results.plan.primary_sigma_deg, results.longest
-    permuted = results.compare(Setting("mlp", permuted=True), Setting("mlp"))
+    ordered, permuted = Setting("mlp"), Setting("mlp", permuted=True)
+    found = results.compare(permuted, ordered)
     nowhere = results.advantage("unknown", sigma, None, longest)
     return [
         Row(
             "control", "The pose is nowhere to be found: no method can be ahead",
-            f"error after {longest} steps, σ = {sigma:g}°, MLP relative to attention", {"": str(nowhere)},
-            f"attention {nowhere.verdict()}",
+            f"error after {longest} steps, σ = {sigma:g}°", {"MLP / attention": str(nowhere)}, f"attention {nowhere.verdict()}",
+            absolute={
+                name: mean_words(results.errors(Setting(method, "unknown", sigma)))
+                for name, method in zip(("MLP", "attention"), PAIRS["unknown"], strict=True)
+            },
         ),
         Row(
-            "control", "Tokens in another order from the start: an MLP cannot tell", f"error after {longest} steps, relative to in order",
-            {"": str(permuted)}, f"permuted {permuted.verdict()}",
+            "control", "Tokens in another order from the start: an MLP cannot tell", f"error after {longest} steps",
+            {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
+            absolute={"in order": mean_words(results.errors(ordered)), "permuted": mean_words(results.errors(permuted))},
         ),
     ]  # fmt: skip
 
@@ -188,9 +163,13 @@ def _a8_delay(results: Results) -> list[Row]:
     }
     return [
         Row(
-            "A8", "Attention converges later", "steps to so much of what can be had, MLP relative to attention",
+            "A8", "Attention converges later", "steps to so much of what can be had, MLP / attention",
             {share: str(found) for share, found in compared.items()},
             "; ".join(f"{share}: attention {found.verdict()}" for share, found in compared.items()),
+            absolute={
+                name: ", ".join(range_words(results.steps_to(Setting(method), to)) for to in THRESHOLDS)
+                for name, method in (("MLP", "mlp"), ("attention", "attention"))
+            },
         )
     ]  # fmt: skip
 
@@ -200,8 +179,12 @@ def _a8_content(results: Results) -> list[Row]:
     return [
         Row(
             "A8", "… and how much of that is content in the keys?",
-            f"steps to {1 - TO:.0%} with keys of place alone, relative to keys of content and place", {"": str(content)},
+            f"steps to {1 - TO:.0%} of what can be had", {"keys of place / of content and place": str(content)},
             f"with content {content.verdict()}",
+            absolute={
+                name: range_words(results.steps_to(Setting(method), TO))
+                for name, method in (("keys of place", "positional"), ("of content and place", "attention"))
+            },
         )
     ]  # fmt: skip
 
@@ -244,29 +227,41 @@ def _a9(results: Results) -> list[Row]:
 
 
 def _a11(results: Results) -> list[Row]:
-    found = results.compare(Setting("attention", encoding="none"), Setting("attention"))
+    placed, unplaced = Setting("attention"), Setting("attention", encoding="none")
+    found = results.compare(unplaced, placed)
     return [
         Row(
-            "A11", "Attention needs positional encoding", f"error after {results.longest} steps with it, relative to without it",
-            {"": str(found)}, f"without encoding {found.verdict()}",
+            "A11", "Attention needs positional encoding", f"error after {results.longest} steps",
+            {"with it / without it": str(found)}, f"without encoding {found.verdict()}",
+            absolute={"with it": mean_words(results.errors(placed)), "without it": mean_words(results.errors(unplaced))},
         )
     ]  # fmt: skip
 
 
 def _a12(results: Results) -> list[Row]:
-    found = {
-        encoding: results.compare(
-            Setting("attention", encoding=encoding, permuted=True), Setting("attention", encoding=encoding)
-        )
-        for encoding in ("sinusoidal", "learned")
+    pairs = {
+        str(encoding): (Setting("attention", encoding=encoding), Setting("attention", encoding=encoding, permuted=True))
+        for encoding in ENCODINGS
     }
+    found = {name: results.compare(permuted, ordered) for name, (ordered, permuted) in pairs.items()}
     return [
         Row(
             "A12", "A fixed permutation that is there in training already harms an attention",
-            f"error after {results.longest} steps in order, relative to permuted", {name: str(one) for name, one in found.items()},
+            f"error after {results.longest} steps, in order / permuted", {name: str(one) for name, one in found.items()},
             "; ".join(f"{name}: permuted {one.verdict()}" for name, one in found.items()),
+            absolute={
+                name: " and ".join(mean_words(results.errors(setting)) for setting in pair) for name, pair in pairs.items()
+            },
         )
     ]  # fmt: skip
 
 
-__all__ = ["ALPHA", "Results", "Row", "Verdict", "rows"]
+def mean_words(errors: Sequence[float]) -> str:
+    """The geometric mean of errors, over which ratios are means too."""
+    return "diverged" if math.inf in errors else f"{statistics.geometric_mean(errors):.2g}"
+
+
+def range_words(amounts: Sequence[Bounds]) -> str:
+    """From the least to the most that seeds may have needed."""
+    low, high = min(one.low for one in amounts), max(one.high for one in amounts)
+    return f"more than {low:.3g}" if high == math.inf else f"{low:.3g} to {high:.3g}"

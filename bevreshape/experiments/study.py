@@ -10,8 +10,10 @@ from bevreshape.experiments.models import METHODS
 from bevreshape.experiments.outcomes import Outcomes, P
 from bevreshape.experiments.plan import TensorPlan
 from bevreshape.experiments.records import Entry, Records
-from bevreshape.experiments.rows import Results, Row, rows
+from bevreshape.experiments.row import Row
+from bevreshape.experiments.rows import rows
 from bevreshape.experiments.runs import Budget, Setting, cost, from_plain, judge, to_plain, tune
+from bevreshape.experiments.tensor_results import Results
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tuned
 

@@ -1,0 +1,63 @@
+"""What the tensor level of a study has found, and how its methods compare."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from bevreshape.experiments.intervals import Bounds, Comparison, crossover, reached
+from bevreshape.experiments.outcomes import Outcomes
+from bevreshape.experiments.plan import PAIRS, TensorPlan
+from bevreshape.experiments.runs import Setting
+from bevreshape.experiments.world import Pose
+
+TO = 0.1
+"""The error that counts as having learned a mapping in the primary rows: 90 % of what can be had."""
+
+
+@dataclass(frozen=True)
+class Results(Outcomes[TensorPlan]):
+    """What a study's tensor level has found.
+
+    Attributes:
+        costs: of the methods, by name: parameters, flops and bytes of one sample.
+    """
+
+    costs: Mapping[str, Mapping[str, int]]
+
+    def advantage(self, pose: Pose, sigma: float, samples: int | None, steps: int) -> Comparison:
+        """Of attention over the MLP, by error: a cell of the chart."""
+        mlp, attention = (Setting(one, pose, sigma, samples) for one in PAIRS[pose])
+        return self.compare(attention, mlp, steps)
+
+    def samples_to(self, method: str, threshold: float) -> list[Bounds]:
+        """Samples with which the error of a fixed camera gets to the threshold, one a seed; trained for as many steps as
+        was best on the tuning seeds."""
+        settings = [Setting(method, samples=amount) for amount in self.plan.samples]
+        errors = [self.errors(setting, self.best_steps(setting)) for setting in settings]
+        return [reached(self.plan.samples, list(line), threshold) for line in zip(*errors, strict=True)]
+
+    @cached_property
+    def primary(self) -> dict[str, Comparison]:
+        """The primary rows, named before anything was measured: attention in comparison with the MLP."""
+        sigma = self.plan.primary_sigma_deg
+        mlp, attention = Setting("mlp"), Setting("attention")
+        steps = [self.steps_to(setting, TO) for setting in (attention, mlp)]
+        flops = [
+            [Bounds(one.low * self.costs[name]["flops"], one.high * self.costs[name]["flops"]) for one in bounds]
+            for name, bounds in zip(("attention", "mlp"), steps, strict=True)
+        ]
+        return {
+            "fixed camera, error": self.advantage("unknown", 0.0, None, self.longest),
+            "fixed camera, steps": Comparison.of(*steps),
+            "fixed camera, compute": Comparison.of(*flops),
+            "fixed camera, samples": Comparison.of(self.samples_to("attention", TO), self.samples_to("mlp", TO)),
+            "moving camera, pose given": self.advantage("given", sigma, None, self.longest),
+            "moving camera, pose visible": self.advantage("visible", sigma, None, self.longest),
+        }
+
+    def overtaken(self, pose: Pose, samples: int | None, steps: int) -> list[Bounds]:
+        """The σ from which on attention is ahead, one a seed."""
+        levels = self.plan.sigma_deg
+        cells = [self.advantage(pose, sigma, samples, steps).seeds for sigma in levels]
+        shared = min(map(len, cells))
+        return [crossover(levels, [(cell[i].low + cell[i].high) / 2 for cell in cells]) for i in range(shared)]
