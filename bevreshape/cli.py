@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -95,23 +96,28 @@ def _keeping(failures: list[Exception], main: Callable[[DictConfig], None]) -> C
 
 
 def composed(arguments: Sequence[str]) -> dict[str, Any]:
-    """The config of a training, for a script that takes the same overrides but is no command of Hydra's.
+    """The config of a training, for a script that takes the same overrides, or a command that trains on the way; the command's
+    own Hydra stays as it is.
 
     Raises:
         InputError: for an override that no training takes.
     """
+    running, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
     try:
         _announce()
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = hydra.compose("train", [*arguments], return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)  # names are made of the groups that were chosen
-            own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+            own = plain_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
     except Exception as error:
         sentence = explain_override(error, conf_dir(), "train", arguments) or explain(error)
         if sentence is None:
             raise
         raise InputError(sentence) from error
-    return read_settings(settings.Train, plain_config(own))
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, config
+    return read_settings(settings.Train, own)
 
 
 def say(sentence: str) -> None:
