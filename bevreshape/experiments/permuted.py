@@ -1,0 +1,31 @@
+"""An encoder whose tokens come in another order, for a training that never sees them in order (claim A12)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bevreshape.encoders import TimmEncoder
+from bevreshape.lab.order import permute_tokens
+
+
+class PermutedEncoder(TimmEncoder):
+    """Features of one scale, those of every camera permuted alike, the same for all samples.
+
+    Args:
+        permutation: seed of it.
+        options: of the encoder.
+    """
+
+    permutation: Tensor
+
+    def __init__(self, *, permutation: int, **options: Any) -> None:
+        super().__init__(**options)
+        (source,) = self.sources
+        drawn = torch.randperm(source.tokens, generator=torch.Generator().manual_seed(permutation))
+        self.register_buffer("permutation", drawn)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = super().forward(image)
+        assert isinstance(features, Tensor)
+        return permute_tokens(features, self.permutation)

@@ -1,0 +1,178 @@
+"""One training of the task level, by ``bevreshape.train`` itself, and what is measured of the trained model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from bevreshape import train
+from bevreshape.build import Frame, build_data, build_model
+from bevreshape.checkpoint import load_weights, read_checkpoint
+from bevreshape.cli import composed
+from bevreshape.data.batch import Batch
+from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.errors import Divergence
+from bevreshape.experiments.task_instruments import Inspected, costs, inspect
+from bevreshape.experiments.task_plan import ALONE
+from bevreshape.lab.evaluation import Variant, iou_of
+from bevreshape.metrics import BEVIoU
+from bevreshape.model import BEVModel
+from bevreshape.runfolder import begin, held
+from bevreshape.stored import read_history, read_json
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run of ``bevreshape.train``.
+
+    Attributes:
+        folder: of the run.
+        config: as composed.
+        curve: step and mean validation IoU.
+        metrics: of validation and test, by the names of ``metrics.json``; empty where training diverged.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    curve: tuple[tuple[int, float], ...]
+    metrics: Mapping[str, float]
+
+
+def run(arguments: Sequence[str], folder: Path) -> Trained:
+    """Train, or resume what was begun in the folder, or read what is done there.
+
+    Args:
+        arguments: that decide what comes of it.
+        folder: of this training and no other.
+
+    Raises:
+        InputError: for arguments that no training takes.
+    """
+    config = composed([*arguments, *ALONE])
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder), (folder / "train.log").open("a", encoding="utf-8") as log, _speaking_to(log):
+        if not (folder / "metrics.json").exists():
+            train.check(config).prepare_data()
+            begin(folder, config)
+            try:
+                train.train(config, folder, (folder / "checkpoints" / "last.ckpt").exists())
+            except Divergence:
+                return Trained(folder, config, (), {})
+    rows = read_history(folder / "history.csv")
+    curve = tuple((int(row["step"]), float(row["val/iou/mean"])) for row in rows if row.get("val/iou/mean"))
+    return Trained(folder, config, curve, read_json(folder / "metrics.json"))
+
+
+@contextmanager
+def _speaking_to(log: TextIO) -> Iterator[None]:
+    with redirect_stdout(log), redirect_stderr(log):
+        yield
+
+
+def best_model(trained: Trained) -> tuple[BEVModel, BEVDataModule]:
+    """The model of the best validation, in evaluation, and its data."""
+    data = data_of(trained.config)
+    model = build_model(trained.config, Frame.of(data.source))
+    best = trained.folder / "checkpoints" / "best.ckpt"
+    load_weights(model, read_checkpoint(best), best)
+    return model.eval(), data
+
+
+def data_of(config: Mapping[str, Any], jitter: Mapping[str, float] | None = None) -> BEVDataModule:
+    """The data of a run, with cameras that move otherwise where a jitter is given, its test split prepared."""
+    node = dict(config["data"]) if jitter is None else {**config["data"], "jitter": dict(jitter)}
+    data = build_data({"data": node, "seed": 0})
+    data.source.prepare(("test",))
+    return data
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The batches of a test split, as a model takes them; begins anew whenever it is read."""
+
+    data: BEVDataModule
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.data.test_dataloader():
+            yield self.data.on_after_batch_transfer(batch, 0)
+
+
+def metric_of(data: BEVDataModule) -> BEVIoU:
+    """IoU of its classes on its grid."""
+    return BEVIoU(data.source.classes, data.source.grid)
+
+
+def unseen_iou(model: BEVModel, trained: Trained, jitter: Mapping[str, float]) -> float:
+    """Mean IoU of the test with cameras that move otherwise than in training."""
+    data = data_of(trained.config, jitter)
+    return iou_of(model, Tested(data), metric_of(data), {"": Variant()})[""]["iou/mean"]
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What a training came to.
+
+    Attributes:
+        curve: step and mean validation IoU.
+        iou: of the test by class, and ``mean``; empty where training diverged.
+        unseen: mean IoU with cameras that were not seen in training, by what is unseen of them.
+        inspected: figures of the model; ``None`` for short trainings.
+        costs: see :func:`costs`.
+        seconds: of training.
+    """
+
+    curve: tuple[tuple[int, float], ...]
+    iou: Mapping[str, float]
+    unseen: Mapping[str, float]
+    inspected: Inspected | None
+    costs: Mapping[str, int]
+    seconds: float
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        plain = asdict(self)
+        plain["curve"] = [[step, _rounded(value)] for step, value in self.curve]
+        for key in ("iou", "unseen", "inspected"):
+            plain[key] = plain[key] and {name: _rounded(value) for name, value in plain[key].items()}
+        return plain | {"seconds": _rounded(self.seconds)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "TaskOutcome":
+        """The inverse of :meth:`to_plain`."""
+        inspected = plain["inspected"]
+        return cls(
+            tuple((step, value) for step, value in plain["curve"]), plain["iou"], plain["unseen"],
+            None if inspected is None else Inspected(**inspected), plain["costs"], plain["seconds"],
+        )  # fmt: skip
+
+
+def judge(
+    arguments: Sequence[str], folder: Path, unseen: Mapping[str, Mapping[str, float]], examined: int
+) -> TaskOutcome:
+    """Train and measure.
+
+    Args:
+        arguments: that decide what comes of it.
+        folder: of this training and no other.
+        unseen: jitters of cameras in the test.
+        examined: samples for the instruments; 0 leaves them out.
+    """
+    trained = run(arguments, folder)
+    if not trained.metrics:
+        return TaskOutcome((), {}, {}, None, {}, 0.0)
+    model, data = best_model(trained)
+    prefix = "test/iou/"
+    names = [*data.source.classes, "mean"]
+    return TaskOutcome(
+        trained.curve,
+        {name: value for name in names if (value := trained.metrics[prefix + name]) is not None},
+        {what: unseen_iou(model, trained, jitter) for what, jitter in unseen.items()},
+        inspect(model, Tested(data), metric_of(data), examined) if examined else None,
+        costs(model, next(iter(Tested(data)))),
+        trained.metrics["fit/seconds"],
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

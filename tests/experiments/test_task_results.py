@@ -1,0 +1,108 @@
+"""Shares, steps, compute and advantages of trainings whose figures are written down."""
+
+import math
+
+import pytest
+
+from bevreshape.experiments.intervals import Bounds
+from bevreshape.experiments.rows import NotDoneError
+from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
+from bevreshape.experiments.task_results import TaskResults, ahead, between
+from bevreshape.experiments.task_training import TaskOutcome
+
+PLAN = TaskPlan((), 2, (100, 200, 400), 2, (0.01,), 2, 0, (0.0, 2.0), 0.0, 5.0, 0.2, 2)
+IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
+
+
+def outcome(iou: float | None, flops: int = 10, curve=((50, 0.1), (100, 0.2))) -> TaskOutcome:
+    if iou is None:
+        return TaskOutcome((), {}, {}, None, {}, 0.0)
+    costs = {"parameters": 1, "flops": flops, "reshaper_parameters": 1, "reshaper_flops": 2}
+    return TaskOutcome(tuple(curve), {"mean": iou}, {"angles": iou / 2}, None, costs, 1.0)
+
+
+def within(low: float | int, high: float | int) -> Bounds:
+    return Bounds(float(low), float(high))
+
+
+def made(**ious) -> TaskResults:
+    """Of IoU by steps, seed by seed."""
+    settings = {"ipm": IPM, "mlp": MLP, "attention": ATTENTION}
+    outcomes = {
+        (settings[name], steps, seed): outcome(value, flops=40 if name == "attention" else 10)
+        for name, seeds in ious.items()
+        for seed, line in enumerate(seeds)
+        for steps, value in zip(PLAN.steps, line, strict=True)
+    }
+    return TaskResults(PLAN, outcomes)
+
+
+RESULTS = made(
+    ipm=[(0.1, 0.3, 0.5), (0.1, 0.3, 0.4)],
+    mlp=[(0.1, 0.25, 0.5), (0.2, 0.4, 0.4)],
+    attention=[(0.0, 0.1, 0.25), (0.1, 0.2, None)],
+)
+
+
+def test_shares_are_of_ipm_with_the_same_seed_in_its_largest_budget() -> None:
+    assert RESULTS.shares(MLP) == [1.0, 1.0]
+    assert RESULTS.shares(MLP, 200) == [0.5, 1.0]
+    assert RESULTS.shares(ATTENTION) == [0.5, 0.0]  # the second diverged
+
+
+def test_steps_to_a_share_are_those_of_whole_trainings() -> None:
+    assert RESULTS.steps_to(MLP, 0.5) == [within(100, 200), within(1, 100)]
+    assert RESULTS.steps_to(MLP, 1.0) == [within(200, 400), within(100, 200)]
+    assert RESULTS.steps_to(ATTENTION, 0.9) == [within(400, math.inf)] * 2
+
+
+def test_compute_is_flops_of_all_samples() -> None:
+    assert RESULTS.compute_to(MLP, 1.0) == [within(200 * 20, 400 * 20), within(100 * 20, 200 * 20)]
+    assert RESULTS.compute_to(MLP, 1.0, "reshaper_flops") == [within(200 * 4, 400 * 4), within(100 * 4, 200 * 4)]
+
+
+def test_steps_within_a_training_are_to_ipms_best_validation() -> None:
+    curves = {IPM: ((10, 0.3), (20, 0.4)), MLP: ((10, 0.1), (20, 0.2))}
+    outcomes = {(s, 400, seed): outcome(0.5, curve=curves[s]) for s in curves for seed in (0, 1)}
+    results = TaskResults(PLAN, outcomes)
+    assert results.history_to(MLP, 0.5) == [within(10, 20)] * 2
+    assert results.history_to(MLP, 0.6) == [within(20, math.inf)] * 2
+
+
+def test_equal_compute_is_that_of_the_cheaper_method() -> None:
+    """Attention takes four times the FLOPs of a sample, so the MLP's 400 steps are 100 of it."""
+    flops, own, other = RESULTS.at_equal_compute(ATTENTION, MLP)
+    assert flops == 400 * 2 * 10
+    assert own == [0.0, 0.1]
+    assert other == [0.5, 0.4]
+
+
+def test_between_two_budgets_iou_is_linear_in_the_logarithm_of_steps() -> None:
+    assert between((100, 400), (0.2, 0.4), 200.0) == pytest.approx(0.3)
+    assert between((100, 400), (0.2, 0.4), 400.0) == pytest.approx(0.4)
+    assert between((100, 400), (0.2, 0.4), 50.0) == 0.2
+    assert between((100, 400), (0.2, 0.4), 1000.0) == 0.4
+
+
+def test_an_advantage_is_the_ratio_of_iou_pair_by_pair() -> None:
+    mean, *_ = ahead([0.4, 0.6], [0.2, 0.3]).interval()
+    assert math.exp(mean) == pytest.approx(2)
+    assert ahead([0.44, 0.43, 0.42], [0.43, 0.42, 0.41]).verdict() == "alike"
+    assert ahead([0.2, 0.21], [0.4, 0.42]).verdict() == "behind"
+
+
+def test_a_method_that_diverged_is_not_ahead_and_does_not_decide() -> None:
+    found = RESULTS.advantage(ATTENTION, MLP)
+    assert found.seeds[1].low == -math.inf
+    assert str(ahead([0.0, 0.0], [0.4, 0.4])).startswith("at most")
+
+
+def test_what_is_not_done_is_not_said() -> None:
+    with pytest.raises(NotDoneError):
+        RESULTS.iou(TaskSetting("mlp", True))
+    with pytest.raises(NotDoneError):
+        RESULTS.inspected(MLP)
+    with pytest.raises(NotDoneError):
+        TaskResults(PLAN, {}).cost(MLP, "flops")
+    with pytest.raises(NotDoneError):
+        RESULTS.iou(TaskSetting("attention", permuted=True))  # of no seed in this plan

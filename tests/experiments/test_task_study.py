@@ -1,0 +1,180 @@
+"""The task level of a study: rates from a world of their own, entries that are done once, and rows of what is done."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bevreshape.errors import InputError
+from bevreshape.experiments import level, task_training
+from bevreshape.experiments.records import Records
+from bevreshape.experiments.runs import TUNING_SEED
+from bevreshape.experiments.task import TaskStudy
+from bevreshape.experiments.task_instruments import Inspected
+from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
+from bevreshape.experiments.task_training import TaskOutcome, Trained
+
+PLAN = TaskPlan(
+    arguments=("data.image_size=[32,64]",),
+    batch=4,
+    steps=(10, 40),
+    validations=4,
+    rates=(0.001, 0.01, 0.1),
+    seeds=3,
+    variant_seeds=2,
+    sigma_deg=(0.0, 2.0),
+    tuned_sigma_deg=2.0,
+    unseen_sigma_deg=5.0,
+    unseen_height_m=0.2,
+    examined=3,
+)
+
+BEST = {10: 0.01, 40: 0.001}
+"""Rates that are made to be the best after so many steps."""
+
+
+def value(arguments, key: str) -> str:
+    (found,) = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
+    return found
+
+
+def fake_iou(arguments) -> float:
+    """Attention with the pose is ahead, without it behind; longer trainings are better."""
+    method, posed = value(arguments, "reshaper"), "reshaper.calibration=true" in arguments
+    base = {"ipm": 0.5, "mlp": 0.4, "cross_attention": 0.48 if posed else 0.2}[method]
+    longer = 1.0 if value(arguments, "trainer.max_steps") == "40" else 0.6
+    return base * longer * (1 + 0.01 * int(value(arguments, "seed")))
+
+
+def pretend(patch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Train nothing; arguments of all trainings that are asked for from here on."""
+    asked: list[list[str]] = []
+
+    def run(arguments, folder: Path) -> Trained:
+        asked.append(list(arguments))
+        folder.mkdir(parents=True)
+        off = abs(float(value(arguments, "optimizer.lr")) - BEST[int(value(arguments, "trainer.max_steps"))])
+        return Trained(folder, {}, (), {"val/iou/mean": 0.5 - off})
+
+    def judge(arguments, folder: Path, unseen, examined: int) -> TaskOutcome:
+        asked.append(list(arguments))
+        folder.mkdir(parents=True)
+        iou, steps = fake_iou(arguments), int(value(arguments, "trainer.max_steps"))
+        curve = tuple((steps * k // 4, iou * k / 4) for k in range(1, 5))
+        inspected = Inspected(0.1, 0.2, 0.05, 0.25, iou / 2, iou / 4) if examined else None
+        costs = {"parameters": 9, "flops": 1000, "reshaper_parameters": 5, "reshaper_flops": 100}
+        return TaskOutcome(curve, {"road": iou, "mean": iou}, dict.fromkeys(unseen, iou / 2), inspected, costs, 1.5)
+
+    patch.setattr(task_training, "run", run)
+    patch.setattr(task_training, "judge", judge)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaskStudy, list[list[str]]]:
+    """A study and the arguments of its trainings, none of which is real."""
+    study = TaskStudy(PLAN, Records(tmp_path_factory.mktemp("study")))
+    with pytest.MonkeyPatch.context() as patch:
+        asked = pretend(patch)
+        for _ in level.run([study]):
+            pass
+    return study, asked
+
+
+@pytest.fixture
+def study(done: tuple[TaskStudy, list[list[str]]], tmp_path: Path) -> TaskStudy:
+    """A copy of it."""
+    shutil.copy(done[0].records.path, tmp_path)
+    return TaskStudy(PLAN, Records(tmp_path))
+
+
+def test_all_that_is_planned_is_done_once(done: tuple[TaskStudy, list[list[str]]]) -> None:
+    study, trained = done
+    assert isinstance(study, level.Level)
+    assert set(study.planned()) == set(study.records.read())
+    assert level.left(study) == []
+    assert len({tuple(arguments) for arguments in trained}) == len(trained)
+    # σ = 0: ipm, mlp, attention of two budgets, and both with the pose of one; σ = 2: five; three seeds; 5 variants of two
+    assert sum(f"seed={TUNING_SEED}" not in arguments for arguments in trained) == (3 * 2 + 2 + 5) * 3 + 5 * 2
+    assert not list((study.records.folder / "runs").iterdir())
+
+
+def test_rates_are_chosen_where_nothing_is_judged(done: tuple[TaskStudy, list[list[str]]]) -> None:
+    for arguments in done[1]:
+        steps, tuning = int(value(arguments, "trainer.max_steps")), value(arguments, "seed") == str(TUNING_SEED)
+        assert value(arguments, "data.seed") == value(arguments, "seed")
+        assert tuning or float(value(arguments, "optimizer.lr")) == BEST[steps]
+        assert not tuning or value(arguments, "data.jitter.yaw_deg") == "2"
+    assert any(value(a, "optimizer.lr") == "0.0003162" for a in done[1])  # the best was at an end of the rates
+
+
+def test_an_interrupted_study_does_what_is_left(study: TaskStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = study.records.path.read_text().splitlines(keepends=True)
+    lost = [line for line in lines if '"task-attention-given-sigma2-steps40-seed1"' in line]
+    study.records.path.write_text("".join(line for line in lines if line not in lost))
+    trained = pretend(monkeypatch)
+    assert [one.name for one in level.run([study])] == ["task-attention-given-sigma2-steps40-seed1"]
+    assert len(trained) == 1
+    assert study.records.path.read_text().splitlines(keepends=True)[-1:] == lost
+
+
+def test_every_row_has_a_value_and_a_verdict(study: TaskStudy) -> None:
+    found = study.rows()
+    assert {"A7", "A8", "A9", "A11", "A12", "beyond"} == {row.claim for row in found}
+    for row in found:
+        assert row.verdict
+        assert all(row.value.values())
+    said = {row.question: row for row in found}
+    assert said["On the task, fixed camera: who is better in the end?"].verdict == "attention behind"
+    given = said["On the task, moving camera, pose given: who is better?"]
+    assert given.value["σ = 2°"] == "1.2 [1.2, 1.2]: attention 0.485 (96% of IPM's), MLP 0.404 (80% of IPM's)"
+    assert given.verdict == "σ = 0°: attention ahead; σ = 2°: attention ahead"
+    assert said["On the task: what is the pose worth to MLP?"].verdict.endswith("σ = 2°: with the pose alike")
+    bears = said["On the task, cameras that move by σ = 5° in the test alone, pose not given: who bears it?"]
+    assert bears.value["trained at 2°"] == "0.5 [0.5, 0.5]: attention 0.101, MLP 0.202, IPM 0.253"
+
+
+def test_rows_of_what_is_not_done_are_left_out(study: TaskStudy) -> None:
+    every = len(study.rows())
+    lines = study.records.path.read_text().splitlines(keepends=True)
+    study.records.path.write_text("".join(line for line in lines if "none" not in line.partition(",")[0]))
+    assert len(study.rows()) == every - 1
+    study.records.path.write_text("")
+    assert study.rows() == []
+
+
+def test_other_arguments_make_other_entries(study: TaskStudy) -> None:
+    other = TaskStudy(replace(PLAN, batch=8), study.records)
+    with pytest.raises(InputError, match="was made with arguments="):
+        level.left(other)
+
+
+def test_a_plan_without_variants_has_none() -> None:
+    plan = replace(PLAN, variant_seeds=0)
+    assert all(setting.plain for setting, _, _ in plan.judged())
+    assert len(plan.judged()) == (3 * 2 + 2 + 5) * 3
+
+
+def test_what_is_known_of_the_camera_is_the_same_for_both() -> None:
+    for method in ("mlp", "attention"):
+        assert "reshaper.calibration=true" in TaskSetting(method, pose=True).arguments(0)
+        assert not any("calibration" in argument for argument in TaskSetting(method).arguments(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sigma_deg": (1.0, 2.0)}, "must begin with 0"),
+        ({"steps": (40, 10)}, "ascending order"),
+        ({"steps": (40,)}, "two at least"),
+        ({"rates": ()}, "ascending order"),
+        ({"tuned_sigma_deg": 3.0}, "must be one of"),
+        ({"seeds": 1}, "seeds=1 must be an integer ≥ 2"),
+        ({"variant_seeds": 1}, "must be 0, which leaves them out, or 2 to seeds=3"),
+        ({"examined": 1}, "examined=1 must be an integer ≥ 2"),
+    ],
+)
+def test_plans_that_make_no_sense_are_refused(change: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        replace(PLAN, **change)
