@@ -38,6 +38,8 @@ class Progress:
         self._console = Console(stderr=True)
         self.what = what
         self.note = ""
+        self.effort: tuple[float, float] | None = None
+        """Of what this run has done and of what is left, where some steps take longer than others."""
         self.total = total
         self.done = self._before = done
         self._began = self._drawn = time.monotonic()
@@ -101,7 +103,8 @@ class Progress:
 
     def _said(self, now: float) -> str:
         here, spent = self.done - self._before, now - self._began
-        left = f", about {duration(spent / here * (self.total - self.done))} left" if here else ""
+        done, rest = self.effort or (here, self.total - self.done)
+        left = f", about {duration(spent / done * rest)} left" if done else ""
         note = f", {self.note}" if self.note else ""
         return f"{self.done} of {self.total} in {duration(spent)}{left}{note}"
 

@@ -20,24 +20,20 @@ from rich.console import Console
 from bevreshape import __version__, cli
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.errors import InputError, suggest
+from bevreshape.experiments.levels import PLAN_FILE, Study
+from bevreshape.experiments.page import claims, sections
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.lab.charts import sections
-from bevreshape.lab.claims import claims
-from bevreshape.lab.experiments import Place
 from bevreshape.lab.order import PermutedReshaper
 from bevreshape.lab.overview import costs, curves, examples, results, sweeps
 from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
-from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Claim, Report, render, write
-from bevreshape.lab.plan import PLAN_FILE, Plan, units
-from bevreshape.lab.records import Study
-from bevreshape.lab.results import Results
-from bevreshape.lab.runs import grouped, read_runs
+from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Report, render, write
+from bevreshape.lab.runs import Run, grouped, read_runs
 from bevreshape.lab.shown import Shown, comparable, first_batch, mean_iou, one_sample
 from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
 from bevreshape.progress import Progress
 from bevreshape.reshapers import GeometricReshaper, Reshaper
-from bevreshape.stored import read_trust, read_yaml
+from bevreshape.stored import read_trust
 
 ROOM_FOR_REMARKS = 20_000
 """Bytes of a page for what is said of that which was left out, and for signs that HTML spells out."""
@@ -59,10 +55,14 @@ Example:
   python -m bevreshape.report runs/2026-01-31 sweeps/2026-02-01 out=compared.html
 """
 
+RUNS_TEXT = (
+    "IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the standard deviation of "
+    "the seeds."
+)
+
 CLAIMS_TEXT = (
-    "Values are means over the seeds with the interval that holds the true mean with 95 % confidence. A claim holds where the "
-    "whole interval follows the rule beside its measurement, does not hold where the whole interval breaks it, and is "
-    "undecided otherwise. Runs that never got to a threshold are censored: they took at least as long as they ran."
+    "The rows of the study that were named before anything was measured. Ratios are means over the seeds with the interval that "
+    "holds the true mean with 95 % confidence; the rules stand below."
 )
 
 
@@ -79,71 +79,54 @@ def main(
         if value < 1:
             raise InputError(f"{key}={value} must be an integer >= 1")
     trust = read_trust(trust)
-    rows = grouped([run for folder in folders for run in read_runs(folder)])
+    plans = [plan for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
+    studies = [Study.stored(plan.parent) for plan in plans]
+    alone = [plan.parent for plan in plans]
+    rows = grouped([run for folder in folders if folder not in alone for run in read_runs(folder)])
     rows.sort(key=lambda runs: -mean_iou(runs))
-    shown, remarks = comparable(rows, trust)
-    reference = shown[0].runs[0]
-    batch, exact = (first_batch(reference, samples, trust, **given) for given in ({}, {"calibration": "exact"}))
-    true = cameras_of(exact)
     style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
-        studies = [study_results(plan.parent) for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
-        found = [
-            *(section for study in studies for section in sections(study)),
-            results(rows),
-            curves(rows),
-            costs(shown),
-            *sweeps(rows),
-            examples(shown, batch),
-        ]
         page = Report(
             title="View transformers compared",
-            text="IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the "
-            "standard deviation of the seeds.",
+            text=RUNS_TEXT if rows else "",
             claims_text=CLAIMS_TEXT,
-            claims=[
-                Claim(
-                    row.number,
-                    row.claim,
-                    row.measurement,
-                    "\n".join(row.lines),
-                    row.verdict.replace(" · ", "\n"),
-                    row.holds,
-                )
-                for study in studies
-                for row in claims(study.plan, study.records)
-            ],
-            sections=[section for section in found if section is not None],
-            explorer=None,
-            source=f"Made by bevreshape {__version__} of {sum(map(len, rows))} runs.",
+            claims=[claim for study in studies for claim in claims(study)],
+            sections=[section for study in studies for section in sections(study)],
+            source=f"Made by bevreshape {__version__} of {_amounts(rows, studies)}.",
         )
-        whole = explorer(shown, batch, true, cells, probes)
-        least = replace(
-            whole, scenes=whole.scenes[:1], exhibits=[replace(one, views=one.views[:1]) for one in whole.exhibits[:1]]
-        )
-        around = len(render(replace(page, explorer=least)).encode()) - len(json.dumps(explorer_data(least)))
-        fitted, left_out = fitting(whole, MOST_BYTES - around - ROOM_FOR_REMARKS)
-        remarks += left_out
-        write(replace(page, explorer=fitted, source=" ".join([page.source, *remarks])), out)
+        page, remarks = with_runs(page, rows, samples, cells, probes, trust) if rows else (page, [])
+        write(page, out)
     for remark in remarks:
         Console(stderr=True).print(remark, markup=False, highlight=False, soft_wrap=True)
     Console().print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 
-def study_results(folder: Path) -> Results:
-    """What a study has found.
+def with_runs(
+    page: Report, rows: Sequence[list[Run]], samples: int, cells: int, probes: int, trust: Sequence[str]
+) -> tuple[Report, list[str]]:
+    """A page with sections about runs, and as much of the explorer as fits on it.
 
-    Raises:
-        InputError: when its runs are not all done.
+    Returns:
+        The page, and remarks about what was left out.
     """
-    plan = Plan.read(read_yaml(folder / PLAN_FILE))
-    records = Study(plan, Place(folder, torch.device("cpu"))).records()
-    left = [unit.name for unit in units(plan, records) if unit.name not in records]
-    if left:
-        raise InputError(
-            f"{folder} lacks {len(left)} of its records, such as {left[0]}; run the study again, it goes on"
-        )
-    return Results(plan, records)
+    shown, remarks = comparable(rows, trust)
+    reference = shown[0].runs[0]
+    batch, exact = (first_batch(reference, samples, trust, **given) for given in ({}, {"calibration": "exact"}))
+    found = [results(rows), curves(rows), costs(shown), *sweeps(rows), examples(shown, batch)]
+    page = replace(page, sections=[*page.sections, *(section for section in found if section is not None)])
+    whole = explorer(shown, batch, cameras_of(exact), cells, probes)
+    least = replace(
+        whole, scenes=whole.scenes[:1], exhibits=[replace(one, views=one.views[:1]) for one in whole.exhibits[:1]]
+    )
+    around = len(render(replace(page, explorer=least)).encode()) - len(json.dumps(explorer_data(least)))
+    fitted, left_out = fitting(whole, MOST_BYTES - around - ROOM_FOR_REMARKS)
+    remarks += left_out
+    return replace(page, explorer=fitted, source=" ".join([page.source, *remarks])), remarks
+
+
+def _amounts(rows: Sequence[list[Run]], studies: Sequence[Study]) -> str:
+    runs = [f"{sum(map(len, rows))} runs"] if rows else []
+    return " and ".join([*runs, *(f"the study in {study.records.folder.name}" for study in studies)])
 
 
 def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, probes: int) -> Explorer:

@@ -181,6 +181,5 @@ class Study(TypedDict):
 
     plan: Node
     name: str
+    folder: LocalPath
     worker: CountOrNone
-    device: Device
-    trust: Trust

@@ -17,7 +17,6 @@ from bevreshape.build import (
     _make,
     build_data,
     build_model,
-    build_reshaper,
     build_task,
     check_nodes,
     make_logger,
@@ -25,8 +24,8 @@ from bevreshape.build import (
 )
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
+from bevreshape.experiments.levels import StudyPlan
 from bevreshape.geometry import BEVGrid
-from bevreshape.lab.plan import Plan
 from bevreshape.options import read_settings
 from bevreshape.train import with_validations
 
@@ -114,13 +113,10 @@ def test_the_rest_is_composed(choice: str) -> None:
 def test_plans_are_composed_and_make_sense(choice: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("study", [f"plan={choice.partition('/')[2]}"])
-    plan = Plan(**plain_config(cfg.plan))
-    assert len(plan.seeds) >= 3
-    source = plan.source
-    for node in plan.tensor["contenders"].values():
-        assert build_reshaper(node, (source,), plan.grid).target_shape == plan.grid.shape
-    for arguments in plan.task["contenders"].values():
-        composed(*plan.task["arguments"], *arguments)
+    plan = StudyPlan.read(plain_config(cfg.plan))
+    assert plan.tensor is not None
+    assert plan.tensor.primary_seeds == 8
+    assert plan.tensor.primary_sigma_deg == 2
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose", "study"])

@@ -97,7 +97,7 @@ def test_sentences_of_train(command, tmp_path: Path, arguments: tuple[str, ...],
         ("benchmark", ("reshaper=mlp", "whole=yes_please"), "whole='yes_please' must be true or false"),
         ("study", ("plan=quik",), "plan=quik is unknown; did you mean quick"),
         ("study", ("worker=-1",), "worker=-1 must be an integer from 0"),
-        ("study", ("device=[cpu]",), "device=['cpu'] must be text"),
+        ("study", ("name=[full]",), "name=['full'] must be text"),
     ],
 )
 def test_sentences_of_others(command, name: str, arguments: tuple[str, ...], sentence: str) -> None:

@@ -1,122 +1,86 @@
-"""The study by its command line: it goes on where it stopped, and ends with a table, figures and a page."""
+"""The study by its command line: it resumes, several processes share it, and it ends with tables, a chart and a page."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import DIVERGING, finish, start, without
-from lab.studies import done, plain, tiny
+from commands import finish, start
 
-from bevreshape.lab.plan import Plan, Unit, task_unit, units
-from bevreshape.study import time_left
-
-TASK = (
-    *without("trainer.accelerator", "trainer.max_steps", "trainer.val_check_interval"),
-    "trainer.max_steps=4",
-    "trainer.val_check_interval=2",
-)
+TINY = {
+    "tensor": {
+        "budget": {
+            "steps": [1, 2], "batch": 2, "rates": [0.01], "warmups": [0], "decays": [0], "tuning_seeds": 1, "held_out": 6,
+        },
+        "seeds": 2, "primary_seeds": 2, "sigma_deg": [0, 2], "samples": [4], "tuned_sigma_deg": [0], "tuned_samples": [4],
+        "primary_sigma_deg": 2, "scales": [0.25, 0.5],
+    }
+}  # fmt: skip
 
 
 @pytest.fixture
-def confs(worlds: Path, tmp_path: Path) -> Path:
-    """A folder with a plan whose runs take seconds."""
-    given = plain()
-    given["tensor"] |= {"rates": [1e-2], "jitter_deg": [0, 4], "told_jitter_deg": 4, "training_samples": [2]}
-    given["task"] |= {"arguments": [*TASK, f"data.root={worlds}"], "scenes": [24]}
+def confs(tmp_path: Path) -> Path:
+    """A folder with a plan of seconds."""
     folder = tmp_path / "conf"
     (folder / "plan").mkdir(parents=True)
-    (folder / "plan" / "tiny.yaml").write_text(yaml.safe_dump(given))
+    (folder / "plan" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     return folder
 
 
-def test_from_nothing_to_a_page(confs: Path, trained: Path, tmp_path: Path) -> None:
-    plan = Plan(**yaml.safe_load((confs / "plan" / "tiny.yaml").read_text()))
+def test_processes_resume_and_share_a_study(confs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "elsewhere"
+    arguments = (f"--config-dir={confs}", "plan=tiny", f"folder={folder}")
+    first = start("study", *arguments, cwd=tmp_path)
+    until(lambda: (folder / "records.jsonl").exists())
+    first.kill()
+    finish(first)
+    begun = (folder / "records.jsonl").read_text().splitlines()
+
+    processes = [start("study", *arguments, cwd=tmp_path) for _ in range(2)]
+    for ended in map(finish, processes):
+        assert ended.code == 0, ended.err
+        assert "fixed camera, steps" in ended.out
+    lines = (folder / "records.jsonl").read_text().splitlines()
+    assert lines[: len(begun)] == begun
+    names = [json.loads(line)["name"] for line in lines]
+    assert len(names) == len(set(names))
+    for name in ("README.md", "results.json", "results.csv", "crossover.png", "report.html", "plan.yaml"):
+        assert (folder / name).stat().st_size > 100, name
+    assert f"{len(names)} of" not in (folder / "README.md").read_text()
+
+
+def test_records_of_another_plan_are_left_alone(confs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "studies" / "tiny"
-    looked_at = folder / "runs" / task_unit(plan, "mlp", 0).name / "diagnosis" / "diagnosis.json"
-    tasks = [unit for unit in units(plan, {}) if unit.settings["level"] == "task"]
-    arguments = [f"--config-dir={confs}", "plan=tiny", "device=cpu"]
-
-    # the others are as if a process had been stopped between training and record; one is trained from nothing
-    for number, unit in enumerate(tasks):
-        run = folder / "runs" / unit.name
-        if run != looked_at.parents[1]:
-            shutil.copytree(trained, run)
-            config = yaml.safe_load((run / "config.yaml").read_text()) | {"seed": number}
-            (run / "config.yaml").write_text(yaml.safe_dump(config))
-            (run / "diagnosis").mkdir()
-            (run / "diagnosis" / "diagnosis.json").write_text(
-                json.dumps(
-                    {
-                        "data_dependence": 0.1 * number,
-                        "order": {"iou": {"intact": 0.5, "permuted": 0.1 + 0.01 * number, "unrelated": 0.08}},
-                    }
-                )
-            )
-    ended = finish(start("study", *arguments, cwd=tmp_path))
-    assert ended.code == 0, ended.err
-    assert json.loads(looked_at.read_text())["order"]["iou"].keys() == {"intact", "permuted", "unrelated"}
-    records = tiny(folder, plan).records()
-    assert not records[task_unit(plan, "ipm", 0).name]["diagnosis"]  # no claim is about it
-    known = units(plan, records)
-    assert {unit.name for unit in known} == set(records)
-    assert sum(unit.settings.get("features") == "encoder" for unit in known) == 2 * 4  # tried and measured
-    for name in (
-        "claims.json",
-        "claims.md",
-        "weights.png",
-        "convergence.png",
-        "when_cameras_move.png",
-        "what_more_data_does.png",
-        "report.html",
-    ):
-        assert (folder / name).stat().st_size > 1000, name
-    rows = json.loads((folder / "claims.json").read_text())
-    assert {row["number"] for row in rows} == {"A7", "A8", "A9", "A10", "A11", "A12", "Q1", "Q2"}
-    page = (folder / "report.html").read_text()
-    for text in ("XᵀX does not change", ">Convergence<", ">When cameras move<", ">Explorer<"):
-        assert text in page
-
-    # again: nothing is left to do, and what somebody lost is made anew
-    (folder / "records" / f"{known[0].name}.json").unlink()
-    ended = finish(start("study", *arguments, cwd=tmp_path))
-    assert ended.code == 0, ended.err
-    assert f"{known[0].name}: error" in ended.out
-    assert ended.out.count(": error") == 1
+    folder.mkdir(parents=True)
+    made = {"setting": {}, "budget": {}}
+    line = json.dumps({"name": "tune-mlp-pose_unknown-sigma0-samples_new", "made_with": made, "result": {}})
+    (folder / "records.jsonl").write_text(line + "\n")
+    (folder / "plan.yaml").write_text("other\n")
+    ended = finish(start("study", f"--config-dir={confs}", "plan=tiny", cwd=tmp_path))
+    assert ended.code == 1
+    assert "tune-mlp-pose_unknown-sigma0-samples_new was made with" in ended.err
+    assert (folder / "plan.yaml").read_text() == "other\n"
 
 
-def test_a_run_that_diverges_is_recorded_as_such(confs: Path, tmp_path: Path) -> None:
-    given = yaml.safe_load((confs / "plan" / "tiny.yaml").read_text())
-    given["task"]["contenders"]["mlp"] = ["reshaper=mlp", *DIVERGING]
-    plan = Plan(**given)
-    study, unit = tiny(tmp_path / "study", plan), task_unit(plan, "mlp", 0)
-    made = done(study, unit)
-    assert (made["metrics"], made["diagnosis"]) == ({}, {})
-    assert "training: the loss is" in (study.place.run_folder(unit.name) / "train.log").read_text()
-    assert study.has(unit)
-
-
-def test_what_runs_in_other_processes_ends_with_a_study_that_is_terminated(confs: Path, tmp_path: Path) -> None:
-    plan = Plan(**yaml.safe_load((confs / "plan" / "tiny.yaml").read_text()))
-    long = yaml.safe_load((confs / "plan" / "tiny.yaml").read_text())
-    long["task"]["arguments"] = [a.replace("max_steps=4", "max_steps=4000") for a in long["task"]["arguments"]]
-    (confs / "plan" / "tiny.yaml").write_text(yaml.safe_dump(long))
-    process = start("study", f"--config-dir={confs}", "plan=tiny", "device=cpu", cwd=tmp_path)
-    folder = tmp_path / "studies" / "tiny"
-    try:
-        until(lambda: any(folder.glob("runs/*/config.yaml")))
-        (begun,) = folder.glob("runs/*/config.yaml")
-        process.terminate()
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        finish(process)
-    with tiny(folder, plan).claimed(begun.parent.name) as lock:
-        assert lock is not None  # which lasts as long as any process of the run
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["plan.tensor.seeds=1"], "plan.tensor.seeds=1 must be an integer from 2"),
+        (["plan.tensor.budget.rates=[0]"], "plan.tensor.budget.rates=[0] must be a list of 1 or more numbers > 0"),
+        (["plan.tensor.sigma_deg=[1,2]"], "must begin with 0"),
+        (["+plan.tensors={}"], "plan.tensors is unknown"),
+        (["plan.tensor=null"], "has no level"),
+        (["plan=none"], "plan=none is unknown"),
+        (["folder=s3://bucket/x"], "is an address, not a path"),
+    ],
+)
+def test_sentences(command, arguments: list[str], says: str) -> None:
+    ended = command("study", *arguments)
+    assert ended.code == 1
+    assert says in ended.err
+    assert "Traceback" not in ended.err
 
 
 def until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
@@ -124,22 +88,3 @@ def until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.1)
-
-
-def test_sentences(command) -> None:
-    ended = command("study", "plan.seeds=[1]", "device=cpu")
-    assert ended.code == 1
-    assert "plan.seeds=[1] must be two different ones" in ended.err
-    assert "Traceback" not in ended.err
-    ended = command("study", "plan=none")
-    assert "plan=none is unknown" in ended.err
-
-
-def test_the_time_left_is_of_the_mean_of_each_level() -> None:
-    def unit(level: str) -> Unit:
-        return Unit(level, {"level": level})
-
-    spent = {"tensor": [2.0, 4.0], "task": [100.0]}
-    assert time_left([unit("tensor"), unit("tensor"), unit("task")], spent) == "; about 1 min 46 s left"
-    assert time_left([unit("tensor"), unit("task")], {"tensor": [2.0]}) == ""
-    assert time_left([], spent) == ""

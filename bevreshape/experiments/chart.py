@@ -5,6 +5,7 @@ import math
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bevreshape.experiments.intervals import Verdict
 from bevreshape.experiments.plan import PAIRS
@@ -12,10 +13,16 @@ from bevreshape.experiments.tensor_results import Results
 from bevreshape.experiments.world import Pose
 
 TITLES: dict[Pose, str] = {
-    "unknown": "pose unknown (control)",
-    "visible": "pose visible in X",
-    "given": "pose given",
+    "unknown": "pose unknown\n(control)",
+    "visible": "pose visible\nin X",
+    "given": "pose\ngiven",
 }
+
+WIDTH_IN = 3.9
+"""As wide as a phone's screen, where letters are as large as they are here."""
+
+SMALL = 7
+"""Points."""
 
 MOST = math.log(20)
 """Where the colors end."""
@@ -28,7 +35,8 @@ def crossover_chart(results: Results) -> Figure:
     """
     plan = results.plan
     sigmas, amounts, budgets = plan.sigma_deg, (*plan.samples, None), plan.budget.steps
-    figure = Figure(figsize=(3.1 * len(PAIRS) + 1.2, 1.9 * len(budgets) + 0.9), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
+    figure = Figure(figsize=(WIDTH_IN, 0.95 * len(budgets) + 1.25), layout=layout)
     axes = figure.subplots(len(budgets), len(PAIRS), squeeze=False, sharex=True, sharey=True)
     norm = TwoSlopeNorm(0.0, -MOST, MOST)
     for row, steps in zip(axes, budgets, strict=True):
@@ -42,14 +50,19 @@ def crossover_chart(results: Results) -> Figure:
                 for x, cell in enumerate(line):
                     if cell.verdict() is Verdict.OPEN:
                         axis.plot(x, y, ".", color="black", markersize=2.5)
-            axis.set_xticks(range(len(sigmas)), [f"{sigma:g}" for sigma in sigmas])
+            every = 2 if len(sigmas) > 5 else 1  # or they run into one another
+            axis.set_xticks(
+                range(0, len(sigmas), every), [f"{sigma:g}".lstrip("0") or "0" for sigma in sigmas[::every]]
+            )
             axis.set_yticks(range(len(amounts)), [str(amount or "new") for amount in amounts])
+            axis.tick_params(labelsize=SMALL, length=2, pad=1.5)
     for axis, pose in zip(axes[0], PAIRS, strict=True):
-        axis.set_title(TITLES[pose], fontsize=10)
-    for axis in axes[-1]:
-        axis.set_xlabel("jitter σ of yaw [°]")
+        axis.set_title(TITLES[pose], fontsize=SMALL + 1, pad=3)
     for axis, steps in zip(axes[:, 0], budgets, strict=True):
-        axis.set_ylabel(f"{steps} steps\ntraining samples")
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[math.log(x) for x in (1 / 20, 1 / 5, 1, 5, 20)])
-    bar.ax.set_yticklabels(["MLP ×20", "MLP ×5", "alike", "attention ×5", "attention ×20"])
+        axis.set_ylabel(f"{steps} steps\nsamples", fontsize=SMALL + 0.5, labelpad=2)
+    figure.supxlabel("jitter σ of yaw [°]", fontsize=SMALL + 1)
+    ticks = [math.log(x) for x in (1 / 20, 1 / 5, 1, 5, 20)]
+    bar = figure.colorbar(image, ax=axes, location="top", shrink=0.9, aspect=40, pad=0.02, ticks=ticks)
+    bar.ax.set_xticklabels(["MLP\n20×", "\n5×", "\nalike", "\n5×", "attention\n20×"], fontsize=SMALL)
+    bar.ax.tick_params(length=2, pad=1.5)
     return figure

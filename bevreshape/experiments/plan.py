@@ -5,6 +5,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Annotated
+
+from annotated_types import Ge, Le
 
 from bevreshape.errors import InputError
 from bevreshape.experiments.runs import Budget, Setting
@@ -53,6 +56,12 @@ CURVE = (
 
 STEP_S = {"mlp": 0.001, "adaptive": 0.003, "positional": 0.002, "attention": 0.0035, "posed": 0.004}
 """About how many seconds one core takes for one step of one run of 8×16 features, to say how long a study takes."""
+
+Seeds = Annotated[int, Ge(2), Le(100)]
+"""How many; one has no interval."""
+Sigma = Annotated[float, Ge(0), Le(45)]
+"""In degrees."""
+Samples = Annotated[int, Ge(1), Le(100_000)]
 
 
 class SettingPlan(ABC):
@@ -107,20 +116,22 @@ class TensorPlan(SettingPlan):
     """
 
     budget: Budget
-    seeds: int
-    primary_seeds: int
-    sigma_deg: tuple[float, ...]
-    samples: tuple[int, ...]
-    tuned_sigma_deg: tuple[float, ...]
-    tuned_samples: tuple[int, ...]
-    primary_sigma_deg: float
-    scales: tuple[float, ...]
+    seeds: Seeds
+    primary_seeds: Seeds
+    sigma_deg: tuple[Sigma, ...]
+    samples: tuple[Samples, ...]
+    tuned_sigma_deg: tuple[Sigma, ...]
+    tuned_samples: tuple[Samples, ...]
+    primary_sigma_deg: Sigma
+    scales: tuple[Annotated[float, Ge(0.25), Le(4)], ...]
 
     def __post_init__(self) -> None:
         for key in ("sigma_deg", "samples", "scales"):
             values = getattr(self, key)
             if not values or sorted(set(values)) != list(values):
                 raise InputError(f"plan.tensor.{key}={list(values)} must be different numbers in ascending order")
+        if len(self.scales) < 2:
+            raise InputError(f"plan.tensor.scales={list(self.scales)} must be two or more, for an exponent")
         if self.sigma_deg[0] != 0:
             raise InputError(f"plan.tensor.sigma_deg={list(self.sigma_deg)} must begin with 0, the fixed camera")
         for key, among in (("tuned_sigma_deg", self.sigma_deg), ("tuned_samples", self.samples)):

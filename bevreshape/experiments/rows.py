@@ -42,7 +42,9 @@ def _primary(results: Results) -> list[Row]:
     to = f"to {1 - TO:.0%} of what can be had"
     mlp, attention = Setting("mlp"), Setting("attention")
     steps = {"MLP": results.steps_to(mlp, TO), "attention": results.steps_to(attention, TO)}
-    flops = {name: results.costs[setting.method]["flops"] for name, setting in (("MLP", mlp), ("attention", attention))}
+    mflops = {
+        name: results.costs[setting.method]["flops"] / 1e6 for name, setting in (("MLP", mlp), ("attention", attention))
+    }
     samples = {"MLP": results.samples_to("mlp", TO), "attention": results.samples_to("attention", TO)}
 
     def error(claim: str, pose: Pose, sigma: float, where: str) -> _Asked:
@@ -55,23 +57,22 @@ def _primary(results: Results) -> list[Row]:
             },
         )  # fmt: skip
 
-    def amount(what: str, many: str, sides: Mapping[str, str]) -> _Asked:
-        noun = what.partition(" ")[0]
+    def amount(what: str, much: str, sides: Mapping[str, str]) -> _Asked:
         return _Asked(
-            "A8", f"{what} {to}", f"The MLP needs {{}} times as {many} {noun}.", f"Attention needs {{}} times as {many} {noun}.",
-            f"Both need as {many} {noun}.", sides,
+            "A8", f"{what} {to}", f"The MLP needs {{}} times as {much}.", f"Attention needs {{}} times as {much}.",
+            f"Both need as {much}.", sides,
         )  # fmt: skip
 
     moving = f", σ = {sigma:g}°"
     asked = {
         "fixed camera, error": error("A8", "unknown", 0.0, ""),
-        "fixed camera, steps": amount("steps", "many", {name: range_words(found) for name, found in steps.items()}),
+        "fixed camera, steps": amount("steps", "many steps", {name: range_words(found) for name, found in steps.items()}),
         "fixed camera, compute": amount(
-            "FLOPs of forward passes", "many",
-            {name: range_words([Bounds(one.low * flops[name], one.high * flops[name]) for one in found]) for name, found in steps.items()},
+            "MFLOPs of forward passes", "much computation",
+            {name: range_words([Bounds(one.low * mflops[name], one.high * mflops[name]) for one in found]) for name, found in steps.items()},
         ),
         "fixed camera, samples": amount(
-            "samples to train on", "many", {name: range_words(found) for name, found in samples.items()}
+            "samples to train on", "many samples", {name: range_words(found) for name, found in samples.items()}
         ),
         "moving camera, pose given": error("A9", "given", sigma, moving),
         "moving camera, pose visible": error("A9", "visible", sigma, moving),

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Le, Len
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from bevreshape.errors import InputError
 from bevreshape.experiments.encoder import SOURCE, Encoder, Part
 from bevreshape.experiments.instruments import Examined, examine
 from bevreshape.experiments.models import METHODS, Encoding, ViewTransformer
@@ -97,13 +99,17 @@ class Budget:
         held_out: samples that errors are measured on, of every seed.
     """
 
-    steps: tuple[int, ...]
-    batch: int
-    rates: tuple[float, ...]
-    warmups: tuple[int, ...]
-    decays: tuple[float, ...]
-    tuning_seeds: int
-    held_out: int
+    steps: Annotated[tuple[Annotated[int, Ge(1), Le(100_000)], ...], Len(1)]
+    batch: Annotated[int, Ge(1), Le(1024)]
+    rates: Annotated[tuple[Annotated[float, Gt(0), Le(10)], ...], Len(1)]
+    warmups: Annotated[tuple[Annotated[int, Ge(0), Le(100_000)], ...], Len(1)]
+    decays: Annotated[tuple[Annotated[float, Ge(0), Le(10)], ...], Len(1)]
+    tuning_seeds: Annotated[int, Ge(1), Le(100)]
+    held_out: Annotated[int, Ge(EXAMINED), Le(100_000)]
+
+    def __post_init__(self) -> None:
+        if sorted(set(self.steps)) != list(self.steps):
+            raise InputError(f"plan: budget.steps={list(self.steps)} must be different numbers in ascending order")
 
     def candidates(self, method: str) -> list[Recipe]:
         """Recipes to begin with; an MLP has neither warm-up nor decay to choose."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from bevreshape.experiments.intervals import Bounds, Comparison, reached
-from bevreshape.experiments.rows import NotDoneError
+from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.task_instruments import Inspected
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
 from bevreshape.experiments.task_training import TaskOutcome

@@ -26,7 +26,7 @@ from torch.utils.data import default_collate
 
 from bevreshape import cli, settings, train
 from bevreshape.build import build_data, load_model, plain_config
-from bevreshape.lab.plan import Plan
+from bevreshape.experiments.levels import StudyPlan
 from bevreshape.lab.runs import read_runs
 from bevreshape.options import read_settings
 
@@ -330,7 +330,7 @@ def studies(random: Random, box: Box) -> Attempt:
     changes, must_refuse = arguments(random, keys, TYPED)
 
     def checked(cfg: Any) -> None:
-        Plan.read(read_settings(settings.Study, plain_config(cfg))["plan"])
+        StudyPlan.read(read_settings(settings.Study, plain_config(cfg))["plan"])
 
     def call(numbers: Sequence[int]) -> str | None:
         return command("study", ["hydra.run.dir=run", *picked(changes, numbers)], checked)

@@ -237,7 +237,7 @@ def test_what_is_written_is_text_not_markup() -> None:
     shown = replace(explorer(1), classes=(NASTY, "car"), camera_names=(NASTY,))
     chart = Chart(np.zeros((4, 4, 3), np.uint8), f'black" onload="{NASTY}', NASTY)
     section = Section(NASTY, NASTY, (chart,), Table((NASTY,), ((NASTY,),)))
-    claim = Claim(NASTY, NASTY, NASTY, NASTY, NASTY, None)
+    claim = Claim(NASTY, NASTY, NASTY, NASTY, NASTY)
     page = render(Report(NASTY, NASTY, (claim,), NASTY, (section,), shown, NASTY))
     assert NASTY not in page
     outline = Outline(page)
@@ -267,7 +267,7 @@ def test_what_is_not_given_is_left_out_and_the_rest_keeps_its_order() -> None:
     assert "h2" not in outline.texts
     assert "script" not in outline.texts
     sections = [Section("Learning curves", "a"), Section("Examples", "b")]
-    claim = Claim("A1", "c", "m", "0.5 (0.4 to 0.6)", "holds", True)
+    claim = Claim("A1", "c", "m", "0.5 (0.4 to 0.6)", "holds")
     outline = Outline(render(Report("t", claims=[claim], sections=sections, explorer=explorer(1))))
     assert outline.texts["h2"] == ["Claims", "Learning curves", "Examples", "Explorer"]
 
@@ -408,9 +408,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Exp
             charts=[Chart(figure_of(3), "dots")],
             table=Table(tuple("abcdefgh"), (("1234 567",) * 8,)),
         )
-        claim = Claim(
-            "A7", "A claim of some length, " * 4, "what was measured", "0.5 (0.4 to 0.6)", "holds only there", None
-        )
+        claim = Claim("A7", "A claim of some length, " * 4, "what was measured", "0.5 (0.4 to 0.6)", "holds only there")
         write(Report("A page", "A text.", [claim], "", [chart], shown), path)
         made[cameras] = path, shown
     return made

@@ -63,8 +63,7 @@ class Claim:
         claim: what is said.
         measurement: what was measured, and on what.
         value: the result with its interval.
-        verdict: such as ``holds``, ``does not hold``, ``holds only where …``.
-        holds: ``None`` where it holds in part, or cannot be told.
+        verdict: such as ``attention ahead``.
     """
 
     number: str
@@ -72,7 +71,6 @@ class Claim:
     measurement: str
     value: str
     verdict: str
-    holds: bool | None
 
 
 @dataclass(frozen=True)

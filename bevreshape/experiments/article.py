@@ -1,0 +1,40 @@
+"""The article's claims, and what answers each of them: a class and its tests, a theorem, or rows of the study."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One of the article's.
+
+    Attributes:
+        number: A1 to A12.
+        text: what is said.
+        answer: of a claim that is no measurement, what the tests show; empty where the study's rows answer it.
+    """
+
+    number: str
+    text: str
+    answer: str = ""
+
+
+THEOREMS = (
+    "Theorems, which the tests hold the classes to and no run can change: cross-attention is invariant to a permutation of its "
+    "tokens as long as their encodings go with them, self-attention is equivariant, XᵀX stays the same; and an MLP whose tokens "
+    "are permuted from the start of training is the same MLP."
+)
+
+CLAIMS = (
+    Claim("A1", "Pooling and strided convolution reshape H×W to H/2×W/2, or unevenly", "they do"),
+    Claim("A2", "One fully connected layer reshapes: O = σ(W·X + b), from the left", "it does"),
+    Claim("A3", "A deeper MLP reshapes too, and a projection changes channels", "it does"),
+    Claim("A4", "Cross-attention reshapes: O = softmax(Q·Kᵀ/√d)·V, K and V from X", "it does"),
+    Claim("A5", "Without softmax and scale it is O = Ø·Wq·Wkᵀ·(XᵀX)·Wv", "it is"),
+    Claim("A6", "Self-attention keeps the shape", "it does"),
+    Claim("A7", "The MLP’s W is fixed after training, the attention’s changes with X"),
+    Claim("A8", "For a fixed camera an MLP learns one fixed mapping; attention converges later and needs more"),
+    Claim("A9", "Attention may have the higher ceiling, since W adapts to the input"),
+    Claim("A10", "Cross-attention is invariant to the order of its tokens, self-attention equivariant", "theorem"),
+    Claim("A11", "Attention needs positional encoding; the MLP needs none"),
+    Claim("A12", "A random permutation can destroy an MLP’s result"),
+)  # fmt: skip

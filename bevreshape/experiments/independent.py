@@ -1,0 +1,134 @@
+"""The study beside an independent re-implementation of its tensor level: own geometry, own MLP, own attention."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bevreshape.experiments.intervals import Comparison
+from bevreshape.experiments.models import Encoding
+from bevreshape.experiments.row import NotDoneError
+from bevreshape.experiments.runs import Setting
+from bevreshape.experiments.tensor_results import TO, Results
+
+LEAST_STEPS = 300
+"""Budgets from which on both are compared: theirs had trained to the end."""
+
+Interval = tuple[float, float, float]
+"""Mean and ends."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A figure of theirs.
+
+    Attributes:
+        what: it is.
+        low: of their interval, or the figure itself.
+        high: likewise.
+        own: the study's, with its 95 % interval over the seeds, after so many steps.
+        theirs: as it is written.
+    """
+
+    what: str
+    low: float
+    high: float
+    own: Callable[[Results, int], Interval]
+    theirs: str
+
+
+def compared(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and lines of a table; figures whose entries are missing, or that the plan does not have, are left out."""
+    budgets = [steps for steps in results.plan.budget.steps if steps >= LEAST_STEPS] or [results.longest]
+    headings = ["", "independent"]
+    for steps in budgets:
+        headings += [f"after {steps} steps", "agrees"]
+    lines = []
+    for known in KNOWN:
+        line = [known.what, known.theirs]
+        try:
+            for steps in budgets:
+                mean, low, high = known.own(results, steps)
+                line += [_words(mean, low, high), "yes" if low <= known.high and high >= known.low else "no"]
+        except NotDoneError:
+            continue
+        lines.append(tuple(line))
+    return tuple(headings), lines
+
+
+def _words(mean: float, low: float, high: float) -> str:
+    if math.isfinite(mean) and math.isfinite(high):
+        return f"{mean:.2g} [{low:.2g}, {high:.2g}]"
+    return f"at least {low:.2g}"
+
+
+def _steps(method: str) -> Callable[[Results, int], Interval]:
+    def own(results: Results, steps: int) -> Interval:
+        found = results.steps_to(Setting(method), TO)
+        low, high = min(one.low for one in found), max(one.high for one in found)
+        return (low + high) / 2, low, high
+
+    return own
+
+
+def _error(method: str) -> Callable[[Results, int], Interval]:
+    return lambda results, steps: _geometric(results.errors(Setting(method), steps))
+
+
+def _ratio(sigma: float) -> Callable[[Results, int], Interval]:
+    """Of the MLP's error to the attention's, the pose given."""
+    return lambda results, steps: _power(results.advantage("given", sigma, None, steps))
+
+
+def _crossover(results: Results, steps: int) -> Interval:
+    found = results.overtaken("given", None, steps)
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    return (low + high) / 2, low, high
+
+
+def _permuted(encoding: Encoding) -> Callable[[Results, int], Interval]:
+    placed = Setting("attention", encoding=encoding)
+    moved = Setting("attention", encoding=encoding, permuted=True)
+    return lambda results, steps: _power(results.compare(placed, moved, steps))
+
+
+def _samples(amount: int) -> Callable[[Results, int], Interval]:
+    """Of the attention's error to the MLP's, for a fixed camera."""
+    mlp, attention = Setting("mlp", samples=amount), Setting("attention", samples=amount)
+    return lambda results, steps: _power(results.compare(mlp, attention, steps))
+
+
+def _spread(what: str) -> Callable[[Results, int], Interval]:
+    def own(results: Results, steps: int) -> Interval:
+        return _geometric([getattr(one, what) for one in results.outcome(Setting("attention")).examined])
+
+    return own
+
+
+def _geometric(values: Sequence[float]) -> Interval:
+    """Mean and interval over the seeds, of logarithms."""
+    if any(not 0 < value < math.inf for value in values):
+        return math.inf, min(values), math.inf
+    return _power(Comparison.of([1.0] * len(values), list(values)))
+
+
+def _power(comparison: Comparison) -> Interval:
+    mean, low, high = (math.exp(x) if x < 700 else math.inf for x in comparison.interval())
+    return mean, low, high
+
+
+KNOWN = (
+    Known("steps to 90 %, MLP, fixed camera", 30.0, 30.0, _steps("mlp"), "30"),
+    Known("steps to 90 %, attention, fixed camera", 60.0, 60.0, _steps("attention"), "60"),
+    Known("error of the MLP, fixed camera", 5.6e-5, 5.6e-5, _error("mlp"), "5.6e-05"),
+    Known("error of attention, fixed camera", 9e-5, 9e-5, _error("attention"), "9e-05"),
+    Known("MLP / attention error, pose given, σ = .5°", 0.19, 0.47, _ratio(0.5), "0.30 [0.19, 0.47]"),
+    Known("MLP / attention error, pose given, σ = 2°", 3.1, 5.1, _ratio(2.0), "3.97 [3.1, 5.1]"),
+    Known("MLP / attention error, pose given, σ = 8°", 10.4, 18.2, _ratio(8.0), "13.7 [10.4, 18.2]"),
+    Known("σ of yaw from which on attention is ahead, pose given", 1.17, 1.23, _crossover, "1.17, 1.19, 1.23 (seeds)"),
+    Known("attention / MLP error, fixed camera, 8 samples", 54.0, 54.0, _samples(8), "54"),
+    Known("attention / MLP error, fixed camera, 32 samples", 1.0, 1.0, _samples(32), "1.0"),
+    Known("permuted / in order, sinusoidal encodings", 500.0, 500.0, _permuted("sinusoidal"), "≈ 500"),
+    Known("permuted / in order, learned encodings", 1.0, 1.0, _permuted("learned"), "1"),
+    Known("spread of the attention’s A over inputs, fixed camera", 0.0044, 0.0044, _spread("spread_of_a"), ".0044"),
+    Known("spread of its Jacobian", 0.0021, 0.0021, _spread("spread_of_jacobian"), ".0021"),
+)

@@ -1,0 +1,90 @@
+"""A whole study: its plan, with a section for each level, and the levels that the plan has."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from bevreshape.errors import InputError
+from bevreshape.experiments.level import Level, missing
+from bevreshape.experiments.plan import TensorPlan
+from bevreshape.experiments.records import Records
+from bevreshape.experiments.row import Row
+from bevreshape.experiments.study import TensorStudy
+from bevreshape.options import read_value
+from bevreshape.stored import read_yaml
+
+PLAN_FILE = "plan.yaml"
+"""In a study's folder, what is done there."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A plan of ``conf/plan``: a level whose section is missing is left out.
+
+    Attributes:
+        tensor: random features of one camera in, their own homography out.
+
+    Raises:
+        InputError: when there is no section at all.
+    """
+
+    tensor: TensorPlan | None = None
+
+    def __post_init__(self) -> None:
+        names = [field.name for field in fields(self)]
+        if all(getattr(self, name) is None for name in names):
+            raise InputError(f"plan={{}} has no level; give it one of {', '.join(names)}")
+
+    @classmethod
+    def read(cls, plain: Mapping[str, Any]) -> "StudyPlan":
+        """From plain values.
+
+        Raises:
+            InputError: for an unknown key, or a value of another kind or out of range.
+        """
+        plan: StudyPlan = read_value("plan", cls, plain)
+        return plan
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan and the records of its levels."""
+
+    plan: StudyPlan
+    records: Records
+
+    @classmethod
+    def stored(cls, folder: Path) -> "Study":
+        """That of a folder.
+
+        Raises:
+            InputError: when its plan cannot be read.
+        """
+        return cls(StudyPlan.read(read_yaml(folder / PLAN_FILE)), Records(folder))
+
+    @property
+    def tensor(self) -> TensorStudy | None:
+        """The tensor level, where the plan has one."""
+        return None if self.plan.tensor is None else TensorStudy(self.plan.tensor, self.records)
+
+    @property
+    def levels(self) -> list[Level]:
+        """In the order in which they are done."""
+        found: list[Level | None] = [self.tensor]
+        return [level for level in found if level is not None]
+
+    @property
+    def planned(self) -> dict[str, float]:
+        """Names of all entries, and about how many seconds each takes on one core."""
+        return {name: seconds for level in self.levels for name, seconds in level.planned().items()}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of the entries that are not done."""
+        return missing(self.levels)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all levels, those whose entries are done."""
+        return [row for level in self.levels for row in level.rows()]

@@ -1,0 +1,114 @@
+"""A study on the page of ``report``: its chart, rows, curves and rules."""
+
+import math
+import statistics
+
+from matplotlib.figure import Figure
+
+from bevreshape.experiments.chart import crossover_chart
+from bevreshape.experiments.independent import compared
+from bevreshape.experiments.levels import Study
+from bevreshape.experiments.plan import PAIRS
+from bevreshape.experiments.readme import CHART_WORDS, RULES, THEOREMS, costs_table, progress_words, rows_table
+from bevreshape.experiments.row import NotDoneError, Row
+from bevreshape.experiments.runs import Setting
+from bevreshape.experiments.tensor_results import TO, Results
+from bevreshape.lab.page.report import Chart, Claim, Section, Table
+
+METHODS = {"mlp": ("MLP", "C0"), "positional": ("attention, keys of place", "C2"), "attention": ("attention", "C1")}
+"""Of the learning curves, with name and color."""
+
+
+def claims(study: Study) -> list[Claim]:
+    """The primary rows, ready to read."""
+    return [
+        Claim(
+            row.claim,
+            row.question,
+            row.measured,
+            "\n".join(f"{name}: {value}" for name, value in [*row.value.items(), *row.absolute.items()]),
+            row.verdict,
+        )
+        for row in study.rows
+        if row.primary
+    ]
+
+
+def sections(study: Study) -> list[Section]:
+    """All else."""
+    tensor = None if study.tensor is None else study.tensor.results()
+    found = [] if tensor is None else [_chart(tensor), _curves(tensor)]
+    found += [_rows(study.rows), Section("Rules", _paragraphs(f"{RULES}\n{THEOREMS}"))]
+    if tensor is not None:
+        found += [
+            Section("Costs", table=Table(*_plain(costs_table(tensor)))),
+            _independent(tensor),
+        ]
+    shown = [section for section in found if section is not None]
+    if words := progress_words(study):
+        shown.insert(0, Section("Not complete", words))
+    return shown
+
+
+def _chart(results: Results) -> Section | None:
+    try:
+        figure = crossover_chart(results)
+    except NotDoneError:
+        return None
+    return Section("Who is ahead", charts=(Chart(figure, CHART_WORDS, CHART_WORDS),))
+
+
+def _curves(results: Results) -> Section | None:
+    """Errors of a fixed camera over the steps, and of a moving one over its jitter."""
+    figure = Figure(figsize=(4.2, 6.4))
+    learning, moving = figure.subplots(2, 1)
+    try:
+        for method, (name, color) in METHODS.items():
+            for curve in results.outcome(Setting(method)).curves:
+                alone = curve is results.outcome(Setting(method)).curves[-1]
+                means = [statistics.geometric_mean(errors) for errors in curve.errors if math.inf not in errors]
+                learning.plot(curve.steps[: len(means)], means, color=color, linewidth=1, label=name if alone else None)
+        sigmas = results.plan.sigma_deg
+        for (pose, pair), style in zip(PAIRS.items(), (":", "--", "-"), strict=True):
+            for method, color in zip(pair, ("C0", "C1"), strict=True):
+                errors = [results.errors(Setting(method, pose, sigma)) for sigma in sigmas]
+                means = [statistics.geometric_mean(line) if math.inf not in line else math.nan for line in errors]
+                moving.plot(
+                    sigmas, means, style, color=color, label=f"{'MLP' if color == 'C0' else 'attention'}, pose {pose}"
+                )
+    except NotDoneError:
+        return None
+    learning.axhline(TO, color="#5c6370", linewidth=0.8, linestyle=":")
+    learning.set(xscale="log", yscale="log", xlabel="steps", ylabel="error", title="fixed camera")
+    moving.set(yscale="log", xlabel="jitter σ of yaw [°]", ylabel="error", title=f"after {results.longest} steps")
+    for axes in (learning, moving):
+        axes.legend(fontsize=7)
+    text = (
+        "Mean errors over the seeds, on samples never trained on; new samples in every step. Above, a line for every recipe that is "
+        f"best for some number of steps; dotted: an error of {TO:g}."
+    )
+    return Section(
+        "Curves", text, (Chart(figure, "Errors of MLP and attention over steps, and over the jitter of the camera."),)
+    )
+
+
+def _rows(rows: list[Row]) -> Section:
+    return Section("All rows", table=Table(*_plain(rows_table(rows))))
+
+
+def _independent(results: Results) -> Section | None:
+    headings, lines = compared(results)
+    text = "Own geometry, own MLP, own attention, no line of this package."
+    return (
+        Section("Beside an independent re-implementation", text, table=Table(headings, tuple(lines))) if lines else None
+    )
+
+
+def _plain(table: tuple[tuple[str, ...], list[tuple[str, ...]]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Without what only Markdown understands."""
+    headings, lines = table
+    return headings, tuple(tuple(cell.replace("<br>", "; ") for cell in line) for line in lines)
+
+
+def _paragraphs(text: str) -> str:
+    return "\n\n".join(part.replace("\n", " ").replace("*", "") for part in text.split("\n\n"))

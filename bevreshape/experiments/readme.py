@@ -1,0 +1,169 @@
+"""A study in Markdown: the README of its folder, and the block in the README of the package."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bevreshape.experiments.article import CLAIMS, THEOREMS
+from bevreshape.experiments.independent import compared
+from bevreshape.experiments.levels import Study
+from bevreshape.experiments.models import METHODS
+from bevreshape.experiments.row import Row
+from bevreshape.experiments.tensor_results import Results
+from bevreshape.tables import markdown_table
+
+BEGIN, END = "<!-- study: begin, written by python -m bevreshape.study -->", "<!-- study: end -->"
+"""Around the block in the README of the package."""
+
+FULL = Path(__file__).parent / "results" / "full"
+"""The study that is committed, which the README of the package shows."""
+
+FULL_FOLDER = "bevreshape/experiments/results/full"
+"""The same, as links and commands have it."""
+
+RULES = """\
+Every row compares two methods seed by seed: both get the same samples of a seed, and what counts is the logarithm of the ratio of
+their errors, steps, FLOPs or samples, with its sign. The interval holds the true mean of these logarithms with 95 % confidence
+(Student's t), turned back into a ratio. A method is *ahead* where the whole interval lies beyond 10 % in its favour, *behind* where
+it lies beyond 10 % against it, and both are *alike* where the interval lies within ± 10 %; anything else is *open*: these seeds do
+not decide it. The six primary rows were named before anything was measured; since six chances to be wrong are more than one, their
+verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Two control rows have an answer
+that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP cannot tell
+tokens that come in another order from the start. A run that never got to a threshold counts as "at least": its interval has no end.
+
+Every method gets learning rate, and attention also warm-up and weight decay, by successive halving on seeds that nothing is judged
+on, for every budget of steps anew; a best rate at an end of the grid is extended. Rates are constant and parameters averaged, so
+that every point of a curve is what a run of that length ends with. An error is relative to the variance of the target: 1 is what its
+mean would get, and 90 % of what can be had is an error of 0.1.
+"""
+
+CHART_WORDS = (
+    "Who is ahead, over the jitter of the camera, the samples to train on and the steps: orange where the MLP's error is lower, "
+    "purple where the attention's is. The line is where both are alike, a dot where these seeds do not decide it. In the left panel "
+    "no method can know the pose; in the middle one X shows it, channels with the direction of every feature's ray; in the right "
+    "one it is given: to the MLP as three angles, to attention as the direction of every token."
+)
+
+
+def primary_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and lines of the primary rows."""
+    headings = ("", "measured", "MLP", "attention", "MLP / attention [95 %]", "verdict", "in a sentence")
+    lines = [
+        (
+            row.question, row.measured, row.absolute["MLP"], row.absolute["attention"], *row.value.values(), row.verdict,
+            row.sentence,
+        )
+        for row in rows
+        if row.primary
+    ]  # fmt: skip
+    return headings, lines
+
+
+def block(study: Study, rows: Sequence[Row]) -> str:
+    """What the README of the package says of the study: the chart, the primary rows and the theorems."""
+    headings, lines = primary_table(rows)
+    chosen = (0, 2, 3, 4, 5, 6)
+    table = markdown_table([headings[i] for i in chosen], [[line[i] for i in chosen] for line in lines])
+    chart = (
+        f"![{CHART_WORDS}]({FULL_FOLDER}/crossover.png)\n\n"
+        if (study.records.folder / "crossover.png").exists()
+        else ""
+    )
+    words = progress_words(study)
+    return (
+        f"\n{f'**{words}**' if words else ''}\n\n{chart}{table}\n{THEOREMS}\n\nAll rows, the rules, the costs: "
+        f"[{FULL_FOLDER}/README.md]({FULL_FOLDER}/README.md).\n\n"
+    )
+
+
+def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
+    """The README of a study's folder.
+
+    Args:
+        study: which.
+        rows: of it.
+        chart: file of the chart, if there is one.
+    """
+    parts = [
+        "# MLP or attention?\n",
+        f"Written by `{command(study)}`, never by hand. The plan is [plan.yaml](plan.yaml), every result a line of "
+        "[records.jsonl](records.jsonl); the command resumes them in any clone.\n",
+        f"**{words}**\n" if (words := progress_words(study)) else "",
+        f"![{CHART_WORDS}]({chart})\n\n{CHART_WORDS}\n" if chart else "",
+        "## The primary rows\n",
+        markdown_table(*primary_table(rows)),
+        THEOREMS + "\n",
+        "## The article's claims\n",
+        markdown_table(("", "the article says", "what was found", "by"), _claims(rows)),
+        "## All rows\n",
+        markdown_table(*rows_table(rows)),
+        "## How it is judged\n",
+        RULES,
+    ]
+    if study.tensor is not None:
+        results = study.tensor.results()
+        parts += [
+            "## What a method costs\n",
+            "Of one sample of 8×16 features of 16 channels: multiply-adds of a forward pass count as two FLOPs, and bytes are those "
+            "kept for the backward pass.\n",
+            markdown_table(*costs_table(results)),
+            "## Beside an independent re-implementation\n",
+            "Own geometry, own MLP, own attention, no line of this package. A figure agrees where both intervals overlap, or, where "
+            "theirs has none, where it lies within the study's.\n",
+            markdown_table(*compared(results)),
+        ]
+    return "\n".join(part for part in parts if part)
+
+
+def rows_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and lines of all rows, by claim."""
+    ordered = sorted(
+        rows, key=lambda row: (not row.claim.startswith("A"), int(row.claim[1:]) if row.claim[1:].isdigit() else 0)
+    )
+    lines: list[tuple[str, ...]] = [
+        (
+            row.claim, row.question, row.measured, "<br>".join(f"{name}: {value}" if name else value for name, value in row.value.items()),
+            "<br>".join(f"{name}: {value}" for name, value in row.absolute.items()), row.verdict,
+        )
+        for row in ordered
+    ]  # fmt: skip
+    return ("claim", "question", "measured", "value [95 %]", "each", "verdict"), lines
+
+
+def command(study: Study) -> str:
+    """That makes the study."""
+    given = f" plan=full folder={FULL_FOLDER}" if study.records.folder.resolve() == FULL else ""
+    return f"python -m bevreshape.study{given}"
+
+
+def costs_table(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and lines of what methods cost."""
+    figures = ("parameters", "flops", "bytes")
+    lines: list[tuple[str, ...]] = [(name, *(f"{results.costs[name][what]:,}" for what in figures)) for name in METHODS]
+    return ("method", "parameters", "FLOPs", "bytes"), lines
+
+
+def _claims(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for claim in CLAIMS:
+        own = [f"{row.question}: {_finding(row)}" for row in rows if row.claim == claim.number]
+        by = "make test" if claim.answer else "this study"
+        found.append((claim.number, claim.text, claim.answer or "<br>".join(own) or "not done yet", by))
+    return found
+
+
+def _finding(row: Row) -> str:
+    """The verdict, or where there is no rule for one what was measured."""
+    return (
+        "; ".join(f"{name}: {value}" for name, value in row.value.items()) if row.verdict == "measured" else row.verdict
+    )
+
+
+def progress_words(study: Study) -> str:
+    """How much of the study is done; empty where all of it is."""
+    missing, planned = len(study.missing), len(study.planned)
+    if not missing:
+        return ""
+    return (
+        f"Not complete: {planned - missing} of {planned} entries are done. Rows whose entries are missing are left out; started again, "
+        "the study resumes."
+    )

@@ -1,0 +1,50 @@
+"""A study whose outcomes are made up, so that what follows from them can be told beforehand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bevreshape.experiments.instruments import Examined
+from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan
+from bevreshape.experiments.records import Records
+from bevreshape.experiments.runs import Curve, Outcome, Setting, to_plain
+from bevreshape.experiments.training import Recipe
+from bevreshape.experiments.tuning import Tried, Tuned
+
+PLAN: dict[str, Any] = {
+    "tensor": {
+        "budget": {
+            "steps": [20, 300], "batch": 4, "rates": [0.01], "warmups": [0], "decays": [0], "tuning_seeds": 1, "held_out": 8,
+        },
+        "seeds": 3, "primary_seeds": 4, "sigma_deg": [0, 0.5, 2, 8], "samples": [8, 16, 32], "tuned_sigma_deg": [0],
+        "tuned_samples": [32], "primary_sigma_deg": 2, "scales": [0.5, 1],
+    }
+}  # fmt: skip
+
+ErrorOf = Callable[[Setting, int, int], float]
+"""``error(setting, steps, seed)``."""
+
+RECIPE = Recipe(0.01)
+
+
+def made_up(folder: Path, error: ErrorOf) -> Study:
+    """All entries of the plan, with these errors."""
+    study = Study(StudyPlan.read(PLAN), Records(folder))
+    level = study.tensor
+    assert level is not None
+    plan = level.plan
+    budgets = plan.budget.steps
+    tuned = Tuned(dict.fromkeys(budgets, RECIPE), tuple(Tried(RECIPE, steps, -float(steps)) for steps in budgets))
+    for work in level.work({}):
+        study.records.add(work.entry, tuned.to_plain())
+    records = study.records.read()
+    for setting, work in zip(plan.settings(), level.work(records)[len(records) :], strict=True):
+        seeds = plan.seeds_of(setting)
+        at = sorted({*budgets, *(step for step in plan.at(setting) if step <= budgets[-1])})
+        curve = Curve(RECIPE, tuple(at), tuple(tuple(error(setting, steps, seed) for seed in seeds) for steps in at))
+        examined = (Examined(0.004, 0.002, 0.1, 1.6, 0.3),) * len(seeds)
+        outcome = Outcome(setting, tuple(seeds), (curve,), dict.fromkeys(budgets, 0), examined)
+        study.records.add(work.entry, to_plain(outcome))
+    (folder / PLAN_FILE).write_text(json.dumps(PLAN))  # which is YAML too
+    return study
