@@ -9,8 +9,10 @@ from bevreshape.experiments.encoder import Encoder
 from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.outcomes import NotDoneError, Outcomes, bounded, paired
 from bevreshape.experiments.plan import THRESHOLDS
-from bevreshape.experiments.rows import TO, Row, available
+from bevreshape.experiments.row import Row, available
+from bevreshape.experiments.rows import ENCODINGS, mean_words, range_words
 from bevreshape.experiments.runs import Setting
+from bevreshape.experiments.tensor_results import TO
 
 WHERE = "features of resnet18 (random weights), fixed camera"
 
@@ -39,10 +41,6 @@ class FeatureResults(Outcomes[FeaturesPlan]):
         """Of a figure of :class:`~bevreshape.experiments.instruments.Examined`, over the seeds."""
         return statistics.mean(getattr(one, what) for one in self.outcome(setting).examined)
 
-    def error(self, setting: Setting) -> str:
-        """After the largest budget, the geometric mean over the seeds."""
-        return f"{statistics.geometric_mean(self.errors(setting)):.2g}"
-
 
 def rows(results: FeatureResults) -> list[Row]:
     """All of the level whose entries are done."""
@@ -66,28 +64,29 @@ def _a7(results: FeatureResults) -> list[Row]:
 def _a8_error(results: FeatureResults) -> list[Row]:
     pair = _pair(results)
     found = results.compare(pair["attention"], pair["MLP"])
-    errors = {name: results.error(setting) for name, setting in pair.items()}
     return [
         Row(
-            "A8", "Encoder features: who comes nearer to the homography?",
-            f"{WHERE}: error after {results.longest} steps; ratio of MLP to attention", {**errors, "ratio": str(found)},
-            f"attention {found.verdict()}",
+            "A8", "Encoder features: who comes nearer to the homography?", f"{WHERE}: error after {results.longest} steps",
+            {"MLP / attention": str(found)}, f"attention {found.verdict()}",
+            absolute={name: mean_words(results.errors(setting)) for name, setting in pair.items()},
         )
     ]  # fmt: skip
 
 
 def _a8_delay(results: FeatureResults) -> list[Row]:
     pair = _pair(results)
+    steps = {name: [results.steps_to(setting, to) for to in THRESHOLDS] for name, setting in pair.items()}
     compared = {
-        f"{1 - to:.0%}": paired(results.steps_to(pair["attention"], to), results.steps_to(pair["MLP"], to))
-        for to in THRESHOLDS
+        f"{1 - to:.0%}": paired(attention, mlp)
+        for to, attention, mlp in zip(THRESHOLDS, steps["attention"], steps["MLP"], strict=True)
     }
     return [
         Row(
             "A8", "Encoder features: attention converges later",
-            f"{WHERE}: steps to so much of what can be had, MLP relative to attention",
+            f"{WHERE}: steps to so much of what can be had, MLP / attention",
             {share: str(found) for share, found in compared.items()},
             "; ".join(f"{share}: attention {found.verdict()}" for share, found in compared.items()),
+            absolute={name: ", ".join(map(range_words, found)) for name, found in steps.items()},
         )
     ]  # fmt: skip
 
@@ -98,19 +97,22 @@ def _a8_content(results: FeatureResults) -> list[Row]:
     return [
         Row(
             "A8", "Encoder features: how much of the delay is content in the keys?",
-            f"{WHERE}: steps to {1 - TO:.0%} with keys of place alone, relative to keys of content and place", {"": str(found)},
+            f"{WHERE}: steps to {1 - TO:.0%} of what can be had", {"keys of place / of content and place": str(found)},
             f"with content {found.verdict()}",
+            absolute={"keys of place": range_words(place), "of content and place": range_words(content)},
         )
     ]  # fmt: skip
 
 
 def _a11_need(results: FeatureResults) -> list[Row]:
-    found = results.compare(results.plan.setting("attention", encoding="none"), results.plan.setting("attention"))
+    placed, unplaced = results.plan.setting("attention"), results.plan.setting("attention", encoding="none")
+    found = results.compare(unplaced, placed)
     return [
         Row(
             "A11", "Encoder features: attention needs positional encoding even where zero padding leaks position",
-            f"{WHERE}: error after {results.longest} steps with it, relative to without it", {"": str(found)},
+            f"{WHERE}: error after {results.longest} steps", {"with it / without it": str(found)},
             f"without encoding {found.verdict()}",
+            absolute={"with it": mean_words(results.errors(placed)), "without it": mean_words(results.errors(unplaced))},
         )
     ]  # fmt: skip
 
@@ -120,7 +122,7 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
         encoder: results.errors(Setting("attention", encoding="none", encoder=encoder))
         for encoder in results.plan.encoders()
     }
-    value = {_called(encoder): f"{statistics.geometric_mean(found):.2g}" for encoder, found in errors.items()}
+    value = {_called(encoder): mean_words(found) for encoder, found in errors.items()}
     verdicts = []
     for encoder in results.plan.encoders():
         if encoder.padding != "zeros":
@@ -147,18 +149,21 @@ def _a11_place(results: FeatureResults) -> list[Row]:
 
 
 def _a12(results: FeatureResults) -> list[Row]:
-    found = {}
-    for encoding in ("sinusoidal", "learned"):
-        ordered, permuted = (
+    pairs = {
+        str(encoding): [
             results.plan.setting("attention", encoding=encoding, permuted=permuted) for permuted in (False, True)
-        )
-        found[encoding] = results.compare(permuted, ordered)
+        ]
+        for encoding in ENCODINGS
+    }
+    found = {name: results.compare(permuted, ordered) for name, (ordered, permuted) in pairs.items()}
     return [
         Row(
             "A12", "Encoder features: a fixed permutation that is there in training already harms an attention",
-            f"{WHERE}: error after {results.longest} steps in order, relative to permuted",
-            {name: str(one) for name, one in found.items()},
+            f"{WHERE}: error after {results.longest} steps, in order / permuted", {name: str(one) for name, one in found.items()},
             "; ".join(f"{name}: permuted {one.verdict()}" for name, one in found.items()),
+            absolute={
+                name: " and ".join(mean_words(results.errors(setting)) for setting in pair) for name, pair in pairs.items()
+            },
         )
     ]  # fmt: skip
 

@@ -13,7 +13,7 @@ from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.feature_rows import FeatureResults, rows
 from bevreshape.experiments.level import Work
 from bevreshape.experiments.records import Entry
-from bevreshape.experiments.rows import Row
+from bevreshape.experiments.row import Row
 from bevreshape.experiments.study import SettingStudy
 
 IMAGE_S = 0.02
