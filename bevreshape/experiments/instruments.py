@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bevreshape.experiments.models import ViewTransformer
+from bevreshape.experiments.regrid import finer_errors
 from bevreshape.experiments.world import Batch
 from bevreshape.lab.dependence import relative_spread
 
@@ -19,8 +20,11 @@ class Examined:
         spread_of_a: of A over inputs, relative to its mean; 0 where A does not depend on X.
         spread_of_jacobian: of ``‖∂O_q/∂X_t‖_F`` over inputs, likewise.
         distance: ``‖J − S⊗I‖ / ‖S⊗I‖``, J the mean Jacobian and S the bilinear sampling matrix.
-        entropy: of the rows of |A|, made to sum to 1, in bits; that of S's rows is about 1.6.
+        entropy: of the rows of |A|, made to sum to 1, in bits; that of S's rows is about 1.4.
         locality: mean distance in features between the centroids of the rows of |A| and of S.
+        rank: effective rank of the mean A, see :func:`effective_rank`.
+        finer: error on a grid of half the cell size without training anew, see
+            :func:`~bevreshape.experiments.regrid.finer_errors`.
     """
 
     spread_of_a: float
@@ -28,6 +32,8 @@ class Examined:
     distance: float
     entropy: float
     locality: float
+    rank: float
+    finer: float
 
     def to_plain(self) -> dict[str, float]:
         """For a JSON file."""
@@ -48,6 +54,7 @@ def examine(model: ViewTransformer, batch: Batch, every: int = 3) -> list[Examin
     outside = world.in_channels - world.source.channels
     identity = torch.eye(world.source.channels, world.in_channels - outside)
     found = []
+    on_finer = finer_errors(model, batch).tolist()
     with torch.no_grad():
         weights = model.weights(batch)  # s #b q t
     jacobians = jacobian(model, batch, cells)[..., : world.source.channels]  # s b q o t c
@@ -61,11 +68,26 @@ def examine(model: ViewTransformer, batch: Batch, every: int = 3) -> list[Examin
                 relative_spread([a]),
                 relative_spread([jacobians[run].square().sum((2, 4)).sqrt()]),
                 ((mean - true).norm() / true.norm()).item(),
-                -(shares * shares.clamp(min=1e-12).log2()).sum(-1).mean().item(),
+                entropy(shares).mean().item(),
                 _centroids(world.source.width, shares, sampled),
+                effective_rank(a.mean(0)),
+                on_finer[run],
             )
         )
     return found
+
+
+def entropy(shares: Float[Tensor, "*b t"]) -> Float[Tensor, "*b"]:
+    """Of rows that sum to 1, in bits."""
+    return -(shares * shares.clamp(min=1e-12).log2()).sum(-1)
+
+
+def effective_rank(matrix: Float[Tensor, "q t"]) -> float:
+    """``exp(H(σ / Σσ))``, H the entropy of the singular values made to sum to 1 (Roy and Vetterli 2007): r where r of them
+    are alike and the others 0."""
+    shares = torch.linalg.svdvals(matrix.double())
+    shares = shares / shares.sum()
+    return (-(shares * shares.clamp(min=1e-300).log()).sum()).exp().item()
 
 
 def jacobian(model: ViewTransformer, batch: Batch, cells: Tensor) -> Float[Tensor, "s b q o t c"]:

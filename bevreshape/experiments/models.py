@@ -10,6 +10,7 @@ adaptive   W·(R ⊗ C), R and C from the pose by a small MLP        the pose
 positional softmax(Q·Kᵀ/√d), K from place                         nothing
 attention  softmax(Q·Kᵀ/√d), K from content and place             X
 posed      softmax(Q·Kᵀ/√d), K from content, place and direction  X and the pose
+continuous attention, Q a function of the cell's place in metres X
 ========== ===================================================== ======================
 
 ``attention`` is the article's (its equation of cross-attention); ``mlp`` its single fully connected layer without σ.
@@ -22,6 +23,7 @@ knows of the others.
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Literal
 
 import torch
@@ -146,7 +148,7 @@ class Attention(ViewTransformer):
     ) -> None:
         super().__init__(world, seeds)
         self.dim = dim
-        self.query = self.draw(self.cells, dim, std=1.0)
+        self.draw_queries()
         self.to_q = self.draw(dim, dim, std=dim**-0.5)
         self.content = self.draw(self.channels, dim, std=self.channels**-0.5) if content else None
         self.place: nn.Parameter | None = None
@@ -157,6 +159,14 @@ class Attention(ViewTransformer):
             else:
                 self.register_buffer("places", sinusoidal(world.source.height, world.source.width, dim)[None])
         self.direction = self.draw(dim, dim, std=dim**-0.5) if direction else None
+
+    def draw_queries(self) -> None:
+        """Parameters of :meth:`queries`."""
+        self.query = self.draw(self.cells, self.dim, std=1.0)
+
+    def queries(self) -> Float[Tensor, "s q d"]:
+        """One a cell."""
+        return self.query
 
     def keys(self, batch: Batch) -> Float[Tensor, "s #b t d"]:
         """K, the sum of its parts."""
@@ -170,8 +180,42 @@ class Attention(ViewTransformer):
         return sum(parts[1:], parts[0])
 
     def weights(self, batch: Batch) -> Tensor:
-        q = (self.query @ self.to_q)[:, None]  # s 1 q d
+        q = (self.queries() @ self.to_q)[:, None]  # s 1 q d
         return (q @ self.keys(batch).mT * self.dim**-0.5).softmax(-1)
+
+
+class ContinuousAttention(Attention):
+    """Queries by a small MLP from sines and cosines of the cell's place, so that there is one for every place.
+
+    The waves are from four cells of the grid that it is trained on, so that neighbours say what is between them, to twice
+    as long as its longer side, in a geometric row.
+    """
+
+    HIDDEN = 128
+    WAVES = 16
+
+    omega: Tensor
+
+    def draw_queries(self) -> None:
+        grid = self.world.grid
+        shortest, longest = 4 * grid.cell_m, 2 * grid.cell_m * max(grid.shape)
+        lengths_m = shortest * (longest / shortest) ** torch.linspace(0, 1, self.WAVES)
+        self.register_buffer("omega", 2 * math.pi / lengths_m)
+        inputs = 4 * self.WAVES
+        self.inner = self.draw(inputs, self.HIDDEN, std=inputs**-0.5)
+        self.bias = self.draw(1, self.HIDDEN, std=0.0)
+        self.outer = self.draw(self.HIDDEN, self.dim, std=(2 / self.HIDDEN) ** 0.5)
+
+    def queries(self) -> Tensor:
+        phase = (self.world.cells.to(self.omega)[..., None] * self.omega).flatten(-2)
+        described = torch.cat([phase.sin(), phase.cos()], -1)
+        return F.gelu(described @ self.inner + self.bias) @ self.outer
+
+    def on(self, world: World) -> "ContinuousAttention":
+        """The same parameters, asked for the cells of another grid."""
+        other = copy(self)
+        other.world, other.cells = world, len(world.cells)
+        return other
 
 
 def waves(angles: Float[Tensor, "s b t 2"], dim: int) -> Float[Tensor, "s b t d"]:
@@ -190,5 +234,6 @@ METHODS: dict[str, Callable[..., ViewTransformer]] = {
     "positional": lambda world, seeds, **given: Attention(world, seeds, content=False, **given),
     "attention": Attention,
     "posed": lambda world, seeds, **given: Attention(world, seeds, direction=True, **given),
+    "continuous": ContinuousAttention,
 }
 """By name: ``METHODS[name](world, seeds)``."""

@@ -54,7 +54,14 @@ CURVE = (
 )
 """Steps at which the learning of a fixed camera is looked at."""
 
-STEP_S = {"mlp": 0.001, "adaptive": 0.003, "positional": 0.002, "attention": 0.0035, "posed": 0.004}
+STEP_S = {
+    "mlp": 0.001,
+    "adaptive": 0.003,
+    "positional": 0.002,
+    "attention": 0.0035,
+    "posed": 0.004,
+    "continuous": 0.004,
+}
 """About how many seconds one core takes for one step of one run of 8×16 features, to say how long a study takes."""
 
 Seeds = Annotated[int, Ge(2), Le(100)]
@@ -150,8 +157,10 @@ class TensorPlan(SettingPlan):
                 yield Setting(method, pose, sigma, samples)
 
     def others(self) -> Iterator[Setting]:
-        """Settings of single rows: white noise, keys of place alone, encodings, permuted tokens, larger maps."""
+        """Settings of single rows: white noise, keys of place alone, encodings, permuted tokens, larger maps, continuous
+        queries."""
         yield Setting("positional")
+        yield Setting("continuous")
         for method in ("mlp", "attention"):
             yield Setting(method, correlation_length=0.0)
             for scale in self.scales:

@@ -142,7 +142,7 @@ class Outcome:
         seeds: of it.
         curves: one for every recipe that is best for some number of steps, as long as it is.
         best: which curve that is, by number of steps.
-        examined: of a fixed camera, what the run of most steps has learned, one a seed.
+        examined: of a fixed camera, tokens in order and features of scale 1, what the run of most steps has learned, one a seed.
     """
 
     setting: Setting
@@ -188,7 +188,8 @@ def judge(setting: Setting, tuned: Tuned, budget: Budget, seeds: Sequence[int], 
         found, model = _train(setting, seeds, [recipe], held_out, budget.batch, looked)  # seeds, 1, steps
         found = found[:, 0].nan_to_num(float("inf"), float("inf"))
         curves.append(Curve(recipe, tuple(looked), tuple(map(tuple, found.mT.tolist()))))
-        if setting.sigma_deg == 0 and setting.samples is None and longest == budget.steps[-1]:
+        plain = setting.sigma_deg == 0 and setting.samples is None and not setting.permuted and setting.scale == 1
+        if plain and longest == budget.steps[-1]:
             examined = tuple(examine(model, Batch(*(part[:, :EXAMINED] for part in held_out))))
     best = {steps: recipes.index(tuned.best[steps]) for steps in budget.steps}
     return Outcome(setting, tuple(seeds), tuple(curves), best, examined)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bevreshape.experiments.models import ViewTransformer
@@ -150,12 +151,19 @@ def error(model: ViewTransformer, held_out: Batch, size: int = 64) -> Tensor:
     """Squared error over the visible cells relative to the target's variance there, (s,): 1 is what each channel's mean
     would get."""
     share = model.runs // held_out.x.shape[0]
-    sums = torch.zeros(4, model.runs, held_out.target.shape[-1], dtype=torch.float64)
-    for start in range(0, held_out.x.shape[1], size):
-        part = spread(Batch(*(x[:, start : start + size] for x in held_out)), share)
-        there = part.visible[..., None].expand_as(part.target).double()
-        missed = ((model(part) - part.target) * there).double()
-        target = part.target.double()
-        sums += torch.stack([there, target, target.square(), missed.square()]).sum((2, 3))
+    starts = range(0, held_out.x.shape[1], size)
+    parts = [spread(Batch(*(x[:, start : start + size] for x in held_out)), share) for start in starts]
+    return relative(torch.stack([tally(model(part), part) for part in parts]).sum(0))
+
+
+def tally(output: Tensor, batch: Batch) -> Float[Tensor, "4 s o"]:
+    """Of the visible cells, by channel: how many there are, sums of the target and of its square, and of the squared error."""
+    there = batch.visible[..., None].expand_as(batch.target).double()
+    missed, target = ((output - batch.target) * there).double(), batch.target.double()
+    return torch.stack([there, target, target.square(), missed.square()]).sum((2, 3))
+
+
+def relative(sums: Float[Tensor, "4 s o"]) -> Float[Tensor, " s"]:
+    """Squared error relative to the variance about each channel's mean."""
     count, total, squares, wrong = sums
     return wrong.sum(-1) / (squares - total.square() / count).sum(-1)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from bevreshape.experiments.instruments import examine, jacobian
+from bevreshape.experiments.instruments import effective_rank, entropy, examine, jacobian
 from bevreshape.experiments.models import MLP, Attention
+from bevreshape.experiments.regrid import resizing_error
 from bevreshape.experiments.world import Stream, World, stack
 from bevreshape.geometry import BEVGrid
 from bevreshape.reshapers import FeatureShape
@@ -25,8 +26,10 @@ def test_an_mlp_that_holds_the_sampling_matrix_is_at_distance_0() -> None:
         assert found.spread_of_a == found.spread_of_jacobian == 0.0
         assert found.distance < 1e-6
         assert found.locality < 1e-5
-        entropy = -(sampled * sampled.clamp(min=1e-12).log2()).sum(-1).mean().item()
-        assert found.entropy == pytest.approx(entropy, abs=1e-4)
+        bits = -(sampled * sampled.clamp(min=1e-12).log2()).sum(-1).mean().item()
+        assert found.entropy == pytest.approx(bits, abs=1e-4)
+        assert found.rank == pytest.approx(effective_rank(sampled), rel=1e-4)
+        assert found.finer == pytest.approx(resizing_error(WORLD), rel=0.5)  # of a few samples
 
 
 def test_a_model_that_ignores_x_is_at_distance_1() -> None:
@@ -54,3 +57,18 @@ def test_attention_with_content_in_its_keys_follows_x() -> None:
     content, place = Attention(WORLD, [0, 1], dim=8), Attention(WORLD, [0, 1], content=False, dim=8)
     assert examine(content, samples())[0].spread_of_a > 0.1
     assert examine(place, samples())[0].spread_of_a == 0.0
+
+
+def test_effective_rank_counts_equal_singular_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator))[0] for n in (7, 9))
+    for rank in (1, 3, 7):
+        matrix = left[:, :rank] @ right[:rank]
+        assert effective_rank(matrix * 5) == pytest.approx(rank, rel=1e-4)
+    # two singular values, 3 and 1: p = ¾ and ¼
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(4 / 3**0.75)
+
+
+def test_entropy_of_equal_shares_is_the_logarithm_of_their_number() -> None:
+    rows = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(entropy(rows), torch.tensor([2.0, 1.0, 0.0]))

@@ -41,6 +41,7 @@ def test_output_is_a_times_x_times_the_read_out(method: str, pose: str) -> None:
         ("positional", False, False),
         ("attention", True, False),
         ("posed", True, True),
+        ("continuous", True, False),
     ],
 )
 def test_what_a_depends_on(method: str, on_x: bool, on_pose: bool) -> None:
