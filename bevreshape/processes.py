@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from dataclasses import dataclass
 
 from lightning.pytorch.plugins.environments import (
@@ -13,6 +14,7 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from torch.distributed import TCPStore
 
 from bevreshape.errors import InputError
 
@@ -119,6 +121,7 @@ def cluster_environment() -> ClusterEnvironment:
     if found is None:
         return LightningEnvironment()
     if found.launcher == "torchrun":
+        _leave_the_store_of_killed_processes(found)
         return TorchElasticEnvironment()
     if found.launcher == "srun":
         os.environ["SLURM_NTASKS_PER_NODE"] = str(found.local_world)  # Lightning asks for it, srun -N2 does not set it
@@ -134,6 +137,25 @@ def cluster_environment() -> ClusterEnvironment:
         "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         + (", or install mpi4py" if found.launcher.startswith("mpi") else "")
     )
+
+
+def _leave_the_store_of_killed_processes(found: Group) -> None:
+    """Agree with the other processes on a port for a store of their own, where torchrun has started them anew.
+
+    torchrun keeps its store over restarts, and in it stand the addresses of the processes that were killed: who reads one before
+    it is replaced waits for ever.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    kept = TCPStore(os.environ["MASTER_ADDR"], _integer("MASTER_PORT"), is_master=False)
+    key = f"bevreshape/port_of_attempt_{attempt}"
+    if found.rank == 0:
+        with socket.socket() as free:
+            free.bind(("", 0))
+            kept.set(key, str(free.getsockname()[1]))
+    os.environ["MASTER_PORT"] = kept.get(key).decode()  # waits for process 0
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 
 
 def _integer(name: str) -> int:

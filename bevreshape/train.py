@@ -7,6 +7,7 @@ if __name__ == "__main__":  # before anything loads torch
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -291,6 +292,11 @@ def torch_says(error: RuntimeError, trainer: Mapping[str, Any]) -> InputError | 
         )
     if trainer.get("detect_anomaly") and "returned nan values" in text:
         return Divergence(f"training: {reason}; lower optimizer.lr, or look at the batch")
+    if "gloo" in text and re.search(r"closed by peer|reset by peer|Timed out waiting", text):
+        return InputError(
+            "training: another process of this run has ended, so this one cannot go on; its reason is in its own messages, and the "
+            "same command with the same hydra.run.dir resumes"
+        )
     if "Expected to have finished reduction" in text:
         return InputError(
             "trainer.strategy: some parameters get a gradient in some steps only; set "

@@ -264,3 +264,24 @@ def test_torchrun_starts_its_processes_again(worlds: Path, tmp_path: Path) -> No
     assert ended.code == 0, ended.err
     assert "resumes from" in ended.err
     assert metrics_of(tmp_path / "run")["fit/steps"] == 40
+
+
+def test_torchrun_restarts_where_a_process_was_killed(worlds: Path, tmp_path: Path) -> None:
+    """The agent starts both processes anew; they find each other, not the addresses of the killed ones, and resume."""
+    arguments = [
+        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=40", "trainer.devices=2",
+        "trainer.strategy=ddp", "checkpoint_every_n_steps=2", "hydra.run.dir=run",
+    ]  # fmt: skip
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    process = start("train", *arguments, cwd=tmp_path, launcher=launcher)
+    wait_for(trains_beyond_the_start(tmp_path / "run"), process)
+    (workers,) = [
+        [int(pid) for pid in path.read_text().split()]
+        for path in Path(f"/proc/{process.pid}/task").glob("*/children")
+        if path.read_text()
+    ]
+    os.kill(workers[0], signal.SIGKILL)
+    ended = finish(process)
+    assert ended.code == 0, ended.err
+    assert "resumes from" in ended.err
+    assert metrics_of(tmp_path / "run")["fit/steps"] == 40
