@@ -14,7 +14,7 @@ import numpy as np
 import timm
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,6 +44,9 @@ IMAGE_SIZE = 64, 128
 
 SOURCE = FeatureShape(16, 8, 16, 1, 8, offset_px=0.0)
 """The features; every layer reaches as many pixels before a feature's center as behind, so the first is on pixel 0."""
+
+WIDTH = 128
+"""Channels before the projection."""
 
 CHUNK = 32
 """Images that go through the network at a time."""
@@ -120,13 +123,14 @@ def features(encoder: Encoder, part: Part) -> Float[Tensor, "n c h w"]:
 
 @cache
 def _projected(encoder: Encoder, part: Part) -> Float[Tensor, "n c h w"]:
-    network = build(encoder.padding)
-    images = _images(encoder.content, part, encoder.count(part))
-    with torch.no_grad():
-        found = torch.cat([network(chunk)[0] for chunk in images.split(CHUNK)])
-    generator = torch.Generator().manual_seed(0)
-    projection = torch.randn(found.shape[1], SOURCE.channels, generator=generator) * found.shape[1] ** -0.5
-    return torch.einsum("nkhw,kc->nchw", found, projection)
+    network, found = build(encoder.padding), []
+    projection = torch.randn(WIDTH, SOURCE.channels, generator=torch.Generator().manual_seed(0)) * WIDTH**-0.5
+    for first in range(0, encoder.count(part), CHUNK):
+        chosen = range(first, min(first + CHUNK, encoder.count(part)))
+        with torch.no_grad():
+            made = network(_images(encoder.content, PARTS.index(part), chosen))[0]
+        found.append(torch.einsum("nkhw,kc->nchw", made, projection))
+    return torch.cat(found)
 
 
 def build(padding: Padding) -> nn.Module:
@@ -144,22 +148,19 @@ def build(padding: Padding) -> nn.Module:
     return network.eval()
 
 
-@cache
-def _images(content: Content, part: Part, count: int) -> Float[Tensor, "n 3 H W"]:
+def _images(content: Content, part: int, chosen: range) -> Float[Tensor, "n 3 H W"]:
     """Normalised: of mean 0 and standard deviation 1, about."""
-    draw = _noise if content == "noise" else _street
-    return torch.stack([draw(PARTS.index(part), index) for index in range(count)])
+    if content == "noise":
+        return torch.stack([torch.randn(3, *IMAGE_SIZE, generator=seeded(part, index)) for index in chosen])
+    mean, std = (torch.tensor(of).view(3, 1, 1) for of in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return (torch.stack([_street(part, index) for index in chosen]) / 255 - mean) / std
 
 
-def _noise(part: int, index: int) -> Float[Tensor, "3 H W"]:
-    return torch.randn(3, *IMAGE_SIZE, generator=seeded(part, index))
-
-
-def _street(part: int, index: int) -> Float[Tensor, "3 H W"]:
+@cache  # bytes, which three paddings share
+def _street(part: int, index: int) -> UInt8[Tensor, "3 H W"]:
     """What the camera of the study sees of a street of the synthetic world."""
     rig = ring(1, IMAGE_SIZE, 1, torch.device("cpu"))
     pixel_from_cam, ego_from_cam = (x[0, 0].double().numpy() for x in (rig.intrinsics, rig.ego_from_cam))
     scene, sensor = draw_scene(part, index, 1), np.random.default_rng((part, index, 2))
-    image = torch.from_numpy(render(scene, pixel_from_cam, ego_from_cam, IMAGE_SIZE, sensor))
-    mean, std = (torch.tensor(of) for of in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return ((image / 255 - mean) / std).permute(2, 0, 1)
+    image = render(scene, pixel_from_cam, ego_from_cam, IMAGE_SIZE, sensor)
+    return torch.from_numpy(image).permute(2, 0, 1)
