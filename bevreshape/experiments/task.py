@@ -15,7 +15,7 @@ from torch import Tensor
 from bevreshape.experiments import task_training
 from bevreshape.experiments.level import Work
 from bevreshape.experiments.records import Entry, Records
-from bevreshape.experiments.rows import Row
+from bevreshape.experiments.row import Row
 from bevreshape.experiments.runs import TUNING_SEED
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting, Training
 from bevreshape.experiments.task_results import TaskResults

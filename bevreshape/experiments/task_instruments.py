@@ -20,6 +20,9 @@ from bevreshape.reshapers import Reshaper
 CELLS, PROBES = 4, 8
 """Cells along a side of the map whose Jacobian is taken, and random probes of each."""
 
+IMAGES = 64
+"""Samples that the image's share is measured on, where there are as many."""
+
 PERMUTATION = 0x5461736B
 """Word of the random key of the permutation that a trained model is tried with."""
 
@@ -56,12 +59,12 @@ def inspect(model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, samples: 
         model: in evaluation.
         batches: of the test split; begin anew whenever they are read.
         metric: on its classes and grid.
-        samples: of it, for all but the IoU.
+        samples: of it, for the spreads.
     """
     reshaper = model.reshaper
     assert isinstance(reshaper, Reshaper)
-    _, (features,), own = first_samples(model, batches, samples)
-    cameras = _first(own)
+    _, (every,), own = first_samples(model, batches, max(samples, IMAGES))
+    features, cameras = every[:samples], _first(own, samples)
     cells = cell_raster(reshaper.target_shape, CELLS)
 
     def spread() -> float:
@@ -73,7 +76,7 @@ def inspect(model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, samples: 
         with attention_held(reshaper):
             held_fixed = spread()
     with torch.no_grad():
-        share = image_share(reshaper(features, cameras))
+        share = image_share(reshaper(every, _first(own, len(every))))
     permutation = torch.randperm(reshaper.source.tokens, generator=seeded(0, PERMUTATION))
     iou = iou_when_permuted(model, batches, metric, permutation)
     return Inspected(
@@ -82,10 +85,10 @@ def inspect(model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, samples: 
     )  # fmt: skip
 
 
-def _first(cameras: Cameras) -> Cameras:
-    """The first sample's, for all."""
-    poses, intrinsics = cameras.ego_from_cam, cameras.intrinsics
-    return Cameras(intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size)
+def _first(cameras: Cameras, count: int) -> Cameras:
+    """The first sample's, for so many."""
+    intrinsics, poses = (x[:1].expand(count, -1, -1, -1) for x in (cameras.intrinsics, cameras.ego_from_cam))
+    return Cameras(intrinsics, poses, cameras.image_size)
 
 
 def costs(model: BEVModel, batch: Batch) -> dict[str, int]:

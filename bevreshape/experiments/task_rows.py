@@ -1,10 +1,11 @@
 """From the results of a study's task level to its rows: does it matter on the task?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from bevreshape.experiments.intervals import Bounds, Comparison
-from bevreshape.experiments.rows import Row, available
+from bevreshape.experiments.row import Row, available
+from bevreshape.experiments.rows import range_words
 from bevreshape.experiments.task_plan import TaskSetting
 from bevreshape.experiments.task_results import TaskResults, ahead, mean
 
@@ -14,124 +15,123 @@ SHARES = (0.5, 0.75, 0.9, 0.95)
 TO = 0.9
 """The share that counts as having learned it, where one stands for all."""
 
-MLP, ATTENTION, IPM = TaskSetting("mlp"), TaskSetting("attention"), TaskSetting("ipm")
+IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
+
+NAMED = {"IPM": IPM, "MLP": MLP, "attention": ATTENTION}
 
 
 def rows(results: TaskResults) -> list[Row]:
     """All of the task level whose entries are done."""
     makers = (
-        _fixed, _steps, _history, _compute, _moving, _worth, _unseen_angles, _unseen_height, _a7, _a11, _a12, _permuted_after,
-        _image, _costs,
+        _fixed, _steps, _history, _compute, _equal_compute, _moving, _worth, _unseen_angles, _unseen_height, _a7, _a11, _a12,
+        _permuted_after, _image, _costs,
     )  # fmt: skip
     return available(*(partial(make, results) for make in makers))
 
 
-def _pair(sigma: float, pose: bool) -> tuple[TaskSetting, TaskSetting]:
-    """Attention and MLP."""
-    return TaskSetting("attention", pose, sigma), TaskSetting("mlp", pose, sigma)
+def _compared(
+    claim: str, question: str, measured: str, found: Mapping[str, Comparison], who: str, absolute: Mapping[str, str]
+) -> Row:
+    """A row of one comparison, under an empty name, or of several, whose verdicts stand side by side."""
+    verdicts = [
+        f"{where}: {who} {one.verdict()}" if where else f"{who} {one.verdict()}" for where, one in found.items()
+    ]
+    value = {where: str(comparison) for where, comparison in found.items()}
+    return Row(claim, f"On the task, {question}", measured, value, "; ".join(verdicts), absolute=absolute)
 
 
-def _absolute(results: TaskResults, setting: TaskSetting, steps: int | None = None) -> str:
-    return f"{mean(results.iou(setting, steps)):.3f} ({mean(results.shares(setting, steps)):.0%} of IPM's)"
+def _pair(sigma: float, pose: bool) -> dict[str, TaskSetting]:
+    return {"attention": TaskSetting("attention", pose, sigma), "MLP": TaskSetting("mlp", pose, sigma)}
 
 
-def _both(results: TaskResults, sigma: float, pose: bool) -> str:
-    """What two methods get, and the ratio."""
-    attention, mlp = _pair(sigma, pose)
-    return (
-        f"{results.advantage(attention, mlp)}: attention {_absolute(results, attention)}, MLP {_absolute(results, mlp)}"
-    )
-
-
-def _said(found: dict[str, Comparison], who: str) -> str:
-    return "; ".join(f"{where}: {who} {comparison.verdict()}" for where, comparison in found.items())
+def _iou(results: TaskResults, setting: TaskSetting) -> str:
+    share = "" if setting.method == "ipm" else f" ({mean(results.shares(setting)):.0%} of IPM's)"
+    return f"{mean(results.iou(setting)):.3f}{share}"
 
 
 def _fixed(results: TaskResults) -> list[Row]:
-    found = results.advantage(ATTENTION, MLP)
-    ipm = f"{mean(results.iou(IPM)):.3f}"
     return [
-        Row(
-            "A8", "On the task, fixed camera: who is better in the end?",
+        _compared(
+            "A8", "fixed camera: who is better in the end?",
             f"mean test IoU after {results.plan.longest} steps, attention relative to MLP",
-            {"": _both(results, 0.0, False), "IPM": ipm}, f"attention {found.verdict()}",
+            {"": results.advantage(ATTENTION, MLP)}, "attention",
+            {name: _iou(results, setting) for name, setting in NAMED.items()},
         )
     ]  # fmt: skip
 
 
 def _steps(results: TaskResults) -> list[Row]:
+    steps = ", ".join(map(str, results.plan.steps))
     return _delay(
-        results, {share: (results.steps_to(ATTENTION, share), results.steps_to(MLP, share)) for share in SHARES},
-        "On the task, fixed camera: who learns faster?",
-        f"steps of whole trainings ({', '.join(map(str, results.plan.steps))}) to so much of IPM's test IoU, MLP relative to attention",
-    )  # fmt: skip
+        {share: (results.steps_to(ATTENTION, share), results.steps_to(MLP, share)) for share in SHARES},
+        "fixed camera: who learns faster?",
+        f"steps of whole trainings ({steps}) to so much of IPM's test IoU, MLP relative to attention",
+    )
 
 
 def _history(results: TaskResults) -> list[Row]:
     return _delay(
-        results, {share: (results.history_to(ATTENTION, share), results.history_to(MLP, share)) for share in SHARES},
-        "… and within one training",
-        f"steps to so much of IPM's validation IoU, within one schedule of {results.plan.longest} steps, MLP relative to attention",
-    )  # fmt: skip
+        {share: (results.history_to(ATTENTION, share), results.history_to(MLP, share)) for share in SHARES},
+        "fixed camera: who learns faster within one training?",
+        f"steps to so much of IPM's validation IoU in one schedule of {results.plan.longest} steps, MLP relative to attention",
+    )
 
 
-def _delay(
-    results: TaskResults,
-    reached: dict[float, tuple[list[Bounds], list[Bounds]]],
-    question: str,
-    measured: str,
-) -> list[Row]:
-    compared = {f"{share:.0%}": Comparison.of(*bounds) for share, bounds in reached.items()}
-    value = {
-        f"{share:.0%}": f"{compared[f'{share:.0%}']}: attention {_range(attention)}, MLP {_range(mlp)}"
-        for share, (attention, mlp) in reached.items()
+def _delay(reached: Mapping[float, tuple[list[Bounds], list[Bounds]]], question: str, measured: str) -> list[Row]:
+    found = {f"{share:.0%}": Comparison.of(*bounds) for share, bounds in reached.items()}
+    absolute = {
+        f"{name}, {share:.0%}": range_words(bounds[number])
+        for share, bounds in reached.items()
+        for number, name in enumerate(("attention", "MLP"))
     }
-    return [Row("A8", question, measured, value, _said(compared, "attention"))]
-
-
-def _range(bounds: Sequence[Bounds], unit: str = "g") -> str:
-    """Where the seeds are."""
-    low, high = min(one.low for one in bounds), max(one.high for one in bounds)
-    return f"more than {low:{unit}}" if high == float("inf") else f"{low:{unit}} to {high:{unit}}"
+    return [_compared("A8", question, measured, found, "attention", absolute)]
 
 
 def _compute(results: TaskResults) -> list[Row]:
+    counted = {"whole model": "flops", "reshaper alone": "reshaper_flops"}
     to = {
-        what: [results.compute_to(setting, TO, what) for setting in (ATTENTION, MLP)]
-        for what in ("flops", "reshaper_flops")
+        where: [results.compute_to(setting, TO, what) for setting in (ATTENTION, MLP)]
+        for where, what in counted.items()
     }
-    compared = {what: Comparison.of(*bounds) for what, bounds in to.items()}
-    flops, own, other = results.at_equal_compute(ATTENTION, MLP)
-    equal = ahead(own, other)
-    names = {"flops": "whole model", "reshaper_flops": "reshaper alone"}
-    value = {
-        names[what]: f"{compared[what]}: attention {_range(bounds[0], '.2e')}, MLP {_range(bounds[1], '.2e')}"
-        for what, bounds in to.items()
+    absolute = {
+        f"{name}, {where}": range_words([Bounds(one.low / 1e9, one.high / 1e9) for one in bounds[number]])
+        for where, bounds in to.items()
+        for number, name in enumerate(("attention", "MLP"))
     }
     return [
-        Row(
-            "A8", "On the task, fixed camera: and for its compute?",
-            f"FLOPs of the forward passes of all samples to {TO:.0%} of IPM's test IoU, MLP relative to attention", value,
-            _said({names[what]: found for what, found in compared.items()}, "attention"),
-        ),
-        Row(
-            "A8", "On the task, fixed camera: who is better at equal compute?",
-            f"mean test IoU after {flops:.2e} FLOPs of forward passes of the whole model, attention relative to MLP",
-            {"": f"{equal}: attention {mean(own):.3f}, MLP {mean(other):.3f}"}, f"attention {equal.verdict()}",
-        ),
+        _compared(
+            "A8", "fixed camera: and for its compute?",
+            f"GFLOPs of the forward passes of all samples to {TO:.0%} of IPM's test IoU, MLP relative to attention",
+            {where: Comparison.of(*bounds) for where, bounds in to.items()}, "attention", absolute,
+        )
+    ]  # fmt: skip
+
+
+def _equal_compute(results: TaskResults) -> list[Row]:
+    flops, own, other = results.at_equal_compute(ATTENTION, MLP)
+    return [
+        _compared(
+            "A8", "fixed camera: who is better at equal compute?",
+            f"mean test IoU after {flops / 1e9:.3g} GFLOPs of forward passes of the whole model, attention relative to MLP",
+            {"": ahead(own, other)}, "attention", {"attention": f"{mean(own):.3f}", "MLP": f"{mean(other):.3f}"},
+        )
     ]  # fmt: skip
 
 
 def _moving(results: TaskResults) -> list[Row]:
     found = []
     for pose in (True, False):
-        compared = {f"σ = {s:g}°": results.advantage(*_pair(s, pose)) for s in results.plan.sigma_deg}
-        value = {f"σ = {s:g}°": _both(results, s, pose) for s in results.plan.sigma_deg}
+        levels = {f"σ = {sigma:g}°": _pair(sigma, pose) for sigma in results.plan.sigma_deg}
+        compared = {where: results.advantage(pair["attention"], pair["MLP"]) for where, pair in levels.items()}
+        absolute = {
+            f"{name}, {where}": _iou(results, setting)
+            for where, pair in levels.items()
+            for name, setting in {**pair, "IPM": TaskSetting("ipm", sigma_deg=pair["MLP"].sigma_deg)}.items()
+        }
         found.append(
-            Row(
-                "A9", f"On the task, moving camera, pose {'given' if pose else 'not given'}: who is better?",
-                f"mean test IoU after {results.plan.longest} steps, attention relative to MLP", value,
-                _said(compared, "attention"),
+            _compared(
+                "A9", f"moving camera, pose {'given' if pose else 'not given'}: who is better?",
+                f"mean test IoU after {results.plan.longest} steps, attention relative to MLP", compared, "attention", absolute,
             )
         )  # fmt: skip
     return found
@@ -139,16 +139,20 @@ def _moving(results: TaskResults) -> list[Row]:
 
 def _worth(results: TaskResults) -> list[Row]:
     found = []
-    for method, name in (("mlp", "MLP"), ("attention", "attention")):
-        compared = {
-            f"σ = {s:g}°": results.advantage(TaskSetting(method, True, s), TaskSetting(method, False, s))  # type: ignore[arg-type]
-            for s in results.plan.sigma_deg
+    for name in ("MLP", "attention"):
+        levels = {
+            f"σ = {sigma:g}°": (_pair(sigma, True)[name], _pair(sigma, False)[name]) for sigma in results.plan.sigma_deg
         }
         found.append(
-            Row(
-                "A9", f"On the task: what is the pose worth to {name}?",
+            _compared(
+                "A9", f"what is the pose worth to {name}?",
                 f"mean test IoU after {results.plan.longest} steps, with the pose relative to without it",
-                {where: str(one) for where, one in compared.items()}, _said(compared, "with the pose"),
+                {where: results.advantage(*pair) for where, pair in levels.items()}, "with the pose",
+                {
+                    f"{how}, {where}": _iou(results, pair[number])
+                    for where, pair in levels.items()
+                    for number, how in enumerate(("with", "without"))
+                },
             )
         )  # fmt: skip
     return found
@@ -166,18 +170,17 @@ def _unseen(results: TaskResults, what: str, cameras: str) -> list[Row]:
     found = []
     levels = [s for s in results.plan.sigma_deg if what in results.plan.unseen(TaskSetting("ipm", sigma_deg=s))]
     for pose in (True, False):
-        compared, value = {}, {}
+        compared, absolute = {}, {}
         for sigma in levels:
-            own, other = (results.unseen(setting, what) for setting in _pair(sigma, pose))
-            ipm = mean(results.unseen(TaskSetting("ipm", sigma_deg=sigma), what))
-            compared[f"trained at {sigma:g}°"] = comparison = ahead(own, other)
-            value[f"trained at {sigma:g}°"] = (
-                f"{comparison}: attention {mean(own):.3f}, MLP {mean(other):.3f}, IPM {ipm:.3f}"
-            )
+            pair, where = _pair(sigma, pose), f"trained at {sigma:g}°"
+            compared[where] = ahead(*(results.unseen(setting, what) for setting in pair.values()))
+            for name, setting in {**pair, "IPM": TaskSetting("ipm", sigma_deg=sigma)}.items():
+                seen, unseen = mean(results.iou(setting)), mean(results.unseen(setting, what))
+                absolute[f"{name}, {where}"] = f"{unseen:.3f} (as in training {seen:.3f})"
         found.append(
-            Row(
-                "A9", f"On the task, {cameras} in the test alone, pose {'given' if pose else 'not given'}: who bears it?",
-                "mean test IoU, attention relative to MLP", value, _said(compared, "attention"),
+            _compared(
+                "A9", f"{cameras} in the test alone, pose {'given' if pose else 'not given'}: who bears it?",
+                "mean test IoU, attention relative to MLP", compared, "attention", absolute,
             )
         )  # fmt: skip
     return found
@@ -185,83 +188,81 @@ def _unseen(results: TaskResults, what: str, cameras: str) -> list[Row]:
 
 def _a7(results: TaskResults) -> list[Row]:
     value = {}
-    for name, setting in (("MLP", MLP), ("attention", ATTENTION), ("IPM", IPM)):
+    for name, setting in NAMED.items():
         seeds = results.inspected(setting)
         parts = {
-            "A": [one.spread_of_a for one in seeds],
-            "Jacobian": [one.spread_of_jacobian for one in seeds],
-            "with A held fixed": [one.spread_of_jacobian_held for one in seeds],
+            "A": mean([one.spread_of_a for one in seeds]),
+            "Jacobian": mean([one.spread_of_jacobian for one in seeds]),
+            "with A held fixed": mean([one.spread_of_jacobian_held for one in seeds]),
         }
-        value[name] = ", ".join(f"{what} {mean(values):.2g}" for what, values in parts.items())
+        value[name] = "W 0, " + ", ".join(f"{what} {spread:.2g}" for what, spread in parts.items())
     return [
         Row(
-            "A7", "On the task: after training the MLP's W is fixed, the attention's changes with X",
-            "fixed camera: spread of A and of the Jacobian over images, relative to their mean; parameters (W) are fixed in all",
-            value, "measured",
+            "A7", "On the task: the MLP's W is fixed after training, the attention's changes with X",
+            "fixed camera: spread over images of the parameters W, of A, and of the Jacobian, relative to their mean", value,
+            "measured",
         )
     ]  # fmt: skip
 
 
 def _a11(results: TaskResults) -> list[Row]:
-    found = results.advantage(TaskSetting("attention", encoding="none"), ATTENTION)
-    without = mean(results.iou(TaskSetting("attention", encoding="none")))
+    unplaced = TaskSetting("attention", encoding="none")
     return [
-        Row(
-            "A11", "On the task, attention needs positional encoding",
-            "fixed camera: mean test IoU without it, relative to with it; an encoder's padding tells places too",
-            {"": f"{found}: without {without:.3f}, with {mean(results.iou(ATTENTION)):.3f}"}, f"without encoding {found.verdict()}",
+        _compared(
+            "A11", "attention needs positional encoding",
+            "fixed camera: mean test IoU without it, relative to with it; the encoder's zero padding tells places too",
+            {"": results.advantage(unplaced, ATTENTION)}, "without encoding",
+            {"with it": _iou(results, ATTENTION), "without it": _iou(results, unplaced)},
         )
     ]  # fmt: skip
 
 
 def _a12(results: TaskResults) -> list[Row]:
+    learned = TaskSetting("attention", encoding="learned")
     pairs = {
         "attention, sinusoidal": (TaskSetting("attention", permuted=True), ATTENTION),
-        "attention, learned": (
-            TaskSetting("attention", encoding="learned", permuted=True), TaskSetting("attention", encoding="learned"),
-        ),
+        "attention, learned": (TaskSetting("attention", encoding="learned", permuted=True), learned),
         "MLP": (TaskSetting("mlp", permuted=True), MLP),
-    }  # fmt: skip
-    compared = {name: results.advantage(*pair) for name, pair in pairs.items()}
-    value = {
-        name: f"{compared[name]}: permuted {mean(results.iou(own)):.3f}, in order {mean(results.iou(other)):.3f}"
-        for name, (own, other) in pairs.items()
     }
     return [
-        Row(
-            "A12", "On the task, a fixed permutation that is there in training already harms an attention",
-            "fixed camera: mean test IoU with permuted tokens, relative to in order", value, _said(compared, "permuted"),
+        _compared(
+            "A12", "a fixed permutation that is there in training already harms an attention",
+            "fixed camera: mean test IoU with permuted tokens, relative to in order",
+            {name: results.advantage(*pair) for name, pair in pairs.items()}, "permuted",
+            {
+                f"{name}, {how}": _iou(results, pair[number])
+                for name, pair in pairs.items()
+                for number, how in enumerate(("permuted", "in order"))
+            },
         )
     ]  # fmt: skip
 
 
 def _permuted_after(results: TaskResults) -> list[Row]:
     value = {}
-    for name, setting in (("MLP", MLP), ("attention", ATTENTION)):
-        permuted = mean([one.iou_permuted for one in results.inspected(setting)])
-        unrelated = mean([one.iou_unrelated for one in results.inspected(setting)])
+    for name in ("MLP", "attention"):
+        seeds = results.inspected(NAMED[name])
+        permuted, unrelated = mean([one.iou_permuted for one in seeds]), mean([one.iou_unrelated for one in seeds])
         value[name] = (
-            f"{mean(results.iou(setting)):.3f} in order, {permuted:.3f} permuted, {unrelated:.3f} with other images"
+            f"{mean(results.iou(NAMED[name])):.3f} in order, {permuted:.3f} permuted, {unrelated:.3f} with other images"
         )
     return [
         Row(
-            "A12", "On the task, a permutation after training destroys the result",
-            "fixed camera: mean test IoU", value, "measured",
+            "A12", "On the task, a permutation after training destroys the result", "fixed camera: mean test IoU", value,
+            "measured",
         )
     ]  # fmt: skip
 
 
 def _image(results: TaskResults) -> list[Row]:
     value = {}
-    for name, setting in (("IPM", IPM), ("MLP", MLP), ("attention", ATTENTION)):
-        seeds = results.inspected(setting)
-        value[name] = (
-            f"{mean([one.image_share for one in seeds]):.0%}, {min(one.image_share for one in seeds):.0%} at least"
-        )
+    for name, setting in NAMED.items():
+        shares = [one.image_share for one in results.inspected(setting)]
+        value[name] = f"{mean(shares):.0%} ({min(shares):.0%} to {max(shares):.0%} by seed)"
     return [
         Row(
-            "beyond", "On the task: how much of the bird's-eye view comes from the image?",
-            "fixed camera: variance of the reshaper's map over images, of its variance over images and cells", value,
+            "beyond", "On the task, how much of the bird's-eye view comes from the image, and how much is learned for its cells?",
+            "fixed camera: variance over images in a cell, of all variance over images and cells, in the reshaper's output", value,
             "measured",
         )
     ]  # fmt: skip
@@ -269,13 +270,9 @@ def _image(results: TaskResults) -> list[Row]:
 
 def _costs(results: TaskResults) -> list[Row]:
     value = {}
-    for name, setting in (
-        ("IPM", IPM), ("MLP", MLP), ("attention", ATTENTION), ("MLP, pose given", TaskSetting("mlp", True)),
-        ("attention, pose given", TaskSetting("attention", True)),
-    ):  # fmt: skip
-        numbers = {what: results.cost(setting, what) for what in ("reshaper_parameters", "reshaper_flops", "flops")}
-        value[name] = (
-            f"{numbers['reshaper_parameters']:,} parameters, {numbers['reshaper_flops'] / 1e6:.3g} MFLOPs; whole model "
-            f"{numbers['flops'] / 1e6:.4g} MFLOPs"
+    for name, setting in {**NAMED, **{f"{name}, pose given": one for name, one in _pair(0.0, True).items()}}.items():
+        parameters, reshaper, whole = (
+            results.cost(setting, what) for what in ("reshaper_parameters", "reshaper_flops", "flops")
         )
-    return [Row("beyond", "On the task: what does each cost?", "of one sample, forward", value, "measured")]
+        value[name] = f"{parameters:,} parameters, {reshaper / 1e6:.3g} MFLOPs; whole model {whole / 1e6:.3g} MFLOPs"
+    return [Row("beyond", "On the task, what does each cost?", "reshaper of one sample, forward", value, "measured")]

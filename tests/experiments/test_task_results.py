@@ -5,7 +5,7 @@ import math
 import pytest
 
 from bevreshape.experiments.intervals import Bounds
-from bevreshape.experiments.rows import NotDoneError
+from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
 from bevreshape.experiments.task_results import TaskResults, ahead, between
 from bevreshape.experiments.task_training import TaskOutcome

@@ -128,11 +128,18 @@ def test_every_row_has_a_value_and_a_verdict(study: TaskStudy) -> None:
     said = {row.question: row for row in found}
     assert said["On the task, fixed camera: who is better in the end?"].verdict == "attention behind"
     given = said["On the task, moving camera, pose given: who is better?"]
-    assert given.value["σ = 2°"] == "1.2 [1.2, 1.2]: attention 0.485 (96% of IPM's), MLP 0.404 (80% of IPM's)"
+    assert given.value["σ = 2°"] == "1.2 [1.2, 1.2]"
+    assert given.absolute["attention, σ = 2°"] == "0.485 (96% of IPM's)"
+    assert given.absolute["IPM, σ = 2°"] == "0.505"
     assert given.verdict == "σ = 0°: attention ahead; σ = 2°: attention ahead"
-    assert said["On the task: what is the pose worth to MLP?"].verdict.endswith("σ = 2°: with the pose alike")
+    assert said["On the task, what is the pose worth to MLP?"].verdict.endswith("σ = 2°: with the pose alike")
     bears = said["On the task, cameras that move by σ = 5° in the test alone, pose not given: who bears it?"]
-    assert bears.value["trained at 2°"] == "0.5 [0.5, 0.5]: attention 0.101, MLP 0.202, IPM 0.253"
+    assert bears.value["trained at 2°"] == "0.5 [0.5, 0.5]"
+    assert bears.absolute["MLP, trained at 2°"] == "0.202 (as in training 0.404)"
+    after = said["On the task, fixed camera: who learns faster?"]
+    assert after.absolute["MLP, 75%"] == "10 to 40"  # .6 · .4 = 48 % of .5 after 10 steps, and 80 % after 40
+    assert after.absolute["attention, 50%"] == "more than 40"
+    assert after.value["75%"] == "at most 1"  # MLP relative to attention
 
 
 def test_rows_of_what_is_not_done_are_left_out(study: TaskStudy) -> None:
