@@ -61,8 +61,8 @@ RUNS_TEXT = (
 )
 
 CLAIMS_TEXT = (
-    "The rows of the study that were named before anything was measured. Ratios are means over the seeds with the interval that "
-    "holds the true mean with 95 % confidence; the rules stand below."
+    "Rows of the study, those first that were named before anything was measured. Ratios are means over the seeds with the interval "
+    "that holds the true mean with 95 % confidence; the rules stand below."
 )
 
 

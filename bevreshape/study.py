@@ -41,7 +41,8 @@ def main(cfg: DictConfig) -> None:
     write_text(folder / PLAN_FILE, OmegaConf.to_yaml(plain["plan"]))
     finish(study)
     write(study)
-    print_table(table(study))
+    if any(row.primary for row in study.rows):
+        print_table(table(study))
     Console().print(f"{folder / 'README.md'}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -25,6 +25,7 @@ from bevreshape.build import (
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.experiments.levels import StudyPlan
+from bevreshape.experiments.task_plan import ALONE
 from bevreshape.geometry import BEVGrid
 from bevreshape.options import read_settings
 from bevreshape.train import with_validations
@@ -117,6 +118,9 @@ def test_plans_are_composed_and_make_sense(choice: str) -> None:
     assert plan.tensor is not None
     assert plan.tensor.primary_seeds == 8
     assert plan.tensor.primary_sigma_deg == 2
+    if plan.task is not None:
+        for setting, _, seed in plan.task.judged():
+            composed(*plan.task.common(setting, seed), *ALONE)
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose", "study"])

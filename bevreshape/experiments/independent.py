@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bevreshape.experiments.intervals import Comparison
 from bevreshape.experiments.models import Encoding
-from bevreshape.experiments.row import NotDoneError
+from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO, Results
 

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from bevreshape.errors import InputError
+from bevreshape.experiments.feature_plan import FeaturesPlan
+from bevreshape.experiments.features import FeaturesStudy
 from bevreshape.experiments.level import Level, missing
 from bevreshape.experiments.plan import TensorPlan
 from bevreshape.experiments.records import Records
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.study import TensorStudy
+from bevreshape.experiments.task import TaskStudy
+from bevreshape.experiments.task_plan import TaskPlan
 from bevreshape.options import read_value
 from bevreshape.stored import read_yaml
 
@@ -24,12 +28,16 @@ class StudyPlan:
 
     Attributes:
         tensor: random features of one camera in, their own homography out.
+        features: what a network makes of images in, their own homography out.
+        task: images of the synthetic world in, their segmentation from above out.
 
     Raises:
         InputError: when there is no section at all.
     """
 
     tensor: TensorPlan | None = None
+    features: FeaturesPlan | None = None
+    task: TaskPlan | None = None
 
     def __post_init__(self) -> None:
         names = [field.name for field in fields(self)]
@@ -71,8 +79,14 @@ class Study:
     @property
     def levels(self) -> list[Level]:
         """In the order in which they are done."""
-        found: list[Level | None] = [self.tensor]
-        return [level for level in found if level is not None]
+        found: list[Level] = []
+        if self.tensor is not None:
+            found.append(self.tensor)
+        if self.plan.features is not None:
+            found.append(FeaturesStudy(self.plan.features, self.records))
+        if self.plan.task is not None:
+            found.append(TaskStudy(self.plan.task, self.records))
+        return found
 
     @property
     def planned(self) -> dict[str, float]:

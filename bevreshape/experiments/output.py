@@ -12,8 +12,9 @@ import matplotlib
 
 from bevreshape.experiments.chart import crossover_chart
 from bevreshape.experiments.levels import Study
+from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.readme import BEGIN, END, FULL, block, study_readme
-from bevreshape.experiments.row import NotDoneError, Row
+from bevreshape.experiments.row import Row
 from bevreshape.files import write_atomic, write_text
 from bevreshape.lab.page.report import FIGURE_STYLE
 

@@ -5,12 +5,19 @@ import statistics
 
 from matplotlib.figure import Figure
 
+from bevreshape.experiments.article import THEOREMS
 from bevreshape.experiments.chart import crossover_chart
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
+from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.plan import PAIRS
-from bevreshape.experiments.readme import CHART_WORDS, RULES, THEOREMS, costs_table, progress_words, rows_table
-from bevreshape.experiments.row import NotDoneError, Row
+from bevreshape.experiments.readme import (
+    CHART_WORDS,
+    COSTS_WORDS,
+    RULES,
+    costs_table,
+    progress_words,
+)
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO, Results
 from bevreshape.lab.page.report import Chart, Claim, Section, Table
@@ -20,17 +27,18 @@ METHODS = {"mlp": ("MLP", "C0"), "positional": ("attention, keys of place", "C2"
 
 
 def claims(study: Study) -> list[Claim]:
-    """The primary rows, ready to read."""
+    """All rows, ready to read, the primary ones first."""
     return [
         Claim(
             row.claim,
-            row.question,
+            f"{row.question} (primary)" if row.primary else row.question,
             row.measured,
-            "\n".join(f"{name}: {value}" for name, value in [*row.value.items(), *row.absolute.items()]),
-            row.verdict,
+            "\n".join(
+                f"{name}: {value}" if name else value for name, value in [*row.value.items(), *row.absolute.items()]
+            ),
+            row.verdict.replace("; ", "\n"),
         )
-        for row in study.rows
-        if row.primary
+        for row in sorted(study.rows, key=lambda row: not row.primary)
     ]
 
 
@@ -38,10 +46,10 @@ def sections(study: Study) -> list[Section]:
     """All else."""
     tensor = None if study.tensor is None else study.tensor.results()
     found = [] if tensor is None else [_chart(tensor), _curves(tensor)]
-    found += [_rows(study.rows), Section("Rules", _paragraphs(f"{RULES}\n{THEOREMS}"))]
+    found.append(Section("Rules", _paragraphs(f"{RULES}\n{THEOREMS}")))
     if tensor is not None:
         found += [
-            Section("Costs", table=Table(*_plain(costs_table(tensor)))),
+            Section("Costs", COSTS_WORDS, table=_table(*costs_table(tensor))),
             _independent(tensor),
         ]
     shown = [section for section in found if section is not None]
@@ -92,10 +100,6 @@ def _curves(results: Results) -> Section | None:
     )
 
 
-def _rows(rows: list[Row]) -> Section:
-    return Section("All rows", table=Table(*_plain(rows_table(rows))))
-
-
 def _independent(results: Results) -> Section | None:
     headings, lines = compared(results)
     text = "Own geometry, own MLP, own attention, no line of this package."
@@ -104,10 +108,8 @@ def _independent(results: Results) -> Section | None:
     )
 
 
-def _plain(table: tuple[tuple[str, ...], list[tuple[str, ...]]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Without what only Markdown understands."""
-    headings, lines = table
-    return headings, tuple(tuple(cell.replace("<br>", "; ") for cell in line) for line in lines)
+def _table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> Table:
+    return Table(headings, tuple(lines))
 
 
 def _paragraphs(text: str) -> str:

@@ -44,6 +44,17 @@ CHART_WORDS = (
 )
 
 
+COSTS_WORDS = (
+    "Of one sample of 8×16 features of 16 channels: a multiply-add of a forward pass counts as two FLOPs, and bytes are those kept "
+    "for the backward pass."
+)
+
+INDEPENDENT_WORDS = (
+    "Own geometry, own MLP, own attention, no line of this package. A figure agrees where both intervals overlap, or, where theirs "
+    "has none, where it is within the study's."
+)
+
+
 def primary_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and lines of the primary rows."""
     headings = ("", "measured", "MLP", "attention", "MLP / attention [95 %]", "verdict", "in a sentence")
@@ -89,8 +100,7 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
         "[records.jsonl](records.jsonl); the command resumes them in any clone.\n",
         f"**{words}**\n" if (words := progress_words(study)) else "",
         f"![{CHART_WORDS}]({chart})\n\n{CHART_WORDS}\n" if chart else "",
-        "## The primary rows\n",
-        markdown_table(*primary_table(rows)),
+        f"## The primary rows\n\n{markdown_table(*primary_table(rows))}" if any(row.primary for row in rows) else "",
         THEOREMS + "\n",
         "## The article's claims\n",
         markdown_table(("", "the article says", "what was found", "by"), _claims(rows)),
@@ -103,12 +113,10 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
         results = study.tensor.results()
         parts += [
             "## What a method costs\n",
-            "Of one sample of 8×16 features of 16 channels: multiply-adds of a forward pass count as two FLOPs, and bytes are those "
-            "kept for the backward pass.\n",
+            COSTS_WORDS + "\n",
             markdown_table(*costs_table(results)),
             "## Beside an independent re-implementation\n",
-            "Own geometry, own MLP, own attention, no line of this package. A figure agrees where both intervals overlap, or, where "
-            "theirs has none, where it lies within the study's.\n",
+            INDEPENDENT_WORDS + "\n",
             markdown_table(*compared(results)),
         ]
     return "\n".join(part for part in parts if part)

@@ -217,7 +217,7 @@ def _a9(results: Results) -> list[Row]:
         bounds = results.overtaken(pose, None, results.longest)
         low, high = min(one.low for one in bounds), max(one.high for one in bounds)
         found[f"pose {pose}"] = (
-            f"σ ≥ {low:g}°" if high == math.inf else f"{low:.3g}° to {high:.3g}° (range of the seeds)"
+            f"more than {low:.3g}°" if high == math.inf else f"{low:.3g}° to {high:.3g}° (range of the seeds)"
         )
     return [
         Row(

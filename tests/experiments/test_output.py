@@ -2,10 +2,12 @@
 
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from experiments.made_up import made_up
+from lab.browser import CHROMIUM, Browser
 from PIL import Image
 
 from bevreshape import report
@@ -128,10 +130,33 @@ def test_the_package_s_readme_says_what_the_committed_records_say() -> None:
     assert block(study, study.rows) == text.partition(f"{BEGIN}\n")[2].partition(END)[0]
 
 
-def test_the_page_shows_a_study_without_runs(study: Study, tmp_path: Path) -> None:
-    out = tmp_path / "page.html"
+@pytest.fixture(scope="module")
+def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "page.html"
     report.main([study.records.folder], out)
-    text = out.read_text()
-    for part in (">Claims<", ">Who is ahead<", ">Curves<", ">All rows<", ">Rules<", ">Costs<", "attention ahead"):
+    return out
+
+
+def test_the_page_shows_a_study_without_runs(page: Path) -> None:
+    text = page.read_text()
+    for part in (">Claims<", ">Who is ahead<", ">Curves<", ">Rules<", ">Costs<", "attention ahead", "(primary)"):
         assert part in text
     assert ">Explorer<" not in text
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine to open the page with")
+    running = Browser(tmp_path / "profile")
+    yield running
+    running.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_of_a_study_s_page_is_off_the_screen(page: Path, browser: Browser, width: int) -> None:
+    shown = browser.open(page, width=width)
+    assert shown.evaluate("document.documentElement.scrollWidth") <= width
+    drawn = "document.querySelector('figure img').getBoundingClientRect()"
+    assert shown.evaluate(f"{drawn}.right") <= width
+    assert shown.evaluate(f"{drawn}.width") > 0.85 * 390
