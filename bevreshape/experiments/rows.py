@@ -21,7 +21,7 @@ ENCODINGS: tuple[Encoding, ...] = ("sinusoidal", "learned")
 
 def rows(results: Results) -> list[Row]:
     """All of the tensor level whose entries are done."""
-    makers = (_primary, _controls, _a7, _a8_mapping, _a8_delay, _a8_content, _a8_capacity, _a9, _a11, _a12)
+    makers = (_primary, _controls, _a7, _a8_mapping, _a8_delay, _a8_cost, _a8_content, _a8_capacity, _a9, _a11, _a12)
     return available(*(partial(make, results) for make in makers))
 
 
@@ -170,6 +170,39 @@ def _a8_delay(results: Results) -> list[Row]:
             absolute={
                 name: ", ".join(range_words(results.steps_to(Setting(method), to)) for to in THRESHOLDS)
                 for name, method in (("MLP", "mlp"), ("attention", "attention"))
+            },
+        )
+    ]  # fmt: skip
+
+
+def _a8_cost(results: Results) -> list[Row]:
+    pair = {"MLP": "mlp", "attention": "attention"}
+    steps = {name: results.steps_to(Setting(method), TO) for name, method in pair.items()}
+    price = {
+        "FLOPs": {name: float(results.costs[method]["flops"]) for name, method in pair.items()},
+        "seconds": {name: results.pace.seconds[method] for name, method in pair.items()},
+    }
+    needed = {
+        "samples": {name: results.samples_to(method, TO) for name, method in pair.items()},
+        "steps": steps,
+        **{
+            what: {
+                name: [Bounds(one.low * each[name], one.high * each[name]) for one in found]
+                for name, found in steps.items()
+            }
+            for what, each in price.items()
+        },
+    }
+    found = {what: Comparison.of(sides["attention"], sides["MLP"]) for what, sides in needed.items()}
+    return [
+        Row(
+            "A8", "Attention needs more samples, steps, compute and time",
+            f"to {1 - TO:.0%} of what can be had, MLP / attention; FLOPs of forward passes, one sample each; seconds of training "
+            f"alone on {results.pace.processor}, {results.pace.threads} thread(s)",
+            {what: str(one) for what, one in found.items()},
+            "; ".join(f"{what}: attention {one.verdict()}" for what, one in found.items()),
+            absolute={
+                name: ", ".join(f"{range_words(sides[name])} {what}" for what, sides in needed.items()) for name in pair
             },
         )
     ]  # fmt: skip

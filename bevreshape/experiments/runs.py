@@ -198,13 +198,13 @@ def judge(setting: Setting, tuned: Tuned, budget: Budget, seeds: Sequence[int], 
 def held_out_of(setting: Setting, seeds: Sequence[int], count: int) -> Batch:
     """Samples that nothing is trained on."""
     every = replace(setting, samples=None)
-    return stack([_stream(every, seed, HELD_OUT).next(count) for seed in seeds])
+    return stack([stream_of(every, seed, HELD_OUT).next(count) for seed in seeds])
 
 
 def cost(setting: Setting) -> dict[str, int]:
     """Parameters, FLOPs of a forward pass of one sample (a multiply-add counted as two), and bytes kept for the backward
     pass of one sample."""
-    model, batch = setting.build([0]), _stream(setting, 0, TRAINING).next(1)
+    model, batch = setting.build([0]), stream_of(setting, 0, TRAINING).next(1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(batch)
     kept: dict[int, int] = {}
@@ -233,7 +233,8 @@ class _PermutedStream(Stream):
         return batch._replace(x=batch.x[:, :, self.permutation])
 
 
-def _stream(setting: Setting, seed: int, purpose: int) -> Stream:
+def stream_of(setting: Setting, seed: int, purpose: int) -> Stream:
+    """Samples of a seed for a purpose."""
     world = setting.world
     draw = None if setting.encoder is None else partial(setting.encoder.draw, _part(seed, purpose))
     if not setting.permuted:
@@ -254,7 +255,7 @@ def _train(
 ) -> tuple[Tensor, ViewTransformer]:
     """Errors (seeds, recipes, steps), and what was trained."""
     model = setting.build([seed for seed in seeds for _ in recipes])
-    streams = list(map(partial(_stream, setting, purpose=TRAINING), seeds))
+    streams = list(map(partial(stream_of, setting, purpose=TRAINING), seeds))
     found = train(model, streams, [recipe for _ in seeds for recipe in recipes], held_out, batch=batch, at=at)
     return found.view(len(seeds), len(recipes), len(at)), model
 

@@ -9,14 +9,21 @@ from bevreshape.experiments import beyond
 from bevreshape.experiments.level import Work
 from bevreshape.experiments.models import METHODS
 from bevreshape.experiments.outcomes import Outcomes, P
+from bevreshape.experiments.pace import Pace, measure_pace
 from bevreshape.experiments.plan import TensorPlan
 from bevreshape.experiments.records import Entry, Records
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.rows import rows
 from bevreshape.experiments.runs import Budget, Setting, cost, from_plain, judge, to_plain, tune
-from bevreshape.experiments.tensor_results import Results
+from bevreshape.experiments.tensor_results import PACE, Results
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tuned
+
+PACED = ["mlp", "positional", "attention"]
+"""Methods whose steps are timed."""
+
+PACE_S = 2.0
+"""About how long that takes."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,21 @@ class TensorStudy(SettingStudy[TensorPlan]):
         """Of the level."""
         return "tensor"
 
+    def planned(self) -> dict[str, float]:
+        """Names of all entries, and about how many seconds each takes."""
+        return super().planned() | {PACE: PACE_S}
+
+    def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
+        """All entries that can be begun."""
+        return [*super().work(records), Work(self._pace, self._measure_pace)]
+
+    @property
+    def _pace(self) -> Entry:
+        return Entry(PACE, {"methods": PACED, "batch": self.plan.budget.batch})
+
+    def _measure_pace(self) -> dict[str, Any]:
+        return measure_pace(PACED, self.plan.budget.batch).to_plain()
+
     def rows(self) -> list[Row]:
         """Of what is done."""
         results = self.results()
@@ -110,7 +132,8 @@ class TensorStudy(SettingStudy[TensorPlan]):
             for method in ("mlp", "attention"):
                 setting = Setting(method, scale=scale)
                 costs[setting.name] = cost(setting)
-        return Results(self.plan, found.outcomes, found.tuned, costs)
+        pace = self.records.get(self.records.read(), self._pace)
+        return Results(self.plan, found.outcomes, found.tuned, costs, None if pace is None else Pace(**pace))
 
 
 @cache

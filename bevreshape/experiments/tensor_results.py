@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bevreshape.experiments.intervals import Bounds, Comparison, crossover, reached
-from bevreshape.experiments.outcomes import Outcomes
+from bevreshape.experiments.outcomes import NotDoneError, Outcomes
+from bevreshape.experiments.pace import Pace
 from bevreshape.experiments.plan import PAIRS, TensorPlan
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.world import Pose
+
+PACE = "pace"
+"""Name of the entry that holds the seconds of a step."""
 
 TO = 0.1
 """The error that counts as having learned a mapping in the primary rows: 90 % of what can be had."""
@@ -20,9 +24,22 @@ class Results(Outcomes[TensorPlan]):
 
     Attributes:
         costs: of the methods, by name: parameters, flops and bytes of one sample.
+        paced: seconds of a step, if they are measured.
     """
 
     costs: Mapping[str, Mapping[str, int]]
+    paced: Pace | None
+
+    @property
+    def pace(self) -> Pace:
+        """Of the methods of the primary rows.
+
+        Raises:
+            NotDoneError: when it is not measured.
+        """
+        if self.paced is None:
+            raise NotDoneError(PACE)
+        return self.paced
 
     def advantage(self, pose: Pose, sigma: float, samples: int | None, steps: int) -> Comparison:
         """Of attention over the MLP, by error: a cell of the chart."""

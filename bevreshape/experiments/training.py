@@ -124,15 +124,20 @@ def train(
     found: list[Tensor] = []
     for step in range(1, at[-1] + 1):
         lesson = spread(stack([stream.next(batch) for stream in streams]), share)
-        loss(model(lesson), lesson).sum().backward()
-        optimizer.step()
-        average.update()
+        take_step(model, lesson, optimizer, average)
         if step in at:
             average.swap()
             found.append(error(model, held_out))
             if step != at[-1]:
                 average.swap()
     return torch.stack(found, 1)
+
+
+def take_step(model: ViewTransformer, lesson: Batch, optimizer: StackedAdamW, average: RunningAverage) -> None:
+    """One step of all runs."""
+    loss(model(lesson), lesson).sum().backward()
+    optimizer.step()
+    average.update()
 
 
 def spread(batch: Batch, share: int) -> Batch:

@@ -10,7 +10,7 @@ from bevreshape.encoders import TimmEncoder
 from bevreshape.errors import InputError
 from bevreshape.experiments import encoder as module
 from bevreshape.experiments.encoder import IMAGE_SIZE, PARTS, SOURCE, Encoder, Padding, build, features, place_readable
-from bevreshape.experiments.runs import HELD_OUT, TRAINING, TUNING_SEED, Setting, _part, _stream
+from bevreshape.experiments.runs import HELD_OUT, TRAINING, TUNING_SEED, Setting, _part, stream_of
 
 STREETS = Encoder(tune=6, train=12, test=8)
 NOISE = {padding: Encoder(padding, "noise", 6, 96, 48) for padding in ("zeros", "reflect", "circular")}
@@ -78,7 +78,7 @@ def test_no_image_is_in_two_parts() -> None:
 
 def test_a_batch_is_of_images_of_its_part_and_its_target_their_mapping() -> None:
     setting = Setting("mlp", encoder=STREETS)
-    stream = _stream(setting, 0, HELD_OUT)
+    stream = stream_of(setting, 0, HELD_OUT)
     batch = stream.next(8)
     kept = features(STREETS, "test").flatten(2).mT
     assert {x.numpy().tobytes() for x in batch.x[0]} == {x.contiguous().numpy().tobytes() for x in kept}

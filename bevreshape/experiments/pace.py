@@ -1,0 +1,79 @@
+"""How long a step of training takes: of all methods by turns in one process, so that what else the machine does meets all."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bevreshape.experiments.runs import TRAINING, Setting, stream_of
+from bevreshape.experiments.training import Recipe, RunningAverage, StackedAdamW, take_step
+
+TURNS = 60
+"""Of each method; the first few find caches cold, which a median does not mind."""
+
+STEPS = 3
+"""Of a turn, so that no method always finds the caches as another one left them."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of a step.
+
+    Attributes:
+        processor: that took them.
+        threads: of torch.
+        seconds: median over turns, by method.
+    """
+
+    processor: str
+    threads: int
+    seconds: Mapping[str, float]
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {**asdict(self), "seconds": {name: float(f"{one:.3g}") for name, one in self.seconds.items()}}
+
+
+def measure_pace(methods: Sequence[str], batch: int) -> Pace:
+    """A run alone, on new samples of a fixed camera.
+
+    Args:
+        methods: names.
+        batch: samples a step.
+    """
+    return Pace(
+        processor_name(), torch.get_num_threads(), median_seconds({name: _step(name, batch) for name in methods})
+    )
+
+
+def median_seconds(steps: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Of each of several things to do, by turns."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(TURNS):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            taken[name].append((time.perf_counter() - start) / STEPS)
+    return {name: statistics.median(found) for name, found in taken.items()}
+
+
+def processor_name() -> str:
+    """As its maker calls it, where the system says so; its architecture otherwise."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _step(method: str, batch: int) -> Callable[[], None]:
+    setting = Setting(method)
+    model, stream = setting.build([0]), stream_of(setting, 0, TRAINING)
+    parameters = list(model.parameters())
+    optimizer, average = StackedAdamW(parameters, [Recipe(1e-3)]), RunningAverage(parameters)
+    return lambda: take_step(model, stream.next(batch), optimizer, average)
