@@ -55,6 +55,7 @@ def crossover_chart(results: Results) -> Figure:
                 range(0, len(sigmas), every), [f"{sigma:g}".lstrip("0") or "0" for sigma in sigmas[::every]]
             )
             axis.set_yticks(range(len(amounts)), [str(amount or "new") for amount in amounts])
+            axis.grid(visible=False)
             axis.tick_params(labelsize=SMALL, length=2, pad=1.5)
     for axis, pose in zip(axes[0], PAIRS, strict=True):
         axis.set_title(TITLES[pose], fontsize=SMALL + 1, pad=3)

@@ -38,7 +38,7 @@ def write_chart(study: Study) -> bool:
     """The crossover chart, if all of its entries are done."""
     if study.tensor is None:
         return False
-    style: Any = FIGURE_STYLE | {"axes.grid": False}  # its keys are spelt out in types of their own
+    style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
     with matplotlib.rc_context(style):
         try:
             figure = crossover_chart(study.tensor.results())

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def made_up(folder: Path, error: ErrorOf) -> Study:
         seeds = plan.seeds_of(setting)
         at = sorted({*budgets, *(step for step in plan.at(setting) if step <= budgets[-1])})
         curve = Curve(RECIPE, tuple(at), tuple(tuple(error(setting, steps, seed) for seed in seeds) for steps in at))
-        examined = (Examined(0.004, 0.002, 0.1, 1.6, 0.3),) * len(seeds)
+        examined = (Examined(**dict.fromkeys((field.name for field in fields(Examined)), 0.1)),) * len(seeds)
         outcome = Outcome(setting, tuple(seeds), (curve,), dict.fromkeys(budgets, 0), examined)
         study.records.add(work.entry, to_plain(outcome))
     (folder / PLAN_FILE).write_text(json.dumps(PLAN))  # which is YAML too
