@@ -40,7 +40,7 @@ class TaskStudy:
         """Names of all entries, and about how many seconds each takes on one core."""
         found = {f"task-tune-{setting.name}": self.plan.tuning_seconds() for setting in self.plan.tuned()}
         for setting, steps, seed in self.plan.judged():
-            found[f"task-{Training(setting, 0.0, steps, seed).name}"] = self.plan.seconds(steps)
+            found[f"task-{Training(setting, 0.0, steps, seed).name}"] = self.plan.judging_seconds(steps)
         return found
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:

@@ -1,11 +1,13 @@
 """The task level of a study: which models are trained on the synthetic world, and by which arguments of ``bevreshape.train``."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from bevreshape.errors import InputError
 from bevreshape.experiments.models import Encoding
+from bevreshape.experiments.tuning import FEWEST
 
 Method = Literal["ipm", "mlp", "attention"]
 
@@ -24,8 +26,8 @@ ALONE = (
 SAMPLE_S = 0.006
 """About how many seconds one core takes for a sample of 64×128 pixels, forward and backward; to say how long a study takes."""
 
-APART_S = 15.0
-"""And about how many for all that is not training: scenes, validation, test, instruments."""
+APART_S, INSPECTED_S = 4.0, 8.0
+"""And about how many for all that is not training; and for the instruments and unseen cameras of the longest trainings."""
 
 
 @dataclass(frozen=True)
@@ -212,17 +214,20 @@ class TaskPlan:
             found["angles"] = angles(self.unseen_sigma_deg)
         return found
 
-    def seconds(self, steps: int) -> float:
-        """About how long a training takes, on one core."""
-        return steps * self.batch * SAMPLE_S + APART_S
+    def judging_seconds(self, steps: int) -> float:
+        """About how long it takes to train and measure, on one core."""
+        return self._seconds(steps) + (INSPECTED_S if steps == self.longest else 0.0)
 
     def tuning_seconds(self) -> float:
-        """About how long it takes to choose the rates of a setting: the better half goes on, two at least."""
+        """About how long it takes to choose the rates of a setting: the better half goes on."""
         alive, found = len(self.rates), 0.0
         for steps in self.steps:
-            found += alive * self.seconds(steps)
-            alive = max(2, -(-alive // 2))
+            found += alive * self._seconds(steps)
+            alive = max(FEWEST, math.ceil(alive / 2))
         return found
+
+    def _seconds(self, steps: int) -> float:
+        return steps * self.batch * SAMPLE_S + APART_S
 
 
 def angles(sigma_deg: float) -> dict[str, float]:

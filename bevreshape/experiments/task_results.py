@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bevreshape.experiments.intervals import Bounds, Comparison, reached
+from bevreshape.experiments.intervals import Bounds, Comparison
 from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.task_instruments import Inspected
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
@@ -62,6 +62,10 @@ class TaskResults:
             raise NotDoneError(setting.name)
         return found
 
+    def seconds(self, setting: TaskSetting) -> float:
+        """Of the longest trainings, their mean over the seeds; of the machine that did them."""
+        return mean([outcome.seconds for outcome in self.of(setting)])
+
     def cost(self, setting: TaskSetting, what: str) -> int:
         """See :func:`~bevreshape.experiments.task_instruments.costs`; the same for all seeds.
 
@@ -86,7 +90,7 @@ class TaskResults:
     def steps_to(self, setting: TaskSetting, share: float) -> list[Bounds]:
         """Steps of whole trainings, each with its own schedule, until the test IoU is such a share of IPM's; one a seed."""
         curves = [self.shares(setting, steps) for steps in self.plan.steps]
-        return [reached(self.plan.steps, [-value for value in curve], -share) for curve in zip(*curves, strict=True)]
+        return [crossed(self.plan.steps, curve, share) for curve in zip(*curves, strict=True)]
 
     def history_to(self, setting: TaskSetting, share: float) -> list[Bounds]:
         """Steps within the longest training until the validation IoU is such a share of IPM's best; one a seed."""
@@ -94,8 +98,8 @@ class TaskResults:
         reference = self.of(TaskSetting("ipm", sigma_deg=setting.sigma_deg))
         for own, ipm in zip(self.of(setting), reference, strict=False):
             whole = max((value for _, value in ipm.curve), default=math.nan)
-            steps, values = [step for step, _ in own.curve], [-value for _, value in own.curve]
-            found.append(reached(steps, values, -share * whole))
+            steps, values = [step for step, _ in own.curve], [value for _, value in own.curve]
+            found.append(crossed(steps, values, share * whole))
         return found
 
     def compute_to(self, setting: TaskSetting, share: float, what: str = "flops") -> list[Bounds]:
@@ -140,6 +144,20 @@ def between(steps: Sequence[int], values: Sequence[float], at: float) -> float:
         if at <= high:
             return before + (after - before) * math.log(at / low) / math.log(high / low)
     return values[-1]
+
+
+def crossed(steps: Sequence[int], values: Sequence[float], threshold: float) -> Bounds:
+    """When a curve is at a threshold for the first time, by the same interpolation; up to the first step, or beyond the last,
+    it is not known when."""
+    if not values:  # it diverged
+        return Bounds(1.0, math.inf)
+    if values[0] >= threshold:
+        return Bounds(1.0, float(steps[0]))
+    for (low, before), (high, after) in pairwise(zip(steps, values, strict=True)):
+        if after >= threshold:
+            share = (threshold - before) / (after - before)
+            return Bounds.exactly(low * (high / low) ** share)
+    return Bounds(float(steps[-1]), math.inf)
 
 
 def mean(values: Sequence[float]) -> float:

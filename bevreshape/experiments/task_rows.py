@@ -262,7 +262,8 @@ def _image(results: TaskResults) -> list[Row]:
     return [
         Row(
             "beyond", "On the task, how much of the bird's-eye view comes from the image, and how much is learned for its cells?",
-            "fixed camera: variance over images in a cell, of all variance over images and cells, in the reshaper's output", value,
+            "fixed camera: variance over images in a cell, of all variance over images and cells, in the reshaper's output; what IPM "
+            "lacks of 100 % is what images have in common", value,
             "measured",
         )
     ]  # fmt: skip
@@ -274,5 +275,13 @@ def _costs(results: TaskResults) -> list[Row]:
         parameters, reshaper, whole = (
             results.cost(setting, what) for what in ("reshaper_parameters", "reshaper_flops", "flops")
         )
-        value[name] = f"{parameters:,} parameters, {reshaper / 1e6:.3g} MFLOPs; whole model {whole / 1e6:.3g} MFLOPs"
-    return [Row("beyond", "On the task, what does each cost?", "reshaper of one sample, forward", value, "measured")]
+        value[name] = (
+            f"{parameters:,} parameters, {reshaper / 1e6:.3g} MFLOPs; whole model {whole / 1e6:.3g} MFLOPs; "
+            f"{results.seconds(setting):.3g} s"
+        )
+    return [
+        Row(
+            "beyond", "On the task, what does each cost?",
+            f"reshaper and whole model, one sample forward; seconds of {results.plan.longest} steps", value, "measured",
+        )
+    ]  # fmt: skip

@@ -19,6 +19,7 @@ from bevreshape.lab.evaluation import Variant, iou_of
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.runfolder import begin, held
+from bevreshape.stopping import Stopped
 from bevreshape.stored import read_history, read_json
 
 
@@ -48,6 +49,7 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
 
     Raises:
         InputError: for arguments that no training takes.
+        Stopped: after a signal has asked for it.
     """
     config = composed([*arguments, *ALONE])
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,6 +61,8 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
                 train.train(config, folder, (folder / "checkpoints" / "last.ckpt").exists())
             except Divergence:
                 return Trained(folder, config, (), {})
+            except Stopped:
+                raise Stopped("stopped; the same command resumes the study") from None  # not this training alone
     rows = read_history(folder / "history.csv")
     curve = tuple((int(row["step"]), float(row["val/iou/mean"])) for row in rows if row.get("val/iou/mean"))
     return Trained(folder, config, curve, read_json(folder / "metrics.json"))

@@ -7,7 +7,7 @@ import pytest
 from bevreshape.experiments.intervals import Bounds
 from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
-from bevreshape.experiments.task_results import TaskResults, ahead, between
+from bevreshape.experiments.task_results import TaskResults, ahead, between, crossed
 from bevreshape.experiments.task_training import TaskOutcome
 
 PLAN = TaskPlan((), 2, (100, 200, 400), 2, (0.01,), 2, 0, (0.0, 2.0), 0.0, 5.0, 0.2, 2)
@@ -51,21 +51,26 @@ def test_shares_are_of_ipm_with_the_same_seed_in_its_largest_budget() -> None:
 
 
 def test_steps_to_a_share_are_those_of_whole_trainings() -> None:
-    assert RESULTS.steps_to(MLP, 0.5) == [within(100, 200), within(1, 100)]
-    assert RESULTS.steps_to(MLP, 1.0) == [within(200, 400), within(100, 200)]
+    first, second = RESULTS.steps_to(MLP, 0.75)  # shares .2, .5, 1 of .5 and .5, 1, 1 of .4
+    assert first.low == first.high == pytest.approx(200 * math.sqrt(2))
+    assert second.low == second.high == pytest.approx(100 * math.sqrt(2))
+    assert RESULTS.steps_to(MLP, 0.2) == [within(1, 100)] * 2
     assert RESULTS.steps_to(ATTENTION, 0.9) == [within(400, math.inf)] * 2
 
 
 def test_compute_is_flops_of_all_samples() -> None:
-    assert RESULTS.compute_to(MLP, 1.0) == [within(200 * 20, 400 * 20), within(100 * 20, 200 * 20)]
-    assert RESULTS.compute_to(MLP, 1.0, "reshaper_flops") == [within(200 * 4, 400 * 4), within(100 * 4, 200 * 4)]
+    for what, flops in (("flops", 10), ("reshaper_flops", 2)):
+        first, second = RESULTS.compute_to(MLP, 0.75, what)
+        assert (first.low, second.high) == pytest.approx(
+            (200 * math.sqrt(2) * 2 * flops, 100 * math.sqrt(2) * 2 * flops)
+        )
 
 
 def test_steps_within_a_training_are_to_ipms_best_validation() -> None:
     curves = {IPM: ((10, 0.3), (20, 0.4)), MLP: ((10, 0.1), (20, 0.2))}
     outcomes = {(s, 400, seed): outcome(0.5, curve=curves[s]) for s in curves for seed in (0, 1)}
     results = TaskResults(PLAN, outcomes)
-    assert results.history_to(MLP, 0.5) == [within(10, 20)] * 2
+    assert results.history_to(MLP, 0.375) == [within(10 * math.sqrt(2), 10 * math.sqrt(2))] * 2
     assert results.history_to(MLP, 0.6) == [within(20, math.inf)] * 2
 
 
@@ -82,6 +87,15 @@ def test_between_two_budgets_iou_is_linear_in_the_logarithm_of_steps() -> None:
     assert between((100, 400), (0.2, 0.4), 400.0) == pytest.approx(0.4)
     assert between((100, 400), (0.2, 0.4), 50.0) == 0.2
     assert between((100, 400), (0.2, 0.4), 1000.0) == 0.4
+
+
+def test_a_threshold_is_crossed_where_interpolation_is_at_it() -> None:
+    steps, values = (100, 200, 400), (0.1, 0.05, 0.3)
+    for threshold in (0.11, 0.2, 0.29):
+        (at,) = {crossed(steps, values, threshold).low, crossed(steps, values, threshold).high}
+        assert between(steps, values, at) == pytest.approx(threshold)
+    assert crossed(steps, values, 0.3).high == pytest.approx(400)
+    assert crossed((), (), 0.1) == within(1, math.inf)
 
 
 def test_an_advantage_is_the_ratio_of_iou_pair_by_pair() -> None:
