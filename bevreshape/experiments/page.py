@@ -5,6 +5,7 @@ import statistics
 
 from matplotlib.figure import Figure
 
+from bevreshape.experiments import task_rows
 from bevreshape.experiments.article import THEOREMS
 from bevreshape.experiments.chart import crossover_chart
 from bevreshape.experiments.independent import compared
@@ -46,7 +47,8 @@ def sections(study: Study) -> list[Section]:
     """All else."""
     tensor = None if study.tensor is None else study.tensor.results()
     found = [] if tensor is None else [_chart(tensor), _curves(tensor)]
-    found.append(Section("Rules", _paragraphs(f"{RULES}\n{THEOREMS}")))
+    rules = f"{RULES}\n{task_rows.RULES}" if study.plan.task else RULES
+    found.append(Section("Rules", _paragraphs(f"{rules}\n{THEOREMS}")))
     if tensor is not None:
         found += [
             Section("Costs", COSTS_WORDS, table=_table(*costs_table(tensor))),

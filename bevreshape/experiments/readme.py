@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bevreshape.experiments import task_rows
 from bevreshape.experiments.article import CLAIMS, THEOREMS
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
@@ -108,6 +109,7 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
         markdown_table(*rows_table(rows)),
         "## How it is judged\n",
         RULES,
+        task_rows.RULES if study.plan.task else "",
     ]
     if study.tensor is not None:
         results = study.tensor.results()

@@ -15,6 +15,15 @@ SHARES = (0.5, 0.75, 0.9, 0.95)
 TO = 0.9
 """The share that counts as having learned it, where one stands for all."""
 
+RULES = """\
+On the task every method is trained by `bevreshape.train` itself, with its one-cycle schedule, so that every budget of steps is a whole
+training with a rate of its own; a curve goes through these, and between two of them the IoU is taken to be linear in the logarithm of
+the steps. Every seed has a world of its own, and rates are chosen in another one. What counts is the ratio of mean IoU: as a share of
+IPM's, IPM's own cancels, and 10 % are as much of it whatever it is; 1 − IoU has a floor, what images do not show, which would make
+alike what is not. Where the pose is given, an MLP moves the rows and columns of its features by it, and an attention's keys hold the
+direction of every ray: both know yaw, pitch and roll, all that varies in training, and only the MLP the camera's height.
+"""
+
 IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
 
 NAMED = {"IPM": IPM, "MLP": MLP, "attention": ATTENTION}
