@@ -1,12 +1,16 @@
 """The level of encoder features: which methods are trained on the features of which networks."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
 
 from bevreshape.errors import InputError
 from bevreshape.experiments.encoder import Content, Encoder, Padding
-from bevreshape.experiments.plan import CURVE, SettingPlan
+from bevreshape.experiments.plan import CURVE, Seeds, SettingPlan
 from bevreshape.experiments.runs import Budget, Setting
+
+Images = Annotated[int, Ge(1), Le(100_000)]
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,10 @@ class FeaturesPlan(SettingPlan):
     """
 
     budget: Budget
-    seeds: int
-    tune_images: int
-    train_images: int
-    test_images: int
+    seeds: Seeds
+    tune_images: Images
+    train_images: Images
+    test_images: Images
 
     def __post_init__(self) -> None:
         for key, least in (

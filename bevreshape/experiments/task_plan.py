@@ -3,11 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le
 
 from bevreshape.errors import InputError
 from bevreshape.experiments.models import Encoding
+from bevreshape.experiments.plan import Seeds, Sigma
 from bevreshape.experiments.tuning import FEWEST
+from bevreshape.options import BatchSize, Count, CountOrNone, Steps
 
 Method = Literal["ipm", "mlp", "attention"]
 
@@ -115,17 +119,17 @@ class TaskPlan:
     """
 
     arguments: tuple[str, ...]
-    batch: int
-    steps: tuple[int, ...]
-    validations: int
-    rates: tuple[float, ...]
-    seeds: int
-    variant_seeds: int
-    sigma_deg: tuple[float, ...]
-    tuned_sigma_deg: float
-    unseen_sigma_deg: float
-    unseen_height_m: float
-    examined: int
+    batch: BatchSize
+    steps: tuple[Steps, ...]
+    validations: Count
+    rates: tuple[Annotated[float, Gt(0), Le(10)], ...]
+    seeds: Seeds
+    variant_seeds: CountOrNone
+    sigma_deg: tuple[Sigma, ...]
+    tuned_sigma_deg: Sigma
+    unseen_sigma_deg: Sigma
+    unseen_height_m: Annotated[float, Ge(0), Le(1)]
+    examined: Annotated[int, Ge(2), Le(1024)]
 
     def __post_init__(self) -> None:
         if len(self.steps) < 2:
