@@ -69,9 +69,7 @@ class Comparison:
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float, float]:
         """Mean log ratio and its two-sided interval by Student's t; bounds widen it, infinite ones without end."""
-        lows, highs = [one.low for one in self.seeds], [one.high for one in self.seeds]
-        middles = [(low + high) / 2 for low, high in zip(lows, highs, strict=True)]
-        return _mean(middles), _mean(lows) - _half(lows, alpha), _mean(highs) + _half(highs, alpha)
+        return interval(self.seeds, alpha)
 
     @property
     def p(self) -> float:
@@ -101,6 +99,13 @@ class Comparison:
         if low == 0 or high == math.inf:
             return f"at most {high:.3g}" if low == 0 else f"at least {low:.3g}"
         return f"{mean:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def interval(seeds: Sequence[Bounds], alpha: float = ALPHA) -> tuple[float, float, float]:
+    """Mean over seeds and its two-sided interval by Student's t; bounds widen it, infinite ones without end."""
+    lows, highs = [one.low for one in seeds], [one.high for one in seeds]
+    middles = [(low + high) / 2 for low, high in zip(lows, highs, strict=True)]
+    return _mean(middles), _mean(lows) - _half(lows, alpha), _mean(highs) + _half(highs, alpha)
 
 
 def holm(comparisons: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, Verdict]:
@@ -155,9 +160,17 @@ def crossover(levels: Sequence[float], advantages: Sequence[float]) -> Bounds:
     return Bounds.exactly(low * (high / low) ** share)
 
 
-def exponent(sizes: Sequence[float], amounts: Sequence[float]) -> float:
-    """The e of ``amount ∝ sizeᵉ``, by least squares of both logarithms."""
-    return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in amounts]).slope
+def exponent(sizes: Sequence[float], amounts: Sequence[Bounds | float]) -> Bounds:
+    """The e of ``amount ∝ sizeᵉ``, by least squares of both logarithms; the least and the most that bounds allow."""
+    x = [math.log(size) for size in sizes]
+    middle = statistics.mean(x)
+    weights = [(one - middle) / sum((each - middle) ** 2 for each in x) for one in x]
+    low = high = 0.0
+    for weight, amount in zip(weights, map(_bounds, amounts), strict=True):
+        if abs(weight) > 1e-12:  # the middle of three sizes has none
+            ends = weight * _log(amount.low), weight * _log(amount.high)
+            low, high = low + min(ends), high + max(ends)
+    return Bounds(low, high)
 
 
 def _bounds(value: Bounds | float) -> Bounds:

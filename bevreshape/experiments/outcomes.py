@@ -64,8 +64,15 @@ class Outcomes(Generic[P]):
         return found
 
     def best_steps(self, setting: Setting) -> int:
-        """The budget with which tuning came to the lowest error."""
-        tried = self.tuned[self.plan.tuned_by(setting)].tried
+        """The budget with which tuning came to the lowest error.
+
+        Raises:
+            NotDoneError: when it is not done.
+        """
+        by = self.plan.tuned_by(setting)
+        if by not in self.tuned:
+            raise NotDoneError(by.name)
+        tried = self.tuned[by].tried
         return min(tried, key=lambda one: one.log_error).steps
 
 

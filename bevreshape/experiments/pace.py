@@ -40,7 +40,7 @@ class Pace:
 
 
 def measure_pace(methods: Sequence[str], batch: int) -> Pace:
-    """A run alone, on new samples of a fixed camera.
+    """A run alone, on samples of a fixed camera that are drawn before: to draw them is no method's own.
 
     Args:
         methods: names.
@@ -73,7 +73,7 @@ def processor_name() -> str:
 
 def _step(method: str, batch: int) -> Callable[[], None]:
     setting = Setting(method)
-    model, stream = setting.build([0]), stream_of(setting, 0, TRAINING)
+    model, lesson = setting.build([0]), stream_of(setting, 0, TRAINING).next(batch)
     parameters = list(model.parameters())
     optimizer, average = StackedAdamW(parameters, [Recipe(1e-3)]), RunningAverage(parameters)
-    return lambda: take_step(model, stream.next(batch), optimizer, average)
+    return lambda: take_step(model, lesson, optimizer, average)

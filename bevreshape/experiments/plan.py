@@ -120,6 +120,7 @@ class TensorPlan(SettingPlan):
         tuned_samples: likewise.
         primary_sigma_deg: of the moving camera in the primary rows.
         scales: of the features and cells, relative to 8×16 features, for capacity.
+        capacity_samples: to train on at each of these scales, ascending.
     """
 
     budget: Budget
@@ -131,9 +132,10 @@ class TensorPlan(SettingPlan):
     tuned_samples: tuple[Samples, ...]
     primary_sigma_deg: Sigma
     scales: tuple[Annotated[float, Ge(0.25), Le(4)], ...]
+    capacity_samples: tuple[Samples, ...]
 
     def __post_init__(self) -> None:
-        for key in ("sigma_deg", "samples", "scales"):
+        for key in ("sigma_deg", "samples", "scales", "capacity_samples"):
             values = getattr(self, key)
             if not values or sorted(set(values)) != list(values):
                 raise InputError(f"plan.tensor.{key}={list(values)} must be different numbers in ascending order")
@@ -164,7 +166,8 @@ class TensorPlan(SettingPlan):
         for method in ("mlp", "attention"):
             yield Setting(method, correlation_length=0.0)
             for scale in self.scales:
-                yield Setting(method, scale=scale)
+                for amount in (*self.capacity_samples, None):
+                    yield Setting(method, scale=scale, samples=amount)
         yield Setting("mlp", permuted=True)
         yield Setting("attention", permuted=True)
         for permuted in (False, True):
@@ -184,13 +187,14 @@ class TensorPlan(SettingPlan):
         return range(self.primary_seeds if (plain and (fixed or moving)) or control else self.seeds)
 
     def tuned_by(self, setting: Setting) -> Setting:
-        """The setting whose recipes this one takes: the nearest in jitter and samples, as a ratio."""
+        """The setting whose recipes this one takes: the nearest in jitter and samples, as a ratio; samples of larger or
+        smaller features those of scale 1 with as many samples a feature."""
         sigma = min(self.tuned_sigma_deg, key=lambda one: _apart(one, setting.sigma_deg))
         if setting.samples is None:
             return replace(setting, sigma_deg=sigma)
-        most = 4 * self.tuned_samples[-1]
-        samples = min(self.tuned_samples, key=lambda one: abs(math.log(one / (setting.samples or 1))))
-        return replace(setting, sigma_deg=sigma, samples=samples if setting.samples <= most else None)
+        amount, most = setting.samples / setting.scale**2, 4 * self.tuned_samples[-1]
+        samples = min(self.tuned_samples, key=lambda one: abs(math.log(one / amount)))
+        return replace(setting, sigma_deg=sigma, samples=samples if amount <= most else None, scale=1.0)
 
     def at(self, setting: Setting) -> tuple[int, ...]:
         """Steps at which the error is looked at besides the budgets: for a fixed camera with new samples, a curve."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bevreshape.experiments.intervals import Bounds, Comparison, Verdict, exponent, holm
+from bevreshape.experiments.intervals import Bounds, Comparison, Verdict, holm
 from bevreshape.experiments.models import Encoding
 from bevreshape.experiments.outcomes import paired
 from bevreshape.experiments.plan import PAIRS, THRESHOLDS
@@ -21,7 +21,7 @@ ENCODINGS: tuple[Encoding, ...] = ("sinusoidal", "learned")
 
 def rows(results: Results) -> list[Row]:
     """All of the tensor level whose entries are done."""
-    makers = (_primary, _controls, _a7, _a8_mapping, _a8_delay, _a8_cost, _a8_content, _a8_capacity, _a9, _a11, _a12)
+    makers = (_primary, _controls, _a7, _a8_mapping, _a8_delay, _a8_cost, _a8_content, _a9, _a11, _a12)
     return available(*(partial(make, results) for make in makers))
 
 
@@ -219,27 +219,6 @@ def _a8_content(results: Results) -> list[Row]:
                 name: range_words(results.steps_to(Setting(method), TO))
                 for name, method in (("keys of place", "positional"), ("of content and place", "attention"))
             },
-        )
-    ]  # fmt: skip
-
-
-def _a8_capacity(results: Results) -> list[Row]:
-    scales = results.plan.scales
-    grown = {
-        what: {
-            method: exponent(
-                [scale**4 for scale in scales],
-                [float(results.costs[Setting(method, scale=scale).name][what]) for scale in scales],
-            )
-            for method in ("mlp", "attention")
-        }
-        for what in ("parameters", "bytes")
-    }
-    return [
-        Row(
-            "A8", "Capacity", "exponents of growth with features times cells",
-            {what: ", ".join(f"{method} {value:.2f}" for method, value in found.items()) for what, found in grown.items()},
-            "measured",
         )
     ]  # fmt: skip
 

@@ -202,9 +202,17 @@ def held_out_of(setting: Setting, seeds: Sequence[int], count: int) -> Batch:
 
 
 def cost(setting: Setting) -> dict[str, int]:
-    """Parameters, FLOPs of a forward pass of one sample (a multiply-add counted as two), and bytes kept for the backward
-    pass of one sample."""
-    model, batch = setting.build([0]), stream_of(setting, 0, TRAINING).next(1)
+    """What :func:`count` finds in a setting."""
+    return count(setting.build([0]), stream_of(setting, 0, TRAINING).next(1))
+
+
+def count(model: ViewTransformer, batch: Batch) -> dict[str, int]:
+    """Parameters, FLOPs of a forward pass (a multiply-add counted as two), and bytes kept for the backward pass.
+
+    Args:
+        model: one run.
+        batch: one sample.
+    """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(batch)
     kept: dict[int, int] = {}

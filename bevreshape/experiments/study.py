@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any, ClassVar, Generic
 
-from bevreshape.experiments import beyond
+from bevreshape.experiments import beyond, capacity
 from bevreshape.experiments.level import Work
 from bevreshape.experiments.models import METHODS
 from bevreshape.experiments.outcomes import Outcomes, P
@@ -122,7 +122,7 @@ class TensorStudy(SettingStudy[TensorPlan]):
     def rows(self) -> list[Row]:
         """Of what is done."""
         results = self.results()
-        return [*rows(results), *beyond.rows(results)]
+        return [*rows(results), *capacity.rows(results), *beyond.rows(results)]
 
     def results(self) -> Results:
         """Of what is done."""

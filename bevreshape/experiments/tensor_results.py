@@ -1,6 +1,6 @@
 """What the tensor level of a study has found, and how its methods compare."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,9 +49,17 @@ class Results(Outcomes[TensorPlan]):
     def samples_to(self, method: str, threshold: float) -> list[Bounds]:
         """Samples with which the error of a fixed camera gets to the threshold, one a seed; trained for as many steps as
         was best on the tuning seeds."""
-        settings = [Setting(method, samples=amount) for amount in self.plan.samples]
+        return self._samples_to(method, threshold, 1.0, self.plan.samples)
+
+    def samples_at(self, method: str, threshold: float, scale: float) -> list[Bounds]:
+        """Likewise, at a scale of the capacity rows."""
+        return self._samples_to(method, threshold, scale, self.plan.capacity_samples)
+
+    def _samples_to(self, method: str, threshold: float, scale: float, amounts: Sequence[int]) -> list[Bounds]:
+        settings = [Setting(method, samples=amount, scale=scale) for amount in amounts]
         errors = [self.errors(setting, self.best_steps(setting)) for setting in settings]
-        return [reached(self.plan.samples, list(line), threshold) for line in zip(*errors, strict=True)]
+        shared = min(map(len, errors))  # a row that is not primary may have fewer
+        return [reached(amounts, [line[seed] for line in errors], threshold) for seed in range(shared)]
 
     @cached_property
     def primary(self) -> dict[str, Comparison]:

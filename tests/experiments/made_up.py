@@ -8,8 +8,11 @@ from typing import Any
 
 from bevreshape.experiments.instruments import Examined
 from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan
+from bevreshape.experiments.pace import Pace
 from bevreshape.experiments.records import Records
 from bevreshape.experiments.runs import Curve, Outcome, Setting, to_plain
+from bevreshape.experiments.study import PACED
+from bevreshape.experiments.tensor_results import PACE
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tried, Tuned
 
@@ -20,6 +23,7 @@ PLAN: dict[str, Any] = {
         },
         "seeds": 3, "primary_seeds": 4, "sigma_deg": [0, 0.5, 2, 8], "samples": [8, 16, 32], "tuned_sigma_deg": [0],
         "tuned_samples": [32], "primary_sigma_deg": 2, "scales": [0.5, 1],
+        "capacity_samples": [8, 16],
     }
 }  # fmt: skip
 
@@ -37,10 +41,12 @@ def made_up(folder: Path, error: ErrorOf) -> Study:
     plan = level.plan
     budgets = plan.budget.steps
     tuned = Tuned(dict.fromkeys(budgets, RECIPE), tuple(Tried(RECIPE, steps, -float(steps)) for steps in budgets))
+    pace = Pace("a processor", 1, dict.fromkeys(PACED, 0.01))
     for work in level.work({}):
-        study.records.add(work.entry, tuned.to_plain())
+        study.records.add(work.entry, (pace if work.entry.name == PACE else tuned).to_plain())
     records = study.records.read()
-    for setting, work in zip(plan.settings(), level.work(records)[len(records) :], strict=True):
+    judged = [work for work in level.work(records) if work.entry.name not in records]
+    for setting, work in zip(plan.settings(), judged, strict=True):
         seeds = plan.seeds_of(setting)
         at = sorted({*budgets, *(step for step in plan.at(setting) if step <= budgets[-1])})
         curve = Curve(RECIPE, tuple(at), tuple(tuple(error(setting, steps, seed) for seed in seeds) for steps in at))

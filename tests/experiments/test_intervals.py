@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -132,4 +133,18 @@ def test_crossover_is_where_the_advantage_turns_for_good() -> None:
 
 def test_exponent_of_a_power_law() -> None:
     sizes = [16.0, 64.0, 256.0]
-    assert exponent(sizes, [3 * size**1.5 for size in sizes]) == pytest.approx(1.5)
+    found = exponent(sizes, [3 * size**1.5 for size in sizes])
+    assert found.low == pytest.approx(1.5)
+    assert found.high == pytest.approx(1.5)
+
+
+def test_exponents_of_bounds_are_the_extremes_of_all_power_laws_within() -> None:
+    sizes, amounts = (
+        [32.0, 128.0, 512.0, 700.0],
+        [Bounds(low, high) for low, high in ((2.0, 3.0), (8.0, 12.0), (24.0, 48.0), (40.0, 41.0))],
+    )
+    slopes = [np.polyfit(np.log(sizes), np.log(ends), 1)[0] for ends in product(*((b.low, b.high) for b in amounts))]
+    found = exponent(sizes, amounts)
+    assert found.low == pytest.approx(min(slopes))
+    assert found.high == pytest.approx(max(slopes))
+    assert exponent([1.0, 2.0, 4.0], [1.0, 2.0, Bounds(4.0, math.inf)]).high == math.inf

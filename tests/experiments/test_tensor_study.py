@@ -26,6 +26,7 @@ PLAN = TensorPlan(
     tuned_samples=(32,),
     primary_sigma_deg=4.0,
     scales=(0.25, 0.5),
+    capacity_samples=(8, 16),
 )
 
 
@@ -68,7 +69,10 @@ def test_every_row_has_a_value_and_a_verdict(study: TensorStudy) -> None:
 
 def test_rows_whose_entries_are_missing_are_left_out(study: TensorStudy, tmp_path: Path) -> None:
     part = TensorStudy(PLAN, Records(tmp_path))
-    assert {row.question for row in part.rows()} == {"Capacity"}  # which is counted, not trained
+    assert {row.question for row in part.rows()} == {
+        "Capacity: parameters and memory",
+        "Capacity on paper: six cameras of nuScenes",
+    }  # which are counted, not trained
     lines = study.records.path.read_text().splitlines(keepends=True)
     part.records.path.write_text("".join(line for line in lines if "judge-attention-pose_unknown-sigma0" not in line))
     gone = {row.question for row in study.rows()} - {row.question for row in part.rows()}
@@ -120,6 +124,7 @@ def test_censored_steps_count_as_bounds(study: TensorStudy) -> None:
     [
         ({"sigma_deg": (1.0, 4.0)}, "must begin with 0"),
         ({"samples": (32, 8)}, "ascending order"),
+        ({"capacity_samples": (16, 8)}, "ascending order"),
         ({"tuned_samples": (9,)}, "must be some of"),
         ({"primary_sigma_deg": 3.0}, "must be one of"),
     ],
