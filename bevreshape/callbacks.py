@@ -41,13 +41,16 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(folder, filename="best", monitor="val/iou/mean", mode="max", enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best score, also where the run's folder has moved."""
+        """Go on with the best score, also where the run's folder has moved.
+
+        A file of another name is not taken from the checkpoint, since Lightning deletes what is no longer the best.
+        """
         assert self.dirpath is not None
-        here = Path(self.dirpath)
+        best = str(Path(self.dirpath) / "best.ckpt")
         state = {**state_dict, "dirpath": self.dirpath}
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            state[key] = str(here / Path(state[key]).name) if state[key] else ""
-        state["best_k_models"] = {str(here / Path(path).name): score for path, score in state["best_k_models"].items()}
+            state[key] = best if state[key] else ""
+        state["best_k_models"] = dict(zip([best], state["best_k_models"].values(), strict=False))
         super().load_state_dict(state)
 
 

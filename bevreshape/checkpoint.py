@@ -239,8 +239,8 @@ def check_architecture(model: torch.nn.Module, weights: Mapping[str, torch.Tenso
         )
 
 
-def check_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[str, Any]) -> None:
-    """Compare a run's ``last.ckpt`` with the module that resumes from it, before a trainer restores it.
+def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a run's ``last.ckpt``, compared with the module that resumes from it, before a trainer restores it.
 
     Args:
         module: the task.
@@ -281,6 +281,7 @@ def check_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[s
     wrong = differences(module.state_dict(), checkpoint["state_dict"])
     if wrong:
         raise InputError(f"checkpoint {path} is of another model than its run's config: {wrong}; start a new run")
+    return checkpoint
 
 
 def _counted_steps(loops: Mapping[str, Any]) -> int | None:

@@ -1,5 +1,6 @@
 """How weights are updated."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -52,4 +53,14 @@ class AdamWOneCycle:
             div_factor=self.div_start,
             final_div_factor=self.div_final,
         )
+        return optimizer, schedule
+
+    def after(self, module: nn.Module, total_steps: int, steps: int) -> tuple[Optimizer, LRScheduler]:
+        """The same after so many steps, but for the moments: all else follows from the options."""
+        optimizer, schedule = self.build(module, total_steps)
+        if steps > 0:
+            schedule.last_epoch, schedule._step_count = steps - 1, steps
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the optimizer has not stepped
+                schedule.step()
         return optimizer, schedule

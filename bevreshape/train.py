@@ -43,17 +43,19 @@ from bevreshape.callbacks import (
     Pictures,
     RunProgress,
 )
-from bevreshape.checkpoint import check_resumable, load_weights, read_checkpoint, restoring
+from bevreshape.checkpoint import load_weights, read_checkpoint, read_resumable, restoring
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
 from bevreshape.errors import Divergence, InputError
 from bevreshape.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
 from bevreshape.loggers import described, summarize
 from bevreshape.model import BEVModel
+from bevreshape.optimizer import AdamWOneCycle
 from bevreshape.options import LocalPath, read_settings, read_value
 from bevreshape.processes import Group, group, rank
 from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
 from bevreshape.reshapers import FeatureShape
+from bevreshape.resumed import check_callbacks, check_optimizer
 from bevreshape.runfolder import CHANGEABLE, begin, check_same_run, held
 from bevreshape.stopping import StopRequest
 from bevreshape.stored import check_cache, read_config, read_history, typed_trust
@@ -177,7 +179,11 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             for logger in trainer.loggers:
                 logger.log_hyperparams({**cfg, "model": description})
         if resumed:
-            check_resumable(task, keeper.path, cfg)
+            saved = read_resumable(task, keeper.path, cfg)
+            if isinstance(task.optimizer, AdamWOneCycle):  # of one's own, only restoring it shows whether it fits
+                check_optimizer(saved, task.optimizer, task.model, trainer.max_steps, keeper.path)
+            check_callbacks(saved, trainer.callbacks, keeper.path)  # type: ignore[attr-defined]  # set by its connector
+            del saved
             if history.path.exists():
                 read_history(history.path)  # before anything could replace what cannot be read
         with keeper.request:
