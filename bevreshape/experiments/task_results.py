@@ -12,6 +12,11 @@ from bevreshape.experiments.task_instruments import Inspected
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
 from bevreshape.experiments.task_training import TaskOutcome
 
+IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
+
+NAMED = {"IPM": IPM, "MLP": MLP, "attention": ATTENTION}
+"""With a fixed camera whose pose is not given."""
+
 Key = tuple[TaskSetting, int, int]
 """Setting, steps and seed of a training."""
 
@@ -83,6 +88,23 @@ class TaskResults:
         whole = self.iou(TaskSetting("ipm", sigma_deg=setting.sigma_deg))
         return [mine / theirs if theirs else math.nan for mine, theirs in zip(own, whole, strict=False)]
 
+    def unseeing(self, sigma: float) -> list[float]:
+        """Mean IoU of IPM with the images of other samples, one a seed: what is right without looking, since streets are
+        alike.
+
+        Raises:
+            NotDoneError: when one has diverged.
+        """
+        ipm = TaskSetting("ipm", sigma_deg=sigma)
+        found = [outcome.inspected.iou_unrelated for outcome in self.of(ipm) if outcome.inspected is not None]
+        if len(found) < self.plan.seeds:
+            raise NotDoneError(ipm.name)
+        return found
+
+    def gain(self, setting: TaskSetting) -> list[float]:
+        """What looking adds to the IoU, one a seed; not above 0 where it adds nothing."""
+        return [iou - least for iou, least in zip(self.iou(setting), self.unseeing(setting.sigma_deg), strict=False)]
+
     def advantage(self, own: TaskSetting, other: TaskSetting) -> Comparison:
         """Of one setting over another, see :func:`ahead`."""
         return ahead(self.iou(own), self.iou(other))
@@ -121,7 +143,7 @@ class TaskResults:
 
 
 def ahead(own: Sequence[float], other: Sequence[float]) -> Comparison:
-    """How many times larger the first of two methods' IoU is, seed by seed.
+    """How many times larger the first of two methods' IoU is, or what looking adds to it, seed by seed.
 
     IoU and not what it lacks of 1: as a share of IPM's it is what the task level measures by, IPM's own cancels, and
     within 10 % of each other means as much of IPM's IoU whatever that is. What images do not show keeps 1 − IoU far from
@@ -132,7 +154,7 @@ def ahead(own: Sequence[float], other: Sequence[float]) -> Comparison:
 
 
 def _lacking(iou: float) -> Bounds:
-    """The inverse of an IoU, less of which is better; of 0 it is unknown how much."""
+    """The inverse of an IoU, less of which is better; where there is none it is unknown how much."""
     return Bounds.exactly(1 / iou) if iou > 0 else Bounds(1.0, math.inf)
 
 

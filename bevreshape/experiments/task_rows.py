@@ -6,8 +6,9 @@ from functools import partial
 from bevreshape.experiments.intervals import Bounds, Comparison
 from bevreshape.experiments.row import Row, available
 from bevreshape.experiments.rows import range_words
+from bevreshape.experiments.task_learned_rows import LEARNED
 from bevreshape.experiments.task_plan import TaskSetting
-from bevreshape.experiments.task_results import TaskResults, ahead, mean
+from bevreshape.experiments.task_results import ATTENTION, IPM, MLP, NAMED, TaskResults, ahead, mean
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
 """Of IPM's IoU."""
@@ -20,20 +21,17 @@ On the task every method is trained by `bevreshape.train` itself, with its one-c
 training with a rate of its own; a curve goes through these, and between two of them the IoU is taken to be linear in the logarithm of
 the steps. Every seed has a world of its own, and rates are chosen in another one. What counts is the ratio of mean IoU: as a share of
 IPM's, IPM's own cancels, and 10 % are as much of it whatever it is; 1 − IoU has a floor, what images do not show, which would make
-alike what is not. Where the pose is given, an MLP moves the rows and columns of its features by it, and an attention's keys hold the
+alike what is not. IoU has a floor too: streets are alike, and IPM is right in part with the images of other samples. What looking adds
+is the IoU above that, and is compared as well. Where the pose is given, an MLP moves the rows and columns of its features by it, and an attention's keys hold the
 direction of every ray: both know yaw, pitch and roll, all that varies in training, and only the MLP the camera's height.
 """
-
-IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
-
-NAMED = {"IPM": IPM, "MLP": MLP, "attention": ATTENTION}
 
 
 def rows(results: TaskResults) -> list[Row]:
     """All of the task level whose entries are done."""
     makers = (
-        _fixed, _steps, _history, _compute, _equal_compute, _moving, _worth, _unseen_angles, _unseen_height, _a7, _a11, _a12,
-        _permuted_after, _image, _costs,
+        _fixed, _steps, _history, _compute, _equal_compute, _moving, _worth, _unseen_angles, _unseen_height, _a11, _a12,
+        *LEARNED,
     )  # fmt: skip
     return available(*(partial(make, results) for make in makers))
 
@@ -58,23 +56,36 @@ def _iou(results: TaskResults, setting: TaskSetting) -> str:
     return f"{mean(results.iou(setting)):.3f}{share}"
 
 
+def _advantages(results: TaskResults, sigma: float, pose: bool, where: str = "") -> dict[str, Comparison]:
+    """Of attention over the MLP, by IoU and by what looking adds to it."""
+    pair = _pair(sigma, pose).values()
+    gained = ahead(*(results.gain(setting) for setting in pair))
+    return {f"IoU{where}": ahead(*map(results.iou, pair)), f"what looking adds{where}": gained}
+
+
+def _unseeing(results: TaskResults, sigma: float, where: str = "") -> dict[str, str]:
+    return {f"without looking{where}": f"{mean(results.unseeing(sigma)):.3f}"}
+
+
 def _fixed(results: TaskResults) -> list[Row]:
     return [
         _compared(
             "A8", "fixed camera: who is better in the end?",
             f"mean test IoU after {results.plan.longest} steps, attention relative to MLP",
-            {"": results.advantage(ATTENTION, MLP)}, "attention",
-            {name: _iou(results, setting) for name, setting in NAMED.items()},
+            _advantages(results, 0.0, False), "attention",
+            {name: _iou(results, setting) for name, setting in NAMED.items()} | _unseeing(results, 0.0),
         )
     ]  # fmt: skip
 
 
 def _steps(results: TaskResults) -> list[Row]:
     steps = ", ".join(map(str, results.plan.steps))
+    least = mean(results.unseeing(0.0)) / mean(results.iou(IPM))
     return _delay(
         {share: (results.steps_to(ATTENTION, share), results.steps_to(MLP, share)) for share in SHARES},
         "fixed camera: who learns faster?",
-        f"steps of whole trainings ({steps}) to so much of IPM's test IoU, MLP relative to attention",
+        f"steps of whole trainings ({steps}) to so much of IPM's test IoU, of which {least:.0%} takes no look, MLP relative to "
+        "attention",
     )
 
 
@@ -130,13 +141,14 @@ def _equal_compute(results: TaskResults) -> list[Row]:
 def _moving(results: TaskResults) -> list[Row]:
     found = []
     for pose in (True, False):
-        levels = {f"σ = {sigma:g}°": _pair(sigma, pose) for sigma in results.plan.sigma_deg}
-        compared = {where: results.advantage(pair["attention"], pair["MLP"]) for where, pair in levels.items()}
-        absolute = {
-            f"{name}, {where}": _iou(results, setting)
-            for where, pair in levels.items()
-            for name, setting in {**pair, "IPM": TaskSetting("ipm", sigma_deg=pair["MLP"].sigma_deg)}.items()
-        }
+        compared: dict[str, Comparison] = {}
+        absolute: dict[str, str] = {}
+        for sigma in results.plan.sigma_deg:
+            where = f", σ = {sigma:g}°"
+            compared |= _advantages(results, sigma, pose, where)
+            every = {**_pair(sigma, pose), "IPM": TaskSetting("ipm", sigma_deg=sigma)}
+            absolute |= {f"{name}{where}": _iou(results, setting) for name, setting in every.items()}
+            absolute |= _unseeing(results, sigma, where)
         found.append(
             _compared(
                 "A9", f"moving camera, pose {'given' if pose else 'not given'}: who is better?",
@@ -195,25 +207,6 @@ def _unseen(results: TaskResults, what: str, cameras: str) -> list[Row]:
     return found
 
 
-def _a7(results: TaskResults) -> list[Row]:
-    value = {}
-    for name, setting in NAMED.items():
-        seeds = results.inspected(setting)
-        parts = {
-            "A": mean([one.spread_of_a for one in seeds]),
-            "Jacobian": mean([one.spread_of_jacobian for one in seeds]),
-            "with A held fixed": mean([one.spread_of_jacobian_held for one in seeds]),
-        }
-        value[name] = "W 0, " + ", ".join(f"{what} {spread:.2g}" for what, spread in parts.items())
-    return [
-        Row(
-            "A7", "On the task: the MLP's W is fixed after training, the attention's changes with X",
-            "fixed camera: spread over images of the parameters W, of A, and of the Jacobian, relative to their mean", value,
-            "measured",
-        )
-    ]  # fmt: skip
-
-
 def _a11(results: TaskResults) -> list[Row]:
     unplaced = TaskSetting("attention", encoding="none")
     return [
@@ -243,54 +236,5 @@ def _a12(results: TaskResults) -> list[Row]:
                 for name, pair in pairs.items()
                 for number, how in enumerate(("permuted", "in order"))
             },
-        )
-    ]  # fmt: skip
-
-
-def _permuted_after(results: TaskResults) -> list[Row]:
-    value = {}
-    for name in ("MLP", "attention"):
-        seeds = results.inspected(NAMED[name])
-        permuted, unrelated = mean([one.iou_permuted for one in seeds]), mean([one.iou_unrelated for one in seeds])
-        value[name] = (
-            f"{mean(results.iou(NAMED[name])):.3f} in order, {permuted:.3f} permuted, {unrelated:.3f} with other images"
-        )
-    return [
-        Row(
-            "A12", "On the task, a permutation after training destroys the result", "fixed camera: mean test IoU", value,
-            "measured",
-        )
-    ]  # fmt: skip
-
-
-def _image(results: TaskResults) -> list[Row]:
-    value = {}
-    for name, setting in NAMED.items():
-        shares = [one.image_share for one in results.inspected(setting)]
-        value[name] = f"{mean(shares):.0%} ({min(shares):.0%} to {max(shares):.0%} by seed)"
-    return [
-        Row(
-            "beyond", "On the task, how much of the bird's-eye view comes from the image, and how much is learned for its cells?",
-            "fixed camera: variance over images in a cell, of all variance over images and cells, in the reshaper's output; what IPM "
-            "lacks of 100 % is what images have in common", value,
-            "measured",
-        )
-    ]  # fmt: skip
-
-
-def _costs(results: TaskResults) -> list[Row]:
-    value = {}
-    for name, setting in {**NAMED, **{f"{name}, pose given": one for name, one in _pair(0.0, True).items()}}.items():
-        parameters, reshaper, whole = (
-            results.cost(setting, what) for what in ("reshaper_parameters", "reshaper_flops", "flops")
-        )
-        value[name] = (
-            f"{parameters:,} parameters, {reshaper / 1e6:.3g} MFLOPs; whole model {whole / 1e6:.3g} MFLOPs; "
-            f"{results.seconds(setting):.3g} s"
-        )
-    return [
-        Row(
-            "beyond", "On the task, what does each cost?",
-            f"reshaper and whole model, one sample forward; seconds of {results.plan.longest} steps", value, "measured",
         )
     ]  # fmt: skip

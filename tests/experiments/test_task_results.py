@@ -6,6 +6,7 @@ import pytest
 
 from bevreshape.experiments.intervals import Bounds
 from bevreshape.experiments.outcomes import NotDoneError
+from bevreshape.experiments.task_instruments import Inspected
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
 from bevreshape.experiments.task_results import TaskResults, ahead, between, crossed
 from bevreshape.experiments.task_training import TaskOutcome
@@ -14,11 +15,12 @@ PLAN = TaskPlan((), 2, (100, 200, 400), 2, (0.01,), 2, 0, (0.0, 2.0), 0.0, 5.0, 
 IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
 
 
-def outcome(iou: float | None, flops: int = 10, curve=((50, 0.1), (100, 0.2))) -> TaskOutcome:
+def outcome(iou: float | None, flops: int = 10, curve=((50, 0.1), (100, 0.2)), unrelated=0.1) -> TaskOutcome:
     if iou is None:
         return TaskOutcome((), {}, {}, None, {}, 0.0)
     costs = {"parameters": 1, "flops": flops, "reshaper_parameters": 1, "reshaper_flops": 2}
-    return TaskOutcome(tuple(curve), {"mean": iou}, {"angles": iou / 2}, None, costs, 1.0)
+    inspected = Inspected(0.0, 0.0, 0.0, 0.5, 0.2, unrelated)
+    return TaskOutcome(tuple(curve), {"mean": iou}, {"angles": iou / 2}, inspected, costs, 1.0)
 
 
 def within(low: float | int, high: float | int) -> Bounds:
@@ -111,11 +113,17 @@ def test_a_method_that_diverged_is_not_ahead_and_does_not_decide() -> None:
     assert str(ahead([0.0, 0.0], [0.4, 0.4])).startswith("at most")
 
 
+def test_what_looking_adds_is_above_what_ipm_has_with_other_images() -> None:
+    assert RESULTS.unseeing(0.0) == [0.1, 0.1]
+    assert RESULTS.gain(ATTENTION) == pytest.approx([0.15, -0.1])
+    (first, second) = ahead(RESULTS.gain(ATTENTION), RESULTS.gain(MLP)).seeds
+    assert math.exp(first.low) == math.exp(first.high) == pytest.approx(0.15 / 0.4)
+    assert second.low == -math.inf
+
+
 def test_what_is_not_done_is_not_said() -> None:
     with pytest.raises(NotDoneError):
         RESULTS.iou(TaskSetting("mlp", True))
-    with pytest.raises(NotDoneError):
-        RESULTS.inspected(MLP)
     with pytest.raises(NotDoneError):
         TaskResults(PLAN, {}).cost(MLP, "flops")
     with pytest.raises(NotDoneError):

@@ -126,12 +126,17 @@ def test_every_row_has_a_value_and_a_verdict(study: TaskStudy) -> None:
         assert row.verdict
         assert all(row.value.values())
     said = {row.question: row for row in found}
-    assert said["On the task, fixed camera: who is better in the end?"].verdict == "attention behind"
+    fixed = said["On the task, fixed camera: who is better in the end?"]
+    assert fixed.verdict == "IoU: attention behind; what looking adds: attention behind"
+    assert fixed.absolute["without looking"] == "0.126"  # a quarter of IPM's
+    # (.2 − .125) / (.4 − .125), for every seed
+    assert fixed.value["IoU"] == "0.5 [0.5, 0.5]"
+    assert fixed.value["what looking adds"].startswith("0.273 [0.27")
     given = said["On the task, moving camera, pose given: who is better?"]
-    assert given.value["σ = 2°"] == "1.2 [1.2, 1.2]"
+    assert given.value["IoU, σ = 2°"] == "1.2 [1.2, 1.2]"
     assert given.absolute["attention, σ = 2°"] == "0.485 (96% of IPM's)"
     assert given.absolute["IPM, σ = 2°"] == "0.505"
-    assert given.verdict == "σ = 0°: attention ahead; σ = 2°: attention ahead"
+    assert given.verdict.count("attention ahead") == len(given.value) == 4
     assert said["On the task, what is the pose worth to MLP?"].verdict.endswith("σ = 2°: with the pose alike")
     bears = said["On the task, cameras that move by σ = 5° in the test alone, pose not given: who bears it?"]
     assert bears.value["trained at 2°"] == "0.5 [0.5, 0.5]"

@@ -7,6 +7,7 @@ import torch
 from commands import without
 from torch import nn
 
+from bevreshape import train
 from bevreshape.data.batch import Batch
 from bevreshape.experiments import task_training
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
@@ -16,6 +17,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, CrossAttention, FeatureShape, Reshaper
+from bevreshape.stopping import Stopped
 from bevreshape.task import BEVTask
 
 GRID = BEVGrid((2.0, 10.0), (-4.0, 4.0), 1.0)
@@ -70,6 +72,17 @@ def test_a_training_that_was_killed_resumes(
     assert "resumes from" in (tmp_path / "train.log").read_text()
     assert again.curve == whole.curve
     assert again.metrics["test/iou/mean"] == whole.metrics["test/iou/mean"]
+
+
+def test_a_stop_says_how_the_study_goes_on(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped("stopped; go on with resume=FOLDER")
+
+    monkeypatch.setattr(train, "train", stop)
+    with pytest.raises(Stopped, match="the same command resumes the study"):
+        task_training.run(arguments, tmp_path)
 
 
 class Patches(nn.Module):
