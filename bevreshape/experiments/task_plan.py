@@ -38,7 +38,7 @@ APART_S, INSPECTED_S = 4.0, 8.0
 class TaskSetting:
     """What is trained on which cameras.
 
-    IPM has the pose and nothing to learn of it; it is the reference. An MLP that is given the pose moves the picture's rows
+    IPM has the pose and nothing to learn of it; it is the reference. An MLP that is given the pose moves the image's rows
     and columns by it, an attention has keys that hold the direction of every ray: yaw, pitch and roll, all that varies in
     training, are known to both. (A camera's height is not known to the attention.)
 
@@ -144,10 +144,6 @@ class TaskPlan:
             raise InputError(
                 f"plan.task.tuned_sigma_deg={self.tuned_sigma_deg:g} must be one of {list(self.sigma_deg)}"
             )
-        for key, least in (("batch", 1), ("steps", 1), ("validations", 1), ("seeds", 2), ("examined", 2)):
-            value = getattr(self, key)[0] if key == "steps" else getattr(self, key)
-            if value < least:
-                raise InputError(f"plan.task.{key}={value} must be an integer ≥ {least}")
         if self.variant_seeds not in (0, *range(2, self.seeds + 1)):
             raise InputError(
                 f"plan.task.variant_seeds={self.variant_seeds} must be 0, which leaves them out, or 2 to seeds={self.seeds}"

@@ -36,6 +36,6 @@ def test_a_brightness_of_the_whole_image_is_the_images() -> None:
     assert image_share(shared) == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_constant_of_a_channel_is_nobodys() -> None:
+def test_a_constant_of_a_channel_does_not_count() -> None:
     bev = normal(5, 2, 4, 4)
     assert image_share(bev + torch.tensor([7.0, -30.0])[:, None, None]) == pytest.approx(image_share(bev), rel=1e-4)
