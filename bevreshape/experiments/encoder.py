@@ -1,4 +1,4 @@
-"""Features of an encoder in place of random fields: images of one camera through a network whose padding can be chosen.
+"""Features of an encoder instead of random fields: images of one camera through a network whose padding can be chosen.
 
 The network is resnet18 to its stride of 8 (He et al. 2016), with random weights: what it is asked is what a convolution
 does to a place, not to a street. Its 128 channels are brought to 16 by a fixed random projection, as an untrained neck of
@@ -27,11 +27,11 @@ from bevreshape.errors import InputError
 from bevreshape.reshapers import FeatureShape
 
 Padding = Literal["zeros", "reflect", "circular"]
-"""Of all convolutions and of the pooling. Zeros differ from what an image shows, so features near a border tell where they
-are; a network with circular padding commutes with every shift, and tells nothing."""
+"""Of all convolutions and of the pooling. Zeros differ from what an image shows, so features near a border reveal where
+they are; a network with circular padding commutes with every shift, and reveals nothing."""
 
 Content = Literal["streets", "noise"]
-"""Images of the synthetic world, or white noise, which is alike everywhere: what tells a place in it is the padding alone."""
+"""Images of the synthetic world, or white noise, which is alike everywhere: what reveals a position in it is the padding alone."""
 
 Part = Literal["tune", "choose", "train", "test"]
 """What images are for: to train on and to measure with while recipes are chosen, then the same with those chosen. No image
@@ -97,8 +97,8 @@ class Encoder:
 def place_readable(encoder: Encoder) -> tuple[float, float]:
     """How much of the variance of a feature's row and column can be read from its channels, by least squares.
 
-    Fitted on the images to train on, measured on those to test with. 0 where nothing in a feature tells its place; below
-    it by chance.
+    Fitted on the images to train on, measured on those to test with. 0 where nothing in a feature reveals its place;
+    below it by chance.
     """
     place = torch.cartesian_prod(torch.arange(SOURCE.height), torch.arange(SOURCE.width)).double()
 

@@ -59,7 +59,7 @@ class FeaturesPlan(SettingPlan):
         return [*found, *(Setting("attention", encoding="none", encoder=encoder) for encoder in self.encoders())]
 
     def encoders(self) -> list[Encoder]:
-        """On streets as a network is used; on noise nothing but the padding tells a place."""
+        """On streets as a network is used; on noise nothing but the padding reveals a position."""
         return [
             *(self.encoder(padding) for padding in ("zeros", "reflect", "circular")),
             *(self.encoder(padding, "noise") for padding in ("zeros", "circular")),

@@ -141,8 +141,8 @@ def _a11_place(results: FeatureResults) -> list[Row]:
     found = {encoder: results.place(encoder) for encoder in results.plan.encoders()}
     return [
         Row(
-            "A11", "Encoder features: how much of its place does a feature tell?",
-            "share of the variance of row and column that is linear in a feature's channels; circular padding on noise tells nothing",
+            "A11", "Encoder features: how much of its position does a feature reveal?",
+            "share of the variance of row and column that is linear in a feature's channels; circular padding on noise reveals nothing",
             {_called(encoder): f"row {row:.2f}, column {col:.2f}" for encoder, (row, col) in found.items()}, "measured",
         )
     ]  # fmt: skip

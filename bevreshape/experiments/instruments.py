@@ -1,6 +1,8 @@
 """What a trained method does with its tokens: whether its matrix follows X, and how near it is to the true one."""
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -14,7 +16,7 @@ from bevreshape.lab.dependence import relative_spread
 
 @dataclass(frozen=True)
 class Examined:
-    """Figures of one run.
+    """Figures of one run, all infinite where it diverged.
 
     Attributes:
         spread_of_a: of A over inputs, relative to its mean; 0 where A does not depend on X.
@@ -35,9 +37,14 @@ class Examined:
     rank: float
     finer: float
 
-    def to_plain(self) -> dict[str, float]:
-        """For a JSON file."""
-        return {key: float(f"{value:.4g}") for key, value in asdict(self).items()}
+    def to_plain(self) -> dict[str, float | None]:
+        """For a JSON file, in which infinity is null."""
+        return {key: float(f"{value:.4g}") if value < math.inf else None for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, float | None]) -> "Examined":
+        """The inverse of :meth:`to_plain`."""
+        return cls(**{key: math.inf if value is None else value for key, value in plain.items()})
 
 
 def examine(model: ViewTransformer, batch: Batch, every: int = 3) -> list[Examined]:
@@ -60,6 +67,9 @@ def examine(model: ViewTransformer, batch: Batch, every: int = 3) -> list[Examin
     jacobians = jacobian(model, batch, cells)[..., : world.source.channels]  # s b q o t c
     for run in range(model.runs):
         a = weights[run].expand(batch.x.shape[1], -1, -1)
+        if not (a.isfinite().all() and jacobians[run].isfinite().all()):
+            found.append(Examined(*[math.inf] * len(fields(Examined))))
+            continue
         true = torch.einsum("qt,oc->qotc", sampled[cells], identity)
         mean = jacobians[run].mean(0)
         shares = a.abs() / a.abs().sum(-1, keepdim=True)

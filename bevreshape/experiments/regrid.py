@@ -21,7 +21,7 @@ from bevreshape.geometry.ipm import sample
 
 
 class Finer(NamedTuple):
-    """Cells half as long as a world's, that lie between four cells which it sees."""
+    """Cells half as long as a world's, in the middle of four cells that it sees."""
 
     world: World
     """The same, with a grid of these."""

@@ -296,4 +296,6 @@ def from_plain(setting: Setting, plain: dict[str, Any]) -> Outcome:
         for curve in plain["curves"]
     ]
     best = {int(steps): number for steps, number in plain["best"].items()}
-    return Outcome(setting, tuple(plain["seeds"]), tuple(curves), best, tuple(Examined(**e) for e in plain["examined"]))
+    return Outcome(
+        setting, tuple(plain["seeds"]), tuple(curves), best, tuple(Examined.from_plain(e) for e in plain["examined"])
+    )

@@ -1,9 +1,11 @@
 """Instruments on methods whose matrix is known."""
 
+import json
+
 import pytest
 import torch
 
-from bevreshape.experiments.instruments import effective_rank, entropy, examine, jacobian
+from bevreshape.experiments.instruments import Examined, effective_rank, entropy, examine, jacobian
 from bevreshape.experiments.models import MLP, Attention
 from bevreshape.experiments.regrid import resizing_error
 from bevreshape.experiments.world import Stream, World, stack
@@ -72,3 +74,16 @@ def test_effective_rank_counts_equal_singular_values() -> None:
 def test_entropy_of_equal_shares_is_the_logarithm_of_their_number() -> None:
     rows = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(entropy(rows), torch.tensor([2.0, 1.0, 0.0]))
+
+
+def test_a_run_that_diverged_is_infinite_and_the_others_are_not() -> None:
+    model = Attention(WORLD, [0, 1], dim=8)
+    with torch.no_grad():
+        model.to_q[0] = float("nan")
+    diverged, sound = examine(model, samples())
+    assert set(vars(diverged).values()) == {float("inf")}
+    assert max(vars(sound).values()) < float("inf")
+    for one in (diverged, sound):
+        assert Examined.from_plain(json.loads(json.dumps(one.to_plain(), allow_nan=False))).rank == pytest.approx(
+            one.rank, rel=1e-3
+        )
