@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from rounding import rounding
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from bevreshape.errors import InputError
@@ -164,6 +166,27 @@ def test_a_dropped_cameras_calibration_does_not_matter(rig) -> None:
     broken = replace(cameras, intrinsics=torch.where(mask[..., None, None], cameras.intrinsics, 0))
     reshaper = given_rays()
     torch.testing.assert_close(reshaper(x, broken), reshaper(x, cameras))
+
+
+def test_directions_are_as_exact_in_every_precision(rig) -> None:
+    reshaper, x, cameras = given_rays(), doubles(2, 2, 8, 4, 6), rig(2, 2)
+    exact = reshaper(x, cameras)
+    torch.testing.assert_close(reshaper.float()(x.float(), cameras).double(), exact, atol=1e-4, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = reshaper(x.float(), cameras)
+    half = reshaper.bfloat16()(x.bfloat16(), cameras)
+    assert half.dtype == torch.bfloat16
+    for found in (mixed, half):
+        torch.testing.assert_close(found.double(), exact, atol=rounding(25, exact, torch.bfloat16), rtol=0)
+
+
+def test_gradients_reach_the_map_of_the_directions(rig) -> None:
+    reshaper, x, cameras = given_rays(bare=True), doubles(1, 2, 8, 4, 6), rig(1, 2)
+
+    def output(weight: torch.Tensor) -> torch.Tensor:
+        return functional_call(reshaper, {"encode_rays.weight": weight}, (x, cameras))
+
+    assert torch.autograd.gradcheck(output, reshaper.encode_rays.weight.detach().requires_grad_(), fast_mode=True)
 
 
 def test_directions_need_a_calibration_and_metres(rig) -> None:
