@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.data.names import check_classes
 from bevreshape.data.pictures import ImageMode
 from bevreshape.errors import InputError
-from bevreshape.files import write_text
+from bevreshape.files import read_text, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.heads import Head
 from bevreshape.loggers import begin, is_wandb, wandb_options
@@ -405,7 +406,9 @@ def wandb_identity(folder: Path, offline: bool, node: Mapping[str, Any]) -> dict
         node: the logger's own ``name`` and ``notes``.
     """
     path = folder / "wandb_id"
-    before = path.read_text(encoding="utf-8") if path.exists() else None
+    before = read_text(path) if path.exists() else None
+    if before is not None and not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", before):
+        raise InputError(f"{path} holds {before!r:.80}, which is no id of a W&B run; remove it to begin another")
     if before is not None and not offline and not any(folder.glob(f"wandb/offline-run-*-{before}")):
         return {"id": before, "resume": "allow"}
     own = secrets.token_hex(4)

@@ -42,6 +42,11 @@ def local_folders(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def quoted(text: str) -> str:
+    """A text as the value of an override that Hydra leaves as it is, whatever it holds but interpolations."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + (found[2] and r"\""), text) + '"'
+
+
 def explain_override(error: Exception, conf: Path, config_name: str, arguments: Sequence[str]) -> str | None:
     """The sentence for an override that Hydra refuses; ``None`` for other errors.
 

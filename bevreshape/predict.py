@@ -5,6 +5,7 @@ if __name__ == "__main__":  # before anything loads torch
 
     prepare_process()
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ from bevreshape.build import Frame, load_model, plain_config
 from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
 from bevreshape.data.frames import Frames, open_frames
 from bevreshape.drawing import Picture, bev_sheet, overlay_sheet, paint_ground
+from bevreshape.errors import Divergence
 from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
 from bevreshape.launch import read_device
@@ -66,6 +68,9 @@ def predict(
 
     Returns:
         How many frames were written.
+
+    Raises:
+        Divergence: when a probability is NaN.
     """
     device = next(model.parameters()).device
     order = match_cameras(frame.camera_names, frames.calibration.cameras, str(frames.calibration.path))
@@ -76,6 +81,7 @@ def predict(
         batch = with_cameras(batch | {"image": batch["image"].float() / 255}, order)
         cameras = cameras_of(batch)
         probabilities = model(batch["image"], cameras).float().sigmoid()  # b k rows cols
+        _check_finite(probabilities, batch["name"])
         looks = ground_pixels(cameras, frame.grid)[1].any(1)  # b rows cols
         for i, name in enumerate(batch["name"]):
             drawn = bev_sheet(
@@ -95,6 +101,16 @@ def predict(
             write_atomic(out / f"{name}.npz", partial(_npz, arrays))
             written += 1
     return written
+
+
+def _check_finite(probabilities: torch.Tensor, names: Sequence[str]) -> None:
+    lost = probabilities.isnan().flatten(1).sum(1)  # b
+    if lost.any():
+        first = int(lost.argmax())
+        raise Divergence(
+            f"predict: the network's output is NaN in {int(lost[first])} cells of frame {names[first]!r}; its training had diverged, so "
+            "use another checkpoint"
+        )
 
 
 def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, frame: Frame) -> Picture:

@@ -76,7 +76,7 @@ def difference(begun: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str,
     """The first key that makes two configs different runs, and both values; ``None`` where they are the same run."""
     flat = _flat(begun), _flat(given)
     for key in (*flat[1], *flat[0]):
-        if flat[0].get(key) != flat[1].get(key) and not key.startswith(CHANGEABLE):
+        if flat[0].get(key) != flat[1].get(key) and not f"{key}.".startswith(CHANGEABLE):
             return key, flat[0].get(key), flat[1].get(key)
     return None
 

@@ -5,7 +5,6 @@ if __name__ == "__main__":  # before anything loads torch
 
     prepare_process()
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -52,6 +51,7 @@ from bevreshape.loggers import described, summarize
 from bevreshape.model import BEVModel
 from bevreshape.optimizer import AdamWOneCycle
 from bevreshape.options import LocalPath, read_settings, read_value
+from bevreshape.overrides import quoted
 from bevreshape.processes import Group, group, rank
 from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
 from bevreshape.reshapers import FeatureShape
@@ -332,11 +332,15 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
         raise InputError(
             f"resume={folder} has no config.yaml and checkpoints/last.ckpt; name a runs/<date>/<time> folder that was begun"
         )
+    if "${" in str(run.resolve()):
+        raise InputError(
+            f"resume={folder} lies in {run.resolve()}, of which Hydra would resolve '${{'; rename that folder"
+        )
     for argument in arguments:
         key = argument.split("=")[0].lstrip("+~")
         if "=" in argument and key not in ("resume", "trust") and not key.startswith(CHANGEABLE):
             raise InputError(
-                f"{argument}: a run goes on as it began, only {', '.join(key.rstrip('.') for key in CHANGEABLE)} may change; "
+                f"{argument}: a run goes on as it began, only {', '.join(f'{key}KEY' if key.endswith('.') else key for key in CHANGEABLE)} may change; "
                 "start a new run to change more"
             )
     stored = read_config(run / "config.yaml", typed_trust(arguments), NEEDED)
@@ -345,7 +349,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     ConfigStore.instance().store(name="resumed", node={**stored, "resume": folder, "trust": []})
     return "resumed", [
         *arguments,
-        f"hydra.run.dir={json.dumps(str(run.resolve()), ensure_ascii=False)}",
+        f"hydra.run.dir={quoted(str(run.resolve()))}",
         "hydra.output_subdir=null",
     ]
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from bevreshape.errors import InputError
-from bevreshape.overrides import local_folders
+from bevreshape.overrides import local_folders, quoted
 
 CASES: list[tuple[tuple[str, ...], str]] = [
     (("lr=1e-3",), "lr is no key of this command; did you mean optimizer.lr?"),
@@ -128,3 +129,26 @@ def test_all_is_checked_before_anything_is_loaded(command, monkeypatch: pytest.M
         ended = command("train", "logger=none", "encoder.pretrained=true", wrong)
         assert ended.code == 1
         assert f"error: {wrong} must be a" in ended.err, ended.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a b",
+        "a\\b",
+        "a\\",
+        'a"b',
+        'a\\"b',
+        "a'b",
+        "a$x",
+        "${oc.env:HOME}",
+        "a\\${b}",
+        "a\\\\${b}",
+        "a\tb",
+        "a=b,[c]{d}",
+        "→",
+    ],
+)
+def test_quoted_text_is_what_hydra_leaves(text: str) -> None:
+    value = OverridesParser.create().parse_override(f"key={quoted(text)}").value()
+    assert value == text

@@ -170,3 +170,15 @@ def test_overlays_lie_on_the_stored_picture_through_its_distortion(tmp_path: Pat
     assert (np.abs(expected - picture).max(-1) > 1)[40:].mean() > 0.2
     for colour in class_palette(CLASSES).values():
         assert (found[:40] == colour).all(-1).any()
+
+
+def test_output_that_is_nan_is_not_written(command, trained: Path, pictures: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    for key, value in checkpoint["state_dict"].items():
+        if key.endswith("running_var"):
+            value.fill_(-1.0)  # finite, as all weights must be, but no variance
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    ended = command("predict", "checkpoint=bad.ckpt", f"input={pictures}", "out=out", "loader_workers=0", "device=cpu")
+    assert (ended.code, "Traceback" in ended.err) == (3, False)
+    assert "the network's output is NaN in 1024 cells of frame 'frame0'" in ended.err
+    assert not (tmp_path / "out").exists()

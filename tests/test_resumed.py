@@ -11,6 +11,7 @@ from torch import nn
 
 from bevreshape.callbacks import BestCheckpoint
 from bevreshape.optimizer import AdamWOneCycle
+from bevreshape.runfolder import difference
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 19, 20])
@@ -105,3 +106,31 @@ def test_only_best_is_taken_for_the_best_that_a_better_one_replaces(trained: Pat
     best = BestCheckpoint(tmp_path)
     best.load_state_dict({**state, "best_model_path": name, "kth_best_model_path": name, "best_k_models": {name: 0.5}})
     assert {*best.best_k_models, best.best_model_path, best.kth_best_model_path} == {str(tmp_path / "best.ckpt")}
+
+
+@pytest.mark.parametrize("name", ["back\\slash", 'a "b" = c'])
+def test_run_goes_on_in_its_own_folder_whatever_that_is_called(
+    command, trained: Path, tmp_path: Path, name: str
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / name))
+    (run / "metrics.json").unlink()
+    quote = "'" if '"' in name else '"'
+    ended = command("train", f"resume={quote}{run}{quote}")
+    assert ended.code == 0, ended.err
+    assert (run / "metrics.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_run_in_a_folder_that_hydra_would_resolve_is_refused(command, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "${oc.env:HOME}"))
+    ended = command("train", f"resume='{run}'")
+    assert (ended.code, "Traceback" in ended.err) == (1, False)
+    assert "of which Hydra would resolve '${'; rename that folder" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+@pytest.mark.parametrize(("begun", "given"), [("none", "csv"), ("csv", "none")])
+def test_logger_of_a_run_may_be_another(tmp_path: Path, begun: str, given: str) -> None:
+    groups = {"none": {}, "csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}}
+    assert difference({"seed": 1, "logger": groups[begun]}, {"seed": 1, "logger": groups[given]}) is None
+    assert difference({"seed": 1, "logger": groups[begun]}, {"seed": 2, "logger": groups[given]}) == ("seed", 1, 2)

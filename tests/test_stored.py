@@ -18,7 +18,7 @@ from hostile import CALLS, CANARY, changed, leaves
 
 from bevreshape import report
 from bevreshape.errors import InputError
-from bevreshape.lab.runs import read_runs
+from bevreshape.lab.runs import read_runs, stopped_early
 from bevreshape.reshapers import Reshaper
 from bevreshape.stored import (
     PLACES,
@@ -420,6 +420,13 @@ def test_figures_that_are_not_known_are_left_out(run: Path) -> None:
     metrics: Mapping[str, Any] = json.loads((run / "metrics.json").read_text())
     (run / "metrics.json").write_text(json.dumps({**metrics, "test/iou/lane": None}))
     assert read_runs(run)[0].metrics["test/iou/lane"] is None
+
+
+def test_run_that_stopped_early_at_a_step_that_is_not_known(run: Path) -> None:
+    metrics: Mapping[str, Any] = json.loads((run / "metrics.json").read_text())
+    for steps, said in ((None, "mlp-synthetic with seed 0."), (6, "mlp-synthetic with seed 0 after 6 steps.")):
+        (run / "metrics.json").write_text(json.dumps({**metrics, "fit/stopped_early": 1.0, "fit/steps": steps}))
+        assert stopped_early([read_runs(run)]) == f"Stopped early: {said}"
 
 
 @pytest.mark.parametrize("text", CALLS)

@@ -9,6 +9,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from wandb_file import records
 
 from bevreshape.build import wandb_identity
+from bevreshape.errors import InputError
 
 
 def rows_of(sweep: Path) -> list[dict[str, str]]:
@@ -89,3 +90,11 @@ def test_only_what_the_server_has_goes_on_as_the_same_run(
     assert (second["id"] == first["id"]) is same
     assert second.get("notes") == (None if same else f"Mine. Resumes the run {first['id']}.")
     assert second.get("name") == (None if same else "a, part 2")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\0", b"", b"../../elsewhere", b"*", b"ab\ncd", b"a" * 100])
+def test_damaged_wandb_id_is_named_and_kept(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "wandb_id").write_bytes(content)
+    with pytest.raises(InputError, match=r"wandb_id"):
+        wandb_identity(tmp_path, True, {"name": "a"})
+    assert (tmp_path / "wandb_id").read_bytes() == content

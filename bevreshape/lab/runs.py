@@ -162,10 +162,11 @@ def tabulated(rows: Sequence[list[Run]]) -> tuple[list[str], list[list[str]]]:
 def stopped_early(rows: Sequence[list[Run]]) -> str:
     """A sentence that names the runs which early stopping has ended; empty where there is none."""
     found = [
-        f"{run.kind} with seed {run.settings['seed']} after {run.metrics['fit/steps']:.0f} steps"
+        f"{run.kind} with seed {run.settings['seed']}" + (f" after {steps:.0f} steps" if steps is not None else "")
         for runs in rows
         for run in runs
         if run.metrics.get("fit/stopped_early")
+        for steps in [run.metrics.get("fit/steps")]
     ]
     return f"Stopped early: {', '.join(found)}." if found else ""
 
