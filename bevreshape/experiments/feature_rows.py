@@ -50,7 +50,7 @@ def rows(results: FeatureResults) -> list[Row]:
 
 def _a7(results: FeatureResults) -> list[Row]:
     found = {
-        name: f"W 0, A {results.mean(setting, 'spread_of_a'):.2g}, Jacobian {results.mean(setting, 'spread_of_jacobian'):.2g}"
+        name: f"W 0 by construction, A {results.mean(setting, 'spread_of_a'):.2g}, Jacobian {results.mean(setting, 'spread_of_jacobian'):.2g}"
         for name, setting in _pair(results).items()
     }
     return [
@@ -132,7 +132,8 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
     return [
         Row(
             "A11", "Encoder features: does zero padding stand in for positional encoding?",
-            f"{WHERE}: error after {results.longest} steps of an attention without positional encoding", value, "; ".join(verdicts),
+            f"{WHERE}: error after {results.longest} steps of an attention without positional encoding, relative to the variance "
+            "of each network’s own target", value, "; ".join(verdicts),
         )
     ]  # fmt: skip
 
