@@ -131,7 +131,7 @@ def concrete(base: type) -> Iterator[type]:
     [
         "os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load", "bevreshape.files.write_text",
         "bevreshape.files.os.system", "bevreshape.callbacks.LastCheckpoint", "bevreshape.predict.main", "bevreshape.geometry.Cameras",
-        "bevreshape.data.synthetic.__main__.main", "bevreshape.lab.experiments._Commands", "bevreshape.stored.os", "hydra.utils.call",
+        "bevreshape.data.synthetic.__main__.main", "bevreshape.experiments.task.TaskStudy", "bevreshape.stored.os", "hydra.utils.call",
         "bevreshape.reshapers.Reshaper", "lightning.pytorch.Trainer", "posix.mkdir", "", "x", "..", 7, None, ["os.system"],
     ],
 )  # fmt: skip

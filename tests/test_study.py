@@ -71,7 +71,7 @@ def test_records_of_another_plan_are_left_alone(confs: Path, tmp_path: Path) -> 
         (["plan.tensor.budget.rates=[0]"], "plan.tensor.budget.rates=[0] must be a list of 1 or more numbers > 0"),
         (["plan.tensor.sigma_deg=[1,2]"], "must begin with 0"),
         (["+plan.tensors={}"], "plan.tensors is unknown"),
-        (["plan.tensor=null", "plan.features=null"], "has no level"),
+        (["plan.tensor=null", "plan.features=null", "plan.task=null"], "has no level"),
         (["plan=none"], "plan=none is unknown"),
         (["folder=s3://bucket/x"], "is an address, not a path"),
     ],

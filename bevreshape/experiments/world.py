@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from bevreshape.costs import ring
 from bevreshape.data.batch import seeded
 from bevreshape.errors import InputError
+from bevreshape.experiments.fields import smooth_fields
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import apply_homography
 from bevreshape.geometry.ipm import sample
-from bevreshape.lab.tensor_level import smooth_fields
 from bevreshape.reshapers import FeatureShape
 
 Pose = Literal["unknown", "visible", "given"]
@@ -117,7 +117,7 @@ class World:
 
     def random_fields(self, count: int, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
         """Gaussian fields of mean 0 and variance 1, of the world's correlation; every channel its own."""
-        return smooth_fields(count, self.source, self.correlation_length, generator)[:, 0]
+        return smooth_fields(count, self.source, self.correlation_length, generator)
 
     def project(
         self, x: Float[Tensor, "b c h w"], cameras: Cameras

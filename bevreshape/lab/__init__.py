@@ -1,1 +1,1 @@
-"""What the article claims, as measurements."""
+"""Instruments for any reshaper, and finished runs compared."""

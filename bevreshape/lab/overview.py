@@ -12,7 +12,6 @@ from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.drawing import draw_sample
 from bevreshape.lab.labels import figure_text, labels, told_apart
 from bevreshape.lab.page.report import FIGURE_STYLE, Chart, Section, Table
-from bevreshape.lab.plan import is_number
 from bevreshape.lab.runs import Run, differing, mean_spread, stopped_early
 from bevreshape.lab.shown import IOU, Shown, mean_iou, one_sample
 from bevreshape.reshapers import Reshaper
@@ -102,7 +101,7 @@ def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
         partition = sorted({tuple(i for i, value in enumerate(values) if value == own) for own in values})
         axes_of.setdefault(tuple(partition), []).append(key)
     for together in axes_of.values():
-        swept = [key for key in together if all(is_number(runs[0].settings.get(key)) for runs in rows)]
+        swept = [key for key in together if all(_is_number(runs[0].settings.get(key)) for runs in rows)]
         if not swept:
             continue
         key = swept[0]
@@ -168,3 +167,7 @@ def flops_of(reshaper: Reshaper) -> int:
 
 def _spread(runs: Sequence[Run]) -> float:
     return statistics.stdev(run.metrics[f"test/{IOU}"] for run in runs) if len(runs) > 1 else 0.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
