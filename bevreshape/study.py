@@ -8,7 +8,6 @@ if __name__ == "__main__":  # before anything loads torch
 import time
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     """Do the entries that are left, and write tables, chart and page now and then and at the end."""
     plain = read_settings(settings.Study, plain_config(cfg))
     quiet()
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(plain["folder"])
     study = Study(StudyPlan.read(plain["plan"]), Records(folder))
     for level in study.levels:
         left(level)  # refuses records of another plan before anything is written

@@ -15,7 +15,7 @@ TINY = {
             "steps": [1, 2], "batch": 2, "rates": [0.01], "warmups": [0], "decays": [0], "tuning_seeds": 1, "held_out": 6,
         },
         "seeds": 2, "primary_seeds": 2, "sigma_deg": [0, 2], "samples": [4], "tuned_sigma_deg": [0], "tuned_samples": [4],
-        "primary_sigma_deg": 2, "scales": [0.25, 0.5],
+        "primary_sigma_deg": 2, "scales": [0.25, 0.5], "capacity_samples": [4],
     }
 }  # fmt: skip
 
@@ -73,7 +73,6 @@ def test_records_of_another_plan_are_left_alone(confs: Path, tmp_path: Path) -> 
         (["+plan.tensors={}"], "plan.tensors is unknown"),
         (["plan.tensor=null", "plan.features=null", "plan.task=null"], "has no level"),
         (["plan=none"], "plan=none is unknown"),
-        (["folder=s3://bucket/x"], "is an address, not a path"),
     ],
 )
 def test_sentences(command, arguments: list[str], says: str) -> None:
@@ -81,6 +80,18 @@ def test_sentences(command, arguments: list[str], says: str) -> None:
     assert ended.code == 1
     assert says in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_a_folder_elsewhere_is_refused_before_it_is_made(command, tmp_path: Path) -> None:
+    assert "is an address, not a path" in command("study", "folder=s3://bucket/x").err
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_jobs_of_a_multirun_share_a_study(confs: Path, tmp_path: Path) -> None:
+    line = ("-m", f"--config-dir={confs}", "plan=tiny", "plan.tensor=null", "worker=0,1")
+    ended = finish(start("study", *line, cwd=tmp_path))
+    assert ended.code == 1
+    assert "has no level" in ended.err  # of both: nothing else stands in the way
 
 
 def until(happened: Callable[[], bool], seconds: float = 120.0) -> None:
