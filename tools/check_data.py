@@ -54,7 +54,12 @@ from bevreshape.geometry import (
     pinhole_intrinsics,
 )
 from bevreshape.geometry.lens import source_pixels
-from bevreshape.geometry.mistakes import intrinsics_mistakes, pose_mistake, tangential_mistake
+from bevreshape.geometry.mistakes import (
+    intrinsics_mistakes,
+    magnification_mistake,
+    pose_mistake,
+    tangential_mistake,
+)
 from bevreshape.progress import track
 from bevreshape.tables import print_table
 
@@ -310,7 +315,8 @@ def doubts(frames: Frames, grid: BEVGrid, boxes: Mapping[str, Boxes]) -> list[st
 def camera_mistakes(rig: Rig, number: int, grid: BEVGrid) -> list[str]:
     """Clauses on what is probably wrong with one camera of a rig."""
     lens = rig.lenses[number]
-    found = [pose_mistake(rig.camera(number), grid), None if lens is None else tangential_mistake(lens)]
+    found = [pose_mistake(rig.camera(number), grid)]
+    found += [] if lens is None else [tangential_mistake(lens), magnification_mistake(lens)]
     known = [clause for clause in found if clause is not None]
     return known + intrinsics_mistakes(rig.stored_intrinsics(number), rig.sizes[number])
 

@@ -1,6 +1,6 @@
 """Calibrated pictures in a folder, frame by frame, at the network's size."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -62,6 +62,13 @@ def check_size(path: Path, found: tuple[int, int], size: tuple[int, int], calibr
         )
 
 
+def _plain_name(frame: str) -> str:
+    """A frame's name without what is often written otherwise: a suffix, zeros before a number, capitals."""
+    path = Path(frame)
+    bare = path.stem if path.suffix.lower() in SUFFIXES else frame
+    return bare.lstrip("0").casefold()
+
+
 class Frames(Dataset[Sample]):
     """Calibrated pictures without labels, one sample a frame.
 
@@ -100,6 +107,7 @@ class Frames(Dataset[Sample]):
         self.names = tuple(sorted(known) if names is None else names)
         if not self.names:
             raise InputError(f"{pictures}: there is no picture here; put {' or '.join(SUFFIXES)} files into it")
+        self._check_calibrated(known)
         for name in self.names:
             if name not in known:
                 raise InputError(f"{pictures}: there is no picture of frame {name!r}; {suggest(name, known)}")
@@ -109,6 +117,18 @@ class Frames(Dataset[Sample]):
                         f"{pictures}: frame {name!r} has no picture of camera {camera!r}; add it, or set "
                         "allow_missing=true to mask that camera"
                     )
+
+    def _check_calibrated(self, known: Collection[str]) -> None:
+        """Refuse a calibration of single frames that would be left out, since pictures are called a little otherwise."""
+        own = self.calibration.frames
+        meant = {_plain_name(name): name for name in known if name not in own}
+        for name in own:
+            other = meant.get(_plain_name(name)) if name not in known else None
+            if other is not None:
+                raise InputError(
+                    f"{self.calibration.path}: frames has {name!r}, of which there is no picture, but one of {other!r}; frames are called "
+                    "like their pictures, without the suffix"
+                )
 
     def __len__(self) -> int:
         return len(self.names)

@@ -13,7 +13,7 @@ from torch import Tensor
 from bevreshape.geometry.cameras import Cameras, compose, invert_rigid, length_unit, size_meant
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import ground_pixels
-from bevreshape.geometry.lens import Lens
+from bevreshape.geometry.lens import Lens, pinhole_intrinsics
 
 HEIGHTS_M = (0.05, 5.0)
 """Above the ground, where cameras are mounted, those of model vehicles too."""
@@ -23,6 +23,8 @@ ASPECT, SKEW, TANGENTIAL = 1.5, 0.02, 0.05
 """Ratio of focal lengths, skew as a share of them, and tangential coefficients, from which intrinsics are doubted."""
 STEEPEST = -0.9
 """Component along z of the optical axis, of cameras that look ahead; one that looks straight down fits any axes."""
+MAGNIFIED = 1.3
+"""By how much larger a lens may have made its picture's corners, before its coefficients are doubted."""
 NARROWEST_DEG = 4.0
 """View from which a camera is doubted: telescopes see less."""
 
@@ -115,6 +117,19 @@ def tangential_mistake(lens: Lens) -> str | None:
         return None
     p1, p2 = lens.coefficients[2:4]
     return f"its distortion has p1={p1:g} and p2={p2:g}, many times what lenses have; the order is k1, k2, p1, p2, k3, k4, k5, k6"
+
+
+def magnification_mistake(lens: Lens) -> str | None:
+    """Whether a lens would stretch its picture outwards by more than lenses do, so that little is left when it is undone."""
+    if lens.chosen is not None:
+        return None
+    stored, pinhole = lens.intrinsics[0][0], pinhole_intrinsics(lens)[0, 0].item()
+    if pinhole <= MAGNIFIED * stored:
+        return None
+    return (
+        f"its distortion {[round(value, 6) for value in lens.coefficients]} would have stretched the picture by {pinhole / stored:.2g}: undistorted, "
+        f"fx={stored:g} becomes {pinhole:.4g}; coefficients belong to coordinates divided by the focal length, in OpenCV's order"
+    )
 
 
 def _plausible(camera: Cameras, grid: BEVGrid) -> bool:

@@ -711,3 +711,19 @@ def test_grey_images_go_through_the_commands(
     assert not [fault for fault in faults if "the picture is grey" in fault], "its splits share frames, no more"
     faults = check(one.root, None, None, None)[0]
     assert len([fault for fault in faults if "the picture is grey" in fault]) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "frame"), [("a.jpg", "a"), ("A", "a"), ("a.PNG", "a"), ("7", "000007"), ("00000a", "a")]
+)
+def test_a_frames_own_calibration_under_another_spelling_is_refused(one: Builder, key: str, frame: str) -> None:
+    for place in ("images", "labels", "bev"):
+        (one.root / place / "a.png").rename(one.root / place / f"{frame}.png")
+    one.list("train", [frame, "b"])
+    one.content["frames"] = {key: {"front": {"ego_from_cam": one.content["cameras"][0]["ego_from_cam"]}}}
+    one.calibrate()
+    with pytest.raises(InputError, match=f"frames has '{key}', of which there is no picture, but one of '{frame}'"):
+        one.source().split("train")
+    one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its picture may be in another part of the data
+    one.calibrate()
+    assert len(one.source().split("train")) > 0

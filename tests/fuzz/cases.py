@@ -562,7 +562,11 @@ def camera_folders(random: Random, box: Box) -> Attempt:
 def read_samples(folder: Path) -> None:
     """Every sample of a camera folder, with its target."""
     base = ["data=folder", f"data.root={folder}", "data.image_size=[32,64]", "data.loader_workers=0", "logger=none"]
-    base += ["data.grid.forward_m=[0,16]", "data.grid.left_m=[-8,8]"]
+    base += [
+        "data.grid.forward_m=[0,16]",
+        "data.grid.left_m=[-8,8]",
+        "name=samples",
+    ]  # its default asks a running Hydra
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
         data = build_data(plain_config(compose("train", base)))

@@ -1,12 +1,21 @@
 """Each usual mistake is named, and what is right is left alone."""
 
+import math
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from oracle import intrinsics, pose, rig
 
 from bevreshape.geometry import BEVGrid, Lens
-from bevreshape.geometry.mistakes import intrinsics_mistakes, pose_mistake, tangential_mistake
+from bevreshape.geometry.mistakes import (
+    intrinsics_mistakes,
+    magnification_mistake,
+    pose_mistake,
+    tangential_mistake,
+)
 
 SIZE = (480, 640)
 K = intrinsics(500, 500, 321, 238)
@@ -166,3 +175,22 @@ def test_tangential_coefficients_in_the_place_of_radial_ones_are_named() -> None
     assert tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
     assert "p1=0.1 and p2=0.003" in str(tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.1, 0.003), rows, SIZE)))
     assert tangential_mistake(Lens("fisheye", (-0.3, 0.1, 0.1, 0.1), rows, SIZE)) is None
+
+
+@pytest.mark.parametrize("model", ["opencv", "fisheye"])
+@pytest.mark.parametrize("stretch", [0.8, 1.0, 1.2, 1.4, 3.0])
+def test_coefficients_that_stretch_a_picture_more_than_lenses_do_are_named(model: str, stretch: float) -> None:
+    middle = ((100.0, 0.0, 49.5), (0.0, 100.0, 49.5), (0.0, 0.0, 1.0))
+    # a corner, which bounds the rectangle of a picture that is stretched outwards, is to come from r
+    corner = 0.495 * math.sqrt(2)
+    r = corner / stretch
+    bent = math.atan(r) if model == "fisheye" else r
+    lens = Lens(model, ((corner / bent - 1) / bent**2, 0.0, 0.0, 0.0), middle, (100, 100))
+    said = magnification_mistake(lens)
+    if stretch <= 1.2:
+        assert said is None
+    else:
+        found = re.search(r"stretched the picture by ([\d.]+): undistorted, fx=100 becomes", str(said))
+        assert found is not None
+        assert math.isclose(float(found[1]), stretch, rel_tol=0.06)  # two digits are printed
+    assert magnification_mistake(replace(lens, chosen=middle)) is None
