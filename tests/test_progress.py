@@ -53,6 +53,14 @@ def test_the_time_left_is_of_what_this_run_has_done(clock: Clock, capsys) -> Non
     assert capsys.readouterr().err == "training: 900 of 1000 in 50 s, about 50 s left, IoU 0.5\n"
 
 
+def test_the_time_left_follows_the_effort_where_steps_are_unequal(clock: Clock, capsys) -> None:
+    with Progress("study", 10) as running:
+        clock.now += 50
+        running.effort = 100.0, 20.0
+        running.advance(2)
+    assert capsys.readouterr().err == "study: 2 of 10 in 50 s, about 10 s left\n"
+
+
 def test_a_terminal_gets_a_bar_with_the_time_left(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     for key, value in {"TERM": "xterm", "COLUMNS": "100"}.items():

@@ -30,7 +30,7 @@ from bevreshape.experiments.levels import StudyPlan
 from bevreshape.lab.runs import read_runs
 from bevreshape.options import read_settings
 
-FREE = ("data.classes", "data.splits", "data.targets", "reshapers", "loss.terms", "trainer", "logger", "hydra", "plan")
+FREE = ("data.classes", "data.splits", "data.targets", "reshapers", "loss.terms", "trainer", "logger", "hydra")
 """Groups in which names that are not in the config may mean something."""
 
 COSTLY = (
