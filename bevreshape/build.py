@@ -54,8 +54,22 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "head": ("in_channels", "classes"),
     "loss": ("classes",),
     "optimizer": (),
+    "logger": ("save_dir",),
 }
 """What the program gives the class of a group, beside the options of the config."""
+
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "data": ("grid", "classes", "camera_names", "image_size", "prepare", "split", "finish"),
+    "encoder": ("sources", "forward"),
+    "reshaper": ("out_channels", "forward"),
+    "head": ("forward",),
+    "loss": ("forward",),
+    "optimizer": ("build",),
+}
+"""What the program asks of the objects of a group; a class of another kind lacks some of it."""
+
+ADVICE = {"out_channels": "set it to d in its __init__, the head is built for it"}
+"""For what one's own class easily lacks."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,7 @@ def check_nodes(cfg: Mapping[str, Any]) -> None:
         if key == "data":
             names = ("instances",) if _instances(cfg) else ()
             node = {name: value for name, value in node.items() if name not in LOADER_KEYS}
-        if node or key != "augment":
+        if node or key not in ("augment", "logger"):
             check_node(key, node, names)
 
 
@@ -223,12 +237,7 @@ def build_reshaper(node: Mapping[str, Any], sources: Sequence[FeatureShape], gri
         raise InputError(
             f"encoder.strides={strides} are {len(strides)} scales but {target} takes one; set encoder.strides=[{strides[0]}]"
         )
-    reshaper = _make("reshaper", node, source=sources[0] if len(sources) == 1 else tuple(sources), grid=grid)
-    if not hasattr(reshaper, "out_channels"):
-        raise InputError(
-            f"reshaper {type(reshaper).__name__} has no attribute out_channels; set it to d, the head is built for it"
-        )
-    return reshaper
+    return _make("reshaper", node, source=sources[0] if len(sources) == 1 else tuple(sources), grid=grid)
 
 
 def build_task(cfg: Mapping[str, Any], frame: Frame, model: BEVModel) -> BEVTask:
@@ -355,7 +364,13 @@ def reshaper_fields(target: str) -> dict[str, Any]:
 
 def _make(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     """The object of one node, which may still be OmegaConf's where the config is fresh from the command line."""
-    return construct(key, _plain(node), **given)
+    made = construct(key, _plain(node), **given)
+    missing = [name for name in NEEDED.get(key, ()) if not hasattr(made, name)]
+    if missing:
+        raise InputError(
+            f"{key}: {type(made).__name__} has no {missing[0]}, so it is no {key}; {ADVICE.get(missing[0], f'choose {key}=NAME')}"
+        )
+    return made
 
 
 def _plain(node: Any) -> Any:

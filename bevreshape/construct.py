@@ -67,7 +67,14 @@ def _target(key: str, node: Mapping[str, Any]) -> Any:
         raise InputError(f"{key}.{TARGET} is missing; choose {key}=NAME, or set {key}.{TARGET} to a class")
     if not isinstance(name, str):
         raise InputError(f"{key}.{TARGET}={name!r} must be the dotted name of a class, such as package.module.Class")
-    return locate(name)
+    found = locate(name)
+    if not callable(found):
+        raise InputError(f"{key}.{TARGET}={name} is a {type(found).__name__}, not a class; name a class in it")
+    try:
+        inspect.signature(found)
+    except ValueError:
+        raise InputError(f"{key}.{TARGET}={name} does not say which options it takes; name a class of Python") from None
+    return found
 
 
 def _nodes(key: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -149,7 +149,8 @@ def suggest_key(key: str, known: Mapping[str, Any]) -> str:
     paths = list(_paths(known))
     parent, _, name = key.rpartition(".")
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
-    near = [siblings[other] for other in get_close_matches(name, siblings, n=3, cutoff=0.7)]
+    close = get_close_matches(name, siblings, n=3, cutoff=0.7) or get_close_matches(name, siblings, n=1, cutoff=0.6)
+    near = [siblings[other] for other in close]
     alike = [path for path in paths if path.rpartition(".")[2] == name]
     if found := near or alike:
         return f"did you mean {' or '.join(found[:3])}?"

@@ -53,6 +53,12 @@ from commands import TINY, finish, start
         (("reshaper=strided_conv", "reshaper.channels=0"), ("channels=0",)),
         (("+reshaper.activatoin=relu",), ("activatoin", "did you mean activation")),
         (("encoder.strides=[4,8]",), ("2 scales", "encoder.strides=[4]")),
+        (("reshaper._target_=bevreshape.reshapers.mlp",), ("bevreshape.reshapers.mlp is a module, not a class",)),
+        (("data._target_=pathlib.Path",), ("data: PosixPath has no grid, so it is no data; choose data=NAME",)),
+        (("encoder._target_=argparse.Namespace",), ("encoder: Namespace has no sources, so it is no encoder",)),
+        (("loss._target_=argparse.Namespace",), ("loss: Namespace has no forward, so it is no loss",)),
+        (("optimizer._target_=builtins.dict",), ("optimizer._target_=builtins.dict does not say which options it takes",)),
+        (("logger=csv", "+logger.nme=x"), ("logger: CSVLogger has no option nme; did you mean name",)),
         (("data=folder", "data.root=nowhere", "data.classes={a: {source: ipm, labels: [a]}}"), ("nowhere",)),
     ],
 )  # fmt: skip
