@@ -176,7 +176,7 @@ def measure_case(
                 workload = Workload(module, (features, None), autocast)
             (workload.step if cfg["backward"] else workload.forward)()
         except InputError as error:
-            left_out[name] = str(error)
+            left_out[name] = f"{name}: {str(error).replace('reshaper.', f'reshapers.{name}.', 1)}"
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise

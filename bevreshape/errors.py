@@ -30,7 +30,7 @@ def shown(value: object) -> str:
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """The tail of an "unknown name" message: the nearest known names, or all of them where none is near."""
-    names = sorted(known)
+    names = sorted(set(known))
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"

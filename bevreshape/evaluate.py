@@ -5,6 +5,7 @@ if __name__ == "__main__":  # before anything loads torch
 
     prepare_process()
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -200,7 +201,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     path = cli.typed_value(arguments, "checkpoint")
     if path is not None:
         stored, where = stored_data(read_value("checkpoint", LocalPath, path))
-        if cli.typed_value(arguments, "data") in (None, "from_checkpoint"):
+        if not _names_other_data(cli.typed_value(arguments, "data")):
             check_targets(stored, "data", where, typed_trust(arguments))
             if cli.typed_value(arguments, "data.root") is None:
                 check_cache(stored, where)
@@ -212,6 +213,11 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     else:
         ConfigStore.instance().store(group="data", name="from_checkpoint", node={})
     return config_name, arguments
+
+
+def _names_other_data(typed: str | None) -> bool:
+    """Whether ``data=…`` chooses a group by its plain name; of all else Hydra may still make the checkpoint's."""
+    return bool(typed) and typed != "from_checkpoint" and re.fullmatch(r"[\w-]+(/[\w-]+)*", str(typed)) is not None
 
 
 def stored_data(path: str) -> tuple[dict[str, Any], str]:

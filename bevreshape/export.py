@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from shutil import copyfileobj
 from statistics import median
@@ -94,6 +94,7 @@ def main(cfg: DictConfig) -> None:
     """Export, compare, write; with a fixed rig also say what fixing it gains."""
     plain = read_settings(settings.Export, plain_config(cfg))
     out = Path(plain["out"] or Path(plain["checkpoint"]).with_suffix(f".{plain['format']}"))
+    _check_out(out, plain)
     model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
     console = Console()
     if plain["calibration"] is None:
@@ -124,6 +125,15 @@ def main(cfg: DictConfig) -> None:
     console.print(
         f"{folded * 1e3:.1f} ms a frame, {given * 1e3:.1f} ms with the calibration as an input", soft_wrap=True
     )
+
+
+def _check_out(out: Path, plain: Mapping[str, Any]) -> None:
+    """Refuse to write over what is read, or under the name of the other format."""
+    for key in ("checkpoint", "calibration"):
+        if plain[key] and out.exists() and out.samefile(plain[key]):
+            raise InputError(f"out={out} is the {key} itself, which would be lost; name another file")
+    if out.suffix.lower().lstrip(".") in {*FORMATS} - {plain["format"]}:
+        raise InputError(f"out={out} is called like another format than format={plain['format']}; change one of them")
 
 
 def described(frame: Frame) -> str:

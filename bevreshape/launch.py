@@ -185,7 +185,7 @@ def read_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=device).cpu()  # which meta, that computes nothing, refuses
+    except (NotImplementedError, RuntimeError, AssertionError) as error:
         raise InputError(f"device={name} cannot be had here ({str(error).splitlines()[0]}); set device=cpu") from error
     return device

@@ -375,7 +375,8 @@ def _kind(arm: Any) -> str:
         fixed = length.min_length == length.max_length
         count = f"{length.min_length}{'' if fixed else ' or more'} " if length.min_length else ""
         members = re.sub(r"^an? (finite )?([a-z]+)", r"\1\2s", describe(args[0]))
-        members = f"out of {members}" if get_origin(args[0]) is Literal else members
+        if get_origin(args[0]) is Literal:
+            return f"a list {f'of {count}' if count else ''}out of {members}"
         return f"a list of {count}{members}"
     if origin in (dict, Mapping):
         count = ", not empty," if any(isinstance(limit, Len) for limit in limits) else ""

@@ -20,7 +20,7 @@ from bevreshape.build import Frame, load_model, plain_config
 from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
 from bevreshape.data.frames import Frames, open_frames
 from bevreshape.drawing import Picture, bev_sheet, overlay_sheet, paint_ground
-from bevreshape.errors import Divergence
+from bevreshape.errors import Divergence, InputError
 from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
 from bevreshape.launch import read_device
@@ -44,6 +44,11 @@ def main(cfg: DictConfig) -> None:
     )
     frames.calibration.check_views(frame.grid)
     out = Path(plain["out"])
+    pictures = [frames.picture(0, number) for number in range(len(frames.calibration.cameras))]
+    if out.resolve() in [path.parent.resolve() for path in pictures if path is not None]:
+        raise InputError(
+            f"out={out} is the folder of the pictures, among which the drawings would be taken for frames; name another"
+        )
     count = predict(
         model.to(device), frame, frames, out, plain["batch_size"], plain["loader_workers"], plain["threshold"]
     )

@@ -117,7 +117,7 @@ def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path:
         (("cameras=0",), ("cameras=0", "integer from 1")),
         (("cells=[8]",), ("cells", "list of 2 integers")),
         (("precision=16-mixed",), ("16-mixed", "bf16-mixed")),
-        (("growth=time",), ("growth=time", "tokens")),
+        (("growth=time",), ("growth='time'", "tokens")),
         (("growth=cells", "cameras=[1,6]"), ("starts from one case",)),
         (("device=tpu",), ("device=tpu", "cpu")),
         (("growth=tokens", "factors=4"), ("two different", "factors")),

@@ -96,6 +96,35 @@ def test_data_config_in_a_checkpoint_cannot_call_strangers(command, trained: Pat
 
 
 @pytest.mark.parametrize(
+    "chosen",
+    [
+        "data={}",
+        "data={seed: 1}",
+        "data=[from_checkpoint]",
+        "data=[]",
+        "data= from_checkpoint",
+        "data=from_checkpoint.yaml",
+        "+data={}",
+    ],
+)
+@pytest.mark.parametrize("name", ["evaluate", "diagnose"])
+def test_data_of_a_checkpoint_is_compared_however_it_is_chosen(
+    command, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chosen: str
+) -> None:
+    (tmp_path / "stranger.py").write_text(
+        "open('canary', 'w').close()\nclass Source:\n    def __init__(self, **options): pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint["bevreshape"]["config"]["data"] = {"_target_": "stranger.Source", "batch_size": 1, "loader_workers": 0}
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    ended = command(name, "checkpoint=evil.ckpt", chosen)
+    assert (ended.code, "Traceback" in ended.err) == (1, False)
+    assert "data wants to call stranger.Source" in ended.err
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
     ("format_", "given", "expected"),
     [(1, None, True), (1, False, False), (2, None, None), (2, False, False), (2, True, True)],
 )

@@ -203,3 +203,25 @@ def test_what_cannot_be_exported_is_said(command, trained: Path, tmp_path: Path)
     path.write_text(json.dumps({**content, "frames": {"a": {"front": {"image_size": [64, 128]}}}}))
     ended = command("export", checkpoint, f"calibration={path}")
     assert (ended.code, "rigs of their own" in ended.err) == (1, True)
+
+
+def test_what_is_read_is_not_written_over(command, trained: Path, tmp_path: Path) -> None:
+    given = (trained / "checkpoints" / "best.ckpt").read_bytes()
+    (tmp_path / "best.ckpt").write_bytes(given)
+    (tmp_path / "link.ckpt").symlink_to("best.ckpt")
+    (tmp_path / "calibration.json").write_text("{}")
+    for arguments, words in (
+        (("out=best.ckpt",), "out=best.ckpt is the checkpoint itself"),
+        (("out=link.ckpt",), "out=link.ckpt is the checkpoint itself"),
+        (("out=calibration.json", "calibration=calibration.json"), "out=calibration.json is the calibration itself"),
+        (("out=best.onnx",), "out=best.onnx is called like another format than format=pt2"),
+    ):
+        ended = command("export", "checkpoint=best.ckpt", "format=pt2", *arguments)
+        assert (ended.code, "Traceback" in ended.err) == (1, False)
+        assert words in ended.err
+    assert (tmp_path / "best.ckpt").read_bytes() == given
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "best.ckpt",
+        "calibration.json",
+        "link.ckpt",
+    ]

@@ -330,3 +330,13 @@ def test_keys_of_other_commands_are_refused() -> None:
         read_settings(settings.Export, {**plain, "trust": 3})
     with pytest.raises(InputError, match=r"^rounds is missing; leave it in the config, it must be an integer from 1"):
         read_settings(settings.Export, {key: value for key, value in plain.items() if key != "rounds"})
+
+
+def test_lists_of_words_are_described_once() -> None:
+    word = Literal["a-one", "b-two"]
+    with pytest.raises(
+        InputError, match=r"^k='a-onee' must be a-one or b-two or a list out of a-one or b-two; did you mean a-one\?$"
+    ):
+        read_value("k", word | Sequence[word], "a-onee")
+    with pytest.raises(InputError, match=r"must be a list of 2 out of a-one or b-two"):
+        read_value("k", Annotated[Sequence[word], Len(2, 2)], ["a-one"])

@@ -182,3 +182,20 @@ def test_output_that_is_nan_is_not_written(command, trained: Path, pictures: Pat
     assert (ended.code, "Traceback" in ended.err) == (3, False)
     assert "the network's output is NaN in 1024 cells of frame 'frame0'" in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_drawings_do_not_become_frames(command, trained: Path, pictures: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in (pictures / "images").iterdir())
+    best = trained / "checkpoints" / "best.ckpt"
+    ended = command("predict", f"checkpoint={best}", f"input={pictures}", "out=mine/../mine/images", "device=cpu")
+    assert (ended.code, "Traceback" in ended.err) == (1, False)
+    assert "is the folder of the pictures" in ended.err
+    assert sorted(path.name for path in (pictures / "images").iterdir()) == before
+
+
+@pytest.mark.parametrize("device", ["meta", "gpu", "cuda:99", "cpu:x"])
+def test_device_that_computes_nothing_here(command, trained: Path, pictures: Path, device: str) -> None:
+    best = trained / "checkpoints" / "best.ckpt"
+    ended = command("predict", f"checkpoint={best}", f"input={pictures}", f"device='{device}'")
+    assert (ended.code, "Traceback" in ended.err) == (1, False)
+    assert f"device={device} cannot be had here" in ended.err
