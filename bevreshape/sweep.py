@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bevreshape.cli import explain
+from bevreshape.errors import InputError
 from bevreshape.files import write_text
+from bevreshape.stored import read_json
 from bevreshape.tables import print_table, short_names
 
 IOU = "test/iou/"
@@ -52,7 +54,7 @@ def write_summary(sweep: Path) -> list[dict[str, Any]]:
     """Write ``summary.csv`` from every ``job.json`` below a sweep's folder; its rows."""
     with (sweep / ".summary.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sweep.rglob("job.json")]
+        rows = [row for path in sweep.rglob("job.json") if (row := _row(path)) is not None]
         rows.sort(key=lambda row: int(row["job"]) if row["job"].isdigit() else 0)
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
@@ -61,6 +63,22 @@ def write_summary(sweep: Path) -> list[dict[str, Any]]:
         writer.writerows(rows)
         write_text(sweep / "summary.csv", text.getvalue())
     return rows
+
+
+def _row(path: Path) -> dict[str, Any] | None:
+    """What a job has left; none where that is damaged, which is said and takes no other job's row away."""
+    try:
+        row = read_json(path)
+    except InputError as error:
+        reason = str(error)
+    else:
+        if all(isinstance(row.get(key), str) for key in ("job", "status", "reason")):
+            return row
+        reason = f"{path} is damaged: it has no texts job, status and reason"
+    Console(stderr=True).print(
+        f"left out of the sweep's table: {reason}", markup=False, highlight=False, soft_wrap=True
+    )
+    return None
 
 
 def print_summary(rows: list[dict[str, Any]]) -> None:

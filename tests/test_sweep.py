@@ -10,6 +10,7 @@ from wandb_file import records
 
 from bevreshape.build import wandb_identity
 from bevreshape.errors import InputError
+from bevreshape.sweep import write_summary
 
 
 def rows_of(sweep: Path) -> list[dict[str, str]]:
@@ -98,3 +99,18 @@ def test_damaged_wandb_id_is_named_and_kept(tmp_path: Path, content: bytes) -> N
     with pytest.raises(InputError, match=r"wandb_id"):
         wandb_identity(tmp_path, True, {"name": "a"})
     assert (tmp_path / "wandb_id").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff", b"[]", b"{}", b'{"job": 7, "status": "done", "reason": ""}', b'{"job": "1"']
+)
+def test_damaged_job_takes_no_other_row_away(tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes) -> None:
+    for job, text in (("0", b'{"job": "0", "status": "done", "reason": "", "seed": "4"}'), ("1", content)):
+        (tmp_path / job).mkdir()
+        (tmp_path / job / "job.json").write_bytes(text)
+    write_summary(tmp_path)
+    assert rows_of(tmp_path) == [{"job": "0", "status": "done", "reason": "", "seed": "4"}]
+    assert f"left out of the sweep's table: {tmp_path}/1/job.json is damaged" in capsys.readouterr().err.replace(
+        "\n", ""
+    )
+    assert (tmp_path / "1" / "job.json").read_bytes() == content

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def made_whole(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it exists and is not empty; remove it, or choose another --out")
-    unfinished = None
+    unfinished, new = None, [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -80,6 +80,9 @@ def made_whole(out: Path) -> Iterator[Path]:
     finally:
         if unfinished is not None and unfinished.exists():
             shutil.rmtree(unfinished)
+        for parent in new:
+            with suppress(OSError):  # it holds something
+                parent.rmdir()
 
 
 def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:
