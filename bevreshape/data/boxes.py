@@ -14,6 +14,9 @@ from bevreshape.data.calibration import numbers
 from bevreshape.errors import InputError, shown, suggest
 from bevreshape.files import read_json
 
+LONGEST_M, FARTHEST_M, MOST_DEG = 1000, 10_000, 3600
+"""Side of a box, distance along an axis and yaw, beyond which they cannot be meant."""
+
 KEYS = ("category", "center_m", "size_m", "yaw_deg")
 
 
@@ -89,5 +92,12 @@ def _check(entry: Any, known: Sequence[str], where: str) -> None:
             raise InputError(f"{where}: {key} is {shown(entry[key])}; it must be three numbers in metres")
     if min(entry["size_m"]) <= 0:
         raise InputError(f"{where}: size_m is {entry['size_m']}; length, width and height must be positive")
-    if not numbers([entry["yaw_deg"]], 1):
-        raise InputError(f"{where}: yaw_deg is {shown(entry['yaw_deg'])}; it must be a number of degrees")
+    if max(entry["size_m"]) > LONGEST_M or max(map(abs, entry["center_m"])) > FARTHEST_M:
+        raise InputError(
+            f"{where}: size_m is {entry['size_m']} and center_m {entry['center_m']}, above {LONGEST_M} or beyond {FARTHEST_M} metres; are "
+            "they millimetres, or places in the world? They must be metres in the ego frame"
+        )
+    if not numbers([entry["yaw_deg"]], 1) or abs(entry["yaw_deg"]) > MOST_DEG:
+        raise InputError(
+            f"{where}: yaw_deg is {shown(entry['yaw_deg'])}; it must be a number of degrees, at most {MOST_DEG} either way"
+        )

@@ -175,6 +175,19 @@ def test_nuscenes_truth_is_the_maps(tool, shared_data: Path, tmp_path: Path) -> 
     np.testing.assert_array_equal(batch["target"][0, 0].numpy(), drivable[2::5, 2::5])
 
 
+def test_a_source_that_is_none_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (tmp_path / "kept").mkdir()
+    monkeypatch.syspath_prepend(TOOLS)
+    for out in ("new/er/out", "kept/new/out"):
+        arguments = ["convert_duckietown.py", "--source", str(tmp_path / "gone"), "--out", str(tmp_path / out)]
+        monkeypatch.setattr("sys.argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(TOOLS / "convert_duckietown.py"), run_name="__main__")
+        assert ended.value.code == 1
+        assert "there is no such file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
 def test_a_folder_appears_complete_or_not_at_all(
     duckietown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
