@@ -24,7 +24,7 @@ from bevreshape.errors import InputError
 from bevreshape.files import read_text, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.heads import Head
-from bevreshape.loggers import begin, is_wandb, wandb_options
+from bevreshape.loggers import begin, check_passed_on, is_wandb, wandb_options
 from bevreshape.losses import InstanceLoss
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
@@ -404,6 +404,7 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
 def logger_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The ``logger`` group, checked before anything runs; empty where nothing is logged."""
     node = dict(cfg["logger"] or {})
+    check_passed_on(node)
     return (wandb_options(node) or {}) if is_wandb(node) else node
 
 

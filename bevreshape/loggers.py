@@ -1,5 +1,6 @@
 """What loggers are told besides curves, and how W&B is begun; what it cannot do is said before anything runs."""
 
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import wandb
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from bevreshape.construct import locate
 from bevreshape.costs import forward_flops, ring
 from bevreshape.errors import InputError, suggest
 from bevreshape.lab.evaluation import evaluating
@@ -21,8 +23,30 @@ from bevreshape.reshapers import FeatureShape
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 """Of W&B, with the older names that its environment variable still may have."""
 
+SUMMARY_WRITER = ("comment", "purge_step", "max_queue", "flush_secs", "filename_suffix")
+"""Options of tensorboard's ``SummaryWriter``, which need not be installed."""
+
 LONGEST_TAG = 64
 """Characters, by W&B's server."""
+
+
+def check_passed_on(node: Mapping[str, Any]) -> None:
+    """Compare options of the loggers that take any, and hand on what is not theirs to what they begin.
+
+    Raises:
+        InputError: for an option that neither has.
+    """
+    target = str(node.get("_target_", ""))
+    begun = {"WandbLogger": tuple(inspect.signature(wandb.init).parameters), "TensorBoardLogger": SUMMARY_WRITER}
+    further = begun.get(target.rpartition(".")[2])
+    if further is None:
+        return
+    known = [
+        name for name in (*inspect.signature(locate(target)).parameters, *further) if name not in ("kwargs", "save_dir")
+    ]
+    for name in node:
+        if name not in (*known, "_target_"):
+            raise InputError(f"logger: {target.rpartition('.')[2]} has no option {name}; {suggest(str(name), known)}")
 
 
 def wandb_options(node: Mapping[str, Any]) -> dict[str, Any] | None:
