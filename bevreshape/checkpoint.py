@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, shown
 from bevreshape.runfolder import difference
 from bevreshape.stored import check_plain
 
@@ -43,6 +43,9 @@ MOST_PICKLE_BYTES = 64 << 20
 """Of a checkpoint without the numbers of its tensors."""
 
 BLOCK_BYTES = 1 << 20
+
+LONGEST_NAME = 1000
+"""Characters of a weight's name, which messages quote."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -168,9 +171,10 @@ def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
         )
     weights = dict(dict.items(state))  # not its own method, which a pickle may have replaced
     for key, value in weights.items():
-        if not isinstance(key, str) or not key.isprintable() or not isinstance(value, torch.Tensor):
+        named = isinstance(key, str) and key.isprintable() and len(key) <= LONGEST_NAME
+        if not named or not isinstance(value, torch.Tensor):
             raise InputError(
-                f"checkpoint {path}: state_dict has a {type(value).__name__} under {key!r}, where weights by name belong; it is "
+                f"checkpoint {path}: state_dict has a {type(value).__name__} under {shown(key)}, where weights by name belong; it is "
                 "damaged"
             )
     total, size = sum(value.numel() * value.element_size() for value in weights.values()), path.stat().st_size

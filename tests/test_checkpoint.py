@@ -359,6 +359,14 @@ def test_weights_that_do_not_fit(best: dict[str, Any], tmp_path: Path, change: C
         load_model(str(tmp_path / "odd.ckpt"))
 
 
+def test_name_of_a_weight_is_quoted_shortly(best: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "odd.ckpt"
+    torch.save({**best, "state_dict": {**best["state_dict"], "model." + "x" * 200_000: torch.zeros(1)}}, path)
+    with pytest.raises(InputError, match=r"state_dict has a Tensor under 'model\.x") as refusal:
+        load_model(str(path))
+    assert len(str(refusal.value)) < 500
+
+
 def test_infinities_on_purpose_are_loaded(tmp_path: Path) -> None:
     class Masked(torch.nn.Module):
         def __init__(self) -> None:
