@@ -12,7 +12,7 @@ from commands import finish, start
 TINY = {
     "tensor": {
         "budget": {
-            "steps": [1, 2], "batch": 2, "rates": [0.01], "warmups": [0], "decays": [0], "tuning_seeds": 1, "held_out": 6,
+            "steps": [1, 2], "batch": 2, "rates": [0.01], "warmups": [0], "decays": [0], "queries": ["projected"], "tuning_seeds": 1, "held_out": 6,
         },
         "seeds": 2, "primary_seeds": 2, "sigma_deg": [0, 2], "samples": [4], "tuned_sigma_deg": [0], "tuned_samples": [4],
         "primary_sigma_deg": 2, "scales": [0.25, 0.5], "capacity_samples": [4],

@@ -82,12 +82,16 @@ def samples_for_w(size: Size, channels: int) -> float:
 def _counted(results: Results) -> list[Row]:
     scales = results.plan.scales
     counts = {
-        name: [results.costs[Setting(method, scale=scale).name] for scale in scales] for name, method in PAIR.items()
+        name: [results.costs[setting, results.query(setting)] for setting in settings]
+        for name, settings in (
+            (name, [Setting(method, scale=scale) for scale in scales]) for name, method in PAIR.items()
+        )
     }
     return [
         Row(
             "A8", "Capacity: parameters and memory",
-            f"exponents of growth with features times cells, from {_sizes(results)}; bytes kept for the backward pass of a sample",
+            f"exponents of growth with features times cells, from {_sizes(results)}; bytes kept for the backward pass of a sample; Q of the form "
+            f"that was chosen: direct, it has no Wq",
             {
                 what: ", ".join(
                     f"{name} {exponent([scale**4 for scale in scales], [float(one[what]) for one in found]).high:.2f}"
@@ -110,8 +114,8 @@ def _paper(results: Results) -> list[Row]:
     return [
         Row(
             "A8", "Capacity on paper: six cameras of nuScenes",
-            f"{NUSCENES.tokens:,} features of {channels} channels, {NUSCENES.cells:,} cells, every cell may use every feature: parameters; "
-            "kept for the backward pass of a sample; a forward pass of it",
+            f"{NUSCENES.tokens:,} features of {channels} channels, {NUSCENES.cells:,} cells, every cell may use every feature; Q projected, "
+            "as in the article: parameters; kept for the backward pass of a sample; a forward pass of it",
             {
                 name: f"{of['parameters'] / 1e6:,.3g} million; {of['bytes'] / 2**30:.2g} GiB; {of['flops'] / 1e9:,.3g} GFLOPs"
                 for name, of in found.items()

@@ -54,7 +54,7 @@ class FeaturesPlan(SettingPlan):
     def settings(self) -> list[Setting]:
         """Methods, encodings and permutations on zero padding; attention without encoding on all."""
         found = [self.setting(method) for method in ("mlp", "attention", "positional")]
-        found.append(self.setting("attention", permuted=True))
+        found += [self.setting(method, permuted=True) for method in ("mlp", "attention")]
         found += [self.setting("attention", encoding="learned", permuted=permuted) for permuted in (False, True)]
         return [*found, *(Setting("attention", encoding="none", encoder=encoder) for encoder in self.encoders())]
 
@@ -70,8 +70,9 @@ class FeaturesPlan(SettingPlan):
         return range(self.seeds)
 
     def tuned_by(self, setting: Setting) -> Setting:
-        """Itself, but where a permutation changes names alone, as of learned encodings."""
-        return replace(setting, permuted=False) if setting.encoding == "learned" else setting
+        """Itself, but where a permutation changes names alone, as of an MLP and of learned encodings."""
+        renamed = not setting.attends or setting.encoding == "learned"
+        return replace(setting, permuted=False) if renamed else setting
 
     def at(self, setting: Setting) -> tuple[int, ...]:
         """A curve of all."""

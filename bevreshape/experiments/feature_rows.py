@@ -44,8 +44,20 @@ class FeatureResults(Outcomes[FeaturesPlan]):
 
 def rows(results: FeatureResults) -> list[Row]:
     """All of the level whose entries are done."""
-    makers = (_a7, _a8_error, _a8_delay, _a8_content, _a11_need, _a11_padding, _a11_place, _a12)
+    makers = (_control, _a7, _a8_error, _a8_delay, _a8_content, _a11_need, _a11_padding, _a11_place, _a12)
     return available(*(partial(make, results) for make in makers))
+
+
+def _control(results: FeatureResults) -> list[Row]:
+    ordered, permuted = (results.plan.setting("mlp", permuted=permuted) for permuted in (False, True))
+    found = results.compare(permuted, ordered)
+    return [
+        Row(
+            "control", "Encoder features: tokens in another order from the start: an MLP cannot tell",
+            f"{WHERE}: error after {results.longest} steps", {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
+            absolute={"in order": mean_words(results.errors(ordered)), "permuted": mean_words(results.errors(permuted))},
+        )
+    ]  # fmt: skip
 
 
 def _a7(results: FeatureResults) -> list[Row]:

@@ -1,13 +1,15 @@
 """What the settings of a level came to, and how two of them compare."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from bevreshape.experiments.intervals import Bounds, Comparison, reached
+from bevreshape.experiments.models import Query
 from bevreshape.experiments.plan import SettingPlan
 from bevreshape.experiments.runs import Outcome, Setting
+from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tuned
 
 P = TypeVar("P", bound=SettingPlan)
@@ -56,10 +58,17 @@ class Outcomes(Generic[P]):
 
     def steps_to(self, setting: Setting, threshold: float) -> list[Bounds]:
         """Steps until the error is at the threshold, by the recipe that gets there first, one a seed."""
+        return self.spent_to(setting, threshold, lambda _: 1.0)
+
+    def spent_to(self, setting: Setting, threshold: float, price: Callable[[Recipe], float]) -> list[Bounds]:
+        """What the steps until then cost, by the recipe that gets there for least, one a seed; ``price(recipe)`` of a step."""
         outcome = self.outcome(setting)
         found = []
         for seed in range(len(outcome.seeds)):
-            tried = [reached(c.steps, [line[seed] for line in c.errors], threshold) for c in outcome.curves]
+            tried = []
+            for curve in outcome.curves:
+                steps = reached(curve.steps, [line[seed] for line in curve.errors], threshold)
+                tried.append(Bounds(steps.low * price(curve.recipe), steps.high * price(curve.recipe)))
             found.append(min(tried, key=lambda bounds: (bounds.high, bounds.low)))
         return found
 
@@ -69,11 +78,21 @@ class Outcomes(Generic[P]):
         Raises:
             NotDoneError: when it is not done.
         """
+        return min(self._tuned(setting).tried, key=lambda one: one.log_error).steps
+
+    def query(self, setting: Setting) -> Query:
+        """The form of Q that is best with the largest budget.
+
+        Raises:
+            NotDoneError: when it is not done.
+        """
+        return self._tuned(setting).best[self.longest].query
+
+    def _tuned(self, setting: Setting) -> Tuned:
         by = self.plan.tuned_by(setting)
         if by not in self.tuned:
             raise NotDoneError(by.name)
-        tried = self.tuned[by].tried
-        return min(tried, key=lambda one: one.log_error).steps
+        return self.tuned[by]
 
 
 def paired(own: Sequence[Bounds], other: Sequence[Bounds]) -> Comparison:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bevreshape.experiments.models import Query, called
 from bevreshape.experiments.runs import TRAINING, Setting, stream_of
 from bevreshape.experiments.training import Recipe, RunningAverage, StackedAdamW, take_step
 
@@ -27,7 +28,7 @@ class Pace:
     Attributes:
         processor: that took them.
         threads: of torch.
-        seconds: median over turns, by method.
+        seconds: median over turns, by :func:`~bevreshape.experiments.models.called`.
     """
 
     processor: str
@@ -39,15 +40,17 @@ class Pace:
         return {**asdict(self), "seconds": {name: float(f"{one:.3g}") for name, one in self.seconds.items()}}
 
 
-def measure_pace(methods: Sequence[str], batch: int) -> Pace:
+def measure_pace(methods: Sequence[tuple[str, Query]], batch: int) -> Pace:
     """A run alone, on samples of a fixed camera that are drawn before: to draw them is no method's own.
 
     Args:
-        methods: names.
+        methods: names, and forms of Q.
         batch: samples a step.
     """
     return Pace(
-        processor_name(), torch.get_num_threads(), median_seconds({name: _step(name, batch) for name in methods})
+        processor_name(),
+        torch.get_num_threads(),
+        median_seconds({called(*one): _step(*one, batch) for one in methods}),
     )
 
 
@@ -71,9 +74,9 @@ def processor_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def _step(method: str, batch: int) -> Callable[[], None]:
+def _step(method: str, query: Query, batch: int) -> Callable[[], None]:
     setting = Setting(method)
-    model, lesson = setting.build([0]), stream_of(setting, 0, TRAINING).next(batch)
+    model, lesson = setting.build([0], [query]), stream_of(setting, 0, TRAINING).next(batch)
     parameters = list(model.parameters())
     optimizer, average = StackedAdamW(parameters, [Recipe(1e-3)]), RunningAverage(parameters)
     return lambda: take_step(model, lesson, optimizer, average)

@@ -94,7 +94,7 @@ class SettingPlan(ABC):
 
     def tuning_seconds(self, setting: Setting) -> float:
         """About how long it takes to find the recipes of a setting, on one core."""
-        alive, steps = len(self.budget.candidates(setting.method)), 0
+        alive, steps = len(self.budget.candidates(setting)), 0
         for rung in self.budget.steps:
             steps += alive * rung
             alive = max(FEWEST, math.ceil(alive / 2))

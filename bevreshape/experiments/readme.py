@@ -7,8 +7,9 @@ from bevreshape.experiments import task_rows
 from bevreshape.experiments.article import CLAIMS, THEOREMS
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
-from bevreshape.experiments.models import METHODS
+from bevreshape.experiments.models import METHODS, called
 from bevreshape.experiments.row import Row
+from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import Results
 from bevreshape.tables import markdown_table
 
@@ -27,12 +28,13 @@ their errors, steps, FLOPs or samples, with its sign. The interval holds the tru
 (Student's t), turned back into a ratio. A method is *ahead* where the whole interval lies beyond 10 % in its favour, *behind* where
 it lies beyond 10 % against it, and both are *alike* where the interval lies within ± 10 %; anything else is *open*: these seeds do
 not decide it. The six primary rows were named before anything was measured; since six chances to be wrong are more than one, their
-verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Two control rows have an answer
+verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Control rows have an answer
 that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP cannot tell
 tokens that come in another order from the start. A run that never got to a threshold counts as "at least": its interval has no end.
 
-Every method gets learning rate, and attention also warm-up and weight decay, by successive halving on seeds that nothing is judged
-on, for every budget of steps anew; a best rate at an end of the grid is extended. Rates are constant and parameters averaged, so
+Every method gets learning rate, and attention also warm-up, weight decay and whether its queries are learned themselves or as a
+product, by successive halving on seeds that nothing is judged on, for every budget of steps anew; a best rate at an end of the grid
+is extended. Rates are constant and parameters averaged, so
 that every point of a curve is what a run of that length ends with. An error is relative to the variance of the target: 1 is what its
 mean would get, and 90 % of what can be had is an error of 0.1.
 """
@@ -47,7 +49,7 @@ CHART_WORDS = (
 
 COSTS_WORDS = (
     "Of one sample of 8×16 features of 16 channels: a multiply-add of a forward pass counts as two FLOPs, and bytes are those kept "
-    "for the backward pass."
+    "for the backward pass. Direct, Q is what is learned; otherwise it is the product of a learned query a cell and a learned matrix."
 )
 
 INDEPENDENT_WORDS = (
@@ -148,7 +150,11 @@ def command(study: Study) -> str:
 def costs_table(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and lines of what methods cost."""
     figures = ("parameters", "flops", "bytes")
-    lines: list[tuple[str, ...]] = [(name, *(f"{results.costs[name][what]:,}" for what in figures)) for name in METHODS]
+    lines: list[tuple[str, ...]] = []
+    for setting in map(Setting, METHODS):
+        for query in setting.queries:
+            found = results.costs[setting, query]
+            lines.append((called(setting.method, query), *(f"{found[what]:,}" for what in figures)))
     return ("method", "parameters", "FLOPs", "bytes"), lines
 
 

@@ -42,9 +42,7 @@ def _primary(results: Results) -> list[Row]:
     to = f"to {1 - TO:.0%} of what can be had"
     mlp, attention = Setting("mlp"), Setting("attention")
     steps = {"MLP": results.steps_to(mlp, TO), "attention": results.steps_to(attention, TO)}
-    mflops = {
-        name: results.costs[setting.method]["flops"] / 1e6 for name, setting in (("MLP", mlp), ("attention", attention))
-    }
+    flops = {"MLP": results.flops_to(mlp, TO), "attention": results.flops_to(attention, TO)}
     samples = {"MLP": results.samples_to("mlp", TO), "attention": results.samples_to("attention", TO)}
 
     def error(claim: str, pose: Pose, sigma: float, where: str) -> _Asked:
@@ -69,7 +67,7 @@ def _primary(results: Results) -> list[Row]:
         "fixed camera, steps": amount("steps", "many steps", {name: range_words(found) for name, found in steps.items()}),
         "fixed camera, compute": amount(
             "MFLOPs of forward passes", "much computation",
-            {name: range_words([Bounds(one.low * mflops[name], one.high * mflops[name]) for one in found]) for name, found in steps.items()},
+            {name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found]) for name, found in flops.items()},
         ),
         "fixed camera, samples": amount(
             "samples to train on", "many samples", {name: range_words(found) for name, found in samples.items()}
@@ -177,21 +175,11 @@ def _a8_delay(results: Results) -> list[Row]:
 
 def _a8_cost(results: Results) -> list[Row]:
     pair = {"MLP": "mlp", "attention": "attention"}
-    steps = {name: results.steps_to(Setting(method), TO) for name, method in pair.items()}
-    price = {
-        "FLOPs": {name: float(results.costs[method]["flops"]) for name, method in pair.items()},
-        "seconds": {name: results.pace.seconds[method] for name, method in pair.items()},
-    }
     needed = {
         "samples": {name: results.samples_to(method, TO) for name, method in pair.items()},
-        "steps": steps,
-        **{
-            what: {
-                name: [Bounds(one.low * each[name], one.high * each[name]) for one in found]
-                for name, found in steps.items()
-            }
-            for what, each in price.items()
-        },
+        "steps": {name: results.steps_to(Setting(method), TO) for name, method in pair.items()},
+        "FLOPs": {name: results.flops_to(Setting(method), TO) for name, method in pair.items()},
+        "seconds": {name: results.seconds_to(Setting(method), TO) for name, method in pair.items()},
     }
     found = {what: Comparison.of(sides["attention"], sides["MLP"]) for what, sides in needed.items()}
     return [

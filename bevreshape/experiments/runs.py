@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 from annotated_types import Ge, Gt, Le, Len
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bevreshape.errors import InputError
 from bevreshape.experiments.encoder import SOURCE, Encoder, Part
 from bevreshape.experiments.instruments import Examined, examine
-from bevreshape.experiments.models import METHODS, Encoding, ViewTransformer
+from bevreshape.experiments.models import METHODS, Encoding, Query, ViewTransformer
 from bevreshape.experiments.training import Recipe, train
 from bevreshape.experiments.tuning import Halving, Tuned
 from bevreshape.experiments.world import Batch, Draw, Pose, Stream, World, stack
@@ -67,10 +67,20 @@ class Setting:
         grid = BEVGrid((0.0, 16.0), (-16.0, 16.0), 2.0 / self.scale)
         return World(source, grid, self.correlation_length, self.sigma_deg, self.pose)
 
-    def build(self, seeds: Sequence[int]) -> ViewTransformer:
-        """The method, one run a seed."""
-        attends = self.method not in ("mlp", "adaptive")
-        return METHODS[self.method](self.world, seeds, **({"encoding": self.encoding} if attends else {}))
+    @property
+    def attends(self) -> bool:
+        """Whether the method is an attention, and not an MLP."""
+        return self.method not in ("mlp", "adaptive")
+
+    @property
+    def queries(self) -> tuple[Query, ...]:
+        """Forms of Q that there are of it; an MLP has no Q, and counts as if it had the first one."""
+        return get_args(Query) if self.attends else ("projected",)
+
+    def build(self, seeds: Sequence[int], forms: Sequence[Query] | None = None) -> ViewTransformer:
+        """The method, one run a seed, of an attention with these forms of Q."""
+        given = {"encoding": self.encoding, "forms": forms} if self.attends else {}
+        return METHODS[self.method](self.world, seeds, **given)
 
     @property
     def name(self) -> str:
@@ -95,6 +105,7 @@ class Budget:
         rates: of learning, to begin with.
         warmups: steps of warm-up that an attention may choose from.
         decays: weight decays that an attention may choose from.
+        queries: forms of Q that it may choose from.
         tuning_seeds: how many seeds recipes are chosen on.
         held_out: samples that errors are measured on, of every seed.
     """
@@ -104,6 +115,7 @@ class Budget:
     rates: Annotated[tuple[Annotated[float, Gt(0), Le(10)], ...], Len(1)]
     warmups: Annotated[tuple[Annotated[int, Ge(0), Le(100_000)], ...], Len(1)]
     decays: Annotated[tuple[Annotated[float, Ge(0), Le(10)], ...], Len(1)]
+    queries: Annotated[tuple[Query, ...], Len(1)]
     tuning_seeds: Annotated[int, Ge(1), Le(100)]
     held_out: Annotated[int, Ge(EXAMINED), Le(100_000)]
 
@@ -111,11 +123,11 @@ class Budget:
         if sorted(set(self.steps)) != list(self.steps):
             raise InputError(f"plan: budget.steps={list(self.steps)} must be different numbers in ascending order")
 
-    def candidates(self, method: str) -> list[Recipe]:
-        """Recipes to begin with; an MLP has neither warm-up nor decay to choose."""
-        if method in ("mlp", "adaptive"):
+    def candidates(self, setting: Setting) -> list[Recipe]:
+        """Recipes to begin with; an MLP has a rate alone to choose."""
+        if not setting.attends:
             return [Recipe(rate) for rate in self.rates]
-        return [Recipe(*chosen) for chosen in product(self.rates, self.warmups, self.decays)]
+        return [Recipe(*chosen) for chosen in product(self.rates, self.warmups, self.decays, self.queries)]
 
 
 @dataclass(frozen=True)
@@ -165,7 +177,7 @@ def tune(setting: Setting, budget: Budget) -> Tuned:
     def measure(recipes: Sequence[Recipe], steps: int) -> Tensor:
         return _train(setting, seeds, recipes, held_out, budget.batch, (steps,))[0][..., 0].mT
 
-    return Halving(budget.candidates(setting.method), measure).run(budget.steps)
+    return Halving(budget.candidates(setting), measure).run(budget.steps)
 
 
 def judge(setting: Setting, tuned: Tuned, budget: Budget, seeds: Sequence[int], at: Sequence[int] = ()) -> Outcome:
@@ -201,9 +213,10 @@ def held_out_of(setting: Setting, seeds: Sequence[int], count: int) -> Batch:
     return stack([stream_of(every, seed, HELD_OUT).next(count) for seed in seeds])
 
 
-def cost(setting: Setting) -> dict[str, int]:
-    """What :func:`count` finds in a setting."""
-    return count(setting.build([0]), stream_of(setting, 0, TRAINING).next(1))
+def cost(setting: Setting, query: Query = "projected") -> dict[str, int]:
+    """What :func:`count` finds in a setting, of an attention with this form of Q: direct, it has no Wq, neither its parameters
+    nor its product."""
+    return count(setting.build([0], [query]), stream_of(setting, 0, TRAINING).next(1))
 
 
 def count(model: ViewTransformer, batch: Batch) -> dict[str, int]:
@@ -262,9 +275,10 @@ def _train(
     setting: Setting, seeds: Sequence[int], recipes: Sequence[Recipe], held_out: Batch, batch: int, at: Sequence[int]
 ) -> tuple[Tensor, ViewTransformer]:
     """Errors (seeds, recipes, steps), and what was trained."""
-    model = setting.build([seed for seed in seeds for _ in recipes])
+    own = [recipe for _ in seeds for recipe in recipes]
+    model = setting.build([seed for seed in seeds for _ in recipes], [recipe.query for recipe in own])
     streams = list(map(partial(stream_of, setting, purpose=TRAINING), seeds))
-    found = train(model, streams, [recipe for _ in seeds for recipe in recipes], held_out, batch=batch, at=at)
+    found = train(model, streams, own, held_out, batch=batch, at=at)
     return found.view(len(seeds), len(recipes), len(at)), model
 
 

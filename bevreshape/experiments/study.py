@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Generic
 
 from bevreshape.experiments import beyond, capacity
 from bevreshape.experiments.level import Work
-from bevreshape.experiments.models import METHODS
+from bevreshape.experiments.models import METHODS, Query, called
 from bevreshape.experiments.outcomes import Outcomes, P
 from bevreshape.experiments.pace import Pace, measure_pace
 from bevreshape.experiments.plan import TensorPlan
@@ -19,8 +19,13 @@ from bevreshape.experiments.tensor_results import PACE, Results
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tuned
 
-PACED = ["mlp", "positional", "attention"]
-"""Methods whose steps are timed."""
+PACED: tuple[tuple[str, Query], ...] = (
+    ("mlp", "projected"),
+    ("positional", "projected"),
+    ("attention", "projected"),
+    ("attention", "direct"),
+)
+"""Methods whose steps are timed, an attention's with the form of Q."""
 
 PACE_S = 2.0
 """About how long that takes."""
@@ -114,7 +119,7 @@ class TensorStudy(SettingStudy[TensorPlan]):
 
     @property
     def _pace(self) -> Entry:
-        return Entry(PACE, {"methods": PACED, "batch": self.plan.budget.batch})
+        return Entry(PACE, {"methods": [called(*one) for one in PACED], "batch": self.plan.budget.batch})
 
     def _measure_pace(self) -> dict[str, Any]:
         return measure_pace(PACED, self.plan.budget.batch).to_plain()
@@ -127,11 +132,9 @@ class TensorStudy(SettingStudy[TensorPlan]):
     def results(self) -> Results:
         """Of what is done."""
         found = self.outcomes()
-        costs = {method: cost(Setting(method)) for method in METHODS}
-        for scale in self.plan.scales:
-            for method in ("mlp", "attention"):
-                setting = Setting(method, scale=scale)
-                costs[setting.name] = cost(setting)
+        counted = [Setting(method) for method in METHODS]
+        counted += [Setting(method, scale=scale) for scale in self.plan.scales for method in ("mlp", "attention")]
+        costs = {(setting, query): cost(setting, query) for setting in counted for query in setting.queries}
         pace = self.records.get(self.records.read(), self._pace)
         return Results(self.plan, found.outcomes, found.tuned, costs, None if pace is None else Pace(**pace))
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bevreshape.experiments.intervals import Bounds, Comparison, crossover, reached
+from bevreshape.experiments.models import Query, called
 from bevreshape.experiments.outcomes import NotDoneError, Outcomes
 from bevreshape.experiments.pace import Pace
 from bevreshape.experiments.plan import PAIRS, TensorPlan
@@ -23,11 +24,11 @@ class Results(Outcomes[TensorPlan]):
     """What a study's tensor level has found.
 
     Attributes:
-        costs: of the methods, by name: parameters, flops and bytes of one sample.
+        costs: of settings with a form of Q: parameters, flops and bytes of one sample.
         paced: seconds of a step, if they are measured.
     """
 
-    costs: Mapping[str, Mapping[str, int]]
+    costs: Mapping[tuple[Setting, Query], Mapping[str, int]]
     paced: Pace | None
 
     @property
@@ -40,6 +41,19 @@ class Results(Outcomes[TensorPlan]):
         if self.paced is None:
             raise NotDoneError(PACE)
         return self.paced
+
+    def flops_to(self, setting: Setting, threshold: float) -> list[Bounds]:
+        """FLOPs of the forward passes of one sample a step until the error is at the threshold, one a seed."""
+        return self.spent_to(setting, threshold, lambda recipe: self.costs[setting, recipe.query]["flops"])
+
+    def seconds_to(self, setting: Setting, threshold: float) -> list[Bounds]:
+        """Of training until then, one a seed.
+
+        Raises:
+            NotDoneError: when a step's are not measured.
+        """
+        seconds = self.pace.seconds
+        return self.spent_to(setting, threshold, lambda recipe: seconds[called(setting.method, recipe.query)])
 
     def advantage(self, pose: Pose, sigma: float, samples: int | None, steps: int) -> Comparison:
         """Of attention over the MLP, by error: a cell of the chart."""
@@ -66,15 +80,10 @@ class Results(Outcomes[TensorPlan]):
         """The primary rows, named before anything was measured: attention in comparison with the MLP."""
         sigma = self.plan.primary_sigma_deg
         mlp, attention = Setting("mlp"), Setting("attention")
-        steps = [self.steps_to(setting, TO) for setting in (attention, mlp)]
-        flops = [
-            [Bounds(one.low * self.costs[name]["flops"], one.high * self.costs[name]["flops"]) for one in bounds]
-            for name, bounds in zip(("attention", "mlp"), steps, strict=True)
-        ]
         return {
             "fixed camera, error": self.advantage("unknown", 0.0, None, self.longest),
-            "fixed camera, steps": Comparison.of(*steps),
-            "fixed camera, compute": Comparison.of(*flops),
+            "fixed camera, steps": Comparison.of(self.steps_to(attention, TO), self.steps_to(mlp, TO)),
+            "fixed camera, compute": Comparison.of(self.flops_to(attention, TO), self.flops_to(mlp, TO)),
             "fixed camera, samples": Comparison.of(self.samples_to("attention", TO), self.samples_to("mlp", TO)),
             "moving camera, pose given": self.advantage("given", sigma, None, self.longest),
             "moving camera, pose visible": self.advantage("visible", sigma, None, self.longest),

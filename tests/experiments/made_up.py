@@ -8,6 +8,7 @@ from typing import Any
 
 from bevreshape.experiments.instruments import Examined
 from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan
+from bevreshape.experiments.models import called
 from bevreshape.experiments.pace import Pace
 from bevreshape.experiments.records import Records
 from bevreshape.experiments.runs import Curve, Outcome, Setting, to_plain
@@ -19,7 +20,7 @@ from bevreshape.experiments.tuning import Tried, Tuned
 PLAN: dict[str, Any] = {
     "tensor": {
         "budget": {
-            "steps": [20, 300], "batch": 4, "rates": [0.01], "warmups": [0], "decays": [0], "tuning_seeds": 1, "held_out": 8,
+            "steps": [20, 300], "batch": 4, "rates": [0.01], "warmups": [0], "decays": [0], "queries": ["projected"], "tuning_seeds": 1, "held_out": 8,
         },
         "seeds": 3, "primary_seeds": 4, "sigma_deg": [0, 0.5, 2, 8], "samples": [8, 16, 32], "tuned_sigma_deg": [0],
         "tuned_samples": [32], "primary_sigma_deg": 2, "scales": [0.5, 1],
@@ -41,7 +42,7 @@ def made_up(folder: Path, error: ErrorOf) -> Study:
     plan = level.plan
     budgets = plan.budget.steps
     tuned = Tuned(dict.fromkeys(budgets, RECIPE), tuple(Tried(RECIPE, steps, -float(steps)) for steps in budgets))
-    pace = Pace("a processor", 1, dict.fromkeys(PACED, 0.01))
+    pace = Pace("a processor", 1, {called(*one): 0.01 for one in PACED})
     for work in level.work({}):
         study.records.add(work.entry, (pace if work.entry.name == PACE else tuned).to_plain())
     records = study.records.read()

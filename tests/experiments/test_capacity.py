@@ -13,7 +13,7 @@ from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tried, Tuned
 
 PLAN = TensorPlan(
-    budget=Budget((10,), 4, (0.01,), (0,), (0.0,), tuning_seeds=2, held_out=8),
+    budget=Budget((10,), 4, (0.01,), (0,), (0.0,), ("projected",), tuning_seeds=2, held_out=8),
     seeds=2,
     primary_seeds=2,
     sigma_deg=(0.0, 2.0),
@@ -64,7 +64,7 @@ def made_up(needs: dict[str, dict[float, int]]) -> Results:
         outcomes[setting] = Outcome(setting, (0, 1), (Curve(recipe, (10,), ((error, error),)),), {10: 0})
         tuned[PLAN.tuned_by(setting)] = Tuned({10: recipe}, (Tried(recipe, 10, -1.0),))
     costs = {
-        setting.name: cost(setting)
+        (setting, "projected"): cost(setting)
         for setting in (Setting(method, scale=scale) for method, scale in product(needs, PLAN.scales))
     }
     return Results(PLAN, outcomes, tuned, costs, None)

@@ -13,7 +13,7 @@ from bevreshape.experiments.records import Records
 from bevreshape.experiments.runs import Budget, Setting
 
 PLAN = FeaturesPlan(
-    budget=Budget((2, 4), 4, (0.01, 0.03), (0,), (0.0,), tuning_seeds=2, held_out=8),
+    budget=Budget((2, 4), 4, (0.01, 0.03), (0,), (0.0,), ("projected", "direct"), tuning_seeds=2, held_out=8),
     seeds=2,
     tune_images=8,
     train_images=12,
@@ -39,7 +39,7 @@ def test_all_is_done_once_under_names_of_the_level(study: FeaturesStudy) -> None
 
 def test_every_row_has_a_value_and_a_verdict(study: FeaturesStudy) -> None:
     found = study.rows()
-    assert [row.claim for row in found] == ["A7", "A8", "A8", "A8", "A11", "A11", "A11", "A12"]
+    assert [row.claim for row in found] == ["control", "A7", "A8", "A8", "A8", "A11", "A11", "A11", "A12"]
     for row in found:
         assert row.verdict
         assert all(row.value.values())
@@ -68,11 +68,12 @@ def test_a_permutation_has_recipes_of_its_own_unless_it_changes_names_alone() ->
     )
     assert PLAN.tuned_by(sinusoidal) == sinusoidal
     assert PLAN.tuned_by(learned) == PLAN.setting("attention", encoding="learned")
+    assert PLAN.tuned_by(PLAN.setting("mlp", permuted=True)) == PLAN.setting("mlp")
 
 
 def test_settings_of_other_encoders_have_other_names() -> None:
     names = [setting.name for setting in PLAN.settings()]
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 12
     assert Setting("mlp").name not in names
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from bevreshape.experiments.models import METHODS, AdaptiveMLP, Attention, waves
+from bevreshape.experiments.models import METHODS, AdaptiveMLP, Attention, Query, waves
 from bevreshape.experiments.training import Recipe, RunningAverage, StackedAdamW, error, loss, train
 from bevreshape.experiments.world import Batch, Stream, World, stack
 from bevreshape.geometry import BEVGrid
@@ -85,6 +86,59 @@ def test_attention_is_the_cross_attention_of_the_program() -> None:
     torch.testing.assert_close(model(batch)[0].mT[:, :, None], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["positional", "attention", "posed", "continuous"])
+def test_a_direct_query_among_projected_ones_is_one_without_projection(method: str) -> None:
+    world = World(SOURCE, GRID, sigma_deg=4.0, pose="given")
+    batch = batch_of(world, 3)
+    mixed = METHODS[method](world, [4, 5, 6], forms=["direct", "projected", "direct"])
+    alone = METHODS[method](world, [6], forms=["direct"])
+    assert {name for name, _ in mixed.named_parameters()} - {name for name, _ in alone.named_parameters()} == {"to_q"}
+    for name, parameter in alone.named_parameters():
+        assert torch.equal(parameter[0], dict(mixed.named_parameters())[name][2])
+    torch.testing.assert_close(mixed(batch)[2], alone(Batch(*(part[2:] for part in batch)))[0])
+    loss(mixed(batch), batch).sum().backward()
+    gradients = mixed.to_q.grad  # type: ignore[union-attr]
+    assert [bool(one.any()) for one in gradients] == [False, True, False]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("query", ["direct", "projected"])
+def test_either_query_is_trained_as_a_plain_loop_does_it(query: Query) -> None:
+    world, steps = World(SOURCE, GRID), 40
+    recipes = [
+        Recipe(0.01, query="projected"),
+        Recipe(0.03, decay=0.1, query="direct"),
+        Recipe(0.02, query="projected"),
+    ]
+    number = 1 if query == "direct" else 2
+    model = METHODS["attention"](world, [7, 7, 7], forms=[recipe.query for recipe in recipes])
+    assert isinstance(model, Attention)
+    own = {name: nn.Parameter(p[number].detach().clone()) for name, p in model.named_parameters()}
+    if query == "direct":
+        del own["to_q"]
+    held_out = stack([Stream(world, (0, 2)).next(16)])
+    train(model, [Stream(world, (0, 1))], recipes, held_out, batch=4, at=(steps,))  # leaves the averages
+
+    optimizer = torch.optim.AdamW(own.values(), lr=recipes[number].rate, weight_decay=recipes[number].decay)
+    lessons, seen = Stream(world, (0, 1)), []
+    for _ in range(steps):
+        lesson = Batch(*lessons.next(4))
+        q = own["query"] @ own["to_q"] if query == "projected" else own["query"]
+        k = lesson.x @ own["content"] + model.places[0] @ own["place"]
+        output = (q @ k.mT / 8).softmax(-1) @ (lesson.x @ own["read_out"])
+        optimizer.zero_grad()
+        (output - lesson.target)[lesson.visible].square().mean().backward()
+        optimizer.step()
+        seen.append({name: p.detach().clone() for name, p in own.items()})
+    t = torch.arange(1, steps + 1, dtype=torch.float64)
+    weights = torch.exp(torch.lgamma(t + RunningAverage.POWER) - torch.lgamma(t))
+    for name, parameter in model.named_parameters():
+        if name in own:
+            expected = sum(w * one[name] for w, one in zip((weights / weights.sum()).tolist(), seen, strict=True))
+            torch.testing.assert_close(parameter[number].detach(), expected, atol=2e-3, rtol=0)
+    if query == "direct":
+        assert torch.equal(model.q()[number], model.queries()[number])
+
+
 def test_waves_are_sines_of_the_angles() -> None:
     angles = torch.tensor([[[[0.3, -0.2]]]])
     found = waves(angles, 8)[0, 0, 0]
@@ -133,13 +187,14 @@ def test_the_running_average_weighs_steps_polynomially() -> None:
 
 def test_runs_side_by_side_are_as_alone() -> None:
     world = World(SOURCE, GRID, sigma_deg=2.0, pose="given")
-    recipes = [Recipe(0.01), Recipe(0.03, warmup=5)]
+    recipes = [Recipe(0.01), Recipe(0.01, query="direct"), Recipe(0.03, warmup=5)]
 
     def trained(seeds: list[int], own: list[Recipe]) -> torch.Tensor:
         streams = [Stream(world, (seed, 1), samples=16) for seed in seeds]
         held_out = stack([Stream(world, (seed, 2)).next(32) for seed in seeds])
         initial = [seed for seed in seeds for _ in range(len(own) // len(seeds))]
-        return train(METHODS["posed"](world, initial), streams, own, held_out, batch=4, at=(5, 20))
+        model = METHODS["posed"](world, initial, forms=[recipe.query for recipe in own])
+        return train(model, streams, own, held_out, batch=4, at=(5, 20))
 
     together = trained([0, 1], [recipe for _ in range(2) for recipe in recipes])
     for number, (seed, recipe) in enumerate((seed, recipe) for seed in (0, 1) for recipe in recipes):

@@ -22,8 +22,8 @@ def test_one_turn_that_is_disturbed_does_not_count(monkeypatch: pytest.MonkeyPat
 
 def test_every_method_has_a_pace_and_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "TURNS", 2)
-    found = measure_pace(["mlp", "attention"], 4)
-    assert found.seconds.keys() == {"mlp", "attention"}
+    found = measure_pace([("mlp", "projected"), ("attention", "projected"), ("attention", "direct")], 4)
+    assert found.seconds.keys() == {"mlp", "attention", "attention, direct Q"}
     assert min(found.seconds.values()) > 0
     assert found.processor == processor_name() != ""
     assert pace.Pace(**found.to_plain()).processor == found.processor

@@ -57,7 +57,7 @@ def test_what_diverges_is_never_best_and_ends_the_extension() -> None:
 
 
 def test_plain_values_are_the_same_again() -> None:
-    tuned = Halving([Recipe(rate, 5, 0.1) for rate in (0.001, 0.003, 0.01)], Bowl(0.003)).run((10, 20))
+    tuned = Halving([Recipe(rate, 5, 0.1, "direct") for rate in (0.001, 0.003, 0.01)], Bowl(0.003)).run((10, 20))
     again = Tuned.from_plain(tuned.to_plain())
     assert again.best == tuned.best
     assert [one.recipe for one in again.tried] == [one.recipe for one in tuned.tried]
