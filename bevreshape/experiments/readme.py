@@ -32,11 +32,11 @@ verdicts are by Holm's procedure, which keeps the probability of any wrong one a
 that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP cannot tell
 tokens that come in another order from the start. A run that never got to a threshold counts as "at least": its interval has no end.
 
-Every method gets learning rate, and attention also warm-up, weight decay and whether its queries are learned themselves or as a
-product, by successive halving on seeds that nothing is judged on, for every budget of steps anew; a best rate at an end of the grid
-is extended. Rates are constant and parameters averaged, so
-that every point of a curve is what a run of that length ends with. An error is relative to the variance of the target: 1 is what its
-mean would get, and 90 % of what can be had is an error of 0.1.
+Every method gets its learning rate, all but the MLP of a fixed map also warm-up and weight decay, and attention whether its queries
+are learned themselves or as a product with a learned matrix, by successive halving on seeds that nothing is judged on, for every
+budget of steps anew; a best rate at an end of the grid is extended. Rates are constant and parameters averaged, so that every point
+of a curve is what a run of that length ends with. An error is relative to the variance of the target: 1 is what its mean would get,
+and 90 % of what can be had is an error of 0.1.
 """
 
 CHART_WORDS = (

@@ -103,9 +103,9 @@ class Budget:
         steps: of training, ascending; each is a budget of its own, with a recipe of its own.
         batch: samples a step.
         rates: of learning, to begin with.
-        warmups: steps of warm-up that an attention may choose from.
-        decays: weight decays that an attention may choose from.
-        queries: forms of Q that it may choose from.
+        warmups: steps of warm-up that an attention and an adaptive MLP may choose from.
+        decays: weight decays, likewise.
+        queries: forms of Q that an attention may choose from.
         tuning_seeds: how many seeds recipes are chosen on.
         held_out: samples that errors are measured on, of every seed.
     """
@@ -124,10 +124,11 @@ class Budget:
             raise InputError(f"plan: budget.steps={list(self.steps)} must be different numbers in ascending order")
 
     def candidates(self, setting: Setting) -> list[Recipe]:
-        """Recipes to begin with; an MLP has a rate alone to choose."""
-        if not setting.attends:
+        """Recipes to begin with; an MLP has no Q, and one that does not follow the pose a rate alone to choose."""
+        if setting.method == "mlp":
             return [Recipe(rate) for rate in self.rates]
-        return [Recipe(*chosen) for chosen in product(self.rates, self.warmups, self.decays, self.queries)]
+        queries = self.queries if setting.attends else ("projected",)
+        return [Recipe(*chosen) for chosen in product(self.rates, self.warmups, self.decays, queries)]
 
 
 @dataclass(frozen=True)

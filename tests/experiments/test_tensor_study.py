@@ -112,6 +112,18 @@ def test_parameters_and_operations_are_those_counted_by_hand() -> None:
     assert direct["flops"] == attention["flops"] - 2 * 48 * 64 * 64
 
 
+def test_everyone_chooses_among_what_it_has() -> None:
+    budget = Budget((2,), 4, (0.01, 0.03), (0, 5), (0.0, 0.1), ("projected", "direct"), tuning_seeds=1, held_out=8)
+    found = {method: budget.candidates(Setting(method)) for method in ("mlp", "adaptive", "attention", "continuous")}
+    assert {method: len(set(recipes)) for method, recipes in found.items()} == {
+        "mlp": 2,
+        "adaptive": 2 * 2 * 2,
+        "attention": 2 * 2 * 2 * 2,
+        "continuous": 2 * 2 * 2 * 2,
+    }
+    assert {recipe.query for recipe in found["adaptive"]} == {"projected"}  # which is nothing to it
+
+
 def test_censored_steps_count_as_bounds(study: TensorStudy) -> None:
     results = study.results()
     for bounds in results.steps_to(Setting("attention"), 1e-9):
