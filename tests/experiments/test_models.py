@@ -1,5 +1,7 @@
 """The methods of the study against their equations written out, and their training against torch's own optimizer."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -67,6 +69,19 @@ def test_the_adaptive_map_is_w_times_a_kronecker_product() -> None:
     found = hidden @ model.outer[0]
     rows, cols = found[:16].view(4, 4) + torch.eye(4), found[16:].view(8, 8) + torch.eye(8)
     torch.testing.assert_close(model.weights(batch)[0, 0], model.w[0] @ torch.kron(rows, cols), atol=1e-5, rtol=1e-5)
+
+
+def test_the_adaptive_map_reads_numbers_from_x_that_stand_for_the_pose() -> None:
+    world = World(SOURCE, GRID, sigma_deg=4.0, pose="visible")
+    model, batch = AdaptiveMLP(world, [3, 4]), batch_of(world, 2, 2)
+    found = model.read_from(batch.x)
+    for s in range(2):
+        for b in range(2):
+            expected = batch.x[s, b].flatten() @ model.read[s] / math.sqrt(world.source.tokens * world.in_channels)
+            torch.testing.assert_close(found[s, b], expected, atol=1e-5, rtol=1e-4)
+    torch.nn.init.normal_(model.outer, std=0.3)
+    given = batch._replace(pose=batch.pose + 1)
+    assert torch.equal(model.weights(batch), model.weights(given))  # the pose itself is not used
 
 
 def test_attention_is_the_cross_attention_of_the_program() -> None:
