@@ -117,7 +117,7 @@ def test_command(command, trained: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("split=tset", ("split=tset", "test")),
+        ("split=tset", ("split='tset'", "did you mean test")),
         ("samples=1", ("samples=1", "an integer from 2")),
         ("+errors.yaw=[1]", ("errors.yaw is unknown", "yaw_deg")),
         ("+rigs.height_m=[1]", ("rigs.height_m is unknown", "yaw_deg")),

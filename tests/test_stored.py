@@ -345,7 +345,7 @@ RESUMED = {
     "no schedule": (damage_checkpoint(lambda c: c.pop("lr_schedulers")), "lr_schedulers must be a list of one"),
     "no loops": (damage_checkpoint(lambda c: c.pop("loops")), "loops must be of kind dict"),
     "loops of nothing": (damage_checkpoint(lambda c: c["loops"].update(fit_loop={})), "its loops tell of None steps"),
-    "optimizer of nothing": (damage_checkpoint(lambda c: c["optimizer_states"][0].clear()), "cannot be resumed from"),
+    "optimizer of nothing": (damage_checkpoint(lambda c: c["optimizer_states"][0].clear()), "optimizer_states"),
     "no step": (damage_checkpoint(lambda c: c.pop("global_step")), "global_step must be"),
     "another model": (damage_checkpoint(of_another_model), "of another model than its run's config"),
     "cut off": (half, "cut off or not a checkpoint"),
