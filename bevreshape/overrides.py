@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from bevreshape.construct import TARGET, locate
 from bevreshape.errors import InputError, suggest
 from bevreshape.options import LocalPath, read_value, suggest_key
+from bevreshape.settings import FIXED_GROUPS
 from bevreshape.trainer import OPTIONS, OWN
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
@@ -147,7 +148,7 @@ def _unknown(key: str, conf: Path, config_name: str, arguments: Sequence[str], *
 
 def _takes(parent: str, node: Mapping[str, Any], name: str) -> bool | None:
     """Whether a node may get another key; ``None`` where names are free."""
-    if not parent or parent.startswith("hydra"):
+    if not parent or parent.startswith("hydra") or parent in FIXED_GROUPS:
         return False
     if parent == "trainer":
         return name in {**OPTIONS, **OWN}

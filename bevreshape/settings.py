@@ -1,10 +1,10 @@
 """The keys of every command: what is not listed here is refused, before anything is read, built or written."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Le, Len
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict
 
 from bevreshape.options import (
     BatchSize,
@@ -183,3 +183,12 @@ class Study(TypedDict):
     name: str
     folder: LocalPath
     worker: CountOrNone
+
+
+FIXED_GROUPS = frozenset(
+    key
+    for command in (Train, Evaluate, Predict, Export, Diagnose, Benchmark, Study)
+    for key, kind in get_type_hints(command).items()
+    if is_typeddict(kind)
+)
+"""Groups whose keys are listed above, so that none can be added."""

@@ -20,6 +20,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("trainer.limit_val_batches=3",), "trainer.limit_val_batches is not in the config; +trainer.limit_val_batches=VALUE adds it"),
     (("+callbacks=[x]",), "callbacks is no key of this command; known are augment, checkpoint_every_n_steps, data"),
     (("+metric=iou",), "metric is no key of this command; known are "),
+    (("instances.rain=1",), "instances.rain is no key of this command; known are instances.center"),
     (("data.scenes.vla=7",), "data.scenes.vla is no key of this command; did you mean data.scenes.val?"),
     (("~x",), "x is no key of this command; known are "),
     (("~data.rigg",), "data.rigg is no key of this command; did you mean data.rig"),
