@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bevreshape.experiments.models import METHODS, AdaptiveMLP, Attention, Query, waves
 from bevreshape.experiments.training import Recipe, RunningAverage, StackedAdamW, error, loss, train
-from bevreshape.experiments.world import Batch, Stream, World, stack
+from bevreshape.experiments.world import Batch, Pose, Stream, World, stack
 from bevreshape.geometry import BEVGrid
 from bevreshape.reshapers import CrossAttention, FeatureShape
 
@@ -99,6 +99,20 @@ def test_attention_is_the_cross_attention_of_the_program() -> None:
     features = batch.x[0].mT.unflatten(-1, (4, 8))
     expected = theirs(features)  # b 16 1 q
     torch.testing.assert_close(model(batch)[0].mT[:, :, None], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pose", ["unknown", "visible", "given"])
+def test_keys_are_normalised_where_the_pose_is_in_x(pose: Pose) -> None:
+    world = World(SOURCE, GRID, sigma_deg=4.0, pose=pose)
+    model, batch = Attention(world, [5, 6]), batch_of(world)
+    found = model.keys(batch)
+    for s in range(2):
+        for b in range(3):
+            k = batch.x[s, b] @ model.content[s] + model.places[0] @ model.place[s]  # type: ignore[index]
+            if pose == "visible":
+                mean = k.mean(1, keepdim=True)
+                k = (k - mean) / (k - mean).square().mean(1, keepdim=True).sqrt()
+            torch.testing.assert_close(found[s, b], k, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["positional", "attention", "posed", "continuous"])
