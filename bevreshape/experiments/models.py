@@ -107,13 +107,13 @@ class AdaptiveMLP(MLP):
     The pose is three angles, each with sine and cosine at five frequencies; where it is in X, six numbers that are learned
     linear maps of X take the place of the angles.
 
-    With the pose given (σ = 2°, 300 steps of 16 samples, the better of two or three rates, geometric mean over four seeds that
-    nothing is judged on) its error is 6.1e-3 with a warm-up of 50 steps, 6.9e-3 without it; with 64 hidden numbers 7.3e-3 and
-    7.9e-3; on four other seeds the first is 7.1e-3 and the last 8.0e-3. No other form of the same function was better by a fifth: 256 hidden numbers (7.6e-3), ``outer`` drawn at random
-    (7.8e-3), 2 or 3 octaves (9.6e-3, 8.6e-3), W ten times as large or small (2.0e-2, 7.9e-3), what the pose adds three times
-    as large or small (7.7e-3, 7.4e-3). With the pose in X it is .037 with the warm-up; .15 if the learned linear map is not
-    divided by the root of the number of its inputs, and then one seed of four diverges without the warm-up.
-    """
+    With the pose given (σ = 2°, 300 steps of 16 samples, the better of two or three rates, geometric mean over four seeds
+    that nothing is judged on) its error is 6.1e-3 with a warm-up of 50 steps, 6.9e-3 without it; with 64 hidden numbers
+    7.3e-3 and 7.9e-3; on four other seeds the first is 7.1e-3 and the last 8.0e-3. No other form of the same function was
+    better by a fifth: 256 hidden numbers (7.6e-3), ``outer`` drawn at random (7.8e-3), 2 or 3 octaves (9.6e-3, 8.6e-3), W
+    ten times as large or small (2.0e-2, 7.9e-3), what the pose adds three times as large or small (7.7e-3, 7.4e-3). With the
+    pose in X it is .037 with the warm-up; .15 if the learned linear map is not divided by the root of the number of its
+    inputs, and then one seed of four diverges without the warm-up. """
 
     HIDDEN = 128
     OCTAVES = 5
@@ -157,12 +157,13 @@ class Attention(ViewTransformer):
 
     Where the pose is in X, a key is brought to mean 0 and variance 1 over its d channels: layer normalisation without
     parameters (of queries and keys: Dehghani et al. 2023). With it the error is 5.7e-3, without it .042; on four other seeds
-    5.2e-3 and .032 (σ = 2°, 300 steps of 16 samples, projected Q, a warm-up of 50 steps, the best of up to three rates from .01
-    to .03, geometric mean over four seeds that nothing is judged on). Keys from content by a small MLP of 64 hidden numbers
-    (6.7e-3, on the others 5.0e-3) are as good, with more parameters; worse are sines of six numbers read from content (8.9e-3),
-    content's rate three times as large (.032; with smaller queries .030, with d = 128 .19) or small (.086), and logits four
-    times as large (.069). At σ = 8° it is 7.6e-3 against .035; of a fixed camera, each at its best form of Q, 8.7e-5 against 7.8e-5. With the
-    pose given it is no better (2.4e-3 against 2.0e-3), and there K is as in the article, as it is where the pose is unknown.
+    5.2e-3 and .032 (σ = 2°, 300 steps of 16 samples, projected Q, a warm-up of 50 steps, the best of up to three rates from
+    .01 to .03, geometric mean over four seeds that nothing is judged on). Keys from content by a small MLP of 64 hidden
+    numbers (6.7e-3, on the others 5.0e-3) are as good, with more parameters; worse are sines of six numbers read from
+    content (8.9e-3), content's rate three times as large (.032; with smaller queries .030, with d = 128 .19) or small
+    (.086), and logits four times as large (.069). At σ = 8° it is 7.6e-3 against .035; of a fixed camera, each at its best
+    form of Q, 8.7e-5 against 7.8e-5. With the pose given it is no better (2.4e-3 against 2.0e-3), and there K is as in the
+    article, as it is where the pose is unknown.
 
     Args:
         world: whose shapes it has.
