@@ -28,7 +28,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
 from bevreshape.lab.labels import figure_text
-from bevreshape.launch import read_device
+from bevreshape.launch import out_of_memory, read_device
 from bevreshape.options import read_settings
 from bevreshape.progress import Progress
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
@@ -178,7 +178,7 @@ def measure_case(
         except InputError as error:
             left_out[name] = f"{name}: {str(error).replace('reshaper.', f'reshapers.{name}.', 1)}"
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             left_out[name] = f"{name}: the memory does not suffice; give it smaller features or cells"
         else:
@@ -205,10 +205,6 @@ def _subject(
     model = build_model({**cfg, "reshaper": node}, frame).to(device).eval()
     assert isinstance(model.reshaper, Reshaper)
     return model, model.reshaper, torch.rand(case.batch, case.cameras, 3, *case.image_size, device=device)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def cost_table(case: Case, costs: Mapping[str, Cost], whole: bool = False) -> Table:

@@ -34,7 +34,7 @@ from bevreshape.reshapers import FeatureShape, Reshaper
 from bevreshape.stored import check_plain, check_targets, read_trust
 from bevreshape.task import BEVTask
 
-MOST_PIXELS, MOST_CELLS = 1 << 24, 1 << 24
+MOST_PIXELS, MOST_CELLS = 1 << 23, 1 << 24
 """Of a picture and of a map that a checkpoint says its model is for."""
 
 MOST_BUFFER_BYTES = 1 << 30

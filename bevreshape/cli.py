@@ -24,6 +24,7 @@ from bevreshape.build import plain_config, reshaper_fields
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import Divergence, InputError
 from bevreshape.files import REMEDIES, system_error
+from bevreshape.launch import out_of_memory
 from bevreshape.options import read_settings
 from bevreshape.overrides import explain_override, explain_value, local_folders
 from bevreshape.stopping import Stopped, interrupted_by_stops
@@ -155,6 +156,10 @@ def explain(error: BaseException) -> str | None:
         return explain_value(error)
     if isinstance(error, HydraException):
         return " ".join(str(chain[0]).replace("\n", " ").split() + str(chain[-1]).split() * (chain[-1] is not chain[0]))
+    if any(map(out_of_memory, chain)):
+        link = next(filter(out_of_memory, chain))
+        reason = " ".join(str(link).split())[:160]
+        return f"memory does not suffice ({reason}); lower data.batch_size, or choose smaller images, fewer cells or a smaller model"
     system = system_error(error)
     if system is not None and (system.errno in REMEDIES or (system in chain and system.filename)):
         remedy = REMEDIES.get(system.errno or 0, f"{system.strerror}: choose another one")

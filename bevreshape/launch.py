@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -105,7 +106,7 @@ def process_count(cfg: Mapping[str, Any]) -> int:
         InputError: when ``devices`` is not a number, a list of numbers, or ``auto``.
     """
     devices = cfg.get("devices", 1)
-    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+    if isinstance(devices, str) and re.fullmatch("-?[0-9]+", devices):
         devices = int(devices)
     if devices in ("auto", -1):
         on_cpu = cfg.get("accelerator") == "cpu"
@@ -175,6 +176,13 @@ def on_gpu(cfg: Mapping[str, Any]) -> bool:
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch found no room for a tensor."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
 def read_device(name: str) -> torch.device:
     """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU where there is one.
 
@@ -186,6 +194,6 @@ def read_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()  # which meta, that computes nothing, refuses
-    except (NotImplementedError, RuntimeError, AssertionError) as error:
+    except (NotImplementedError, RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device={name} cannot be had here ({str(error).splitlines()[0]}); set device=cpu") from error
     return device

@@ -1,13 +1,16 @@
 """A run's folder: one process trains in it at a time, and one config, however often it is started there."""
 
+import errno
 import os
 import platform
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from bevreshape.errors import InputError
 from bevreshape.files import remove_abandoned, write_text
@@ -28,7 +31,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     import fcntl  # not on Windows, where nothing is trained
 
-    with (folder / ".lock").open("a+", encoding="utf-8") as lock:
+    with _open_lock(folder / ".lock") as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -37,11 +40,32 @@ def held(folder: Path) -> Iterator[None]:
                 f"{folder} is in use by {lock.read().strip() or 'another process'}; wait for its end, or set hydra.run.dir to another "
                 "folder"
             ) from None
+        except OSError as error:  # some network file systems have no locks
+            Console(stderr=True).print(
+                f"{folder} cannot be locked ({error.strerror}); start no second process there",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()
         remove_abandoned(folder, folder / "checkpoints", folder / "pictures")
         yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open a lock for reading and writing; never another file that a link leads to, since it is written anew."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path} is a link, which no run leaves there; remove it") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is no file, which no run leaves there; remove it")
+    return os.fdopen(descriptor, "r+", encoding="utf-8")
 
 
 def begin(folder: Path, cfg: Mapping[str, Any]) -> None:

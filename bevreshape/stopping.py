@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -69,7 +69,8 @@ class StopRequest:
         if self._asked_s is None:
             self._asked_s = now
             if rank() == 0:  # not by print, in the midst of which the signal may have come
-                os.write(2, b"stopping after this step; Ctrl-C once more to stop at once\n")
+                with suppress(OSError):  # the terminal may be what has gone
+                    os.write(2, b"stopping after this step; Ctrl-C once more to stop at once\n")
         elif number == signal.SIGINT and now - self._asked_s > AGAIN_S:
             raise KeyboardInterrupt
 

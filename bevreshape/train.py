@@ -89,6 +89,8 @@ def main(cfg: DictConfig) -> None:
         raise
     with held(folder) if rank() == 0 else nullcontext():
         if rank() == 0:
+            if not resumed:
+                check_same_run(folder, plain)  # once more: another process may have begun there meanwhile
             begin(folder, plain)
         # The first checkpoint is not written before all processes have come as far as this.
         resumed = (folder / "checkpoints" / "last.ckpt").exists()
@@ -112,6 +114,9 @@ def _check_one_folder(launched: Group) -> None:
 
 def check(cfg: dict[str, Any]) -> BEVDataModule:
     """Build all parts once, so that what is wrong with any is said before scenes are generated or processes started."""
+    for key in ("max_steps", "val_check_interval"):
+        if cfg["trainer"].get(key) is None:
+            raise InputError(f"trainer.{key} is missing; leave it in the config")
     check_options(cfg["trainer"])
     logger_options(cfg)
     check_nodes(cfg)
@@ -337,6 +342,8 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
             f"resume={folder} lies in {run.resolve()}, of which Hydra would resolve '${{'; rename that folder"
         )
     for argument in arguments:
+        if argument.startswith(("~", "-m", "--multirun", "-cn", "--config-name", "-cp", "--config-path")):
+            raise InputError(f"{argument}: a run resumes alone and as it began; leave it out, or start a new run")
         key = argument.split("=")[0].lstrip("+~")
         if "=" in argument and key not in ("resume", "trust") and not key.startswith(CHANGEABLE):
             raise InputError(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from commands import TINY, finish, start
 
 
@@ -119,3 +120,25 @@ def test_full_disk_while_checkpointing(command, worlds: Path, monkeypatch: pytes
     assert "last.ckpt" in ended.err
     assert "Traceback" not in ended.err
     assert not list((tmp_path / "run" / "checkpoints").iterdir()), "half-written files were left"
+
+
+def test_trainer_without_what_it_needs(command, worlds: Path) -> None:
+    for key in ("max_steps", "val_check_interval"):
+        ended = command("train", *TINY, f"data.root={worlds}", f"~trainer.{key}", "trainer.max_epochs=1")
+        assert (ended.code, f"trainer.{key} is missing" in ended.err) == (1, True), ended.err
+    for devices in ("--1", "²"):
+        ended = command("train", *TINY, f"data.root={worlds}", f"trainer.devices='{devices}'")
+        assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
+        assert f"trainer.devices='{devices}'" in ended.err
+
+
+def test_no_room_for_a_batch(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    monkeypatch.setattr("bevreshape.task.BEVTask.training_step", full)
+    ended = command("train", *TINY, f"data.root={worlds}")
+    assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
+    assert (
+        "memory does not suffice (CUDA out of memory. Tried to allocate 3.00 GiB.); lower data.batch_size" in ended.err
+    )

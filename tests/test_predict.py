@@ -193,7 +193,7 @@ def test_drawings_do_not_become_frames(command, trained: Path, pictures: Path, t
     assert sorted(path.name for path in (pictures / "images").iterdir()) == before
 
 
-@pytest.mark.parametrize("device", ["meta", "gpu", "cuda:99", "cpu:x"])
+@pytest.mark.parametrize("device", ["meta", "gpu", "hpu", "cuda:99", "cpu:x"])
 def test_device_that_computes_nothing_here(command, trained: Path, pictures: Path, device: str) -> None:
     best = trained / "checkpoints" / "best.ckpt"
     ended = command("predict", f"checkpoint={best}", f"input={pictures}", f"device='{device}'")

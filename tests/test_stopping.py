@@ -285,3 +285,35 @@ def test_torchrun_restarts_where_a_process_was_killed(worlds: Path, tmp_path: Pa
     assert ended.code == 0, ended.err
     assert "resumes from" in ended.err
     assert metrics_of(tmp_path / "run")["fit/steps"] == 40
+
+
+def test_terminal_that_is_closed_stops_the_run_whole(worlds: Path, tmp_path: Path) -> None:
+    """SIGHUP comes from a terminal that nothing can be written to any more; the step is saved all the same."""
+    master, slave = os.openpty()
+    arguments = [
+        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=4000",
+        "trainer.val_check_interval=4000", "checkpoint_every_n_steps=2", "hydra.run.dir=run",
+    ]  # fmt: skip
+    own_terminal = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", own_terminal, "-m", "bevreshape.train", *arguments],
+        stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, start_new_session=True, text=True,
+    )  # fmt: skip
+    os.close(slave)
+    wait_for(trains_beyond_the_start(tmp_path / "run"), process)
+    os.close(master)  # the kernel sends SIGHUP, and every write fails from now on
+    assert process.wait() == 130
+    assert 0 < step_of(tmp_path / "run") < 4000
+
+
+def test_pipe_whose_reader_has_ended_ends_nothing(worlds: Path, tmp_path: Path) -> None:
+    """As with ``| tee``, which Ctrl-C ends first."""
+    reader, writer = os.pipe()
+    arguments = [*TINY, f"data.root={worlds}", "hydra.run.dir=run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bevreshape.train", *arguments], stdout=writer, stderr=writer, cwd=tmp_path
+    )
+    os.close(writer)
+    os.close(reader)
+    assert process.wait() == 0
+    assert (tmp_path / "run" / "metrics.json").exists()

@@ -1,6 +1,7 @@
 """The main job through its command line: what it leaves, how it goes on, how it stops."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -138,6 +139,28 @@ def test_resume_refuses_to_become_another_run(command, trained: Path) -> None:
     assert (ended.code, "goes on as it began" in ended.err) == (1, True)
     ended = command("train", "resume=nowhere")
     assert (ended.code, "no config.yaml" in ended.err) == (1, True)
+    for argument in ("-m", "--config-name=other", "~seed"):
+        ended = command("train", f"resume={trained}", argument)
+        assert (ended.code, f"{argument}: a run resumes alone" in ended.err) == (1, True), ended.err
+
+
+def test_lock_that_is_a_link_is_not_followed(command, worlds: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("all of it")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    ended = command("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run")
+    assert (ended.code, ".lock is a link" in ended.err) == (1, True), ended.err
+    assert (tmp_path / "precious").read_text() == "all of it"
+
+
+def test_file_system_without_locks(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    ended = command("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run")
+    assert ended.code == 0, ended.err
+    assert "run cannot be locked (No locks available); start no second process there" in ended.err
 
 
 def test_resume_refuses_a_config_that_the_checkpoint_was_not_made_with(command, trained: Path, tmp_path: Path) -> None:

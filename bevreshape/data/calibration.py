@@ -342,9 +342,8 @@ def _grid(bev: dict[str, Any], where: str) -> BEVGrid:
     _check_keys(given, keys, keys, f"{where}: grid")
     if not (numbers(given["forward_m"], 2) and numbers(given["left_m"], 2) and numbers([given["cell_m"]], 1)):
         raise InputError(f"{where}: grid is {shown(given)}; its bounds must be two numbers of metres each, cell_m one")
-    sides = [
-        (high - low) / given["cell_m"] for low, high in (given["forward_m"], given["left_m"]) if given["cell_m"] > 0
-    ]
+    cell_m = float(given["cell_m"])
+    sides = [(float(high) - float(low)) / cell_m for low, high in (given["forward_m"], given["left_m"]) if cell_m > 0]
     if max(sides, default=0) > 1e6 or (sides and sides[0] * sides[1] > MAX_MEGAPIXELS * 10**6):
         raise InputError(f"{where}: grid has {sides[0]:.3g}×{sides[1]:.3g} cells, more than any picture; raise cell_m")
     try:

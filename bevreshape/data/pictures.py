@@ -70,8 +70,10 @@ def read_picture(
             CMYK, transparent, or stored rotated (the calibration is for pixels as stored).
     """
     picture, _, orientation = _decode(path, image_size)
-    if picture.mode == "P":
+    if picture.mode == "P" or (picture.mode == "RGB" and "transparency" in picture.info):
         picture = picture.convert("RGBA")
+    elif picture.mode == "L" and "transparency" in picture.info:
+        picture = picture.convert("LA")
     if picture.mode in ("LA", "RGBA"):
         if picture.getchannel("A").getextrema() != (255, 255):
             raise InputError(f"{path}: the picture is transparent in places; save it without an alpha channel")

@@ -113,7 +113,7 @@ class AdaptiveMLP(MLP):
     better by a fifth: 256 hidden numbers (7.6e-3), ``outer`` drawn at random (7.8e-3), 2 or 3 octaves (9.6e-3, 8.6e-3), W
     ten times as large or small (2.0e-2, 7.9e-3), what the pose adds three times as large or small (7.7e-3, 7.4e-3). With the
     pose in X it is .037 with the warm-up; .15 if the learned linear map is not divided by the root of the number of its
-    inputs, and then one seed of four diverges without the warm-up. """
+    inputs, and then one seed of four diverges without the warm-up."""
 
     HIDDEN = 128
     OCTAVES = 5

@@ -178,6 +178,10 @@ def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
         ({**with_camera(), "bev": {**BEV, "bits": ["a"], "void": [3]}}, "'void' goes with 'ids'"),
         ({**with_camera(), "bev": {"grid": {**BEV["grid"], "cell_m": "x"}, "bits": ["a"]}}, "bev: grid is"),
         (
+            {**with_camera(), "bev": {"grid": {**BEV["grid"], "forward_m": [-(10**308), 10**308]}, "bits": ["a"]}},
+            "cells, more than",
+        ),
+        (
             {**with_camera(), "bev": {"grid": {**BEV["grid"], "forward_m": [0, 1e300]}, "bits": ["a"]}},
             "more than any picture",
         ),

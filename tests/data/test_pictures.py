@@ -143,6 +143,7 @@ def written(path: Path, content: bytes) -> Path:
         (lambda p: sixteen_bits(p / "a.png", 3), "16 bits a channel"),
         (lambda p: sixteen_bits(p / "a.png", 1), "16 bits a channel"),
         (lambda p: transparent(p / "a.png"), "transparent"),
+        (lambda p: saved(p / "a.png", RGB, transparency=tuple(map(int, RGB[0, 0]))), "transparent"),
         (lambda p: rotated(p / "a.jpg"), "orientation is 6"),
         (lambda p: png_header(p / "a.png", 9000, 8000), "9000×8000, more than 64 million"),
         (lambda p: png_header(p / "a.png", 10000, 9900), "more than 64 million"),
