@@ -1,48 +1,22 @@
 """Checkpoints: what is read from one, and what is refused."""
 
 import pickle
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
+from bevreshape.archive import check_archive
 from bevreshape.errors import InputError, shown
 from bevreshape.runfolder import difference
 from bevreshape.stored import check_plain
 
 FORMAT = 2
 """Raised when the recipe inside a checkpoint changes its meaning; :func:`_renewed` reads the earlier ones."""
-
-KINDS = (
-    "Float",
-    "Double",
-    "Half",
-    "BFloat16",
-    "Long",
-    "Int",
-    "Short",
-    "Char",
-    "Byte",
-    "Bool",
-    "ComplexFloat",
-    "ComplexDouble",
-)
-
-NAMED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
-    f"torch {kind}Storage" for kind in KINDS
-}
-"""All that a checkpoint of this program names: tensors and what they are made of. Torch allows more, such as
-``bytearray``, which takes any amount of memory."""
-
-MOST_PICKLE_BYTES = 64 << 20
-"""Of a checkpoint without the numbers of its tensors."""
-
-BLOCK_BYTES = 1 << 20
 
 LONGEST_NAME = 1000
 """Characters of a weight's name, which messages quote."""
@@ -63,7 +37,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"checkpoint {path} is not a file; name a runs/<date>/<time>/checkpoints/best.ckpt")
     try:
         with path.open("rb") as file:
-            _check_archive(file, path)
+            check_archive(file, path)
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
@@ -102,65 +76,6 @@ def _renewed(recipe: dict[str, Any]) -> dict[str, Any]:
     if not str(reshaper.get("_target_")).endswith(".CrossAttention"):
         return recipe
     return {**recipe, "config": {**config, "reshaper": {"normalise_values": True, **reshaper}}}
-
-
-def _check_archive(file: BinaryIO, path: Path) -> None:
-    """Refuse an archive that is damaged, or is not as torch writes it: every entry once, whole, apart and uncompressed.
-
-    Nothing is unpacked; entries are read block by block for their checksums, which torch itself does not compare.
-    """
-    size = file.seek(0, 2)
-    if not zipfile.is_zipfile(file):  # torch.save writes one; other pickles are not even looked into
-        raise InputError(f"checkpoint {path} is cut off or not a checkpoint; name a .ckpt that bevreshape wrote whole")
-    with zipfile.ZipFile(file) as archive:
-        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-        if len(set(archive.namelist())) < len(entries):
-            raise InputError(f"checkpoint {path} holds an entry twice, which torch does not write; it is refused")
-        if not entries or entries[0].header_offset != 0:
-            raise InputError(
-                f"checkpoint {path} does not begin with its first entry; it is damaged or not a checkpoint"
-            )
-        ends = [*(entry.header_offset for entry in entries[1:]), archive.start_dir]
-        for entry, end in zip(entries, ends, strict=True):
-            if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-                raise InputError(
-                    f"checkpoint {path} holds {entry.filename!r} compressed or encrypted, which torch does not write; unpacked it "
-                    f"would have {entry.file_size:,} bytes, so it is refused"
-                )
-            header = 30 + len(entry.filename.encode())
-            if entry.file_size != entry.compress_size or entry.header_offset + header + entry.file_size > end:
-                raise InputError(
-                    f"checkpoint {path} says that {entry.filename!r} has {entry.file_size:,} bytes, for which there is no room in "
-                    f"its {size:,}; it is damaged"
-                )
-        for entry in entries:
-            try:
-                with archive.open(entry) as part:
-                    while part.read(BLOCK_BYTES):
-                        pass
-            except (zipfile.BadZipFile, EOFError) as error:
-                raise InputError(
-                    f"checkpoint {path} is damaged: {entry.filename!r} differs from its checksum; copy it anew, or use another one"
-                ) from error
-        for entry in entries:
-            if entry.filename.endswith("/data.pkl"):
-                _check_named(archive, entry, path)
-
-
-def _check_named(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    """Refuse a pickle that names anything but tensors, without running it."""
-    if entry.file_size > MOST_PICKLE_BYTES:
-        raise InputError(
-            f"checkpoint {path} holds {entry.file_size:,} bytes beside its tensors, at most {MOST_PICKLE_BYTES:,} are read; "
-            "use a file that bevreshape wrote"
-        )
-    for opcode, argument, _ in pickletools.genops(archive.read(entry)):
-        named = opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") or opcode.name.startswith("EXT")
-        if named and (opcode.name != "GLOBAL" or argument not in NAMED):
-            what = str(argument or opcode.name).replace(" ", ".")
-            raise InputError(
-                f"checkpoint {path} holds Python objects that loading would execute ({what[:80]!r}); it is refused"
-            )
 
 
 def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,184 @@
+"""The archive of a checkpoint: judged before torch reads it, and read by torch as it was judged."""
+
+import pickletools
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from bevreshape.errors import InputError, shown
+
+KINDS = (
+    "Float",
+    "Double",
+    "Half",
+    "BFloat16",
+    "Long",
+    "Int",
+    "Short",
+    "Char",
+    "Byte",
+    "Bool",
+    "ComplexFloat",
+    "ComplexDouble",
+)
+
+NAMED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
+    f"torch {kind}Storage" for kind in KINDS
+}
+"""All that a checkpoint of this program names: tensors and what they are made of. Torch allows more, such as
+``bytearray``, which takes any amount of memory."""
+
+MOST_PICKLE_BYTES = 64 << 20
+"""Of a checkpoint without the numbers of its tensors."""
+
+BLOCK_BYTES = 1 << 20
+
+LONGEST_NAME = 500
+"""Characters of an entry's name; torch cuts longer ones off."""
+
+LOCAL = struct.Struct("<4sHHHHHIIIHH")
+"""Before an entry: signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra fields."""
+
+END = struct.Struct("<4sHHHHIIH")
+"""Of the archive: signature, disks, entries here and in all, size and start of their directory, length of a comment."""
+
+LOCATOR = struct.Struct("<4sIQI")
+"""Before the end: signature, disk, place of the zip64 record, disks."""
+
+RECORD = struct.Struct("<4sQHHIIQQQQ")
+"""Of zip64: signature, bytes that follow, versions, disks, and as at the end."""
+
+FOLDER = 0x10
+"""The attribute of DOS for one; miniz, by which torch reads archives, then leaves the memory for its content as it was."""
+
+
+def check_archive(file: BinaryIO, path: Path) -> None:
+    """Refuse an archive that is damaged, or is not as torch writes it: every entry once, whole, apart and uncompressed.
+
+    Nothing is unpacked; entries are read block by block for their checksums, which torch itself does not compare.
+
+    Raises:
+        InputError: naming the entry or what is wrong with all of them.
+    """
+    if not zipfile.is_zipfile(file):  # torch.save writes one; other pickles are not even looked into
+        raise InputError(f"checkpoint {path} is cut off or not a checkpoint; name a .ckpt that bevreshape wrote whole")
+    with zipfile.ZipFile(file) as archive:
+        entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+        folder = _check_names(entries, path)
+        if entries[0].header_offset != 0:
+            raise InputError(
+                f"checkpoint {path} does not begin with its first entry; it is damaged or not a checkpoint"
+            )
+        _check_directory(file, len(entries), archive.start_dir, path)
+        starts = _check_places(file, entries, archive.start_dir, path)
+        for entry in entries:
+            try:
+                with archive.open(entry) as part:
+                    while part.read(BLOCK_BYTES):
+                        pass
+            except (zipfile.BadZipFile, EOFError) as error:
+                raise InputError(
+                    f"checkpoint {path} is damaged: {entry.filename!r} differs from its checksum; copy it anew, or use another one"
+                ) from error
+        _check_named(archive, archive.getinfo(f"{folder}/data.pkl"), path)
+    file.seek(0)
+    reader = torch._C.PyTorchFileReader(file)
+    start = reader.get_record_offset  # type: ignore[attr-defined]  # torch's stubs lack it
+    if {f"{folder}/{name}": start(name) for name in reader.get_all_records()} != starts:
+        raise _unlike(path, "is an archive of which torch reads other entries than Python")
+
+
+def _unlike(path: Path, how: str) -> InputError:
+    return InputError(f"checkpoint {path} {how}, which torch does not write; it is refused")
+
+
+def _check_names(entries: Sequence[zipfile.ZipInfo], path: Path) -> str:
+    """The one folder of all entries. Torch finds ``DATA.PKL`` where it looks for ``data.pkl``."""
+    names = [entry.orig_filename for entry in entries]
+    odd = [name for name in names if not name.isascii() or not name.isprintable() or len(name) > LONGEST_NAME]
+    odd += [entry.filename for entry in entries if entry.filename != entry.orig_filename]
+    if odd:
+        raise _unlike(path, f"holds an entry of the name {shown(odd[0])}")
+    if len({name.lower() for name in names}) < len(names):
+        raise _unlike(path, "holds an entry twice")
+    folder = names[0].partition("/")[0] if names else ""
+    if f"{folder}/data.pkl" not in names or not all(name.startswith(f"{folder}/") for name in names):
+        raise _unlike(path, f"holds its entries not in one folder {shown(folder)} with data.pkl")
+    return folder
+
+
+def _check_directory(file: BinaryIO, entries: int, start: int, path: Path) -> None:
+    """Refuse an archive that might have another directory than the one that Python has read.
+
+    Torch takes the zip64 record to which its locator points, Python the one just before the locator; both then believe it.
+
+    Args:
+        file: of the archive.
+        entries: number of those that have been read.
+        start: of the directory that has been read, in bytes.
+        path: of the archive, for messages.
+    """
+    end = file.seek(0, 2) - END.size
+    kind, _, _, _, *short, comment = _unpacked(file, end, END)
+    whole, consistent = short, kind == b"PK\x05\x06" and comment == 0
+    if end >= LOCATOR.size + RECORD.size:
+        kind, _, place, _ = _unpacked(file, end - LOCATOR.size, LOCATOR)
+        if kind == b"PK\x06\x07":
+            end -= LOCATOR.size + RECORD.size
+            kind, rest, _, _, _, _, _, *whole = _unpacked(file, end, RECORD)
+            consistent &= kind == b"PK\x06\x06" and rest == RECORD.size - 12 and place == end
+            limits = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)  # stand for a number that only the zip64 record holds
+            consistent &= all(one in pair for one, *pair in zip(short, whole, limits, strict=True))
+    if not consistent or whole != [entries, end - start, start]:
+        raise _unlike(path, "has a table of its entries that is not at its end, or more than one")
+
+
+def _check_places(file: BinaryIO, entries: Sequence[zipfile.ZipInfo], end: int, path: Path) -> dict[str, int]:
+    """Where the content of each entry starts, in bytes; entries are plain, and in the order in which they lie before ``end``."""
+    size, starts = file.seek(0, 2), {}
+    for entry, after in zip(entries, [*(entry.header_offset for entry in entries[1:]), end], strict=True):
+        name = entry.filename
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise InputError(
+                f"checkpoint {path} holds {name!r} compressed or encrypted, which torch does not write; unpacked it would have "
+                f"{entry.file_size:,} bytes, so it is refused"
+            )
+        if name.endswith("/") or entry.external_attr & FOLDER:
+            raise _unlike(path, f"holds {name!r} as a folder")
+        if entry.extra and (
+            len(entry.extra) < 4 or struct.unpack_from("<HH", entry.extra) != (1, len(entry.extra) - 4)
+        ):
+            raise _unlike(path, f"holds {name!r} with more than its sizes")
+        *_, letters, extra = _unpacked(file, entry.header_offset, LOCAL)
+        starts[name] = entry.header_offset + LOCAL.size + letters + extra
+        if entry.file_size != entry.compress_size or starts[name] + entry.file_size > after:
+            raise InputError(
+                f"checkpoint {path} says that {name!r} has {entry.file_size:,} bytes, for which there is no room in its {size:,}; "
+                "it is damaged"
+            )
+    return starts
+
+
+def _unpacked(file: BinaryIO, at: int, kind: struct.Struct) -> tuple[Any, ...]:
+    file.seek(at)
+    return kind.unpack(file.read(kind.size))
+
+
+def _check_named(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse a pickle that names anything but tensors, without running it."""
+    if entry.file_size > MOST_PICKLE_BYTES:
+        raise InputError(
+            f"checkpoint {path} holds {entry.file_size:,} bytes beside its tensors, at most {MOST_PICKLE_BYTES:,} are read; "
+            "use a file that bevreshape wrote"
+        )
+    for opcode, argument, _ in pickletools.genops(archive.read(entry)):
+        named = opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") or opcode.name.startswith("EXT")
+        if named and (opcode.name != "GLOBAL" or argument not in NAMED):
+            what = str(argument or opcode.name).replace(" ", ".")
+            raise InputError(
+                f"checkpoint {path} holds Python objects that loading would execute ({what[:80]!r}); it is refused"
+            )
