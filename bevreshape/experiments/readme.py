@@ -35,7 +35,9 @@ tokens that come in another order from the start. A run that never got to a thre
 Every method gets its learning rate, all but the MLP of a fixed map also warm-up and weight decay, and attention whether its queries
 are learned themselves or as a product with a learned matrix, by successive halving on seeds that nothing is judged on, for every
 budget of steps anew; a best rate at an end of the grid is extended. Where X shows the pose, attention has normalised keys, which
-are not in the article: without them its error of a moving camera is several times as high. Rates are constant and parameters
+are not in the article, and the MLP that follows the pose reads it from X by sums over channels, then over tokens. Either was chosen
+among 14 variants of its side, on seeds that nothing is judged on; before, with the camera turning by 2°, attention's error was
+about seven times as high and the MLP's about three times. Rates are constant and parameters
 averaged, so that every point of a curve is what a run of that length ends with. An error is relative to the variance of the target:
 1 is what its mean would get, and 90 % of what can be had is an error of 0.1.
 """

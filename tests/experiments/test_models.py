@@ -74,10 +74,13 @@ def test_the_adaptive_map_is_w_times_a_kronecker_product() -> None:
 def test_the_adaptive_map_reads_numbers_from_x_that_stand_for_the_pose() -> None:
     world = World(SOURCE, GRID, sigma_deg=4.0, pose="visible")
     model, batch = AdaptiveMLP(world, [3, 4]), batch_of(world, 2, 2)
+    assert len(model.of_tokens.unique()) == 1  # at first all tokens count the same
+    torch.nn.init.normal_(model.of_tokens)
     found = model.read_from(batch.x)
     for s in range(2):
+        whole = model.of_tokens[s][:, None] * model.of_channels[s]  # t c n
         for b in range(2):
-            expected = batch.x[s, b].flatten() @ model.read[s] / math.sqrt(world.source.tokens * world.in_channels)
+            expected = batch.x[s, b].flatten() @ whole.flatten(0, 1) / math.sqrt(world.source.tokens)
             torch.testing.assert_close(found[s, b], expected, atol=1e-5, rtol=1e-4)
     torch.nn.init.normal_(model.outer, std=0.3)
     given = batch._replace(pose=batch.pose + 1)
