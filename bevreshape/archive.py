@@ -35,6 +35,9 @@ NAMED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._u
 MOST_PICKLE_BYTES = 64 << 20
 """Of a checkpoint without the numbers of its tensors."""
 
+MOST_OPCODES = 2_000_000
+"""Of that pickle. A parameter with its moments takes 127; one opcode of a byte may take 100 bytes of memory."""
+
 BLOCK_BYTES = 1 << 20
 
 LONGEST_NAME = 500
@@ -169,13 +172,17 @@ def _unpacked(file: BinaryIO, at: int, kind: struct.Struct) -> tuple[Any, ...]:
 
 
 def _check_named(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    """Refuse a pickle that names anything but tensors, without running it."""
+    """Refuse a pickle that names anything but tensors or holds too much, without running it."""
     if entry.file_size > MOST_PICKLE_BYTES:
         raise InputError(
             f"checkpoint {path} holds {entry.file_size:,} bytes beside its tensors, at most {MOST_PICKLE_BYTES:,} are read; "
             "use a file that bevreshape wrote"
         )
-    for opcode, argument, _ in pickletools.genops(archive.read(entry)):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(archive.read(entry))):
+        if number >= MOST_OPCODES:
+            raise InputError(
+                f"checkpoint {path} holds more than {MOST_OPCODES:,} values beside its tensors; use a file that bevreshape wrote"
+            )
         named = opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") or opcode.name.startswith("EXT")
         if named and (opcode.name != "GLOBAL" or argument not in NAMED):
             what = str(argument or opcode.name).replace(" ", ".")

@@ -1,8 +1,10 @@
 """Archives that torch would read otherwise than they were judged are refused before it reads them."""
 
+import pickletools
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +180,34 @@ def test_entry_with_more_than_its_sizes(tmp_path: Path, untouched: None) -> None
         file.writestr(entry, b"N.")
     with pytest.raises(InputError, match=r"a\.ckpt holds ('a/data\.pkl' with more|an entry of the name 'a/xy')"):
         read_checkpoint(path)
+
+
+def test_values_of_a_pickle_are_counted_only_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte of a pickle may be a mapping, of which a million take 100 MB."""
+    path = written(tmp_path / "a.ckpt", {"a/data.pkl": b"\x80\x02](" + b"}" * 1_000_000 + b"e.", "a/version": b"3\n"})
+    seen, genops = [0], pickletools.genops
+
+    def counted(content: bytes) -> Iterator[Any]:
+        for operation in genops(content):
+            seen[0] += 1
+            yield operation
+
+    monkeypatch.setattr(pickletools, "genops", counted)
+    monkeypatch.setattr(archive, "MOST_OPCODES", 1000)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was loaded"))
+    with pytest.raises(InputError, match=r"a\.ckpt holds more than 1,000 values beside its tensors"):
+        read_checkpoint(path)
+    assert seen == [1001]
+
+
+def test_checkpoint_of_ten_thousand_parameters_has_room(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in range(50)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save(
+        {**CHECKPOINT, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.ckpt"
+    )
+    with zipfile.ZipFile(tmp_path / "a.ckpt") as file:
+        opcodes = sum(1 for _ in pickletools.genops(file.read("a/data.pkl")))
+    assert 10_000 * opcodes / 100 < archive.MOST_OPCODES  # two parameters a layer
