@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 
-from bevreshape.archive import check_archive
+from bevreshape.archive import MOST_OPCODES, check_archive
 from bevreshape.errors import InputError, shown
 from bevreshape.runfolder import difference
 from bevreshape.stored import check_plain
 
 FORMAT = 2
 """Raised when the recipe inside a checkpoint changes its meaning; :func:`_renewed` reads the earlier ones."""
+
+MOST_DEPTH = 64
+"""Of mappings and lists in each other; Lightning's are nested about 8 deep, and a config at most 32."""
 
 LONGEST_NAME = 1000
 """Characters of a weight's name, which messages quote."""
@@ -39,7 +42,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with path.open("rb") as file:
             check_archive(file, path)
             file.seek(0)
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint = _plain(torch.load(file, map_location="cpu", weights_only=True), path)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
@@ -78,26 +81,51 @@ def _renewed(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**recipe, "config": {**config, "reshaper": {"normalise_values": True, **reshaper}}}
 
 
+def _plain(loaded: Any, path: Path) -> Any:
+    """The mappings of a checkpoint as plain ones; in others a pickle may have replaced the methods.
+
+    What stands in several places is copied for each, in all no more values than a pickle may have.
+    """
+    left = MOST_OPCODES
+
+    def copied(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if depth > MOST_DEPTH or left < 0:
+            raise InputError(
+                f"checkpoint {path} is nested deeper than {MOST_DEPTH} or has more than {MOST_OPCODES:,} values; use a file that "
+                "bevreshape wrote"
+            )
+        if isinstance(value, dict):
+            return {key: copied(inner, depth + 1) for key, inner in dict.items(value)}
+        if isinstance(value, list):
+            return [copied(inner, depth + 1) for inner in value]
+        if type(value) is tuple:  # but no torch.Size
+            return tuple(copied(inner, depth + 1) for inner in value)
+        return value
+
+    return copied(loaded, 0)
+
+
 def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
     """A state dict of dense tensors that are all in the file."""
     if not isinstance(state, dict):
         raise InputError(
             f"checkpoint {path}: state_dict is a {type(state).__name__}, not weights by name; it is damaged"
         )
-    weights = dict(dict.items(state))  # not its own method, which a pickle may have replaced
-    for key, value in weights.items():
+    for key, value in state.items():
         named = isinstance(key, str) and key.isprintable() and len(key) <= LONGEST_NAME
         if not named or not isinstance(value, torch.Tensor):
             raise InputError(
                 f"checkpoint {path}: state_dict has a {type(value).__name__} under {shown(key)}, where weights by name belong; it is "
                 "damaged"
             )
-    total, size = sum(value.numel() * value.element_size() for value in weights.values()), path.stat().st_size
+    total, size = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
     if total > 2 * size:  # some models hold a weight twice
         raise InputError(
             f"checkpoint {path}: its weights would take {total:,} bytes, which its {size:,} do not hold; it is damaged"
         )
-    return weights
+    return state
 
 
 def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import random
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -451,3 +452,46 @@ def test_huge_numbers_in_a_recipe_take_no_memory(best: dict[str, Any], tmp_path:
     with pytest.raises(InputError, match=r"huge\.ckpt is of another architecture"):
         load_model(str(tmp_path / "huge.ckpt"))
     assert devices == [{"meta"}]
+
+
+class WithoutMethods:
+    """A mapping that a pickle may hold, with texts in place of its methods."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __reduce__(self):
+        return OrderedDict, (), dict.fromkeys(("get", "items", "keys", "values"), "x"), None, iter(self.values.items())
+
+
+@pytest.mark.parametrize(
+    "part", [(), ("bevreshape",), ("bevreshape", "config"), ("state_dict",), ("more", 0), ("more", 1, 0)]
+)
+def test_mappings_have_their_own_methods(best: dict[str, Any], tmp_path: Path, part: tuple[Any, ...]) -> None:
+    whole = {**best, "more": [{"a": torch.arange(3)}, ({"b": 1}, "text")]}
+
+    def put(node: Any, path: tuple[Any, ...]) -> Any:
+        if not path:
+            return WithoutMethods(node)
+        if isinstance(node, dict):
+            return {key: put(value, path[1:]) if key == path[0] else value for key, value in node.items()}
+        return type(node)(put(value, path[1:]) if key == path[0] else value for key, value in enumerate(node))
+
+    torch.save(put(whole, part), tmp_path / "odd.ckpt")
+    found = read_checkpoint(tmp_path / "odd.ckpt")
+    for key in part:
+        found = found[key]
+    assert (type(found), found.get("nothing", 7)) == (dict, 7)
+    load_model(str(tmp_path / "odd.ckpt"))
+
+
+def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
+    circle: list[Any] = []
+    circle.append({"a": circle})
+    laughs: list[Any] = []
+    for _ in range(40):
+        laughs = [laughs, laughs]
+    for value in (circle, laughs):
+        torch.save({"bevreshape": {"format": 2}, "state_dict": {}, "loops": value}, tmp_path / "odd.ckpt")
+        with pytest.raises(InputError, match=r"odd\.ckpt is nested deeper than 64 or has more than 2,000,000 values"):
+            read_checkpoint(tmp_path / "odd.ckpt")
