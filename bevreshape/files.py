@@ -17,7 +17,13 @@ from PIL import Image
 from bevreshape.errors import InputError, shown
 
 MAX_TEXT_MB = 128
-"""A larger text is refused by its size; parsed as JSON it could fill the memory."""
+"""A larger text is refused by its size."""
+
+MAX_PARSED_MB = 1000
+"""Of memory that the values of a JSON file may take: the poses of four cameras in 100,000 frames take 750."""
+
+_TAKEN = {"{": 72, "[": 72, ",": 40, ":": 250}
+"""Bytes of memory for what a sign of JSON begins: an empty object or list, a number in a list, a key with its number."""
 
 _ENCODINGS = (  # the byte order mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -160,11 +166,22 @@ def read_text(path: Path, missing: str = "there is no such file; copy it again")
     return text
 
 
-def read_json(path: Path, missing: str = "there is no such file; copy it again") -> Any:
+def parsed_mb(text: str) -> float:
+    """About how many megabytes of memory the values of a JSON text take at most, besides its own."""
+    return sum(text.count(sign) * taken for sign, taken in _TAKEN.items()) / 1e6
+
+
+def read_json(path: Path, missing: str = "there is no such file; copy it again", most_mb: int = MAX_PARSED_MB) -> Any:
     """Read a JSON file; see :func:`read_text`.
 
+    Args:
+        path: of the file.
+        missing: what a message says where there is no such file, and what to do.
+        most_mb: megabytes of memory that its values may take, see :func:`parsed_mb`.
+
     Raises:
-        InputError: as :func:`read_text`, when it is not JSON, when an object has a key twice, or when it is nested too deeply.
+        InputError: as :func:`read_text`, when it is not JSON, has more values, an object has a key twice, or it is nested too
+            deeply.
     """
 
     def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -176,6 +193,10 @@ def read_json(path: Path, missing: str = "there is no such file; copy it again")
         return found
 
     text = read_text(path, missing)
+    if parsed_mb(text) > most_mb:
+        raise InputError(
+            f"{path}: its values would take about {parsed_mb(text):,.0f} MB of memory, more than {most_mb:,.0f}; is it the right file?"
+        )
     try:
         return json.loads(text, object_pairs_hook=each_once)
     except InputError:

@@ -20,12 +20,16 @@ import yaml
 
 from bevreshape.construct import TARGET, locate
 from bevreshape.errors import InputError
+from bevreshape.files import parsed_mb
 
 RESHAPERS = "bevreshape.reshapers"
 """Entry-point group in which other packages announce their reshapers."""
 
 MOST_VALUES, MOST_DEPTH, MOST_CHARACTERS, MOST_BYTES = 100_000, 32, 100_000, 64 << 20
 """Of one stored config, text or file: far more than any that bevreshape writes, little enough to be read at once."""
+
+MOST_YAML_BYTES, MOST_JSON_MB = 4 << 20, 100
+"""Of a text in YAML, a megabyte of which is read in about a second, and of the memory that one in JSON takes when read."""
 
 LOSSES = tuple(f"bevreshape.losses.{name}" for name in ("BCE", "Dice", "Focal", "WeightedSum"))
 
@@ -115,10 +119,7 @@ def check_plain(node: Any, where: str) -> None:
         nonlocal left
         left -= 1
         if depth > MOST_DEPTH or left < 0:
-            raise InputError(
-                f"{where} is nested deeper than {MOST_DEPTH} or has more than {MOST_VALUES} values, which no config has; use "
-                "another file"
-            )
+            raise _too_much(where)
         if type(value) is dict:
             for name, inner in value.items():
                 if type(name) not in (str, int, float, bool):
@@ -138,6 +139,12 @@ def check_plain(node: Any, where: str) -> None:
             raise InputError(f"{where}: {key} is a {type(value).__name__}, not a plain value")
 
     visit(node, "", 0)
+
+
+def _too_much(where: str) -> InputError:
+    return InputError(
+        f"{where} is nested deeper than {MOST_DEPTH} or has more than {MOST_VALUES} values, which no config has; use another file"
+    )
 
 
 def _check_text(text: str, where: str) -> None:
@@ -246,14 +253,31 @@ def _is_cache(root: Path) -> bool:
         return False
 
 
+class _TooMuch(Exception):
+    """A text has more values than are read."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain values alone, each written out: a few references to references stand for any amount of them."""
+    """Plain values alone, each written out: a few references to references stand for any amount of them.
+
+    They are counted as they are read, as :func:`check_plain` counts them.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.left, self.depth = MOST_VALUES, 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.composer.ComposerError(None, None, "a reference, which no run writes", event.start_mark)
-        return super().compose_node(parent, index)
+        self.left -= 1
+        if self.depth > MOST_DEPTH or self.left < 0:
+            raise _TooMuch
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = ()) -> dict[str, Any]:
@@ -291,9 +315,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: naming the file.
     """
-    text = _read_text(path)
+    text = _read_text(path, MOST_YAML_BYTES)
     try:
         found = yaml.load(text, _Loader)
+    except _TooMuch:
+        raise _too_much(str(path)) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged or no YAML ({_reason(error)}); restore it, or name another folder"
@@ -308,6 +334,8 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: naming the file.
     """
     text = _read_text(path)
+    if parsed_mb(text) > MOST_JSON_MB:
+        raise _too_much(str(path))
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -353,12 +381,12 @@ def _is_figure(text: str) -> bool:
         return False
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, most: int = MOST_BYTES) -> str:
     try:
         if not path.is_file():
             raise InputError(f"{path} is missing or not a file; name a folder that bevreshape wrote")
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path} has more than {MOST_BYTES >> 20} MB, so bevreshape did not write it; restore it")
+        if path.stat().st_size > most:
+            raise InputError(f"{path} has more than {most >> 20} MB, so bevreshape did not write it; restore it")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{path} is damaged: it is no UTF-8 text; restore it, or name another folder") from None

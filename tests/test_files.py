@@ -2,11 +2,14 @@
 
 import codecs
 import errno
+import json
+import math
 import os
 import resource
 import stat
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +17,17 @@ import pytest
 import torch
 
 from bevreshape.errors import InputError
-from bevreshape.files import read_json, read_text, remove_abandoned, visible, write_atomic, write_text
+from bevreshape.files import (
+    MAX_PARSED_MB,
+    MAX_TEXT_MB,
+    parsed_mb,
+    read_json,
+    read_text,
+    remove_abandoned,
+    visible,
+    write_atomic,
+    write_text,
+)
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
@@ -98,6 +111,57 @@ def test_text_that_cannot_be_is_one_sentence(tmp_path: Path, content: bytes, say
         read_json(path)
     assert str(refused.value).startswith(f"{path}: ")
     assert len(str(refused.value)) < 300 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "{},",
+        "[],",
+        "1.5,",
+        '{"a":1},',
+        "[[1]],",
+        '{"ab":{"c":[]}},',
+        "[1,2,3,4],",
+        '"k%d":1,',
+        '"k%d":[1],',
+        '"k%d":{"a":2.5},',
+    ],
+)
+def test_parsed_megabytes_are_no_less_than_what_parsing_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    path = tmp_path / "a.json"
+    units = "".join(unit % number if "%" in unit else unit for number in range(30_000)).rstrip(",")
+    path.write_text("{" + units + "}" if "%" in unit else "[" + units + "]")
+    text = path.read_text()
+    monkeypatch.setattr("bevreshape.files.MAX_TEXT_MB", 1)  # the buffer of which is not what is measured
+    tracemalloc.start()
+    read_json(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < parsed_mb(text) * 1e6 + 2 * len(text) + 10**6
+
+
+@pytest.mark.parametrize("unit", ["{},", "[],", '{"a":1},'])
+def test_values_that_would_fill_the_memory_are_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"a":[' + unit * 10_000_000 + "1]}")
+    monkeypatch.setattr(json, "loads", lambda *args, **kwargs: pytest.fail("it was parsed"))
+    with pytest.raises(InputError, match=r"a\.json: its values would take about .* MB of memory, more than 1,000"):
+        read_json(path)
+
+
+def test_calibration_of_100_000_frames_has_room() -> None:
+    """Each with the poses of four cameras, in as many digits as Python writes."""
+    pose = [[math.sin(4 * row + column) for column in range(4)] for row in range(4)]
+    frame = {f"camera_{number}": {"ego_from_cam": pose} for number in range(4)}
+    text = json.dumps({f"{number:06d}": frame for number in range(1000)})
+    assert 100 * parsed_mb(text) < MAX_PARSED_MB
+    short = json.dumps(json.loads(text, parse_float=lambda digits: round(float(digits), 4)))
+    assert 100 * len(short) < MAX_TEXT_MB * 10**6
 
 
 def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

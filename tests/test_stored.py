@@ -16,7 +16,7 @@ import yaml
 from commands import ROOT
 from hostile import CALLS, CANARY, changed, leaves
 
-from bevreshape import report
+from bevreshape import report, stored
 from bevreshape.errors import InputError
 from bevreshape.lab.runs import read_runs, stopped_early
 from bevreshape.reshapers import Reshaper
@@ -224,7 +224,8 @@ def test_stored_place_outside_is_written_to_only_if_it_is_a_cache(
         (b"a: &x [1]\nb: *x\n", "a reference, which no run writes"),
         (b"a: !!python/object/apply:os.mkdir [canary]\n", "is damaged or no YAML"),
         (b"a: 2020-01-01\n", "a is a date, not a plain value"),
-        (b"[" * 100_000, "is damaged or no YAML"),
+        (b"[" * 100_000, "is nested deeper than 32 or has more than 100000 values"),
+        (b"# " * (3 << 20), "has more than 4 MB, so bevreshape did not write it"),
         (b"1: 2\n", "not a mapping of names"),
         (b"a: ${oc.env:HOME}\n", "written like an interpolation"),
         (None, "is missing or not a file"),
@@ -239,6 +240,70 @@ def test_damaged_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: 
         read_yaml(path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / CANARY).exists()
+
+
+@pytest.mark.parametrize("shape", ["{}", "[{}]", "{{a: [{}]}}", "- {}"])
+def test_values_of_yaml_are_counted_as_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    """As many as a config may have, whatever follows."""
+    nodes, composed = [0], yaml.SafeLoader.compose_node
+
+    def counted(self: yaml.SafeLoader, parent: Any, index: Any) -> Any:
+        nodes[0] += 1
+        return composed(self, parent, index)
+
+    monkeypatch.setattr(yaml.SafeLoader, "compose_node", counted)
+    monkeypatch.setattr(stored, "MOST_VALUES", 1000)
+    path = tmp_path / "config.yaml"
+    path.write_text("a:\n  " + shape.format("[" + "1," * 100_000 + "]"))
+    with pytest.raises(InputError, match=r"config\.yaml is nested deeper than 32 or has more than 1000 values"):
+        read_yaml(path)
+    assert nodes == [1000]
+
+
+def sentence(read: Callable[[], Any]) -> str:
+    """Of the refusal, empty where there is none."""
+    try:
+        read()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", ["list", "mapping"])
+def test_yaml_is_read_up_to_the_same_bounds_as_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What check_plain lets through has not been refused before, and nothing more has been read."""
+    path = tmp_path / "config.yaml"
+    monkeypatch.setattr(stored, "MOST_VALUES", 41)
+    for many, deep in ((19, 1), (20, 1), (38, 1), (39, 1), (1, 31), (1, 32)):
+        node: Any = [1] * many if kind == "list" else {str(number): 1 for number in range(many)}
+        for _ in range(deep - 1):
+            node = [node]
+        path.write_text(yaml.safe_dump({"a": node}))
+        wanted = sentence(lambda node=node: check_plain({"a": node}, str(path)))
+        assert sentence(lambda: read_yaml(path)) == wanted
+        with monkeypatch.context() as unchecked:
+            unchecked.setattr(stored, "check_plain", lambda *args: None)
+            assert sentence(lambda: read_yaml(path)) == wanted
+
+
+@pytest.mark.parametrize("unit", ["{},", "[],", "1,", '{"a":1},'])
+def test_json_of_too_many_values_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text('{"a": [' + unit * 3_000_000 + "1]}")
+    monkeypatch.setattr(json, "loads", lambda *args, **kwargs: pytest.fail("it was read"))
+    with pytest.raises(InputError, match=r"metrics\.json is nested deeper than 32 or has more than 100000 values"):
+        read_json(path)
+
+
+def test_json_of_as_many_values_as_a_config_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    for content in ({str(number): 0.5 for number in range(49_000)}, {"a": [{"b": 1}] * 30_000}):
+        path.write_text(json.dumps(content))
+        assert read_json(path) == content
 
 
 @pytest.mark.parametrize(

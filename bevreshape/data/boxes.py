@@ -17,6 +17,9 @@ from bevreshape.files import read_json
 LONGEST_M, FARTHEST_M, MOST_DEG = 1000, 10_000, 3600
 """Side of a box, distance along an axis and yaw, beyond which they cannot be meant."""
 
+MOST_MB = 50
+"""Of memory for the boxes of a frame as they are read, which 30,000 would take."""
+
 KEYS = ("category", "center_m", "size_m", "yaw_deg")
 
 
@@ -65,7 +68,9 @@ def read_boxes(path: Path, known: Sequence[str]) -> Boxes:
         InputError: missing, not JSON, not of the schema, a category that is not known, or a size that is not positive.
     """
     entries = read_json(
-        path, "there is no such file; write the frame's boxes, [] where it has none, or take it out of the split"
+        path,
+        "there is no such file; write the frame's boxes, [] where it has none, or take it out of the split",
+        MOST_MB,
     )
     if not isinstance(entries, list):
         raise InputError(f"{path}: this is {type(entries).__name__}; it must be a list of boxes")

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bevreshape.data.boxes import read_boxes
+from bevreshape.data.boxes import MOST_MB, read_boxes
 from bevreshape.errors import InputError
+from bevreshape.files import parsed_mb
 
 BOX: dict[str, Any] = {"category": "car", "center_m": [10, 2.5, 0.8], "size_m": [4.2, 1.8, 1.6], "yaw_deg": 30}
 
@@ -71,3 +72,15 @@ def test_bad_boxes_are_refused_by_name(tmp_path: Path, content: Any, says: str) 
     assert str(refusal.value).startswith(str(path))
     with pytest.raises(InputError, match=r"there is no such file; write the frame's boxes, \[\] where it has none"):
         read_boxes(tmp_path / "2.json", ("car",))
+
+
+def test_boxes_of_too_many_values_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("[" + "{}," * 1_000_000 + "{}]")
+    monkeypatch.setattr(json, "loads", lambda *args, **kwargs: pytest.fail("it was parsed"))
+    with pytest.raises(InputError, match=r"a\.json: its values would take about 112 MB of memory, more than 50"):
+        read_boxes(path, ["car"])
+
+
+def test_thirty_thousand_boxes_have_room() -> None:
+    assert parsed_mb(json.dumps([BOX] * 30_000)) < MOST_MB
