@@ -79,7 +79,7 @@ def block(study: Study, rows: Sequence[Row]) -> str:
     """What the README of the package says of the study: the chart, the primary rows and the theorems."""
     headings, lines = primary_table(rows)
     chosen = (0, 2, 3, 4, 5, 6)
-    table = markdown_table([headings[i] for i in chosen], [[line[i] for i in chosen] for line in lines]) if lines else ""
+    table = markdown_table([headings[i] for i in chosen], [[line[i] for i in chosen] for line in lines]) + "\n"
     chart = (
         f"![{CHART_WORDS}]({FULL_FOLDER}/crossover.png)\n\n"
         if (study.records.folder / "crossover.png").exists()
@@ -87,7 +87,7 @@ def block(study: Study, rows: Sequence[Row]) -> str:
     )
     words = progress_words(study)
     return (
-        f"\n{f'**{words}**' if words else ''}\n\n{chart}{f'{table}\n' if table else ''}{THEOREMS}\n\nAll rows, the rules, the costs: "
+        f"\n{f'**{words}**' if words else ''}\n\n{chart}{table if lines else ''}{THEOREMS}\n\nAll rows, the rules, the costs: "
         f"[{FULL_FOLDER}/README.md]({FULL_FOLDER}/README.md).\n\n"
     )
 
