@@ -157,7 +157,7 @@ class Benchmark(TypedDict):
 
     encoder: Node
     head: Node
-    reshapers: Node
+    reshapers: Mapping[str, Node]
     batch: BatchSize | Sequence[BatchSize]
     cameras: Count | Sequence[Count]
     channels: Width | Sequence[Width]

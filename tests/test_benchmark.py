@@ -133,3 +133,9 @@ def test_sentence(command, arguments: tuple[str, ...], words: tuple[str, ...]) -
     assert "Traceback" not in ended.err
     for word in words:
         assert word in ended.err
+
+
+def test_options_of_a_reshaper_are_a_mapping(command) -> None:
+    ended = command("benchmark", "reshaper=mlp", "++reshapers.x=1")
+    assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
+    assert "reshapers.x=1 must be a mapping" in ended.err

@@ -132,7 +132,7 @@ def listed(box: Box) -> dict[str, tuple[int, int]]:
     found = {}
     for top, folders, names in os.walk(box.base):
         if Path(top) == box.base:
-            folders[:] = [name for name in folders if name not in ("cases", "worlds")]
+            folders[:] = [name for name in folders if name != "cases" and not name.startswith("worlds")]
             names = [name for name in names if name != "results.jsonl"]
         for name in names:
             status = os.lstat(os.path.join(top, name))
