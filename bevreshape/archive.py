@@ -175,13 +175,13 @@ def _check_named(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -
     """Refuse a pickle that names anything but tensors or holds too much, without running it."""
     if entry.file_size > MOST_PICKLE_BYTES:
         raise InputError(
-            f"checkpoint {path} holds {entry.file_size:,} bytes beside its tensors, at most {MOST_PICKLE_BYTES:,} are read; "
+            f"checkpoint {path} holds {entry.file_size:,} bytes in addition to its tensors, at most {MOST_PICKLE_BYTES:,} are read; "
             "use a file that bevreshape wrote"
         )
     for number, (opcode, argument, _) in enumerate(pickletools.genops(archive.read(entry))):
         if number >= MOST_OPCODES:
             raise InputError(
-                f"checkpoint {path} holds more than {MOST_OPCODES:,} values beside its tensors; use a file that bevreshape wrote"
+                f"checkpoint {path} holds more than {MOST_OPCODES:,} values in addition to its tensors; use a file that bevreshape wrote"
             )
         named = opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") or opcode.name.startswith("EXT")
         if named and (opcode.name != "GLOBAL" or argument not in NAMED):

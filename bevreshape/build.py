@@ -38,7 +38,7 @@ MOST_PIXELS, MOST_CELLS = 1 << 23, 1 << 24
 """Of a picture and of a map that a checkpoint says its model is for."""
 
 MOST_BUFFER_BYTES = 1 << 30
-"""Of what a checkpoint's model holds beside its weights."""
+"""Of what a checkpoint's model holds in addition to its weights."""
 
 MODEL_PARTS = ("encoder", "reshaper", "head")
 """Groups of a config that make the model."""
@@ -56,7 +56,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "optimizer": (),
     "logger": ("save_dir",),
 }
-"""What the program gives the class of a group, beside the options of the config."""
+"""What the program gives the class of a group, in addition to the options of the config."""
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "data": ("grid", "classes", "camera_names", "image_size", "prepare", "split", "finish"),
@@ -335,12 +335,12 @@ def _read_recipe(recipe: Mapping[str, Any], where: str, trust: Sequence[str]) ->
 
 
 def _check_buffers(sketch: torch.nn.Module, path: str) -> None:
-    """Refuse a model that takes much memory beside its weights, all of which are in the file."""
+    """Refuse a model that takes much memory in addition to its weights, all of which are in the file."""
     stored = sketch.state_dict().keys()
     others = sum(one.numel() * one.element_size() for name, one in sketch.named_buffers() if name not in stored)
     if others > MOST_BUFFER_BYTES:
         raise InputError(
-            f"checkpoint {path}: its model would take {others:,} bytes beside its weights, at most {MOST_BUFFER_BYTES:,} are "
+            f"checkpoint {path}: its model would take {others:,} bytes in addition to its weights, at most {MOST_BUFFER_BYTES:,} are "
             "allowed; use a file that bevreshape wrote"
         )
 

@@ -25,7 +25,7 @@ FORMAT = 1
 
 
 class Preprocessing:
-    """Turn the raw images of one moment into the inputs of an exported program.
+    """Turn the raw images of one sample into the inputs of an exported program.
 
     Args:
         about: the metadata that ``bevreshape.export`` stored: of an ONNX file under ``bevreshape``, of a pt2 file in

@@ -44,7 +44,7 @@ def make_console_safe() -> None:
 
 
 def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream, whose end nobody may hear: a terminal is closed, ``tee`` behind a pipe gets Ctrl-C too."""
+    """The same stream, which outlives its other end: a terminal may be closed, and Ctrl-C also ends a ``tee`` behind a pipe."""
     stream.flush()
     buffer = io.BufferedWriter(_OutlivingFile(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(

@@ -1,4 +1,4 @@
-"""What a run resumes from beside its weights, compared with what the run itself would have saved."""
+"""What a run resumes from in addition to its weights, compared with what the run itself would have saved."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

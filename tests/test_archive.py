@@ -195,7 +195,7 @@ def test_values_of_a_pickle_are_counted_only_so_far(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(pickletools, "genops", counted)
     monkeypatch.setattr(archive, "MOST_OPCODES", 1000)
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was loaded"))
-    with pytest.raises(InputError, match=r"a\.ckpt holds more than 1,000 values beside its tensors"):
+    with pytest.raises(InputError, match=r"a\.ckpt holds more than 1,000 values in addition to its tensors"):
         read_checkpoint(path)
     assert seen == [1001]
 

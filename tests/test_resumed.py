@@ -1,4 +1,4 @@
-"""What a run resumes from beside its weights: what its own config and steps give, and nothing else."""
+"""What a run resumes from in addition to its weights: what its own config and steps give, and nothing else."""
 
 import shutil
 from collections.abc import Callable
@@ -69,7 +69,7 @@ WRONG = {
     "betas that are a text": (setting(*GROUP, "betas", value="x"), "betas is 'x'"),
     "up in place of down": (setting(*GROUP, "maximize", value=True), "maximize is True but follows as False"),
     "no moments": (setting(*MOMENT, value={}), "state is empty after 8 steps"),
-    "moments of nobody": (setting(*MOMENT, 10**6, value={}), "not moments by the numbers of"),
+    "moments of no parameter": (setting(*MOMENT, 10**6, value={}), "not moments by the numbers of"),
     "moment of another shape": (setting(*MOMENT, 0, "exp_avg", value=torch.zeros(3)), "exp_avg is (3,), where"),
     "moment that is a text": (setting(*MOMENT, 0, "exp_avg", value="x"), "exp_avg is 'x', where"),
     "step before the first": (setting(*MOMENT, 0, "step", value=torch.tensor(-1.0)), "step is -1 after 8 steps"),

@@ -132,12 +132,11 @@ def _error(results: Results) -> list[Row]:
     }
     found = {name: results.compare(pair["attention"], pair["MLP"]) for name, pair in settings.items()}
     return [
-        Row(
+        Row.compared(
             "A8", "Capacity: error on larger maps",
             f"error after {results.longest} steps of new samples, MLP / attention, at {_sizes(results)}",
-            {name: str(one) for name, one in found.items()},
-            "; ".join(f"{name}: attention {one.verdict()}" for name, one in found.items()),
-            absolute={
+            found, "attention",
+            {
                 name: ", ".join(mean_words(results.errors(pair[name])) for pair in settings.values()) for name in PAIR
             },
         )

@@ -10,7 +10,7 @@ from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.outcomes import NotDoneError, Outcomes, bounded, paired
 from bevreshape.experiments.plan import THRESHOLDS
 from bevreshape.experiments.row import Row, available
-from bevreshape.experiments.rows import ENCODINGS, mean_words, range_words
+from bevreshape.experiments.rows import mean_words, permuted_row, range_words
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO
 
@@ -93,12 +93,11 @@ def _a8_delay(results: FeatureResults) -> list[Row]:
         for to, attention, mlp in zip(THRESHOLDS, steps["attention"], steps["MLP"], strict=True)
     }
     return [
-        Row(
+        Row.compared(
             "A8", "Encoder features: attention converges later",
             f"{WHERE}: steps to so much of what can be had, MLP / attention",
-            {share: str(found) for share, found in compared.items()},
-            "; ".join(f"{share}: attention {found.verdict()}" for share, found in compared.items()),
-            absolute={name: ", ".join(map(range_words, found)) for name, found in steps.items()},
+            compared, "attention",
+            {name: ", ".join(map(range_words, found)) for name, found in steps.items()},
         )
     ]  # fmt: skip
 
@@ -162,21 +161,11 @@ def _a11_place(results: FeatureResults) -> list[Row]:
 
 
 def _a12(results: FeatureResults) -> list[Row]:
-    pairs = {
-        str(encoding): [
-            results.plan.setting("attention", encoding=encoding, permuted=permuted) for permuted in (False, True)
-        ]
-        for encoding in ENCODINGS
-    }
-    found = {name: results.compare(permuted, ordered) for name, (ordered, permuted) in pairs.items()}
     return [
-        Row(
-            "A12", "Encoder features: a fixed permutation that is there in training already harms an attention",
-            f"{WHERE}: error after {results.longest} steps, in order / permuted", {name: str(one) for name, one in found.items()},
-            "; ".join(f"{name}: permuted {one.verdict()}" for name, one in found.items()),
-            absolute={
-                name: " and ".join(mean_words(results.errors(setting)) for setting in pair) for name, pair in pairs.items()
-            },
+        permuted_row(
+            results, partial(results.plan.setting, "attention"),
+            "Encoder features: a fixed permutation that is there in training already harms an attention",
+            f"{WHERE}: error after {results.longest} steps, in order / permuted",
         )
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Random fields in place of images' features."""
+"""Random fields instead of an encoder's features."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The study beside an independent re-implementation of its tensor level: own geometry, own MLP, own attention."""
+"""The study compared with an independent re-implementation of its tensor level: own geometry, own MLP, own attention."""
 
 import math
 from collections.abc import Callable, Sequence

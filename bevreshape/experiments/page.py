@@ -106,7 +106,9 @@ def _independent(results: Results) -> Section | None:
     headings, lines = compared(results)
     text = "Own geometry, own MLP, own attention, no line of this package."
     return (
-        Section("Beside an independent re-implementation", text, table=Table(headings, tuple(lines))) if lines else None
+        Section("Compared with an independent re-implementation", text, table=Table(headings, tuple(lines)))
+        if lines
+        else None
     )
 
 

@@ -122,7 +122,7 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
             "## What a method costs\n",
             COSTS_WORDS + "\n",
             markdown_table(*costs_table(results)),
-            "## Beside an independent re-implementation\n",
+            "## Compared with an independent re-implementation\n",
             INDEPENDENT_WORDS + "\n",
             markdown_table(*compared(results)),
         ]

@@ -104,7 +104,7 @@ class Records:
 
     @contextmanager
     def claimed(self, entry: Entry) -> Iterator[bool]:
-        """Whether nobody else is at work on this entry; it is ours until the block ends."""
+        """Whether no other process is at work on this entry; it is ours until the block ends."""
         name = hashlib.sha256(entry.name.encode()).hexdigest()[:16]
         with self._locked(name, wait=False) as ours:
             yield ours

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from bevreshape.experiments.intervals import Comparison
 from bevreshape.experiments.outcomes import NotDoneError
 
 
@@ -30,6 +31,32 @@ class Row:
     primary: bool = False
     absolute: Mapping[str, str] = field(default_factory=dict)
     sentence: str = ""
+
+    @classmethod
+    def compared(
+        cls,
+        claim: str,
+        question: str,
+        measured: str,
+        found: Mapping[str, Comparison],
+        who: str,
+        absolute: Mapping[str, str],
+    ) -> "Row":
+        """A row of one comparison, under an empty name, or of several, each with a verdict of its own.
+
+        Args:
+            claim: see the attributes.
+            question: likewise.
+            measured: likewise.
+            found: comparisons by condition.
+            who: is ahead or behind, for the verdicts.
+            absolute: see the attributes.
+        """
+        verdicts = [
+            f"{where}: {who} {one.verdict()}" if where else f"{who} {one.verdict()}" for where, one in found.items()
+        ]
+        value = {where: str(one) for where, one in found.items()}
+        return cls(claim, question, measured, value, "; ".join(verdicts), absolute=absolute)
 
 
 def available(*makers: Callable[[], Sequence[Row]]) -> list[Row]:

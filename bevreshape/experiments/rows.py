@@ -2,13 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from bevreshape.experiments.intervals import Bounds, Comparison, Verdict, holm
 from bevreshape.experiments.models import Encoding
-from bevreshape.experiments.outcomes import paired
+from bevreshape.experiments.outcomes import Outcomes, paired
 from bevreshape.experiments.plan import PAIRS, THRESHOLDS
 from bevreshape.experiments.row import Row, available
 from bevreshape.experiments.runs import Setting
@@ -161,11 +161,10 @@ def _a8_delay(results: Results) -> list[Row]:
         for to in THRESHOLDS
     }
     return [
-        Row(
+        Row.compared(
             "A8", "Attention converges later", "steps to so much of what can be had, MLP / attention",
-            {share: str(found) for share, found in compared.items()},
-            "; ".join(f"{share}: attention {found.verdict()}" for share, found in compared.items()),
-            absolute={
+            compared, "attention",
+            {
                 name: ", ".join(range_words(results.steps_to(Setting(method), to)) for to in THRESHOLDS)
                 for name, method in (("MLP", "mlp"), ("attention", "attention"))
             },
@@ -183,13 +182,12 @@ def _a8_cost(results: Results) -> list[Row]:
     }
     found = {what: Comparison.of(sides["attention"], sides["MLP"]) for what, sides in needed.items()}
     return [
-        Row(
+        Row.compared(
             "A8", "Attention needs more samples, steps, compute and time",
             f"to {1 - TO:.0%} of what can be had, MLP / attention; FLOPs of forward passes, one sample each; seconds of training "
             f"alone on {results.pace.processor}, {results.pace.threads} thread(s)",
-            {what: str(one) for what, one in found.items()},
-            "; ".join(f"{what}: attention {one.verdict()}" for what, one in found.items()),
-            absolute={
+            found, "attention",
+            {
                 name: ", ".join(f"{range_words(sides[name])} {what}" for what, sides in needed.items()) for name in pair
             },
         )
@@ -240,21 +238,23 @@ def _a11(results: Results) -> list[Row]:
 
 
 def _a12(results: Results) -> list[Row]:
+    return [
+        permuted_row(
+            results, partial(Setting, "attention"), "A fixed permutation that is there in training already harms an attention",
+            f"error after {results.longest} steps, in order / permuted",
+        )
+    ]  # fmt: skip
+
+
+def permuted_row(results: Outcomes, setting: Callable[..., Setting], question: str, measured: str) -> Row:
+    """Permuted tokens against tokens in order, for both encodings."""
     pairs = {
-        str(encoding): (Setting("attention", encoding=encoding), Setting("attention", encoding=encoding, permuted=True))
+        str(encoding): [setting(encoding=encoding, permuted=permuted) for permuted in (False, True)]
         for encoding in ENCODINGS
     }
     found = {name: results.compare(permuted, ordered) for name, (ordered, permuted) in pairs.items()}
-    return [
-        Row(
-            "A12", "A fixed permutation that is there in training already harms an attention",
-            f"error after {results.longest} steps, in order / permuted", {name: str(one) for name, one in found.items()},
-            "; ".join(f"{name}: permuted {one.verdict()}" for name, one in found.items()),
-            absolute={
-                name: " and ".join(mean_words(results.errors(setting)) for setting in pair) for name, pair in pairs.items()
-            },
-        )
-    ]  # fmt: skip
+    absolute = {name: " and ".join(mean_words(results.errors(one)) for one in pair) for name, pair in pairs.items()}
+    return Row.compared("A12", question, measured, found, "permuted", absolute)
 
 
 def mean_words(errors: Sequence[float]) -> str:

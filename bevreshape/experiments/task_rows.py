@@ -39,12 +39,7 @@ def rows(results: TaskResults) -> list[Row]:
 def _compared(
     claim: str, question: str, measured: str, found: Mapping[str, Comparison], who: str, absolute: Mapping[str, str]
 ) -> Row:
-    """A row of one comparison, under an empty name, or of several, whose verdicts stand side by side."""
-    verdicts = [
-        f"{where}: {who} {one.verdict()}" if where else f"{who} {one.verdict()}" for where, one in found.items()
-    ]
-    value = {where: str(comparison) for where, comparison in found.items()}
-    return Row(claim, f"On the task, {question}", measured, value, "; ".join(verdicts), absolute=absolute)
+    return Row.compared(claim, f"On the task, {question}", measured, found, who, absolute)
 
 
 def _pair(sigma: float, pose: bool) -> dict[str, TaskSetting]:

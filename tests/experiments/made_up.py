@@ -1,4 +1,4 @@
-"""A study whose outcomes are made up, so that what follows from them can be told beforehand."""
+"""A study whose outcomes are made up, so that what follows from them is known beforehand."""
 
 import json
 from collections.abc import Callable

@@ -246,6 +246,18 @@ def train_checks(random: Random, box: Box) -> Attempt:
     return Attempt(changes, call, must_refuse, choices)
 
 
+def measured(name: str, base: list[str], changes: list[str], must_refuse: bool) -> Attempt:
+    """A command that leaves metrics in ``run``."""
+
+    def call(numbers: Sequence[int]) -> str | None:
+        refusal = command(name, [*base, *picked(changes, numbers)])
+        if refusal is None:
+            check_metrics(Path("run/metrics.json"))
+        return refusal
+
+    return Attempt(changes, call, must_refuse)
+
+
 def train_runs(random: Random, box: Box) -> Attempt:
     """A training of two steps, with its validation and test."""
     base = [
@@ -257,13 +269,7 @@ def train_runs(random: Random, box: Box) -> Attempt:
     ]
     changes, must_refuse = arguments(random, composed("train", base), SMALL)
 
-    def call(numbers: Sequence[int]) -> str | None:
-        refusal = command("train", [*base, *picked(changes, numbers)])
-        if refusal is None:
-            check_metrics(Path("run/metrics.json"))
-        return refusal
-
-    return Attempt(changes, call, must_refuse)
+    return measured("train", base, changes, must_refuse)
 
 
 def evaluations(random: Random, box: Box) -> Attempt:
@@ -274,13 +280,7 @@ def evaluations(random: Random, box: Box) -> Attempt:
     keys = {"split": "test", "without_cameras": False, "seed": 0, "checkpoint": str(box.checkpoint), **stored}
     changes, must_refuse = arguments(random, keys, SMALL)
 
-    def call(numbers: Sequence[int]) -> str | None:
-        refusal = command("evaluate", [*base, *picked(changes, numbers)])
-        if refusal is None:
-            check_metrics(Path("run/metrics.json"))
-        return refusal
-
-    return Attempt(changes, call, must_refuse)
+    return measured("evaluate", base, changes, must_refuse)
 
 
 def predictions(random: Random, box: Box) -> Attempt:
