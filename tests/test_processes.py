@@ -1,5 +1,7 @@
 """Processes of launchers: counted against the trainer group, and refused where each would train alone."""
 
+import os
+
 import pytest
 from commands import TINY
 from lightning.pytorch.plugins.environments import (
@@ -8,6 +10,7 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from torch.distributed import TCPStore
 
 from bevreshape.errors import InputError
 from bevreshape.processes import LAUNCHERS, check_group, cluster_environment, group
@@ -104,6 +107,20 @@ def test_lightning_learns_the_place_in_the_group(variables, given, kind: type) -
     if kind is SLURMEnvironment:
         found.validate_settings(1, 2)
         assert not found.auto_requeue, "what is saved in the midst of a step cannot be resumed exactly"
+
+
+def test_restarted_processes_meet_in_a_store_of_their_own(variables) -> None:
+    """In the one that torchrun keeps stand the addresses of those that were killed."""
+    kept = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    ports = []
+    for rank in range(2):
+        variables({
+            **TORCHRUN, "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(kept.port), "TORCHELASTIC_RESTART_COUNT": "1",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        })  # fmt: skip
+        ports.append(cluster_environment().main_port)
+        assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+    assert ports[0] == ports[1] != kept.port
 
 
 @pytest.mark.parametrize("given", [MPIRUN, MPIEXEC, {"RANK": "0", "WORLD_SIZE": "2"}])
