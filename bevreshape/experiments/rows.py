@@ -125,16 +125,14 @@ def _controls(results: Results) -> list[Row]:
 def _a7(results: Results) -> list[Row]:
     settings = {"MLP": Setting("mlp"), "attention": Setting("attention")}
     found = {
-        name: ", ".join(
-            f"{what} {_mean_of(results, setting, key):.2g}"
-            for what, key in (("A", "spread_of_a"), ("Jacobian", "spread_of_jacobian"))
-        )
+        name: f"W 0 by construction, A {_mean_of(results, setting, 'spread_of_a'):.2g}, Jacobian "
+        f"{_mean_of(results, setting, 'spread_of_jacobian'):.2g}"
         for name, setting in settings.items()
     }
     return [
         Row(
             "A7", "After training the MLP's W is fixed, the attention's changes with X",
-            "fixed camera: spread of A and of the Jacobian over inputs, relative to their mean; parameters are fixed in both", found,
+            "fixed camera: spread over inputs of the parameters W, of A and of the Jacobian, relative to their mean", found,
             "measured",
         )
     ]  # fmt: skip

@@ -17,7 +17,7 @@ def _a7(results: TaskResults) -> list[Row]:
             "Jacobian": mean([one.spread_of_jacobian for one in seeds]),
             "with A held fixed": mean([one.spread_of_jacobian_held for one in seeds]),
         }
-        value[name] = "W 0, " + ", ".join(f"{what} {spread:.2g}" for what, spread in parts.items())
+        value[name] = "W 0 by construction, " + ", ".join(f"{what} {spread:.2g}" for what, spread in parts.items())
     return [
         Row(
             "A7", "On the task: the MLP's W is fixed after training, the attention's changes with X",
