@@ -50,11 +50,12 @@ class SettingStudy(Generic[P]):
         }
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
-        """All entries that can be begun: judged ones need their recipes."""
-        plan, found = self.plan, []
-        for setting in dict.fromkeys(map(plan.tuned_by, plan.settings())):
-            found.append(Work(self._tuning(setting), partial(self._tune, setting)))
-        for setting in plan.settings():
+        """All entries that can be begun, those on which primary rows rest first: judged ones need their recipes."""
+        plan, found, tuned_here = self.plan, [], set()
+        for setting in sorted(plan.settings(), key=lambda one: -len(plan.seeds_of(one))):
+            if (by := plan.tuned_by(setting)) not in tuned_here:
+                tuned_here.add(by)
+                found.append(Work(self._tuning(by), partial(self._tune, by)))
             if (tuned := self._tuned(setting, records)) is not None:
                 found.append(Work(self._judging(setting, tuned), partial(self._judge, setting, tuned)))
         return found
