@@ -21,19 +21,19 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from bevreshape import cli, settings
-from bevreshape.build import Frame, build_model, build_reshaper, plain_config
-from bevreshape.costs import Cost, Workload, growth, measure, ring
+from bevreshape.analysis.costs import Cost, Workload, growth, measure, ring
+from bevreshape.config import cli, settings
+from bevreshape.config.build import Frame, build_model, build_reshaper, plain_config
+from bevreshape.config.options import read_settings
+from bevreshape.config.stored import announced_reshapers
 from bevreshape.errors import InputError, suggest
-from bevreshape.files import write_atomic, write_text
 from bevreshape.geometry import BEVGrid
-from bevreshape.lab.labels import figure_text
-from bevreshape.launch import out_of_memory, read_device
-from bevreshape.options import read_settings
-from bevreshape.progress import Progress
+from bevreshape.reporting.labels import figure_text
+from bevreshape.reporting.progress import Progress
+from bevreshape.reporting.tables import print_table
 from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
-from bevreshape.stored import announced_reshapers
-from bevreshape.tables import print_table
+from bevreshape.storage.files import write_atomic, write_text
+from bevreshape.training.launch import out_of_memory, read_device
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
 GROWTH = ("cells", "tokens", "cameras")

@@ -20,18 +20,18 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from bevreshape import cli, settings
-from bevreshape.build import Frame, build_data, load_model, logger_options, make_logger, plain_config
+from bevreshape.analysis.diagnosis import Plan, diagnose, first_cameras
+from bevreshape.config import cli, settings
+from bevreshape.config.build import Frame, build_data, load_model, logger_options, make_logger, plain_config
+from bevreshape.config.options import read_settings
 from bevreshape.data.batch import Batch, match_cameras, with_cameras
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.evaluate import in_frame, prepare
-from bevreshape.files import write_atomic, write_text
-from bevreshape.lab.diagnosis import Plan, diagnose, first_cameras
-from bevreshape.launch import read_device
-from bevreshape.metrics import BEVIoU
-from bevreshape.options import read_settings
-from bevreshape.tables import print_table
+from bevreshape.metrics.iou import BEVIoU
+from bevreshape.reporting.tables import print_table
+from bevreshape.storage.files import write_atomic, write_text
+from bevreshape.training.launch import read_device
 
 
 def main(cfg: DictConfig) -> None:

@@ -20,19 +20,19 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
-from bevreshape import cli, settings
-from bevreshape.build import Frame, build_data, load_model, plain_config
-from bevreshape.callbacks import RunProgress
-from bevreshape.checkpoint import read_checkpoint
+from bevreshape.config import cli, settings
+from bevreshape.config.build import Frame, build_data, load_model, plain_config
+from bevreshape.config.options import LocalPath, read_settings, read_value
+from bevreshape.config.stored import check_cache, check_targets, typed_trust
 from bevreshape.data.batch import Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
-from bevreshape.launch import in_processes, make_trainer, process_count, quiet
-from bevreshape.metrics import BEVIoU
+from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.options import LocalPath, read_settings, read_value
-from bevreshape.stored import check_cache, check_targets, typed_trust
-from bevreshape.tables import metrics_table, own_table, print_table, write_metrics
+from bevreshape.reporting.tables import metrics_table, own_table, print_table, write_metrics
+from bevreshape.storage.checkpoint import read_checkpoint
+from bevreshape.training.callbacks import RunProgress
+from bevreshape.training.launch import in_processes, make_trainer, process_count, quiet
 
 
 class Evaluation(LightningModule):
@@ -185,7 +185,7 @@ def in_frame(data: dict[str, Any], frame: Frame) -> dict[str, Any]:
 def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     """Offer the data config inside the checkpoint as ``data=from_checkpoint``, the default.
 
-    What is offered holds nothing that Hydra would interpret, see :func:`~bevreshape.checkpoint.read_checkpoint`.
+    What is offered holds nothing that Hydra would interpret, see :func:`~bevreshape.storage.checkpoint.read_checkpoint`.
 
     Raises:
         InputError: when there is no checkpoint, or its data names classes that are not allowed, or a place to write to, or for

@@ -22,18 +22,20 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
 
-from bevreshape import __version__, cli, deploy, settings
-from bevreshape.build import Frame, load_model, plain_config
-from bevreshape.costs import ring
+from bevreshape import __version__
+from bevreshape.analysis.costs import ring
+from bevreshape.config import cli, settings
+from bevreshape.config.build import Frame, load_model, plain_config
+from bevreshape.config.options import read_settings
 from bevreshape.data.batch import match_cameras
-from bevreshape.data.calibration import Rig, read_calibration
-from bevreshape.data.pictures import fit_intrinsics
+from bevreshape.data.image_io import fit_intrinsics
+from bevreshape.data.sources.folder.calibration import Rig, read_calibration
+from bevreshape.deployment import preprocess as deploy
 from bevreshape.errors import InputError
-from bevreshape.files import write_atomic
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.model import BEVModel
-from bevreshape.options import read_settings
 from bevreshape.reshapers import GeometricReshaper, Reshaper
+from bevreshape.storage.files import write_atomic
 
 FORMATS = ("onnx", "pt2")
 OPSET = 18
@@ -148,7 +150,7 @@ def described(frame: Frame) -> str:
 
 
 def metadata(frame: Frame, rig: Rig | None = None) -> dict[str, Any]:
-    """All that a program's user must know, as plain values; :mod:`bevreshape.deploy` reads them.
+    """All that a program's user must know, as plain values; :mod:`bevreshape.deployment.preprocess` reads them.
 
     Args:
         frame: what the model is for.

@@ -15,18 +15,18 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
-from bevreshape import cli, settings
-from bevreshape.build import Frame, load_model, plain_config
+from bevreshape.config import cli, settings
+from bevreshape.config.build import Frame, load_model, plain_config
+from bevreshape.config.options import read_settings
 from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
-from bevreshape.data.frames import Frames, open_frames
-from bevreshape.drawing import Picture, bev_sheet, overlay_sheet, paint_ground
+from bevreshape.data.sources.folder.dataset import Frames, open_frames
 from bevreshape.errors import Divergence, InputError
-from bevreshape.files import write_atomic, write_png
 from bevreshape.geometry import ground_pixels
-from bevreshape.launch import read_device
-from bevreshape.options import read_settings
-from bevreshape.progress import track
-from bevreshape.stopping import Loader
+from bevreshape.reporting.drawing import Picture, bev_sheet, overlay_sheet, paint_ground
+from bevreshape.reporting.progress import track
+from bevreshape.storage.files import write_atomic, write_png
+from bevreshape.training.launch import read_device
+from bevreshape.training.stopping import Loader
 
 
 def main(cfg: DictConfig) -> None:

@@ -17,23 +17,24 @@ import matplotlib
 import torch
 from rich.console import Console
 
-from bevreshape import __version__, cli
+from bevreshape import __version__
+from bevreshape.analysis.effective_weights import attention_weights, jacobian_norm
+from bevreshape.analysis.permutation import PermutedReshaper
+from bevreshape.config import cli
+from bevreshape.config.stored import read_trust
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.errors import InputError, suggest
 from bevreshape.experiments.levels import PLAN_FILE, Study
 from bevreshape.experiments.page import claims, sections
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.lab.order import PermutedReshaper
-from bevreshape.lab.overview import costs, curves, examples, results, sweeps
-from bevreshape.lab.page.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
-from bevreshape.lab.page.report import FIGURE_STYLE, MOST_BYTES, Report, render, write
-from bevreshape.lab.runs import Run, grouped, read_runs
-from bevreshape.lab.shown import Shown, comparable, first_batch, mean_iou, one_sample
-from bevreshape.lab.weights import attention_weights, jacobian_norm
 from bevreshape.model import BEVModel
-from bevreshape.progress import Progress
+from bevreshape.reporting.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
+from bevreshape.reporting.overview import costs, curves, examples, results, sweeps
+from bevreshape.reporting.page import FIGURE_STYLE, MOST_BYTES, Report, render, write
+from bevreshape.reporting.progress import Progress
+from bevreshape.reporting.reported_model import Shown, comparable, first_batch, mean_iou, one_sample
+from bevreshape.reporting.runs import Run, grouped, read_runs
 from bevreshape.reshapers import GeometricReshaper, Reshaper
-from bevreshape.stored import read_trust
 
 ROOM_FOR_REMARKS = 20_000
 """Bytes of a page for what is said of that which was left out, and for signs that HTML spells out."""

@@ -12,18 +12,19 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from bevreshape import cli, report, settings
-from bevreshape.build import plain_config
+from bevreshape import report
+from bevreshape.config import cli, settings
+from bevreshape.config.build import plain_config
+from bevreshape.config.options import read_settings
 from bevreshape.experiments.level import left, run
 from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan
 from bevreshape.experiments.output import write_results
 from bevreshape.experiments.readme import primary_table
 from bevreshape.experiments.records import Entry, Records
-from bevreshape.files import write_text
-from bevreshape.launch import quiet
-from bevreshape.options import read_settings
-from bevreshape.progress import Progress
-from bevreshape.tables import print_table
+from bevreshape.reporting.progress import Progress
+from bevreshape.reporting.tables import print_table
+from bevreshape.storage.files import write_text
+from bevreshape.training.launch import quiet
 
 WRITTEN_S = 600.0
 """Seconds from one writing of tables and chart to the next, while entries are done."""

@@ -22,8 +22,8 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 
-from bevreshape import cli, settings
-from bevreshape.build import (
+from bevreshape.config import cli, settings
+from bevreshape.config.build import (
     Frame,
     build_data,
     build_model,
@@ -33,7 +33,18 @@ from bevreshape.build import (
     make_logger,
     plain_config,
 )
-from bevreshape.callbacks import (
+from bevreshape.config.options import LocalPath, read_settings, read_value
+from bevreshape.config.overrides import quoted
+from bevreshape.config.stored import check_cache, read_config, read_history, typed_trust
+from bevreshape.data.batch import SPLITS
+from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
+from bevreshape.errors import Divergence, InputError
+from bevreshape.model import BEVModel
+from bevreshape.reporting.tables import metrics_table, print_table, write_metrics
+from bevreshape.reshapers import FeatureShape
+from bevreshape.storage.checkpoint import load_weights, read_checkpoint, read_resumable, restoring
+from bevreshape.storage.run_folder import CHANGEABLE, begin, check_same_run, held
+from bevreshape.training.callbacks import (
     BestCheckpoint,
     EarlyStop,
     FinalValidation,
@@ -42,26 +53,15 @@ from bevreshape.callbacks import (
     Pictures,
     RunProgress,
 )
-from bevreshape.checkpoint import load_weights, read_checkpoint, read_resumable, restoring
-from bevreshape.data.batch import SPLITS
-from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
-from bevreshape.errors import Divergence, InputError
-from bevreshape.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
-from bevreshape.loggers import described, summarize
-from bevreshape.model import BEVModel
-from bevreshape.optimizer import AdamWOneCycle
-from bevreshape.options import LocalPath, read_settings, read_value
-from bevreshape.overrides import quoted
-from bevreshape.processes import Group, group, rank
-from bevreshape.rehearsal import check_compiler, compile_failure, rehearse
-from bevreshape.reshapers import FeatureShape
-from bevreshape.resumed import check_callbacks, check_optimizer
-from bevreshape.runfolder import CHANGEABLE, begin, check_same_run, held
-from bevreshape.stopping import StopRequest
-from bevreshape.stored import check_cache, read_config, read_history, typed_trust
-from bevreshape.tables import metrics_table, print_table, write_metrics
-from bevreshape.task import BEVTask
-from bevreshape.trainer import check_options
+from bevreshape.training.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
+from bevreshape.training.loggers import described, summarize
+from bevreshape.training.optimizer import AdamWOneCycle
+from bevreshape.training.processes import Group, group, rank
+from bevreshape.training.rehearsal import check_compiler, compile_failure, rehearse
+from bevreshape.training.resume import check_callbacks, check_optimizer
+from bevreshape.training.stopping import StopRequest
+from bevreshape.training.task import BEVTask
+from bevreshape.training.trainer import check_options
 
 NEEDED = (
     "data", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "pictures",
@@ -253,7 +253,7 @@ def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
 
     ``max_epochs`` is turned into steps, of which an epoch has as many as it fills; where both are given the shorter holds.
     Validations fall on the multiples of ``val_check_interval`` and on the end
-    (:class:`~bevreshape.callbacks.FinalValidation`).
+    (:class:`~bevreshape.training.callbacks.FinalValidation`).
 
     Raises:
         InputError: when a split is too small for the batch size, the processes, the batches that are accumulated, or the

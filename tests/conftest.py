@@ -12,7 +12,7 @@ import wandb
 from commands import TINY, Command, Ended, finish, start
 from hydra.core.global_hydra import GlobalHydra
 
-from bevreshape import cli
+from bevreshape.config import cli
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

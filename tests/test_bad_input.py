@@ -95,7 +95,7 @@ def test_two_devices_without_a_gpu_are_refused(command, worlds: Path, monkeypatc
 
 def test_two_devices_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from bevreshape.errors import InputError
-    from bevreshape.launch import check_hardware
+    from bevreshape.training.launch import check_hardware
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(InputError, match=r"trainer\.devices=2: this machine has 1 GPU"):
@@ -136,7 +136,7 @@ def test_no_room_for_a_batch(command, worlds: Path, monkeypatch: pytest.MonkeyPa
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
-    monkeypatch.setattr("bevreshape.task.BEVTask.training_step", full)
+    monkeypatch.setattr("bevreshape.training.task.BEVTask.training_step", full)
     ended = command("train", *TINY, f"data.root={worlds}")
     assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
     assert (

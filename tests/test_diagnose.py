@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bevreshape.costs import ring
+from bevreshape.analysis.costs import ring
+from bevreshape.analysis.diagnosis import Plan, diagnose
 from bevreshape.data.batch import Batch, cameras_of
 from bevreshape.diagnose import summary
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.lab.diagnosis import Plan, diagnose
-from bevreshape.metrics import BEVIoU
+from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, ColumnMLP, FeatureShape, Pool
 

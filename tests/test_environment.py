@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, TINY, finish, start
 
-from bevreshape import cli
+from bevreshape.config import cli
 
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 COMMANDS = sorted(

@@ -8,10 +8,10 @@ import torch
 from commands import finish, start
 from torch import nn
 
-from bevreshape.costs import ring
+from bevreshape.analysis.costs import ring
 from bevreshape.evaluate import Evaluation
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.metrics import BEVIoU
+from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, FeatureShape
 

@@ -10,8 +10,8 @@ import torch
 
 import bevreshape
 from bevreshape import export as exporting
-from bevreshape.build import load_model
-from bevreshape.costs import ring
+from bevreshape.analysis.costs import ring
+from bevreshape.config.build import load_model
 from bevreshape.encoders import TimmEncoder
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras

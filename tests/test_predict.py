@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from bevreshape.build import Frame, load_model
-from bevreshape.data.frames import open_frames
-from bevreshape.drawing import class_palette
+from bevreshape.config.build import Frame, load_model
+from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.predict import overlay
+from bevreshape.reporting.drawing import class_palette
 
 CLASSES = ("road", "lane")
 GRID = BEVGrid((1.0, 9.0), (-4.0, 4.0), 0.5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from commands import ROOT, without
 
-from bevreshape.costs import ring
+from bevreshape.analysis.costs import ring
 from bevreshape.reshapers import MLP, FeatureShape
 
 README = (ROOT / "README.md").read_text()

@@ -12,23 +12,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from browser import CHROMIUM, Browser
 from commands import ROOT, TINY, finish, start
-from lab.browser import CHROMIUM, Browser
-from lab.test_page import Explored, explorer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from reporting.test_page import Explored, explorer
 from torch import nn
 
 from bevreshape import report
-from bevreshape.build import load_model
-from bevreshape.costs import ring
+from bevreshape.analysis.costs import ring
+from bevreshape.analysis.permutation import PermutedReshaper
+from bevreshape.config.build import load_model
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
-from bevreshape.lab import overview
-from bevreshape.lab.order import PermutedReshaper
-from bevreshape.lab.page.explorer import choose_cells, explorer_data
-from bevreshape.lab.runs import grouped, read_runs
-from bevreshape.lab.shown import first_batch
 from bevreshape.model import BEVModel
+from bevreshape.reporting import overview
+from bevreshape.reporting.explorer import choose_cells, explorer_data
+from bevreshape.reporting.reported_model import first_batch
+from bevreshape.reporting.runs import grouped, read_runs
 from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
 
 

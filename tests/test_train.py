@@ -14,10 +14,10 @@ import torch
 from commands import DIVERGING, ROOT, TINY, finish, start, without
 from PIL import Image
 
-from bevreshape.build import load_model
+from bevreshape.config.build import load_model
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
-from bevreshape.task import BEVTask
+from bevreshape.training.task import BEVTask
 
 
 def losses(run: Path) -> dict[int, str]:

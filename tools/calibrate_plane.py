@@ -40,13 +40,13 @@ from rich.console import Console
 from rich.markup import escape
 from scipy.optimize import least_squares
 
-from bevreshape import cli
-from bevreshape.arguments import Parser
-from bevreshape.data.calibration import VERSION, camera_entries, optics, read_calibration
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser
+from bevreshape.data.sources.folder.calibration import VERSION, camera_entries, optics, read_calibration
 from bevreshape.errors import InputError, suggest
-from bevreshape.files import write_text
 from bevreshape.geometry import Lens
-from bevreshape.geometry.mistakes import HEIGHTS_M
+from bevreshape.geometry.calibration_checks import HEIGHTS_M
+from bevreshape.storage.files import write_text
 
 Array = NDArray[np.float64]
 

@@ -9,10 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bevreshape import cli, files
-from bevreshape.arguments import Parser
-from bevreshape.data.calibration import VERSION, read_calibration
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser
+from bevreshape.data.sources.folder.calibration import VERSION, read_calibration
 from bevreshape.errors import InputError
+from bevreshape.storage import files
 
 
 class CameraFolder:

@@ -33,17 +33,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 from torch import Tensor
 
-from bevreshape import cli
-from bevreshape.arguments import Parser
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser
 from bevreshape.data.batch import SPLITS
-from bevreshape.data.boxes import Boxes, read_boxes
-from bevreshape.data.calibration import Calibration, Rig, read_calibration
-from bevreshape.data.folder import read_split
-from bevreshape.data.frames import Frames, check_size
-from bevreshape.data.pictures import ImageMode, picture_size, read_picture, straighten
-from bevreshape.data.truth import MapTruth, PictureTruth
+from bevreshape.data.image_io import ImageMode, picture_size, read_picture, straighten
+from bevreshape.data.labels import MapTruth, PictureTruth
+from bevreshape.data.sources.folder.boxes import Boxes, read_boxes
+from bevreshape.data.sources.folder.calibration import Calibration, Rig, read_calibration
+from bevreshape.data.sources.folder.dataset import Frames, check_size
+from bevreshape.data.sources.folder.source import read_split
 from bevreshape.errors import InputError, suggest
-from bevreshape.files import visible, write_atomic
 from bevreshape.geometry import (
     BEVGrid,
     Cameras,
@@ -53,15 +52,16 @@ from bevreshape.geometry import (
     picture_to_bev,
     pinhole_intrinsics,
 )
-from bevreshape.geometry.lens import source_pixels
-from bevreshape.geometry.mistakes import (
+from bevreshape.geometry.calibration_checks import (
     intrinsics_mistakes,
     magnification_mistake,
     pose_mistake,
     tangential_mistake,
 )
-from bevreshape.progress import track
-from bevreshape.tables import print_table
+from bevreshape.geometry.distortion import source_pixels
+from bevreshape.reporting.progress import track
+from bevreshape.reporting.tables import print_table
+from bevreshape.storage.files import visible, write_atomic
 
 COLOURS = ("#ff3b30", "#34c7ff", "#ffd60a", "#30d158", "#bf5af2", "#ff9f0a", "#64d2ff", "#ff7bd5")
 FLOATING_M, FLAT_M = 0.8, 30.0

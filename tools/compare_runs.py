@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bevreshape import cli
-from bevreshape.arguments import Parser
-from bevreshape.lab.runs import chosen, grouped, read_runs, tabulated
-from bevreshape.tables import markdown_table, print_table
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser
+from bevreshape.reporting.runs import chosen, grouped, read_runs, tabulated
+from bevreshape.reporting.tables import markdown_table, print_table
 
 
 def main() -> None:

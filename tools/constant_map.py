@@ -11,15 +11,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bevreshape import cli
-from bevreshape.arguments import Parser
-from bevreshape.build import build_data
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser
+from bevreshape.config.build import build_data
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
-from bevreshape.metrics import BEVIoU
-from bevreshape.progress import track
-from bevreshape.stopping import Loader
-from bevreshape.tables import metrics_table, print_table
+from bevreshape.metrics.iou import BEVIoU
+from bevreshape.reporting.progress import track
+from bevreshape.reporting.tables import metrics_table, print_table
+from bevreshape.training.stopping import Loader
 
 
 def frequencies(data: BEVDataModule) -> Tensor:

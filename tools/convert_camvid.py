@@ -14,8 +14,8 @@ import numpy as np
 from camera_folder import CameraFolder, create, held_out, ids, rows, run
 
 from bevreshape.errors import InputError
-from bevreshape.files import visible
-from bevreshape.progress import track
+from bevreshape.reporting.progress import track
+from bevreshape.storage.files import visible
 
 SIZE = (360, 480)
 INTRINSICS = np.array([[515.0, 0, 239.5], [0, 515.0, 179.5], [0, 0, 1]])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from camera_folder import CameraFolder, create, held_out, ids, read_json, rows, run
 
-from bevreshape.progress import track
+from bevreshape.reporting.progress import track
 
 SIZE = (240, 320)
 LABELS = {0: "other", 1: "white line", 2: "yellow line", 3: "obstacle", 4: "stop line"}

@@ -19,14 +19,20 @@ from camera_folder import CameraFolder, create, ids, read_json, rows, run
 from PIL import Image
 from torch import Tensor
 
-from bevreshape.data.kitti import Matrices, ego_from_road_plane, ego_from_velodyne_ground, left_camera, read_matrices
-from bevreshape.data.kitti_object import UNLABELLED, Label, ego_box, read_labels
-from bevreshape.data.kitti_road import read_masks
-from bevreshape.data.nuscenes.tables import pose_of
-from bevreshape.data.pictures import picture_size, read_codes
+from bevreshape.data.image_io import picture_size, read_codes
+from bevreshape.data.sources.kitti.benchmark import (
+    Matrices,
+    ego_from_road_plane,
+    ego_from_velodyne_ground,
+    left_camera,
+    read_matrices,
+)
+from bevreshape.data.sources.kitti.object import UNLABELLED, Label, ego_box, read_labels
+from bevreshape.data.sources.kitti.road import read_masks
+from bevreshape.data.sources.nuscenes.tables import pose_of
 from bevreshape.errors import InputError
-from bevreshape.files import visible
-from bevreshape.progress import track
+from bevreshape.reporting.progress import track
+from bevreshape.storage.files import visible
 
 FORWARD_LEFT_UP = np.array(
     [[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]

@@ -15,10 +15,10 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bevreshape import cli
-from bevreshape.arguments import Parser
-from bevreshape.data.calibration import numbers
-from bevreshape.data.nuscenes.prepared import Content, prepare_release
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser
+from bevreshape.data.sources.folder.calibration import numbers
+from bevreshape.data.sources.nuscenes.prepared import Content, prepare_release
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
 

@@ -27,12 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from bevreshape import cli
-from bevreshape.arguments import Parser, integer
-from bevreshape.costs import Workload, measure, ring
+from bevreshape.analysis.costs import Workload, measure, ring
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser, integer
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.progress import track
+from bevreshape.ops.sampling import read
+from bevreshape.reporting.progress import track
+from bevreshape.reporting.tables import print_table
 from bevreshape.reshapers import (
     MLP,
     Bilinear,
@@ -44,8 +46,6 @@ from bevreshape.reshapers import (
     LiftSplat,
     Reshaper,
 )
-from bevreshape.reshapers.reading import read
-from bevreshape.tables import print_table
 
 ORIGINALS = {
     "cross_view_transformers": ("bradyz", "4de6e64"),

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bevreshape import cli
-from bevreshape.arguments import Parser, integer
-from bevreshape.data.pictures import fit_picture, picture_size, read_picture
-from bevreshape.progress import track
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser, integer
+from bevreshape.data.image_io import fit_picture, picture_size, read_picture
+from bevreshape.reporting.progress import track
 
 Size = tuple[int, int]
 

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from bevreshape import cli
-from bevreshape.arguments import Parser, integer
-from bevreshape.build import build_data
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser, integer
+from bevreshape.config.build import build_data
 from bevreshape.data.batch import SPLITS, Batch, cameras_of
-from bevreshape.drawing import Picture, class_palette, draw_bev, overlay_on_pictures
 from bevreshape.errors import InputError
-from bevreshape.files import write_png
 from bevreshape.geometry import BEVGrid, picture_to_bev
+from bevreshape.reporting.drawing import Picture, class_palette, draw_bev, overlay_on_pictures
+from bevreshape.storage.files import write_png
 
 CELL_PX = 8
 GAP_PX = 6

@@ -23,16 +23,16 @@ from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from bevreshape import cli
-from bevreshape.arguments import Parser, integer
-from bevreshape.data.nuscenes.maps import AREAS, LINES
-from bevreshape.data.nuscenes.tables import LIDAR, inverse
-from bevreshape.data.synthetic import SyntheticSource
-from bevreshape.data.synthetic.rig import RIGS, nominal
-from bevreshape.data.synthetic.source import World
-from bevreshape.data.synthetic.world import Scene, Vehicle
+from bevreshape.config import cli
+from bevreshape.config.arguments import Parser, integer
+from bevreshape.data.sources.nuscenes.maps import AREAS, LINES
+from bevreshape.data.sources.nuscenes.tables import LIDAR, inverse
+from bevreshape.data.sources.synthetic import SyntheticSource
+from bevreshape.data.sources.synthetic.rig import RIGS, nominal
+from bevreshape.data.sources.synthetic.source import World
+from bevreshape.data.sources.synthetic.world import Scene, Vehicle
 from bevreshape.errors import InputError
-from bevreshape.progress import track
+from bevreshape.reporting.progress import track
 
 VERSION, LOCATION = "v1.0-mini", "boston-seaport"
 TRAIN = (

@@ -22,13 +22,13 @@ from kornia.enhance import (
 )
 from torch import Tensor
 
+from bevreshape.config.options import Share, checked
 from bevreshape.data.batch import Batch, seeded, still_valid
-from bevreshape.data.pictures import ImageMode
+from bevreshape.data.image_io import ImageMode
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.ipm import sample
-from bevreshape.options import Share, checked
 
 STREAM = 0x4155474D
 """Word of the random key that keeps these draws apart from those for the order of training."""

@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
+from bevreshape.config.options import BatchSize, CountOrNone, Seed, checked
 from bevreshape.data.batch import SPLITS, Batch, BEVSource, Sample, seeded
 from bevreshape.errors import InputError
-from bevreshape.options import BatchSize, CountOrNone, Seed, checked
-from bevreshape.stopping import Loader
+from bevreshape.training.stopping import Loader
 
 Augmentation = Callable[[Batch, int, int], Batch]
 """``augment(batch, seed, epoch)``: every sample's change is a function of seed, epoch and the sample's index."""

@@ -16,8 +16,8 @@ from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Count, Width, checked
 from bevreshape.errors import InputError, suggest
-from bevreshape.options import Count, Width, checked
 from bevreshape.reshapers.base import FeatureShape
 
 Size = tuple[int, int]

@@ -19,10 +19,10 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bevreshape.costs import ring
+from bevreshape.analysis.costs import ring
 from bevreshape.data.batch import seeded
-from bevreshape.data.synthetic.draw import draw_scene
-from bevreshape.data.synthetic.render import render
+from bevreshape.data.sources.synthetic.draw import draw_scene
+from bevreshape.data.sources.synthetic.render import render
 from bevreshape.errors import InputError
 from bevreshape.reshapers import FeatureShape
 

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bevreshape.analysis.data_dependence import relative_spread
 from bevreshape.experiments.models import ViewTransformer
 from bevreshape.experiments.regrid import finer_errors
 from bevreshape.experiments.world import Batch
-from bevreshape.lab.dependence import relative_spread
 
 
 @dataclass(frozen=True)

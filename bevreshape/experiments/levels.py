@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from bevreshape.config.options import read_value
+from bevreshape.config.stored import read_yaml
 from bevreshape.errors import InputError
 from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.features import FeaturesStudy
@@ -15,8 +17,6 @@ from bevreshape.experiments.row import Row
 from bevreshape.experiments.study import TensorStudy
 from bevreshape.experiments.task import TaskStudy
 from bevreshape.experiments.task_plan import TaskPlan
-from bevreshape.options import read_value
-from bevreshape.stored import read_yaml
 
 PLAN_FILE = "plan.yaml"
 """In a study's folder, what is done there."""

@@ -15,8 +15,8 @@ from bevreshape.experiments.levels import Study
 from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.readme import BEGIN, END, FULL, block, study_readme
 from bevreshape.experiments.row import Row
-from bevreshape.files import write_atomic, write_text
-from bevreshape.lab.page.report import FIGURE_STYLE
+from bevreshape.reporting.page import FIGURE_STYLE
+from bevreshape.storage.files import write_atomic, write_text
 
 CHART = "crossover.png"
 CHART_DPI = 200

@@ -21,7 +21,7 @@ from bevreshape.experiments.readme import (
 )
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO, Results
-from bevreshape.lab.page.report import Chart, Claim, Section, Table
+from bevreshape.reporting.page import Chart, Claim, Section, Table
 
 METHODS = {"mlp": ("MLP", "C0"), "positional": ("attention, keys of place", "C2"), "attention": ("attention", "C1")}
 """Of the learning curves, with name and color."""

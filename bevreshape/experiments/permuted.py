@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bevreshape.analysis.permutation import permute_tokens
 from bevreshape.encoders import TimmEncoder
-from bevreshape.lab.order import permute_tokens
 
 
 class PermutedEncoder(TimmEncoder):

@@ -11,7 +11,7 @@ from bevreshape.experiments.models import METHODS, called
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import Results
-from bevreshape.tables import markdown_table
+from bevreshape.reporting.tables import markdown_table
 
 BEGIN, END = "<!-- study: begin, written by python -m bevreshape.study -->", "<!-- study: end -->"
 """Around the block in the README of the package."""

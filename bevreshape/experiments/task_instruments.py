@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
-from bevreshape.costs import forward_flops
+from bevreshape.analysis.costs import forward_flops
+from bevreshape.analysis.data_dependence import relative_spread
+from bevreshape.analysis.diagnosis import first_samples
+from bevreshape.analysis.effective_weights import attention_held, attention_weights, cell_raster, jacobian_norm
+from bevreshape.analysis.permutation import iou_when_permuted
 from bevreshape.data.batch import Batch, cameras_of, seeded
 from bevreshape.experiments.image_share import image_share
 from bevreshape.geometry import Cameras
-from bevreshape.lab.dependence import relative_spread
-from bevreshape.lab.diagnosis import first_samples
-from bevreshape.lab.order import iou_when_permuted
-from bevreshape.lab.weights import attention_held, attention_weights, cell_raster, jacobian_norm
-from bevreshape.metrics import BEVIoU
+from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import Reshaper
 

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
+from bevreshape.config.options import BatchSize, Count, CountOrNone, Steps
 from bevreshape.errors import InputError
 from bevreshape.experiments.models import Encoding
 from bevreshape.experiments.plan import Seeds, Sigma
 from bevreshape.experiments.tuning import FEWEST
-from bevreshape.options import BatchSize, Count, CountOrNone, Steps
 
 Method = Literal["ipm", "mlp", "attention"]
 

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bevreshape import train
-from bevreshape.build import Frame, build_data, build_model
-from bevreshape.checkpoint import load_weights, read_checkpoint
-from bevreshape.cli import composed
+from bevreshape.analysis.evaluation import Variant, iou_of
+from bevreshape.config.build import Frame, build_data, build_model
+from bevreshape.config.cli import composed
+from bevreshape.config.stored import read_history, read_json
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import Divergence
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import ALONE
-from bevreshape.lab.evaluation import Variant, iou_of
-from bevreshape.metrics import BEVIoU
+from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.runfolder import begin, held
-from bevreshape.stopping import Stopped
-from bevreshape.stored import read_history, read_json
+from bevreshape.storage.checkpoint import load_weights, read_checkpoint
+from bevreshape.storage.run_folder import begin, held
+from bevreshape.training.stopping import Stopped
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bevreshape.costs import ring
+from bevreshape.analysis.costs import ring
 from bevreshape.data.batch import seeded
 from bevreshape.errors import InputError
 from bevreshape.experiments.fields import smooth_fields

@@ -1,10 +1,10 @@
 """Cameras, the ground, and the way between them. The conventions are in :mod:`bevreshape.geometry.cameras`."""
 
 from bevreshape.geometry.cameras import Cameras, check_calibration, pinhole_rays
-from bevreshape.geometry.footprints import footprints
+from bevreshape.geometry.distortion import Lens, pinhole_intrinsics, rays_at
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import bev_to_picture, ground_at, ground_pixels, labels_to_bev, picture_to_bev
-from bevreshape.geometry.lens import Lens, pinhole_intrinsics, rays_at
+from bevreshape.geometry.rasterize import footprints
 
 __all__ = [
     "BEVGrid",

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bevreshape.config.options import Edges, Length, checked
 from bevreshape.errors import InputError
-from bevreshape.options import Edges, Length, checked
 
 MOST_CELLS = 4096
 """Along a side of a grid; more would fill the memory."""

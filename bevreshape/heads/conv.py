@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from bevreshape.config.options import Count, Upsample, Width, checked
 from bevreshape.heads.base import Head
-from bevreshape.options import Count, Upsample, Width, checked
 
 
 @checked

@@ -7,9 +7,9 @@ from annotated_types import Ge, Le, Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Upsample, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.heads.base import Head
-from bevreshape.options import Upsample, Width, checked
 
 
 @checked

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Count, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
-from bevreshape.options import Count, Width, checked
+from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.positional import RotaryEncoding
-from bevreshape.reshapers.products import Linear
 
 Kernel = Literal["softmax", "linear"]
 

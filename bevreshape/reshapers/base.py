@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bevreshape.checkpoint import differences
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.storage.checkpoint import differences
 
 # PyTorch 2.6 has only the wider question
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)

@@ -6,11 +6,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from bevreshape.config.options import Count, HeightRange, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Count, HeightRange, Width, checked
+from bevreshape.ops.sampling import look, read, tabulate
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
-from bevreshape.reshapers.reading import look, read, tabulate
 
 COMPRESSOR = "bev_compressor."
 """What the original's names of the compressor's parameters begin with, in the state of its whole network."""
@@ -86,7 +86,7 @@ class Bilinear(GeometricReshaper):
         )
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """What :func:`~bevreshape.reshapers.reading.read` takes, heights of a cell side by side."""
+        """What :func:`~bevreshape.ops.sampling.read` takes, heights of a cell side by side."""
         return look(cameras, self.grid, self.heights_m, self.source)
 
     def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:

@@ -9,12 +9,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Count, CountOrNone, Depths, FocalLength, Length, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Count, CountOrNone, Depths, FocalLength, Length, Width, checked
+from bevreshape.ops.linear import Linear, linear
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.polar import PolarMaps, nominal_focal
-from bevreshape.reshapers.products import Linear, linear
 
 Encoding = Literal["published", "sincos"]
 

@@ -9,13 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Count, Depths, FocalLength, HeightRange, Length, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.options import Count, Depths, FocalLength, HeightRange, Length, Width, checked
+from bevreshape.ops.linear import grouped_linear
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant
 from bevreshape.reshapers.polar import PolarMaps, heading, nominal_focal
-from bevreshape.reshapers.products import grouped_linear
 
 PUBLISHED = {
     "conv.weight": "project.weight",

@@ -7,13 +7,13 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bevreshape.config.options import Count, CountOrNone, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Count, CountOrNone, Width, checked
+from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.attention import Attention, FeedForward, Kernel, present_tokens
 from bevreshape.reshapers.base import FeatureShape, Reshaper
 from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RayEncoding, RotaryEncoding
-from bevreshape.reshapers.products import Linear
 
 
 @checked

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torchvision.models.resnet import Bottleneck
 
+from bevreshape.config.options import Count, CountOrNone, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Count, CountOrNone, Width, checked
+from bevreshape.ops.joint_attention import joint_attention, joint_matrix
+from bevreshape.ops.linear import Linear, linear
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
-from bevreshape.reshapers.joint_attention import joint_attention, joint_matrix
-from bevreshape.reshapers.products import Linear, linear
 
 RENAMED = (
     ("bev_embedding.learned_features", "prior"),

@@ -11,13 +11,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Count, Heights, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.options import Count, Heights, Width, checked
+from bevreshape.ops.deformable_sampling import Canvas
+from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant, is_exporting, numbered
-from bevreshape.reshapers.canvas import Canvas
-from bevreshape.reshapers.products import Linear
 
 FAR = -1e6
 """Where a point lies that no picture shows, in pixels or features."""

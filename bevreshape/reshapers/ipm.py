@@ -4,8 +4,8 @@ from einops import rearrange
 from torch import Tensor
 
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.ops.sampling import look, read
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
-from bevreshape.reshapers.reading import look, read
 
 
 class IPM(GeometricReshaper):
@@ -29,7 +29,7 @@ class IPM(GeometricReshaper):
         super().__init__(source, grid, source.channels)
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """What :func:`~bevreshape.reshapers.reading.read` takes."""
+        """What :func:`~bevreshape.ops.sampling.read` takes."""
         return look(cameras, self.grid, (0.0,), self.source)
 
     def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:

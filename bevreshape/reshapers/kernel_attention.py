@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
+from bevreshape.config.options import Count, CountOrNone, Height, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Count, CountOrNone, Height, Width, checked
+from bevreshape.ops.linear import Linear, linear
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
-from bevreshape.reshapers.products import Linear, linear
 
 RENAMED = {
     r"bev_embedding\.learned_features": "prior",

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Count, CountOrNone, Share, Width, checked
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Count, CountOrNone, Share, Width, checked
+from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
-from bevreshape.reshapers.products import Linear
 
 Query = Literal["coordinates", "fourier", "learned"]
 LEARNED_WIDTH = 32

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import HeightRange, Length, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import HeightRange, Length, Width, checked
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting, numbered
 
 

@@ -11,11 +11,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bevreshape.config.options import Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Width, checked
+from bevreshape.ops.linear import Activation, grouped_linear
 from bevreshape.reshapers.base import FeatureShape, Reshaper, without_dropped
-from bevreshape.reshapers.products import Activation, grouped_linear
 
 ORIGINAL = re.compile(r"(?:.*\.)?(?:mat_list|hw_mat)\.(\d+)\.(\d+)\.(weight|bias)")
 """What VPN and HDMapNet call a parameter: camera, place in its Linear-ReLU-Linear-ReLU, kind."""

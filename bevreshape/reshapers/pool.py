@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bevreshape.config.options import checked
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import checked
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
 
 

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
-from bevreshape.options import checked
 from bevreshape.reshapers.base import FeatureShape
 
 Encoding = Literal["none", "sinusoidal", "learned", "rotary"]

@@ -4,8 +4,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bevreshape.config.options import Width, checked
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.options import Width, checked
 from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
 
 

@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from bevreshape.construct import construct
+from bevreshape.config.construct import construct
 from bevreshape.data.augment import Augment, mirrored_cameras
 from bevreshape.data.batch import cameras_of
 from bevreshape.errors import InputError

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Browser
 from experiments.made_up import made_up
-from lab.browser import CHROMIUM, Browser
 from PIL import Image
 
 from bevreshape import report

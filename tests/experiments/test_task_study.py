@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bevreshape.config.options import read_value
 from bevreshape.errors import InputError
 from bevreshape.experiments import level, task_training
 from bevreshape.experiments.records import Records
@@ -14,7 +15,6 @@ from bevreshape.experiments.task import TaskStudy
 from bevreshape.experiments.task_instruments import Inspected
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
 from bevreshape.experiments.task_training import TaskOutcome, Trained
-from bevreshape.options import read_value
 
 PLAN = TaskPlan(
     arguments=("data.image_size=[32,64]",),

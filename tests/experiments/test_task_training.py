@@ -14,11 +14,11 @@ from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting, Training, angles
 from bevreshape.experiments.task_training import TaskOutcome, Trained
 from bevreshape.geometry import BEVGrid
-from bevreshape.metrics import BEVIoU
+from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, CrossAttention, FeatureShape, Reshaper
-from bevreshape.stopping import Stopped
-from bevreshape.task import BEVTask
+from bevreshape.training.stopping import Stopped
+from bevreshape.training.task import BEVTask
 
 GRID = BEVGrid((2.0, 10.0), (-4.0, 4.0), 1.0)
 SOURCE = FeatureShape(3, 4, 8, stride=4, offset_px=1.5)

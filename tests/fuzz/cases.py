@@ -24,11 +24,12 @@ from mutations import SMALL, TYPED
 from omegaconf import OmegaConf
 from torch.utils.data import default_collate
 
-from bevreshape import cli, settings, train
-from bevreshape.build import build_data, load_model, plain_config
+from bevreshape import train
+from bevreshape.config import cli, settings
+from bevreshape.config.build import build_data, load_model, plain_config
+from bevreshape.config.options import read_settings
 from bevreshape.experiments.levels import StudyPlan
-from bevreshape.lab.runs import read_runs
-from bevreshape.options import read_settings
+from bevreshape.reporting.runs import read_runs
 
 FREE = ("data.classes", "data.splits", "data.targets", "reshapers", "loss.terms", "trainer", "logger", "hydra")
 """Groups in which names that are not in the config may mean something."""

@@ -10,7 +10,7 @@ import yaml
 from commands import TINY
 from hydra.core.global_hydra import GlobalHydra
 
-from bevreshape import cli
+from bevreshape.config import cli
 
 CHECKPOINT = "checkpoint={run}/checkpoints/best.ckpt"
 

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from cases import Attempt, Box, InsaneResult, draw, unchanged
 
-from bevreshape import cli
-from bevreshape.callbacks import Stopped
+from bevreshape.config import cli
+from bevreshape.training.callbacks import Stopped
 
 CPU_SECONDS, WALL_SECONDS = 60, 300
 """Most of a case: computing, and waiting, which a busy machine makes longer."""

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bevreshape import cli
-from bevreshape.data.calibration import read_calibration
+from bevreshape.config import cli
+from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.geometry import Lens
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bevreshape import cli
-from bevreshape.data.frames import open_frames
+from bevreshape.config import cli
+from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.geometry import BEVGrid
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

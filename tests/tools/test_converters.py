@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from torch.utils.data import default_collate
 
-from bevreshape.data.calibration import read_calibration
-from bevreshape.data.folder import FolderSource
-from bevreshape.data.frames import open_frames
+from bevreshape.data.sources.folder.calibration import read_calibration
+from bevreshape.data.sources.folder.dataset import open_frames
+from bevreshape.data.sources.folder.source import FolderSource
 from bevreshape.geometry import BEVGrid
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

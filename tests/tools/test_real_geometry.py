@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from bevreshape.data.boxes import Boxes, read_boxes
-from bevreshape.data.frames import Frames, open_frames
+from bevreshape.data.sources.folder.boxes import Boxes, read_boxes
+from bevreshape.data.sources.folder.dataset import Frames, open_frames
 from bevreshape.geometry import Cameras
-from bevreshape.geometry.lens import source_pixels
+from bevreshape.geometry.distortion import source_pixels
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 TOLERANCE_PX = 0.01

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bevreshape import cli
+from bevreshape.config import cli
 from bevreshape.geometry import BEVGrid
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"

@@ -1,0 +1,1 @@
+"""Instruments for any view transformer: what it costs, what it has learned, and what it withstands."""

@@ -1,0 +1,328 @@
+"""What view transformers cost: parameters, floating-point operations, time and memory, measured side by side."""
+
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import Cameras
+from bevreshape.ops.linear import linear
+from bevreshape.reshapers import Reshaper
+
+AT_LEAST_S = 0.02
+"""A measurement repeats what takes less, so that the clock does not count."""
+
+PRODUCT_SIZE = 1536
+"""Rows and columns of the matrices whose product everything is compared with."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one module costs on one input.
+
+    Attributes:
+        parameters: how many numbers are trained.
+        flops: of a forward pass, a multiply-add counted as two; additions, norms and activations are not counted.
+        forward_s: median, in seconds.
+        forward_spread_s: half the distance between the quartiles.
+        step_s: forward and backward together; NaN where not measured.
+        step_spread_s: of these.
+        forward_bytes: most memory at a time beyond module and input, in a forward pass without gradients.
+        step_bytes: the same, forward and backward; NaN where not measured.
+        step_flops: operations of a forward and backward pass; NaN where not measured.
+        matmul_flops_per_s: of this machine's own product of two square matrices, multiplied as the reshapers
+            multiply, timed in the rounds of the forward pass.
+        of_matmul: operations per second of the forward pass in parts of these.
+        step_of_matmul: of forward and backward, in parts of those of products timed in its rounds; NaN where not measured.
+    """
+
+    parameters: int
+    flops: int
+    forward_s: float
+    forward_spread_s: float
+    step_s: float
+    step_spread_s: float
+    forward_bytes: float
+    step_bytes: float
+    step_flops: float
+    matmul_flops_per_s: float
+    of_matmul: float
+    step_of_matmul: float
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A module and its arguments, on their device.
+
+    Attributes:
+        module: a reshaper or a whole model.
+        arguments: of its forward.
+        autocast: the type that it computes in, where not in its own.
+        into_input: whether the backward pass goes on into the arguments, as into features, but not into pictures.
+    """
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+    autocast: torch.dtype | None = None
+    into_input: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return _tensors(self.arguments)[0].device
+
+    def forward(self) -> Tensor:
+        """Infer."""
+        with torch.no_grad():
+            return self._call()
+
+    def step(self) -> None:
+        """Forward and backward, to all parameters, the reshaper's own loss included."""
+        inputs = _tensors(self.arguments) if self.into_input else []
+        for x in inputs:
+            x.requires_grad_()
+        loss = self._call().sum()
+        reshaper = getattr(self.module, "reshaper", self.module)
+        auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        for x in (*inputs, *self.module.parameters()):
+            x.grad = None
+        for x in inputs:
+            x.requires_grad_(False)
+
+    def _call(self) -> Tensor:
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return self.module(*self.arguments)
+
+
+def measure(
+    workloads: Sequence[Workload], rounds: int, backward: bool, each_round: Callable[[], object] | None = None
+) -> list[Cost]:
+    """Cost of every workload. Each round times all of them and a product of two matrices, one after another, so that what
+    disturbs the machine disturbs all.
+
+    Args:
+        workloads: on one device, of one precision.
+        rounds: measurements of each; the median counts.
+        backward: measure forward and backward too.
+        each_round: called after it, to show progress.
+    """
+    for workload in workloads:
+        workload.module.eval()
+    device = workloads[0].device
+    product = _product(device, workloads[0].autocast or torch.float32)
+    *forward, (product_s, _) = _time(
+        [*(workload.forward for workload in workloads), product], device, rounds, each_round
+    )
+    flops = [forward_flops(workload.module, workload.forward) for workload in workloads]
+    forward_bytes = [peak_bytes(workload.forward, device) for workload in workloads]
+    nothing = [math.nan] * len(workloads)
+    step, step_product_s, step_bytes, step_flops = [(math.nan, math.nan)] * len(workloads), math.nan, nothing, nothing
+    if backward:
+        for workload in workloads:
+            workload.module.train()
+        *step, (step_product_s, _) = _time(
+            [*(workload.step for workload in workloads), product], device, rounds, each_round
+        )
+        step_bytes = [peak_bytes(workload.step, device) for workload in workloads]
+        step_flops = [float(count_flops(workload.step)) for workload in workloads]
+    rate, step_rate = (2 * PRODUCT_SIZE**3 / seconds for seconds in (product_s, step_product_s))
+    return [
+        Cost(
+            sum(p.numel() for p in workload.module.parameters()), flops[i], *forward[i], *step[i], forward_bytes[i],
+            step_bytes[i], step_flops[i], rate, flops[i] / forward[i][0] / rate, step_flops[i] / step[i][0] / step_rate,
+        )
+        for i, workload in enumerate(workloads)
+    ]  # fmt: skip
+
+
+def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
+    a, b = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype) for _ in range(2))
+    return lambda: linear(a, b)
+
+
+def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:
+    """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms.
+
+    Raises:
+        InputError: when there are not two different sizes.
+    """
+    if len(set(sizes)) < 2:
+        raise InputError(f"growth: sizes {list(sizes)} are fewer than two different ones; give several factors")
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of a call, by torch's counter, to which what it leaves out is added: CPU attention,
+    embedding bags (a multiply-add a tap) and bilinear sampling (four), with what their backward passes take. The gradient of a sparse matrix's
+    values, as in deformable attention, is not counted."""
+    aten = torch.ops.aten
+    formulas: dict[Any, Any] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
+        aten._embedding_bag: _bag_flop,
+        aten._embedding_bag_forward_only: _bag_flop,
+        aten._embedding_bag_dense_backward: _bag_backward_flop,
+        aten._embedding_bag_backward: _bag_backward_flop,
+        aten._embedding_bag_per_sample_weights_backward: _bag_weights_flop,
+        aten.grid_sampler_2d: _sampler_flop,
+        aten.grid_sampler_2d_backward: _sampler_backward_flop,
+    }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def forward_flops(module: nn.Module, call: Callable[[], object]) -> int:
+    """:func:`count_flops` of a forward pass of ``module`` without gradients."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)  # torch's counter fails on views of a parameter where gradients are off
+    try:
+        with torch.no_grad():
+            return count_flops(call)
+    finally:
+        for p in trained:
+            p.requires_grad_()
+
+
+def _attention_flop(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # Q·Kᵀ and P·V
+
+
+def _attention_backward_flop(_: Any, q: Sequence[int], k: Sequence[int], v: Sequence[int], *__: Any, **___: Any) -> int:
+    return 2 * math.prod(q[:-1]) * k[-2] * (3 * q[-1] + 2 * v[-1])  # Q·Kᵀ again, dQ and dK; dP and dV
+
+
+def _bag_flop(weight: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(indices) * weight[-1]
+
+
+def _bag_backward_flop(grad: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(indices) * grad[-1]
+
+
+def _bag_weights_flop(grad: Sequence[int], _: Sequence[int], indices: Sequence[int], *__: Any, **___: Any) -> int:
+    return 2 * math.prod(indices) * grad[-1]
+
+
+def _sampler_flop(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return 8 * math.prod(out_shape)
+
+
+def _sampler_backward_flop(grad: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * 8 * math.prod(grad)  # with respect to the picture and to the places
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
+    """Most memory that a call holds at a time, beyond what was there before."""
+    call()  # what is allocated once and kept does not count
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    held = highest = 0
+    changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
+    for event in sorted(changes, key=lambda event: event["args"]["Ev Idx"]):
+        held += event["args"]["Bytes"]
+        highest = max(highest, held)
+    return float(highest)
+
+
+def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.device, reach_m: float = 30.0) -> Cameras:
+    """Cameras in equal steps of yaw from straight ahead, that overlap by a fifth, at the height of a car's where they
+    must see 30 metres, and in proportion.
+
+    Args:
+        cameras: n; a single one has 80° of view.
+        image_size: (H, W).
+        batch: b.
+        device: where they are needed.
+        reach_m: how far they must see, in metres.
+    """
+    height, width = image_size
+    view = math.radians(80.0 if cameras == 1 else min(360 / cameras * 1.2, 100))
+    focal = width / 2 / math.tan(view / 2)
+    down = math.radians(5)
+    poses = []
+    for number in range(cameras):
+        yaw = 2 * math.pi * number / cameras
+        sin, cos = math.sin(yaw), math.cos(yaw)
+        right, ahead = [sin, -cos, 0.0], [cos * math.cos(down), sin * math.cos(down), -math.sin(down)]
+        below = [-cos * math.sin(down), -sin * math.sin(down), -math.cos(down)]
+        pose = torch.eye(4)
+        pose[:3, :3] = torch.tensor([right, below, ahead]).T
+        pose[:3, 3] = torch.tensor([0.5 * cos, 0.5 * sin, 1.5]) * reach_m / 30
+        poses.append(pose)
+    intrinsics = torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+    return Cameras(
+        intrinsics.expand(batch, cameras, 3, 3).contiguous().to(device),
+        torch.stack(poses).expand(batch, cameras, 4, 4).contiguous().to(device),
+        image_size,
+    )
+
+
+def _time(
+    calls: Sequence[Callable[[], object]], device: torch.device, rounds: int, each_round: Callable[[], object] | None
+) -> list[tuple[float, float]]:
+    """Median and half the interquartile range of seconds a call, after a warm-up."""
+    repeats = []
+    for call in calls:
+        call()
+        repeats.append(max(1, math.ceil(AT_LEAST_S / max(_seconds(call, 1, device), 1e-9))))
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, repeat, found in zip(calls, repeats, times, strict=True):
+            found.append(_seconds(call, repeat, device) / repeat)
+        if each_round is not None:
+            each_round()
+    spread = [np.subtract(*np.percentile(found, [75, 25])) / 2 for found in times]
+    return [(statistics.median(found), float(half)) for found, half in zip(times, spread, strict=True)]
+
+
+def _seconds(call: Callable[[], object], repeat: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    """Floating tensors among arguments; calibration is no tensor but :class:`Cameras`."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, tuple | list):
+            found += _tensors(argument)
+    return found

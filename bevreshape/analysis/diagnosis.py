@@ -1,0 +1,321 @@
+"""All instruments on one trained model: what it has learned, and what it bears."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bevreshape.analysis import permutation as order
+from bevreshape.analysis.data_dependence import relative_spread
+from bevreshape.analysis.effective_weights import attention_weights, cell_raster, jacobian_norm, product_count
+from bevreshape.analysis.evaluation import Change, evaluating
+from bevreshape.analysis.geometric_alignment import geometry_agreement, projections
+from bevreshape.analysis.robustness import corrupting, dropping, iou_under, misreading, remounting
+from bevreshape.data.batch import Batch, cameras_of, seeded
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.metrics.iou import BEVIoU
+from bevreshape.model import BEVModel
+from bevreshape.reporting.labels import figure_text
+from bevreshape.reporting.progress import Progress
+from bevreshape.reshapers import FeatureShape, Reshaper
+
+
+class Split(Protocol):
+    """Batches of a split on the model's device, and how many there are."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __len__(self) -> int: ...
+
+
+Batches = Callable[[], Split]
+"""Begins anew at every call."""
+
+PERMUTATION = 0x5045524D
+"""Word of the random key of the permutation that is tried."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        samples: of the split, whose weights are measured, and which are permuted.
+        cells: about k × k cells, evenly over the map, whose weights are measured.
+        probes: random probes a cell; ``None`` measures exactly, at as many times the cost as the map has channels over them.
+        errors: amounts by which the calibration is misread, by name of the error.
+        corruptions: severities by name of the corruption.
+        rigs: degrees by which all cameras are turned, pictures and calibration alike, by name of the turn.
+    """
+
+    samples: int
+    cells: int
+    probes: int | None
+    errors: Mapping[str, Sequence[float | int]]
+    corruptions: Mapping[str, Sequence[float | int]]
+    rigs: Mapping[str, Sequence[float | int]]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        numbers: for a JSON file.
+        figures: by name.
+    """
+
+    numbers: dict[str, Any]
+    figures: dict[str, Figure]
+
+
+def diagnose(
+    model: BEVModel,
+    batches: Batches,
+    metric: BEVIoU,
+    camera_names: Sequence[str],
+    plan: Plan,
+    true: Cameras | None = None,
+) -> Diagnosis:
+    """Run every instrument.
+
+    An instrument that does not apply, such as permuting the tokens of several scales, leaves its reason in place of its
+    figures.
+
+    Args:
+        model: trained.
+        batches: of a split, with the metric's classes.
+        metric: on the model's classes and grid.
+        camera_names: of the rig.
+        plan: how much.
+        true: where the cameras of the first samples really are, if batches tell something else.
+
+    Raises:
+        InputError: when the reshaper does not say what it is built for, or the split is empty.
+    """
+    reshaper = model.reshaper
+    if not isinstance(reshaper, Reshaper) or not isinstance(reshaper.grid, BEVGrid):
+        raise InputError(
+            f"diagnose: the model's reshaper, a {type(reshaper).__name__}, does not say which cells it fills; derive it from "
+            "Reshaper and build it with a BEVGrid"
+        )
+    images, scales, cameras = first_samples(model, batches(), plan.samples)
+    features = scales[0] if len(scales) == 1 else scales
+    cells = cell_raster(reshaper.target_shape, plan.cells)
+    true = cameras if true is None else true
+
+    def agreement(weights: Tensor) -> dict[str, Any]:
+        assert isinstance(reshaper.grid, BEVGrid)
+        return asdict(geometry_agreement(weights, true, reshaper.grid, reshaper.source, cells=cells))
+
+    products = product_count(len(images), len(cells), plan.probes or reshaper.out_channels)
+    with Progress("weights", products) as progress:
+        weights = jacobian_norm(
+            reshaper, features, cameras, cells=cells, probes=plan.probes, step=progress.advance
+        )  # b q n h w
+
+    def of_pictures(weights: Tensor) -> Tensor:
+        """Weights of all samples as the first one's cameras would see them, so that they differ by pictures alone."""
+        poses, intrinsics = cameras.ego_from_cam, cameras.intrinsics
+        first = Cameras(
+            intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size, cameras.present
+        )
+        if torch.equal(first.intrinsics, intrinsics) and torch.equal(first.ego_from_cam, poses):
+            return weights
+        with Progress("weights under one calibration", products) as progress:
+            return jacobian_norm(reshaper, features, first, cells=cells, probes=plan.probes, step=progress.advance)
+
+    changes = _changes(plan, camera_names, metric.grid)
+    named = {name: change for _, _, name, change in changes}
+    with Progress("errors and failures", len(batches()) * (1 + len(named))) as progress:
+        found = iou_under(model, batches(), metric, named, progress.advance)
+    robustness: dict[str, dict[str, dict[str, float]]] = {}
+    for group, what, name, _ in changes:
+        robustness.setdefault(group, {})[what] = found[name]
+    numbers = {
+        "reshaper": reshaper.name,
+        "samples": len(images),
+        "cells": len(cells),
+        "probes": plan.probes,
+        "iou": found["unchanged"],
+        "data_dependence": relative_spread([of_pictures(weights)]),
+        "agreement": _or_reason(lambda: agreement(weights)),
+        "attention": _or_reason(lambda: agreement(attention_weights(reshaper, features, cameras, cells=cells).mean(1))),
+        "order": _or_reason(lambda: _order(model, scales, cameras, batches, metric)),
+        "robustness": robustness,
+    }
+    figures = {
+        "weights": draw_weights(images[0], {reshaper.name: weights[0]}, true, reshaper.grid, reshaper.source, cells)
+    }
+    if robustness:
+        figures["robustness"] = draw_robustness(robustness, found["unchanged"]["iou/mean"])
+    return Diagnosis(numbers, figures)
+
+
+def _changes(plan: Plan, camera_names: Sequence[str], grid: BEVGrid) -> list[tuple[str, str, str, Change]]:
+    """Group, what it is there, a name of its own, and the change."""
+    changes: list[tuple[str, str, str, Change]] = []
+    for error, amounts in plan.errors.items():
+        changes += [(error, f"{x:+g}", f"{error}={x:+g}", misreading(error, x)) for x in _both_ways(amounts)]
+    for turn, amounts in plan.rigs.items():
+        name = f"rig turned, {turn}"
+        changes += [(name, f"{x:+g}", f"{name}={x:+g}", remounting(turn, x, grid)) for x in _both_ways(amounts)]
+    if len(camera_names) > 1:
+        changes += [("without", name, f"without {name}", dropping(i)) for i, name in enumerate(camera_names)]
+    for kind, severities in plan.corruptions.items():
+        changes += [(kind, f"{s:g}", f"{kind}={s:g}", corrupting(kind, float(s))) for s in sorted(severities)]
+    return changes
+
+
+def _both_ways(amounts: Sequence[float | int]) -> list[float]:
+    return sorted({float(sign * amount) for amount in amounts for sign in (-1, 1)})
+
+
+def _order(
+    model: BEVModel, scales: Sequence[Tensor], cameras: Cameras, batches: Batches, metric: BEVIoU
+) -> dict[str, Any]:
+    """What a random permutation of every camera's tokens does."""
+    reshaper = model.reshaper
+    assert isinstance(reshaper, Reshaper)
+    permutation = torch.randperm(reshaper.source.tokens, generator=seeded(0, PERMUTATION)).to(scales[0].device)
+    found: dict[str, Any] = {
+        "invariance_error": order.invariance_error(reshaper, scales[0], permutation, cameras),
+        "destruction": order.destruction(reshaper, scales[0], permutation, cameras),
+    }
+    variants = 3 + order.can_move(reshaper)
+    with Progress("permuted tokens", len(batches()) * variants) as progress:
+        permuted = order.iou_when_permuted(model, batches(), metric, permutation, progress.advance)
+    found["iou"] = {name: values["iou/mean"] for name, values in permuted.items()}
+    return found
+
+
+def _or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is measured, or why it cannot be."""
+    try:
+        return measure()
+    except InputError as error:
+        return {"not_measured": str(error)}
+
+
+def draw_weights(
+    images: Float[Tensor, "n 3 H W"],
+    weights: Mapping[str, Float[Tensor, "q n h w"]],
+    cameras: Cameras,
+    grid: BEVGrid,
+    source: FeatureShape,
+    cells: Sequence[tuple[int, int]],
+    shown: int = 8,
+) -> Figure:
+    """Which part of the pictures feeds some cells, from far to near, with the true projection of each cell's centre.
+
+    Args:
+        images: of one sample, in 0..1.
+        weights: of its cells, by name of the reshaper; several stand below one another.
+        cameras: whose first sample is this one.
+        grid: of the cells.
+        source: whose tokens these are.
+        cells: (row, column) of the q cells.
+        shown: how many of those that a camera sees.
+    """
+    positions, seen = (x[0].cpu() for x in projections(cameras, grid, source, cells))  # q n 2, q n
+    visible = seen.any(1).nonzero().squeeze(1)
+    chosen = visible[torch.linspace(0, len(visible) - 1, min(shown, len(visible))).round().long()].tolist()
+    cols = 4 if len(weights) == 1 else len(chosen)
+    rows = -(-len(chosen) // cols) * len(weights)
+    figure = Figure(figsize=(3 * cols, 1.9 * rows + 0.3), layout="constrained")
+    panels = iter(figure.subplots(rows, cols, squeeze=False).flat)
+    half = source.stride / 2
+    right, bottom = (source.offset_px + source.stride * (count - 1) + half for count in (source.width, source.height))
+    extent = (source.offset_px - half, right, bottom, source.offset_px - half)
+    centers = grid.centers()
+    for name, found in weights.items():
+        for q, panel in zip(chosen, panels, strict=False):
+            camera = int(seen[q].nonzero()[0])
+            picture = images[camera].permute(1, 2, 0).float().cpu().numpy()
+            panel.imshow(picture @ np.array([0.3, 0.59, 0.11]), cmap="gray", vmin=0, vmax=1)
+            heat = (found[q, camera] / found[q].max().clamp(min=1e-12)).float().cpu().numpy()
+            panel.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.85, extent=extent, vmin=0, vmax=1)
+            u, v = (positions[q, camera] * source.stride + source.offset_px).tolist()
+            panel.plot(u, v, "+", color="cyan", markersize=12, markeredgewidth=2)
+            x, y = centers[cells[q]].tolist()
+            where = f"{x:.0f} m ahead, {abs(y):.0f} m {'left' if y >= 0 else 'right'}"
+            panel.set_title(where if len(weights) == 1 else f"{figure_text(name)}: {where}", fontsize=9)
+            panel.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
+    for panel in figure.axes:
+        panel.set_axis_off()
+    names = ", ".join(map(figure_text, weights))
+    figure.suptitle(f"{names}: where cells take their features from; + is where they really are", fontsize=10)
+    return figure
+
+
+def draw_robustness(found: Mapping[str, Mapping[str, Mapping[str, float]]], unchanged: float) -> Figure:
+    """Mean IoU against every error; bars where cameras fail."""
+    cols = min(4, len(found))
+    rows = -(-len(found) // 4)
+    figure = Figure(figsize=(3 * cols, 2.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, cols, squeeze=False, sharey=True).flat
+    for (group, values), panel in zip(found.items(), panels, strict=False):
+        iou = [value["iou/mean"] for value in values.values()]
+        if group == "without":
+            panel.bar(list(map(figure_text, values)), iou)
+            panel.tick_params(axis="x", rotation=60)
+        else:
+            points = sorted({0.0: unchanged, **dict(zip(map(float, values), iou, strict=True))}.items())
+            panel.plot(*zip(*points, strict=True), "o-")
+        panel.axhline(unchanged, color="gray", linewidth=0.8, linestyle=":")
+        panel.set(xlabel=figure_text(group), ylim=(0, None))
+    for row in range(rows):
+        figure.axes[row * cols].set_ylabel("mean IoU")
+    for panel in figure.axes[len(found) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def first_cameras(batches: Iterable[Batch], count: int) -> Cameras:
+    """The cameras of the first samples of a split."""
+    found: list[Cameras] = []
+    left = count
+    for batch in batches:
+        found.append(cameras_of({key: value[:left] for key, value in batch.items()}))
+        left -= len(batch["image"])
+        if left <= 0:
+            break
+    return _joined(found)
+
+
+def _joined(cameras: Sequence[Cameras]) -> Cameras:
+    return Cameras(
+        torch.cat([c.intrinsics for c in cameras]),
+        torch.cat([c.ego_from_cam for c in cameras]),
+        cameras[0].image_size,
+        torch.cat([c.present for c in cameras]),
+    )
+
+
+def first_samples(model: BEVModel, batches: Iterable[Batch], count: int) -> tuple[Tensor, tuple[Tensor, ...], Cameras]:
+    """Pictures, features of every scale and cameras of the first samples of a split."""
+    parts: list[tuple[Tensor, tuple[Tensor, ...], Cameras]] = []
+    left = count
+    with evaluating(model), torch.no_grad():
+        for batch in batches:
+            batch = {key: value[:left] for key, value in batch.items()}
+            features = model.encoder(batch["image"])
+            features = (features,) if isinstance(features, Tensor) else tuple(features)
+            parts.append((batch["image"], features, cameras_of(batch)))
+            left -= len(batch["image"])
+            if left <= 0:
+                break
+    if not parts:
+        raise InputError("diagnose: the split has no sample")
+    images, features, cameras = zip(*parts, strict=True)
+    return (
+        torch.cat(images),
+        tuple(torch.cat(scale) for scale in zip(*features, strict=True)),
+        _joined(cameras),
+    )

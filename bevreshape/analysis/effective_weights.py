@@ -1,0 +1,264 @@
+"""Effective weights W(X): how strongly each BEV cell depends on each token, at given features (claims A2, A4, A7).
+
+Three views of it, of shape (cells × tokens):
+
+- :func:`jacobian_norm`, for any view transformer, ``‖∂O_q/∂X_k‖_F`` over the channels of cell q and of token k;
+- :func:`attention_weights`, the matrix A of those that attend, head by head;
+- :func:`mlp_weights`, the W that a one-layer MLP has learned.
+
+Where they speak of the same they agree. Before its activation, a one-layer MLP's Jacobian norm is ``√c·|W_qk|``, or
+``‖P‖_F·|W_qk|`` behind a projection P of its channels. Attention's, with A held fixed (:func:`attention_held`), is
+``‖Σ_heads A_qk·Wv·Wo‖_F``; what it has beyond that comes of A itself depending on X.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bevreshape.analysis.evaluation import evaluating
+from bevreshape.errors import InputError
+from bevreshape.geometry import Cameras
+from bevreshape.reshapers import MLP, Reshaper
+from bevreshape.reshapers.attention import Attention
+
+Features = Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]]
+"""What a view transformer takes: one scale, of a rig or of one camera, or several scales."""
+
+Cells = Sequence[tuple[int, int]]
+"""(row, column) of BEV cells."""
+
+
+COPIES = 16
+"""Of a sample that go through the reshaper together, so many cells at a time, where nothing else is said."""
+
+
+def product_count(samples: int, cells: int, probes: int) -> int:
+    """Products that :func:`jacobian_norm` takes with ``COPIES``; ``probes`` is the number of channels where it is exact."""
+    return samples * -(-cells // min(COPIES, cells)) * probes
+
+
+def cell_raster(shape: tuple[int, int], k: int) -> list[tuple[int, int]]:
+    """About k × k cells, evenly over a map of (R, C): the middle ones of equal blocks, row by row.
+
+    An axis of fewer than k cells gives all of them.
+
+    Raises:
+        InputError: when k is less than 1.
+    """
+    if k < 1:
+        raise InputError(f"cell_raster: k={k} of {shape[0]}×{shape[1]} cells; choose at least 1")
+    rows, cols = ([(2 * i + 1) * size // (2 * min(k, size)) for i in range(min(k, size))] for size in shape)
+    return [(row, col) for row in rows for col in cols]
+
+
+def cell_indices(cells: Cells | None, shape: tuple[int, int], device: torch.device) -> Int[Tensor, "q 2"]:
+    """The cells as a tensor, all of (R, C) row by row where it is ``None``.
+
+    Raises:
+        InputError: when there is none, or one lies outside.
+    """
+    if cells is None:
+        return torch.cartesian_prod(torch.arange(shape[0], device=device), torch.arange(shape[1], device=device))
+    if not cells:
+        raise InputError("cells: there is none; give at least one (row, column), or None for all")
+    for row, col in cells:
+        if not (0 <= row < shape[0] and 0 <= col < shape[1]):
+            raise InputError(
+                f"cells: ({row}, {col}) lies outside the map of {shape[0]}×{shape[1]} cells; choose within"
+            )
+    return torch.tensor(cells, device=device)
+
+
+@contextmanager
+def attention_held(module: nn.Module) -> Iterator[None]:
+    """Hold A fixed: within, no gradient goes through Q and K of any :class:`Attention` in the module, only through V.
+
+    The forward pass is the same.
+
+    Raises:
+        InputError: when there is no such attention.
+    """
+    held = [x for part in module.modules() if isinstance(part, Attention) for x in (part.to_q, part.to_k)]
+    if not held:
+        raise InputError(
+            f"attention_held: {type(module).__name__} holds no bevreshape.reshapers.attention.Attention; measure it without"
+        )
+    with ExitStack() as hooks:
+        for projection in held:
+            hooks.enter_context(projection.register_forward_hook(_detached))
+        yield
+
+
+def _detached(_: nn.Module, given: object, out: Tensor) -> Tensor:
+    return out.detach()
+
+
+def jacobian_norm(
+    reshaper: nn.Module,
+    features: Features,
+    cameras: Cameras | None = None,
+    *,
+    cells: Cells | None = None,
+    probes: int | None = None,
+    seed: int = 0,
+    scale: int = 0,
+    copies: int = COPIES,
+    step: Callable[[], object] | None = None,
+) -> Float[Tensor, "b q n h w"]:
+    """``W_qk = ‖∂O_q/∂X_k‖_F`` over the channels of cell q and of token k, at X.
+
+    Exact by default, by one vector-Jacobian product a cell and output channel. With ``probes`` it takes so many
+    products a cell, with random signs v: since ``E‖vᵀJ‖² = ‖J‖²`` their mean is unbiased for W², of variance
+    ``2·Σ_{i≠j} (JJᵀ)²_ij / probes`` (Hutchinson 1989), so relatively at most ``2 / probes``. The signs are the same for
+    every sample, so that what does not change from sample to sample does not change here.
+
+    The module is measured in evaluation, by reverse mode alone. It and its gradients are left as they were.
+
+    Args:
+        reshaper: any module called as ``reshaper(features, cameras)`` that gives (b, d, R, C), in evaluation every
+            sample for itself; without cameras it is called as ``reshaper(features)``.
+        features: X; they need not require a gradient.
+        cameras: where it reads them.
+        cells: q of them; all where it is ``None``.
+        probes: products a cell; ``None`` for exact.
+        seed: of the signs.
+        scale: whose tokens are meant, where several scales are given.
+        copies: of a sample, that go through the reshaper together, as many cells at a time; memory grows with it.
+        step: called after every product of as many cells, to show progress; see :func:`product_count`.
+
+    Returns:
+        Of every sample and cell the tokens of all cameras, at least in float32.
+
+    Raises:
+        InputError: cells outside the map, a scale that is not there, numbers below 1, a calibration of another batch,
+            an output of another shape, or one that gradients do not reach.
+    """
+    scales = (features,) if isinstance(features, Tensor) else tuple(features)
+    b, name = scales[0].shape[0], type(reshaper).__name__
+    if not 0 <= scale < len(scales):
+        raise InputError(f"jacobian_norm: there is no scale {scale} of {len(scales)}; they count from 0")
+    if copies < 1 or (probes is not None and probes < 1):
+        raise InputError(
+            f"jacobian_norm: probes={probes} and copies={copies} must be at least 1 (probes=None is exact)"
+        )
+    if cameras is not None and cameras.batch_shape[0] != b:
+        raise InputError(
+            f"jacobian_norm: features are of {b} samples but the calibration is of {cameras.batch_shape[0]}; give every "
+            "sample its own"
+        )
+    copies = min(copies, len(cells)) if cells else copies
+    found = []
+    with evaluating(reshaper), torch.inference_mode(False), torch.enable_grad():
+        for i in range(b):
+            sample = [_repeated(x.detach(), i, copies) for x in scales]
+            x = sample[scale].requires_grad_()
+            given = x if isinstance(features, Tensor) else sample
+            bev = reshaper(given) if cameras is None else reshaper(given, _cameras_repeated(cameras, i, copies))
+            if bev.ndim != 4 or bev.shape[0] != copies:
+                raise InputError(
+                    f"jacobian_norm: {name} makes {tuple(bev.shape)} of {copies} samples; it must give (b, d, R, C)"
+                )
+            if not bev.requires_grad:
+                raise InputError(
+                    f"jacobian_norm: no gradient leads through {name}; it must not detach, nor run without gradients"
+                )
+            chosen = cell_indices(cells, (bev.shape[2], bev.shape[3]), bev.device)
+            found.append(_norms(x, bev, chosen, probes, seed, step))
+    norms = torch.stack(found)
+    return norms if scales[scale].ndim == 5 else norms.unsqueeze(2)
+
+
+def _norms(
+    x: Tensor, bev: Tensor, cells: Tensor, probes: int | None, seed: int, step: Callable[[], object] | None
+) -> Tensor:
+    """Of cells (q, 2) the Jacobian's norms, (q, …tokens), given copies of a sample and what becomes of them."""
+    copies, d = bev.shape[:2]
+    copy = torch.arange(copies, device=bev.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    signs = None
+    if probes is not None:
+        generator = torch.Generator(bev.device).manual_seed(seed)
+        signs = torch.randint(2, (probes, len(cells), d), device=bev.device, generator=generator) * 2 - 1
+    norms = []
+    for start in range(0, len(cells), copies):
+        rows, cols = cells[start : start + copies].unbind(1)
+        picked = bev[copy[: len(rows)], :, rows, cols]  # a cell of each copy, m d
+        squares = torch.zeros((), device=x.device, dtype=wide)
+        for number in range(probes or d):
+            product = picked[:, number] if signs is None else picked * signs[number, start : start + copies]
+            (gradient,) = torch.autograd.grad(product.sum(), x, retain_graph=True, materialize_grads=True)
+            squares = squares + gradient[: len(rows)].to(wide).square().sum(-3)
+            if step is not None:
+                step()
+        norms.append((squares / (probes or 1)).sqrt())
+    return torch.cat(norms)
+
+
+def _repeated(x: Tensor, sample: int, copies: int) -> Tensor:
+    return x[sample : sample + 1].repeat(copies, *[1] * (x.ndim - 1))
+
+
+def _cameras_repeated(cameras: Cameras, sample: int, copies: int) -> Cameras:
+    mask = cameras.mask
+    return replace(
+        cameras,
+        intrinsics=_repeated(cameras.intrinsics, sample, copies),
+        ego_from_cam=_repeated(cameras.ego_from_cam, sample, copies),
+        mask=None if mask is None else _repeated(mask, sample, copies),
+    )
+
+
+def attention_weights(
+    reshaper: Reshaper, features: Features, cameras: Cameras | None = None, *, cells: Cells | None = None
+) -> Float[Tensor, "b a q n h w"]:
+    """The attention matrix A, head by head; ``.mean(1)`` is that of all heads.
+
+    Args:
+        reshaper: one that has a method ``attention_weights(features, cameras)``, (b, a, R·C, n, h, w).
+        features: X.
+        cameras: where it reads them.
+        cells: q of them; all where it is ``None``.
+
+    Returns:
+        Of every sample, head a and cell the tokens of all cameras (of its first scale).
+
+    Raises:
+        InputError: when it does not offer them, or a cell lies outside the map.
+    """
+    offered = getattr(reshaper, "attention_weights", None)
+    if offered is None:
+        raise InputError(
+            f"attention_weights: {type(reshaper).__name__} offers no attention matrix; take jacobian_norm, which any has"
+        )
+    with evaluating(reshaper), torch.no_grad():
+        weights: Tensor = offered(features, cameras)
+        return weights if cells is None else weights[:, :, _numbers(cells, reshaper, weights.device)]
+
+
+def mlp_weights(mlp: MLP, *, cells: Cells | None = None) -> Float[Tensor, "q n h w"]:
+    """W of a one-layer MLP, ``O = σ(W·X + b)``, with its sign: the same for every input and channel.
+
+    Raises:
+        InputError: when it has hidden layers, or reads the calibration, so that no W is the same for every input.
+    """
+    (layer, *hidden), source = mlp.layers, mlp.source
+    if hidden or mlp.rectify is not None:
+        raise InputError(
+            f"mlp_weights: it has {len(hidden)} hidden layers and calibration={mlp.rectify is not None}, so W depends on "
+            "what it is given; take jacobian_norm"
+        )
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    weights = rearrange(weight.detach(), "g q (n h w) -> q (g n) h w", h=source.height, w=source.width)
+    return weights if cells is None else weights[_numbers(cells, mlp, weights.device)]
+
+
+def _numbers(cells: Cells, reshaper: Reshaper, device: torch.device) -> Tensor:
+    """Which the cells are, counted row by row."""
+    row, col = cell_indices(cells, reshaper.target_shape, device).unbind(1)
+    return row * reshaper.target_shape[1] + col

@@ -1,0 +1,198 @@
+"""Geometry agreement: does a BEV cell take its features from where the calibration says that it is seen? (claims A8, A9)
+
+Where W says that a cell comes from is told twice, camera by camera: by the weighted centroid of its tokens, which is
+exact for bilinear reading and moves with every weight far off, and by the peak, the token of the largest W, which a
+diffuse rest does not move, but which is exact to half a feature at best. Where calibration says so is the projection
+of the cell's centre, on the ground. A centroid cannot leave the centres of features, so a projection between the
+outermost centres and the picture's edge counts as lying on the outermost ones.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from bevreshape.analysis.effective_weights import Cells, cell_indices
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reshapers import FeatureShape
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Distances between where weights lie and where calibration projects, in feature cells.
+
+    Attributes:
+        median: of pairs of a cell and a camera that sees it.
+        p90: their 90th percentile.
+    """
+
+    median: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class Band:
+    """Agreement of the cells whose centre is ``near_m`` to ``far_m``, exclusive, metres from the ego origin.
+
+    Attributes:
+        near_m: metres.
+        far_m: metres.
+        pairs: of a cell and a camera that sees it.
+        centroid: distance of the weighted centroid.
+        peak: distance of the largest weight.
+        uniform: what the same weight for every token would get, by either rule.
+    """
+
+    near_m: float
+    far_m: float
+    pairs: int
+    centroid: Distance
+    peak: Distance
+    uniform: Distance
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well effective weights agree with the calibration.
+
+    Attributes:
+        whole: of all cells.
+        bands: by distance; those without a pair are left out.
+        unseen: cells of all samples that no camera sees, left out.
+        silent: pairs of a cell and a camera that sees it but has no weight in it, left out.
+        share: of a cell's weights, how much lies in cameras that see it, on average; 1 is best.
+        uniform_share: what the same weight for every token of the cameras that are there would get.
+    """
+
+    whole: Band
+    bands: tuple[Band, ...]
+    unseen: int
+    silent: int
+    share: float
+    uniform_share: float
+
+
+def projections(
+    cameras: Cameras, grid: BEVGrid, source: FeatureShape, cells: Cells | None = None
+) -> tuple[Float[Tensor, "b q n 2"], Bool[Tensor, "b q n"]]:
+    """Where the centre of each cell, on the ground, appears in every camera's features.
+
+    Returns:
+        (column, row), whole numbers being the centres of features, and whether the camera sees it. Where it does not the
+        position means nothing.
+
+    Raises:
+        InputError: a cell outside the grid, or features that cannot be of these pictures.
+    """
+    source.check_covers(cameras.image_size, "projections")
+    ground = grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype)
+    row, col = cell_indices(cells, grid.shape, ground.device).unbind(1)
+    points = F.pad(ground[row, col], (0, 1))  # q 3, on the ground
+    pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))
+    positions = (pixels - source.offset_px) / source.stride
+    return rearrange(positions, "b n q xy -> b q n xy"), rearrange(cameras.sees(pixels, depth), "b n q -> b q n")
+
+
+def centroid(weights: Float[Tensor, "*m h w"]) -> Float[Tensor, "*m 2"]:
+    """(column, row) of the weighted mean of the tokens; NaN where all weights are 0."""
+    h, w = weights.shape[-2:]
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    col, row = (torch.arange(size, device=weights.device, dtype=weights.dtype) for size in (w, h))
+    moments = torch.stack([weights.sum(-2) @ col, weights.sum(-1) @ row], dim=-1)
+    return moments / weights.sum((-2, -1)).unsqueeze(-1)
+
+
+def peak(weights: Float[Tensor, "*m h w"]) -> Float[Tensor, "*m 2"]:
+    """(column, row) of the largest weight; of several equal ones, their mean."""
+    return centroid((weights == weights.amax((-2, -1), keepdim=True)).to(weights.dtype))
+
+
+def geometry_agreement(
+    weights: Float[Tensor, "b q n h w"],
+    cameras: Cameras,
+    grid: BEVGrid,
+    source: FeatureShape,
+    *,
+    cells: Cells | None = None,
+    band_m: float | int = 10.0,
+) -> Agreement:
+    """Compare effective weights with the calibration.
+
+    Args:
+        weights: not negative, of any kind: Jacobian norms, or attention averaged over heads.
+        cameras: the calibration, of the full-size pictures; of every sample, or one for all.
+        grid: the cells.
+        source: whose tokens these are, with its stride and offset.
+        cells: which of them the weights are of; all, row by row, where it is ``None``.
+        band_m: width of the distance bands, in metres.
+
+    Raises:
+        InputError: weights that do not fit cells, cameras or features, or are negative or not finite; a width of bands
+            that is not positive; or when no camera sees any cell.
+    """
+    b, q, n, h, w = weights.shape
+    positions, seen = projections(cameras, grid, source, cells)
+    if (q, n, h, w) != (positions.shape[1], source.cameras, source.height, source.width) or seen.shape[2] != n:
+        raise InputError(
+            f"geometry_agreement: weights of {q} cells × {n} cameras × {h}×{w} tokens, but {positions.shape[1]} cells, "
+            f"{seen.shape[2]} calibrated cameras and features of {source.cameras} × {source.height}×{source.width}; give "
+            "those that the weights were measured with"
+        )
+    if len(positions) not in (1, b):
+        raise InputError(
+            f"geometry_agreement: weights are of {b} samples but the calibration is of {len(positions)}; give each its own, "
+            "or one for all"
+        )
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise InputError(
+            "geometry_agreement: some weights are negative or not finite; give Jacobian norms, or the abs() of what has a sign"
+        )
+    if not band_m > 0:
+        raise InputError(f"geometry_agreement: band_m={band_m} must be a positive width in metres")
+    positions, seen = positions.expand(b, -1, -1, -1), seen.expand(b, -1, -1)
+    if not seen.any():
+        raise InputError(
+            "geometry_agreement: no camera sees any of these cells; choose others, or check the calibration"
+        )
+
+    # which tokens
+    mass = weights.sum((-2, -1))  # b q n
+    pairs = seen & (mass > 0)
+    if not pairs.any():
+        raise InputError("geometry_agreement: all weights are 0 where cells are seen; they agree with nothing")
+    outermost = positions.new_tensor([w - 1, h - 1])
+    targets = torch.minimum(positions, outermost).clamp(min=0)
+    places = (centroid(weights), peak(weights), (outermost / 2).expand_as(targets))
+    distances = torch.stack([(place - targets).norm(dim=-1)[pairs].to(targets) for place in places])  # 3 m
+
+    # how far from the vehicle
+    row, col = cell_indices(cells, grid.shape, weights.device).unbind(1)
+    away = grid.centers(weights.device)[row, col].norm(dim=-1)  # q
+    band = (away / band_m).floor().long()[:, None].expand_as(pairs)[pairs]  # m
+    bands = tuple(
+        _band(number * band_m, (number + 1) * band_m, distances[:, band == number]) for number in band.unique().tolist()
+    )
+    whole = _band(0.0, bands[-1].far_m, distances)
+
+    # which camera
+    heard = seen.any(-1) & (mass.sum(-1) > 0)  # b q
+    share = (mass * seen).sum(-1)[heard] / mass.sum(-1)[heard]
+    present = cameras.present.unsqueeze(1).expand_as(seen)
+    uniform_share = seen.sum(-1)[heard] / present.sum(-1)[heard]
+    return Agreement(
+        whole=whole,
+        bands=bands,
+        unseen=int((~seen.any(-1)).sum()),
+        silent=int((seen & ~pairs).sum()),
+        share=share.mean().item(),
+        uniform_share=uniform_share.mean().item(),
+    )
+
+
+def _band(near_m: float, far_m: float, distances: Tensor) -> Band:
+    quantiles = distances.quantile(distances.new_tensor([0.5, 0.9]), dim=1).mT  # 3 2
+    return Band(near_m, far_m, distances.shape[1], *(Distance(*pair) for pair in quantiles.tolist()))

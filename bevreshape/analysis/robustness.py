@@ -1,0 +1,170 @@
+"""What errors cost a trained model: a calibration that is off, another rig, cameras that fail, pictures that are spoilt."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from einops import rearrange
+from kornia.filters import gaussian_blur2d
+
+from bevreshape.analysis.evaluation import Change, Variant, iou_of
+from bevreshape.data.batch import Batch, cameras_of, still_valid
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry.cameras import compose
+from bevreshape.geometry.ipm import sample
+from bevreshape.metrics.iou import BEVIoU
+from bevreshape.model import BEVModel
+
+ERRORS = ("yaw_deg", "pitch_deg", "roll_deg", "height_m")
+"""Of a camera's pose: a turn to the left, downwards, about its optical axis, and a shift upwards."""
+
+TURNS = ERRORS[:3]
+
+CORRUPTIONS = ("darkness", "noise", "blur", "occlusion")
+
+
+def misread(cameras: Cameras, error: str, amount: float) -> Cameras:
+    """The calibration that is told where every camera's pose is misread by the same amount; pictures do not change.
+
+    Args:
+        cameras: the true ones.
+        error: one of :data:`ERRORS`.
+        amount: degrees or metres.
+
+    Raises:
+        InputError: an unknown error.
+    """
+    if error not in ERRORS:
+        raise InputError(f"robustness: there is no error={error}; {suggest(error, ERRORS)}")
+    pose = cameras.ego_from_cam
+    if error == "height_m":
+        up = torch.zeros_like(pose)
+        up[..., 2, 3] = amount
+        return replace(cameras, ego_from_cam=pose + up)
+    # camera axes are right, down, forward: about -y is to the left, about -x downwards
+    axis, sign = {"yaw_deg": (1, -1), "pitch_deg": (0, -1), "roll_deg": (2, 1)}[error]
+    angle = math.radians(sign * amount)
+    turn = torch.eye(4, dtype=torch.float64)
+    a, b = (axis + 1) % 3, (axis + 2) % 3
+    turn[a, a] = turn[b, b] = math.cos(angle)
+    turn[b, a] = math.sin(angle)
+    turn[a, b] = -math.sin(angle)
+    return replace(cameras, ego_from_cam=compose(pose, turn.to(pose)))
+
+
+def misreading(error: str, amount: float) -> Change:
+    """:func:`misread` of a batch."""
+
+    def change(batch: Batch) -> Batch:
+        told = misread(cameras_of(batch), error, amount)
+        return batch | {"ego_from_cam": told.ego_from_cam}
+
+    return change
+
+
+def remounting(turn: str, amount: float, grid: BEVGrid) -> Change:
+    """Every camera is mounted otherwise, turned where it stands by the same amount, and the calibration says so: a rig that the
+    model has never seen, but may adapt to.
+
+    Its pictures follow from the old ones by the homography ``K·R·K⁻¹``; beyond the old border the border's colour goes on.
+    Cells that no camera sees any more count for nothing.
+
+    Args:
+        turn: ``yaw_deg``, ``pitch_deg`` or ``roll_deg`` of :data:`ERRORS`.
+        amount: degrees.
+        grid: of the targets.
+
+    Raises:
+        InputError: an unknown turn, or one by 45° or more.
+    """
+    if turn not in TURNS:
+        raise InputError(f"robustness: there is no rig={turn}; {suggest(turn, TURNS)}")
+    if not abs(amount) < 45:
+        raise InputError(f"robustness: rigs.{turn}={amount:g} must stay below 45 degrees")
+
+    def change(batch: Batch) -> Batch:
+        before = cameras_of(batch)
+        after = misread(before, turn, amount)
+        old, new = (x.ego_from_cam[..., :3, :3].double() for x in (before, after))
+        k = before.intrinsics.double()
+        homography = k @ old.mT @ new @ torch.linalg.inv(k)  # old pixels from new ones
+        height, width = before.image_size
+        v, u = torch.meshgrid(
+            torch.arange(height, device=k.device), torch.arange(width, device=k.device), indexing="ij"
+        )
+        pixels = torch.stack([u, v, torch.ones_like(u)], -1).to(k)  # H W 3
+        moved = torch.einsum("bnij,vuj->bnvui", homography, pixels)
+        turned = batch | {
+            "image": sample(batch["image"], moved[..., :2] / moved[..., 2:]),
+            "ego_from_cam": after.ego_from_cam,
+        }
+        return turned | {"valid": still_valid(batch, turned, grid)}
+
+    return change
+
+
+def dropping(camera: int) -> Change:
+    """One camera of the rig fails."""
+
+    def change(batch: Batch) -> Batch:
+        mask = batch["camera_mask"].clone()
+        if not 0 <= camera < mask.shape[1]:
+            raise InputError(f"robustness: camera {camera} of a rig of {mask.shape[1]}; count from 0")
+        mask[:, camera] = False
+        return batch | {"camera_mask": mask}
+
+    return change
+
+
+def corrupting(kind: str, severity: float) -> Change:
+    """All pictures of a batch are spoilt, always in the same way.
+
+    ``darkness``: light is multiplied by 1 − severity. ``noise``: Gaussian, of that standard deviation where white is 1.
+    ``blur``: Gaussian, of that standard deviation in hundredths of a picture's width. ``occlusion``: that share of the
+    width is covered by grey, from the left.
+
+    Raises:
+        InputError: an unknown kind, or a severity that is negative, or over 1 where it is a share.
+    """
+    if kind not in CORRUPTIONS:
+        raise InputError(f"robustness: there is no corruption={kind}; {suggest(kind, CORRUPTIONS)}")
+    if severity < 0 or (kind in ("darkness", "occlusion") and severity > 1):
+        raise InputError(f"robustness: {kind} of severity={severity} must lie in 0..1")
+    return partial(_corrupted, kind, severity)
+
+
+def _corrupted(kind: str, severity: float, batch: Batch) -> Batch:
+    image = batch["image"]
+    width = image.shape[-1]
+    if kind == "darkness":
+        image = image * (1 - severity)
+    elif kind == "noise":
+        # drawn on the CPU, so that it is the same on every device
+        drawn = torch.randn(image.shape[1:], generator=torch.Generator().manual_seed(0))
+        image = (image + severity * drawn.to(image)).clamp(0, 1)
+    elif kind == "blur" and severity > 0:
+        sigma = severity * width / 100
+        size = 2 * math.ceil(3 * sigma) + 1
+        size = min(size, *(2 * cells - 1 for cells in image.shape[-2:]))
+        flat = rearrange(image, "b n c H W -> (b n) c H W")
+        blurred = gaussian_blur2d(flat, (size, size), (sigma, sigma))
+        image = rearrange(blurred, "(b n) c H W -> b n c H W", n=image.shape[1])
+    elif kind == "occlusion":
+        image = image.clone()
+        image[..., : round(severity * width)] = 0.5
+    return batch | {"image": image}
+
+
+def iou_under(
+    model: BEVModel,
+    batches: Iterable[Batch],
+    metric: BEVIoU,
+    changes: Mapping[str, Change],
+    step: Callable[[], object] | None = None,
+) -> dict[str, dict[str, float]]:
+    """IoU of a model under every change, see :func:`~bevreshape.analysis.evaluation.iou_of`; ``unchanged`` comes first."""
+    variants = {"unchanged": Variant(), **{name: Variant(change) for name, change in changes.items()}}
+    return iou_of(model, batches, metric, variants, step)

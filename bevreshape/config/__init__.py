@@ -1,0 +1,1 @@
+"""Configuration: composing, checking, building. Hydra and OmegaConf are imported here alone."""

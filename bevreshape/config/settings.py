@@ -1,0 +1,194 @@
+"""The keys of every command: what is not listed here is refused, before anything is read, built or written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_type_hints
+
+from annotated_types import Ge, Le, Len
+from typing_extensions import TypedDict, is_typeddict
+
+from bevreshape.config.options import (
+    BatchSize,
+    Count,
+    CountOrNone,
+    Length,
+    LocalPath,
+    OpenShare,
+    Seed,
+    Share,
+    Steps,
+    Weight,
+    Width,
+)
+
+Node = Mapping[str, Any]
+"""A group: its class knows its options, the ``trainer`` group has rules of its own."""
+
+Split = Literal["train", "val", "test"]
+Device = str
+"""``auto``, or what torch calls a device; it is tried where it is needed."""
+
+Trust = str | Sequence[str]
+"""Packages whose classes may be called."""
+
+Angles = Sequence[Annotated[float, Ge(0), Le(180)]]
+Sizes = Annotated[Sequence[Width], Len(2, 2)]
+"""Rows and columns."""
+
+
+class Instances(TypedDict):
+    """Centres of objects, learned too."""
+
+    classes: Sequence[str]
+    center: Weight
+    offset: Weight
+
+
+class Pictures(TypedDict):
+    """What is drawn while training."""
+
+    every_n_validations: Steps
+    samples: Count
+
+
+class Train(TypedDict):
+    """Of ``bevreshape.train``."""
+
+    data: Node
+    augment: Node | None
+    encoder: Node
+    reshaper: Node
+    head: Node
+    loss: Node
+    optimizer: Node
+    trainer: Node
+    logger: Node | None
+    instances: Instances
+    seed: Seed
+    name: str
+    resume: LocalPath | None
+    trust: Trust
+    checkpoint_every_n_steps: Steps
+    pictures: Pictures
+
+
+class Evaluate(TypedDict):
+    """Of ``bevreshape.evaluate``."""
+
+    data: Node
+    trainer: Node
+    checkpoint: LocalPath
+    split: Split
+    without_cameras: bool
+    trust: Trust
+    seed: Seed
+
+
+class Predict(TypedDict):
+    """Of ``bevreshape.predict``."""
+
+    checkpoint: LocalPath
+    input: LocalPath
+    calibration: LocalPath | None
+    out: LocalPath
+    batch_size: BatchSize
+    loader_workers: CountOrNone
+    device: Device
+    trust: Trust
+    threshold: OpenShare
+
+
+class Export(TypedDict):
+    """Of ``bevreshape.export``."""
+
+    checkpoint: LocalPath
+    format: Literal["onnx", "pt2"]
+    out: LocalPath | None
+    calibration: LocalPath | None
+    trust: Trust
+    rounds: Count
+
+
+class Turns(TypedDict, total=False):
+    """Degrees by which cameras are turned."""
+
+    yaw_deg: Angles
+    pitch_deg: Angles
+    roll_deg: Angles
+
+
+class Errors(Turns, total=False):
+    """By how much the calibration is misread."""
+
+    height_m: Sequence[Annotated[float, Ge(0), Le(100)]]
+
+
+class Corruptions(TypedDict, total=False):
+    """How much pictures are spoilt."""
+
+    darkness: Sequence[Share]
+    noise: Sequence[Share]
+    blur: Sequence[Annotated[float, Ge(0), Le(100)]]
+    occlusion: Sequence[Share]
+
+
+class Diagnose(TypedDict):
+    """Of ``bevreshape.diagnose``."""
+
+    data: Node
+    logger: Node | None
+    checkpoint: LocalPath
+    split: Split
+    device: Device
+    trust: Trust
+    name: str
+    samples: Annotated[int, Ge(2), Le(1024)]  # one has no spread
+    cells: Count
+    probes: Count | None
+    errors: Errors
+    rigs: Turns
+    corruptions: Corruptions
+
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+class Benchmark(TypedDict):
+    """Of ``bevreshape.benchmark``; lists are measured side by side."""
+
+    encoder: Node
+    head: Node
+    reshapers: Mapping[str, Node]
+    batch: BatchSize | Sequence[BatchSize]
+    cameras: Count | Sequence[Count]
+    channels: Width | Sequence[Width]
+    features: Sizes | Sequence[Sizes]
+    cells: Sizes | Sequence[Sizes]
+    device: Device | Sequence[Device]
+    precision: Precision | Sequence[Precision]
+    stride: Count
+    cell_m: Length
+    growth: Literal["cells", "tokens", "cameras"] | None
+    factors: Count | Sequence[Count]
+    whole: bool
+    fixed: bool
+    backward: bool
+    rounds: Count
+    threads: Count | None
+
+
+class Study(TypedDict):
+    """Of ``bevreshape.study``."""
+
+    plan: Node
+    name: str
+    folder: LocalPath
+    worker: CountOrNone
+
+
+FIXED_GROUPS = frozenset(
+    key
+    for command in (Train, Evaluate, Predict, Export, Diagnose, Benchmark, Study)
+    for key, kind in get_type_hints(command).items()
+    if is_typeddict(kind)
+)
+"""Groups whose keys are listed above, so that none can be added."""

@@ -1,0 +1,112 @@
+"""One table over the runs of a sweep, kept as each ends."""
+
+import csv
+import fcntl
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from bevreshape.config.cli import explain
+from bevreshape.config.stored import read_json
+from bevreshape.errors import InputError
+from bevreshape.reporting.tables import print_table, short_names
+from bevreshape.storage.files import write_text
+
+IOU = "test/iou/"
+
+SHOWN = (IOU, "fit/")
+
+
+class Summary(Callback):
+    """Hydra callback: ``summary.csv`` in the sweep's folder has a row per job that ended, the failed ones with their reason.
+
+    Each job leaves ``job.json`` in its own folder and the table is made anew from all of these, so that jobs on other
+    processes or machines (Hydra launchers) add to the same table.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode is None or config.hydra.mode.name != "MULTIRUN":
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        row: dict[str, Any] = {"job": str(config.hydra.job.num), "status": "done", "reason": ""}
+        if job_return.status is JobStatus.FAILED:
+            error = job_return._return_value
+            row |= {"status": "failed", "reason": explain(error) or f"{type(error).__name__}: {error}"}
+        row |= dict(argument.split("=", 1) for argument in config.hydra.overrides.task if "=" in argument)
+        metrics = folder / "metrics.json"
+        if metrics.exists():
+            row |= {
+                key: value for key, value in json.loads(metrics.read_text(encoding="utf-8")).items() if _is_shown(key)
+            }
+        write_text(folder / "job.json", json.dumps(row))
+        print_summary(write_summary(Path(config.hydra.sweep.dir)))
+
+
+def write_summary(sweep: Path) -> list[dict[str, Any]]:
+    """Write ``summary.csv`` from every ``job.json`` below a sweep's folder; its rows."""
+    with (sweep / ".summary.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [row for path in sweep.rglob("job.json") if (row := _row(path)) is not None]
+        rows.sort(key=lambda row: int(row["job"]) if row["job"].isdigit() else 0)
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(sweep / "summary.csv", text.getvalue())
+    return rows
+
+
+def _row(path: Path) -> dict[str, Any] | None:
+    """What a job has left; none where that is damaged, which is said and takes no other job's row away."""
+    try:
+        row = read_json(path)
+    except InputError as error:
+        reason = str(error)
+    else:
+        if all(isinstance(row.get(key), str) for key in ("job", "status", "reason")):
+            return row
+        reason = f"{path} is damaged: it has no texts job, status and reason"
+    Console(stderr=True).print(
+        f"left out of the sweep's table: {reason}", markup=False, highlight=False, soft_wrap=True
+    )
+    return None
+
+
+def print_summary(rows: list[dict[str, Any]]) -> None:
+    """What differs between the jobs and their IoU as a table, below it a line for each job that failed."""
+    print_table(summary_table(rows))
+    for row in rows:
+        if row["reason"]:
+            said = f"job {row['job']} failed: {row['reason']}"
+            Console().print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def summary_table(rows: list[dict[str, Any]]) -> Table:
+    """The rows for a console: what differs between them, the mean IoU and that of the classes."""
+    keys = dict.fromkeys(key for row in rows for key in row if key not in ("job", "status", "reason"))
+    apart = [key for key in keys if not _is_shown(key) and len({row.get(key) for row in rows}) > 1]
+    scores = sorted((key for key in keys if key.startswith(IOU)), key=lambda key: key != f"{IOU}mean")
+    frame: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    table = Table(
+        "job", *short_names(apart), title="sweep: IoU on the test split", **frame
+    )  # narrow, for the 80 columns of a log
+    for key in scores:
+        table.add_column(key.removeprefix(IOU), justify="right")
+    for row in rows:
+        found = (row.get(key) for key in scores)
+        told = (str(row.get(key, "")) for key in apart)
+        table.add_row(str(row["job"]), *told, *("" if value is None else f"{value:.3f}" for value in found))
+    return table
+
+
+def _is_shown(key: str) -> bool:
+    return key.startswith(SHOWN) and key.count("/") < 3

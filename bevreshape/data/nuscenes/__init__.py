@@ -1,5 +1,0 @@
-"""nuScenes by the published protocols: prepared once with its devkit, read without it."""
-
-from bevreshape.data.nuscenes.source import NuScenesSource
-
-__all__ = ["NuScenesSource"]

@@ -1,0 +1,1 @@
+"""Data sources: the synthetic world, camera folders, nuScenes and KITTI."""

@@ -1,0 +1,241 @@
+"""Camera folders: one's own data, calibrated pictures with labels in the pictures, from above, or as 3D boxes.
+
+``data/README.md`` describes the folder. Pictures come at the network's size; label pictures stay at their own, so that
+ground truth does not suffer from a small network, and are laid onto the ground on the device, a batch at a time.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NotRequired
+
+import torch
+from annotated_types import Len
+from jaxtyping import Bool
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import TypedDict
+
+from bevreshape.config.options import ImageSize, LocalPath, checked, read_value
+from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.image_io import Damaged, ImageMode
+from bevreshape.data.labels import BoxTruth, MapTruth, PictureTruth
+from bevreshape.data.names import check_classes
+from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
+from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+from bevreshape.storage.files import read_text
+
+
+class ClassSpec(TypedDict):
+    """Where the target of one class comes from; several may be described, so that one word switches between them."""
+
+    source: Literal["ipm", "bev", "boxes"]
+    labels: NotRequired[Sequence[str]]
+    """For ``ipm``: names of picture labels that count as this class."""
+    bev: NotRequired[Sequence[str]]
+    """For ``bev``: names of the BEV truth that count as this class."""
+    boxes: NotRequired[Sequence[str]]
+    """For ``boxes``: categories of the 3D boxes that count as this class."""
+
+
+class Splits(TypedDict, total=False):
+    """The frames of every split: a list of names, or a file of names, one a line, relative to the folder."""
+
+    train: str | Sequence[str]
+    val: str | Sequence[str]
+    test: str | Sequence[str]
+
+
+def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
+    """Every name in ``calibration.json`` as a class.
+
+    Raises:
+        InputError: when it names none.
+    """
+    above = tuple(calibration.bev.members) if calibration.bev else ()
+    pictured = tuple(calibration.labels.members) if calibration.labels else ()
+    classes: dict[str, ClassSpec] = {name: {"source": "bev", "bev": [name]} for name in above}
+    classes |= {name: {"source": "boxes", "boxes": [name]} for name in calibration.boxes or () if name not in classes}
+    classes |= {name: {"source": "ipm", "labels": [name]} for name in pictured if name not in classes}
+    if not classes:
+        raise InputError(
+            f"{calibration.path}: it names no labels, no bev truth and no boxes, so there is nothing to train on; add a section"
+        )
+    return classes
+
+
+def read_split(path: Path) -> list[str]:
+    """Frame names, one a line.
+
+    Raises:
+        InputError: when the file is missing or empty, or a frame is listed twice.
+    """
+    text = read_text(path, "there is no such split; write one frame name a line, or change data.splits")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        raise InputError(f"{path}: the split is empty; write one frame name a line")
+    return _each_once(names, str(path))
+
+
+def split_names(root: Path, split: str, given: str | Sequence[str]) -> list[str]:
+    """The frames that ``data.splits`` gives a split: a list of names, or a file of names, one a line, relative to ``root``.
+
+    Raises:
+        InputError: as :func:`read_split`.
+    """
+    where = f"data.splits.{split}"
+    if isinstance(given, str):
+        return read_split(root / read_value(where, LocalPath, given))
+    if not given:
+        raise InputError(f"{where}={given!r} is empty; list frames, or name a file of them")
+    return _each_once(list(given), where)
+
+
+def _each_once(names: list[str], where: str) -> list[str]:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{where}: frame {twice!r} is listed twice and would count twice; remove one")
+    return names
+
+
+def _by_source(classes: Mapping[str, ClassSpec], source: str) -> dict[str, Sequence[str]]:
+    key = {"ipm": "labels", "bev": "bev", "boxes": "boxes"}[source]
+    chosen: dict[str, Sequence[str]] = {}
+    for name, spec in classes.items():
+        if spec["source"] == source:
+            if not spec.get(key):
+                raise InputError(
+                    f"class {name!r}: its source is {source!r} but {key!r} is empty; name what counts as it"
+                )
+            chosen[name] = spec[key]  # type: ignore[literal-required]
+    return chosen
+
+
+class LabelledFrames(Dataset[Sample]):
+    """Frames with what their targets are made from: ``labels`` and ``label_intrinsics``, ``bev``, ``boxes``."""
+
+    def __init__(
+        self, frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None, boxes: BoxTruth | None
+    ) -> None:
+        self.frames = frames
+        self._pictures = pictures
+        self._truth = truth
+        self._boxes = boxes
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.frames[index]
+        extras: dict[str, Tensor] = {}
+        if self._pictures is not None:
+            extras["labels"] = self._pictures.read(sample["name"], sample["camera_mask"])
+            extras["label_intrinsics"] = self.frames.calibration.of(sample["name"]).intrinsics.float()
+        if self._truth is not None:
+            extras["bev"] = self._truth.read(sample["name"])
+        if self._boxes is not None:
+            extras["boxes"] = self._boxes.read(sample["name"])
+        return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() takes the extras out again
+
+
+@checked
+class FolderSource:
+    """A camera folder as a source of labelled rigs (a :class:`~bevreshape.data.batch.BEVSource`).
+
+    Args:
+        root: the folder, with ``images/``, ``calibration.json``, and ``labels/``, ``bev/`` or ``boxes/``.
+        grid: the cells that are wanted.
+        image_size: (H, W) that the network wants.
+        classes: for every target class, where it comes from; left out, all that the calibration names, those of the
+            truth from above before boxes, and boxes before labels of the same name.
+        splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
+        allow_missing: see :class:`Frames`.
+        cameras: which of the calibration's, in order; all when left out.
+        image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their hue.
+        damaged: likewise, one of :data:`~bevreshape.data.image_io.Damaged`; labels that cannot be read are always refused.
+
+    Raises:
+        InputError: when folder, calibration, classes and grid do not fit together.
+    """
+
+    def __init__(
+        self,
+        root: LocalPath,
+        *,
+        grid: BEVGrid,
+        image_size: ImageSize,
+        classes: Annotated[Mapping[str, ClassSpec], Len(1)] | None = None,
+        splits: Splits,
+        allow_missing: bool = False,
+        damaged: Damaged = "refuse",
+        cameras: Sequence[str] | None = None,
+        image_mode: ImageMode = "rgb",
+    ) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise InputError(
+                f"{self.root}: there is no such folder; convert your data first (data/README.md), or set root"
+            )
+        self.grid = grid
+        self.image_size = (image_size[0], image_size[1])
+        self.image_mode = image_mode
+        self.calibration = read_calibration(self.root / "calibration.json")
+        if cameras is not None:
+            self.calibration = self.calibration.only(cameras)
+        where = (
+            "data.classes" if classes is not None else f"{self.calibration.path}, from which data.classes may choose"
+        )
+        classes = all_classes(self.calibration) if classes is None else classes
+        self.classes = check_classes(classes, where)
+        self.calibration.check_views(grid)
+        self.camera_names = self.calibration.cameras
+        ipm, bev, boxes = (_by_source(classes, source) for source in ("ipm", "bev", "boxes"))
+        self._pictures = PictureTruth(self.root / "labels", self.calibration, ipm) if ipm else None
+        self._truth = MapTruth(self.root / "bev", self.calibration, bev, grid) if bev else None
+        self._boxes = BoxTruth(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
+        self._splits: dict[str, str | Sequence[str]] = dict(splits)  # type: ignore[arg-type]
+        self._allow_missing = allow_missing
+        self._damaged = damaged
+
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Read a frame of every split, so that what is wrong with all of them is told before the training starts."""
+        for name in splits:
+            self.split(name)[0]
+
+    def split(self, name: str) -> Dataset[Sample]:
+        """The frames of ``train``, ``val`` or ``test``.
+
+        Raises:
+            InputError: when the split or one of its frames does not exist.
+        """
+        if name not in self._splits:
+            raise InputError(f"{self.root}: there is no split {name!r}; {suggest(name, self._splits)}")
+        frames = Frames(
+            self.root / "images",
+            self.calibration,
+            self.image_size,
+            names=split_names(self.root, name, self._splits[name]),
+            allow_missing=self._allow_missing,
+            damaged=self._damaged,
+            image_mode=self.image_mode,
+        )
+        return LabelledFrames(frames, self._pictures, self._truth, self._boxes)
+
+    def finish(self, batch: Batch) -> Batch:
+        """Make ``target`` and ``valid`` on the batch's device; augment only afterwards."""
+        looks = ground_pixels(cameras_of(batch), self.grid)[1].any(1)  # b R C
+        planes: dict[str, tuple[Bool[Tensor, "b R C"], Bool[Tensor, "b R C"]]] = {}
+        if self._pictures is not None:
+            labels, intrinsics = batch.pop("labels"), batch.pop("label_intrinsics")
+            size = (labels.shape[-2], labels.shape[-1])
+            planes |= self._pictures.lay(
+                labels, Cameras(intrinsics, batch["ego_from_cam"], size, batch["camera_mask"]), self.grid
+            )
+        if self._truth is not None:
+            planes |= self._truth.lay(batch.pop("bev"))
+        if self._boxes is not None:
+            planes |= self._boxes.lay(batch.pop("boxes"))
+        batch["target"] = torch.stack([planes[name][0] for name in self.classes], dim=1)
+        batch["valid"] = torch.stack([planes[name][1] & looks for name in self.classes], dim=1)
+        return batch

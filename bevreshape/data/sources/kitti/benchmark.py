@@ -1,0 +1,253 @@
+"""What KITTI's benchmarks share, read as they are unpacked: ``training/`` with ``image_2``, ``calib`` and labels.
+
+The camera is the left colour one. From its P2 = K · [I | t] follow the intrinsics K and, in the fourth column, where it
+stands in the frame of the rectified camera 0: at −t. ``P2 · R0_rect · Tr_velo_to_cam`` projects the velodyne's points and
+``P2 · R0_rect · Tr_cam_to_road⁻¹`` the road's (the readme files of the development kits).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import TypedDict
+
+from bevreshape.data.batch import SPLITS, Sample
+from bevreshape.data.image_io import fit_picture, picture_size, read_or_mask, read_picture
+from bevreshape.data.sources.folder.source import split_names
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import check_calibration
+from bevreshape.storage.files import read_text, visible
+
+VELODYNE_HEIGHT_M = 1.73
+"""Of the velodyne above the ground, by KITTI's drawing of its sensors."""
+
+
+_NO_CALIBRATION = "there is no such calibration; copy it from the benchmark, or leave the frame out"
+
+
+class Matrices(dict[str, Tensor]):
+    """The matrices of a calibration file by name, each (4, 4) float64; a missing one is refused with a sentence."""
+
+    def __init__(self, path: Path, matrices: Mapping[str, Tensor]) -> None:
+        super().__init__(matrices)
+        self.path = path
+
+    def __missing__(self, name: str) -> Tensor:
+        raise InputError(
+            f"{self.path}: there is no {name}, only {', '.join(self) or 'nothing'}; copy the file from the benchmark again"
+        )
+
+
+def read_matrices(path: Path) -> Matrices:
+    """Read a calibration file, lines of a name, a colon, and the 9 or 12 numbers of a (3, 3) or (3, 4) matrix.
+
+    Raises:
+        InputError: when it is missing or unreadable, or a line has another number of numbers.
+    """
+    matrices = {}
+    for line in read_text(path, _NO_CALIBRATION).splitlines():
+        name, _, rest = line.partition(":")
+        if not rest.strip():
+            continue
+        try:
+            numbers = [float(word) for word in rest.split()]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (9, 12) or not all(map(math.isfinite, numbers)):
+            raise InputError(
+                f"{path}: {name} is {rest.strip()[:60]!r}, not the 9 or 12 finite numbers of a matrix; copy the file again"
+            )
+        matrix = torch.eye(4, dtype=torch.float64)
+        matrix[:3, : len(numbers) // 3] = torch.tensor(numbers, dtype=torch.float64).view(3, -1)
+        matrices[name] = matrix
+    return Matrices(path, matrices)
+
+
+def ego_from_velodyne_ground(matrices: Matrices) -> Float[Tensor, "4 4"]:
+    """``ego_from_rectified``, metres, of the ego frame below the velodyne, on the ground and parallel to it."""
+    ego_from_velodyne = torch.eye(4, dtype=torch.float64)
+    ego_from_velodyne[2, 3] = VELODYNE_HEIGHT_M
+    return ego_from_velodyne @ _inverse(
+        matrices["R0_rect"] @ matrices["Tr_velo_to_cam"], matrices.path, "Tr_velo_to_cam"
+    )
+
+
+def ego_from_road_plane(matrices: Matrices) -> Float[Tensor, "4 4"]:
+    """``ego_from_rectified``, metres, of the ego frame whose z = 0 is the road plane that was fitted to the frame.
+
+    The benchmark's road frame is x right, y down, z forward, with y = 0 on the road.
+    """
+    ego_from_road = torch.tensor([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    return ego_from_road @ matrices["Tr_cam_to_road"] @ _inverse(matrices["R0_rect"], matrices.path, "R0_rect")
+
+
+def left_camera(
+    matrices: Matrices, ego_from_rectified: Float[Tensor, "4 4"]
+) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:
+    """Intrinsics and ``ego_from_cam`` of the left colour camera."""
+    projection = matrices["P2"]
+    intrinsics = projection[:3, :3]
+    rectified_from_cam = torch.eye(4, dtype=torch.float64)
+    rectified_from_cam[:3, 3] = -_inverse(intrinsics, matrices.path, "P2") @ projection[:3, 3]
+    return intrinsics, ego_from_rectified @ rectified_from_cam
+
+
+def _inverse(matrix: Tensor, path: Path, name: str) -> Tensor:
+    inverse, failed = torch.linalg.inv_ex(matrix)
+    if failed:
+        raise InputError(f"{path}: {name} is singular; copy the file from the benchmark again")
+    return inverse
+
+
+class KITTIFrames(Dataset[Sample]):
+    """Calibrated pictures without labels, one sample a frame; pictures may differ in size.
+
+    Args:
+        training: the folder with ``image_2`` and ``calib``.
+        names: of the frames.
+        image_size: (H, W) that the network wants.
+        ego_from_rectified: makes the ego frame out of a frame's matrices.
+        image_mode: see :class:`~bevreshape.data.sources.folder.dataset.Frames`.
+        damaged: likewise; the header of a masked picture still has to tell its size.
+    """
+
+    def __init__(
+        self,
+        training: Path,
+        names: Sequence[str],
+        image_size: tuple[int, int],
+        ego_from_rectified: Callable[[Matrices], Tensor],
+        *,
+        damaged: str | None = None,
+        image_mode: str = "rgb",
+    ) -> None:
+        self.training = training
+        self.names = tuple(names)
+        self.image_size = image_size
+        self._ego_from_rectified = ego_from_rectified
+        self._damaged = damaged
+        self._image_mode = image_mode
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Sample:
+        name = self.names[index]
+        intrinsics, ego_from_cam = self.camera(name)
+        found = read_or_mask(lambda: read_picture(self.picture(name), image_mode=self._image_mode), self._damaged)
+        picture = torch.zeros(3, *self.size(name), dtype=torch.uint8) if found is None else found
+        picture, fitted = fit_picture(picture, intrinsics, self.image_size)
+        return Sample(
+            image=picture[None],
+            intrinsics=fitted[None].float(),
+            ego_from_cam=ego_from_cam[None].float(),
+            camera_mask=torch.tensor([found is not None]),
+            index=index,
+            name=name,
+        )
+
+    def picture(self, name: str) -> Path:
+        """The picture of a frame."""
+        return self.training / "image_2" / f"{name}.png"
+
+    def size(self, name: str) -> tuple[int, int]:
+        """(H, W) of a frame's picture as stored."""
+        return picture_size(self.picture(name))
+
+    def matrices(self, name: str) -> Matrices:
+        """The calibration file of a frame."""
+        return read_matrices(self.training / "calib" / f"{name}.txt")
+
+    def camera(self, name: str) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:
+        """Intrinsics, for the picture as stored, and ``ego_from_cam`` of a frame, in float64.
+
+        Raises:
+            InputError: when the calibration is missing, incomplete, or none of this picture.
+        """
+        matrices = self.matrices(name)
+        intrinsics, ego_from_cam = left_camera(matrices, self._ego_from_rectified(matrices))
+        check_calibration(intrinsics, ego_from_cam, self.size(name), str(matrices.path))
+        return intrinsics, ego_from_cam
+
+
+class RuleSplits(TypedDict, total=False):
+    """As :class:`~bevreshape.data.sources.folder.source.Splits`; ``None`` divides by the benchmark's rule."""
+
+    train: str | Sequence[str] | None
+    val: str | Sequence[str] | None
+    test: str | Sequence[str] | None
+
+
+class KITTISplits:
+    """The frames of ``training/image_2``, and who is trained on, validated on and tested on.
+
+    The benchmarks publish no labels of their test pictures, so their training frames are divided.
+
+    Args:
+        root: the folder with ``training/``.
+        pattern: regular expression of the frames' names.
+        example: of such a name.
+        rule: the split that a frame falls into, by its name.
+        rule_text: the rule as a person reads it.
+        splits: for each split ``None`` (the rule), or as :func:`~bevreshape.data.sources.folder.source.split_names` takes it.
+
+    Raises:
+        InputError: when there is no such folder, or a picture's name is none of the benchmark's.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        pattern: str,
+        example: str,
+        rule: Callable[[str], str],
+        rule_text: str,
+        splits: RuleSplits | None,
+    ) -> None:
+        self.root = root
+        self._rule, self._rule_text = rule, rule_text
+        self._given: dict[str, str | Sequence[str] | None] = dict(splits or {})  # type: ignore[arg-type]
+        pictures = root / "training" / "image_2"
+        if not pictures.is_dir():
+            raise InputError(
+                f"{pictures}: there is no such folder; unpack the benchmark so that data.root holds training/image_2 "
+                "(data/README.md)"
+            )
+        self.frames = tuple(path.stem for path in visible(pictures, "*.png"))
+        if not self.frames:
+            raise InputError(f"{pictures}: there is no .png here; unpack the benchmark's pictures into it")
+        for name in self.frames:
+            if not re.fullmatch(pattern, name):
+                raise InputError(
+                    f"{pictures / name}.png: the name is none of this benchmark's, such as {example}; move the file away, or set "
+                    "data.root to the benchmark"
+                )
+
+    def of(self, split: str) -> tuple[str, ...]:
+        """The names of a split's frames.
+
+        Raises:
+            InputError: when the split is unknown or empty, or a listed frame is not there.
+        """
+        if split not in SPLITS:
+            raise InputError(f"{self.root}: there is no split {split!r}; {suggest(split, SPLITS)}")
+        given = self._given.get(split)
+        if given is None:
+            names = [name for name in self.frames if self._rule(name) == split]
+            if not names:
+                raise InputError(
+                    f"{self.root}: none of its {len(self.frames)} frames falls into {split!r} ({self._rule_text}); list frames "
+                    f"with data.splits.{split}=[{self.frames[0]}]"
+                )
+            return tuple(names)
+        names, known = split_names(self.root, split, given), set(self.frames)
+        for name in names:
+            if name not in known:
+                raise InputError(f"{self.root}: there is no picture of frame {name!r}; {suggest(name, known)}")
+        return tuple(names)

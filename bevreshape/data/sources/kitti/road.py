@@ -1,0 +1,234 @@
+"""KITTI's road benchmark (Fritsch, Kuehnl and Geiger 2013): road and ego lane of single pictures on the ground.
+
+``training/`` holds ``image_2/um_000000.png``, ``calib/um_000000.txt``, and in ``gt_image_2`` the masks
+``um_road_000000.png`` of every frame and ``um_lane_000000.png`` of those with a marked ego lane. Categories are urban
+marked (``um``), urban multiple marked lanes (``umm``), and urban unmarked (``uu``). Masks are RGB: red where the benchmark
+evaluates, blue on the road or the lane. Their inverse perspective mapping onto the road plane is the benchmark's truth.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import torch
+from annotated_types import Len
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchmetrics import Metric
+
+from bevreshape.config.options import ImageSize, LocalPath, checked
+from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.image_io import Damaged, ImageMode, read_picture
+from bevreshape.data.names import check_classes
+from bevreshape.data.sources.kitti.benchmark import KITTIFrames, KITTISplits, RuleSplits, ego_from_road_plane
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
+from bevreshape.metrics.kitti_road import CATEGORIES, RoadMetric, covers_benchmark
+
+Mask = Literal["road", "lane"]
+MASKS: tuple[str, ...] = get_args(Mask)
+KNOWN = 4
+"""Bit 0 and 1 of a label: there is road, ego lane; four times that, bit 2 and 3: the mask says so or denies it."""
+
+TRAIN_BELOW, VAL_BELOW = 60, 80
+
+
+def split_of(name: str) -> str:
+    """The split of a frame by its number, alike in every category; neighbours, which may show one street, stay together."""
+    number = int(name.rpartition("_")[2])
+    return "train" if number < TRAIN_BELOW else "val" if number < VAL_BELOW else "test"
+
+
+def read_masks(
+    training: Path, name: str, size: tuple[int, int], picture: Path, wanted: Collection[str] = MASKS
+) -> UInt8[Tensor, "H W"]:
+    """The labels of a frame, see ``KNOWN``.
+
+    Args:
+        training: the folder with ``gt_image_2``.
+        name: of the frame.
+        size: (H, W) of its picture.
+        picture: of that size, named when a mask differs.
+        wanted: out of ``MASKS``; others are not read.
+
+    Raises:
+        InputError: when the road mask is wanted and missing, or a mask is no RGB picture of that size with a red part.
+    """
+    labels = torch.zeros(size, dtype=torch.uint8)
+    for what, path in mask_paths(training, name, wanted).items():
+        bit = MASKS.index(what)
+        mask = read_picture(path)
+        found = (mask.shape[1], mask.shape[2])
+        if found != size:
+            raise InputError(
+                f"{path}: the mask is {found[0]}×{found[1]} (height×width) but its picture {picture.name} is {size[0]}×{size[1]}; copy "
+                "both from the benchmark again"
+            )
+        evaluated = mask[0] > 0
+        if not evaluated.any():
+            raise InputError(
+                f"{path}: no pixel of the mask is red, so it says nothing; it must be red where it is known and blue on the {what}"
+            )
+        labels |= ((evaluated & (mask[2] > 0)).byte() | evaluated.byte() * KNOWN) << bit
+    return labels
+
+
+def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> dict[str, Path]:
+    """Where those of the wanted masks of a frame lie that there are: the benchmark has a lane mask of some frames alone.
+
+    Raises:
+        InputError: when the road mask is wanted, and missing.
+    """
+    category, _, number = name.partition("_")
+    paths = {what: training / "gt_image_2" / f"{category}_{what}_{number}.png" for what in MASKS}
+    if "road" in wanted and not paths["road"].exists():
+        alone = f", though its lane mask {paths['lane'].name} is there" if paths["lane"].exists() else ""
+        raise InputError(
+            f"{paths['road']}: frame {name!r} has no road mask{alone}; copy gt_image_2 again, or list other frames in data.splits"
+        )
+    return {what: path for what, path in paths.items() if what in wanted and path.exists()}
+
+
+def lay_masks(batch: Batch, grid: BEVGrid) -> tuple[Bool[Tensor, "b 2 R C"], Bool[Tensor, "b 2 R C"]]:
+    """Target and where it is known, nowhere for a masked picture, of road and ego lane on any cells, from ``labels`` and
+    ``label_intrinsics``."""
+    labels = batch["labels"]
+    size = (labels.shape[-2], labels.shape[-1])
+    cameras = Cameras(batch["label_intrinsics"], batch["ego_from_cam"], size, batch["camera_mask"])
+    bits = [[value for value in range(16) if value >> bit & 1] for bit in range(4)]
+    planes, _ = labels_to_bev(labels, cameras, grid, bits, unknown=())
+    target, known = planes.split(2, dim=1)
+    return target, known
+
+
+class LabelledRoads(Dataset[Sample]):
+    """Frames with ``labels`` (1, H, W), unknown beyond the picture's edge, and ``label_intrinsics`` (1, 3, 3).
+
+    Args:
+        frames: the pictures.
+        wanted: the masks that are read.
+
+    Raises:
+        InputError: when a frame has no road mask, though it is wanted, or none of them has a mask of another kind that is.
+    """
+
+    def __init__(self, frames: KITTIFrames, wanted: Collection[str] = MASKS) -> None:
+        self.frames = frames
+        self._wanted = wanted
+        found = set().union(*(mask_paths(frames.training, name, wanted) for name in frames.names))
+        for mask in MASKS:
+            if mask in wanted and mask not in found:
+                raise InputError(
+                    f"{frames.training / 'gt_image_2'}: none of the {len(frames.names)} frames from {frames.names[0]} on has a "
+                    f"{mask} mask; copy them from the benchmark, list other frames in data.splits, or leave the classes of "
+                    f"{mask} out of data.classes"
+                )
+        sizes = [frames.size(name) for name in frames.names]
+        self._canvas = max(height for height, _ in sizes), max(width for _, width in sizes)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.frames[index]
+        name = sample["name"]
+        size = self.frames.size(name)
+        labels = torch.zeros(1, *self._canvas, dtype=torch.uint8)
+        labels[0, : size[0], : size[1]] = read_masks(
+            self.frames.training, name, size, self.frames.picture(name), self._wanted
+        )
+        intrinsics = self.frames.camera(name)[0][None].float()
+        extras = {"labels": labels, "label_intrinsics": intrinsics}
+        return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() and the metric read them
+
+
+@checked
+class KITTIRoadSource:
+    """KITTI's road benchmark (a :class:`~bevreshape.data.batch.MeasuredSource`).
+
+    The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class is
+    valid where its mask is evaluated and the network's picture shows the cell; ``lane`` nowhere in frames without it.
+    Finished batches keep ``labels`` and ``label_intrinsics``, from which the metric lays the truth on its own cells.
+
+    Args:
+        root: the folder with ``training/``.
+        grid: the cells that are wanted; metric and truth of the benchmark are on its own, whatever these are.
+        image_size: (H, W) that the network wants.
+        classes: for every target class, the mask it is made from: ``road`` or ``lane``.
+        splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, numbers below 60 train, below 80 validate,
+            and the others test.
+        damaged, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
+
+    Raises:
+        InputError: when the folder is not the benchmark's, or a class is made from no mask.
+    """
+
+    camera_names = ("left",)
+
+    def __init__(
+        self,
+        root: LocalPath,
+        *,
+        grid: BEVGrid,
+        image_size: ImageSize,
+        classes: Annotated[Mapping[str, Mask], Len(1)],
+        splits: RuleSplits | None = None,
+        damaged: Damaged = "refuse",
+        image_mode: ImageMode = "rgb",
+    ) -> None:
+        self.root = Path(root)
+        self.grid = grid
+        self.image_size = (image_size[0], image_size[1])
+        self.classes = check_classes(classes, "data.classes")
+        self._masks = dict(classes)
+        self._damaged = damaged
+        self.image_mode = image_mode
+        self._splits = KITTISplits(
+            self.root,
+            pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",
+            example="um_000000",
+            rule=split_of,
+            rule_text=f"numbers below {TRAIN_BELOW} train, below {VAL_BELOW} validate, the others test",
+            splits=splits,
+        )
+
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Read every calibration and one frame of every split, so that the training does not end on a broken one."""
+        for split in splits:
+            roads = self._labelled(split)
+            for name in roads.frames.names:
+                roads.frames.camera(name)
+            roads[0]
+
+    def split(self, name: str) -> Dataset[Sample]:
+        """The frames of ``train``, ``val`` or ``test``."""
+        return self._labelled(name)
+
+    def _labelled(self, name: str) -> LabelledRoads:
+        frames = KITTIFrames(
+            self.root / "training", self._splits.of(name), self.image_size, ego_from_road_plane,
+            damaged=self._damaged, image_mode=self.image_mode,
+        )  # fmt: skip
+        return LabelledRoads(frames, tuple(self._masks.values()))
+
+    def finish(self, batch: Batch) -> Batch:
+        """Make ``target`` and ``valid`` on the batch's device; augment only afterwards."""
+        target, known = lay_masks(batch, self.grid)
+        looks = ground_pixels(cameras_of(batch), self.grid)[1]  # b 1 R C
+        chosen = [MASKS.index(mask) for mask in self._masks.values()]
+        return batch | {"target": target[:, chosen], "valid": known[:, chosen] & looks}
+
+    def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
+        """The benchmark's own metric; none, which is said, where the cells do not hold the benchmark's."""
+        if not covers_benchmark(self.grid):
+            return ()
+        masks = {name: self._masks[name] for name in classes}
+        return (RoadMetric(masks, self.grid, partial(_truth, masks)),)
+
+
+def _truth(masks: Mapping[str, str], batch: Batch, grid: BEVGrid) -> tuple[Tensor, Tensor]:
+    target, known = lay_masks(batch, grid)
+    chosen = [MASKS.index(mask) for mask in masks.values()]
+    return target[:, chosen], known[:, chosen]

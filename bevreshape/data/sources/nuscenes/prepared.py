@@ -1,0 +1,217 @@
+"""What ``tools/prepare_nuscenes.py`` leaves behind, and how it is read: no devkit is needed any more.
+
+A folder ``VERSION-DIGEST``, of the digest of cells and width of lines, holds ``index.json`` and, in a folder named after
+their content, shards. A record is a moment: its JSON and its map on the cells, exact and as published, all compressed.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bevreshape.data.sources.nuscenes import maps, tables
+from bevreshape.data.sources.nuscenes.tables import Moment, SceneRecord
+from bevreshape.data.storage import START_METHOD, alone, explained, prepare, read_record
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.reporting.progress import track
+from bevreshape.storage.files import read_json, write_text
+
+FORMAT = 2
+"""Raised with every change of what a record holds."""
+
+PARTS = struct.Struct("<III")  # bytes of the JSON, of the exact and of the published map
+INDEX = "index.json"
+
+RASTERS = ("exact", "published")
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a prepared folder's content depends on.
+
+    Attributes:
+        version: of the release, such as ``v1.0-mini``.
+        grid: cells of the map.
+        line_m: width of the strips that dividers stand for; ``None`` for that of a cell.
+    """
+
+    version: str
+    grid: BEVGrid
+    line_m: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.line_m is not None and not self.line_m > 0:
+            raise InputError(f"line_m={self.line_m} must be a positive width in metres, or null for that of a cell")
+
+    @property
+    def width_m(self) -> float:
+        """Of dividers."""
+        return self.grid.cell_m if self.line_m is None else self.line_m
+
+    def meta(self) -> dict[str, object]:
+        """As plain values."""
+        bounds = {"forward_m": list(self.grid.forward_m), "left_m": list(self.grid.left_m), "cell_m": self.grid.cell_m}
+        return {"format": FORMAT, "version": self.version, **bounds, "line_m": float(self.width_m)}
+
+    def folder(self, out: Path) -> Path:
+        """Where it is kept: another one for every other content."""
+        digest = hashlib.sha256(json.dumps(self.meta(), sort_keys=True).encode()).hexdigest()[:12]
+        return out / f"{self.version}-{digest}"
+
+    def command(self, root: Path, out: Path) -> str:
+        """What prepares it."""
+        bounds = (
+            f"'forward_m={list(self.grid.forward_m)}' 'left_m={list(self.grid.left_m)}' cell_m={self.grid.cell_m:g}"
+        )
+        line = "" if self.line_m is None else f" line_m={self.line_m:g}"
+        return f"python tools/prepare_nuscenes.py root={root} version={self.version} out={out} {bounds}{line}"
+
+
+@dataclass(frozen=True)
+class Index:
+    """Which moments there are.
+
+    Attributes:
+        shards: where the moments are.
+        scenes: in the order of their moments.
+        places: (m, 2) metres of the map at which the vehicle stood at every moment.
+    """
+
+    shards: Path
+    scenes: Sequence[SceneRecord]
+    places: NDArray[np.float64]
+
+    def scene_of(self) -> NDArray[np.intp]:
+        """(m,) number of every moment's scene."""
+        return np.repeat(np.arange(len(self.scenes)), [scene["count"] for scene in self.scenes])
+
+
+def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tuple[Index, list[str]]:
+    """Read a release and its maps, and write what training needs.
+
+    Goes on where it was stopped; a second one that prepares the same waits.
+
+    Args:
+        root: of the release.
+        out: folder of prepared ones.
+        content: what is wanted.
+        workers: processes that draw maps.
+
+    Returns:
+        What is there now, and for every moment and shape of a map that was left out why.
+
+    Raises:
+        InputError: when something is missing, or the folder cannot be written.
+    """
+    folder = content.folder(out)
+    found = tables.open_tables(root, content.version)
+    scenes, moments, skipped = tables.read_moments(found, root)
+    del found  # gigabytes, which the workers would inherit
+    if not moments:
+        raise InputError(
+            f"{root}: none of the {len(skipped)} moments of {content.version} is complete, first {skipped[0] if skipped else ''}; "
+            "unpack the archives of pictures too"
+        )
+    locations = sorted({scene["location"] for scene in scenes if scene["count"]})
+    layers = {}
+    for place in track(locations, "reading maps"):
+        layers[place], lost = maps.read_layers(tables.open_map(root, place), content.width_m)
+        skipped += [f"map of {place}: {what}" for what in lost]
+    drawn = partial(
+        _draw, moments, [scene["location"] for scene in scenes for _ in range(scene["count"])], layers, content.grid
+    )
+    _inherited["draw"] = drawn
+    shards = folder / _fingerprint(moments)
+    prepare(shards, content.meta(), len(moments), _make, workers if START_METHOD == "fork" else 1, "out")
+    places = np.array([[moment["world_from_ego"][axis][3] for axis in (0, 1)] for moment in moments])
+    with explained(folder, "out"), alone(folder):
+        plain = {"shards": shards.name, "skipped": skipped, "scenes": scenes, "places": places.round(3).tolist()}
+        write_text(folder / INDEX, json.dumps(plain) + "\n")
+    return Index(shards, scenes, places), skipped
+
+
+def _fingerprint(moments: Sequence[Moment]) -> str:
+    """Of all that is known of them, so that shards of fewer pictures or older tables are not taken for these."""
+    digest = hashlib.sha256()
+    for moment in moments:
+        digest.update(json.dumps(moment).encode())
+    return digest.hexdigest()[:12]
+
+
+_inherited: dict[str, Any] = {}
+"""What workers have from the process that they were forked from: moments and maps, which are long to send."""
+
+
+def _make(first: int, stop: int) -> list[bytes]:
+    made: list[bytes] = _inherited["draw"](first, stop)
+    return made
+
+
+def _draw(
+    moments: Sequence[Moment], locations: Sequence[str], layers: Mapping[str, Mapping[str, maps.Layer]], grid: BEVGrid,
+    first: int, stop: int,
+) -> list[bytes]:  # fmt: skip
+    return [_encode(moments[i], layers[locations[i]], grid) for i in range(first, stop)]
+
+
+def _encode(moment: Moment, layers: Mapping[str, maps.Layer], grid: BEVGrid) -> bytes:
+    world_from_ego = np.array(moment["world_from_ego"])
+    drawn = [draw(layers, world_from_ego, grid) for draw in (maps.draw_exact, maps.draw_published)]
+    parts = [json.dumps(moment).encode(), *(plane.astype("<u2").tobytes() for plane in drawn)]
+    packed = [zlib.compress(part, 6) for part in parts]
+    return PARTS.pack(*map(len, packed)) + b"".join(packed)
+
+
+def read_index(root: Path, out: Path, content: Content) -> Index:
+    """The index of a prepared folder.
+
+    Raises:
+        InputError: when it was not prepared, with the command that does.
+    """
+    path = content.folder(out) / INDEX
+    remedy = content.command(root, out)
+    plain = read_json(
+        path,
+        f"there is no such file, so {content.version} is not prepared for these cells, or not to the end; {remedy}",
+    )
+    try:
+        index = Index(path.parent / plain["shards"], plain["scenes"], np.array(plain["places"], np.float64))
+        whole = index.places.shape == (sum(scene["count"] for scene in index.scenes), 2)
+        if not whole or not all(SceneRecord.__required_keys__ <= scene.keys() for scene in index.scenes):
+            raise ValueError("its scenes are incomplete")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: it is not what the tool wrote ({error}); delete the folder, then {remedy}") from None
+    return index
+
+
+def read_moment(
+    shards: Path, number: int, remedy: str, raster: str, shape: tuple[int, int]
+) -> tuple[Moment, NDArray[np.uint16]]:
+    """A moment and its map, a bit of every layer, (rows, cols).
+
+    Args:
+        shards: of an :class:`Index`.
+        number: of the moment.
+        remedy: what prepares it again.
+        raster: one of :data:`RASTERS`.
+        shape: (rows, cols).
+
+    Raises:
+        InputError: when its shard is missing or damaged.
+    """
+    record = read_record(shards, number, remedy)
+    lengths = PARTS.unpack(record[: PARTS.size])
+    bounds = np.cumsum([PARTS.size, *lengths])
+    which = 1 + RASTERS.index(raster)
+    moment: Moment = json.loads(zlib.decompress(record[bounds[0] : bounds[1]]))
+    plane = np.frombuffer(zlib.decompress(record[bounds[which] : bounds[which + 1]]), "<u2").reshape(shape)
+    return moment, plane

@@ -1,0 +1,352 @@
+"""nuScenes as a source of batches, by the protocols that are published."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired
+
+import numpy as np
+import torch
+from annotated_types import Ge, Le, Len
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchmetrics import Metric
+from typing_extensions import TypedDict
+
+from bevreshape.config.options import ImageSize, Length, LocalPath, checked
+from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.image_io import (
+    Damaged,
+    ImageMode,
+    fit_intrinsics,
+    fit_picture,
+    picture_size,
+    read_or_mask,
+    read_picture,
+    reduction,
+)
+from bevreshape.data.names import check_classes
+from bevreshape.data.sources.nuscenes import splits
+from bevreshape.data.sources.nuscenes.maps import LAYERS, rounded_cells
+from bevreshape.data.sources.nuscenes.prepared import RASTERS, Content, Index, read_index, read_moment
+from bevreshape.data.sources.nuscenes.tables import CAMERAS, BoxRecord, CameraName, CameraRecord
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, ground_pixels
+from bevreshape.geometry.rasterize import corners, fill_rings
+from bevreshape.metrics.conditions import ConditionIoU, conditions_of
+
+Raster = Literal["exact", "published", "lss"]
+"""How boxes are drawn: the cells whose centres lie inside; as CVT does; as LSS does, which has no map."""
+
+Visibility = Literal["all", "ignore", "erase"]
+"""What becomes of objects below the least visibility: they count, their cells count for nothing, they are not there."""
+
+
+class ClassSpec(TypedDict):
+    """What counts as a class: objects, layers of the map, or both."""
+
+    boxes: NotRequired[Sequence[str]]
+    """Categories such as ``vehicle``, which stands for all that begin with it, or ``vehicle.car``."""
+    but: NotRequired[Sequence[str]]
+    """Categories among those that do not count."""
+    map: NotRequired[Sequence[str]]
+    """Names out of :data:`~bevreshape.data.sources.nuscenes.maps.LAYERS`."""
+
+
+class MomentSample(Sample):
+    """A sample that says what the sky is like, and where objects have their centres."""
+
+    conditions: Tensor
+    """(3,) bool, see :data:`~bevreshape.metrics.conditions.CONDITIONS`."""
+    center: NotRequired[Tensor]
+    """(m, rows, cols) float32 of the classes ``instances``: on an object exp(−d²), d being the cells to its centre; else 0."""
+    offset: NotRequired[Tensor]
+    """(m, 2, rows, cols) float32: cells ahead and to the left from a cell to the centre of its object; without one 0."""
+
+
+class NuScenesMoments(Dataset[Sample]):
+    """One split, read moment by moment; holds nothing in memory but the moments' numbers."""
+
+    def __init__(self, source: "NuScenesSource", index: Index, numbers: NDArray[np.intp]) -> None:
+        self.source = source
+        self.index = index
+        self.numbers = numbers
+        self.conditions = torch.tensor([conditions_of(scene["description"]) for scene in index.scenes])[
+            index.scene_of()[numbers]
+        ]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Sample:
+        source, grid = self.source, self.source.grid
+        moment, layers = read_moment(
+            self.index.shards,
+            int(self.numbers[index]),
+            source.remedy,
+            source.raster if source.raster in RASTERS else "exact",
+            grid.shape,
+        )
+        images, intrinsics, mask = [], [], []
+        for name in source.camera_names:
+            picture, fitted, there = source.picture(moment["cameras"][name])
+            images.append(picture)
+            intrinsics.append(fitted)
+            mask.append(there)
+        planes = [source.class_planes(spec, moment["boxes"], layers) for spec in source.specs]
+        poses = [moment["cameras"][name]["ego_from_cam"] for name in source.camera_names]
+        sample = MomentSample(
+            image=torch.stack(images),
+            intrinsics=torch.stack(intrinsics).float(),
+            ego_from_cam=torch.tensor(poses, dtype=torch.float64).float(),
+            camera_mask=torch.tensor(mask),
+            target=torch.from_numpy(np.stack([there for there, _ in planes])),
+            valid=torch.from_numpy(np.stack([known for _, known in planes])),
+            index=index,
+            name=moment["token"],
+            conditions=self.conditions[index],
+        )
+        if source.instances:
+            specs = [source.specs[source.classes.index(name)] for name in source.instances]
+            found = [source.object_centers(spec, moment["boxes"]) for spec in specs]
+            sample["center"], sample["offset"] = (torch.from_numpy(np.stack(maps)) for maps in zip(*found, strict=True))
+        return sample
+
+
+@checked
+class NuScenesSource:
+    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.MeasuredSource`).
+
+    The ego frame is the vehicle's at the time of the lidar sweep, level; cameras are where they were when their pictures
+    were taken.
+
+    Args:
+        root: of the release, with ``samples``.
+        grid: the cells, for which it must have been prepared.
+        version: of the release.
+        prepared: the folder given to the tool as ``out``.
+        line_m: as given to the tool.
+        split: ``official`` or ``geographic``, see :func:`~bevreshape.data.sources.nuscenes.splits.split_moments`.
+        image_size: (H, W) for the network.
+        cut_bottom: share of the picture's height that is cut off below before anything else, where the vehicle itself is
+            seen in some cameras; LSS cuts .11.
+        cameras: which, in order.
+        classes: for every class, what counts.
+        targets: which of these are wanted, in order; all where it is ``None``.
+        raster: ``exact``, the cells whose centres lie inside, ``published``, drawn as CVT does, or ``lss``, boxes as LSS draws them;
+            see :func:`~bevreshape.data.sources.nuscenes.maps.rounded_cells`.
+        visibility: what becomes of objects below ``least_visibility``: ``all``, ``ignore`` or ``erase``.
+        least_visibility: 1 to 4; 2 is more than 40 %.
+        only_seen: whether cells that no camera looks at count for nothing; published numbers count all cells.
+        damaged: whether a picture that cannot be read ends the run (``refuse``), or is named and masked (``mask``).
+        image_mode: ``rgb``, or ``grey`` for images without colours, their one channel repeated.
+        instances: the classes, of objects alone, whose samples tell the centres of these.
+
+    Raises:
+        InputError: a value that cannot be, or what is not prepared.
+    """
+
+    def __init__(
+        self,
+        root: LocalPath,
+        *,
+        grid: BEVGrid,
+        version: str,
+        prepared: LocalPath,
+        classes: Annotated[Mapping[str, ClassSpec], Len(1)],
+        image_size: ImageSize,
+        targets: Sequence[str] | None = None,
+        line_m: Length | None = None,
+        split: splits.Division = "official",
+        cut_bottom: Annotated[float, Ge(0), Le(0.9)] = 0.0,
+        cameras: Annotated[Sequence[CameraName], Len(1)] = CAMERAS,
+        raster: Raster = "exact",
+        visibility: Visibility = "all",
+        least_visibility: Annotated[int, Ge(1), Le(4)] = 2,
+        only_seen: bool = True,
+        damaged: Damaged = "refuse",
+        image_mode: ImageMode = "rgb",
+        instances: Sequence[str] = (),
+    ) -> None:
+        if len(set(cameras)) < len(cameras):
+            raise InputError(f"data.cameras={list(cameras)} must name no camera twice")
+        self.root = Path(root)
+        self.grid = grid
+        self.image_size = (image_size[0], image_size[1])
+        self.cut_bottom = cut_bottom
+        self.camera_names = tuple(cameras)
+        for name in targets or ():
+            if name not in classes:
+                raise InputError(
+                    f"data.targets: there is no class {name!r} in data.classes; {suggest(str(name), classes)}"
+                )
+        self.classes = check_classes(classes if targets is None else targets, "data.classes")
+        self.specs = [_checked(name, classes[name]) for name in self.classes]
+        if not self.classes:
+            raise InputError(
+                "data.classes is empty; name what is to be found, for instance vehicle: {boxes: [vehicle]}"
+            )
+        for name in instances:
+            if name not in self.classes:
+                raise InputError(f"instances.classes: {name!r} is not sought; {suggest(str(name), self.classes)}")
+            if classes[name].get("map"):
+                raise InputError(f"instances.classes: {name!r} is of the map, where there are no objects")
+        if raster == "lss" and any(spec.get("map") for spec in self.specs):
+            raise InputError(
+                "data.raster=lss draws boxes alone, but a class is of the map; set data.raster=exact or published"
+            )
+        self.instances = tuple(instances)
+        self.raster = raster
+        self.visibility = visibility
+        self.least_visibility = least_visibility
+        self.only_seen = only_seen
+        self.split_name = split
+        self.damaged = damaged
+        self.image_mode = image_mode
+        content = Content(version, grid, line_m)
+        self.remedy = content.command(self.root, Path(prepared))
+        self._index = read_index(self.root, Path(prepared), content)
+        self._numbers = splits.split_moments(self._index, split, grid)
+        if raster != "exact" and any(spec.get("boxes") for spec in self.specs):
+            _import_cv2()
+
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Read a moment of every split, so that what is wrong with all of them is told before the training starts."""
+        for name in splits:
+            self.split(name)[0]
+
+    def split(self, name: str) -> Dataset[Sample]:
+        """The moments of ``train``, ``val`` or ``test``.
+
+        Raises:
+            InputError: an unknown split.
+        """
+        if name not in self._numbers:
+            raise InputError(f"data: unknown split {name!r}; {suggest(name, self._numbers)}")
+        return NuScenesMoments(self, self._index, self._numbers[name])
+
+    def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
+        """IoU by the sky, under a title that says by which protocol."""
+        cells = f"{self.grid.rows}×{self.grid.cols} cells of {self.grid.cell_m:g} m"
+        hidden = "" if self.visibility == "all" else f" below {self.least_visibility}"
+        counted = "cells that a camera sees" if self.only_seen else "all cells"
+        title = (
+            f"{cells}, raster {self.raster}, visibility {self.visibility}{hidden}, {counted}, {self.split_name} split"
+        )
+        return [ConditionIoU(classes, title)]
+
+    def finish(self, batch: Batch) -> Batch:
+        """Take the cells out that no camera looks at, if so wished."""
+        if self.only_seen:
+            looks = ground_pixels(cameras_of(batch), self.grid)[1].any(1)  # b R C
+            batch["valid"] = batch["valid"] & looks.unsqueeze(1)
+        return batch
+
+    def picture(self, camera: CameraRecord) -> tuple[Tensor, Tensor, bool]:
+        """A picture at the network's size, its intrinsics, and whether it could be read."""
+        path, size = self.root / camera["file"], (camera["size"][0], camera["size"][1])
+        kept = (
+            size[0] if not self.cut_bottom else 8 * round(size[0] * (1 - self.cut_bottom) / 8)
+        )  # whole rows at any reduction
+        intrinsics = fit_intrinsics(
+            torch.tensor(camera["intrinsics"], dtype=torch.float64), (kept, size[1]), self.image_size
+        )
+        factor = reduction(size, self.image_size)
+
+        def read() -> Tensor:
+            picture = read_picture(path, self.image_size, self.image_mode)
+            if tuple(picture.shape[1:]) != (size[0] // factor, size[1] // factor):
+                height, width = picture_size(path)
+                raise InputError(
+                    f"{path}: it is {height}×{width} (height×width) but the tables say {size[0]}×{size[1]}, and so does its "
+                    "calibration; unpack the release's pictures again"
+                )
+            return picture
+
+        found = read_or_mask(read, self.damaged)
+        there = found is not None
+        picture = torch.zeros(3, size[0] // factor, size[1] // factor, dtype=torch.uint8) if found is None else found
+        picture, _ = fit_picture(picture[:, : kept // factor], torch.eye(3), self.image_size)
+        return picture, intrinsics, there
+
+    def class_planes(
+        self, spec: ClassSpec, boxes: Sequence[BoxRecord], layers: NDArray[np.uint16]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Where a class is, and where that is known, both (rows, cols)."""
+        there, known = np.zeros(self.grid.shape, bool), np.ones(self.grid.shape, bool)
+        bits = sum(1 << LAYERS.index(name) for name in spec.get("map", ()))
+        if bits:
+            there |= (layers & bits) != 0
+        clear, hidden = self._objects(spec, boxes)
+        there |= self._drawn(clear)
+        if self.visibility == "ignore" and hidden:
+            known = there | ~self._drawn(hidden)
+        return there, known
+
+    def object_centers(
+        self, spec: ClassSpec, boxes: Sequence[BoxRecord]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """``center`` (rows, cols) and ``offset`` (2, rows, cols) of a class, see :class:`MomentSample`, as CVT trains with; where
+        objects overlap, of the last one. As published, a cell is where its number is, half a cell off."""
+        heat, offset = np.zeros(self.grid.shape, np.float32), np.zeros((2, *self.grid.shape), np.float32)
+        cells = self.grid.centers(dtype=torch.float64).numpy()  # rows cols (x, y)
+        cells = cells + {"exact": 0, "published": 0.5, "lss": -0.5}[self.raster] * self.grid.cell_m
+        for box in self._objects(spec, boxes)[0]:
+            inside = self._drawn([box])
+            way = (np.array(box["center_m"][:2]) - cells[inside]) / self.grid.cell_m
+            heat[inside] = np.exp(-(way**2).sum(1))
+            offset[:, inside] = way.T
+        return heat, offset
+
+    def _objects(self, spec: ClassSpec, boxes: Sequence[BoxRecord]) -> tuple[list[BoxRecord], list[BoxRecord]]:
+        """Those of a class that count, and those that are too hidden to."""
+        clear: list[BoxRecord] = []
+        hidden: list[BoxRecord] = []
+        for box in boxes:
+            if _is_one_of(box["category"], spec):
+                seen = self.visibility == "all" or box["visibility"] >= self.least_visibility
+                (clear if seen else hidden).append(box)
+        return clear, hidden
+
+    def _drawn(self, boxes: Sequence[BoxRecord]) -> NDArray[np.bool_]:
+        if not boxes:
+            return np.zeros(self.grid.shape, bool)
+        rings = corners(np.array([(*box["center_m"][:2], box["yaw"], *box["size_m"][:2]) for box in boxes]))
+        if self.raster == "exact":
+            return fill_rings(list(rings), self.grid)
+        plane = np.zeros(self.grid.shape, np.uint8)
+        for ring in rings:
+            _import_cv2().fillPoly(plane, [rounded_cells(ring[:-1], self.grid, from_near=self.raster == "lss")], 1)
+        return plane.astype(bool)
+
+
+def _checked(name: str, spec: ClassSpec) -> ClassSpec:
+    """A class that says what it is.
+
+    Raises:
+        InputError: naming the class.
+    """
+    if not spec.get("boxes") and not spec.get("map"):
+        raise InputError(f"data.classes.{name}: name what counts, boxes: [categories] or map: [layers]")
+    for layer in spec.get("map", ()):
+        if layer not in LAYERS:
+            raise InputError(f"data.classes.{name}: there is no layer {layer!r} in the map; {suggest(layer, LAYERS)}")
+    return spec
+
+
+def _is_one_of(category: str, spec: ClassSpec) -> bool:
+    def among(groups: Sequence[str]) -> bool:
+        return any(category == group or category.startswith(f"{group}.") for group in groups)
+
+    return among(spec.get("boxes", ())) and not among(spec.get("but", ()))
+
+
+def _import_cv2() -> Any:
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            f"data.raster=published and lss draw with OpenCV, which cannot be imported ({error}); pip install 'bevreshape[nuscenes]', or "
+            "set data.raster=exact"
+        ) from None
+    return cv2

@@ -1,0 +1,266 @@
+"""The tables of a nuScenes release, moment by moment, in the conventions of this package.
+
+The ego frame is the published protocols': the vehicle at the time of the lidar sweep, turned about the vertical alone, as
+CVT has it. Every camera is where it was when its own picture was taken, so a rig differs a little from moment to moment.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bevreshape.errors import InputError
+from bevreshape.reporting.progress import track
+
+CameraName = Literal[
+    "CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"
+]  # fmt: skip
+CAMERAS: tuple[CameraName, ...] = get_args(CameraName)
+"""Of the vehicle, from the left to the right, first ahead."""
+
+LIDAR = "LIDAR_TOP"
+
+Matrix = NDArray[np.float64]
+
+
+class CameraRecord(TypedDict):
+    """A picture and its camera."""
+
+    file: str
+    """Relative to the folder of the release."""
+    size: tuple[int, int]
+    """(H, W) in pixels."""
+    intrinsics: list[list[float]]
+    ego_from_cam: list[list[float]]
+
+
+class BoxRecord(TypedDict):
+    """An annotated object in the ego frame."""
+
+    category: str
+    """Such as ``vehicle.car``."""
+    visibility: int
+    """1 to 4: how much of it all cameras see, up to 40, 60, 80, 100 %."""
+    center_m: tuple[float, float, float]
+    size_m: tuple[float, float, float]
+    """Length, width, height."""
+    yaw: float
+    """Radians, counter-clockwise seen from above."""
+
+
+class Moment(TypedDict):
+    """A keyframe."""
+
+    token: str
+    world_from_ego: list[list[float]]
+    cameras: dict[str, CameraRecord]
+    boxes: list[BoxRecord]
+
+
+class SceneRecord(TypedDict):
+    """A drive of about 20 s."""
+
+    name: str
+    location: str
+    description: str
+    split: str
+    """Its official one: ``train``, ``val``, ``test`` (which has no labels), or ``unlisted``."""
+    first: int
+    """Number of its first moment."""
+    count: int
+
+
+def open_tables(root: Path, version: str) -> Any:
+    """The devkit's ``NuScenes`` of a release.
+
+    Raises:
+        InputError: when the devkit, the release or one of its tables is missing.
+    """
+    try:
+        from nuscenes.nuscenes import NuScenes
+    except ImportError as error:
+        raise InputError(
+            f"the tables of nuScenes are read with nuscenes-devkit, which cannot be imported ({error}); "
+            "pip install 'bevreshape[nuscenes]', if need be into an environment of its own: training does not need it"
+        ) from None
+    folder = root / version
+    if not folder.is_dir():
+        there = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir()) if root.is_dir() else []
+        known = f"there are {', '.join(there)}" if there else f"{root} holds no release at all"
+        raise InputError(
+            f"{folder}: there is no such release; {known}: set version=, or root= to where it was unpacked"
+        )
+    tables = (
+        "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene",
+        "sample", "sample_data", "sample_annotation", "map",
+    )  # fmt: skip
+    for name in tables:
+        if not (folder / f"{name}.json").is_file():
+            raise InputError(f"{folder / f'{name}.json'}: this table is missing; unpack the release's metadata again")
+    try:
+        return NuScenes(version, str(root), verbose=False)
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(
+            f"{folder}: a table is damaged or refers to what is not there ({error!r}); unpack the release's metadata again"
+        ) from None
+
+
+def open_map(root: Path, location: str) -> Any:
+    """The devkit's ``NuScenesMap`` of a place.
+
+    Raises:
+        InputError: when the map expansion is not there or outdated.
+    """
+    from nuscenes.map_expansion.map_api import NuScenesMap
+
+    path = root / "maps" / "expansion" / f"{location}.json"
+    if not path.is_file():
+        raise InputError(
+            f"{path}: the map expansion is missing; download nuScenes-map-expansion-v1.3.zip from nuscenes.org and unpack it "
+            f"in {root / 'maps'}"
+        )
+    try:
+        return NuScenesMap(str(root), location)
+    except Exception as error:  # the devkit raises a bare Exception for an outdated one
+        raise InputError(f"{path}: it cannot be read ({error}); download the map expansion v1.3 again") from None
+
+
+def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Moment], list[str]]:
+    """All moments of a release, scene by scene, in the order of time.
+
+    Args:
+        tables: from :func:`open_tables`.
+        root: of the release.
+
+    Returns:
+        The scenes, their moments, and for every moment that was left out why.
+    """
+    from nuscenes.utils.splits import create_splits_scenes
+
+    names = ("mini_train", "mini_val") if "mini" in tables.version else ("train", "val", "test")
+    splits = {name: split.removeprefix("mini_") for split in names for name in create_splits_scenes()[split]}
+    scenes: list[SceneRecord] = []
+    moments: list[Moment] = []
+    skipped: list[str] = []
+    for scene in track(sorted(tables.scene, key=lambda record: record["name"]), "reading scenes"):
+        first, token = len(moments), scene["first_sample_token"]
+        while token:
+            sample = _referred(tables, "sample", token, scene["name"])
+            try:
+                lacking = _lacking(tables, root, sample)
+                if not lacking:
+                    moments.append(_moment(tables, sample))
+            except KeyError as error:
+                lacking = f"a table refers to {error}, which is not there"
+            if lacking:
+                skipped.append(f"{scene['name']} {token}: {lacking}")
+            token = sample["next"]
+        scenes.append(
+            SceneRecord(
+                name=scene["name"], location=_referred(tables, "log", scene["log_token"], scene["name"])["location"],
+                description=scene["description"], split=splits.get(scene["name"], "unlisted"), first=first,
+                count=len(moments) - first,
+            )
+        )  # fmt: skip
+    return scenes, moments, skipped
+
+
+def _referred(tables: Any, table: str, token: str, where: str) -> Mapping[str, Any]:
+    """A record that a scene cannot do without.
+
+    Raises:
+        InputError: when it is not there.
+    """
+    try:
+        found: Mapping[str, Any] = tables.get(table, token)
+    except KeyError:
+        raise InputError(
+            f"{tables.version}/{table}.json: {where} refers to {token}, which is not there; unpack the release's metadata again"
+        ) from None
+    return found
+
+
+def _lacking(tables: Any, root: Path, sample: Mapping[str, Any]) -> str:
+    """Why a moment cannot be used, or nothing."""
+    for channel in (*CAMERAS, LIDAR):
+        if channel not in sample["data"]:
+            return f"it has no {channel}"
+    for camera in CAMERAS:
+        file = tables.get("sample_data", sample["data"][camera])["filename"]
+        if not (root / file).is_file():
+            return f"{file} is not there"
+    return ""
+
+
+def _moment(tables: Any, sample: Mapping[str, Any]) -> Moment:
+    lidar = tables.get("sample_data", sample["data"][LIDAR])
+    world_from_ego = levelled(_pose(tables.get("ego_pose", lidar["ego_pose_token"])))
+    ego_from_world = inverse(world_from_ego)
+    cameras: dict[str, CameraRecord] = {}
+    for name in CAMERAS:
+        picture = tables.get("sample_data", sample["data"][name])
+        sensor = tables.get("calibrated_sensor", picture["calibrated_sensor_token"])
+        world_from_vehicle = _pose(tables.get("ego_pose", picture["ego_pose_token"]))  # when the picture was taken
+        cameras[name] = CameraRecord(
+            file=picture["filename"], size=(picture["height"], picture["width"]), intrinsics=sensor["camera_intrinsic"],
+            ego_from_cam=(ego_from_world @ world_from_vehicle @ _pose(sensor)).tolist(),
+        )  # fmt: skip
+    boxes = [_box(tables.get("sample_annotation", token), ego_from_world) for token in sample["anns"]]
+    return Moment(token=sample["token"], world_from_ego=world_from_ego.tolist(), cameras=cameras, boxes=boxes)
+
+
+def _box(annotation: Mapping[str, Any], ego_from_world: Matrix) -> BoxRecord:
+    ego_from_box = ego_from_world @ _pose(annotation)
+    width, length, height = annotation["size"]
+    x, y, z = ego_from_box[:3, 3].tolist()
+    return BoxRecord(
+        category=annotation["category_name"], visibility=int(annotation["visibility_token"] or 4), center_m=(x, y, z),
+        size_m=(length, width, height), yaw=math.atan2(ego_from_box[1, 0], ego_from_box[0, 0]),
+    )  # fmt: skip
+
+
+def _pose(record: Mapping[str, Any]) -> Matrix:
+    """(4, 4) of a record's unit quaternion and translation."""
+    return pose_of(record["rotation"], record["translation"])
+
+
+def pose_of(quaternion: Sequence[float], translation: Sequence[float]) -> Matrix:
+    """(4, 4) of a quaternion w, x, y, z and a translation in metres."""
+    w, x, y, z = np.asarray(quaternion, np.float64) / np.linalg.norm(quaternion)
+    pose = np.eye(4)
+    pose[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    pose[:3, 3] = translation
+    return pose
+
+
+def levelled(pose: Matrix) -> Matrix:
+    """The pose with its turn about the vertical alone."""
+    yaw = math.atan2(pose[1, 0], pose[0, 0])
+    level = np.eye(4)
+    level[:2, :2] = [[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]]
+    level[:3, 3] = pose[:3, 3]
+    return level
+
+
+def inverse(pose: Matrix) -> Matrix:
+    """Of a rigid (4, 4)."""
+    turned = np.eye(4)
+    turned[:3, :3] = pose[:3, :3].T
+    turned[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
+    return turned

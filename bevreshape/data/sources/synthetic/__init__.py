@@ -1,0 +1,5 @@
+"""The synthetic world: streets drawn from a seed, with exact truth and known cameras; needs no download."""
+
+from bevreshape.data.sources.synthetic.source import SyntheticScenes, SyntheticSource, World
+
+__all__ = ["SyntheticScenes", "SyntheticSource", "World"]

@@ -1,0 +1,284 @@
+"""The synthetic world as a source of batches: its parameters, its cache, and the reading of a scene."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import numpy as np
+import torch
+from annotated_types import Gt, Le
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+from typing_extensions import TypedDict
+
+from bevreshape.config.options import Count, ImageSize, LocalPath, Seed, Steps, checked
+from bevreshape.data import storage as shards
+from bevreshape.data.batch import SPLITS, Batch, Sample
+from bevreshape.data.sources.synthetic.draw import draw_scene
+from bevreshape.data.sources.synthetic.render import render
+from bevreshape.data.sources.synthetic.rig import RIGS, Rig, Spread, nominal
+from bevreshape.data.sources.synthetic.world import CLASSES, Scene, truth
+from bevreshape.errors import InputError, suggest
+from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+
+WORLD_VERSION = 2
+"""Raised with every change of what a seed stands for, so that old caches are not taken for new ones."""
+
+JPEG_QUALITY = 95
+POSE, SENSOR, LIE, SCENE = 1, 2, 3, 4
+"""What a generator is for, the last word of its key; not 0, which numpy's seeding does not tell from nothing."""
+
+
+class Scenes(TypedDict):
+    """How many scenes every split has."""
+
+    train: Steps
+    val: Steps
+    test: Steps
+
+
+@dataclass(frozen=True)
+class World:
+    """All that a split's content depends on.
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``; their scenes are different ones.
+        seed: of the world.
+        rig: a key of :data:`~bevreshape.data.sources.synthetic.rig.RIGS`.
+        image_size: (H, W) in pixels.
+        grid: cells of the target.
+        jitter: how far the cameras are off their mounting, drawn for every scene and camera.
+        lane_label_m: least width of a marking in the target.
+    """
+
+    split: str
+    seed: int
+    rig: str
+    image_size: tuple[int, int]
+    grid: BEVGrid
+    jitter: Spread
+    lane_label_m: float
+
+    def meta(self) -> dict[str, object]:
+        """The content's key, as plain values."""
+        return {"world_version": WORLD_VERSION, "jpeg_quality": JPEG_QUALITY, **asdict(self)}
+
+    def folder(self, root: Path) -> Path:
+        """Where the split is cached: another one for every other content."""
+        digest = hashlib.sha256(json.dumps(self.meta(), sort_keys=True).encode()).hexdigest()[:12]
+        return root / f"{self.split}-{digest}"
+
+    def generator(self, index: int, purpose: int) -> np.random.Generator:
+        """The lots of scene ``index`` for one purpose."""
+        return np.random.default_rng((self.seed, SPLITS.index(self.split), index, purpose))
+
+    def scene(self, index: int) -> Scene:
+        """What scene ``index`` holds; the same for every rig, picture size, grid and jitter."""
+        return draw_scene(self.seed, SPLITS.index(self.split), index, SCENE)
+
+    def poses(self, index: int) -> NDArray[np.float32]:
+        """The true ``ego_from_cam`` (n, 4, 4) of scene ``index``, as the batch tells it."""
+        _, mounted = nominal(self.rig, self.image_size)
+        return self.jitter.draw(mounted, self.generator(index, POSE)).astype(np.float32)
+
+    def pictures(self, index: int, scene: Scene, poses: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+        """What every camera sees, (H, W, 3)."""
+        intrinsics, _ = nominal(self.rig, self.image_size)
+        sensor = self.generator(index, SENSOR)
+        cameras = zip(intrinsics, poses.astype(np.float64), strict=True)
+        return [render(scene, k, pose, self.image_size, sensor) for k, pose in cameras]
+
+    def seen(self, poses: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """The cells (rows, cols) at whose ground a camera looks."""
+        return _seen(self.rig, self.image_size, self.grid, poses.tobytes())
+
+
+@lru_cache(maxsize=1)  # without jitter all scenes have the same cameras
+def _seen(rig: str, image_size: tuple[int, int], grid: BEVGrid, poses: bytes) -> NDArray[np.bool_]:
+    intrinsics = torch.tensor(nominal(rig, image_size)[0], dtype=torch.float32)[None]
+    ego_from_cam = torch.frombuffer(bytearray(poses), dtype=torch.float32).view(1, -1, 4, 4)
+    return ground_pixels(Cameras(intrinsics, ego_from_cam, image_size), grid)[1][0].any(0).numpy()
+
+
+def make_records(world: World, first: int, stop: int) -> list[bytes]:
+    """The cached form of scenes ``first`` to before ``stop``: lengths of the pictures, poses, labels as bits, pictures."""
+    return [_encode(world, index) for index in range(first, stop)]
+
+
+def _encode(world: World, index: int) -> bytes:
+    scene, poses = world.scene(index), world.poses(index)
+    pictures = []
+    for picture in world.pictures(index, scene, poses):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        pictures.append(file.getvalue())
+    lengths = np.array([len(picture) for picture in pictures], "<u4")
+    target, seen = truth(scene, world.grid, world.lane_label_m), world.seen(poses)
+    labels = np.packbits(np.concatenate([target, seen[None]]))
+    return b"".join([lengths.tobytes(), poses.astype("<f4").tobytes(), labels.tobytes(), *pictures])
+
+
+class SyntheticScenes(Dataset[Sample]):
+    """One split, read from its cache scene by scene; holds nothing in memory."""
+
+    def __init__(self, world: World, folder: Path, count: int, calibration: str, noise: Spread) -> None:
+        self.world = world
+        self.folder = folder
+        self.count = count
+        self.calibration = calibration
+        self.noise = noise
+        intrinsics, self.mounted = nominal(world.rig, world.image_size)
+        self.intrinsics = torch.tensor(intrinsics, dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        """Scene ``index``.
+
+        Raises:
+            IndexError: beyond the split.
+            InputError: when its shard is missing or damaged.
+        """
+        if not 0 <= index < self.count:
+            raise IndexError(f"scene {index} of {self.count}")
+        record = shards.read_record(
+            self.folder, index, "the next start of training or evaluation generates it again, prepare() in a program"
+        )
+        n, (rows, cols) = len(self.intrinsics), self.world.grid.shape
+        bits = (len(CLASSES) + 1) * rows * cols
+        poses_at, labels_at = 4 * n, 4 * n + 64 * n
+        pictures_at = labels_at + (bits + 7) // 8
+        lengths = np.frombuffer(record, "<u4", n).tolist()
+        poses = np.frombuffer(record, "<f4", 16 * n, poses_at).reshape(n, 4, 4).astype(np.float32)
+        packed = np.frombuffer(record, np.uint8, pictures_at - labels_at, labels_at)
+        labels = torch.from_numpy(np.unpackbits(packed, count=bits).view(bool).reshape(-1, rows, cols))
+        images = np.empty((n, 3, *self.world.image_size), np.uint8)
+        for image, length in zip(images, lengths, strict=True):
+            picture = Image.open(io.BytesIO(record[pictures_at : pictures_at + length]))
+            image[:] = np.asarray(picture).transpose(2, 0, 1)
+            pictures_at += length
+        return {
+            "image": torch.from_numpy(images),
+            "intrinsics": self.intrinsics.clone(),
+            "ego_from_cam": torch.from_numpy(self._told(index, poses)),
+            "camera_mask": torch.ones(n, dtype=torch.bool),
+            "target": labels[:-1],
+            "valid": labels[-1:].expand(len(CLASSES), -1, -1).clone(),
+            "index": index,
+            "name": f"{self.world.split}-{index:06d}",
+        }
+
+    def _told(self, index: int, true: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The poses that the batch tells."""
+        if self.calibration == "nominal":
+            return self.mounted.astype(np.float32)
+        if self.calibration == "noisy":
+            lie = self.noise.draw(true.astype(np.float64), self.world.generator(index, LIE))
+            return lie.astype(np.float32)
+        return true
+
+
+@checked
+class SyntheticSource:
+    """Procedural streets: curved roads and junctions, markings, crossings, vehicles, and what stands beside the road.
+
+    Scene i of a split and seed is always the same one. It is rendered once and kept under ``root`` in a folder that is
+    named after everything that its content depends on. Pictures always show the true cameras; the calibration that a
+    batch tells may be made to differ from it.
+
+    Args:
+        grid: cells of the target.
+        rig: ``front`` (one camera) or ``surround`` (six).
+        image_size: (H, W) of the pictures, in pixels.
+        scenes: number of scenes of every split; more of them keeps those that are there.
+        seed: of the world, ≥ 0.
+        jitter: standard deviations ``yaw_deg``, ``pitch_deg``, ``roll_deg``, ``height_m`` of the cameras' true poses about
+            their mountings, drawn for every scene and camera; what is left out is 0.
+        calibration: ``exact`` tells the true poses, ``nominal`` the mountings, ``noisy`` the true poses with an error.
+        noise: standard deviations of that error, as ``jitter``.
+        lane_label_m: least width in metres that a lane marking has in the target, so that cells can hold it.
+        root: folder of the caches.
+        workers: processes to generate with; all cores when left out.
+
+    Raises:
+        InputError: a value that cannot be, with what would do.
+    """
+
+    classes = CLASSES
+
+    def __init__(
+        self,
+        grid: BEVGrid | None = None,
+        *,
+        rig: Rig = "front",
+        image_size: ImageSize = (128, 256),
+        scenes: Scenes | None = None,
+        seed: Seed = 0,
+        jitter: Spread | None = None,
+        calibration: Literal["exact", "nominal", "noisy"] = "exact",
+        noise: Spread | None = None,
+        lane_label_m: Annotated[float, Gt(0), Le(10)] = 0.75,
+        root: LocalPath = "data/synthetic",
+        workers: Count | None = None,
+    ) -> None:
+        self.scenes = cast(dict[str, int], scenes or {"train": 3000, "val": 200, "test": 400})
+        self.grid = BEVGrid((0, 32), (-16, 16), 0.5) if grid is None else grid
+        self.rig = rig
+        self.image_size = (image_size[0], image_size[1])
+        self.camera_names = tuple(RIGS[rig])
+        self.seed = seed
+        self.jitter = jitter or Spread()
+        self.calibration = calibration
+        self.noise = noise or Spread(1.0, 0.5, 0.5, 0.05)
+        self.lane_label_m = lane_label_m
+        self.root = Path(root)
+        self.workers = workers or os.cpu_count() or 1
+        _, mounted = nominal(rig, self.image_size)
+        if not self.world("train").seen(mounted.astype(np.float32)).any():
+            raise InputError(
+                f"data.grid: no camera of the rig {rig!r} sees the ground of forward_m={self.grid.forward_m}, "
+                f"left_m={self.grid.left_m}; choose bounds in front of a camera, or data.rig=surround"
+            )
+
+    def world(self, split: str) -> World:
+        """What the content of a split depends on.
+
+        Raises:
+            InputError: an unknown split.
+        """
+        if split not in SPLITS:
+            raise InputError(f"data: unknown split {split!r}; {suggest(split, SPLITS)}")
+        return World(split, self.seed, self.rig, self.image_size, self.grid, self.jitter, self.lane_label_m)
+
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Generate what the cache lacks of these splits.
+
+        Raises:
+            InputError: when the cache cannot be written, or the disk is full.
+        """
+        for split in splits:
+            world = self.world(split)
+            shards.prepare(
+                world.folder(self.root), world.meta(), self.scenes[split], partial(make_records, world), self.workers
+            )
+
+    def split(self, name: str) -> Dataset[Sample]:
+        """The scenes of ``train``, ``val`` or ``test``.
+
+        Raises:
+            InputError: an unknown split.
+        """
+        world = self.world(name)
+        return SyntheticScenes(world, world.folder(self.root), self.scenes[name], self.calibration, self.noise)
+
+    def finish(self, batch: Batch) -> Batch:
+        """Nothing is missing."""
+        return batch

@@ -1,5 +1,0 @@
-"""The synthetic world: streets drawn from a seed, with exact truth and known cameras; needs no download."""
-
-from bevreshape.data.synthetic.source import SyntheticScenes, SyntheticSource, World
-
-__all__ = ["SyntheticScenes", "SyntheticSource", "World"]

@@ -1,0 +1,1 @@
+"""What an exported model needs outside this package."""

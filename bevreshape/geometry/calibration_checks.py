@@ -1,0 +1,181 @@
+"""What is probably wrong with a calibration that can be read: a clause that says so, or ``None``.
+
+What cannot be a calibration at all is refused by :func:`~bevreshape.geometry.check_calibration`.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bevreshape.geometry.cameras import Cameras, compose, invert_rigid, length_unit, size_meant
+from bevreshape.geometry.distortion import Lens, pinhole_intrinsics
+from bevreshape.geometry.grid import BEVGrid
+from bevreshape.geometry.ipm import ground_pixels
+
+HEIGHTS_M = (0.05, 5.0)
+"""Above the ground, where cameras are mounted, those of model vehicles too."""
+ROLL_DEG, UP_DEG, AWAY_M = 20.0, 30.0, 20.0
+"""By how much a camera may be rolled, may look up, and how far it may be from the ego origin, before it is doubted."""
+ASPECT, SKEW, TANGENTIAL = 1.5, 0.02, 0.05
+"""Ratio of focal lengths, skew as a share of them, and tangential coefficients, from which intrinsics are doubted."""
+STEEPEST = -0.9
+"""Component along z of the optical axis, of cameras that look ahead; one that looks straight down fits any axes."""
+MAGNIFIED = 1.3
+"""By how much larger a lens may have made its picture's corners, before its coefficients are doubted."""
+NARROWEST_DEG = 4.0
+"""View from which a camera is doubted: telescopes see less."""
+
+AXES = {
+    "x forward, y left, z up": [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]],
+    "x right, y up, z back": [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]],
+}
+"""Camera frames of other conventions, each as ``other_from_cam``."""
+
+
+def pose_mistake(camera: Cameras, grid: BEVGrid) -> str | None:
+    """What was probably written in place of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other camera
+    axes, or two of these.
+
+    A pose is taken for right where the camera is mounted in ``HEIGHTS_M`` above the ground, about level, and sees cells
+    of the grid. Of others that would be right in this sense, the one with the fewest changes, and of these the most level, and
+    then the nearest to the vehicle's middle, is named.
+
+    Args:
+        camera: one.
+        grid: of the cells that it should see.
+    """
+    readings = () if _plausible(camera, grid) else _other_readings(camera.ego_from_cam)
+    for changes in readings:
+        right = {
+            change: other
+            for change, other in changes.items()
+            if other[0, 0, 2, 2] > STEEPEST and _plausible(_posed(camera, other), grid)
+        }
+        if right:
+            change, pose = min(right.items(), key=lambda reading: reading[1][0, 0, [2, 1], [0, 3]].abs().tolist())
+            share = ground_pixels(_posed(camera, pose), grid)[1].float().mean().item()
+            height = pose[0, 0, 2, 3].item()
+            return f"{change}: then it stands {height:.2f} m above the ground and sees {share:.1%} of the grid"
+    height, down = camera.ego_from_cam[0, 0, 2, 3].item(), -camera.ego_from_cam[0, 0, 2, 1].item()
+    if not HEIGHTS_M[0] <= height <= HEIGHTS_M[1]:
+        return f"it stands {height:.2f} m above the ground, where no vehicle has a camera"
+    if down < 0:
+        return "its y axis points up, so its picture would be upside down; y must point down"
+    if abs(tilt := camera.ego_from_cam[0, 0, 2, 0].item()) > math.sin(math.radians(ROLL_DEG)):
+        return (
+            f"its x axis points {abs(math.degrees(math.asin(max(-1.0, min(1.0, tilt))))):.0f}° {'up' if tilt > 0 else 'down'}, so it "
+            "would be rolled by that; x must point to the right of the stored picture"
+        )
+    if (up := math.degrees(math.asin(max(-1.0, min(1.0, camera.ego_from_cam[0, 0, 2, 2].item()))))) > UP_DEG:
+        return f"it looks up by {up:.0f}°, away from the ground"
+    if (away := camera.ego_from_cam[0, 0, :2, 3].norm().item()) > AWAY_M:
+        return f"it stands {away:.1f} m from the ego origin, farther than vehicles are long"
+    return None
+
+
+def intrinsics_mistakes(intrinsics: Tensor, image_size: tuple[int, int]) -> list[str]:
+    """What is probably wrong with intrinsics (3, 3) of a stored picture of ``image_size`` (H, W), a clause each."""
+    height, width = image_size
+    (fx, skew, cx), (_, fy, cy) = (row.tolist() for row in intrinsics[:2])
+    found = []
+    meant = size_meant(cx, cy, width, height)
+    if meant is not None:
+        found.append(
+            f"its principal point ({cx:g}, {cy:g}) is far from the middle of a picture of {width}×{height} pixels: {meant}"
+        )
+    elif _off_middle(cx, cy, width, height) > 0.15 and _off_middle(cy, cx, width, height) < 0.05:
+        found.append(f"its principal point ({cx:g}, {cy:g}) looks given as (row, column); it must be (cx, cy)")
+    ratio = max(fx / fy, fy / fx)
+    if ratio > ASPECT:
+        found.append(
+            f"fx={fx:g} and fy={fy:g} differ by a factor of {ratio:.3g}, but sensors have nearly square pixels; was one row "
+            "scaled and not the other, or the picture squeezed?"
+        )
+    if abs(skew) > SKEW * min(fx, fy):
+        found.append(
+            f"its skew of {skew:g} pixels tilts the columns by {math.degrees(math.atan(skew / fy)):.2g}°, but sensors have upright "
+            "ones; write 0 unless the picture was sheared"
+        )
+    for name, focal, side, what in (("fx", fx, width, "across"), ("fy", fy, height, "from top to bottom")):
+        view = math.degrees(2 * math.atan(side / 2 / focal))
+        if view < NARROWEST_DEG:
+            found.append(f"{name}={focal:g} means a view of only {view:.2g}° {what}; focal lengths must be in pixels")
+    return found
+
+
+def _off_middle(cx: float, cy: float, width: int, height: int) -> float:
+    """How far a point is from a picture's middle, as a share of the sides."""
+    return max(abs((cx + 0.5) / width - 0.5), abs((cy + 0.5) / height - 0.5))
+
+
+def tangential_mistake(lens: Lens) -> str | None:
+    """Whether the coefficients of a lens are probably in another order than OpenCV's."""
+    if lens.model != "opencv" or max(map(abs, lens.coefficients[2:4])) <= TANGENTIAL:
+        return None
+    p1, p2 = lens.coefficients[2:4]
+    return f"its distortion has p1={p1:g} and p2={p2:g}, many times what lenses have; the order is k1, k2, p1, p2, k3, k4, k5, k6"
+
+
+def magnification_mistake(lens: Lens) -> str | None:
+    """Whether a lens would stretch its picture outwards by more than lenses do, so that little is left when it is undone."""
+    if lens.chosen is not None:
+        return None
+    stored, pinhole = lens.intrinsics[0][0], pinhole_intrinsics(lens)[0, 0].item()
+    if pinhole <= MAGNIFIED * stored:
+        return None
+    return (
+        f"its distortion {[round(value, 6) for value in lens.coefficients]} would have stretched the picture by {pinhole / stored:.2g}: undistorted, "
+        f"fx={stored:g} becomes {pinhole:.4g}; coefficients belong to coordinates divided by the focal length, in OpenCV's order"
+    )
+
+
+def _plausible(camera: Cameras, grid: BEVGrid) -> bool:
+    pose = camera.ego_from_cam[0, 0]
+    mounted = HEIGHTS_M[0] <= pose[2, 3].item() <= HEIGHTS_M[1]
+    level = abs(pose[2, 0].item()) < 0.5 and pose[2, 1].item() < 0.2  # x within 30 degrees, y not up
+    return mounted and level and bool(ground_pixels(camera, grid)[1].any())
+
+
+def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
+    """Poses by what was changed: one thing first, then a quarter of a turn, then two things."""
+    inverse, transposed = invert_rigid(given), given.clone()
+    transposed[..., :3, :3] = given[..., :3, :3].mT
+    once = {
+        "its rotation looks transposed, as in cam_from_ego, beside the right translation; transpose its 3×3": transposed,
+        "ego_from_cam looks given the wrong way round, as cam_from_ego; invert it": inverse,
+    }
+    unit = length_unit(given[0, 0])
+    if unit is not None:
+        once[f"its last column looks like {unit[0]}, divide it by {unit[1]}"] = _scaled(given, 1 / unit[1])
+    rolled = {}
+    for way, sign in (("clockwise", 1.0), ("counter-clockwise", -1.0)):
+        turn = torch.eye(4, dtype=given.dtype)
+        turn[:2, :2] = torch.tensor([[0.0, -sign], [sign, 0.0]])
+        rolled[
+            f"it is rolled by about 90° {way}; where the stored picture is not, x must point to its right and y down it"
+        ] = compose(given, turn.mT)
+    twice = {}
+    for axes, other_from_cam in AXES.items():
+        turn = torch.eye(4, dtype=given.dtype)
+        turn[:3, :3] = torch.tensor(other_from_cam, dtype=given.dtype)
+        mended = (
+            f"its camera axes look like {axes}, not x right, y down, z forward; multiply ego_from_cam from the right by "
+            f"{[[int(value) for value in row] for row in other_from_cam]}"
+        )
+        once[mended] = compose(given, turn)
+        wrong_way = "ego_from_cam looks given the wrong way round, as cam_from_ego; "
+        twice[f"{wrong_way}{mended}, after inverting it"] = compose(inverse, turn)
+    yield from (once, rolled, twice)
+
+
+def _posed(camera: Cameras, ego_from_cam: Tensor) -> Cameras:
+    return replace(camera, ego_from_cam=ego_from_cam)
+
+
+def _scaled(pose: Tensor, factor: float) -> Tensor:
+    scaled = pose.clone()
+    scaled[..., :3, 3] *= factor
+    return scaled

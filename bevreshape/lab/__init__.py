@@ -1,1 +1,0 @@
-"""Instruments for any reshaper, and finished runs compared."""

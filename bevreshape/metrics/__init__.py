@@ -1,0 +1,1 @@
+"""Metrics of bird's-eye-view predictions."""

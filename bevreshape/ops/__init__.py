@@ -1,0 +1,1 @@
+"""Fast kernels, and every private or internal API of torch."""

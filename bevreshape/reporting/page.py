@@ -1,0 +1,265 @@
+"""The page itself: what was claimed and what was measured, as one HTML file that needs no network and opens from disk.
+
+Its order is that of reading: claims, the sections as they are given (learning curves, cost against IoU, jitter and data
+scaling, examples), and the explorer. What is not given is left out.
+"""
+
+import base64
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from cycler import cycler
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from bevreshape.errors import InputError
+from bevreshape.reporting.explorer import Explorer, data_uri, explorer_data, picture_uri
+from bevreshape.storage.files import write_text
+
+MOST_BYTES = 8_000_000
+PNG_DPI = 200
+
+FIGURE_STYLE: dict[str, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#5c6370",
+    "axes.labelcolor": "#2b2f36",
+    "axes.labelsize": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#2b2f36"]),
+    "grid.color": "#e4e7ec",
+    "grid.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "xtick.color": "#5c6370",
+    "ytick.color": "#5c6370",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "figure.constrained_layout.use": True,
+}
+"""How figures of the page look, for ``matplotlib.rc_context``; colours after Okabe and Ito (2008)."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the claims table, in words and figures that are ready to read.
+
+    Attributes:
+        number: of the claim, such as ``A7``.
+        claim: what is said.
+        measurement: what was measured, and on what.
+        value: the result with its interval.
+        verdict: such as ``attention ahead``.
+    """
+
+    number: str
+    claim: str
+    measurement: str
+    value: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Words and figures in columns; those that hold nothing but figures are set flush right.
+
+    Raises:
+        InputError: when a row has more or fewer entries than there are columns.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.columns):
+                raise InputError(
+                    f"report: row {number} of a table has {len(row)} entries but there are {len(self.columns)} columns "
+                    f"({', '.join(self.columns)}); give every column one"
+                )
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Whether every entry of a column begins with a figure, or is empty."""
+        return tuple(
+            any(row[i] for row in self.rows)
+            and all(row[i].lstrip("−-+±<≤>≥≈ ")[:1].isdigit() for row in self.rows if row[i])
+            for i in range(len(self.columns))
+        )
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure of matplotlib, or a picture (height, width, 3) in uint8.
+
+    Attributes:
+        figure: what is shown; the page holds it as SVG or PNG, whichever is smaller, a picture as JPEG or PNG.
+        alt: what it says, for those who cannot see it.
+        caption: the line below.
+
+    Raises:
+        InputError: when ``alt`` is empty, or the figure is neither.
+    """
+
+    figure: Any
+    alt: str
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.alt.strip():
+            raise InputError("report: a chart's alt text is empty; say in a sentence what it shows")
+        if not isinstance(self.figure, Figure) and not _is_picture(self.figure):
+            what = f"{type(self.figure).__name__} of shape {getattr(self.figure, 'shape', None)}"
+            raise InputError(
+                f"report: a chart is {what}; give a matplotlib Figure, or a (height, width, 3) uint8 array"
+            )
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title, text whose paragraphs are parted by empty lines, charts and a table.
+
+    Raises:
+        InputError: when it says nothing.
+    """
+
+    title: str
+    text: str = ""
+    charts: Sequence[Chart] = ()
+    table: Table | None = None
+
+    def __post_init__(self) -> None:
+        if not self.title.strip() or not (self.text.strip() or self.charts or self.table):
+            raise InputError(f"report: section {self.title!r} lacks a title or has nothing in it; leave it out")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page shows, in this order.
+
+    Attributes:
+        title: of the page.
+        text: what it is about, below the title.
+        claims: rows of the first table.
+        claims_text: how they were measured and judged, above it.
+        sections: as they shall stand: learning curves, cost against IoU, jitter and data scaling, examples.
+        explorer: the last part.
+        source: where it comes from, at the foot: command, runs, version.
+    """
+
+    title: str
+    text: str = ""
+    claims: Sequence[Claim] = ()
+    claims_text: str = ""
+    sections: Sequence[Section] = ()
+    explorer: Explorer | None = None
+    source: str = ""
+
+
+def render(report: Report) -> str:
+    """The page as HTML.
+
+    Raises:
+        InputError: when it would exceed 8 MB.
+    """
+    data = None if report.explorer is None else explorer_data(report.explorer)
+    charts = [[_embedded(chart) for chart in section.charts] for section in report.sections]
+    style, script = _part("style.css"), _part("explorer.js")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["paragraphs"] = lambda text: [part for part in text.split("\n\n") if part.strip()]
+    page = environment.from_string(_part("page.html.jinja")).render(
+        report=report,
+        sections=list(zip(report.sections, charts, strict=True)),
+        data=data,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+    )
+    size = len(page.encode())
+    if size > MOST_BYTES:
+        raise InputError(f"report: {_too_large(size, data, charts)}")
+    return page
+
+
+def write(report: Report, path: str | Path) -> None:
+    """Write the page; the file is there only when it is whole.
+
+    Raises:
+        InputError: when it would exceed 8 MB, or cannot be written.
+    """
+    write_text(path, render(report))
+
+
+def _is_picture(figure: object) -> bool:
+    return isinstance(figure, np.ndarray) and figure.dtype == np.uint8 and figure.ndim == 3 and figure.shape[2] == 3
+
+
+def _part(name: str) -> str:
+    return resources.files("bevreshape.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    """A Content-Security-Policy by which nothing is loaded, and this style and this script alone apply."""
+    style_hash, script_hash = (
+        base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)
+    )
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _embedded(chart: Chart) -> dict[str, Any]:
+    """Address, size in CSS pixels and words of a chart."""
+    if isinstance(chart.figure, Figure):
+        width, height = (round(96 * inches) for inches in chart.figure.get_size_inches())
+        address = _figure_uri(chart.figure)
+    else:
+        height, width = chart.figure.shape[:2]
+        address = picture_uri(chart.figure)
+    return {"address": address, "width": width, "height": height, "alt": chart.alt, "caption": chart.caption}
+
+
+def _figure_uri(figure: Figure) -> str:
+    svg, png = io.BytesIO(), io.BytesIO()
+    # the same figure always makes the same file
+    with matplotlib.rc_context({"svg.hashsalt": "bevreshape"}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    figure.savefig(png, format="png", dpi=PNG_DPI)
+    if len(svg.getvalue()) <= len(png.getvalue()):
+        return data_uri("image/svg+xml", svg.getvalue())
+    return data_uri("image/png", png.getvalue())
+
+
+def _too_large(size: int, data: dict[str, Any] | None, charts: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """How large, what of, and what to lower."""
+    remedies = {
+        "weights": "show fewer scenes, reshapers, heads or orders, or choose_cells(grid, most=…) fewer cells",
+        "pictures": "show fewer scenes",
+        "figures": "leave some out, or draw them smaller",
+    }
+    parts = dict.fromkeys(remedies, 0)
+    parts["figures"] = sum(len(chart["address"]) for section in charts for chart in section)
+    if data is not None:
+        parts["weights"] = sum(len(packed) for packed in data["weights"])
+        parts["pictures"] = sum(len(camera["picture"]) for scene in data["scenes"] for camera in scene["cameras"])
+    largest = max(parts, key=lambda part: parts[part])
+    listed = ", ".join(f"{part} {bytes_ / 1e6:.1f} MB" for part, bytes_ in parts.items())
+    return (
+        f"the page is {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.1f} MB ({listed}); of the {largest}, "
+        f"{remedies[largest]}"
+    )

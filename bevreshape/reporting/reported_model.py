@@ -1,0 +1,121 @@
+"""What a report compares: configurations that have finished, with the model of each one's first seed."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bevreshape.config.build import Frame, build_data, load_model
+from bevreshape.config.stored import check_cache, read_config
+from bevreshape.data.batch import Batch
+from bevreshape.errors import InputError
+from bevreshape.model import BEVModel
+from bevreshape.reporting.labels import labels
+from bevreshape.reporting.runs import Run, counts
+from bevreshape.reshapers import Reshaper
+
+IOU = "iou/mean"
+
+PER_SAMPLE = ("image", "intrinsics", "ego_from_cam", "camera_mask")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A configuration and its first seed's model."""
+
+    label: str
+    runs: Sequence[Run]
+    model: BEVModel
+    frame: Frame
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What its test samples depend on."""
+        apart = ("data.batch_size", "data.scenes.train", "data.scenes.val")
+        settings = self.runs[0].settings
+        return {
+            key: value
+            for key, value in settings.items()
+            if key.startswith("data.") and counts(key) and key not in apart
+        }
+
+    @property
+    def reshaper(self) -> Reshaper:
+        """Its view transformer.
+
+        Raises:
+            InputError: when it is of a foreign kind.
+        """
+        found = self.model.reshaper
+        if not isinstance(found, Reshaper):
+            raise InputError(f"{self.label}: its reshaper is a {type(found).__name__}; derive it from Reshaper")
+        return found
+
+
+def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Shown], list[str]]:
+    """Those of the configurations that look through the same cameras at the same cells as the best one that can be loaded,
+    and why the others are not compared.
+
+    Raises:
+        InputError: when none can be loaded.
+    """
+    shown: list[Shown] = []
+    remarks: list[str] = []
+    for runs, label in zip(rows, labels(rows), strict=True):
+        try:
+            model, frame, _ = load_model(str(runs[0].checkpoint), trust)
+            one = Shown(label, runs, model, frame)
+            one.reshaper  # noqa: B018  # refused here if it is of a foreign kind
+        except InputError as error:
+            remarks.append(f"Not compared: {label}, {error}.")
+            continue
+        if shown and frame != shown[0].frame:
+            remarks.append(
+                f"Not compared: {label}, whose cameras, pictures, classes or cells are others than those of {shown[0].label}."
+            )
+            continue
+        if shown and one.data != shown[0].data:
+            remarks.append(f"{label} was trained on other data than {shown[0].label}, whose test samples are shown.")
+        shown.append(one)
+    if not shown:
+        raise InputError("report: no run can be shown. " + " ".join(remarks))
+    return shown, remarks
+
+
+def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: Any) -> Batch:
+    """The first samples of a run's test split, on the CPU.
+
+    Args:
+        run: whose.
+        samples: how many.
+        trust: packages whose classes its config may call, beside bevreshape.
+        changes: to the settings of its data that it has.
+    """
+    config = stored_data(run, trust)
+    config |= {key: value for key, value in changes.items() if key in config}
+    data = build_data({"data": {**config, "loader_workers": 0}, "seed": 0})
+    data.source.prepare(("test",))
+    data.batch_size = samples
+    return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
+
+
+def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
+    """The ``data`` group of a run.
+
+    Raises:
+        InputError: when its config is damaged, names classes that are not allowed, or a place to write to.
+    """
+    path = run.folder / "config.yaml"
+    data = read_config(path, trust, needed=("data",))["data"]
+    check_cache(data, str(path))
+    return dict(data)
+
+
+def one_sample(batch: Batch, number: int) -> Batch:
+    """Pictures and cameras of one sample, b = 1."""
+    return {key: batch[key][number : number + 1] for key in PER_SAMPLE}
+
+
+def mean_iou(runs: Sequence[Run]) -> float:
+    """On the test split, over classes and seeds."""
+    return statistics.mean(run.metrics[f"test/{IOU}"] for run in runs)

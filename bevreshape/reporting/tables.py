@@ -1,0 +1,202 @@
+"""Tables on the console, in Markdown, and metrics as both and as a file."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from bevreshape.storage.files import write_text
+
+UNLIMITED = 100_000
+"""Columns of a console that nothing is too wide for."""
+
+PROSE = 60
+"""Characters of a line of a sentence, where there is room for more."""
+
+SHORT = 16
+"""Characters of a line of a sentence, where there is hardly room."""
+
+USUAL = 80
+"""Characters of a line of a log, as most people look at it."""
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout so that every word of it can be read, its title above it and its caption below.
+
+    In a file or a pipe every row is printed whole, however long its lines get; only headings wrap where 80 characters a
+    line suffice then, and long sentences do. On a terminal that is too narrow, words wrap first; where that is not enough,
+    the table goes on in further blocks of columns, each of which begins with those that tell the rows apart. Square
+    brackets are no markup and colons no emoji; colour is given as :class:`~rich.text.Text`.
+    """
+    console = Console()
+    if table.title:
+        console.print(_text(table.title), soft_wrap=True)
+    on_terminal = console.file.isatty()  # not rich's opinion, which FORCE_COLOR changes in a pipe too
+    columns = _columns(table, may_wrap=on_terminal)
+    if not on_terminal:
+        console = Console(width=USUAL if _fit(columns, USUAL, table) else UNLIMITED)
+    for block in _blocks(columns, console.width, table):
+        console.print(block)
+    if table.caption:
+        console.print(_text(table.caption), soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column's words, and how many characters wide it is: whole, and at least, where no word is broken."""
+
+    heading: Text
+    cells: list[Text]
+    whole: int
+    least: int
+    right: bool
+
+
+def _columns(table: Table, may_wrap: bool) -> list[_Column]:
+    """What a table holds; where cells may not wrap, as in a file, only headings and sentences do."""
+    columns = []
+    for column in table.columns:
+        heading, cells = _text(column.header), [_text(cell) for cell in column.cells]
+        longest, word = (max(map(size, cells), default=0) for size in (_line, _word))
+        most = min(longest, max(word, PROSE))
+        least = max(word, min(longest, SHORT)) if may_wrap and not column.no_wrap else most
+        size = max(_line(heading), most), max(_word(heading), least)
+        columns.append(_Column(heading, cells, *size, column.justify == "right"))
+    return columns
+
+
+def _fit(columns: list[_Column], width: int, style: Table) -> bool:
+    return sum(column.least for column in columns) + _frame(len(columns), style) <= width
+
+
+def _blocks(columns: list[_Column], width: int, style: Table) -> list[Table]:
+    """As many tables as it takes for none to be wider than ``width``."""
+    if _fit(columns, width, style):
+        return [_fitted(columns, width, style)]
+    keys = columns[: _distinguishing(columns)]
+    blocks: list[list[_Column]] = []
+    for column in columns[len(keys) :]:
+        if blocks and _fit([*blocks[-1], column], width, style):
+            blocks[-1].append(column)
+        else:
+            blocks.append([*keys, column])
+    return [_fitted(block, width, style) for block in blocks or [keys]]
+
+
+def _distinguishing(columns: list[_Column]) -> int:
+    """How many of the first columns tell all rows apart; one, where not even all of them do."""
+    rows = list(zip(*([cell.plain for cell in column.cells] for column in columns), strict=True))
+    return next((n for n in range(1, len(columns)) if len({row[:n] for row in rows}) == len(rows)), 1)
+
+
+def _fitted(columns: list[_Column], width: int, style: Table) -> Table:
+    """A table whose wide columns share the room that there is; words are broken only where there is none for them."""
+    room = width - _frame(len(columns), style)
+    least = [column.least for column in columns]
+    if sum(least) > room:
+        least = [1] * len(columns)
+    most = max(column.whole for column in columns)
+    while sum(widths := _widths(columns, least, most)) > room and most > 1:
+        most -= 1
+    table = _styled(style)
+    for column, size in zip(columns, widths, strict=True):
+        table.add_column(column.heading, justify="right" if column.right else "left", width=size, overflow="fold")
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _widths(columns: list[_Column], least: list[int], most: int) -> list[int]:
+    return [max(low, min(column.whole, most)) for low, column in zip(least, columns, strict=True)]
+
+
+def _frame(count: int, style: Table) -> int:
+    """Characters of a line that lie between and around so many columns."""
+    table, console = _styled(style), Console(width=UNLIMITED)
+    for _ in range(count):
+        table.add_column(width=1)
+    return Measurement.get(console, console.options, table).maximum - count
+
+
+def _styled(style: Table) -> Table:
+    return Table(
+        box=style.box,
+        show_lines=style.show_lines,
+        show_edge=style.show_edge,
+        pad_edge=style.pad_edge,
+        collapse_padding=style.collapse_padding,
+    )
+
+
+def _line(text: Text) -> int:
+    return max(map(cell_len, text.plain.splitlines()), default=0)
+
+
+def _word(text: Text) -> int:
+    return max(map(cell_len, text.plain.split()), default=0)
+
+
+def _text(cell: object) -> Text:
+    return cell if isinstance(cell, Text) else Text(str(cell))
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """The last part of every dotted key; where that is another one's too, as many parts as it takes to tell them apart."""
+    names = []
+    for key in keys:
+        parts = key.split(".")
+        ends = (".".join(parts[first:]) for first in reversed(range(len(parts))))
+        others = [f".{other}" for other in keys if other != key]
+        names.append(next((end for end in ends if not any(other.endswith(f".{end}") for other in others)), key))
+    return names
+
+
+def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: str) -> Table:
+    """IoU per class at 0.5, at the threshold best on the validation set where known, and per distance band."""
+    bands = [key.rsplit("/", 1)[1] for key in metrics if key.startswith(f"test/iou/{classes[0]}/")]
+    chosen = "test/iou_at_val_threshold"
+    with_chosen = f"{chosen}/mean" in metrics
+    table = Table(title=title)
+    for heading in ("class", "IoU", *(["at val's threshold"] if with_chosen else ["best", "threshold"]), *bands):
+        table.add_column(heading, justify="left" if heading == "class" else "right", no_wrap=heading == "class")
+    for name in (*classes, "mean"):
+        extra = [f"{chosen}/{name}"] if with_chosen else [f"test/best_iou/{name}", f"test/best_threshold/{name}"]
+        keys = [f"test/iou/{name}", *extra, *(f"test/iou/{name}/{band}" for band in bands)]
+        table.add_row(name, *(f"{metrics[key]:.3f}" if key in metrics else "" for key in keys))
+    return table
+
+
+def own_table(values: Mapping[str, float], title: str | None = None) -> Table:
+    """Scalars named ``row/column``, where a row's name may have slashes of its own; a figure that does not exist is left blank."""
+    cells = {tuple(key.rpartition("/")[::2]): value for key, value in values.items()}
+    columns = list(dict.fromkeys(column for _, column in cells))
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right")
+    for row in dict.fromkeys(row for row, _ in cells):
+        found = [cells.get((row, column), math.nan) for column in columns]
+        table.add_row(row, *("" if math.isnan(value) else f"{value:.3f}" for value in found))
+    return table
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Write ``metrics.json``; a figure that does not exist (NaN) is null."""
+    known = {key: None if math.isnan(value) else value for key, value in metrics.items()}
+    write_text(folder / "metrics.json", json.dumps(known, indent=2) + "\n")
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, with its line ends."""
+    first, *others = (
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n"
+        for line in (headings, *rows)
+    )
+    return first + "|" + "---|" * len(headings) + "\n" + "".join(others)

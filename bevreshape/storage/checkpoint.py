@@ -1,0 +1,272 @@
+"""Checkpoints: what is read from one, and what is refused."""
+
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bevreshape.config.stored import check_plain
+from bevreshape.errors import InputError, shown
+from bevreshape.storage.archive import MOST_OPCODES, check_archive
+from bevreshape.storage.run_folder import difference
+
+FORMAT = 2
+"""Raised when the recipe inside a checkpoint changes its meaning; :func:`_renewed` reads the earlier ones."""
+
+MOST_DEPTH = 64
+"""Of mappings and lists in each other; Lightning's are nested about 8 deep, and a config at most 32."""
+
+LONGEST_NAME = 1000
+"""Characters of a weight's name, which messages quote."""
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint of this program without ever executing anything in it.
+
+    Returns:
+        The Lightning checkpoint; ``["bevreshape"]`` is the recipe that rebuilds the model (plain values), and
+        ``["state_dict"]`` its weights under ``model.``.
+
+    Raises:
+        InputError: not a file, not a checkpoint, cut off, damaged, unsafe, of another program, or of a newer format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} is not a file; name a runs/<date>/<time>/checkpoints/best.ckpt")
+    try:
+        with path.open("rb") as file:
+            check_archive(file, path)
+            file.seek(0)
+            checkpoint = _plain(torch.load(file, map_location="cpu", weights_only=True), path)
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError(f"checkpoint {path} holds Python objects that loading would execute; it is refused") from error
+    except (
+        ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
+        RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
+        raise InputError(
+            f"checkpoint {path} cannot be read ({_first_line(error)}); it is damaged or not a checkpoint"
+        ) from error
+    recipe = checkpoint.get("bevreshape") if isinstance(checkpoint, dict) else None
+    if not isinstance(recipe, dict) or "state_dict" not in checkpoint:
+        raise InputError(
+            f"checkpoint {path} is of another program: it has no 'bevreshape' recipe; train one with bevreshape.train"
+        )
+    check_plain(recipe, f"checkpoint {path}")
+    if recipe.get("format") not in (1, FORMAT):
+        raise InputError(
+            f"checkpoint {path} has format {recipe.get('format')}, this version reads 1 to {FORMAT}; use the version that wrote it"
+        )
+    return {**checkpoint, "bevreshape": _renewed(recipe), "state_dict": _weights(checkpoint["state_dict"], path)}
+
+
+def _renewed(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe in the present format.
+
+    Format 1 had no ``normalise_values``: its cross-attention projected V from the normalised tokens.
+    """
+    config = recipe.get("config")
+    reshaper = config.get("reshaper") if isinstance(config, dict) else None
+    if recipe["format"] != 1 or not isinstance(config, dict) or not isinstance(reshaper, dict):
+        return recipe
+    if not str(reshaper.get("_target_")).endswith(".CrossAttention"):
+        return recipe
+    return {**recipe, "config": {**config, "reshaper": {"normalise_values": True, **reshaper}}}
+
+
+def _plain(loaded: Any, path: Path) -> Any:
+    """The mappings of a checkpoint as plain ones; in others a pickle may have replaced the methods.
+
+    What stands in several places is copied for each, in all no more values than a pickle may have.
+    """
+    left = MOST_OPCODES
+
+    def copied(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if depth > MOST_DEPTH or left < 0:
+            raise InputError(
+                f"checkpoint {path} is nested deeper than {MOST_DEPTH} or has more than {MOST_OPCODES:,} values; use a file that "
+                "bevreshape wrote"
+            )
+        if isinstance(value, dict):
+            return {key: copied(inner, depth + 1) for key, inner in dict.items(value)}
+        if isinstance(value, list):
+            return [copied(inner, depth + 1) for inner in value]
+        if type(value) is tuple:  # but no torch.Size
+            return tuple(copied(inner, depth + 1) for inner in value)
+        return value
+
+    return copied(loaded, 0)
+
+
+def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
+    """A state dict of dense tensors that are all in the file."""
+    if not isinstance(state, dict):
+        raise InputError(
+            f"checkpoint {path}: state_dict is a {type(state).__name__}, not weights by name; it is damaged"
+        )
+    for key, value in state.items():
+        named = isinstance(key, str) and key.isprintable() and len(key) <= LONGEST_NAME
+        if not named or not isinstance(value, torch.Tensor):
+            raise InputError(
+                f"checkpoint {path}: state_dict has a {type(value).__name__} under {shown(key)}, where weights by name belong; it is "
+                "damaged"
+            )
+    total, size = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
+    if total > 2 * size:  # some models hold a weight twice
+        raise InputError(
+            f"checkpoint {path}: its weights would take {total:,} bytes, which its {size:,} do not hold; it is damaged"
+        )
+    return state
+
+
+def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """How given weights differ from a module's own in names, shapes and types, the first two of each kind; empty where they
+    fit."""
+    kinds = (
+        [
+            f"{key} is {_kind(given[key], own[key])} there and {_kind(own[key], given[key])} here"
+            for key in sorted(own.keys() & given.keys())
+            if given[key].shape != own[key].shape or given[key].dtype != own[key].dtype
+        ],
+        [f"{key} is missing there" for key in sorted(own.keys() - given.keys())],
+        [f"{key} is unknown here" for key in sorted(given.keys() - own.keys())],
+    )
+    said = [sentence for kind in kinds for sentence in kind[:2]]
+    more = sum(map(len, kinds)) - len(said)
+    return "; ".join(said) + (f" and {more} more" if more else "")
+
+
+def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        InputError: when the model is of another architecture, naming the first tensors that differ, or a weight is NaN or
+            infinite.
+    """
+    weights = model_weights(checkpoint)
+    check_architecture(model, weights, path)
+    for key, own in model.state_dict().items():
+        # a buffer may hold infinities on purpose, as masks do; then the new model has them in the same places
+        broken = ~weights[key].isfinite() & own.isfinite()
+        if broken.any():
+            raise InputError(
+                f"checkpoint {path}: {key} holds {int(broken.sum())} values that are NaN or infinite, so the run had diverged; "
+                "use an earlier checkpoint, or train again with a lower optimizer.lr"
+            )
+    model.load_state_dict(weights)
+
+
+def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's model, under the model's own names."""
+    prefix = "model."
+    return {
+        key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+    }
+
+
+def check_architecture(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
+    """Compare a model, which may be on the device ``meta`` where nothing is allocated, with weights that are to be loaded.
+
+    Raises:
+        InputError: when the model is of another architecture; names the first tensors that differ.
+    """
+    wrong = differences(model.state_dict(), weights)
+    if wrong:
+        raise InputError(
+            f"checkpoint {path} is of another architecture: {wrong}; set the encoder, reshaper, head and data it was trained with"
+        )
+
+
+def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a run's ``last.ckpt``, compared with the module that resumes from it, before a trainer restores it.
+
+    Args:
+        module: the task.
+        path: of the checkpoint.
+        config: of the run; options that do not change the shapes of weights can be compared there alone.
+
+    Raises:
+        InputError: when it lacks what training needs besides weights, or is of another model.
+    """
+    checkpoint = read_checkpoint(path)
+    stored = checkpoint["bevreshape"].get("config")
+    if isinstance(stored, dict) and (found := difference(stored, config)) is not None:
+        key, saved, given = found
+        raise InputError(
+            f"checkpoint {path} was saved with {key}={saved} but its run's config has {key}={given}; restore the config.yaml that it "
+            "was begun with, or start a new run"
+        )
+    kinds = {
+        "epoch": int,
+        "global_step": int,
+        "loops": dict,
+        "callbacks": dict,
+        "optimizer_states": list,
+        "lr_schedulers": list,
+    }
+    for key, kind in kinds.items():
+        found = checkpoint.get(key)
+        if type(found) is not kind or (isinstance(found, list) and len(found) != 1):
+            what = "a list of one" if kind is list else f"of kind {kind.__name__}"
+            raise InputError(
+                f"checkpoint {path}: {key} must be {what}, not {type(found).__name__}; nothing can go on from it, so start a new run"
+            )
+    if _counted_steps(checkpoint["loops"]) != checkpoint["global_step"]:
+        raise InputError(
+            f"checkpoint {path}: its loops tell of {_counted_steps(checkpoint['loops'])} steps but global_step of "
+            f"{checkpoint['global_step']}; it is damaged, so start a new run"
+        )
+    wrong = differences(module.state_dict(), checkpoint["state_dict"])
+    if wrong:
+        raise InputError(f"checkpoint {path} is of another model than its run's config: {wrong}; start a new run")
+    return checkpoint
+
+
+def _counted_steps(loops: Mapping[str, Any]) -> int | None:
+    """The optimizer steps that Lightning's loops have counted; without its state a loop would begin anew in silence."""
+    try:
+        loop = loops["fit_loop"]
+        counted = [loop[key]["total"]["completed"] for key in ("epoch_progress", "epoch_loop.batch_progress")]
+        steps = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]["completed"]
+    except (LookupError, TypeError):
+        return None
+    return steps if all(type(count) is int for count in (*counted, steps)) else None
+
+
+@contextmanager
+def restoring(path: str | Path, began: Callable[[], bool]) -> Iterator[None]:
+    """Say that a checkpoint is at fault where restoring it fails, before training has begun.
+
+    Raises:
+        InputError: naming the checkpoint.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if began():
+            raise
+        raise InputError(
+            f"checkpoint {path} cannot be resumed from ({type(error).__name__}: {_first_line(error)}); it is damaged or of another "
+            "version, so start a new run"
+        ) from error
+
+
+def _kind(tensor: torch.Tensor, other: torch.Tensor) -> str:
+    """Shape of a tensor, or its type where that is all that differs."""
+    return str(tuple(tensor.shape)) if tensor.shape != other.shape else str(tensor.dtype).removeprefix("torch.")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:120] if text else type(error).__name__

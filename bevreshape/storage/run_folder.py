@@ -1,0 +1,116 @@
+"""A run's folder: one process trains in it at a time, and one config, however often it is started there."""
+
+import errno
+import os
+import platform
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from bevreshape.config.stored import read_yaml
+from bevreshape.errors import InputError
+from bevreshape.storage.files import remove_abandoned, write_text
+
+CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
+"""What may differ when a run resumes; everything else would make it another run."""
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, without what killed processes have left half written there.
+
+    The lock ends with this process, and none that it forks has it.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    import fcntl  # not on Windows, where nothing is trained
+
+    with _open_lock(folder / ".lock") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            raise InputError(
+                f"{folder} is in use by {lock.read().strip() or 'another process'}; wait for its end, or set hydra.run.dir to another "
+                "folder"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            Console(stderr=True).print(
+                f"{folder} cannot be locked ({error.strerror}); start no second process there",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        remove_abandoned(folder, folder / "checkpoints", folder / "pictures")
+        yield
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open a lock for reading and writing; never another file that a link leads to, since it is written anew."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path} is a link, which no run leaves there; remove it") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is no file, which no run leaves there; remove it")
+    return os.fdopen(descriptor, "r+", encoding="utf-8")
+
+
+def begin(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Write the config of a new run, where there is none.
+
+    Raises:
+        InputError: when the folder cannot be written.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        write_text(path, OmegaConf.to_yaml(cfg))
+
+
+def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
+    """Refuse another run than the one that was begun in a folder, if any was.
+
+    Raises:
+        InputError: naming the first key that differs, and both values.
+    """
+    path = folder / "config.yaml"
+    if not path.exists():
+        return
+    if (found := difference(read_yaml(path), cfg)) is not None:
+        key, begun, given = found
+        raise InputError(
+            f"{folder} holds a run with {key}={begun} but this one has {key}={given}; set hydra.run.dir to another folder, or start it "
+            "with the same settings to resume"
+        )
+
+
+def difference(begun: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first key that makes two configs different runs, and both values; ``None`` where they are the same run."""
+    flat = _flat(begun), _flat(given)
+    for key in (*flat[1], *flat[0]):
+        if flat[0].get(key) != flat[1].get(key) and not f"{key}.".startswith(CHANGEABLE):
+            return key, flat[0].get(key), flat[1].get(key)
+    return None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a.b": 1}`` of ``{"a": {"b": 1}}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

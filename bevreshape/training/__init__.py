@@ -1,0 +1,1 @@
+"""The Lightning side: task, optimizer, devices, callbacks, loggers, stopping and resuming."""

@@ -1,0 +1,91 @@
+"""A step of training on random images before a run begins: it shows what otherwise only the run's own steps would."""
+
+import torch
+from torch import Tensor, nn
+
+from bevreshape.analysis.costs import ring
+from bevreshape.config.build import Frame
+from bevreshape.errors import InputError
+from bevreshape.heads import Head
+from bevreshape.reshapers import Reshaper
+
+
+def rehearse(model: nn.Module, frame: Frame, samples: int, backward: bool = False) -> list[str]:
+    """Run a model in training mode; its running statistics move, so it is not to be trained afterwards.
+
+    Args:
+        model: on the CPU.
+        frame: what it was built for.
+        samples: b.
+        backward: find the parameters that get no gradient, such as those of an encoder's branches that are not read.
+
+    Returns:
+        The names of these; none without ``backward``.
+
+    Raises:
+        InputError: when a normalisation would see a single value per channel.
+    """
+    cameras = len(frame.camera_names)
+    image = torch.rand(samples, cameras, 3, *frame.image_size)
+    entered = ""
+
+    def enter(name: str) -> None:
+        nonlocal entered
+        entered = name
+
+    hooks = [
+        part.register_forward_pre_hook(lambda module, given, name=name: enter(name))
+        for name, part in model.named_modules()
+    ]
+    model.train()
+    try:
+        with torch.set_grad_enabled(backward):
+            loss = _everything(model, model(image, ring(cameras, frame.image_size, samples, image.device)))
+    except ValueError as error:
+        if "Expected more than 1" not in str(error):
+            raise
+        raise InputError(
+            f"data.batch_size={samples}: {entered} normalises over a single value per channel in training ({error}); set "
+            "data.batch_size=2, or choose larger images or a smaller stride"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not backward:
+        return []
+    loss.backward()
+    return [name for name, own in model.named_parameters() if own.requires_grad and own.grad is None]
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile something small, so that a machine without a compiler is found out before a run begins.
+
+    Raises:
+        InputError: when torch cannot compile here, with its reason.
+    """
+    try:
+        torch.compile(_small)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        raise InputError(compile_failure(error)) from error
+
+
+def compile_failure(error: BaseException) -> str:
+    """Why torch could not compile, in a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    return f"trainer.compile=true: torch {torch.__version__} cannot compile here ({reason[:200]}); set trainer.compile=false"
+
+
+def _small(x: Tensor) -> Tensor:
+    return x.sin() + 1
+
+
+def _everything(model: nn.Module, logits: Tensor) -> Tensor:
+    """A number that depends on all that losses see."""
+    total = logits.sum()
+    reshaper, head = getattr(model, "reshaper", None), getattr(model, "head", None)
+    auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
+    if auxiliary is not None:
+        total = total + auxiliary
+    instances = head.pop_instances() if isinstance(head, Head) and head.maps > head.classes else None
+    return total if instances is None else total + instances.sum()

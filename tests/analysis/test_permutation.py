@@ -1,0 +1,528 @@
+"""Order of tokens: what permuting them changes, with their encodings left behind or moving along."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bevreshape.analysis.costs import ring
+from bevreshape.analysis.permutation import (
+    PermutedReshaper,
+    destruction,
+    equivariance_error,
+    from_gram,
+    gram,
+    invariance_error,
+    iou_when_permuted,
+    moved_encodings,
+    permute_tokens,
+    token_encodings,
+)
+from bevreshape.data.batch import cameras_of
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.metrics.iou import BEVIoU
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import (
+    IPM,
+    MLP,
+    CrossAttention,
+    FeatureShape,
+    MLPAttention,
+    Pool,
+    Reshaper,
+    SelfAttention,
+    StridedConv,
+)
+from bevreshape.reshapers.positional import PositionalEncoding
+
+KINDS = ("none", "sinusoidal", "learned", "rotary")
+ONE = FeatureShape(channels=8, height=3, width=4)
+THREE = FeatureShape(channels=8, height=3, width=4, cameras=3)
+EXACT = 1e-12
+
+
+def doubles(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def shuffled(tokens: int, seed: int = 0) -> Tensor:
+    return torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
+
+
+def cross(source: FeatureShape, kind: str, **options) -> CrossAttention:
+    torch.manual_seed(0)
+    queries = "rotary" if kind == "rotary" else "sinusoidal"
+    return CrossAttention(
+        source, (5, 2), dim=16, heads=2, token_encoding=kind, query_encoding=queries, **options
+    ).double()
+
+
+def self_attention(source: FeatureShape, kind: str, shape: tuple[int, int] = (3, 4), **options) -> SelfAttention:
+    torch.manual_seed(0)
+    return SelfAttention(source, shape, dim=16, heads=2, token_encoding=kind, **options).double()
+
+
+def mlp(source: FeatureShape = ONE, **options) -> MLP:
+    torch.manual_seed(0)
+    return MLP(source, (5, 2), **options).double()
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_permuting_is_a_loop_over_places(together: bool) -> None:
+    x, permutation = doubles(2, 3, 8, 3, 4), shuffled(36 if together else 12)
+    expected = np.empty((2, 3, 8, 3, 4))
+    for camera in range(3):
+        for place in range(12):
+            if together:
+                from_camera, from_place = divmod(int(permutation[camera * 12 + place]), 12)
+            else:
+                from_camera, from_place = camera, int(permutation[place])
+            expected[:, camera, :, place // 4, place % 4] = x[:, from_camera, :, from_place // 4, from_place % 4]
+    np.testing.assert_array_equal(permute_tokens(x, permutation).numpy(), expected)
+    if not together:
+        np.testing.assert_array_equal(permute_tokens(x[:, 1], permutation).numpy(), expected[:, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", [ONE, THREE], ids=["one camera", "three"])
+@pytest.mark.parametrize("together", [False, True], ids=["each camera", "across cameras"])
+@pytest.mark.parametrize("bare", [False, True], ids=["whole", "bare"])
+def test_cross_attention_is_invariant_where_encodings_move_along(
+    kind: str, source: FeatureShape, together: bool, bare: bool
+) -> None:
+    """A10 and A11: without encodings it sees a set; encodings that stay tell the order, encodings that move do not."""
+    x = doubles(2, source.cameras, 8, 3, 4)
+    permutation = shuffled(12 * (source.cameras if together else 1))
+    reshaper = cross(source, kind, bare=bare)
+    assert invariance_error(reshaper, x, permutation, move_encodings=True) < EXACT
+    stays = invariance_error(reshaper, x, permutation)
+    assert stays < EXACT if kind == "none" else stays > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "rotary"])
+def test_vectors_of_cameras_move_along(kind: str) -> None:
+    """All else in these encodings is the same for every camera, so cameras that change places meet their vectors alone."""
+    x, cameras_change_places = doubles(2, 3, 8, 3, 4), torch.arange(36).roll(12)
+    reshaper = cross(THREE, kind)
+    assert invariance_error(reshaper, x, cameras_change_places) > 1e-3
+    assert invariance_error(reshaper, x, cameras_change_places, move_encodings=True) < EXACT
+    with torch.no_grad():
+        reshaper.encode_tokens.learned.zero_()
+    assert invariance_error(reshaper, x, cameras_change_places) < EXACT
+
+
+def test_directions_of_rays_move_along() -> None:
+    torch.manual_seed(0)
+    source = FeatureShape(8, 4, 6, cameras=2, stride=8, offset_px=3.5)
+    reshaper = CrossAttention(source, BEVGrid((0.0, 5.0), (-1.0, 1.0), 1.0), dim=12, heads=3, calibration=True).double()
+    x, permutation, cameras = doubles(1, 2, 8, 4, 6), shuffled(48), ring(2, (32, 48), 1, torch.device("cpu"))
+    assert invariance_error(reshaper, x, permutation, cameras, move_encodings=True) < EXACT
+    assert invariance_error(reshaper, x, permutation, cameras) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("source", [ONE, THREE], ids=["one camera", "three"])
+def test_self_attention_is_equivariant_where_encodings_move_along(kind: str, source: FeatureShape) -> None:
+    x, permutation = doubles(2, source.cameras, 8, 3, 4), shuffled(12)
+    reshaper = self_attention(source, kind)
+    assert equivariance_error(reshaper, x, permutation, move_encodings=True) < EXACT
+    stays = equivariance_error(reshaper, x, permutation)
+    assert stays < EXACT if kind == "none" else stays > 1e-3
+    assert invariance_error(reshaper, x, permutation, move_encodings=True) > 0.1  # the output moves, too
+
+
+@pytest.mark.parametrize("kind", ["sinusoidal", "learned", "rotary"])
+def test_moved_encodings_go_with_tokens_of_every_camera(kind: str) -> None:
+    """Across cameras too, where a self-attention looks at each alone: its tokens must then be those of another camera."""
+    x, permutation = doubles(2, 3, 8, 3, 4), torch.arange(36).view(3, 12).roll(1, 0)[:, shuffled(12)].flatten()
+    within, across = shuffled(12), torch.tensor([2, 0, 1])
+    reshaper = self_attention(THREE, kind, (3, 4))
+    moved = PermutedReshaper(reshaper, permutation, move_encodings=True)(x)
+    expected = PermutedReshaper(reshaper, within, move_encodings=True)(x[:, across])
+    torch.testing.assert_close(moved, expected, atol=EXACT, rtol=EXACT)
+
+
+def test_encodings_that_stay_are_those_of_the_place() -> None:
+    """By hand: the bare attention's own equation, with E where it was and with E permuted."""
+    reshaper, x, permutation = cross(ONE, "sinusoidal", bare=True), doubles(1, 8, 3, 4), shuffled(12)
+    tokens = x.flatten(2).mT[0]
+    wave = reshaper.encode_tokens.wave
+    for move, encoding in ((False, wave), (True, wave[permutation])):
+        values = tokens[permutation]
+        keys = values + encoding
+        out = reshaper.attention(reshaper.encode_queries(reshaper.query)[None], keys[None], values[None])
+        made = PermutedReshaper(reshaper, permutation, move_encodings=move)(x)
+        torch.testing.assert_close(made.flatten(2).mT, out, atol=EXACT, rtol=EXACT)
+
+
+def test_encodings_are_back_in_their_place_afterwards() -> None:
+    reshaper, x, permutation = cross(ONE, "sinusoidal"), doubles(2, 8, 3, 4), shuffled(12)
+    before = reshaper(x)
+    with moved_encodings(reshaper, permutation):
+        assert not torch.allclose(reshaper(x), before, atol=1e-3)
+    with pytest.raises(KeyError), moved_encodings(reshaper, permutation):
+        raise KeyError
+    assert torch.equal(reshaper(x), before)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in reshaper.modules())
+
+
+def test_an_average_of_all_does_not_know_the_order_and_an_mlp_does() -> None:
+    x, permutation = doubles(3, 8, 3, 4), shuffled(12)
+    assert invariance_error(Pool(ONE, (1, 1)).double(), x, permutation) < EXACT
+    network = mlp()
+    with torch.no_grad():
+        network.layers[0].weight.fill_(0.3)  # the one MLP that does not know it either
+        assert invariance_error(network, x, permutation) < EXACT
+    network = mlp()
+    assert invariance_error(network, x, permutation) > 0.5
+    same = invariance_error(network, x, permutation, move_encodings=True)
+    assert same == invariance_error(network, x, permutation)  # there is nothing to move
+
+
+def test_errors_are_relative_norms() -> None:
+    network, x, permutation = mlp(activation="none"), doubles(3, 8, 3, 4), shuffled(12)
+    weight = network.layers[0].weight[0].detach().numpy()  # cells tokens, bias 0
+    tokens = x.flatten(2).numpy()
+    out, moved = tokens @ weight.T, tokens[..., permutation.numpy()] @ weight.T
+    change = np.linalg.norm(moved - out)
+    assert invariance_error(network, x, permutation) == pytest.approx(change / np.linalg.norm(out))
+    unrelated = np.linalg.norm(out[[2, 0, 1]] - out)
+    assert destruction(network, x, permutation) == pytest.approx(change / unrelated)
+
+
+def test_destruction_of_what_is_learned_place_by_place() -> None:
+    """A12: to an MLP that reads single tokens a permuted picture of white noise is an unrelated one."""
+    network = MLP(FeatureShape(4, 8, 8), (8, 8), activation="none")
+    with torch.no_grad():
+        network.layers[0].weight.copy_(torch.eye(64))
+    x = torch.randn(50, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert destruction(network, x, shuffled(64)) == pytest.approx(1, abs=0.05)
+    assert destruction(network, x, torch.arange(64)) == 0
+    few = torch.arange(64)
+    few[:16] = few[:16].flip(0)  # a quarter of the tokens
+    assert destruction(network, x, few) == pytest.approx(math.sqrt(0.25), abs=0.05)
+
+
+def test_training_under_one_permutation_recovers_fully() -> None:
+    """W·P is as easy to learn as W, and the same training finds it; permuted afterwards, it is destroyed."""
+    permutation = shuffled(12)
+    data, truth = doubles(64, 8, 3, 4), doubles(10, 12, seed=1)
+    target = (data.flatten(2) @ truth.T).unflatten(-1, (5, 2))
+    losses = []
+    inner = [mlp(activation="none"), mlp(activation="none")]
+    with torch.no_grad():
+        inner[1].layers[0].weight.copy_(inner[0].layers[0].weight[..., permutation])
+    for network in (inner[0], PermutedReshaper(inner[1], permutation)):
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+        for _ in range(150):
+            loss = (network(data) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < 1e-3
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    torch.testing.assert_close(inner[1].layers[0].weight, inner[0].layers[0].weight[..., permutation])
+    assert destruction(inner[0], data, permutation) > 0.7
+
+
+def test_a_permuted_reshaper_is_one() -> None:
+    """Saved with its permutation, told of cameras, with the loss of what it wraps."""
+    permutation = shuffled(12)
+    permuted = PermutedReshaper(MLPAttention(ONE, (5, 2)), permutation)
+    x = torch.randn(2, 8, 3, 4)
+    bev = permuted.train()(x)
+    assert bev.shape == (2, permuted.out_channels, 5, 2)
+    assert permuted.pop_auxiliary_loss() is not None
+    assert permuted.reshaper.auxiliary_loss is None
+    other = PermutedReshaper(MLPAttention(ONE, (5, 2)), shuffled(12, seed=1))
+    other.load_state_dict(permuted.state_dict())
+    torch.testing.assert_close(other(x), bev)
+    with pytest.raises(InputError, match=r"1 cameras × 8 channels × 4×3 but it was built for 1 × 8 × 3×4"):
+        permuted(x.mT)
+    assert {name for name, _ in permuted.named_parameters()} == {
+        f"reshaper.{name}" for name, _ in permuted.reshaper.named_parameters()
+    }
+
+
+def rig(cameras: int, mask: Tensor | None = None) -> Cameras:
+    """Looking straight down from 4 m: columns to the right, rows backward."""
+    pose = torch.tensor([[0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
+    intrinsics = torch.tensor([[4.0, 0.0, 1.5], [0.0, 4.0, 1.0], [0.0, 0.0, 1.0]])
+    shape = (2, cameras, -1, -1)
+    return Cameras(intrinsics.expand(*shape), pose.expand(*shape), (3, 4), mask)
+
+
+def test_a_geometric_reshaper_reads_other_tokens_in_the_same_places() -> None:
+    ipm = IPM(ONE, BEVGrid((-1.5, 1.5), (-2.0, 2.0), 1.0))  # a cell a token
+    x, permutation = torch.randn(2, 1, 8, 3, 4), shuffled(12)
+    torch.testing.assert_close(ipm(x, rig(1)), x[:, 0])
+    permuted = PermutedReshaper(ipm.eval(), permutation)
+    torch.testing.assert_close(permuted(x, rig(1)), permute_tokens(x[:, 0], permutation))
+    assert equivariance_error(ipm, x, permutation, rig(1)) < 1e-6
+    with pytest.raises(InputError, match="call it as reshaper"):
+        permuted(x)
+    ipm.precompute(Cameras(rig(1).intrinsics[:1], rig(1).ego_from_cam[:1], (3, 4)))
+    torch.testing.assert_close(permuted.eval()(x), permute_tokens(x[:, 0], permutation))
+    assert invariance_error(ipm, x, permutation) > 0.5  # and the rig is still fixed
+    with pytest.raises(InputError, match="from the calibration"):
+        PermutedReshaper(ipm, permutation, move_encodings=True)
+
+
+def test_dropped_cameras() -> None:
+    """A dropped camera's tokens stay out wherever they go; from camera to camera, they cannot be followed."""
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    x, reshaper = doubles(2, 3, 8, 3, 4), cross(THREE, "none")
+    assert invariance_error(reshaper, x, shuffled(12), rig(3, mask)) < EXACT
+    each = (torch.arange(3)[:, None] * 12 + torch.stack([shuffled(12, seed) for seed in range(3)])).flatten()
+    assert invariance_error(reshaper, x, each, rig(3, mask)) < EXACT
+    assert invariance_error(reshaper, x, shuffled(36), rig(3, torch.ones_like(mask))) < EXACT
+    with pytest.raises(InputError, match="from camera to camera, but cameras were dropped"):
+        invariance_error(reshaper, x, shuffled(36), rig(3, mask))
+
+
+def test_measuring_leaves_modes_and_random_state() -> None:
+    class Noisy(Reshaper):
+        def __init__(self) -> None:
+            super().__init__(ONE, (3, 4), 8)
+            self.inner = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(8))
+
+        def reshape(self, features, cameras):
+            return self.inner(features[:, 0])
+
+    noisy, x = Noisy(), torch.randn(4, 8, 3, 4)
+    noisy.inner[0].eval()
+    state, buffers = torch.get_rng_state(), {name: value.clone() for name, value in noisy.named_buffers()}
+    assert equivariance_error(noisy, x, shuffled(12)) < 1e-6
+    assert destruction(noisy, x, torch.arange(12)) == 0
+    assert [part.training for part in noisy.modules()] == [True, True, False, True]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, buffers[name]) for name, value in noisy.named_buffers())
+
+
+class Own(Reshaper):
+    """Somebody's attention with an encoding of this package."""
+
+    def __init__(self) -> None:
+        super().__init__(ONE, (1, 1), 8)
+        self.places = PositionalEncoding("learned", (3, 4), 8)
+
+    def reshape(self, features, cameras):
+        placed = self.places(features[:, 0].flatten(2).mT)  # b t c
+        return (placed * placed.softmax(1)).sum(1)[..., None, None]
+
+
+def test_encodings_of_a_class_of_ones_own() -> None:
+    x, permutation = torch.randn(2, 8, 3, 4), shuffled(12)
+    with pytest.raises(InputError, match="Own: it has positional encodings"):
+        PermutedReshaper(Own(), permutation, move_encodings=True)
+    own = Own()
+    assert invariance_error(own, x, permutation) > 0.01
+
+    class Registered(Own):
+        pass
+
+    token_encodings.register(Registered, lambda reshaper: [(reshaper.places, (0,))])
+    assert invariance_error(Registered(), x, permutation, move_encodings=True) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 3, 4), (2, 3, 8, 3, 4)])
+def test_gram_does_not_know_the_order(shape: tuple[int, ...]) -> None:
+    """A10: XᵀX = (PX)ᵀ(PX)."""
+    x = doubles(*shape)
+    tokens = int(np.prod(shape)) // 16
+    matrix = x.numpy().reshape(2, -1, 8, 12).transpose(0, 1, 3, 2).reshape(2, -1, 8)
+    np.testing.assert_allclose(gram(x), np.einsum("btc,bte->bce", matrix, matrix), atol=EXACT)
+    moved = permute_tokens(x, shuffled(tokens))
+    assert not torch.equal(moved, x)
+    torch.testing.assert_close(gram(moved), gram(x), atol=EXACT, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("divide", [False, True])
+@pytest.mark.parametrize("source", [ONE, THREE], ids=["one camera", "three"])
+@pytest.mark.parametrize("queries", ["none", "learned"])
+def test_linear_attention_is_the_simplified_form(heads: int, divide: bool, source: FeatureShape, queries: str) -> None:
+    """A5: O = Ø·Wq·Wkᵀ·(XᵀX)·Wv to 1e-12, so that the order of tokens cannot matter."""
+    torch.manual_seed(0)
+    reshaper = CrossAttention(
+        source, (5, 2), dim=8, heads=heads, kernel="linear", divide_by_tokens=divide, token_encoding="none",
+        query_encoding=queries, bare=True,
+    ).double()  # fmt: skip
+    x = doubles(2, source.cameras, 8, 3, 4)
+    out = reshaper(x)
+    torch.testing.assert_close(from_gram(reshaper, gram(x)), out, atol=EXACT, rtol=0)
+    q, k, v = (getattr(reshaper.attention, f"to_{name}").weight.detach().numpy().T for name in "qkv")
+    tokens = x.numpy().transpose(0, 1, 3, 4, 2).reshape(2, -1, 8)
+    query = reshaper.encode_queries(reshaper.query).detach().numpy()
+    for a in range(heads):
+        part = slice(8 // heads * a, 8 // heads * (a + 1))
+        expected = query @ q[:, part] @ k[:, part].T @ tokens.transpose(0, 2, 1) @ tokens @ v[:, part]
+        expected = expected / tokens.shape[1] if divide else expected
+        np.testing.assert_allclose(out.detach().flatten(2).mT[..., part].numpy(), expected, atol=EXACT)
+
+
+@pytest.mark.parametrize("options", [{"kernel": "softmax"}, {"bare": False}, {"token_encoding": "sinusoidal"}])
+def test_other_attention_has_no_simplified_form(options) -> None:
+    options = {"kernel": "linear", "bare": True, "token_encoding": "none"} | options
+    with pytest.raises(InputError, match="depends on more than XᵀX"):
+        from_gram(CrossAttention(ONE, (5, 2), dim=8, heads=1, **options), torch.zeros(1, 8, 8))
+
+
+def test_cat_chases_dog() -> None:
+    """The article's example, A10 and A11: a single head without encodings cannot tell who chases whom."""
+    cat, chases, dog = doubles(3, 8, seed=7)
+    words = FeatureShape(channels=8, height=1, width=3)
+
+    def tell_apart(reshaper: Reshaper) -> float:
+        one, other = (
+            reshaper.double()(torch.stack(sentence, -1)[None, :, None]).detach()
+            for sentence in ((cat, chases, dog), (dog, chases, cat))
+        )
+        return ((one - other).norm() / one.norm()).item()
+
+    torch.manual_seed(0)
+    for kernel in ("softmax", "linear"):
+        options = {"dim": 8, "heads": 1, "bare": True, "kernel": kernel}
+        assert tell_apart(CrossAttention(words, (1, 2), token_encoding="none", **options)) < EXACT
+        assert tell_apart(CrossAttention(words, (1, 2), token_encoding="sinusoidal", **options)) > 0.01
+    assert tell_apart(MLP(words, (1, 2))) > 0.01
+    spoken = SelfAttention(words, (1, 3), dim=8, heads=1, bare=True, token_encoding="none").double()
+    sentence = torch.stack([cat, chases, dog], -1)[None, :, None]
+    mirrored = torch.tensor([2, 1, 0])
+    assert equivariance_error(spoken, sentence, mirrored) < EXACT  # every word is told the same
+    assert invariance_error(spoken, sentence, mirrored) > 0.01
+
+
+GRID = BEVGrid((0.0, 6.0), (-4.0, 4.0), 1.0)
+
+
+def batches(count: int = 3) -> list[dict]:
+    """Pictures of 3×4 whose tokens are the pixels, and targets on 6×8 cells."""
+    random = torch.Generator().manual_seed(4)
+    made = []
+    for _ in range(count):
+        given = rig(1)
+        made.append(
+            {
+                "image": torch.rand(2, 1, 3, 3, 4, generator=random),
+                "intrinsics": given.intrinsics,
+                "ego_from_cam": given.ego_from_cam,
+                "camera_mask": torch.ones(2, 1, dtype=torch.bool),
+                "target": torch.rand(2, 1, *GRID.shape, generator=random) < 0.4,
+                "valid": torch.rand(2, 1, *GRID.shape, generator=random) < 0.8,
+            }
+        )
+    return made
+
+
+def whole_model(reshaper: Reshaper, seen: list | None = None) -> BEVModel:
+    class Encoder(nn.Module):
+        def forward(self, images):
+            if seen is not None:
+                seen.append(images)
+            return images
+
+    class Head(nn.Module):
+        def forward(self, bev):
+            mean = bev.mean(1, keepdim=True)
+            return mean - mean.mean((2, 3), keepdim=True)  # about half of the cells are positive
+
+    return BEVModel(Encoder(), reshaper, nn.Sequential(Head(), nn.Upsample(GRID.shape)))
+
+
+def iou_oracle(model: BEVModel, given: list[dict], permutation: Tensor | None) -> float:
+    both = either = 0
+    for batch in given:
+        images = batch["image"] if permutation is None else permute_tokens(batch["image"], permutation)
+        predicted = model(images, cameras_of(batch)).detach() >= 0
+        both += (predicted & batch["target"] & batch["valid"]).sum().item()
+        either += ((predicted | batch["target"]) & batch["valid"]).sum().item()
+    return both / either
+
+
+def test_iou_when_permuted_is_that_of_permuted_features() -> None:
+    torch.manual_seed(0)
+    source, seen, permutation = FeatureShape(3, 3, 4), [], shuffled(12)
+    model = whole_model(MLP(source, (3, 4), activation="none"), seen).train()
+    metric = BEVIoU(["road"], GRID)
+    found = iou_when_permuted(model, iter(batches()), metric, permutation)
+    assert len(seen) == 6  # every picture is encoded once, and once as another's
+    assert set(found) == {"intact", "permuted", "unrelated"}
+    model.eval()
+    other = [batch | {"image": torch.cat([batch["image"][-1:], batch["image"][:-1]])} for batch in batches()]
+    assert found["unrelated"]["iou/road"] == pytest.approx(iou_oracle(model, other, None))
+    assert found["unrelated"]["iou/road"] != found["intact"]["iou/road"]
+    intact, permuted = (iou_oracle(model, batches(), order) for order in (None, permutation))
+    assert intact != permuted
+    assert found["intact"]["iou/road"] == pytest.approx(intact)
+    assert found["permuted"]["iou/mean"] == pytest.approx(permuted)
+    assert metric.counts.sum() == 0
+
+
+def test_unrelated_pictures_of_single_samples_are_those_before() -> None:
+    torch.manual_seed(0)
+    model = whole_model(MLP(FeatureShape(3, 3, 4), (3, 4), activation="none"), [])
+    metric, permutation = BEVIoU(["road"], GRID), shuffled(12)
+    first, second, *_ = batches()
+    single = {key: value[:1] for key, value in second.items()}
+    found = iou_when_permuted(model, [first, single], metric, permutation)["unrelated"]["iou/road"]
+    model.eval()
+    images = torch.cat([first["image"][-1:], first["image"][:-1]]), first["image"][-1:]
+    other = [batch | {"image": image} for batch, image in zip([first, single], images, strict=True)]
+    assert found == pytest.approx(iou_oracle(model, other, None))
+    with pytest.raises(InputError, match="the first batch has one sample"):
+        iou_when_permuted(model, [single], metric, permutation)
+
+
+def test_iou_when_permuted_with_encodings_moving_along() -> None:
+    torch.manual_seed(0)
+    model = whole_model(CrossAttention(FeatureShape(3, 3, 4), (3, 4), dim=8, heads=2, token_encoding="learned"))
+    found = iou_when_permuted(model, batches(), BEVIoU(["road"], GRID), shuffled(12))
+    assert found["encodings_moved"]["iou/road"] == found["intact"]["iou/road"]
+    assert found["permuted"]["iou/road"] != found["intact"]["iou/road"]
+    assert not any(module._forward_hooks for module in model.modules())
+    trained_permuted = whole_model(PermutedReshaper(model.reshaper, shuffled(12, seed=1)))
+    again = iou_when_permuted(trained_permuted, batches(), BEVIoU(["road"], GRID), shuffled(12, seed=1).argsort())
+    assert set(again) == {"intact", "permuted", "unrelated"}  # whose encodings are meant is not known
+    assert again["permuted"]["iou/road"] == found["intact"]["iou/road"]  # put back in order
+
+
+def test_batches_that_the_model_cannot_read() -> None:
+    model, metric = whole_model(StridedConv(FeatureShape(3, 3, 4), (3, 4))), BEVIoU(["road"], GRID)
+    with pytest.raises(InputError, match="there is no batch"):
+        iou_when_permuted(model, [], metric, shuffled(12))
+    raw = [batch | {"image": (batch["image"] * 255).byte()} for batch in batches(1)]
+    with pytest.raises(InputError, match=r"torch.uint8.*on_after_batch_transfer"):
+        iou_when_permuted(model, raw, metric, shuffled(12))
+    with pytest.raises(InputError, match="derive it from Reshaper"):
+        iou_when_permuted(whole_model(nn.Identity()), batches(1), metric, shuffled(12))
+
+
+def test_what_is_no_permutation_is_refused() -> None:
+    x = doubles(2, 3, 8, 3, 4)
+    with pytest.raises(InputError, match=r"3 cameras of 12 tokens; give torch.randperm\(12\), or of all 36"):
+        permute_tokens(x, torch.arange(24))
+    for wrong in (torch.arange(12) + 1, torch.arange(12).clamp(max=10)):
+        with pytest.raises(InputError, match="each of 0 to 11 once"):
+            PermutedReshaper(mlp(THREE), wrong)
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    x, permutation = doubles(2, 8, 3, 4), shuffled(12)
+    with pytest.raises(InputError, match=r"3×4 features into \(5, 2\) cells"):
+        equivariance_error(mlp(), x, permutation)
+    with pytest.raises(InputError, match="1 sample has no other"):
+        destruction(mlp(), x[:1], permutation)
+    silent = mlp()
+    with torch.no_grad():
+        silent.layers[0].weight.zero_()
+    with pytest.raises(InputError, match="MLP: its output is 0 everywhere"):
+        invariance_error(silent, x, permutation)
+    with torch.no_grad():
+        silent.layers[0].bias.fill_(1.0)
+    with pytest.raises(InputError, match="the same for all samples"):
+        destruction(silent, x, permutation)

@@ -1,0 +1,179 @@
+"""Every YAML under conf/ is composed and built; nothing lies there unused."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import Logger
+from omegaconf import open_dict
+
+from bevreshape.config import settings
+from bevreshape.config.build import (
+    Frame,
+    _make,
+    build_data,
+    build_model,
+    build_task,
+    check_nodes,
+    make_logger,
+    plain_config,
+)
+from bevreshape.config.options import read_settings
+from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.errors import InputError
+from bevreshape.experiments.levels import StudyPlan
+from bevreshape.experiments.task_plan import ALONE
+from bevreshape.geometry import BEVGrid
+from bevreshape.train import with_validations
+
+CONF = ROOT / "conf"
+CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
+FRAME = Frame(BEVGrid((0, 48), (-24, 24), 2.0), ("a", "b"), ("front",), (32, 64))
+
+
+def composed(*overrides: str, command: str = "train") -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(command, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return plain_config(cfg)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("/")[0] in ("encoder", "reshaper", "head")])
+def test_model_parts_are_built(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    cfg = composed(f"{group}={name}", "encoder.channels=8" if group != "encoder" else "seed=0")
+    assert build_model(cfg, FRAME).reshaper.out_channels > 0
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("/")[0] in ("loss", "optimizer")])
+def test_training_parts_are_built(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    cfg = composed(f"{group}={name}")
+    assert build_task(cfg, FRAME, build_model(cfg, FRAME)).recipe is not None
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("augment/")])
+def test_augmentations_are_built(choice: str) -> None:
+    node = composed(f"augment={choice.partition('/')[2]}")["augment"]
+    if node:
+        assert callable(_make("augment", node, grid=FRAME.grid, camera_names=FRAME.camera_names))
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("logger/")])
+def test_loggers_are_built(choice: str, tmp_path: Path) -> None:
+    cfg = composed(f"logger={choice.partition('/')[2]}")
+    logger = make_logger(cfg, tmp_path)
+    assert isinstance(logger, Logger) or (logger is False and choice == "logger/none")
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith(("logger/", "trainer/", "plan/"))])
+def test_options_of_every_yaml_pass_their_check(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    root = ("data.root=here",) if choice == "data/folder" else ()
+    check_nodes(composed(f"{'+' if group == 'experiment' else ''}{group}={name}", *root))
+
+
+@pytest.mark.parametrize(
+    ("name", "schema", "given"),
+    [
+        ("train", settings.Train, ()),
+        ("evaluate", settings.Evaluate, ("data=synthetic", "checkpoint=best.ckpt")),
+        ("predict", settings.Predict, ("checkpoint=best.ckpt", "input=here")),
+        ("export", settings.Export, ("checkpoint=best.ckpt",)),
+        ("diagnose", settings.Diagnose, ("data=synthetic", "checkpoint=best.ckpt")),
+        ("benchmark", settings.Benchmark, ("+reshaper@reshapers.mlp=mlp",)),
+        ("study", settings.Study, ()),
+    ],
+)
+def test_keys_of_every_command_are_its_yaml_s(name: str, schema: Any, given: tuple[str, ...]) -> None:
+    plain = composed(*given, command=name)
+    assert set(plain) == set(schema.__annotations__)
+    assert read_settings(schema, plain).keys() == plain.keys()
+
+
+def test_synthetic_data_is_built() -> None:
+    assert build_data(composed()).source.classes == ("drivable", "lane", "crossing", "vehicle")
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("data/", "trainer/", "experiment/"))])
+def test_the_rest_is_composed(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    prefix = "+" if group == "experiment" else ""
+    root = ("data.root=here",) if group == "data" and name == "folder" else ()
+    cfg = composed(f"{prefix}{group}={name}", *root)
+    assert cfg["data"]["batch_size"] > 0
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("plan/")])
+def test_plans_are_composed_and_make_sense(choice: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("study", [f"plan={choice.partition('/')[2]}"])
+    plan = StudyPlan.read(plain_config(cfg.plan))
+    assert plan.tensor is not None
+    assert plan.tensor.primary_seeds == 8
+    assert plan.tensor.primary_sigma_deg == 2
+    if plan.task is not None:
+        for setting in (*plan.task.compared(), *plan.task.variants()):
+            composed(*plan.task.common(setting, 0), *ALONE)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose", "study"])
+def test_help_explains_and_shows_examples(command, name: str) -> None:
+    ended = command(name, "--help")
+    assert ended.code == 0
+    assert f"python -m bevreshape.{name}" in ended.out
+    if name == "train":
+        for group in ("data: ", "encoder: ", "reshaper: ", "logger: "):
+            assert group in ended.out
+
+
+def test_objects_are_learned_only_where_something_tells_them_apart() -> None:
+    cfg = composed("instances.classes=[vehicle]")
+    with pytest.raises(InputError, match=r"SyntheticSource does not tell objects apart; choose data=nuscenes"):
+        build_data(cfg)
+    model = build_model(cfg, FRAME)
+    assert model.head.maps == 2 + 3
+    with pytest.raises(InputError, match=r"instances.classes=vehicle must be a list"):
+        build_model(composed("instances.classes=vehicle"), FRAME)
+
+
+class Moments:
+    """As many as nuScenes trains with."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.grid, self.classes = frame.grid, frame.classes
+        self.camera_names, self.image_size = frame.camera_names, frame.image_size
+
+    def prepare(self, splits: Sequence[str] = ()) -> None:
+        pass
+
+    def split(self, name: str) -> Any:
+        return range(28_130)
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("experiment/nuscenes/")])
+def test_published_protocols_fit_together(choice: str) -> None:
+    base = ["reshaper=cross_view_attention"] if choice.endswith("/cvt_protocol") else []  # the others build on it
+    cfg = composed(f"+experiment={choice.partition('/')[2]}", "encoder.pretrained=false", *base)
+    data = cfg["data"]
+    bounds = {key: value for key, value in data["grid"].items() if key != "_target_"}
+    classes = tuple(data["targets"] or data["classes"])
+    frame = Frame(BEVGrid(**bounds), classes, tuple(data["cameras"]), tuple(data["image_size"]))
+    model = build_model(cfg, frame)
+    assert model.reshaper.grid.coarsen(1).rows * cfg["head"]["upsample"] == frame.grid.rows == 200
+    assert build_task(cfg, frame, model).instance_loss is None or cfg["instances"]["classes"] == ["vehicle"]
+    trainer = with_validations(cfg["trainer"], BEVDataModule(Moments(frame), batch_size=data["batch_size"]))
+    assert 25_000 <= trainer["max_steps"] <= 1_000_000
+    augment = (
+        _make("augment", cfg["augment"], grid=frame.grid, camera_names=frame.camera_names) if cfg["augment"] else None
+    )
+    assert augment is None or augment.flip_p == 0 or data["raster"] == "exact"

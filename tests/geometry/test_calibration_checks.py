@@ -1,0 +1,196 @@
+"""Each usual mistake is named, and what is right is left alone."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from oracle import intrinsics, pose, rig
+
+from bevreshape.geometry import BEVGrid, Lens
+from bevreshape.geometry.calibration_checks import (
+    intrinsics_mistakes,
+    magnification_mistake,
+    pose_mistake,
+    tangential_mistake,
+)
+
+SIZE = (480, 640)
+K = intrinsics(500, 500, 321, 238)
+AHEAD = BEVGrid((0, 40), (-20, 20), 0.5)
+AROUND = BEVGrid((-30, 30), (-30, 30), 0.5)
+# camera frame "x forward, y left, z up" from x right, y down, z forward, and "x right, y up, z back"
+ROBOT = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
+GRAPHICS = np.diag([1.0, -1.0, -1.0, 1.0])
+MILLIMETRES = np.diag([1000.0, 1000.0, 1000.0, 1.0])
+
+CAMERAS = {
+    "front": (pose(0, 4, [1.5, 0.02, 1.4], 0.5), AHEAD),
+    "phone": (pose(3, 12, [0, 0, 1.2], -2), AHEAD),
+    "left": (pose(80, 3, [0.9, 0.5, 1.6]), AROUND),
+    "back": (pose(178, 8, [-0.6, 0, 1.0]), AROUND),
+    "down": (pose(0, 89, [1.0, 0, 2.0]), AROUND),
+}
+
+
+def said(given: np.ndarray, grid: BEVGrid) -> str | None:
+    return pose_mistake(rig((K, given), image_size=SIZE), grid)
+
+
+@pytest.mark.parametrize(("right", "grid"), CAMERAS.values(), ids=CAMERAS)
+def test_what_is_right_is_left_alone(right: np.ndarray, grid: BEVGrid) -> None:
+    assert said(right, grid) is None
+
+
+@pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
+def test_the_inverse_is_named(right: np.ndarray, grid: BEVGrid) -> None:
+    found = said(np.linalg.inv(right), grid)
+    assert found is not None
+    assert found.startswith("ego_from_cam looks given the wrong way round, as cam_from_ego; invert it: then it stands")
+    assert f"{right[2, 3]:.2f} m above the ground" in found
+
+
+@pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
+def test_other_camera_axes_are_named_with_the_matrix_that_mends_them(right: np.ndarray, grid: BEVGrid) -> None:
+    for name, other_from_cam in (("x forward, y left, z up", ROBOT), ("x right, y up, z back", GRAPHICS)):
+        found = said(right @ np.linalg.inv(other_from_cam), grid)
+        assert found is not None
+        assert found.startswith(f"its camera axes look like {name}, not x right, y down, z forward")
+        assert str(other_from_cam[:3, :3].astype(int).tolist()) in found
+
+
+@pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "left", "back")])
+def test_two_mistakes_at_once(right: np.ndarray, grid: BEVGrid) -> None:
+    found = said(np.linalg.inv(right @ np.linalg.inv(ROBOT)), grid)
+    assert found is not None
+    assert "wrong way round" in found
+    assert "x forward, y left, z up" in found
+    assert "after inverting it" in found
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("millimetres", 1000), ("centimetres", 100)])
+def test_other_units_are_named(unit: str, factor: float) -> None:
+    given = CAMERAS["front"][0].copy()
+    given[:3, 3] *= factor
+    found = said(given, BEVGrid((0, 2000), (-1000, 1000), 50))
+    assert found is None or found.startswith(f"its last column looks like {unit}, divide it by {factor:g}")
+    found = said(given, AHEAD)
+    assert found is not None
+    assert found.startswith(f"its last column looks like {unit}, divide it by {factor:g}: then it stands 1.40 m above")
+
+
+def test_what_no_reading_explains() -> None:
+    assert "stands -1.40 m above the ground" in str(said(pose(0, 0, [1.5, 0, -1.4]), AHEAD))
+    upside_down = pose(0, 10, [1.5, 0, 1.4], 180)
+    assert "upside down" in str(said(upside_down, BEVGrid((0, 1), (-1, 1), 0.5)))
+    assert said(pose(180, 5, [0, 0, 1.4]), BEVGrid((1, 40), (-3, 3), 0.5)) is None, "it just looks the other way"
+
+
+@pytest.mark.parametrize(
+    ("factor", "says"),
+    [
+        (2.0, "one of about 1280×960; multiply their first two rows by 0.5"),
+        (1.5, "one of about 960×720; multiply their first two rows by 0.667"),
+        (0.75, "one of about 480×360; multiply their first two rows by 1.33"),
+        (0.5, "one of about 320×240; multiply their first two rows by 2"),
+        (1.0, None),
+        (1.1, None),
+    ],
+)
+def test_intrinsics_of_another_picture_size(factor: float, says: str | None) -> None:
+    found = intrinsics_mistakes(torch.from_numpy(K * [[factor], [factor], [1]]), SIZE)
+    if says is None:
+        assert found == []
+    else:
+        (clause,) = found
+        assert says in clause
+
+
+def test_a_cropped_picture_is_no_mistake() -> None:
+    cropped = rig((K, CAMERAS["front"][0]), image_size=SIZE).cropped(top=150, left=0, image_size=(330, 640))
+    assert intrinsics_mistakes(cropped.intrinsics[0, 0], (330, 640)) == []
+
+
+@pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
+def test_a_transposed_rotation_beside_its_translation_is_named(right: np.ndarray, grid: BEVGrid) -> None:
+    given = right.copy()
+    given[:3, :3] = right[:3, :3].T
+    found = said(given, grid)
+    assert found is not None
+    assert found.startswith(
+        "its rotation looks transposed, as in cam_from_ego, beside the right translation; transpose"
+    )
+    assert f"{right[2, 3]:.2f} m above the ground" in found
+
+
+@pytest.mark.parametrize("name", ["front", "phone", "left", "back"])
+@pytest.mark.parametrize(
+    ("roll_deg", "says"), [(90, "90° clockwise"), (-90, "90° counter-clockwise"), (24, "° down, so it would be rolled")]
+)
+def test_a_rolled_camera_is_doubted(name: str, roll_deg: float, says: str) -> None:
+    right, grid = CAMERAS[name]
+    angle = np.radians(roll_deg)
+    turn = np.eye(4)
+    turn[:2, :2] = [
+        [np.cos(angle), -np.sin(angle)],
+        [np.sin(angle), np.cos(angle)],
+    ]  # x towards y, clockwise as it looks
+    upright = right.copy()
+    upright[:3, :3] = pose(*{"front": (0, 4), "phone": (3, 12), "left": (80, 3), "back": (178, 8)}[name], [0, 0, 0])[
+        :3, :3
+    ]
+    assert said(upright, grid) is None
+    assert says in str(said(upright @ turn, grid))
+
+
+def test_a_camera_that_looks_up_or_is_far_away_is_doubted() -> None:
+    assert "looks up by 35°" in str(said(pose(0, -35, [1.5, 0, 1.4]), AHEAD))
+    assert "stands 25.0 m from the ego origin" in str(said(pose(180, 5, [25, 0, 1.4]), AHEAD))
+
+
+@pytest.mark.parametrize(
+    ("k", "says"),
+    [
+        (K, []),
+        (intrinsics(500, 470, 321, 238), []),
+        (intrinsics(5000, 500, 321, 238), ["differ by a factor of 10"]),
+        (intrinsics(300, 500, 321, 238), ["differ by a factor of 1.67"]),
+        (intrinsics(500, 500, 321, 238, skew=100), ["skew of 100 pixels tilts the columns by 11°"]),
+        (intrinsics(500, 500, 321, 238, skew=-15), ["skew of -15 pixels tilts the columns by -1.7°"]),
+        (intrinsics(500, 500, 238, 321), ["(238, 321) looks given as (row, column)"]),
+        (intrinsics(40000, 40000, 321, 238), ["fx=40000 means a view of only 0.92° across", "fy=40000"]),
+    ],
+)
+def test_implausible_intrinsics_are_named(k: np.ndarray, says: list[str]) -> None:
+    found = intrinsics_mistakes(torch.from_numpy(np.asarray(k, float)), SIZE)
+    assert len(found) == len(says)
+    for clause, words in zip(found, says, strict=True):
+        assert words in clause
+
+
+def test_tangential_coefficients_in_the_place_of_radial_ones_are_named() -> None:
+    rows = tuple(map(tuple, K.tolist()))
+    assert tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
+    assert "p1=0.1 and p2=0.003" in str(tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.1, 0.003), rows, SIZE)))
+    assert tangential_mistake(Lens("fisheye", (-0.3, 0.1, 0.1, 0.1), rows, SIZE)) is None
+
+
+@pytest.mark.parametrize("model", ["opencv", "fisheye"])
+@pytest.mark.parametrize("stretch", [0.8, 1.0, 1.2, 1.4, 3.0])
+def test_coefficients_that_stretch_a_picture_more_than_lenses_do_are_named(model: str, stretch: float) -> None:
+    middle = ((100.0, 0.0, 49.5), (0.0, 100.0, 49.5), (0.0, 0.0, 1.0))
+    # a corner, which bounds the rectangle of a picture that is stretched outwards, is to come from r
+    corner = 0.495 * math.sqrt(2)
+    r = corner / stretch
+    bent = math.atan(r) if model == "fisheye" else r
+    lens = Lens(model, ((corner / bent - 1) / bent**2, 0.0, 0.0, 0.0), middle, (100, 100))
+    said = magnification_mistake(lens)
+    if stretch <= 1.2:
+        assert said is None
+    else:
+        found = re.search(r"stretched the picture by ([\d.]+): undistorted, fx=100 becomes", str(said))
+        assert found is not None
+        assert math.isclose(float(found[1]), stretch, rel_tol=0.06)  # two digits are printed
+    assert magnification_mistake(replace(lens, chosen=middle)) is None

@@ -1,0 +1,191 @@
+"""What a person sees is where the tensors say it is."""
+
+import numpy as np
+import pytest
+import torch
+
+from bevreshape.data.batch import cameras_of
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.reporting.drawing import (
+    GROUND,
+    UNKNOWN,
+    bev_sheet,
+    class_palette,
+    draw_bev,
+    draw_sample,
+    overlay_on_pictures,
+    overlay_sheet,
+)
+
+CLASSES = ("drivable", "lane", "vehicle")
+ROAD, LANE, VEHICLE = class_palette(CLASSES).values()
+GRID = BEVGrid((2.0, 22.0), (-10.0, 10.0), 1.0)
+
+
+def cells(*places, rows=4, cols=6):
+    """(k, rows, cols) with the given (class, row, col) set."""
+    bev = torch.zeros(len(CLASSES), rows, cols, dtype=torch.bool)
+    for place in places:
+        bev[place] = True
+    return bev
+
+
+def test_front_left_is_the_upper_left_of_the_picture():
+    picture = draw_bev(cells((2, 0, 0)), CLASSES, scale=5)
+    assert picture.shape == (20, 30, 3)
+    assert (picture[:5, :5] == VEHICLE).all()
+    assert (picture[5:] == GROUND).all()
+    assert (picture[:, 5:] == GROUND).all()
+
+
+def test_later_classes_lie_on_top():
+    picture = draw_bev(cells((0, 1, 2), (2, 1, 2), (0, 1, 3), (1, 1, 3)), CLASSES, scale=1)
+    assert tuple(picture[1, 2]) == VEHICLE
+    assert tuple(picture[1, 3]) == LANE
+
+
+def test_a_probability_at_the_threshold_counts():
+    probabilities = torch.zeros(3, 1, 3)
+    probabilities[0] = torch.tensor([0.29, 0.3, 0.31])
+    assert [tuple(p) for p in draw_bev(probabilities, CLASSES, threshold=0.3, scale=1)[0]] == [GROUND, ROAD, ROAD]
+
+
+def test_the_unknown_is_grey_and_hides_what_is_drawn_there():
+    everything = torch.ones(3, 1, 3)
+    valid = torch.tensor([[[0, 1, 1]], [[0, 1, 1]], [[0, 0, 1]]]).bool()
+    picture = draw_bev(everything, CLASSES, valid, scale=1)
+    assert [tuple(p) for p in picture[0]] == [UNKNOWN, LANE, VEHICLE]
+
+
+def test_small_grids_are_enlarged_by_whole_cells():
+    assert draw_bev(cells(rows=64, cols=80), CLASSES).shape == (256, 320, 3)
+    assert draw_bev(cells(rows=300, cols=10), CLASSES).shape == (300, 10, 3)
+
+
+def test_colours_differ_however_many_classes():
+    many = class_palette([f"class {i}" for i in range(30)])
+    assert len(set(many.values())) == 30
+    assert many["class 0"] == class_palette(["road"])["road"]
+    apart = [np.abs(np.subtract(a, b)).sum() for a in list(many.values())[:7] for b in (GROUND, UNKNOWN)]
+    assert min(apart) > 60
+
+
+def test_channels_are_compared_with_classes():
+    with pytest.raises(InputError, match=r"bev \(2, 3, 4\) and valid None must both be \(k, rows, cols\) with k=3"):
+        draw_bev(torch.zeros(2, 3, 4), CLASSES)
+    with pytest.raises(InputError, match=r"valid \(1, 3, 4\)"):
+        draw_bev(torch.zeros(3, 3, 4), CLASSES, torch.ones(1, 3, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("cameras", "shape"), [(1, (1, 1)), (2, (1, 2)), (5, (2, 3)), (6, (2, 3))])
+def test_a_sample_shows_pictures_then_target_then_prediction(cameras, shape):
+    """Every camera has its own grey; the target has one vehicle front left, the prediction one back right."""
+    image = torch.stack([torch.full((3, 32, 48), (number + 1) / 10) for number in range(cameras)])
+    target, predicted = cells((2, 0, 0), rows=8, cols=8), cells((2, 7, 7), rows=8, cols=8).float()
+    panel = draw_sample(image, target, predicted, torch.ones_like(target), CLASSES)
+    wide = round(256 * (48 * shape[1]) / (32 * shape[0]))
+    assert panel.dtype == np.uint8
+    assert panel.shape == (256 + 2 * 18, wide + 2 * 256 + 2 * 6, 3)
+    pictures, truth, prediction = (
+        panel[18:-18, left : left + width] for left, width in ((0, wide), (wide + 6, 256), (wide + 268, 256))
+    )
+    for number in range(cameras):
+        row, col = divmod(number, 3)
+        v, u = round((row + 0.5) * 256 / shape[0]), round((col + 0.5) * wide / shape[1])
+        assert tuple(pictures[v, u]) == (round(255 * (number + 1) / 10),) * 3
+    assert (truth[:32, :32] == VEHICLE).all()
+    assert (truth == VEHICLE).all(-1).sum() == 32 * 32
+    assert (prediction[-32:, -32:] == VEHICLE).all()
+    assert (prediction == VEHICLE).all(-1).sum() == 32 * 32
+    for margin in (panel[:18], panel[-18:]):
+        assert 0 < (margin < 100).all(-1).mean() < 0.5  # something is written there, on white
+
+
+def looking_ahead(b=1, n=1):
+    """Cameras 1.5 m up, level; the horizon is row 24."""
+    ego_from_cam = torch.tensor([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
+    intrinsics = torch.tensor([[40.0, 0, 40], [0, 40, 24], [0, 0, 1]])
+    return {
+        "image": torch.full((b, n, 3, 48, 81), 0.2),
+        "intrinsics": intrinsics.expand(b, n, 3, 3),
+        "ego_from_cam": ego_from_cam.expand(b, n, 4, 4),
+        "camera_mask": torch.ones(b, n, dtype=torch.bool),
+    }
+
+
+def test_an_overlay_lies_on_the_ground_where_the_cells_are():
+    batch = looking_ahead(b=2, n=2)
+    bev = torch.zeros(2, 3, *GRID.shape)
+    bev[0, 0, :, :10] = 1  # all ground to the left is road
+    pictures = overlay_on_pictures(batch["image"], bev, cameras_of(batch), GRID, CLASSES, opacity=1.0)
+    assert [picture.shape for picture in pictures] == [(48, 2 * 81, 3)] * 2
+    assert (pictures[1] == 51).all()  # nothing was predicted in the second sample
+    for left in (0, 81):
+        picture = pictures[0][:, left : left + 81]
+        assert (picture[:25] == 51).all()  # sky
+        assert (picture[:, 41:] == 51).all()  # to the right of the middle, where y < 0
+        # 6 m ahead and 2 m to the left: u = 40 − 40·2/6, v = 24 + 40·1.5/6
+        assert np.abs(picture[34, 27].astype(int) - ROAD).max() <= 1
+
+
+def test_half_opaque_paint_lets_the_picture_through():
+    batch = looking_ahead()
+    bev = torch.ones(1, 3, *GRID.shape)
+    picture = overlay_on_pictures(batch["image"], bev, cameras_of(batch), GRID, CLASSES)[0]
+    assert np.abs(picture[34, 40] - (0.5 * 51 + 0.5 * np.array(VEHICLE))).max() <= 1
+
+
+YAWS = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (list(YAWS), [["front_left", "front", "front_right"], ["back_left", "back", "back_right"]]),
+        (["back", "front"], [["front"], ["back"]]),
+        (["front_right", "front", "front_left"], [["front_left", "front", "front_right"]]),
+        (["back_right", "back_left", "front"], [["front"], ["back_left", "back_right"]]),
+    ],
+)
+def test_the_cameras_of_a_rig_are_arranged_as_they_look(names, rows):
+    """Every camera has its own grey."""
+    poses = torch.eye(4).repeat(len(names), 1, 1)
+    for number, name in enumerate(names):
+        yaw = np.deg2rad(YAWS[name])
+        poses[number, :3, :3] = torch.tensor(
+            [[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]]
+        )
+    image = torch.stack([torch.full((3, 20, 30), (number + 1) / 10) for number in range(len(names))])
+    truth = cells(rows=8, cols=8)
+    panel = draw_sample(image, truth, truth.float(), torch.ones_like(truth), CLASSES, ego_from_cam=poses)
+    columns = max(len(row) for row in rows)
+    wide = round(256 * 30 * columns / (20 * len(rows)))
+    for row, line in enumerate(rows):
+        for col in range(columns):
+            v, u = 18 + round((row + 0.5) * 256 / len(rows)), round((col + 0.5) * wide / columns)
+            grey = (names.index(line[col]) + 1) / 10 if col < len(line) else 1
+            assert tuple(panel[v, u]) == (round(255 * grey),) * 3
+
+
+def test_legends_wrap_and_hold_every_name_on_one_line_each():
+    names = [f"a rather long name of class {number}" for number in range(9)] + ["line\nbreak", "x" * 500]
+    bev = torch.zeros(len(names), 8, 8)
+    picture = bev_sheet(bev, names)
+    assert picture.shape[1] == 256
+    assert (picture[:256, :256] == GROUND).all()
+    colours = {tuple(pixel) for pixel in picture[256:].reshape(-1, 3)}
+    assert set(class_palette(names).values()) | {UNKNOWN} <= colours
+    few = bev_sheet(torch.zeros(1, 8, 8), ("road",))
+    assert few.shape[0] < picture.shape[0]
+
+
+def test_pictures_of_other_sizes_keep_theirs():
+    pictures = [np.full((40, 200, 3), 60, np.uint8), np.full((60, 300, 3), 90, np.uint8)]
+    poses = looking_ahead(n=2)["ego_from_cam"][0]
+    sheet = overlay_sheet(pictures, poses, CLASSES)
+    assert sheet.shape == (60, 600, 3)
+    assert (sheet[20:40, :200] == 60).all()
+    assert (sheet[40:, :200] == 255).all()
+    assert (sheet[:, 300:] == 90).all()
+    assert (sheet[:14, :30] == ROAD).all(-1).any()

@@ -1,0 +1,163 @@
+"""Processes of launchers: counted against the trainer group, and refused where each would train alone."""
+
+import os
+
+import pytest
+from commands import TINY
+from lightning.pytorch.plugins.environments import (
+    KubeflowEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from torch.distributed import TCPStore
+
+from bevreshape.errors import InputError
+from bevreshape.training.processes import LAUNCHERS, check_group, cluster_environment, group
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+SRUN = {
+    "SLURM_JOB_NAME": "bash",
+    "SLURM_STEP_ID": "0",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+}
+JSRUN = {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"}
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+MPIEXEC = {"PMI_RANK": "1", "PMI_SIZE": "2"}
+BY_HAND = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+SBATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "job.sh"}
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch):
+    """Set these and no other launcher's."""
+    for launcher in LAUNCHERS:
+        for name in (launcher.marker, launcher.rank, launcher.world, launcher.local_world, "LOCAL_RANK"):
+            if name:
+                monkeypatch.delenv(name, raising=False)
+
+    def put(values: dict[str, str]) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return put
+
+
+def refusal(devices: int, nodes: int) -> str | None:
+    try:
+        check_group(devices, nodes)
+    except InputError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("given", "rank", "devices", "nodes"),
+    [(TORCHRUN, 3, 2, 2), (SRUN, 1, 1, 2), (JSRUN, 1, 2, 1), (MPIRUN, 1, 2, 1), (MPIEXEC, 1, 1, 2), (BY_HAND, 1, 1, 2)],
+)
+def test_only_the_trainer_group_that_fits_is_taken(variables, given, rank: int, devices: int, nodes: int) -> None:
+    variables(given)
+    found = group()
+    assert found is not None
+    assert (found.rank, found.world) == (rank, devices * nodes)
+    fits = []
+    for some in range(1, 5):
+        for others in range(1, 5):
+            refused = refusal(some, others)
+            if refused is None:
+                fits.append((some, others))
+            else:
+                assert f"trainer.devices={some} on trainer.num_nodes={others}" in refused
+                assert f"has started {devices * nodes} processes" in refused
+    one_of_two = found.local_world is None  # how many are on a machine is not said: then any product is right
+    assert fits == ([(1, 2), (2, 1)] if one_of_two else [(devices, nodes)])
+
+
+@pytest.mark.parametrize("given", [{}, SBATCH, {**SRUN, "SLURM_STEP_NUM_TASKS": "1"}, {"WORLD_SIZE": "1"}])
+def test_a_process_alone(variables, given) -> None:
+    variables(given)
+    assert group() is None
+    assert isinstance(cluster_environment(), LightningEnvironment)
+    check_group(2, 1)
+    with pytest.raises(InputError, match=r"trainer\.num_nodes=2: this process was started alone"):
+        check_group(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [
+        (TORCHRUN, TorchElasticEnvironment),
+        ({**SRUN, **TORCHRUN}, TorchElasticEnvironment),
+        (SRUN, SLURMEnvironment),
+        (BY_HAND, KubeflowEnvironment),
+        ({**BY_HAND, "LOCAL_RANK": "0"}, TorchElasticEnvironment),
+    ],
+)
+def test_lightning_learns_the_place_in_the_group(variables, given, kind: type) -> None:
+    variables(given)
+    found, expected = cluster_environment(), group()
+    assert type(found) is kind
+    assert expected is not None
+    assert (found.global_rank(), found.world_size()) == (expected.rank, expected.world)
+    if kind is SLURMEnvironment:
+        found.validate_settings(1, 2)
+        assert not found.auto_requeue, "what is saved in the midst of a step cannot be resumed exactly"
+
+
+def test_restarted_processes_meet_in_a_store_of_their_own(variables) -> None:
+    """In the one that torchrun keeps stand the addresses of those that were killed."""
+    kept = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    ports = []
+    for rank in range(2):
+        variables({
+            **TORCHRUN, "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(kept.port), "TORCHELASTIC_RESTART_COUNT": "1",
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        })  # fmt: skip
+        ports.append(cluster_environment().main_port)
+        assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+    assert ports[0] == ports[1] != kept.port
+
+
+@pytest.mark.parametrize("given", [MPIRUN, MPIEXEC, {"RANK": "0", "WORLD_SIZE": "2"}])
+def test_processes_that_cannot_find_each_other(variables, given, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bevreshape.training.processes.MPIEnvironment.detect", lambda: False)
+    variables(given)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="cannot find each other; start them by torchrun"):
+        cluster_environment()
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is not set"),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE is two"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "2,1"}, "SLURM_STEP_TASKS_PER_NODE is 2,1"),
+    ],
+)
+def test_contradictory_variables(variables, given, word: str) -> None:
+    variables(given)
+    with pytest.raises(InputError, match=word):
+        check_group(1, 1)
+
+
+def test_two_tasks_that_would_train_alone_are_refused(command, worlds, variables, tmp_path) -> None:
+    variables(SRUN)
+    ended = command("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run")
+    assert ended.code == 1
+    assert "srun has started 2 processes, 1 of them on this machine, but trainer.devices=1" in ended.err
+    assert "set trainer.devices=1 trainer.num_nodes=2" in ended.err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_a_folder_of_its_own_for_every_process_is_refused(command, worlds, variables) -> None:
+    variables(SRUN)
+    ended = command("train", *TINY, f"data.root={worlds}", "+trainer.num_nodes=2")
+    assert (ended.code, "started 2 times by srun: set hydra.run.dir=FOLDER" in ended.err) == (1, True)
+    ended = command("train", "-m", *TINY, f"data.root={worlds}", "+trainer.num_nodes=2", "seed=0,1")
+    assert (ended.code, "a sweep cannot be started 2 times" in ended.err) == (1, True)

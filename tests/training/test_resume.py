@@ -1,0 +1,136 @@
+"""What a run resumes from in addition to its weights: what its own config and steps give, and nothing else."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bevreshape.storage.run_folder import difference
+from bevreshape.training.callbacks import BestCheckpoint
+from bevreshape.training.optimizer import AdamWOneCycle
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 19, 20])
+def test_state_after_steps_is_that_of_stepping(steps: int) -> None:
+    net, options = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), AdamWOneCycle(lr=0.1, warmup=0.4, div_start=3)
+    optimizer, schedule = options.build(net, 20)
+    for _ in range(steps):
+        net(torch.rand(4, 3)).sum().backward()
+        optimizer.step()
+        schedule.step()
+    own, own_schedule = options.after(net, 20, steps)
+    assert own_schedule.state_dict() == schedule.state_dict()
+    assert own.state_dict()["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+def setting(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts a value at a path of a checkpoint."""
+
+    def do(checkpoint: dict[str, Any]) -> None:
+        node = checkpoint
+        for part in path[:-1]:
+            node = node[part]
+        node[path[-1]] = value
+
+    return do
+
+
+def of_callback(name: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts a value into what a callback saved."""
+
+    def do(checkpoint: dict[str, Any]) -> None:
+        next(state for of, state in checkpoint["callbacks"].items() if of.startswith(name))[key] = value
+
+    return do
+
+
+SCHEDULE, GROUP, MOMENT = (
+    ("lr_schedulers", 0),
+    ("optimizer_states", 0, "param_groups", 0),
+    ("optimizer_states", 0, "state"),
+)
+
+WRONG = {
+    "method of the schedule": (
+        setting(*SCHEDULE, "step", value="x"),
+        "lr_schedulers.step is 'x' but follows as 'absent'",
+    ),
+    "another length": (setting(*SCHEDULE, "total_steps", value=10**9), "lr_schedulers.total_steps is 1000000000"),
+    "schedule of nothing": (setting(*SCHEDULE, value={}), "lr_schedulers.total_steps is 'absent' but follows as 8"),
+    "schedule at another step": (setting(*SCHEDULE, "last_epoch", value=1), "lr_schedulers.last_epoch is 1"),
+    "rate that is no number": (setting(*GROUP, "lr", value=float("nan")), "param_groups[0].lr is nan"),
+    "rate that is a text": (setting(*GROUP, "lr", value="x"), "param_groups[0].lr is 'x'"),
+    "peak of the rate": (setting(*GROUP, "max_lr", value=1e3), "max_lr is 1000.0 but follows as 0.004"),
+    "growth in place of decay": (setting(*GROUP, "weight_decay", value=-1.0), "weight_decay is -1.0"),
+    "betas that are a text": (setting(*GROUP, "betas", value="x"), "betas is 'x'"),
+    "up in place of down": (setting(*GROUP, "maximize", value=True), "maximize is True but follows as False"),
+    "no moments": (setting(*MOMENT, value={}), "state is empty after 8 steps"),
+    "moments of no parameter": (setting(*MOMENT, 10**6, value={}), "not moments by the numbers of"),
+    "moment of another shape": (setting(*MOMENT, 0, "exp_avg", value=torch.zeros(3)), "exp_avg is (3,), where"),
+    "moment that is a text": (setting(*MOMENT, 0, "exp_avg", value="x"), "exp_avg is 'x', where"),
+    "step before the first": (setting(*MOMENT, 0, "step", value=torch.tensor(-1.0)), "step is -1 after 8 steps"),
+    "callbacks of nothing": (setting("callbacks", value={}), "callbacks: seconds of History is missing"),
+    "seconds that are a text": (of_callback("History", "seconds", "x"), "callbacks: seconds of History is 'x'"),
+    "count that is none": (of_callback("Pictures", "validations", None), "validations of Pictures is None"),
+    "best that is no score": (
+        of_callback("BestCheckpoint", "best_k_models", {"a": "x"}),
+        "best_k_models of BestCheckpoint",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_other_state_is_not_resumed(command, trained: Path, tmp_path: Path, case: str) -> None:
+    change, words = WRONG[case]
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, path)
+    given = path.read_bytes()
+    ended = command("train", f"resume={run}")
+    assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
+    assert words in ended.err
+    assert "so start a new run" in ended.err
+    assert path.read_bytes() == given
+
+
+@pytest.mark.parametrize("name", ["..", "beside.ckpt", "/elsewhere/beside.ckpt", "best-v1.ckpt"])
+def test_only_best_is_taken_for_the_best_that_a_better_one_replaces(trained: Path, tmp_path: Path, name: str) -> None:
+    callbacks = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    state = next(state for of, state in callbacks.items() if of.startswith("BestCheckpoint"))
+    best = BestCheckpoint(tmp_path)
+    best.load_state_dict({**state, "best_model_path": name, "kth_best_model_path": name, "best_k_models": {name: 0.5}})
+    assert {*best.best_k_models, best.best_model_path, best.kth_best_model_path} == {str(tmp_path / "best.ckpt")}
+
+
+@pytest.mark.parametrize("name", ["back\\slash", 'a "b" = c'])
+def test_run_goes_on_in_its_own_folder_whatever_that_is_called(
+    command, trained: Path, tmp_path: Path, name: str
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / name))
+    (run / "metrics.json").unlink()
+    quote = "'" if '"' in name else '"'
+    ended = command("train", f"resume={quote}{run}{quote}")
+    assert ended.code == 0, ended.err
+    assert (run / "metrics.json").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_run_in_a_folder_that_hydra_would_resolve_is_refused(command, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "${oc.env:HOME}"))
+    ended = command("train", f"resume='{run}'")
+    assert (ended.code, "Traceback" in ended.err) == (1, False)
+    assert "of which Hydra would resolve '${'; rename that folder" in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+@pytest.mark.parametrize(("begun", "given"), [("none", "csv"), ("csv", "none")])
+def test_logger_of_a_run_may_be_another(tmp_path: Path, begun: str, given: str) -> None:
+    groups = {"none": {}, "csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}}
+    assert difference({"seed": 1, "logger": groups[begun]}, {"seed": 1, "logger": groups[given]}) is None
+    assert difference({"seed": 1, "logger": groups[begun]}, {"seed": 2, "logger": groups[given]}) == ("seed", 1, 2)
