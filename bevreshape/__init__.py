@@ -8,7 +8,7 @@ n      cameras of a rig
 c      channels of camera features
 d      channels of BEV features
 h, w   height and width of a feature map; tokens of a camera are h·w
-H, W   height and width of a picture, in pixels
+H, W   height and width of an image, in pixels
 R, C   rows and columns of the BEV feature map; BEV queries are R·C
 k      classes
 p      points

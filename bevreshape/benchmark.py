@@ -25,7 +25,7 @@ from bevreshape.analysis.costs import Cost, Workload, growth, measure, ring
 from bevreshape.config import cli, settings
 from bevreshape.config.build import Frame, build_model, build_reshaper, plain_config
 from bevreshape.config.options import read_settings
-from bevreshape.config.stored import announced_reshapers
+from bevreshape.config.stored import entry_point_reshapers
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
 from bevreshape.reporting.labels import figure_text
@@ -58,13 +58,13 @@ class Case:
 
     @property
     def source(self) -> FeatureShape:
-        """The features, as of a resized picture."""
+        """The features, as of a resized image."""
         offset_px = (self.stride - 1) / 2
         return FeatureShape(self.channels, self.height, self.width, self.cameras, self.stride, offset_px)
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(H, W) of the pictures."""
+        """(H, W) of the images."""
         return self.height * self.stride, self.width * self.stride
 
     def grid(self, upsample: int = 1) -> BEVGrid:
@@ -194,7 +194,7 @@ def measure_case(
 def _subject(
     cfg: Mapping[str, Any], node: Any, case: Case, device: torch.device
 ) -> tuple[torch.nn.Module, Reshaper, torch.Tensor]:
-    """A reshaper, twice, and features, or a whole model, its reshaper and pictures."""
+    """A reshaper, twice, and features, or a whole model, its reshaper and images."""
     torch.manual_seed(0)
     if not cfg["whole"]:
         reshaper = build_reshaper(node, (case.source,), case.grid()).to(device).eval()
@@ -293,7 +293,7 @@ def draw(rows: Sequence[Mapping[str, Any]], growth_key: str | None) -> Figure:
 def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     """``reshaper=a,b`` composes the config of each below ``reshapers``; without it, of all."""
     built_in = {path.stem for path in (cli.conf_dir() / "reshaper").glob("*.yaml")}
-    known = sorted(built_in | set(announced_reshapers()))
+    known = sorted(built_in | set(entry_point_reshapers()))
     wanted = cli.typed_value(arguments, "reshaper") or "all"
     names = known if wanted == "all" else [name.strip() for name in wanted.strip("[]").split(",")]
     for name in names:

@@ -24,7 +24,7 @@ from bevreshape.config import cli, settings
 from bevreshape.config.build import Frame, build_data, load_model, plain_config
 from bevreshape.config.options import LocalPath, read_settings, read_value
 from bevreshape.config.stored import check_cache, check_targets, typed_trust
-from bevreshape.data.batch import Batch, MeasuredSource, cameras_of, match_cameras, with_cameras
+from bevreshape.data.batch import Batch, SourceWithMetrics, cameras_of, match_cameras, with_cameras
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.metrics.iou import BEVIoU
@@ -44,7 +44,7 @@ class Evaluation(LightningModule):
         predicted: the model's classes.
         labelled: the data's classes.
         metric: on the classes to be compared.
-        own: the data's own metrics on these, see :class:`~bevreshape.data.batch.MeasuredSource`.
+        own: the data's own metrics on these, see :class:`~bevreshape.data.batch.SourceWithMetrics`.
         without: cameras of the model, each of which is dropped in turn; all, in their order, or none.
 
     ``tables`` holds titles and figures of all but the first metric.
@@ -142,8 +142,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
             f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(frame.classes)}) have no name in "
             "common; name them alike in data.classes"
         )
-    own = data.source.metrics(classes) if isinstance(data.source, MeasuredSource) else ()
-    without = frame.camera_names if cfg["without_cameras"] else ()
+    own = data.source.metrics(classes) if isinstance(data.source, SourceWithMetrics) else ()
+    without = frame.camera_names if cfg["drop_each_camera"] else ()
     task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid), own, without)
     bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
@@ -159,7 +159,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
             print_table(own_table(values, title))
         if "test/masked_cameras" in metrics:
             console.print(
-                f"pictures masked, missing or not to be read: {metrics['test/masked_cameras']:.0f}", soft_wrap=True
+                f"images masked, missing or not to be read: {metrics['test/masked_cameras']:.0f}", soft_wrap=True
             )
         console.print(
             f"{folder / 'metrics.json'}" + (f" · known to one side only: {', '.join(left_out)}" if left_out else ""),

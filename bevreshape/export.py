@@ -28,7 +28,7 @@ from bevreshape.config import cli, settings
 from bevreshape.config.build import Frame, load_model, plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.data.batch import match_cameras
-from bevreshape.data.image_io import fit_intrinsics
+from bevreshape.data.image_io import resize_and_crop_intrinsics
 from bevreshape.data.sources.folder.calibration import Rig, read_calibration
 from bevreshape.deployment import preprocess as deploy
 from bevreshape.errors import InputError
@@ -47,11 +47,11 @@ Program = Callable[..., Tensor]
 
 
 class Inference(nn.Module):
-    """Pictures and calibration to probabilities, in tensors alone.
+    """Images and calibration to probabilities, in tensors alone.
 
     Args:
         model: trained.
-        image_size: (H, W) of the pictures.
+        image_size: (H, W) of the images.
     """
 
     def __init__(self, model: BEVModel, image_size: tuple[int, int]) -> None:
@@ -65,7 +65,7 @@ class Inference(nn.Module):
 
 
 class FixedInference(Inference):
-    """Pictures of one rig to probabilities: its geometry is computed once, here.
+    """Images of one rig to probabilities: its geometry is computed once, here.
 
     Args:
         model: trained.
@@ -208,7 +208,7 @@ def _described_camera(frame: Frame, rig: Rig, number: int) -> dict[str, Any]:
         },
         "resized_size": list(resized),
         "crop_top_left": [top, left],
-        "fitted_intrinsics": fit_intrinsics(rig.intrinsics[number], stored, frame.image_size).tolist(),
+        "fitted_intrinsics": resize_and_crop_intrinsics(rig.intrinsics[number], stored, frame.image_size).tolist(),
         "ego_from_cam": rig.ego_from_cam[number].tolist(),
     }
 
@@ -286,11 +286,11 @@ def open_program(path: Path, format: str) -> Program:
 
 
 def example(frame: Frame, rig: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-    """Random pictures and a rig, b = 1, as a batch of 3, each sample's cameras a little higher."""
-    pictures = torch.rand(3, len(frame.camera_names), 3, *frame.image_size, generator=torch.Generator().manual_seed(0))
+    """Random images and a rig, b = 1, as a batch of 3, each sample's cameras a little higher."""
+    images = torch.rand(3, len(frame.camera_names), 3, *frame.image_size, generator=torch.Generator().manual_seed(0))
     poses = rig.ego_from_cam.repeat(3, 1, 1, 1)
     poses[:, :, 2, 3] *= torch.tensor([1.0, 1.1, 1.2])[:, None]
-    return pictures, rig.intrinsics.repeat(3, 1, 1, 1), poses
+    return images, rig.intrinsics.repeat(3, 1, 1, 1), poses
 
 
 def example_rig(frame: Frame) -> Cameras:
@@ -341,7 +341,9 @@ def stored_rig(path: Path, frame: Frame) -> Rig:
 
 def fitted_rig(rig: Rig, frame: Frame) -> Cameras:
     """The same for images brought to the model's size as a camera folder's are."""
-    fitted = [fit_intrinsics(rig.intrinsics[i], rig.sizes[i], frame.image_size) for i in range(len(rig.sizes))]
+    fitted = [
+        resize_and_crop_intrinsics(rig.intrinsics[i], rig.sizes[i], frame.image_size) for i in range(len(rig.sizes))
+    ]
     return Cameras(torch.stack(fitted)[None].float(), rig.ego_from_cam[None].float(), frame.image_size)
 
 

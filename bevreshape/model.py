@@ -7,7 +7,7 @@ from bevreshape.geometry import Cameras
 
 
 class BEVModel(nn.Module):
-    """Camera pictures to class logits on the BEV grid.
+    """Camera images to class logits on the BEV grid.
 
     Args:
         encoder: (b, n, 3, H, W) → (b, n, c, h, w).
@@ -24,7 +24,7 @@ class BEVModel(nn.Module):
     def forward(
         self, images: Float[Tensor, "b n 3 H W"], cameras: Cameras | None = None
     ) -> Float[Tensor, "b k rows cols"]:
-        """Pictures in 0..1 to logits; the cameras may be left out where a reshaper reads none or has a fixed rig."""
+        """Images in 0..1 to logits; the cameras may be left out where a reshaper reads none or has a fixed rig."""
         features = self.encoder(images)  # b n c h w
         bev = self.reshaper(features, cameras)  # b d R C
         return self.head(bev)  # b k rows cols

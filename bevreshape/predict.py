@@ -1,4 +1,4 @@
-"""``python -m bevreshape.predict``: the bird's-eye view of pictures, as class maps, overlays and probabilities."""
+"""``python -m bevreshape.predict``: the bird's-eye view of images, as class maps, overlays and probabilities."""
 
 if __name__ == "__main__":  # before anything loads torch
     from bevreshape.environment import prepare_process
@@ -22,7 +22,7 @@ from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
 from bevreshape.data.sources.folder.dataset import Frames, open_frames
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import ground_pixels
-from bevreshape.reporting.drawing import Picture, bev_sheet, overlay_sheet, paint_ground
+from bevreshape.reporting.drawing import RGBImage, bev_sheet, overlay_sheet, paint_ground
 from bevreshape.reporting.progress import track
 from bevreshape.storage.files import write_atomic, write_png
 from bevreshape.training.launch import read_device
@@ -44,14 +44,12 @@ def main(cfg: DictConfig) -> None:
     )
     frames.calibration.check_views(frame.grid)
     out = Path(plain["out"])
-    pictures = [frames.picture(0, number) for number in range(len(frames.calibration.cameras))]
-    if out.resolve() in [path.parent.resolve() for path in pictures if path is not None]:
+    images = [frames.image_path(0, number) for number in range(len(frames.calibration.cameras))]
+    if out.resolve() in [path.parent.resolve() for path in images if path is not None]:
         raise InputError(
-            f"out={out} is the folder of the pictures, among which the drawings would be taken for frames; name another"
+            f"out={out} is the folder of the images, among which the drawings would be taken for frames; name another"
         )
-    count = predict(
-        model.to(device), frame, frames, out, plain["batch_size"], plain["loader_workers"], plain["threshold"]
-    )
+    count = predict(model.to(device), frame, frames, out, plain["batch_size"], plain["num_workers"], plain["threshold"])
     Console().print(f"{count} frames · {out}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -62,12 +60,12 @@ def predict(
     frames: Frames,
     out: Path,
     batch_size: int = 8,
-    loader_workers: int = 0,
+    num_workers: int = 0,
     threshold: float = 0.5,
 ) -> int:
     """Write ``<frame>_bev.png``, ``<frame>_overlay.png`` and ``<frame>.npz`` for every frame.
 
-    An overlay shows the pictures as they are stored, in their own size, painted through their distortion.
+    An overlay shows the images as they are stored, in their own size, painted through their distortion.
     The .npz holds ``probabilities`` (k, rows, cols) float16, ``valid`` (rows, cols) where a camera looks, ``classes``,
     ``forward_m``, ``left_m`` and ``cell_m``. Memory does not grow with the number of frames.
 
@@ -79,7 +77,7 @@ def predict(
     """
     device = next(model.parameters()).device
     order = match_cameras(frame.camera_names, frames.calibration.cameras, str(frames.calibration.path))
-    loader = Loader(frames, batch_size, num_workers=loader_workers)
+    loader = Loader(frames, batch_size, num_workers=num_workers)
     written = 0
     for batch in track(loader, "predicting: batches"):
         batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
@@ -118,18 +116,18 @@ def _check_finite(probabilities: torch.Tensor, names: Sequence[str]) -> None:
         )
 
 
-def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, frame: Frame) -> Picture:
-    """What is predicted, (k, rows, cols), painted into a frame's stored pictures; one that is missing is black."""
+def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, frame: Frame) -> RGBImage:
+    """What is predicted, (k, rows, cols), painted into a frame's stored images; one that is missing is black."""
     rig = frames.calibration.of(frames.names[index])
     painted = []
     for camera in order:
         stored = frames.stored(index, camera)
-        picture = np.zeros((*rig.sizes[camera], 3), np.uint8)
+        image = np.zeros((*rig.sizes[camera], 3), np.uint8)
         if stored is not None:
             given = stored.permute(1, 2, 0).contiguous().numpy()
             pose = rig.ego_from_cam[camera]
-            picture = paint_ground(given, bev, rig.rays(camera), pose, frame.grid, frame.classes)
-        painted.append(picture)
+            image = paint_ground(given, bev, rig.rays(camera), pose, frame.grid, frame.classes)
+        painted.append(image)
     return overlay_sheet(painted, rig.ego_from_cam[order], frame.classes)
 
 

@@ -170,7 +170,7 @@ def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, pr
 
 
 def view(model: BEVModel, reshaper: Reshaper, sample: Batch, cells: Cells, probes: int) -> View:
-    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the picture: the Jacobian's norm, and
+    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the image: the Jacobian's norm, and
     of attention its matrix too, the mean of the heads and head by head."""
     cameras = cameras_of(sample)
     with torch.no_grad():

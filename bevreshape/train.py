@@ -37,7 +37,7 @@ from bevreshape.config.options import LocalPath, read_settings, read_value
 from bevreshape.config.overrides import quoted
 from bevreshape.config.stored import check_cache, read_config, read_history, typed_trust
 from bevreshape.data.batch import SPLITS
-from bevreshape.data.datamodule import BEVDataModule, EpochOrder, EveryOnce
+from bevreshape.data.datamodule import BEVDataModule, EveryOnce, ResumableShuffleSampler
 from bevreshape.errors import Divergence, InputError
 from bevreshape.model import BEVModel
 from bevreshape.reporting.tables import metrics_table, print_table, write_metrics
@@ -49,8 +49,8 @@ from bevreshape.training.callbacks import (
     EarlyStop,
     FinalValidation,
     History,
+    ImageLogger,
     LastCheckpoint,
-    Pictures,
     RunProgress,
 )
 from bevreshape.training.launch import check_hardware, in_processes, make_trainer, on_gpu, process_count, quiet
@@ -64,7 +64,7 @@ from bevreshape.training.task import BEVTask
 from bevreshape.training.trainer import check_options
 
 NEEDED = (
-    "data", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "pictures",
+    "data", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "images",
 )  # fmt: skip
 """What the config of a run that goes on must have."""
 
@@ -82,7 +82,7 @@ def main(cfg: DictConfig) -> None:
     try:
         data = check(plain)
         data.prepare_data()
-        with_validations(plain["trainer"], data)  # the sizes of the splits, too
+        resolve_schedule(plain["trainer"], data)  # the sizes of the splits, too
     except InputError:
         with suppress(OSError):
             folder.rmdir()  # Hydra has made it, and it is empty unless a run was begun there
@@ -161,13 +161,13 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     keeper = LastCheckpoint(folder / "checkpoints" / "last.ckpt", cfg["checkpoint_every_n_steps"], StopRequest())
     early_stop = make_early_stop(cfg["trainer"])
     trainer = make_trainer(
-        with_validations(cfg["trainer"], data) | {"strategy": strategy},
+        resolve_schedule(cfg["trainer"], data) | {"strategy": strategy},
         default_root_dir=folder,
         logger=make_logger(cfg, folder),
         callbacks=[
             *([RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []),
             history,
-            Pictures(folder / "pictures", data.source.classes, **cfg["pictures"]),
+            ImageLogger(folder / "images", data.source.classes, **cfg["log_images"]),
             FinalValidation(),
             *([early_stop] if early_stop is not None else []),
             BestCheckpoint(keeper.path.parent),
@@ -175,7 +175,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
         ],
     )
     if trainer.is_global_zero:
-        _introduce(cfg, model, frame, folder)
+        _print_summary(cfg, model, frame, folder)
         if resumed:
             Console(stderr=True).print(f"resumes from {keeper.path}", highlight=False, soft_wrap=True)
     outcome: dict[str, float] = {}
@@ -248,7 +248,7 @@ def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) 
     return {key: float(value) for key, value in {**tested, **validated}.items()}
 
 
-def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
+def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
     """The ``trainer`` group with its length in optimizer steps, and its validations in batches, as Lightning counts them.
 
     ``max_epochs`` is turned into steps, of which an epoch has as many as it fills; where both are given the shorter holds.
@@ -263,7 +263,7 @@ def with_validations(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
     accumulated, steps, epochs = (trainer[key] for key in ("accumulate_grad_batches", "max_steps", "max_epochs"))
     world = process_count(trainer) * trainer.get("num_nodes", 1)
     samples = {name: len(data.source.split(name)) for name in SPLITS}  # type: ignore[arg-type]
-    order = EpochOrder(samples["train"], data.batch_size, data.seed, world=world, accumulated=accumulated)
+    order = ResumableShuffleSampler(samples["train"], data.batch_size, data.seed, world=world, accumulated=accumulated)
     for name in ("val", "test"):
         batches = math.ceil(len(EveryOnce(samples[name], world - 1, world)) / data.batch_size)  # of the smallest share
         limit = trainer.get(f"limit_{name}_batches")
@@ -361,7 +361,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     ]
 
 
-def _introduce(cfg: dict[str, Any], model: BEVModel, frame: Frame, folder: Path) -> None:
+def _print_summary(cfg: dict[str, Any], model: BEVModel, frame: Frame, folder: Path) -> None:
     encoder, reshaper, head = (
         sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.reshaper, model.head)
     )

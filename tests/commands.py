@@ -16,7 +16,7 @@ TINY = (
     "data.image_size=[32,64]",
     "data.grid.cell_m=2",
     "data.batch_size=4",
-    "data.loader_workers=0",
+    "data.num_workers=0",
     "data.workers=1",
     "encoder.channels=8",
     "head.channels=8",
@@ -25,13 +25,13 @@ TINY = (
     "trainer.max_steps=8",
     "trainer.val_check_interval=4",
     "checkpoint_every_n_steps=3",
-    "pictures.samples=1",
+    "log_images.num_samples=1",
     "logger=none",
 )
 """Arguments that make the main job a matter of seconds."""
 
 DIVERGING = (
-    "optimizer.lr=10", "optimizer.weight_decay=100", "optimizer.warmup=0.01", "trainer.max_steps=40", "trainer.val_check_interval=40",
+    "optimizer.lr=10", "optimizer.weight_decay=100", "optimizer.pct_start=0.01", "trainer.max_steps=40", "trainer.val_check_interval=40",
 )  # fmt: skip
 """Arguments, all within their ranges, that end in NaN: decay multiplies weights by 1 - lr · weight_decay = -999 a step."""
 

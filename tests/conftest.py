@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Pictures that nobody of this project made, beside the checkout; not part of it, since their terms differ."""
+    """Images that nobody of this project made, beside the checkout; not part of it, since their terms differ."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the data pack is not there: {folder}")

@@ -35,7 +35,7 @@ def square(matrix: np.ndarray) -> np.ndarray:
 
 
 def pixel_of(point: np.ndarray | list[float], frame: str) -> np.ndarray | None:
-    """Where a point of the ``road`` or the ``velodyne`` frame lies in the picture, ``None`` behind the camera."""
+    """Where a point of the ``road`` or the ``velodyne`` frame lies in the image, ``None`` behind the camera."""
     rectified = square(R0) @ (np.linalg.inv(square(ROAD)) if frame == "road" else square(VELO)) @ [*point, 1.0]
     u, v, w = P2 @ rectified
     return np.array([u / w, v / w]) if w > 0 else None
@@ -53,7 +53,7 @@ def write_calibration(root: Path, name: str, matrices: dict[str, np.ndarray] | N
     return path
 
 
-def write_picture(root: Path, place: str, pixels: np.ndarray) -> Path:
+def write_image(root: Path, place: str, pixels: np.ndarray) -> Path:
     """A PNG below ``training``."""
     path = root / "training" / place
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +67,13 @@ def road_folder(root: Path, names: tuple[str, ...], seed: int = 0) -> Path:
     for number, name in enumerate(names):
         height, width = SIZES[number % len(SIZES)]
         category, _, digits = name.partition("_")
-        write_picture(root, f"image_2/{name}.png", random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        write_image(root, f"image_2/{name}.png", random.integers(0, 256, (height, width, 3), dtype=np.uint8))
         write_calibration(root, name)
         for what in ("road", "lane") if category == "um" else ("road",):
             blocks = random.integers(0, 4, (-(-height // 4), -(-width // 6)))
             blocks = np.kron(blocks, np.ones((4, 6), int))[:height, :width]
             colours = np.array([[0, 0, 0], [255, 0, 0], [255, 0, 255], [255, 0, 255]], np.uint8)
-            write_picture(root, f"gt_image_2/{category}_{what}_{digits}.png", colours[blocks])
+            write_image(root, f"gt_image_2/{category}_{what}_{digits}.png", colours[blocks])
     return root
 
 
@@ -82,7 +82,7 @@ def object_folder(root: Path, labels: dict[str, str]) -> Path:
     random = np.random.default_rng(0)
     for number, (name, lines) in enumerate(labels.items()):
         height, width = SIZES[number % len(SIZES)]
-        write_picture(root, f"image_2/{name}.png", random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        write_image(root, f"image_2/{name}.png", random.integers(0, 256, (height, width, 3), dtype=np.uint8))
         write_calibration(root, name)
         path = root / "training/label_2" / f"{name}.txt"
         path.parent.mkdir(exist_ok=True)

@@ -40,7 +40,7 @@ from commands import TINY, finish, start
         (("+reshaper.hidden_layers=3",), ("hidden_layers",)),
         (("data.scenes.train=a=b",), ("data.scenes.train",)),
         (("loss=bce", "loss.pos_weight=-1.0"), ("pos_weight", "-1")),
-        (("pictures.samples=-1",), ("pictures.samples=-1",)),
+        (("log_images.num_samples=-1",), ("log_images.num_samples=-1",)),
         (("checkpoint_every_n_steps=0",), ("checkpoint_every_n_steps=0",)),
         (("data=folder",), ("data.root",)),
         (("reshaper=cross_attention", "reshaper.heads=0"), ("reshaper.heads=0 must be an integer from 1 to 1024",)),

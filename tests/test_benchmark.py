@@ -31,8 +31,8 @@ def test_every_listed_reshaper_on_every_listed_case(command, tmp_path: Path) -> 
     ]
     assert [int(r["parameters"]) for r in found] == [24 * 64 + 64, 0] * 2 + [6 * (24 * 64 + 64), 0] * 2
     assert int(found[0]["flops"]) == 2 * 8 * 24 * 64
-    with Image.open(tmp_path / "out" / "benchmark.png") as picture:
-        assert picture.size[0] > 1000
+    with Image.open(tmp_path / "out" / "benchmark.png") as image:
+        assert image.size[0] > 1000
     assert "mlp" in ended.out
     assert "GFLOP/s" in ended.out
 

@@ -54,7 +54,7 @@ def model(reshaper_class: type, cameras: int = 1) -> BEVModel:
     return BEVModel(nn.Identity(), reshaper_class(source, GRID), nn.Conv2d(3, 1, 1))
 
 
-def test_ipm_takes_every_cell_from_where_it_is_and_no_picture_changes_that() -> None:
+def test_ipm_takes_every_cell_from_where_it_is_and_no_image_changes_that() -> None:
     found = diagnose(model(IPM), lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN)
     numbers = found.numbers
     assert numbers["samples"] == 3
@@ -94,7 +94,7 @@ def test_what_does_not_apply_leaves_its_reason() -> None:
 
 
 class Twice(nn.Module):
-    """The picture as two scales of features."""
+    """The image as two scales of features."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return images, images
@@ -108,8 +108,8 @@ def test_command(command, trained: Path, tmp_path: Path) -> None:
     test = json.loads((trained / "metrics.json").read_text())
     assert numbers["iou"]["iou/mean"] == pytest.approx(test["test/iou/mean"])
     for name in ("weights", "robustness"):
-        with Image.open(tmp_path / "out" / f"{name}.png") as picture:
-            assert picture.size[0] > 500
+        with Image.open(tmp_path / "out" / f"{name}.png") as image:
+            assert image.size[0] > 500
     assert "tokens permuted" in ended.out
     assert "data_dependence" in next((tmp_path / "out" / "csv").rglob("metrics.csv")).read_text()
 
@@ -137,7 +137,7 @@ def test_sentence(command, trained: Path, argument: str, words: tuple[str, ...])
         assert word in ended.err
 
 
-def test_a_camera_that_moves_is_no_dependence_on_the_picture() -> None:
+def test_a_camera_that_moves_is_no_dependence_on_the_image() -> None:
     moved = batch()
     turn = torch.eye(4).repeat(4, 1, 1, 1)
     for i, angle in enumerate((0.0, 0.1, -0.1, 0.2)):

@@ -77,7 +77,7 @@ def test_nonsense_gets_a_sentence(command, trained: Path, arguments: tuple[str, 
 
 
 def test_what_is_left_without_a_camera() -> None:
-    """Pictures are read by IPM as they are, so every class's prediction is known by hand."""
+    """Images are read by IPM as they are, so every class's prediction is known by hand."""
     grid = BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0)
     model = BEVModel(nn.Identity(), IPM(FeatureShape(3, 32, 48, 3), grid), nn.Identity()).eval()
     rig = ring(3, (32, 48), 2, torch.device("cpu"))

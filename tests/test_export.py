@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_shape_checks")
 
 
 def calibration(folder: Path, pitch: float = 0.1) -> Path:
-    """One camera 1.5 m above the ground, for pictures of 64×128."""
+    """One camera 1.5 m above the ground, for images of 64×128."""
     sin, cos = float(np.sin(pitch)), float(np.cos(pitch))
     pose = [[0, -sin, cos, 1.0], [-1, 0, 0, 0.0], [0, -cos, -sin, 1.5], [0, 0, 0, 1]]
     camera = {
@@ -57,7 +57,7 @@ def test_onnx_gives_the_models_probabilities(command, trained: Path, tmp_path: P
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
-def test_a_fixed_rig_leaves_the_picture_as_the_only_input(command, trained: Path, tmp_path: Path) -> None:
+def test_a_fixed_rig_leaves_the_image_as_the_only_input(command, trained: Path, tmp_path: Path) -> None:
     arguments = (f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "format=pt2", "out=model.pt2", "rounds=2")
     ended = command("export", *arguments, f"calibration={calibration(tmp_path)}")
     assert ended.code == 0, ended.err
@@ -73,7 +73,7 @@ def geometric_model(grid: BEVGrid = GRID) -> BEVModel:
 
 
 def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
-    """Pictures of 64×128 come to the model at half their size, with half their focal length."""
+    """Images of 64×128 come to the model at half their size, with half their focal length."""
     model = geometric_model()
     pose = torch.tensor(json.loads(calibration(tmp_path).read_text())["cameras"][0]["ego_from_cam"])[None, None].float()
     intrinsics = torch.tensor([[40, 0, 31.5], [0, 40, 15.5], [0, 0, 1.0]])[None, None]
@@ -91,7 +91,7 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cell_m", [2.0, 0.1])
 def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> None:
-    """Cameras of a car for a street, of a toy for a table: the compared programs must read pictures."""
+    """Cameras of a car for a street, of a toy for a table: the compared programs must read images."""
     grid = BEVGrid((0, 8 * cell_m), (-4 * cell_m, 4 * cell_m), cell_m)
     frame = exporting.Frame(grid, ("a", "b"), ("front",), (32, 64))
     image, intrinsics, ego_from_cam = exporting.example(frame, exporting.example_rig(frame))
@@ -185,7 +185,7 @@ def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
     assert known["cameras"] is None
 
 
-def test_pictures_alone_on_a_fixed_rig() -> None:
+def test_images_alone_on_a_fixed_rig() -> None:
     model, rig = geometric_model(), ring(1, (32, 64), 1, torch.device("cpu"))
     images = torch.rand(1, 1, 3, 32, 64)
     expected = model(images, rig)

@@ -1,4 +1,4 @@
-"""Prediction from a checkpoint on pictures that stand alone."""
+"""Prediction from a checkpoint on images that stand alone."""
 
 import json
 from pathlib import Path
@@ -27,25 +27,25 @@ CAMERA = {
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "mine"
     (folder / "images").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 255, (5, 64, 128, 3), dtype=np.uint8)
-    for number, picture in enumerate(noise):
-        Image.fromarray(picture).save(folder / "images" / f"frame{number}.png")
+    for number, image in enumerate(noise):
+        Image.fromarray(image).save(folder / "images" / f"frame{number}.png")
     (folder / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [CAMERA]}))
     return folder
 
 
-def test_every_picture_gets_its_three_files(command, trained: Path, pictures: Path, tmp_path: Path) -> None:
+def test_every_image_gets_its_three_files(command, trained: Path, images: Path, tmp_path: Path) -> None:
     best = trained / "checkpoints" / "best.ckpt"
     ended = command(
         "predict",
         f"checkpoint={best}",
-        f"input={pictures}",
+        f"input={images}",
         "out=out",
         "batch_size=2",
-        "loader_workers=0",
+        "num_workers=0",
         "device=cpu",
     )
     assert ended.code == 0, ended.err
@@ -61,7 +61,7 @@ def test_every_picture_gets_its_three_files(command, trained: Path, pictures: Pa
     with Image.open(tmp_path / "out" / "frame3_overlay.png") as drawn:
         assert drawn.size == (128, 64)  # as it was given
     model, _, _ = load_model(str(best))
-    stored = Image.open(pictures / "images" / "frame3.png").resize((64, 32), Image.Resampling.BOX)
+    stored = Image.open(images / "images" / "frame3.png").resize((64, 32), Image.Resampling.BOX)
     image = torch.from_numpy(np.array(stored)).permute(2, 0, 1)[None, None].float() / 255
     intrinsics = torch.tensor([[40.0, 0, 31.5], [0, 40.0, 15.5], [0, 0, 1]])[None, None]
     pose = torch.tensor(CAMERA["ego_from_cam"])[None, None]
@@ -71,10 +71,10 @@ def test_every_picture_gets_its_three_files(command, trained: Path, pictures: Pa
     assert (found - expected).abs().mean() < 0.03
 
 
-def test_one_picture_with_its_calibration(command, trained: Path, pictures: Path, tmp_path: Path) -> None:
+def test_one_image_with_its_calibration(command, trained: Path, images: Path, tmp_path: Path) -> None:
     ended = command(
-        "predict", f"checkpoint={trained}/checkpoints/best.ckpt", f"input={pictures}/images/frame1.png",
-        f"calibration={pictures}/calibration.json", "out=one", "loader_workers=0",
+        "predict", f"checkpoint={trained}/checkpoints/best.ckpt", f"input={images}/images/frame1.png",
+        f"calibration={images}/calibration.json", "out=one", "num_workers=0",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert (tmp_path / "one" / "frame1_bev.png").exists()
@@ -91,26 +91,26 @@ def test_one_picture_with_its_calibration(command, trained: Path, pictures: Path
     ],
 )
 def test_calibration_that_cannot_be_is_refused(
-    command, trained: Path, pictures: Path, change: dict[str, object], words: str
+    command, trained: Path, images: Path, change: dict[str, object], words: str
 ) -> None:
-    (pictures / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [{**CAMERA, **change}]}))
-    ended = command("predict", f"checkpoint={trained}/checkpoints/best.ckpt", f"input={pictures}", "loader_workers=0")
+    (images / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [{**CAMERA, **change}]}))
+    ended = command("predict", f"checkpoint={trained}/checkpoints/best.ckpt", f"input={images}", "num_workers=0")
     assert ended.code == 1
     assert words in ended.err
     assert "Traceback" not in ended.err
 
 
-def test_a_bad_picture_stops_with_its_name_and_keeps_the_others(
-    command, trained: Path, pictures: Path, tmp_path: Path
+def test_a_bad_image_stops_with_its_name_and_keeps_the_others(
+    command, trained: Path, images: Path, tmp_path: Path
 ) -> None:
-    broken = pictures / "images" / "frame4.png"
+    broken = images / "images" / "frame4.png"
     broken.write_bytes(broken.read_bytes()[:200])
     ended = command(
         "predict",
         f"checkpoint={trained}/checkpoints/best.ckpt",
-        f"input={pictures}",
+        f"input={images}",
         "batch_size=1",
-        "loader_workers=0",
+        "num_workers=0",
     )
     assert ended.code == 1
     assert "frame4.png" in ended.err
@@ -118,11 +118,11 @@ def test_a_bad_picture_stops_with_its_name_and_keeps_the_others(
     assert (tmp_path / "predictions" / "frame3.npz").exists()
 
 
-def painted_by_hand(picture: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: np.ndarray) -> np.ndarray:
+def painted_by_hand(image: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Half of the class's colour on every pixel whose ray, solved for by OpenCV, meets a cell of ``GRID``, one by one."""
     colours = [*class_palette(CLASSES).values()]
-    painted = picture.astype(float)
-    for v, u in np.ndindex(*picture.shape[:2]):
+    painted = image.astype(float)
+    for v, u in np.ndindex(*image.shape[:2]):
         x, y, z = pose[:3, :3] @ rays[v, u]
         if not np.isfinite(z) or z >= 0:
             continue
@@ -132,12 +132,12 @@ def painted_by_hand(picture: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose
         if 0 <= row < GRID.rows and 0 <= col < GRID.cols:
             for plane, colour in zip(bev, colours, strict=True):
                 if plane[int(row), int(col)]:
-                    painted[v, u] = (picture[v, u] + np.array(colour, float)) / 2
+                    painted[v, u] = (image[v, u] + np.array(colour, float)) / 2
     return painted
 
 
 @pytest.mark.parametrize("model", [None, "opencv", "fisheye"])
-def test_overlays_lie_on_the_stored_picture_through_its_distortion(tmp_path: Path, model: str | None) -> None:
+def test_overlays_lie_on_the_stored_image_through_its_distortion(tmp_path: Path, model: str | None) -> None:
     size, k = (120, 160), np.array([[90.0, 0, 82.0], [0, 88.0, 57.0], [0, 0, 1]])
     coefficients = {None: (), "opencv": (-0.2, 0.04, 0.002, -0.001), "fisheye": (0.05, -0.02, 0.004, -0.001)}[model]
     down = np.deg2rad(25)
@@ -148,8 +148,8 @@ def test_overlays_lie_on_the_stored_picture_through_its_distortion(tmp_path: Pat
     if model is not None:
         camera["distortion"] = {"model": model, "coefficients": [*coefficients]}
     (tmp_path / "images").mkdir()
-    picture = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "images" / "a.png")
+    image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "images" / "a.png")
     (tmp_path / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [camera]}))
     bev = np.random.default_rng(1).random((2, *GRID.shape)) < 0.3
     frame = Frame(GRID, CLASSES, ("front",), (60, 80))
@@ -162,40 +162,40 @@ def test_overlays_lie_on_the_stored_picture_through_its_distortion(tmp_path: Pat
         criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
         points = cv2.undistortPoints(pixels, k, np.array(coefficients or (0.0,) * 4), criteria=criteria)
     rays = np.concatenate([points.reshape(*size, 2), np.ones((*size, 1))], -1)
-    expected = painted_by_hand(picture, bev, rays, pose)
-    assert found.shape == picture.shape
+    expected = painted_by_hand(image, bev, rays, pose)
+    assert found.shape == image.shape
     legend = np.abs(found.astype(float) - expected).max(-1) > 1
     legend[:40, :] = False  # where the legend may be
     assert legend.mean() < 0.002  # edges of cells, to a part of a pixel
-    assert (np.abs(expected - picture).max(-1) > 1)[40:].mean() > 0.2
+    assert (np.abs(expected - image).max(-1) > 1)[40:].mean() > 0.2
     for colour in class_palette(CLASSES).values():
         assert (found[:40] == colour).all(-1).any()
 
 
-def test_output_that_is_nan_is_not_written(command, trained: Path, pictures: Path, tmp_path: Path) -> None:
+def test_output_that_is_nan_is_not_written(command, trained: Path, images: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     for key, value in checkpoint["state_dict"].items():
         if key.endswith("running_var"):
             value.fill_(-1.0)  # finite, as all weights must be, but no variance
     torch.save(checkpoint, tmp_path / "bad.ckpt")
-    ended = command("predict", "checkpoint=bad.ckpt", f"input={pictures}", "out=out", "loader_workers=0", "device=cpu")
+    ended = command("predict", "checkpoint=bad.ckpt", f"input={images}", "out=out", "num_workers=0", "device=cpu")
     assert (ended.code, "Traceback" in ended.err) == (3, False)
     assert "the network's output is NaN in 1024 cells of frame 'frame0'" in ended.err
     assert not (tmp_path / "out").exists()
 
 
-def test_drawings_do_not_become_frames(command, trained: Path, pictures: Path, tmp_path: Path) -> None:
-    before = sorted(path.name for path in (pictures / "images").iterdir())
+def test_drawings_do_not_become_frames(command, trained: Path, images: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in (images / "images").iterdir())
     best = trained / "checkpoints" / "best.ckpt"
-    ended = command("predict", f"checkpoint={best}", f"input={pictures}", "out=mine/../mine/images", "device=cpu")
+    ended = command("predict", f"checkpoint={best}", f"input={images}", "out=mine/../mine/images", "device=cpu")
     assert (ended.code, "Traceback" in ended.err) == (1, False)
-    assert "is the folder of the pictures" in ended.err
-    assert sorted(path.name for path in (pictures / "images").iterdir()) == before
+    assert "is the folder of the images" in ended.err
+    assert sorted(path.name for path in (images / "images").iterdir()) == before
 
 
 @pytest.mark.parametrize("device", ["meta", "gpu", "hpu", "cuda:99", "cpu:x"])
-def test_device_that_computes_nothing_here(command, trained: Path, pictures: Path, device: str) -> None:
+def test_device_that_computes_nothing_here(command, trained: Path, images: Path, device: str) -> None:
     best = trained / "checkpoints" / "best.ckpt"
-    ended = command("predict", f"checkpoint={best}", f"input={pictures}", f"device='{device}'")
+    ended = command("predict", f"checkpoint={best}", f"input={images}", f"device='{device}'")
     assert (ended.code, "Traceback" in ended.err) == (1, False)
     assert f"device={device} cannot be had here" in ended.err

@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
-def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_picture(kind: str) -> None:
+def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_image(kind: str) -> None:
     torch.manual_seed(0)
     grid, source = BEVGrid((0, 4), (-2, 2), 1.0), FeatureShape(3, 4, 6)
     inner = (
@@ -204,7 +204,7 @@ def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tm
     for x, y in choose_cells(frame.grid.coarsen(2), 4).centers.tolist():
         u, v, depth = k @ (np.linalg.inv(pose) @ [x, y, 0, 1])[:3]
         page.point_at_ground(x, y)
-        heat = page.heat_over_pictures()[0]
+        heat = page.heat_over_images()[0]
         if depth > 0 and 0 <= u / depth < 63 and 0 <= v / depth < 31:
             row, col = np.unravel_index(heat.argmax(), heat.shape)
             at = np.array([col, row]) * source.stride + source.offset_px

@@ -44,8 +44,8 @@ def test_run_leaves_what_the_design_promises(trained: Path) -> None:
     assert [row["step"] for row in rows] == ["4", "8"]
     assert float(rows[-1]["val/iou/mean"]) >= 0
     for name in ("test_0", "val_step000004_0", "val_step000008_0"):
-        with Image.open(trained / "pictures" / f"{name}.png") as picture:
-            assert picture.size[0] > 100
+        with Image.open(trained / "images" / f"{name}.png") as image:
+            assert image.size[0] > 100
     assert "reshaper:" in (trained / "config.yaml").read_text()
     assert "${" not in (trained / "config.yaml").read_text()
 
@@ -83,8 +83,8 @@ def test_several_feature_scales(command, worlds: Path, reshaper: str) -> None:
 
 def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
     arguments = [
-        *without("logger", "data.loader_workers", "trainer.max_steps"),
-        f"data.root={worlds}", "data.loader_workers=2", "trainer.max_steps=30", "logger=csv", "+logger.flush_logs_every_n_steps=1",
+        *without("logger", "data.num_workers", "trainer.max_steps"),
+        f"data.root={worlds}", "data.num_workers=2", "trainer.max_steps=30", "logger=csv", "+logger.flush_logs_every_n_steps=1",
         "trainer.log_every_n_steps=1", "augment=photometric", "reshaper=cross_attention",
     ]  # fmt: skip
     whole = start("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path)

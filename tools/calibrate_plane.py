@@ -1,6 +1,6 @@
 """Where a camera stands and looks, from marks on flat ground: ``ego_from_cam`` where nobody has measured it.
 
-From points: four or more pixels whose places on the ground are known, as ``u,v,x,y``: pixels of the stored picture, and
+From points: four or more pixels whose places on the ground are known, as ``u,v,x,y``: pixels of the stored image, and
 metres ahead and to the left of the ego origin, which may be anywhere on the ground. Finds all of the pose.
 
 From lanes: two or more straight, parallel lines on the ground, equally far apart, each by two or more pixels ``u,v``. The
@@ -44,7 +44,7 @@ from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
 from bevreshape.data.sources.folder.calibration import VERSION, camera_entries, optics, read_calibration
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import Lens
+from bevreshape.geometry import DistortionModel
 from bevreshape.geometry.calibration_checks import HEIGHTS_M
 from bevreshape.storage.files import write_text
 
@@ -75,7 +75,7 @@ class Marks:
     """Marked pixels.
 
     Attributes:
-        stored: (p, 2), of the stored picture.
+        stored: (p, 2), of the stored image.
         straight: (p, 2), where a camera with the same intrinsics and no distortion would have them.
         straight_from_stored: (p, 2, 2), how a small step in the one moves the other.
     """
@@ -90,7 +90,7 @@ class Camera:
     """What is known of a camera.
 
     Attributes:
-        intrinsics: (3, 3), of the stored picture.
+        intrinsics: (3, 3), of the stored image.
         image_size: (H, W).
         lens: its distortion; ``None`` for a pinhole.
         mark_px: how exactly its pixels are marked.
@@ -98,20 +98,20 @@ class Camera:
 
     intrinsics: Array
     image_size: tuple[int, int]
-    lens: Lens | None = None
+    lens: DistortionModel | None = None
     mark_px: float = MARK_PX
 
     def marks(self, pixels: Array) -> Marks:
         """Marks at stored pixels (p, 2).
 
         Raises:
-            InputError: outside the picture, or where the distortion cannot be undone.
+            InputError: outside the image, or where the distortion cannot be undone.
         """
         height, width = self.image_size
         for u, v in pixels:
             if not (-0.5 <= u <= width - 0.5 and -0.5 <= v <= height - 0.5):
                 raise InputError(
-                    f"mark ({u:g}, {v:g}) lies outside the picture of {width}×{height} pixels; u, the column, comes first"
+                    f"mark ({u:g}, {v:g}) lies outside the image of {width}×{height} pixels; u, the column, comes first"
                 )
         if self.lens is None:
             return Marks(pixels, pixels, np.broadcast_to(np.eye(2), (len(pixels), 2, 2)))
@@ -135,7 +135,7 @@ class Fit:
     Attributes:
         unknown: the solution.
         pose: ``ego_from_cam`` of such unknowns.
-        errors: residuals in pixels of the stored picture of such unknowns.
+        errors: residuals in pixels of the stored image of such unknowns.
         free: how many of the unknowns, the first ones, were solved for; the roll of two lines, the last one, is assumed.
     """
 
@@ -232,7 +232,7 @@ def from_points(camera: Camera, places: Array) -> Solution:
             raise InputError(
                 f"({x:g}, {y:g}) m is farther than {FARTHEST_M:g} m from the ego origin; places are in metres"
             )
-    for what, columns in (("on the ground", places[:, 2:]), ("in the picture", places[:, :2])):
+    for what, columns in (("on the ground", places[:, 2:]), ("in the image", places[:, :2])):
         along, across = np.linalg.svd(columns - columns.mean(0), compute_uv=False)[:2]
         if across <= COLLINEAR * along:
             raise InputError(f"the {len(places)} points lie on one line {what}; mark some beside it")
@@ -266,7 +266,7 @@ def from_lines(camera: Camera, lines: Sequence[Array], spacing_m: float) -> Solu
     meet = _vanishing_point(camera, marks)
     if meet is None:
         raise InputError(
-            "the lines are parallel or the same in the picture, so they show no horizon; mark other lines, or points with --points"
+            "the lines are parallel or the same in the image, so they show no horizon; mark other lines, or points with --points"
         )
     for each in marks:
         if (each.straight[:, 1] <= meet[1]).any():
@@ -361,7 +361,7 @@ def _fit_lines(camera: Camera, marks: Sequence[Marks], spacing_m: float, meet: A
 
 
 def _vanishing_point(camera: Camera, marks: Sequence[Marks]) -> Array | None:
-    """Where the lines meet in the undistorted picture; ``None`` where they are parallel or the same."""
+    """Where the lines meet in the undistorted image; ``None`` where they are parallel or the same."""
     size = max(camera.image_size)
     lines = []
     for line in marks:
@@ -603,7 +603,7 @@ def _check_plausible(solution: Solution, low: float, high: float) -> None:
         )
     if abs(roll) > 45:
         raise InputError(
-            f"the camera would be rolled by {roll:.0f}°; are u, the column, and v, the row, in the right order, and is the picture "
+            f"the camera would be rolled by {roll:.0f}°; are u, the column, and v, the row, in the right order, and is the image "
             "stored upright?"
         )
 
@@ -662,7 +662,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="calibration.json whose camera lacks ego_from_cam")
     parser.add_argument("--camera", help="its name, where there are several")
     parser.add_argument("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="in pixels")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the picture, in pixels")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the image, in pixels")
     parser.add_argument("--points", nargs="+", metavar="U,V,X,Y", help="pixels, and metres ahead and left")
     parser.add_argument("--line", nargs="+", action="append", metavar="U,V", help="pixels of one line; give it again")
     parser.add_argument("--spacing", type=float, help="metres between neighbouring lines")

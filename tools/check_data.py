@@ -1,12 +1,12 @@
-"""Check a camera folder, print what is in it, and draw its pictures with the ground, and the ground from the pictures.
+"""Check a camera folder, print what is in it, and draw its images with the ground, and the ground from the images.
 
 In the overlay the lines on the ground are straight and a round number of metres apart. The calibration is right where the
 left column's lines lie on the road, and where, in the right column, lane lines are straight, parallel and as wide near as
 far. What is labelled is drawn into both, 3D boxes with a stroke from their middle to their front. Several cameras are laid
-onto one ground as well, where their pictures must fit together. Pictures are shown undistorted, as they are read.
+onto one ground as well, where their images must fit together. Images are shown undistorted, as they are read.
 
 What can be read but is probably not meant, such as an inverse, boxes that stand below the ground or vanish between the
-centres of cells, or a picture that is in two splits, is printed as a doubt. What cannot be used is a fault: the last lines
+centres of cells, or an image that is in two splits, is printed as a doubt. What cannot be used is a fault: the last lines
 name every one, and the exit code is 1.
 
     python tools/check_data.py data/duckietown_fixed --out overlay.png
@@ -36,8 +36,8 @@ from torch import Tensor
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
 from bevreshape.data.batch import SPLITS
-from bevreshape.data.image_io import ImageMode, picture_size, read_picture, straighten
-from bevreshape.data.labels import MapTruth, PictureTruth
+from bevreshape.data.image_io import ImageMode, read_image, read_image_size, undistort
+from bevreshape.data.labels import BEVLabels, ImageLabels
 from bevreshape.data.sources.folder.boxes import Boxes, read_boxes
 from bevreshape.data.sources.folder.calibration import Calibration, Rig, read_calibration
 from bevreshape.data.sources.folder.dataset import Frames, check_size
@@ -46,19 +46,19 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import (
     BEVGrid,
     Cameras,
-    bev_to_picture,
-    footprints,
+    bev_to_image,
     ground_pixels,
-    picture_to_bev,
+    image_to_bev,
     pinhole_intrinsics,
 )
 from bevreshape.geometry.calibration_checks import (
+    diagnose_pose,
     intrinsics_mistakes,
     magnification_mistake,
-    pose_mistake,
     tangential_mistake,
 )
 from bevreshape.geometry.distortion import source_pixels
+from bevreshape.geometry.rasterize import rasterize_boxes
 from bevreshape.reporting.progress import track
 from bevreshape.reporting.tables import print_table
 from bevreshape.storage.files import visible, write_atomic
@@ -71,11 +71,11 @@ SUNKEN_M, FEWEST = 0.1, 5
 TRAINING_CELL_M = 0.5
 """Length of a cell of data=folder, where none is given."""
 NEAREST_M = 0.2
-"""Depth from which a box is drawn into a picture."""
+"""Depth from which a box is drawn into an image."""
 
 
 def camera_of(calibration: Calibration, frame: str, number: int) -> Cameras:
-    """One camera of a frame, for its stored picture."""
+    """One camera of a frame, for its stored image."""
     camera = calibration.of(frame).camera(number)
     return Cameras(camera.intrinsics.float(), camera.ego_from_cam.float(), camera.image_size)
 
@@ -100,12 +100,12 @@ def describe_cameras(frames: Frames, grid: BEVGrid) -> Table:
                 for name in track(frames.names, f"reading {camera}")
             ]
         )
-        pictures = sum(frames.picture(index, number) is not None for index in range(len(frames)))
+        images = sum(frames.image_path(index, number) is not None for index in range(len(frames)))
         sizes = sorted({frames.calibration.of(name).sizes[number] for name in frames.names})
         height, left, down, horizon, across, upright, coverage = facts.unbind(1)
         table.add_row(
             camera,
-            f"{pictures}/{len(frames)}",
+            f"{images}/{len(frames)}",
             "\n".join(f"{high}×{wide}" for high, wide in sizes),
             f"{_range(height, 2)}m",
             _range(left),
@@ -122,7 +122,7 @@ def describe_cameras(frames: Frames, grid: BEVGrid) -> Table:
 
 
 def describe_lenses(frames: Frames) -> list[str]:
-    """A line for every camera with distortion: what its lens does, and what is left of the picture."""
+    """A line for every camera with distortion: what its lens does, and what is left of the image."""
     lines = []
     for number, camera in enumerate(frames.calibration.cameras):
         for lens in dict.fromkeys(frames.calibration.of(name).lenses[number] for name in frames.names):
@@ -130,8 +130,8 @@ def describe_lenses(frames: Frames) -> list[str]:
                 continue
             shown = pinhole_intrinsics(lens)
             straight = replace(lens, model="opencv", coefficients=(0.0,) * 4)
-            bent, plain = (source_pixels(each, shown, lens.image_size) for each in (lens, straight))
-            moved = (bent - plain).norm(dim=-1).max().item()
+            distorted, plain = (source_pixels(each, shown, lens.image_size) for each in (lens, straight))
+            moved = (distorted - plain).norm(dim=-1).max().item()
             fx, fy, cx, cy = (shown[i, j].item() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
             lines.append(
                 f"{camera}: {lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}] moves pixels by up to "
@@ -164,9 +164,9 @@ def _range(values: Tensor, digits: int = 0) -> str:
 
 
 def check_frames(
-    frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None, boxes: Path | None
+    frames: Frames, images: ImageLabels | None, truth: BEVLabels | None, boxes: Path | None
 ) -> tuple[Table, dict[str, Boxes], list[str]]:
-    """Decode every picture, label and list of boxes once.
+    """Decode every image, label and list of boxes once.
 
     Returns:
         How often every label occurs, the boxes of every frame, and what is wrong with files.
@@ -175,10 +175,10 @@ def check_frames(
     found: dict[str, Boxes] = {}
     cameras = range(len(frames.calibration.cameras))
     for index, name in enumerate(track(frames.names, "checking frames")):
-        present = torch.tensor([frames.picture(index, number) is not None for number in cameras])
+        present = torch.tensor([frames.image_path(index, number) is not None for number in cameras])
         parts: list[Callable[[], object]] = [lambda index=index: frames[index]]  # type: ignore[misc]
-        if pictures is not None:
-            parts.append(lambda name=name, present=present: pixels.add_(_count(pictures.read(name, present))))  # type: ignore[misc]
+        if images is not None:
+            parts.append(lambda name=name, present=present: pixels.add_(_count(images.read(name, present))))  # type: ignore[misc]
         if truth is not None:
             parts.append(lambda name=name: cells.add_(_count(truth.read(name))))  # type: ignore[misc]
         if boxes is not None:
@@ -245,7 +245,7 @@ def categories(found: Mapping[str, Boxes], grid: BEVGrid) -> dict[str, Category]
             torch.cat([getattr(boxes, key)[chosen[name]] for name, boxes in found.items()])
             for key in ("centers", "sizes")
         )
-        cells = [footprints(boxes.from_above[chosen[name]], grid) for name, boxes in found.items()]
+        cells = [rasterize_boxes(boxes.from_above[chosen[name]], grid) for name, boxes in found.items()]
         empty = torch.cat([~each.flatten(1).any(1) for each in cells])
         x, y = centers[:, 0], centers[:, 1]
         inside = (x >= back) & (x <= front) & (y >= right) & (y <= left)
@@ -304,7 +304,7 @@ def doubts(frames: Frames, grid: BEVGrid, boxes: Mapping[str, Boxes]) -> list[st
     unknown = sorted(set(frames.calibration.frames) - set(frames.names))
     if unknown:
         sentences.append(
-            f"calibration.json calibrates {len(unknown)} frames that have no picture, first {unknown[0]!r}; is it the frames' names?"
+            f"calibration.json calibrates {len(unknown)} frames that have no image, first {unknown[0]!r}; is it the frames' names?"
         )
     yaws = torch.cat([each.yaws.rad2deg() for each in boxes.values()]) if boxes else torch.zeros(0)
     if len(yaws) >= 5 and yaws.abs().max() <= math.pi and yaws.abs().max() > 0:
@@ -315,7 +315,7 @@ def doubts(frames: Frames, grid: BEVGrid, boxes: Mapping[str, Boxes]) -> list[st
 def camera_mistakes(rig: Rig, number: int, grid: BEVGrid) -> list[str]:
     """Clauses on what is probably wrong with one camera of a rig."""
     lens = rig.lenses[number]
-    found = [pose_mistake(rig.camera(number), grid)]
+    found = [diagnose_pose(rig.camera(number), grid)]
     found += [] if lens is None else [tangential_mistake(lens), magnification_mistake(lens)]
     known = [clause for clause in found if clause is not None]
     return known + intrinsics_mistakes(rig.stored_intrinsics(number), rig.sizes[number])
@@ -394,7 +394,7 @@ def check_splits(root: Path, frames: Frames) -> tuple[Table, list[str], list[str
             continue
         unknown = sorted(set(names) - set(frames.names))
         shared = sorted(name for name in names if name in seen)
-        found = [f"{_listed(unknown)} without a picture"] if unknown else []
+        found = [f"{_listed(unknown)} without an image"] if unknown else []
         found += [f"{_listed(shared)} also in {seen[shared[0]]}: results would be too good"] if shared else []
         faults += [f"{path}: {remark}" for remark in found]
         seen |= dict.fromkeys(names, path.stem)
@@ -408,16 +408,16 @@ def check_splits(root: Path, frames: Frames) -> tuple[Table, list[str], list[str
         remarkable.append(f"splits: there is no {missing}; training asks for it, or for data.splits")
     for one, other in _copies(frames, seen):
         remarkable.append(
-            f"splits: {one!r} of {seen[one]} and {other!r} of {seen[other]} have the same picture: results would be too good"
+            f"splits: {one!r} of {seen[one]} and {other!r} of {seen[other]} have the same image: results would be too good"
         )
     return table, faults, remarkable
 
 
 def _copies(frames: Frames, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Frames of different splits whose first pictures are the same file, byte for byte."""
+    """Frames of different splits whose first images are the same file, byte for byte."""
     paths: dict[str, Path] = {}
     for index, name in enumerate(frames.names):
-        found = (frames.picture(index, number) for number in range(len(frames.calibration.cameras)))
+        found = (frames.image_path(index, number) for number in range(len(frames.calibration.cameras)))
         path = next((path for path in found if path is not None), None)
         if name in splits and path is not None:
             paths[name] = path
@@ -442,11 +442,11 @@ def overlay(
     frames: Frames,
     index: int,
     grid: BEVGrid,
-    pictures: PictureTruth | None,
-    truth: MapTruth | None,
+    images: ImageLabels | None,
+    truth: BEVLabels | None,
     boxes: Boxes | None = None,
 ) -> Figure:
-    """A frame's cameras, one a row: the picture with the ground's lines, and the ground from the picture. Of several cameras,
+    """A frame's cameras, one a row: the image with the ground's lines, and the ground from the image. Of several cameras,
     the ground from all of them comes first."""
     name, count = frames.names[index], len(frames.calibration.cameras)
     together = 2.5 if count > 1 else 0.0  # rows
@@ -457,61 +457,61 @@ def overlay(
         axes = above.subplots()
         _draw_bev(axes, *mosaic(frames, index, grid), grid, _true_planes(truth, name), boxes)
         axes.set(title=f"the ground, from all cameras · {name}")
-    mask = torch.tensor([frames.picture(index, number) is not None for number in range(count)])
-    ids = None if pictures is None else pictures.read(name, mask)
+    mask = torch.tensor([frames.image_path(index, number) is not None for number in range(count)])
+    ids = None if images is None else images.read(name, mask)
     for row, axes in enumerate(rest.subplots(count, 2, squeeze=False, width_ratios=(1.5, 1))):
-        path = frames.picture(index, row)
+        path = frames.image_path(index, row)
         if path is None:
             continue
         camera, image = camera_of(frames.calibration, name, row), read_straight(frames, index, row)
-        bev, seen = picture_to_bev(image[None, None], camera, grid)
+        bev, seen = image_to_bev(image[None, None], camera, grid)
         planes: dict[str, Tensor] = {}
-        if pictures is not None and ids is not None:
+        if images is not None and ids is not None:
             height, width = camera.image_size
-            laid = pictures.lay(ids[None, [row], :height, :width], camera, grid)
+            laid = images.lay(ids[None, [row], :height, :width], camera, grid)
             planes = {f"{key} (IPM)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
         planes |= _true_planes(truth, name)
-        _draw_picture(axes[0], image, camera, grid, planes, f"{frames.calibration.cameras[row]} · {name}")
+        _draw_image(axes[0], image, camera, grid, planes, f"{frames.calibration.cameras[row]} · {name}")
         if boxes is not None:
             _draw_wireframes(axes[0], camera, boxes)
         _draw_bev(axes[1], bev[0, 0], seen[0, 0], grid, planes, boxes)
     return figure
 
 
-def _true_planes(truth: MapTruth | None, name: str) -> dict[str, Tensor]:
+def _true_planes(truth: BEVLabels | None, name: str) -> dict[str, Tensor]:
     laid = {} if truth is None else truth.lay(truth.read(name)[None])
     return {f"{key} (truth)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
 
 
 def read_straight(frames: Frames, index: int, camera: int) -> Tensor:
-    """A frame's picture as large as it is stored, undistorted, in 0..1; black where it is missing."""
-    rig, path = frames.calibration.of(frames.names[index]), frames.picture(index, camera)
+    """A frame's image as large as it is stored, undistorted, in 0..1; black where it is missing."""
+    rig, path = frames.calibration.of(frames.names[index]), frames.image_path(index, camera)
     if path is None:
         return torch.zeros(3, *rig.sizes[camera])
-    check_size(path, picture_size(path), rig.sizes[camera], frames.calibration.path)
-    picture, lens = read_picture(path, image_mode=frames.image_mode), rig.lenses[camera]
-    return (picture if lens is None else straighten(picture, lens)).float() / 255
+    check_size(path, read_image_size(path), rig.sizes[camera], frames.calibration.path)
+    image, lens = read_image(path, image_mode=frames.image_mode), rig.lenses[camera]
+    return (image if lens is None else undistort(image, lens)).float() / 255
 
 
 def mosaic(frames: Frames, index: int, grid: BEVGrid) -> tuple[Tensor, Tensor]:
-    """All pictures of a frame on one ground, their mean where several see it (3, rows, cols), and where one does."""
+    """All images of a frame on one ground, their mean where several see it (3, rows, cols), and where one does."""
     total, count = torch.zeros(3, *grid.shape), torch.zeros(grid.shape)
     for number in range(len(frames.calibration.cameras)):
-        if frames.picture(index, number) is None:
+        if frames.image_path(index, number) is None:
             continue
         camera = camera_of(frames.calibration, frames.names[index], number)
-        bev, seen = picture_to_bev(read_straight(frames, index, number)[None, None], camera, grid)
+        bev, seen = image_to_bev(read_straight(frames, index, number)[None, None], camera, grid)
         total, count = total + bev[0, 0], count + seen[0, 0]
     return total / count.clamp(min=1), count > 0
 
 
-def _draw_picture(
+def _draw_image(
     axes: Axes, image: Tensor, camera: Cameras, grid: BEVGrid, planes: dict[str, Tensor], title: str
 ) -> None:
     height, width = camera.image_size
     axes.imshow(image.permute(1, 2, 0).numpy())
     for number, plane in enumerate(planes.values()):
-        drawn = bev_to_picture(plane[None, None], camera, grid)[0][0, 0, 0]
+        drawn = bev_to_image(plane[None, None], camera, grid)[0][0, 0, 0]
         axes.contour(drawn.numpy(), [0.5], colors=COLOURS[number % len(COLOURS)], linewidths=0.9)
     for points, label in _ground_lines(grid):
         on_ground = torch.tensor(points, dtype=torch.float32)
@@ -526,7 +526,7 @@ def _draw_picture(
 
 
 def _draw_wireframes(axes: Axes, camera: Cameras, boxes: Boxes) -> None:
-    """The edges of every box in a picture, and a stroke on its bottom from the middle to the front."""
+    """The edges of every box in an image, and a stroke on its bottom from the middle to the front."""
     corners = boxes.corners.float()
     pairs = [(a, a | bit) for a in range(8) for bit in (1, 2, 4) if not a & bit]
     starts, ends = (torch.stack([corners[:, pair[side]] for pair in pairs], dim=1) for side in (0, 1))  # k 12 3
@@ -576,7 +576,7 @@ def _draw_bev(
     axes.set_xticks(_multiples(grid.left_m, step))
     axes.set_yticks(_multiples(grid.forward_m, step))
     axes.grid(color="white", linewidth=0.4, alpha=0.6)
-    axes.set(title="the ground, from this picture", xlabel="left, m", ylabel="forward, m", aspect="equal")
+    axes.set(title="the ground, from this image", xlabel="left, m", ylabel="forward, m", aspect="equal")
     axes.set(xlim=extent[:2], ylim=extent[2:])
 
 
@@ -613,12 +613,12 @@ def check(
     frames = Frames(root / "images", calibration, (32, 32), allow_missing=True, image_mode=image_mode)
     if frame is not None and frame not in frames.names:
         raise InputError(f"{root}: there is no frame {frame!r}; {suggest(frame, frames.names)}")
-    pictures = truth = None
+    images = truth = None
     if calibration.labels is not None:
-        pictures = PictureTruth(root / "labels", calibration, {name: [name] for name in calibration.labels.members})
+        images = ImageLabels(root / "labels", calibration, {name: [name] for name in calibration.labels.members})
     if calibration.bev is not None and calibration.bev_grid is not None:
         own = {name: [name] for name in calibration.bev.members}
-        truth = MapTruth(root / "bev", calibration, own, calibration.bev_grid)
+        truth = BEVLabels(root / "bev", calibration, own, calibration.bev_grid)
     boxes = root / "boxes" if calibration.boxes is not None else None
     console.print(
         f"[bold]{escape(str(root))}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. {escape(calibration.note)}",
@@ -632,7 +632,7 @@ def check(
         print_table(splits)
     else:
         console.print("no splits/*.txt: list frames there, one a line, or in data.splits", soft_wrap=True)
-    labels, found, broken = check_frames(frames, pictures, truth, boxes)
+    labels, found, broken = check_frames(frames, images, truth, boxes)
     faults += broken
     if labels.row_count:
         print_table(labels)
@@ -644,7 +644,7 @@ def check(
         console.print(f"[yellow]doubt:[/] {escape(sentence)}", soft_wrap=True)
     if out is not None:
         try:
-            _draw(frames, frame, grid, pictures, truth, boxes, out)
+            _draw(frames, frame, grid, images, truth, boxes, out)
             console.print(
                 f"wrote {escape(str(out))}: are the lines on the road, straight and parallel from above?",
                 soft_wrap=True,
@@ -670,15 +670,15 @@ def _draw(
     frames: Frames,
     frame: str | None,
     grid: BEVGrid,
-    pictures: PictureTruth | None,
-    truth: MapTruth | None,
+    images: ImageLabels | None,
+    truth: BEVLabels | None,
     boxes: Path | None,
     out: Path,
 ) -> None:
     index = frames.names.index(frame) if frame else 0
     drawn = None if boxes is None else boxes_of(frames, index, boxes)
     fitting = truth if grid == frames.calibration.bev_grid else None
-    figure = overlay(frames, index, grid, pictures, fitting, drawn)
+    figure = overlay(frames, index, grid, images, fitting, drawn)
     write_atomic(out, lambda file: figure.savefig(file, dpi=90, format="png"))
 
 

@@ -1,4 +1,4 @@
-"""What a model must beat: the map of how often each cell is of each class in the training split, the same for every picture.
+"""What a model must beat: the map of how often each cell is of each class in the training split, the same for every image.
 
     python tools/constant_map.py data=duckietown_fixed
     python tools/constant_map.py data=synthetic data.scenes.train=1000
@@ -52,7 +52,7 @@ def measure(arguments: list[str]) -> None:
 
 
 def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
-    loader = Loader(data.source.split(split), data.batch_size, num_workers=data.loader_workers)
+    loader = Loader(data.source.split(split), data.batch_size, num_workers=data.num_workers)
     for batch in track(loader, f"reading {split}"):
         yield data.source.finish(batch)
 

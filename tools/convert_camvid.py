@@ -1,4 +1,4 @@
-"""CamVid, the 701 pictures of 480×360 with 11 classes → a camera folder, with an ASSUMED calibration.
+"""CamVid, the 701 images of 480×360 with 11 classes → a camera folder, with an ASSUMED calibration.
 
 CamVid states no calibration. Focal length and height are assumed, and yaw and pitch follow from the vanishing point of
 straight stretches, so that the ego's forward direction projects exactly onto it; roll is taken as zero. Only the two
@@ -32,10 +32,10 @@ NOTE = (
 
 
 def ego_from_cam(vanishing_point: tuple[float, float]) -> np.ndarray:
-    """Pose (4, 4) of a camera without roll whose picture shows the ego's forward direction at that pixel."""
+    """Pose (4, 4) of a camera without roll whose image shows the ego's forward direction at that pixel."""
     forward = np.linalg.solve(INTRINSICS, [*vanishing_point, 1.0])  # in the camera frame, as all three
     forward /= np.linalg.norm(forward)
-    up = np.array([0.0, -forward[2], forward[1]])  # no roll: no component along the picture's rows
+    up = np.array([0.0, -forward[2], forward[1]])  # no roll: no component along the image's rows
     up /= np.linalg.norm(up)
     result = np.eye(4)
     result[:3, :3] = [forward, np.cross(up, forward), up]

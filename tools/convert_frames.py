@@ -1,7 +1,7 @@
 """Single frames of public driving data → camera folders, for overlays and prediction.
 
 ``nuscenes``: ``info.json`` with calibration and boxes, ``samples/``, and the drivable area of the map from above. ``dgp``: a
-scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json`` and a picture and semantic labels a
+scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json`` and an image and semantic labels a
 camera, with the lens' distortion. ``kitti-object``, ``kitti-semantics``, ``kitti-road``: the left colour camera of KITTI's
 benchmarks. Boxes become upright in the ego frame: what they are tilted in the source is left out.
 
@@ -19,7 +19,7 @@ from camera_folder import CameraFolder, create, ids, read_json, rows, run
 from PIL import Image
 from torch import Tensor
 
-from bevreshape.data.image_io import picture_size, read_codes
+from bevreshape.data.image_io import read_image_size, read_label_image
 from bevreshape.data.sources.kitti.benchmark import (
     Matrices,
     ego_from_road_plane,
@@ -62,9 +62,9 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
         names.append(moment["token"])
         for camera, entry in moment["images"].items():
             path = source / "samples" / camera / entry["img_path"]
-            size = picture_size(path)
+            size = read_image_size(path)
             folder.add(path, f"images/{camera}/{names[-1]}{path.suffix}")
-        drivable = read_codes(source / "bev_drivable_from_map_0.1m_60x60m.png").numpy() > 0
+        drivable = read_label_image(source / "bev_drivable_from_map_0.1m_60x60m.png").numpy() > 0
         Image.fromarray(drivable.astype(np.uint8)).save(folder.make(f"bev/{names[-1]}.png"))
         ego_from_lidar = np.array(moment["lidar_points"]["lidar2ego"])
         boxes = []
@@ -139,7 +139,7 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
     for path in track(visible(source / "training" / "image_2", "*.png"), "converting"):
         matrices = read_matrices(source / "training" / "calib" / f"{path.stem}.txt")
         camera = _left_camera(matrices, ego_from_velodyne_ground(matrices))
-        frames[path.stem] = {"left": {"image_size": picture_size(path), **camera}}
+        frames[path.stem] = {"left": {"image_size": read_image_size(path), **camera}}
         folder.add(path, f"images/{path.name}")
         labels = read_labels(source / "training" / "label_2" / f"{path.stem}.txt")
         boxes = [_kitti_box(label, ego_from_velodyne_ground(matrices)) for label in labels if label.kind != UNLABELLED]
@@ -150,14 +150,14 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
 
 
 def kitti_semantics(folder: CameraFolder, source: Path) -> None:
-    """Labelled frames; the labels are cut to the pictures, which are their upper left part."""
+    """Labelled frames; the labels are cut to the images, which are their upper left part."""
     matrices = read_matrices(_only(source, "calib_*.txt"))
     names, size = [], (0, 0)
     for path in track(visible(source / "training" / "image_2", "*.png"), "converting"):
         names.append(path.stem)
-        size = picture_size(path)
+        size = read_image_size(path)
         folder.add(path, f"images/{path.name}")
-        labels = read_codes(source / "training" / "semantic" / path.name).numpy()
+        labels = read_label_image(source / "training" / "semantic" / path.name).numpy()
         Image.fromarray(labels[: size[0], : size[1]]).save(folder.make(f"labels/{path.name}"))
     folder.split("test", names)
     folder.calibrate(
@@ -170,13 +170,13 @@ def kitti_road(folder: CameraFolder, source: Path) -> None:
     """Frames that have a calibration of their own, with the road plane fitted to each; labels are road and ego lane."""
     frames = {}
     for path in track(visible(source / "training" / "calib", "*.txt"), "converting"):
-        picture = source / "training" / "image_2" / f"{path.stem}.png"
+        image = source / "training" / "image_2" / f"{path.stem}.png"
         matrices = read_matrices(path)
         camera = _left_camera(matrices, ego_from_road_plane(matrices))
-        size = picture_size(picture)
+        size = read_image_size(image)
         frames[path.stem] = {"left": {"image_size": size, **camera}}
-        folder.add(picture, f"images/{picture.name}")
-        masks = read_masks(source / "training", path.stem, size, picture).numpy()
+        folder.add(image, f"images/{image.name}")
+        masks = read_masks(source / "training", path.stem, size, image).numpy()
         if not (masks & 8).any():
             raise InputError(
                 f"{path}: the frame has no lane mask; a camera folder cannot say so, read it with data=kitti_road"
@@ -199,7 +199,7 @@ def waymo(folder: CameraFolder, source: Path) -> None:
         cameras.append(
             {
                 "name": camera,
-                "image_size": picture_size(path),
+                "image_size": read_image_size(path),
                 "intrinsics": rows([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]),
                 "distortion": {"model": "opencv", "coefficients": distortion},
                 "ego_from_cam": rows(np.array(entry["T_vehicle_from_cam_xfwd_yleft_zup"]) @ FORWARD_LEFT_UP),

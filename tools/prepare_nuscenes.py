@@ -4,7 +4,7 @@
     python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-mini
     python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-trainval 'left_m=[-25,25]' cell_m=0.25   # setting 1
 
-Goes on where it was stopped. Training then needs pictures and what is prepared, no tables and no devkit.
+Goes on where it was stopped. Training then needs images and what is prepared, no tables and no devkit.
 """
 
 import os
@@ -24,12 +24,12 @@ from bevreshape.geometry import BEVGrid
 
 DEFAULTS = {
     "root": "data/nuscenes", "version": "v1.0-trainval", "out": "data/nuscenes_prepared", "forward_m": [-50, 50],
-    "left_m": [-50, 50], "cell_m": 0.5, "line_m": None, "workers": None,
+    "left_m": [-50, 50], "cell_m": 0.5, "line_width_m": None, "workers": None,
 }  # fmt: skip
 
 MOST_WORKERS = 1024
 
-EXAMPLES = {"line_m": 0.75, "workers": 4}
+EXAMPLES = {"line_width_m": 0.75, "workers": 4}
 """Of settings whose default is none."""
 
 
@@ -67,7 +67,7 @@ def prepare(arguments: list[str]) -> None:
     if workers not in range(1, MOST_WORKERS + 1):
         raise InputError(f"workers={workers} must be an integer from 1 to {MOST_WORKERS}, processes that read maps")
     grid = BEVGrid(settings["forward_m"], settings["left_m"], settings["cell_m"])
-    content = Content(str(settings["version"]), grid, settings["line_m"])
+    content = Content(str(settings["version"]), grid, settings["line_width_m"])
     start = time.perf_counter()
     index, skipped = prepare_release(Path(settings["root"]), Path(settings["out"]), content, int(workers))
     size = sum(path.stat().st_size for path in index.shards.iterdir())

@@ -245,7 +245,7 @@ def parsing(clones: Path) -> Pair:
 
 
 def pyramid(clones: Path) -> Pair:
-    """PON: five scales of a 600×800 picture to 1 to 50 m at 0.5 m."""
+    """PON: five scales of a 600×800 image to 1 to 50 m at 0.5 m."""
     files = (f"src/nn/{name}.py" for name in ("resampler", "transformer", "pyramid"))
     code = definitions(clones, "mono-semantic-maps", *files)
     module = code.TransformerPyramid(256, 64, 0.5, [-25.0, 1.0, 25.0, 50.0], -2, 4, 630.0)

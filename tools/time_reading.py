@@ -1,4 +1,4 @@
-"""How fast pictures are read for the network, and what decoding them at reduced size changes.
+"""How fast images are read for the network, and what decoding them at reduced size changes.
 
 python tools/time_reading.py data/nuscenes/samples/CAM_*/*1533151603*.jpg --size 224 480
 """
@@ -19,7 +19,7 @@ from PIL import Image
 
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
-from bevreshape.data.image_io import fit_picture, picture_size, read_picture
+from bevreshape.data.image_io import read_image, read_image_size, resize_and_crop
 from bevreshape.reporting.progress import track
 
 Size = tuple[int, int]
@@ -30,31 +30,31 @@ SAMPLES = 8
 
 def by_pillow(path: Path, size: Size) -> NDArray[np.uint8]:
     """Decode all, resize, cut."""
-    picture = Image.open(path).convert("RGB")
-    scale = max(size[0] / picture.height, size[1] / picture.width)
-    wide, high = round(picture.width * scale), round(picture.height * scale)
+    image = Image.open(path).convert("RGB")
+    scale = max(size[0] / image.height, size[1] / image.width)
+    wide, high = round(image.width * scale), round(image.height * scale)
     left, top = (wide - size[1]) // 2, high - size[0]
-    picture = picture.resize((wide, high), Image.Resampling.BILINEAR)
-    return np.asarray(picture.crop((left, top, left + size[1], top + size[0]))).transpose(2, 0, 1)
+    image = image.resize((wide, high), Image.Resampling.BILINEAR)
+    return np.asarray(image.crop((left, top, left + size[1], top + size[0]))).transpose(2, 0, 1)
 
 
 def whole(path: Path, size: Size) -> NDArray[np.uint8]:
     """This package's way at full size, as a lens needs it."""
-    return fit_picture(read_picture(path), torch.eye(3), size)[0].numpy()
+    return resize_and_crop(read_image(path), torch.eye(3), size)[0].numpy()
 
 
 def reduced(path: Path, size: Size) -> NDArray[np.uint8]:
-    """This package's way for pictures."""
-    return fit_picture(read_picture(path, size), torch.eye(3), size)[0].numpy()
+    """This package's way for images."""
+    return resize_and_crop(read_image(path, size), torch.eye(3), size)[0].numpy()
 
 
 WAYS: dict[str, Callable[[Path, Size], NDArray[np.uint8]]] = {
-    "Pillow, decode and resize": by_pillow, "read_picture, whole": whole, "read_picture, reduced": reduced,
+    "Pillow, decode and resize": by_pillow, "read_image, whole": whole, "read_image, reduced": reduced,
 }  # fmt: skip
 
 
 def read_samples(way: str, paths: list[Path], size: Size, times: int) -> None:
-    """Read all pictures so many times."""
+    """Read all images so many times."""
     torch.set_num_threads(1)
     for _ in range(times):
         for path in paths:
@@ -62,9 +62,9 @@ def read_samples(way: str, paths: list[Path], size: Size, times: int) -> None:
 
 
 def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> None:
-    """Print samples of all pictures per second, each way in turn, and mean differences in grey levels."""
+    """Print samples of all images per second, each way in turn, and mean differences in grey levels."""
     for path in paths:
-        picture_size(path)  # says what is wrong with one that is none
+        read_image_size(path)  # says what is wrong with one that is none
     differences = {
         way: np.mean([np.abs(read(path, size).astype(float) - by_pillow(path, size)).mean() for path in paths])
         for way, read in WAYS.items()
@@ -76,7 +76,7 @@ def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> 
                 start = time.perf_counter()
                 list(pool.map(partial(read_samples, way, paths, size), [SAMPLES] * processes))
                 seconds[way].append(time.perf_counter() - start)
-    print(f"a sample is {len(paths)} pictures; {processes} processes, medians of {rounds} rounds")
+    print(f"a sample is {len(paths)} images; {processes} processes, medians of {rounds} rounds")
     for way, found in seconds.items():
         rate = SAMPLES * processes / median(found[1:])
         print(f"{way:26} {rate:6.1f} samples/s, {differences[way]:.2f} grey levels from Pillow's")
@@ -85,7 +85,7 @@ def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> 
 def main() -> None:
     """The command line."""
     parser = Parser(__doc__)
-    parser.add_argument("pictures", nargs="+", type=Path, help="JPEG or PNG files; together they are a sample")
+    parser.add_argument("images", nargs="+", type=Path, help="JPEG or PNG files; together they are a sample")
     parser.add_argument(
         "--size", type=integer(1, 10_000), nargs=2, default=(224, 480), metavar=("HEIGHT", "WIDTH"),
         help="for the network (224 480)",
@@ -95,7 +95,7 @@ def main() -> None:
         "--processes", type=integer(1, 1024), default=os.cpu_count() or 1, help="that read at once; one a core"
     )
     given = parser.parse_args()
-    time_reading(given.pictures, tuple(given.size), given.rounds, given.processes)
+    time_reading(given.images, tuple(given.size), given.rounds, given.processes)
 
 
 if __name__ == "__main__":

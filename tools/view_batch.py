@@ -1,8 +1,8 @@
 """Draw samples of any data source as the network receives them: what a person looks at before training on it.
 
-From left to right: the pictures with the target painted onto the ground, the pictures laid onto the ground with the
+From left to right: the images with the target painted onto the ground, the images laid onto the ground with the
 target's outlines, the target with what nobody knows in grey. Outlines that do not lie on what they outline mean that
-calibration, target and picture disagree; what stands above the ground is smeared away from the camera in the middle.
+calibration, target and image disagree; what stands above the ground is smeared away from the camera in the middle.
 
     python tools/view_batch.py data=synthetic data.rig=surround --out batch.png
     python tools/view_batch.py data=duckietown_jitter --split train --samples 8
@@ -21,8 +21,8 @@ from bevreshape.config.arguments import Parser, integer
 from bevreshape.config.build import build_data
 from bevreshape.data.batch import SPLITS, Batch, cameras_of
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, picture_to_bev
-from bevreshape.reporting.drawing import Picture, class_palette, draw_bev, overlay_on_pictures
+from bevreshape.geometry import BEVGrid, image_to_bev
+from bevreshape.reporting.drawing import RGBImage, class_palette, draw_bev, overlay_on_images
 from bevreshape.storage.files import write_png
 
 CELL_PX = 8
@@ -30,9 +30,9 @@ GAP_PX = 6
 
 
 def outlined_ground(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Tensor:
-    """The pictures laid onto the ground, (b, 3, CELL_PX·rows, CELL_PX·cols), with the outlines of the target's cells."""
+    """The images laid onto the ground, (b, 3, CELL_PX·rows, CELL_PX·cols), with the outlines of the target's cells."""
     fine = BEVGrid(grid.forward_m, grid.left_m, grid.cell_m / CELL_PX)
-    views, seen = picture_to_bev(batch["image"], cameras_of(batch), fine)
+    views, seen = image_to_bev(batch["image"], cameras_of(batch), fine)
     ground = views.sum(1) / seen.sum(1, keepdim=True).clamp(min=1)  # b 3 R C
     for k, colour in enumerate(class_palette(classes).values()):
         cells = (
@@ -46,10 +46,10 @@ def outlined_ground(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Te
     return ground
 
 
-def sheet(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Picture:
+def sheet(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> RGBImage:
     """One row a sample."""
     target, valid = batch["target"], batch["valid"]
-    overlays = overlay_on_pictures(batch["image"], (target & valid).float(), cameras_of(batch), grid, classes)
+    overlays = overlay_on_images(batch["image"], (target & valid).float(), cameras_of(batch), grid, classes)
     grounds = (outlined_ground(batch, grid, classes) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     rows = []
     for overlay, ground, cells, known in zip(overlays, grounds, target, valid, strict=True):

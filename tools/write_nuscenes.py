@@ -1,7 +1,7 @@
 """Write the synthetic world as a nuScenes release, v1.0-mini with its map expansion, to try out what reads nuScenes.
 
-Tables, pictures, lidar points and maps are of nuScenes' own schema, so its devkit reads them. The vehicle drives along the
-first road, pitches and rolls a little, and takes its six pictures at slightly different moments, as the real one does. All
+Tables, images, lidar points and maps are of nuScenes' own schema, so its devkit reads them. The vehicle drives along the
+first road, pitches and rolls a little, and takes its six images at slightly different moments, as the real one does. All
 of it is drawn from the world's own description; real scenes have nothing to do with the names that are borrowed for the
 official splits.
 
@@ -96,7 +96,7 @@ class Release:
         return own
 
     def add_scene(self, name: str, number: int) -> None:
-        """Write the pictures of scene ``number`` of the world, and add it to tables and map under a borrowed name."""
+        """Write the images of scene ``number`` of the world, and add it to tables and map under a borrowed name."""
         scene = self.world.scene(number)
         world_from_scene = pose(0.7 * number, (300.0 + APART_M * number, 500.0 + 37.0 * number, 0.0))
         log = self._add(
@@ -147,9 +147,7 @@ class Release:
         late = {channel: 0.008 * i - 0.02 for i, channel in enumerate(CAMERAS.values())} | {LIDAR: 0.0}
         at = {channel: drive(scene, DRIVE_M * (moment + late_s / 0.5)) for channel, late_s in late.items()}
         poses = np.stack([at[channel] @ own for channel, own in zip(CAMERAS.values(), mounted, strict=True)])
-        pictures = dict(
-            zip(CAMERAS.values(), self.world.pictures(number, scene, poses.astype(np.float32)), strict=True)
-        )
+        images = dict(zip(CAMERAS.values(), self.world.images(number, scene, poses.astype(np.float32)), strict=True))
         for channel, scene_from_vehicle in at.items():
             own = token("data", name, moment, channel)
             suffix = "pcd.bin" if channel == LIDAR else "jpg"
@@ -159,7 +157,7 @@ class Release:
             if channel == LIDAR:
                 ground_points(scene_from_vehicle).tofile(path)
             else:
-                Image.fromarray(pictures[channel]).save(path, quality=95, subsampling=0)
+                Image.fromarray(images[channel]).save(path, quality=95, subsampling=0)
             vehicle = self._add(
                 "ego_pose",
                 own,
@@ -256,9 +254,9 @@ class Release:
 
     def write(self) -> None:
         """The tables and the map."""
-        picture = f"maps/{token('map')}.png"
+        image = f"maps/{token('map')}.png"
         logs = [log["token"] for log in self.tables["log"]]
-        self._add("map", token("map"), log_tokens=logs, category="semantic_prior", filename=picture)
+        self._add("map", token("map"), log_tokens=logs, category="semantic_prior", filename=image)
         for table, rows in self.tables.items():
             path = self.out / VERSION / f"{table}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +264,7 @@ class Release:
         path = self.out / "maps" / "expansion" / f"{LOCATION}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.map), encoding="utf-8")
-        Image.new("L", (8, 8)).save(self.out / picture)
+        Image.new("L", (8, 8)).save(self.out / image)
 
 
 def drive(scene: Scene, along_m: float) -> Matrix:
@@ -341,7 +339,7 @@ def write(out: Path, train: int, val: int, moments: int, image_size: tuple[int, 
         for number, name in enumerate(track((*TRAIN[:train], *VAL[:val]), "drawing scenes")):
             release.add_scene(name, number)
         release.write()
-    print(f"{out}: {train} + {val} scenes of {moments} moments, six pictures of {image_size[0]}×{image_size[1]} each")
+    print(f"{out}: {train} + {val} scenes of {moments} moments, six images of {image_size[0]}×{image_size[1]} each")
 
 
 def main() -> None:
@@ -353,7 +351,7 @@ def main() -> None:
     parser.add_argument("--moments", type=integer(1, 10_000), default=3, help="of every scene (3)")
     parser.add_argument(
         "--image-size", type=integer(1, 10_000), nargs=2, default=(225, 400), metavar=("HEIGHT", "WIDTH"),
-        help="of its pictures (225 400)",
+        help="of its images (225 400)",
     )  # fmt: skip
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of the world (0)")
     given = parser.parse_args()

@@ -71,7 +71,7 @@ class Workload:
         module: a reshaper or a whole model.
         arguments: of its forward.
         autocast: the type that it computes in, where not in its own.
-        into_input: whether the backward pass goes on into the arguments, as into features, but not into pictures.
+        into_input: whether the backward pass goes on into the arguments, as into features, but not into images.
     """
 
     module: nn.Module
@@ -224,7 +224,7 @@ def _sampler_flop(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
 
 
 def _sampler_backward_flop(grad: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * 8 * math.prod(grad)  # with respect to the picture and to the places
+    return 2 * 8 * math.prod(grad)  # with respect to the image and to the places
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""Data dependence (claim A7): whether the mapping from tokens to cells is fixed, or follows what the picture shows."""
+"""Data dependence (claim A7): whether the mapping from tokens to cells is fixed, or follows what the image shows."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def data_dependence(
     """:func:`relative_spread` of the effective weights ``‖∂O_q/∂X_k‖_F`` over inputs.
 
     What changes between inputs is what is asked about: with the same cameras for all of them it is the dependence on
-    pictures alone. A mapping that only turns channels into others, at the same strength, does not show.
+    images alone. A mapping that only turns channels into others, at the same strength, does not show.
 
     Args:
         reshaper: as in :func:`~bevreshape.analysis.effective_weights.jacobian_norm`, which explains the other arguments too.

@@ -15,7 +15,7 @@ from bevreshape.analysis.data_dependence import relative_spread
 from bevreshape.analysis.effective_weights import attention_weights, cell_raster, jacobian_norm, product_count
 from bevreshape.analysis.evaluation import Change, evaluating
 from bevreshape.analysis.geometric_alignment import geometry_agreement, projections
-from bevreshape.analysis.robustness import corrupting, dropping, iou_under, misreading, remounting
+from bevreshape.analysis.robustness import corrupt_images, drop_camera, iou_under, perturb_calibration, rotate_rig
 from bevreshape.data.batch import Batch, cameras_of, seeded
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
@@ -51,7 +51,7 @@ class Plan:
         probes: random probes a cell; ``None`` measures exactly, at as many times the cost as the map has channels over them.
         errors: amounts by which the calibration is misread, by name of the error.
         corruptions: severities by name of the corruption.
-        rigs: degrees by which all cameras are turned, pictures and calibration alike, by name of the turn.
+        rigs: degrees by which all cameras are turned, images and calibration alike, by name of the turn.
     """
 
     samples: int
@@ -120,8 +120,8 @@ def diagnose(
             reshaper, features, cameras, cells=cells, probes=plan.probes, step=progress.advance
         )  # b q n h w
 
-    def of_pictures(weights: Tensor) -> Tensor:
-        """Weights of all samples as the first one's cameras would see them, so that they differ by pictures alone."""
+    def of_images(weights: Tensor) -> Tensor:
+        """Weights of all samples as the first one's cameras would see them, so that they differ by images alone."""
         poses, intrinsics = cameras.ego_from_cam, cameras.intrinsics
         first = Cameras(
             intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size, cameras.present
@@ -144,7 +144,7 @@ def diagnose(
         "cells": len(cells),
         "probes": plan.probes,
         "iou": found["unchanged"],
-        "data_dependence": relative_spread([of_pictures(weights)]),
+        "data_dependence": relative_spread([of_images(weights)]),
         "agreement": _or_reason(lambda: agreement(weights)),
         "attention": _or_reason(lambda: agreement(attention_weights(reshaper, features, cameras, cells=cells).mean(1))),
         "order": _or_reason(lambda: _order(model, scales, cameras, batches, metric)),
@@ -162,14 +162,14 @@ def _changes(plan: Plan, camera_names: Sequence[str], grid: BEVGrid) -> list[tup
     """Group, what it is there, a name of its own, and the change."""
     changes: list[tuple[str, str, str, Change]] = []
     for error, amounts in plan.errors.items():
-        changes += [(error, f"{x:+g}", f"{error}={x:+g}", misreading(error, x)) for x in _both_ways(amounts)]
+        changes += [(error, f"{x:+g}", f"{error}={x:+g}", perturb_calibration(error, x)) for x in _both_ways(amounts)]
     for turn, amounts in plan.rigs.items():
         name = f"rig turned, {turn}"
-        changes += [(name, f"{x:+g}", f"{name}={x:+g}", remounting(turn, x, grid)) for x in _both_ways(amounts)]
+        changes += [(name, f"{x:+g}", f"{name}={x:+g}", rotate_rig(turn, x, grid)) for x in _both_ways(amounts)]
     if len(camera_names) > 1:
-        changes += [("without", name, f"without {name}", dropping(i)) for i, name in enumerate(camera_names)]
+        changes += [("without", name, f"without {name}", drop_camera(i)) for i, name in enumerate(camera_names)]
     for kind, severities in plan.corruptions.items():
-        changes += [(kind, f"{s:g}", f"{kind}={s:g}", corrupting(kind, float(s))) for s in sorted(severities)]
+        changes += [(kind, f"{s:g}", f"{kind}={s:g}", corrupt_images(kind, float(s))) for s in sorted(severities)]
     return changes
 
 
@@ -212,7 +212,7 @@ def draw_weights(
     cells: Sequence[tuple[int, int]],
     shown: int = 8,
 ) -> Figure:
-    """Which part of the pictures feeds some cells, from far to near, with the true projection of each cell's centre.
+    """Which part of the images feeds some cells, from far to near, with the true projection of each cell's centre.
 
     Args:
         images: of one sample, in 0..1.
@@ -237,8 +237,8 @@ def draw_weights(
     for name, found in weights.items():
         for q, panel in zip(chosen, panels, strict=False):
             camera = int(seen[q].nonzero()[0])
-            picture = images[camera].permute(1, 2, 0).float().cpu().numpy()
-            panel.imshow(picture @ np.array([0.3, 0.59, 0.11]), cmap="gray", vmin=0, vmax=1)
+            image = images[camera].permute(1, 2, 0).float().cpu().numpy()
+            panel.imshow(image @ np.array([0.3, 0.59, 0.11]), cmap="gray", vmin=0, vmax=1)
             heat = (found[q, camera] / found[q].max().clamp(min=1e-12)).float().cpu().numpy()
             panel.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.85, extent=extent, vmin=0, vmax=1)
             u, v = (positions[q, camera] * source.stride + source.offset_px).tolist()
@@ -246,7 +246,7 @@ def draw_weights(
             x, y = centers[cells[q]].tolist()
             where = f"{x:.0f} m ahead, {abs(y):.0f} m {'left' if y >= 0 else 'right'}"
             panel.set_title(where if len(weights) == 1 else f"{figure_text(name)}: {where}", fontsize=9)
-            panel.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
+            panel.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
     for panel in figure.axes:
         panel.set_axis_off()
     names = ", ".join(map(figure_text, weights))
@@ -299,7 +299,7 @@ def _joined(cameras: Sequence[Cameras]) -> Cameras:
 
 
 def first_samples(model: BEVModel, batches: Iterable[Batch], count: int) -> tuple[Tensor, tuple[Tensor, ...], Cameras]:
-    """Pictures, features of every scale and cameras of the first samples of a split."""
+    """Images, features of every scale and cameras of the first samples of a split."""
     parts: list[tuple[Tensor, tuple[Tensor, ...], Cameras]] = []
     left = count
     with evaluating(model), torch.no_grad():

@@ -45,7 +45,7 @@ def iou_of(
     variants: Mapping[str, Variant],
     step: Callable[[], object] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """What :meth:`BEVIoU.compute` gives, of every variant. Pictures that a variant leaves as they are, are encoded once.
+    """What :meth:`BEVIoU.compute` gives, of every variant. Images that a variant leaves as they are, are encoded once.
 
     Args:
         model: looked at in evaluation mode.
@@ -55,7 +55,7 @@ def iou_of(
         step: called whenever a batch is done with a variant, to show progress.
 
     Raises:
-        InputError: when there is no batch, or pictures are not floats.
+        InputError: when there is no batch, or images are not floats.
     """
     metrics: dict[str, BEVIoU] = {}
     with evaluating(model):
@@ -63,7 +63,7 @@ def iou_of(
             image = batch["image"]
             if not image.is_floating_point():
                 raise InputError(
-                    f"lab: pictures are {image.dtype}, the model wants floats in 0..1; give what the datamodule's "
+                    f"lab: images are {image.dtype}, the model wants floats in 0..1; give what the datamodule's "
                     "on_after_batch_transfer(batch, 0) makes of a batch"
                 )
             features = model.encoder(image)  # b n c h w

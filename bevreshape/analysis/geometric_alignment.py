@@ -4,7 +4,7 @@ Where W says that a cell comes from is told twice, camera by camera: by the weig
 exact for bilinear reading and moves with every weight far off, and by the peak, the token of the largest W, which a
 diffuse rest does not move, but which is exact to half a feature at best. Where calibration says so is the projection
 of the cell's centre, on the ground. A centroid cannot leave the centres of features, so a projection between the
-outermost centres and the picture's edge counts as lying on the outermost ones.
+outermost centres and the image's edge counts as lying on the outermost ones.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,7 @@ def projections(
         position means nothing.
 
     Raises:
-        InputError: a cell outside the grid, or features that cannot be of these pictures.
+        InputError: a cell outside the grid, or features that cannot be of these images.
     """
     source.check_covers(cameras.image_size, "projections")
     ground = grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype)
@@ -124,7 +124,7 @@ def geometry_agreement(
 
     Args:
         weights: not negative, of any kind: Jacobian norms, or attention averaged over heads.
-        cameras: the calibration, of the full-size pictures; of every sample, or one for all.
+        cameras: the calibration, of the full-size images; of every sample, or one for all.
         grid: the cells.
         source: whose tokens these are, with its stride and offset.
         cells: which of them the weights are of; all, row by row, where it is ``None``.

@@ -196,7 +196,7 @@ class PermutedReshaper(Reshaper):
             self.attention_weights = self._attention_of_places
 
     def _attention_of_places(self, features: Tensor, cameras: Cameras | None) -> Float[Tensor, "b a q n h w"]:
-        """The attention matrix head by head, each token where it lies in the pictures."""
+        """The attention matrix head by head, each token where it lies in the images."""
         offered: Tensor = self.reshaper.attention_weights(_permute(features, self.permutation), cameras)  # type: ignore[operator]
         return offered.flatten(3)[..., self.permutation.argsort()].view_as(offered)
 
@@ -291,8 +291,8 @@ def destruction(
     *,
     move_encodings: bool = False,
 ) -> float:
-    """How far the output changes when tokens are permuted, in parts of how far it changes from one picture to the next,
-    ``‖f(π(X)) − f(X)‖ / ‖f(Y) − f(X)‖`` over the batch: 0 is unchanged, 1 as bad as an unrelated picture (A12).
+    """How far the output changes when tokens are permuted, in parts of how far it changes from one image to the next,
+    ``‖f(π(X)) − f(X)‖ / ‖f(Y) − f(X)‖`` over the batch: 0 is unchanged, 1 as bad as an unrelated image (A12).
 
     Args:
         reshaper: f, looked at in evaluation mode.
@@ -341,11 +341,11 @@ def iou_when_permuted(
 
     Returns:
         What :meth:`BEVIoU.compute` gives, as ``intact``, ``permuted`` (encodings stay) and ``unrelated``, which is what
-        chance gives: of pictures of another sample of the batch, or of the batch before where that has a single sample; and
+        chance gives: of images of another sample of the batch, or of the batch before where that has a single sample; and
         as ``encodings_moved`` where the reshaper has encodings that are known and can move along with their tokens.
 
     Raises:
-        InputError: when there is no batch, or the first has a single sample, when pictures are not floats, or see
+        InputError: when there is no batch, or the first has a single sample, when images are not floats, or see
             :class:`PermutedReshaper`.
     """
     own = model.reshaper
@@ -364,7 +364,7 @@ def iou_when_permuted(
             return batch | {"image": image.roll(1, 0)}
         if before is None:
             raise InputError(
-                "iou_when_permuted: the first batch has one sample, so there is no picture of another; raise data.batch_size"
+                "iou_when_permuted: the first batch has one sample, so there is no image of another; raise data.batch_size"
             )
         return batch | {"image": before}
 

@@ -1,4 +1,4 @@
-"""What errors cost a trained model: a calibration that is off, another rig, cameras that fail, pictures that are spoilt."""
+"""What errors cost a trained model: a calibration that is off, another rig, cameras that fail, images that are spoilt."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +27,7 @@ CORRUPTIONS = ("darkness", "noise", "blur", "occlusion")
 
 
 def misread(cameras: Cameras, error: str, amount: float) -> Cameras:
-    """The calibration that is told where every camera's pose is misread by the same amount; pictures do not change.
+    """The calibration that is told where every camera's pose is misread by the same amount; images do not change.
 
     Args:
         cameras: the true ones.
@@ -55,7 +55,7 @@ def misread(cameras: Cameras, error: str, amount: float) -> Cameras:
     return replace(cameras, ego_from_cam=compose(pose, turn.to(pose)))
 
 
-def misreading(error: str, amount: float) -> Change:
+def perturb_calibration(error: str, amount: float) -> Change:
     """:func:`misread` of a batch."""
 
     def change(batch: Batch) -> Batch:
@@ -65,11 +65,11 @@ def misreading(error: str, amount: float) -> Change:
     return change
 
 
-def remounting(turn: str, amount: float, grid: BEVGrid) -> Change:
+def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
     """Every camera is mounted otherwise, turned where it stands by the same amount, and the calibration says so: a rig that the
     model has never seen, but may adapt to.
 
-    Its pictures follow from the old ones by the homography ``K·R·K⁻¹``; beyond the old border the border's colour goes on.
+    Its images follow from the old ones by the homography ``K·R·K⁻¹``; beyond the old border the border's colour goes on.
     Cells that no camera sees any more count for nothing.
 
     Args:
@@ -106,7 +106,7 @@ def remounting(turn: str, amount: float, grid: BEVGrid) -> Change:
     return change
 
 
-def dropping(camera: int) -> Change:
+def drop_camera(camera: int) -> Change:
     """One camera of the rig fails."""
 
     def change(batch: Batch) -> Batch:
@@ -119,11 +119,11 @@ def dropping(camera: int) -> Change:
     return change
 
 
-def corrupting(kind: str, severity: float) -> Change:
-    """All pictures of a batch are spoilt, always in the same way.
+def corrupt_images(kind: str, severity: float) -> Change:
+    """All images of a batch are spoilt, always in the same way.
 
     ``darkness``: light is multiplied by 1 − severity. ``noise``: Gaussian, of that standard deviation where white is 1.
-    ``blur``: Gaussian, of that standard deviation in hundredths of a picture's width. ``occlusion``: that share of the
+    ``blur``: Gaussian, of that standard deviation in hundredths of an image's width. ``occlusion``: that share of the
     width is covered by grey, from the left.
 
     Raises:

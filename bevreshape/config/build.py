@@ -35,7 +35,7 @@ from bevreshape.training.processes import rank
 from bevreshape.training.task import BEVTask
 
 MOST_PIXELS, MOST_CELLS = 1 << 23, 1 << 24
-"""Of a picture and of a map that a checkpoint says its model is for."""
+"""Of an image and of a map that a checkpoint says its model is for."""
 
 MOST_BUFFER_BYTES = 1 << 30
 """Of what a checkpoint's model holds in addition to its weights."""
@@ -43,7 +43,7 @@ MOST_BUFFER_BYTES = 1 << 30
 MODEL_PARTS = ("encoder", "reshaper", "head")
 """Groups of a config that make the model."""
 
-LOADER_KEYS = {"batch_size": BatchSize, "loader_workers": CountOrNone}
+LOADER_KEYS = {"batch_size": BatchSize, "num_workers": CountOrNone}
 """Keys of the ``data`` group that are the datamodule's; all others are the source's."""
 
 GIVEN: Mapping[str, tuple[str, ...]] = {
@@ -204,7 +204,7 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
         if getattr(augment, "flip_p", 0) > 0 and getattr(source, "raster", "exact") != "exact":
             raise InputError(
                 f"augment.flip_p={augment.flip_p}: data.raster={source.raster} draws half a cell to one side, so a mirrored "
-                "picture would be trained on another truth, a cell off; set augment.flip_p=0 or data.raster=exact"
+                "image would be trained on another truth, a cell off; set augment.flip_p=0 or data.raster=exact"
             )
     return BEVDataModule(source, **loader, augment=augment or None, seed=seed)
 

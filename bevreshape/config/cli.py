@@ -23,12 +23,12 @@ from bevreshape.config import settings
 from bevreshape.config.build import plain_config, reshaper_fields
 from bevreshape.config.options import read_settings
 from bevreshape.config.overrides import explain_override, explain_value, local_folders
-from bevreshape.config.stored import announced_reshapers
+from bevreshape.config.stored import entry_point_reshapers
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import Divergence, InputError
 from bevreshape.storage.files import REMEDIES, system_error
 from bevreshape.training.launch import out_of_memory
-from bevreshape.training.stopping import Stopped, interrupted_by_stops
+from bevreshape.training.stopping import TrainingInterrupted, interrupted_by_stops
 
 
 def conf_dir() -> Path:
@@ -53,7 +53,7 @@ def run(
     full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors to us instead of printing them
     try:
-        _announce()
+        _register_entry_points()
         sys.argv[1:] = local_folders(sys.argv[1:])
         if prepare is not None:
             config_name, sys.argv[1:] = prepare(config_name, sys.argv[1:])
@@ -70,7 +70,7 @@ def run(
         if sentence is not None:
             say(sentence)
         sys.exit(Divergence.exit_code if isinstance(error, Divergence) else 1)
-    except (Stopped, KeyboardInterrupt) as stop:
+    except (TrainingInterrupted, KeyboardInterrupt) as stop:
         say(str(stop) or "stopped")
         sys.exit(130)
     finally:
@@ -106,7 +106,7 @@ def composed(arguments: Sequence[str]) -> dict[str, Any]:
     running, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     try:
-        _announce()
+        _register_entry_points()
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = hydra.compose("train", [*arguments], return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)  # names are made of the groups that were chosen
@@ -167,10 +167,10 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def _announce() -> None:
+def _register_entry_points() -> None:
     store = ConfigStore.instance()
     built_in = {path.stem for path in (conf_dir() / "reshaper").glob("*.yaml")}
-    for name, target in announced_reshapers().items():
+    for name, target in entry_point_reshapers().items():
         if name in built_in:
             raise InputError(
                 f"the installed package of {target} announces a reshaper '{name}', which is the name of a built-in; "

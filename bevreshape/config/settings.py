@@ -43,7 +43,7 @@ class Instances(TypedDict):
     offset: Weight
 
 
-class Pictures(TypedDict):
+class LogImages(TypedDict):
     """What is drawn while training."""
 
     every_n_validations: Steps
@@ -68,7 +68,7 @@ class Train(TypedDict):
     resume: LocalPath | None
     trust: Trust
     checkpoint_every_n_steps: Steps
-    pictures: Pictures
+    log_images: LogImages
 
 
 class Evaluate(TypedDict):
@@ -78,7 +78,7 @@ class Evaluate(TypedDict):
     trainer: Node
     checkpoint: LocalPath
     split: Split
-    without_cameras: bool
+    drop_each_camera: bool
     trust: Trust
     seed: Seed
 
@@ -91,7 +91,7 @@ class Predict(TypedDict):
     calibration: LocalPath | None
     out: LocalPath
     batch_size: BatchSize
-    loader_workers: CountOrNone
+    num_workers: CountOrNone
     device: Device
     trust: Trust
     threshold: OpenShare
@@ -123,7 +123,7 @@ class Errors(Turns, total=False):
 
 
 class Corruptions(TypedDict, total=False):
-    """How much pictures are spoilt."""
+    """How much images are spoilt."""
 
     darkness: Sequence[Share]
     noise: Sequence[Share]

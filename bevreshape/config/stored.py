@@ -90,7 +90,7 @@ def typed_trust(arguments: Sequence[str]) -> tuple[str, ...]:
         raise InputError(f"trust={typed[-1]} is not understood; write trust=[their_package]") from None
 
 
-def announced_reshapers() -> dict[str, str]:
+def entry_point_reshapers() -> dict[str, str]:
     """Reshapers of other installed packages: name to ``package.module.Class``."""
     found: dict[str, str] = {}
     for point in entry_points(group=RESHAPERS):
@@ -193,7 +193,7 @@ def _check_target(target: Any, place: tuple[str, ...], where: str, trust: Sequen
         for known, names in PLACES.items()
         if len(known) == len(place) and all(one in ("*", other) for one, other in zip(known, place, strict=True))
     )
-    if own or (place == ("reshaper",) and target in announced_reshapers().values()):
+    if own or (place == ("reshaper",) and target in entry_point_reshapers().values()):
         return
     said = f"{where}: {_short('.'.join(place))} wants to call {_short(str(target))}, which is"
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
@@ -299,7 +299,7 @@ def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = (
     missing = [key for key in needed if config.get(key) is None]
     if missing:
         raise InputError(f"{path} has no {missing[0]}; it is damaged, so restore it")
-    for part in (*GROUPS, "trainer", "pictures", "instances"):
+    for part in (*GROUPS, "trainer", "images", "instances"):
         if not isinstance(config.get(part), dict | None):
             raise InputError(
                 f"{path}: {part}={_short(config[part])!r} must be a mapping of options; it is damaged, so restore it"

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches on their device; calibration, targets and validity move along with the pictures.
+"""Augmentation of whole batches on their device; calibration, targets and validity move along with the images.
 
 What happens to a sample is a function of (seed, epoch, index of the sample): batches may be composed in any way, on any
 number of processes, and a resumed run sees what the uninterrupted one would have seen. The few numbers of a sample are
@@ -53,20 +53,20 @@ class Augment:
     """Photometric jitter, horizontal flip, and zoom (resize and crop), called as ``augment(batch, seed, epoch)``.
 
     All cameras of a sample change alike. Flip and zoom are off unless asked for, since they move the homography between
-    picture and ground that a reshaper without calibration learns by heart.
+    image and ground that a reshaper without calibration learns by heart.
 
     Args:
-        brightness: pictures are multiplied by a factor from 1 ± brightness.
-        contrast: the distance to a picture's mean is multiplied by a factor from 1 ± contrast.
+        brightness: images are multiplied by a factor from 1 ± brightness.
+        contrast: the distance to an image's mean is multiplied by a factor from 1 ± contrast.
         saturation: the distance to grey is multiplied by a factor from 1 ± saturation.
         hue: turned by up to ± hue of the whole circle, at most 0.5.
         noise: highest standard deviation of Gaussian noise; a sample's own is uniform from 0. White is 1.
         flip_p: probability that the world is mirrored at the plane y = 0.
-        zoom: lowest and highest factor by which pictures are enlarged, at least 1, before a random window of their old
+        zoom: lowest and highest factor by which images are enlarged, at least 1, before a random window of their old
             size is cut out. Cells that no camera sees any more become invalid.
         grid: of the targets; it must be symmetric in y to be mirrored.
         image_mode: ``grey`` where all three channels of an image are the same, so that its noise is as well.
-        camera_names: of the rig. Mirroring swaps the pictures of two cameras whose names differ by ``left`` and
+        camera_names: of the rig. Mirroring swaps the images of two cameras whose names differ by ``left`` and
             ``right`` alone, so that a name goes on meaning a direction; others keep their place.
 
     Raises:
@@ -105,7 +105,7 @@ class Augment:
         self.active = any((brightness, contrast, saturation, hue, noise, flip_p)) or self.zoom[1] > 1
 
     def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
-        """A changed copy of a batch that is on its device, with pictures in 0..1 and with target and valid."""
+        """A changed copy of a batch that is on its device, with images in 0..1 and with target and valid."""
         if not self.active:
             return batch
         generators = [seeded(STREAM, seed, epoch, index) for index in torch.as_tensor(batch["index"]).tolist()]
@@ -118,10 +118,10 @@ class Augment:
         return batch | {"image": self._photometric(batch["image"], draws, generators)}
 
     def _flip(self, batch: Batch, chosen: Tensor) -> Batch:
-        """Mirror the world at y = 0: the scene, the rig, and with it every picture.
+        """Mirror the world at y = 0: the scene, the rig, and with it every image.
 
         A reflection S of the ego frame and F of the camera's x axis turn a camera into the one that sees the mirrored
-        scene in the mirrored picture: ``ego_from_cam → S · ego_from_cam · F`` stays a rotation, and
+        scene in the mirrored image: ``ego_from_cam → S · ego_from_cam · F`` stays a rotation, and
         ``u → (W − 1) − u`` makes ``cx → (W − 1) − cx``.
         """
         n, width = batch["image"].shape[1], batch["image"].shape[-1]

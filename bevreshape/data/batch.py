@@ -30,7 +30,7 @@ class Sample(TypedDict):
     index: int
     """Position in the split; order and augmentation are functions of it."""
     name: str
-    """What a person calls it; pictures and predictions are filed under it."""
+    """What a person calls it; images and predictions are filed under it."""
     target: NotRequired[Tensor]
     """(k, rows, cols) bool, one channel a class; classes overlap. Left out where :meth:`BEVSource.finish` makes it."""
     valid: NotRequired[Tensor]
@@ -43,7 +43,7 @@ Batch = dict[str, Any]
 
 @runtime_checkable
 class BEVSource(Protocol):
-    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it. See also :class:`MeasuredSource`."""
+    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it. See also :class:`SourceWithMetrics`."""
 
     grid: BEVGrid
     classes: tuple[str, ...]
@@ -57,11 +57,11 @@ class BEVSource(Protocol):
         """The split ``train``, ``val`` or ``test``."""
 
     def finish(self, batch: Batch) -> Batch:
-        """Complete a batch on its device, for instance with targets made from labelled pictures."""
+        """Complete a batch on its device, for instance with targets made from labelled images."""
 
 
 @runtime_checkable
-class MeasuredSource(BEVSource, Protocol):
+class SourceWithMetrics(BEVSource, Protocol):
     """A source with metrics of its own, which ``evaluate`` prints and writes beside IoU: a benchmark's, or by what a sample shows."""
 
     def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:

@@ -16,7 +16,7 @@ Augmentation = Callable[[Batch, int, int], Batch]
 """``augment(batch, seed, epoch)``: every sample's change is a function of seed, epoch and the sample's index."""
 
 
-class EpochOrder(Sampler[int]):
+class ResumableShuffleSampler(Sampler[int]):
     """The order of training, a function of seed and epoch alone, so that a run goes on where it stopped.
 
     Batch g of an epoch is the same set of samples on one process with batch size B·world and on ``world`` processes
@@ -98,7 +98,7 @@ class BEVDataModule(LightningDataModule):
     Args:
         source: where the samples come from.
         batch_size: samples per process.
-        loader_workers: processes that read samples; 0 reads in the training process.
+        num_workers: processes that read samples; 0 reads in the training process.
         augment: changes training batches on the device; ``None`` leaves them as they are.
         seed: of order and augmentation.
 
@@ -111,14 +111,14 @@ class BEVDataModule(LightningDataModule):
         source: BEVSource,
         *,
         batch_size: BatchSize,
-        loader_workers: CountOrNone = 0,
+        num_workers: CountOrNone = 0,
         augment: Augmentation | None = None,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
         self.source = source
         self.batch_size = batch_size
-        self.loader_workers = loader_workers
+        self.num_workers = num_workers
         self.augment = augment
         self.seed = seed
         self.tested_split = "test"
@@ -133,7 +133,7 @@ class BEVDataModule(LightningDataModule):
         epoch, start = 0, 0
         rank, world = self._place()
         accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
-        order = EpochOrder(
+        order = ResumableShuffleSampler(
             len(dataset),  # type: ignore[arg-type]
             self.batch_size,
             self.seed,
@@ -177,8 +177,8 @@ class BEVDataModule(LightningDataModule):
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.loader_workers,
-            persistent_workers=self.loader_workers > 0,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # the loader's own draws must not move the global random state
         )

@@ -1,4 +1,4 @@
-"""Pictures and label pictures from files, refused with a sentence where a network or a calibration would be misled."""
+"""Images and label images from files, refused with a sentence where a network or a calibration would be misled."""
 
 import sys
 import warnings
@@ -16,28 +16,28 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bevreshape.errors import InputError
-from bevreshape.geometry import Lens, pinhole_intrinsics
+from bevreshape.geometry import DistortionModel, pinhole_intrinsics
 from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.distortion import source_pixels
 from bevreshape.geometry.ipm import sample
 from bevreshape.storage.files import open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Of the files that count as pictures, in lower case."""
+"""Of the files that count as images, in lower case."""
 
 MAX_MEGAPIXELS = 64
-"""A larger picture is refused by its header; decoding it could fill the memory."""
+"""A larger image is refused by its header; decoding it could fill the memory."""
 
-Damaged = Literal["refuse", "mask"]
-"""What becomes of a picture that cannot be read while a data set is."""
+OnCorruptImage = Literal["raise", "mask"]
+"""What becomes of an image that cannot be read while a data set is."""
 
 
 ImageMode = Literal["rgb", "grey"]
 """How images are read: in three colours, or as one grey channel that is repeated, so that any encoder takes it."""
 
 
-class DamagedPicture(InputError):
-    """A picture's file is missing, or is no whole JPEG or PNG; what is wrong with one that can be read is no such damage."""
+class CorruptImageError(InputError):
+    """An image's file is missing, or is no whole JPEG or PNG; what is wrong with one that can be read is no such damage."""
 
 
 _ORIENTATION = 0x0112  # EXIF
@@ -50,7 +50,7 @@ _MODES = {
 }
 
 
-def read_picture(
+def read_image(
     path: Path, image_size: tuple[int, int] | None = None, image_mode: str = "rgb"
 ) -> UInt8[Tensor, "3 H W"]:
     """Decode a JPEG or PNG into RGB, exactly the stored pixels.
@@ -61,27 +61,27 @@ def read_picture(
 
     Args:
         path: of the file.
-        image_size: (H, W) that :func:`fit_picture` will make of it; then a JPEG that is twice, four or eight times as large
+        image_size: (H, W) that :func:`resize_and_crop` will make of it; then a JPEG that is twice, four or eight times as large
             is decoded at a half, a quarter or an eighth of its size, which is much faster, where that divides both sides.
         image_mode: one of :data:`ImageMode`.
 
     Raises:
-        InputError: missing, empty, truncated, not a picture, larger than ``MAX_MEGAPIXELS``, 16-bit, grey unless it shall be,
+        InputError: missing, empty, truncated, not an image, larger than ``MAX_MEGAPIXELS``, 16-bit, grey unless it shall be,
             CMYK, transparent, or stored rotated (the calibration is for pixels as stored).
     """
-    picture, _, orientation = _decode(path, image_size)
-    if picture.mode == "P" or (picture.mode == "RGB" and "transparency" in picture.info):
-        picture = picture.convert("RGBA")
-    elif picture.mode == "L" and "transparency" in picture.info:
-        picture = picture.convert("LA")
-    if picture.mode in ("LA", "RGBA"):
-        if picture.getchannel("A").getextrema() != (255, 255):
-            raise InputError(f"{path}: the picture is transparent in places; save it without an alpha channel")
-        picture = picture.convert(picture.mode[:-1])
-    if picture.mode not in (("RGB", "L") if image_mode == "grey" else ("RGB",)):
-        grey = "; train with data.image_mode=grey, or" if picture.mode == "L" else ";"
+    image, _, orientation = _decode(path, image_size)
+    if image.mode == "P" or (image.mode == "RGB" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    elif image.mode == "L" and "transparency" in image.info:
+        image = image.convert("LA")
+    if image.mode in ("LA", "RGBA"):
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise InputError(f"{path}: the image is transparent in places; save it without an alpha channel")
+        image = image.convert(image.mode[:-1])
+    if image.mode not in (("RGB", "L") if image_mode == "grey" else ("RGB",)):
+        grey = "; train with data.image_mode=grey, or" if image.mode == "L" else ";"
         raise InputError(
-            f"{path}: the picture is {_MODES.get(picture.mode, picture.mode)}, not RGB{grey} save it with three channels of 8 bits"
+            f"{path}: the image is {_MODES.get(image.mode, image.mode)}, not RGB{grey} save it with three channels of 8 bits"
         )
     if orientation != 1:
         raise InputError(
@@ -89,123 +89,121 @@ def read_picture(
             "the stored pixels; store it upright (orientation 1)"
         )
     if image_mode == "grey":
-        return torch.from_numpy(np.array(picture.convert("L"))).expand(3, -1, -1).contiguous()
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(image.convert("L"))).expand(3, -1, -1).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def read_or_mask(read: Callable[[], Tensor], damaged: str | None) -> Tensor | None:
-    """What ``read`` delivers, or ``None`` where the picture is damaged and shall be masked, which is said.
+def read_or_mask(read: Callable[[], Tensor], on_corrupt_image: str | None) -> Tensor | None:
+    """What ``read`` delivers, or ``None`` where the image is damaged and shall be masked, which is said.
 
     Args:
-        read: delivers a picture.
-        damaged: one of :data:`Damaged`; ``None`` refuses without a word of this choice.
+        read: delivers an image.
+        on_corrupt_image: one of :data:`OnCorruptImage`; ``None`` refuses without a word of this choice.
 
     Raises:
         InputError: as ``read``.
     """
     try:
         return read()
-    except DamagedPicture as error:
-        if damaged == "mask":
+    except CorruptImageError as error:
+        if on_corrupt_image == "mask":
             print(f"{error}; its camera is masked", file=sys.stderr)
             return None
-        if damaged == "refuse":
-            raise DamagedPicture(f"{error}; data.damaged=mask goes on without this camera") from None
+        if on_corrupt_image == "raise":
+            raise CorruptImageError(f"{error}; data.on_corrupt_image=mask goes on without this camera") from None
         raise
 
 
-def read_codes(path: Path) -> UInt8[Tensor, "H W"]:
+def read_label_image(path: Path) -> UInt8[Tensor, "H W"]:
     """Decode a PNG of one number a pixel, such as class ids, exactly as stored: of a palette PNG the indices count, and grey
     of 1, 2 or 4 bits is not stretched to 0..255.
 
     Raises:
         InputError: missing, empty, truncated, not a PNG, too large, or of another kind of pixel.
     """
-    picture, stored, _ = _decode(path)
-    if picture.format != "PNG":
-        raise InputError(f"{path}: labels must be PNG, this is {picture.format}, which changes the ids; save it as PNG")
+    image, stored, _ = _decode(path)
+    if image.format != "PNG":
+        raise InputError(f"{path}: labels must be PNG, this is {image.format}, which changes the ids; save it as PNG")
     if stored not in _STRETCHED:
         raise InputError(
             f"{path}: the pixels are {stored}, but labels are single-channel class ids of at most 8 bits; convert the "
             "colours to ids first"
         )
-    return torch.from_numpy(np.array(picture).astype(np.uint8) // _STRETCHED[stored])
+    return torch.from_numpy(np.array(image).astype(np.uint8) // _STRETCHED[stored])
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: Path) -> tuple[int, int]:
     """(H, W) in pixels, from the header alone.
 
     Raises:
-        InputError: as :func:`read_picture`, as far as the header tells.
+        InputError: as :func:`read_image`, as far as the header tells.
     """
-    with _opened(path) as picture:
-        return picture.height, picture.width
+    with _opened(path) as image:
+        return image.height, image.width
 
 
-def fit_picture(
-    picture: UInt8[Tensor, "3 h w"], intrinsics: Tensor, image_size: tuple[int, int], lens: Lens | None = None
+def resize_and_crop(
+    image: UInt8[Tensor, "3 h w"], intrinsics: Tensor, dst_size: tuple[int, int], lens: DistortionModel | None = None
 ) -> tuple[UInt8[Tensor, "3 H W"], Tensor]:
-    """Bring a picture to the network's size, and its intrinsics (3, 3) along.
+    """Bring an image to the network's size, and its intrinsics (3, 3) along.
 
-    Resized, antialiased, until it covers ``image_size``; what is too high is cut off the top, where the sky is, and
+    Resized, antialiased, until it covers ``dst_size``; what is too high is cut off the top, where the sky is, and
     what is too wide off both sides. With a lens it is undistorted on the way, and the intrinsics are those of its
-    pinhole picture.
+    pinhole image.
     """
-    old_size = (picture.shape[1], picture.shape[2])
+    old_size = (image.shape[1], image.shape[2])
     if lens is not None:
-        fitted = fit_intrinsics(intrinsics, old_size, image_size)
-        return _fit_bent(picture, lens, fitted, image_size), fitted
-    new_size, top, left = _fit(old_size, image_size)
+        fitted = resize_and_crop_intrinsics(intrinsics, old_size, dst_size)
+        return _fit_bent(image, lens, fitted, dst_size), fitted
+    new_size, top, left = _fit(old_size, dst_size)
     if new_size != old_size:
-        picture = F.interpolate(picture[None], new_size, mode="bilinear", antialias=True)[0]
-    window = picture[:, top : top + image_size[0], left : left + image_size[1]].contiguous()
-    return window, fit_intrinsics(intrinsics, old_size, image_size)
+        image = F.interpolate(image[None], new_size, mode="bilinear", antialias=True)[0]
+    window = image[:, top : top + dst_size[0], left : left + dst_size[1]].contiguous()
+    return window, resize_and_crop_intrinsics(intrinsics, old_size, dst_size)
 
 
-def fit_intrinsics(intrinsics: Tensor, picture_size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-    """What :func:`fit_picture` makes of the intrinsics (..., 3, 3) of a picture of ``picture_size`` (H, W)."""
-    new_size, top, left = _fit(picture_size, image_size)
-    scale_v, scale_u = (new / old for new, old in zip(new_size, picture_size, strict=True))
+def resize_and_crop_intrinsics(intrinsics: Tensor, src_size: tuple[int, int], dst_size: tuple[int, int]) -> Tensor:
+    """What :func:`resize_and_crop` makes of the intrinsics (..., 3, 3) of an image of ``src_size`` (H, W)."""
+    new_size, top, left = _fit(src_size, dst_size)
+    scale_v, scale_u = (new / old for new, old in zip(new_size, src_size, strict=True))
     return shift_intrinsics(resize_intrinsics(intrinsics, scale_u, scale_v), -left, -top)
 
 
-def reduction(picture_size: tuple[int, int], image_size: tuple[int, int]) -> int:
+def reduction(src_size: tuple[int, int], dst_size: tuple[int, int]) -> int:
     """By which factor, 1, 2, 4 or 8, a JPEG may be decoded smaller and still be no smaller than it will be fitted."""
-    (high, wide), _, _ = _fit(picture_size, image_size)
-    factors = (factor for factor in (8, 4, 2) if not any(side % factor for side in picture_size))
-    return next((f for f in factors if picture_size[0] >= f * high and picture_size[1] >= f * wide), 1)
+    (high, wide), _, _ = _fit(src_size, dst_size)
+    factors = (factor for factor in (8, 4, 2) if not any(side % factor for side in src_size))
+    return next((f for f in factors if src_size[0] >= f * high and src_size[1] >= f * wide), 1)
 
 
-def straighten(picture: UInt8[Tensor, "3 H W"], lens: Lens) -> UInt8[Tensor, "3 H W"]:
-    """The pinhole picture of a stored one, bilinear; its intrinsics are the lens' ``pinhole_intrinsics``."""
-    return fit_picture(picture, pinhole_intrinsics(lens), lens.image_size, lens)[0]
+def undistort(image: UInt8[Tensor, "3 H W"], lens: DistortionModel) -> UInt8[Tensor, "3 H W"]:
+    """The pinhole image of a stored one, bilinear; its intrinsics are the lens' ``pinhole_intrinsics``."""
+    return resize_and_crop(image, pinhole_intrinsics(lens), lens.image_size, lens)[0]
 
 
-def straighten_codes(codes: UInt8[Tensor, "H W"], lens: Lens) -> UInt8[Tensor, "H W"]:
-    """The pinhole label picture of a stored one: of every pixel the nearest."""
+def straighten_codes(codes: UInt8[Tensor, "H W"], lens: DistortionModel) -> UInt8[Tensor, "H W"]:
+    """The pinhole label image of a stored one: of every pixel the nearest."""
     return codes.flatten()[_nearest(lens)].reshape(codes.shape)
 
 
-def _fit_bent(picture: Tensor, lens: Lens, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Read a stored picture where the pixels of a pinhole picture look: two by two for each, unless it is hardly shrunk,
-    in the stored picture shrunk, antialiased, to about that density."""
+def _fit_bent(image: Tensor, lens: DistortionModel, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Read a stored image where the pixels of a pinhole image look: two by two for each, unless it is hardly shrunk,
+    in the stored image shrunk, antialiased, to about that density."""
     ratio = min(old / new for old, new in zip(lens.image_size, image_size, strict=True))
     over = 1 if ratio < 1.25 else 2
     if ratio > over:
         height, width = (round(side * over / ratio) for side in lens.image_size)
-        picture = F.interpolate(picture[None], (height, width), mode="bilinear", antialias=True)[0]
-    pixels = _sources(
-        lens, (picture.shape[1], picture.shape[2]), image_size, over, tuple(intrinsics.flatten().tolist())
-    )
-    read = sample(picture[None, None].float(), pixels[None, None])[0]  # 1 3 over·H over·W
+        image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+    pixels = _sources(lens, (image.shape[1], image.shape[2]), image_size, over, tuple(intrinsics.flatten().tolist()))
+    read = sample(image[None, None].float(), pixels[None, None])[0]  # 1 3 over·H over·W
     return F.avg_pool2d(read, over)[0].round().byte()
 
 
 @lru_cache(maxsize=16)
 def _sources(
-    lens: Lens, size: tuple[int, int], image_size: tuple[int, int], over: int, intrinsics: tuple[float, ...]
+    lens: DistortionModel, size: tuple[int, int], image_size: tuple[int, int], over: int, intrinsics: tuple[float, ...]
 ) -> Tensor:
-    """Where in the stored picture, resized to ``size``, ``over`` by ``over`` points of every pixel are: float32 (…, 2)."""
+    """Where in the stored image, resized to ``size``, ``over`` by ``over`` points of every pixel are: float32 (…, 2)."""
     finer = resize_intrinsics(torch.tensor(intrinsics, dtype=torch.float64).reshape(3, 3), over, over)
     pixels = source_pixels(lens, finer, (image_size[0] * over, image_size[1] * over))
     scale = torch.tensor([size[1] / lens.image_size[1], size[0] / lens.image_size[0]], dtype=torch.float64)
@@ -213,29 +211,29 @@ def _sources(
 
 
 @lru_cache(maxsize=16)
-def _nearest(lens: Lens) -> Tensor:
-    """For every pixel of the pinhole picture, row by row, the number of the stored one."""
+def _nearest(lens: DistortionModel) -> Tensor:
+    """For every pixel of the pinhole image, row by row, the number of the stored one."""
     height, width = lens.image_size
     u, v = source_pixels(lens, pinhole_intrinsics(lens), lens.image_size).round().int().flatten(0, 1).unbind(-1)
     return v.clamp(0, height - 1) * width + u.clamp(0, width - 1)
 
 
-def _fit(picture_size: tuple[int, int], image_size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
-    scale = max(new / old for new, old in zip(image_size, picture_size, strict=True))
-    height, width = (max(new, round(old * scale)) for new, old in zip(image_size, picture_size, strict=True))
-    return (height, width), height - image_size[0], (width - image_size[1]) // 2
+def _fit(src_size: tuple[int, int], dst_size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+    scale = max(new / old for new, old in zip(dst_size, src_size, strict=True))
+    height, width = (max(new, round(old * scale)) for new, old in zip(dst_size, src_size, strict=True))
+    return (height, width), height - dst_size[0], (width - dst_size[1]) // 2
 
 
 class _Decoded(NamedTuple):
     """What a file holds.
 
     Attributes:
-        picture: its pixels.
+        image: its pixels.
         stored: how a pixel is stored, in Pillow's words: ``L;2`` is grey of two bits, which Pillow stretches to 0..255.
         orientation: EXIF's, 1 for upright.
     """
 
-    picture: Image.Image
+    image: Image.Image
     stored: str
     orientation: Any
 
@@ -246,26 +244,26 @@ _STRETCHED = {"1": 1, "L;2": 85, "L;4": 17, "L": 1, "P;1": 1, "P;2": 1, "P;4": 1
 
 @contextmanager
 def _opened(path: Path, *, whole: bool = False) -> Iterator[Image.Image]:
-    """A picture whose header is read and judged, and for a ``whole`` one also the check sums of a PNG, which Pillow leaves out
+    """An image whose header is read and judged, and for a ``whole`` one also the check sums of a PNG, which Pillow leaves out
     where it decodes."""
     try:
         file = open_regular(path)
     except FileNotFoundError:
-        raise DamagedPicture(f"{path}: there is no such file") from None
+        raise CorruptImageError(f"{path}: there is no such file") from None
     except OSError as error:
-        raise DamagedPicture(f"{path}: the file cannot be read ({error.strerror})") from None
+        raise CorruptImageError(f"{path}: the file cannot be read ({error.strerror})") from None
     with file:
         if not file.read(1):
-            raise DamagedPicture(f"{path}: the file is empty; copy it again")
-        picture = _header(file, path)
-        if whole and picture.format == "PNG":
+            raise CorruptImageError(f"{path}: the file is empty; copy it again")
+        image = _header(file, path)
+        if whole and image.format == "PNG":
             try:
-                picture.verify()
+                image.verify()
             except Exception as error:  # what Pillow's parsers raise depends on where a file is damaged
                 raise _unreadable(path, error) from None
             file.seek(0)
-            picture = _header(file, path)
-        yield picture
+            image = _header(file, path)
+        yield image
 
 
 def _header(file: BinaryIO, path: Path) -> Image.Image:
@@ -274,47 +272,47 @@ def _header(file: BinaryIO, path: Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on what does not concern pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(file, formats=("JPEG", "PNG"))
-            stored = _stored(picture)
+            image = Image.open(file, formats=("JPEG", "PNG"))
+            stored = _stored(image)
     except UnidentifiedImageError:
-        raise DamagedPicture(
-            f"{path}: this is not a JPEG or PNG picture, or its header is damaged; convert it"
+        raise CorruptImageError(
+            f"{path}: this is not a JPEG or PNG image, or its header is damaged; convert it"
         ) from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{path}: the picture has {too_large}") from None
+        raise InputError(f"{path}: the image has {too_large}") from None
     except Exception as error:  # as above
         raise _unreadable(path, error) from None
-    if picture.width * picture.height > MAX_MEGAPIXELS * 10**6:
-        raise InputError(f"{path}: the picture is {picture.width}×{picture.height}, {too_large}")
+    if image.width * image.height > MAX_MEGAPIXELS * 10**6:
+        raise InputError(f"{path}: the image is {image.width}×{image.height}, {too_large}")
     if "16" in stored:  # Pillow would cut the low byte of colours without a word
         raise InputError(
-            f"{path}: the picture has 16 bits a channel; save it with 8 bits a channel, all pictures by the same scale"
+            f"{path}: the image has 16 bits a channel; save it with 8 bits a channel, all images by the same scale"
         )
-    return picture
+    return image
 
 
 def _decode(path: Path, image_size: tuple[int, int] | None = None) -> _Decoded:
-    with _opened(path, whole=True) as picture:
-        stored = _stored(picture)
+    with _opened(path, whole=True) as image:
+        stored = _stored(image)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if image_size is not None and picture.format in ("JPEG", "MPO"):
-                    factor = reduction((picture.height, picture.width), image_size)
-                    picture.draft(None, (picture.width // factor, picture.height // factor))
-                picture.load()
-                return _Decoded(picture, stored, picture.getexif().get(_ORIENTATION, 1))
+                if image_size is not None and image.format in ("JPEG", "MPO"):
+                    factor = reduction((image.height, image.width), image_size)
+                    image.draft(None, (image.width // factor, image.height // factor))
+                image.load()
+                return _Decoded(image, stored, image.getexif().get(_ORIENTATION, 1))
         except Exception as error:  # as above
             raise _unreadable(path, error) from None
 
 
-def _stored(picture: Image.Image) -> str:
-    """Pillow's raw mode of a picture that is opened and not yet loaded."""
-    arguments: Any = picture.tile[0][3]  # type: ignore[attr-defined]  # of ImageFile
+def _stored(image: Image.Image) -> str:
+    """Pillow's raw mode of an image that is opened and not yet loaded."""
+    arguments: Any = image.tile[0][3]  # type: ignore[attr-defined]  # of ImageFile
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
     if "MAX_TEXT" in str(error):  # Pillow bounds what the texts in a PNG unpack to
-        return InputError(f"{path}: the picture holds a text that is too large ({error}); save it without its metadata")
-    return DamagedPicture(f"{path}: the picture is truncated or damaged ({error}); copy it again")
+        return InputError(f"{path}: the image holds a text that is too large ({error}); save it without its metadata")
+    return CorruptImageError(f"{path}: the image is truncated or damaged ({error}); copy it again")

@@ -1,4 +1,4 @@
-"""What targets are made from: labels of pictures, laid onto the ground, truth from above, or 3D boxes."""
+"""What targets are made from: labels of images, laid onto the ground, truth from above, or 3D boxes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Bool, Integer, UInt8
 from torch import Tensor
 
-from bevreshape.data.image_io import read_codes, straighten_codes
+from bevreshape.data.image_io import read_label_image, straighten_codes
 from bevreshape.data.sources.folder.boxes import read_boxes
 from bevreshape.data.sources.folder.calibration import Calibration
 from bevreshape.data.sources.folder.dataset import camera_folders, check_size, files_by_frame
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import BEVGrid, Cameras, footprints, labels_to_bev
+from bevreshape.geometry import BEVGrid, Cameras, labels_to_bev
 from bevreshape.geometry.ipm import VOID
+from bevreshape.geometry.rasterize import rasterize_boxes
 
 Found = TypeVar("Found")
 
@@ -47,7 +48,7 @@ def matching_cells(
             f"{wanted.forward_m}, left {wanted.left_m}, without moving it; choose cells inside it that are a whole "
             "number of times as long, or a whole fraction as long, and in line with it"
         )
-    centers = stored.cells_of(wanted.centers(dtype=torch.float64))  # R C (col, row)
+    centers = stored.metric_to_cell(wanted.centers(dtype=torch.float64))  # R C (col, row)
     on_corners = ratio > 1.5 and round(ratio) % 2 == 0
     around = torch.tensor([-0.5, 0.5] if on_corners else [0.0], dtype=torch.float64)
     rows, cols = ((places[:, None] + around).round().long() for places in (centers[:, 0, 1], centers[0, :, 0]))
@@ -64,12 +65,12 @@ def _ids(values: Tensor) -> list[int]:
     return values.nonzero().flatten().tolist()
 
 
-class PictureTruth:
+class ImageLabels:
     """Class ids of pixels, laid onto the ground by inverse perspective mapping.
 
     Args:
-        folder: laid out as ``images/``, with PNG files of the pictures' sizes.
-        calibration: of the pictures.
+        folder: laid out as ``images/``, with PNG files of the images' sizes.
+        calibration: of the images.
         classes: for every class, the names of the labels that count as it.
 
     Raises:
@@ -85,7 +86,7 @@ class PictureTruth:
         self._classes = {name: _ids(codes.any_of(names, f"class {name!r}")) for name, names in classes.items()}
 
     def read(self, name: str, camera_mask: Tensor) -> UInt8[Tensor, "n H W"]:
-        """The label pictures of a frame, undistorted, void beyond their edge and where a camera is missing."""
+        """The label images of a frame, undistorted, void beyond their edge and where a camera is missing."""
         rig = self._calibration.of(name)
         canvas = torch.full((len(self._files), *self._calibration.largest_size), VOID, dtype=torch.uint8)
         for number, (files, size) in enumerate(zip(self._files, rig.sizes, strict=True)):
@@ -96,7 +97,7 @@ class PictureTruth:
                     f"{self._folder}: frame {name!r} has no label of camera {self._calibration.cameras[number]!r}; add it, "
                     "or take the frame out of the split"
                 )
-            labels = read_codes(files[name])
+            labels = read_label_image(files[name])
             check_size(files[name], (labels.shape[0], labels.shape[1]), size, self._calibration.path)
             self._codes.check(labels, files[name])
             lens = rig.lenses[number]
@@ -109,7 +110,7 @@ class PictureTruth:
         return {name: (plane, known) for name, plane in zip(self._classes, target.unbind(1), strict=True)}
 
 
-class MapTruth:
+class BEVLabels:
     """Truth seen from above, one byte a cell, read at the centres of the wanted cells.
 
     Where these lie on the corners of four stored cells, a class is there if at least half of those that are known are of it,
@@ -141,7 +142,7 @@ class MapTruth:
         """The truth of a frame, of the one or four stored cells at every wanted centre."""
         if name not in self._files:
             raise InputError(f"{self._folder}: frame {name!r} has no truth; add it, or take the frame out of the split")
-        truth = read_codes(self._files[name])
+        truth = read_label_image(self._files[name])
         if tuple(truth.shape) != self._stored.shape:
             raise InputError(
                 f"{self._files[name]}: the truth is {truth.shape[0]}×{truth.shape[1]} cells but calibration.json states a "
@@ -165,7 +166,7 @@ class MapTruth:
         return planes
 
 
-class BoxTruth:
+class BoxLabels:
     """3D boxes: a class is in the cells whose centre lies in the footprint of one of its boxes, and known everywhere.
 
     Args:
@@ -196,7 +197,7 @@ class BoxTruth:
     def read(self, name: str) -> Bool[Tensor, "k R C"]:
         """The classes of a frame on the wanted cells."""
         boxes = read_boxes(self._folder / f"{name}.json", self._categories)
-        cells = footprints(boxes.from_above, self._grid)
+        cells = rasterize_boxes(boxes.from_above, self._grid)
         return torch.stack([cells[boxes.among(names)].any(0) for names in self._classes.values()])
 
     def lay(self, planes: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -101,7 +101,7 @@ class Preprocessing:
             **camera,
             "image_size": stored,
             "distortion": distortion,
-            "fitted_intrinsics": fit_intrinsics(np.asarray(pinhole, dtype=np.float64), stored, self.size),
+            "fitted_intrinsics": resize_and_crop_intrinsics(np.asarray(pinhole, dtype=np.float64), stored, self.size),
         }
 
     def _image(self, image: Array, camera: Mapping[str, Any]) -> Array:
@@ -135,7 +135,7 @@ def fitting(stored: Size, wanted: Size) -> tuple[Size, int, int]:
     return (height, width), height - wanted[0], (width - wanted[1]) // 2
 
 
-def fit_intrinsics(intrinsics: Array, stored: Size, wanted: Size) -> Array:
+def resize_and_crop_intrinsics(intrinsics: Array, stored: Size, wanted: Size) -> Array:
     """``pixel_from_cam`` (3, 3) of an image of the wanted size; integers are pixel centres."""
     (height, width), top, left = fitting(stored, wanted)
     u, v = width / stored[1], height / stored[0]
@@ -196,8 +196,8 @@ def distort(distortion: Mapping[str, Any], x: Array, y: Array) -> tuple[Array, A
     if distortion["model"] == "fisheye":
         radius = np.sqrt(square)
         angle = np.arctan(radius)
-        bent = angle * (1 + angle**2 * (k[0] + angle**2 * (k[1] + angle**2 * (k[2] + angle**2 * k[3]))))
-        factor = np.divide(bent, radius, out=np.ones_like(radius), where=radius > 1e-8)
+        distorted = angle * (1 + angle**2 * (k[0] + angle**2 * (k[1] + angle**2 * (k[2] + angle**2 * k[3]))))
+        factor = np.divide(distorted, radius, out=np.ones_like(radius), where=radius > 1e-8)
         return x * factor, y * factor
     k1, k2, p1, p2, k3, k4, k5, k6 = k
     radial = (1 + square * (k1 + square * (k2 + square * k3))) / (1 + square * (k4 + square * (k5 + square * k6)))

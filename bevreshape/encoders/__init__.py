@@ -1,4 +1,4 @@
-"""Image encoders: pictures of every camera → features."""
+"""Image encoders: images of every camera → features."""
 
 from bevreshape.encoders.timm import TimmEncoder
 

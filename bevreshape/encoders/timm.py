@@ -30,11 +30,11 @@ Offset = Annotated[float, Ge(-1024), Le(1024)]
 class TimmEncoder(nn.Module):
     """Features of every camera at the wanted strides, brought to one width by a 1×1 neck.
 
-    Picture normalisation, with the model's own mean and standard deviation, lies inside.
+    Image normalisation, with the model's own mean and standard deviation, lies inside.
 
     Args:
         name: any of ``timm.list_models()`` with spatial features.
-        image_size: (H, W) of the pictures, in pixels.
+        image_size: (H, W) of the images, in pixels.
         cameras: n.
         strides: pixels between neighbouring features, one a wanted scale.
         channels: c, of every scale.
@@ -43,7 +43,7 @@ class TimmEncoder(nn.Module):
             where these do not explain the features, as in Swin or Hiera, by the centre of the input's gradient.
 
     Raises:
-        InputError: unknown name or stride, weights that cannot be had, a picture size that the model cannot take, or an
+        InputError: unknown name or stride, weights that cannot be had, an image size that the model cannot take, or an
             offset that cannot be found.
     """
 
@@ -95,20 +95,20 @@ class TimmEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, "b n 3 H W"]
     ) -> Float[Tensor, "b n c h w"] | tuple[Float[Tensor, "b n c _ _"], ...]:
-        """Pictures in 0..1 → features, one tensor, or a tuple where several strides were asked for.
+        """Images in 0..1 → features, one tensor, or a tuple where several strides were asked for.
 
         Raises:
-            InputError: when the pictures are not what this was built for.
+            InputError: when the images are not what this was built for.
         """
         built = (self.cameras, *self.image_size)
         given = (image.shape[1], *image.shape[-2:])
         if given != built:
             raise InputError(
-                "encoder: pictures are {} cameras × {}×{} but it was built for {} × {}×{}; ".format(*given, *built)
+                "encoder: images are {} cameras × {}×{} but it was built for {} × {}×{}; ".format(*given, *built)
                 + "resize them, or rebuild it with their image_size and cameras"
             )
-        picture = rearrange((image - self.mean) / self.std, "b n k H W -> (b n) k H W")
-        features = _tap(self.trunk, picture.contiguous(memory_format=torch.channels_last), self.levels)
+        flat = rearrange((image - self.mean) / self.std, "b n k H W -> (b n) k H W")
+        features = _tap(self.trunk, flat.contiguous(memory_format=torch.channels_last), self.levels)
         scales = tuple(
             rearrange(neck(x), "(b n) c h w -> b n c h w", n=self.cameras)
             for neck, x in zip(self.necks, features, strict=True)
@@ -122,7 +122,7 @@ def _build(name: str, image_size: Size, pretrained: bool) -> Any:
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise InputError(f"encoder: timm describes no preprocessing of name={name}; choose another model")
-    # transformers are built for one picture size, convolutions take any
+    # transformers are built for one image size, convolutions take any
     options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     try:
         trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
@@ -133,7 +133,7 @@ def _build(name: str, image_size: Size, pretrained: bool) -> Any:
                 "network once, or set encoder.pretrained=false"
             ) from error
         raise InputError(
-            f"encoder: {name} cannot be built for pictures of {image_size} (H, W) ({_first_line(error)}); choose another "
+            f"encoder: {name} cannot be built for images of {image_size} (H, W) ({_first_line(error)}); choose another "
             "size or model"
         ) from error
     if not hasattr(trunk, "forward_intermediates"):
@@ -155,10 +155,10 @@ def _cut(trunk: Any, name: str, strides: Sequence[int]) -> tuple[list[int], list
     return levels, [info[level][1] for level in levels]
 
 
-def _tap(trunk: Any, picture: Tensor, levels: list[int]) -> list[Tensor]:
+def _tap(trunk: Any, image: Tensor, levels: list[int]) -> list[Tensor]:
     """Features of the levels, in their order."""
     rising = sorted(levels)
-    features = trunk.forward_intermediates(picture, indices=rising, stop_early=True, intermediates_only=True)
+    features = trunk.forward_intermediates(image, indices=rising, stop_early=True, intermediates_only=True)
     return [features[rising.index(level)] for level in levels]
 
 
@@ -180,7 +180,7 @@ class Lattice:
 
 
 def _measure(trunk: Any, name: str, levels: list[int], image_size: Size) -> tuple[list[Size], dict[Size, Lattice]]:
-    """Run one empty picture through; the sizes of the levels, and the lattice of every size on the way.
+    """Run one empty image through; the sizes of the levels, and the lattice of every size on the way.
 
     A layer with kernel k, dilation d and ``pad`` zeros before the first pixel centres its output 0 on its input
     ``(k − 1)/2·d − pad``. Of layers that take the same map and make the same size the first counts, so that a shortcut
@@ -212,7 +212,7 @@ def _measure(trunk: Any, name: str, levels: list[int], image_size: Size) -> tupl
             features = _tap(trunk, torch.zeros(1, 3, *image_size), levels)
     except (AssertionError, RuntimeError) as error:
         raise InputError(
-            f"encoder: {name} cannot take pictures of {image_size} (H, W) ({_first_line(error)}); choose another size"
+            f"encoder: {name} cannot take images of {image_size} (H, W) ({_first_line(error)}); choose another size"
         ) from error
     finally:
         for hook in hooks:
@@ -244,7 +244,7 @@ def _offset(
     if down != right:
         raise InputError(
             f"encoder: the padding of {name} puts feature 0 on pixel {down:g} down but {right:g} to the right; choose a "
-            f"picture size of which stride {stride} divides both sides"
+            f"image size of which stride {stride} divides both sides"
         )
     return down
 
@@ -271,17 +271,17 @@ BROAD = 8
 """Features along a side that a gradient is taken of, at least."""
 
 FEWEST, MOST = 3, 48
-"""Random pictures that are asked where a feature looks."""
+"""Random images that are asked where a feature looks."""
 
 
 @lru_cache(maxsize=64)
 def _offset_by_gradient(
     name: str, image_size: Size, stride: int, base: tuple[int, float, float]
 ) -> tuple[float, float]:
-    """Pixel (v, u) on which feature 0 is centred: the centre of the squared gradient of features by the picture.
+    """Pixel (v, u) on which feature 0 is centred: the centre of the squared gradient of features by the image.
 
     The model is a new one of always the same random weights, its kernels made even, since trained and random ones lean
-    to a side of their own. Random mixtures of channels at random pictures are differentiated, at features away from the
+    to a side of their own. Random mixtures of channels at random images are differentiated, at features away from the
     border. What a feature hears of far away, by attention or squeeze-and-excitation, is kept out by a Gaussian window
     of one stride, moved until it is centred on what it shows.
 
@@ -293,9 +293,9 @@ def _offset_by_gradient(
             only offsets are taken that lie whole halves of this one's from its own.
 
     Raises:
-        InputError: when the random pictures do not agree on one of these.
+        InputError: when the random images do not agree on one of these.
     """
-    # on a few features everything is at the border; a larger picture has the same remainders and so the same padding
+    # on a few features everything is at the border; a larger image has the same remainders and so the same padding
     step = math.lcm(stride, 32)
     height, width = (side + step * max(0, -(-(BROAD * stride - side) // step)) for side in image_size)
     image_size = height, width
@@ -334,16 +334,16 @@ def _offset_by_gradient(
 def _centre_of_gradient(
     trunk: Any, levels: list[int], image_size: Size, stride: int, number: int, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Pixel (v, u) relative to ``stride·(i, j)`` to which features (i, j) listen, by one random picture."""
-    picture = torch.randn(1, 3, *image_size, generator=generator).requires_grad_()
+    """Pixel (v, u) relative to ``stride·(i, j)`` to which features (i, j) listen, by one random image."""
+    image = torch.randn(1, 3, *image_size, generator=generator).requires_grad_()
     with torch.enable_grad():
-        features = _tap(trunk, picture, levels)[0]
+        features = _tap(trunk, image, levels)[0]
         cells = [_inner(side, number) for side in _size(features)]
         mixture = torch.zeros_like(features)
         mixture[:, :, cells[0][:, None], cells[1]] = torch.randn(
             features.shape[1], *map(len, cells), generator=generator
         )
-        (gradient,) = torch.autograd.grad((features * mixture).sum(), picture)
+        (gradient,) = torch.autograd.grad((features * mixture).sum(), image)
     reach, middle = 2 * stride, (stride - 1) // 2
     energy = F.pad(gradient[0].double().square().sum(0), (reach,) * 4)
     total = torch.zeros(2 * reach + 1, 2 * reach + 1, dtype=torch.float64)

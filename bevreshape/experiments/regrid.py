@@ -38,7 +38,7 @@ def finer(world: World) -> Finer:
     other = replace(world, grid=BEVGrid(grid.forward_m, grid.left_m, grid.cell_m / 2))
     seen = (grid.centers().flatten(0, 1)[:, None] == world.cells).all(-1)  # (R C) q
     images = rearrange(seen.float(), "(R C) q -> 1 1 q R C", R=grid.rows)
-    places = grid.cells_of(other.cells)  # f 2, (col, row)
+    places = grid.metric_to_cell(other.cells)  # f 2, (col, row)
     resize = rearrange(sample(images, places[None, None, None]), "1 1 q 1 f -> f q")
     inside = (places >= 0).all(-1) & (places <= torch.tensor([grid.cols - 1, grid.rows - 1])).all(-1)
     among = (inside & (resize.sum(-1) > 1 - 1e-5)).nonzero()[:, 0]

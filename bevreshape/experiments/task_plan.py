@@ -20,9 +20,9 @@ RESHAPERS: dict[Method, str] = {"ipm": "ipm", "mlp": "mlp", "attention": "cross_
 
 ALONE = (
     "logger=none",
-    "data.loader_workers=0",
-    "pictures.samples=1",
-    "pictures.every_n_validations=1000",
+    "data.num_workers=0",
+    "log_images.num_samples=1",
+    "log_images.every_n_validations=1000",
     "+trainer.enable_progress_bar=false",
 )
 """Arguments that decide how a training is watched and nothing of what comes of it."""

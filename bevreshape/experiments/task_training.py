@@ -20,7 +20,7 @@ from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import load_weights, read_checkpoint
 from bevreshape.storage.run_folder import begin, held
-from bevreshape.training.stopping import Stopped
+from bevreshape.training.stopping import TrainingInterrupted
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
 
     Raises:
         InputError: for arguments that no training takes.
-        Stopped: after a signal has asked for it.
+        TrainingInterrupted: after a signal has asked for it.
     """
     config = composed([*arguments, *ALONE])
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,10 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
                 train.train(config, folder, (folder / "checkpoints" / "last.ckpt").exists())
             except Divergence:
                 return Trained(folder, config, (), {})
-            except Stopped:
-                raise Stopped("stopped; the same command resumes the study") from None  # not this training alone
+            except TrainingInterrupted:
+                raise TrainingInterrupted(
+                    "stopped; the same command resumes the study"
+                ) from None  # not this training alone
     rows = read_history(folder / "history.csv")
     curve = tuple((int(row["step"]), float(row["val/iou/mean"])) for row in rows if row.get("val/iou/mean"))
     return Trained(folder, config, curve, read_json(folder / "metrics.json"))

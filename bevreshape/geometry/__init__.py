@@ -1,23 +1,23 @@
 """Cameras, the ground, and the way between them. The conventions are in :mod:`bevreshape.geometry.cameras`."""
 
 from bevreshape.geometry.cameras import Cameras, check_calibration, pinhole_rays
-from bevreshape.geometry.distortion import Lens, pinhole_intrinsics, rays_at
+from bevreshape.geometry.distortion import DistortionModel, pinhole_intrinsics, rays_at
 from bevreshape.geometry.grid import BEVGrid
-from bevreshape.geometry.ipm import bev_to_picture, ground_at, ground_pixels, labels_to_bev, picture_to_bev
-from bevreshape.geometry.rasterize import footprints
+from bevreshape.geometry.ipm import bev_to_image, ground_at, ground_pixels, image_to_bev, labels_to_bev
+from bevreshape.geometry.rasterize import rasterize_boxes
 
 __all__ = [
     "BEVGrid",
     "Cameras",
-    "Lens",
-    "bev_to_picture",
+    "DistortionModel",
+    "bev_to_image",
     "check_calibration",
-    "footprints",
     "ground_at",
     "ground_pixels",
+    "image_to_bev",
     "labels_to_bev",
-    "picture_to_bev",
     "pinhole_intrinsics",
     "pinhole_rays",
+    "rasterize_boxes",
     "rays_at",
 ]

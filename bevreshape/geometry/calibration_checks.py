@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bevreshape.geometry.cameras import Cameras, compose, invert_rigid, length_unit, size_meant
-from bevreshape.geometry.distortion import Lens, pinhole_intrinsics
+from bevreshape.geometry.distortion import DistortionModel, pinhole_intrinsics
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import ground_pixels
 
@@ -24,7 +24,7 @@ ASPECT, SKEW, TANGENTIAL = 1.5, 0.02, 0.05
 STEEPEST = -0.9
 """Component along z of the optical axis, of cameras that look ahead; one that looks straight down fits any axes."""
 MAGNIFIED = 1.3
-"""By how much larger a lens may have made its picture's corners, before its coefficients are doubted."""
+"""By how much larger a lens may have made its image's corners, before its coefficients are doubted."""
 NARROWEST_DEG = 4.0
 """View from which a camera is doubted: telescopes see less."""
 
@@ -35,7 +35,7 @@ AXES = {
 """Camera frames of other conventions, each as ``other_from_cam``."""
 
 
-def pose_mistake(camera: Cameras, grid: BEVGrid) -> str | None:
+def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
     """What was probably written in place of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other camera
     axes, or two of these.
 
@@ -63,11 +63,11 @@ def pose_mistake(camera: Cameras, grid: BEVGrid) -> str | None:
     if not HEIGHTS_M[0] <= height <= HEIGHTS_M[1]:
         return f"it stands {height:.2f} m above the ground, where no vehicle has a camera"
     if down < 0:
-        return "its y axis points up, so its picture would be upside down; y must point down"
+        return "its y axis points up, so its image would be upside down; y must point down"
     if abs(tilt := camera.ego_from_cam[0, 0, 2, 0].item()) > math.sin(math.radians(ROLL_DEG)):
         return (
             f"its x axis points {abs(math.degrees(math.asin(max(-1.0, min(1.0, tilt))))):.0f}° {'up' if tilt > 0 else 'down'}, so it "
-            "would be rolled by that; x must point to the right of the stored picture"
+            "would be rolled by that; x must point to the right of the stored image"
         )
     if (up := math.degrees(math.asin(max(-1.0, min(1.0, camera.ego_from_cam[0, 0, 2, 2].item()))))) > UP_DEG:
         return f"it looks up by {up:.0f}°, away from the ground"
@@ -77,14 +77,14 @@ def pose_mistake(camera: Cameras, grid: BEVGrid) -> str | None:
 
 
 def intrinsics_mistakes(intrinsics: Tensor, image_size: tuple[int, int]) -> list[str]:
-    """What is probably wrong with intrinsics (3, 3) of a stored picture of ``image_size`` (H, W), a clause each."""
+    """What is probably wrong with intrinsics (3, 3) of a stored image of ``image_size`` (H, W), a clause each."""
     height, width = image_size
     (fx, skew, cx), (_, fy, cy) = (row.tolist() for row in intrinsics[:2])
     found = []
     meant = size_meant(cx, cy, width, height)
     if meant is not None:
         found.append(
-            f"its principal point ({cx:g}, {cy:g}) is far from the middle of a picture of {width}×{height} pixels: {meant}"
+            f"its principal point ({cx:g}, {cy:g}) is far from the middle of an image of {width}×{height} pixels: {meant}"
         )
     elif _off_middle(cx, cy, width, height) > 0.15 and _off_middle(cy, cx, width, height) < 0.05:
         found.append(f"its principal point ({cx:g}, {cy:g}) looks given as (row, column); it must be (cx, cy)")
@@ -92,12 +92,12 @@ def intrinsics_mistakes(intrinsics: Tensor, image_size: tuple[int, int]) -> list
     if ratio > ASPECT:
         found.append(
             f"fx={fx:g} and fy={fy:g} differ by a factor of {ratio:.3g}, but sensors have nearly square pixels; was one row "
-            "scaled and not the other, or the picture squeezed?"
+            "scaled and not the other, or the image squeezed?"
         )
     if abs(skew) > SKEW * min(fx, fy):
         found.append(
             f"its skew of {skew:g} pixels tilts the columns by {math.degrees(math.atan(skew / fy)):.2g}°, but sensors have upright "
-            "ones; write 0 unless the picture was sheared"
+            "ones; write 0 unless the image was sheared"
         )
     for name, focal, side, what in (("fx", fx, width, "across"), ("fy", fy, height, "from top to bottom")):
         view = math.degrees(2 * math.atan(side / 2 / focal))
@@ -107,11 +107,11 @@ def intrinsics_mistakes(intrinsics: Tensor, image_size: tuple[int, int]) -> list
 
 
 def _off_middle(cx: float, cy: float, width: int, height: int) -> float:
-    """How far a point is from a picture's middle, as a share of the sides."""
+    """How far a point is from an image's middle, as a share of the sides."""
     return max(abs((cx + 0.5) / width - 0.5), abs((cy + 0.5) / height - 0.5))
 
 
-def tangential_mistake(lens: Lens) -> str | None:
+def tangential_mistake(lens: DistortionModel) -> str | None:
     """Whether the coefficients of a lens are probably in another order than OpenCV's."""
     if lens.model != "opencv" or max(map(abs, lens.coefficients[2:4])) <= TANGENTIAL:
         return None
@@ -119,15 +119,15 @@ def tangential_mistake(lens: Lens) -> str | None:
     return f"its distortion has p1={p1:g} and p2={p2:g}, many times what lenses have; the order is k1, k2, p1, p2, k3, k4, k5, k6"
 
 
-def magnification_mistake(lens: Lens) -> str | None:
-    """Whether a lens would stretch its picture outwards by more than lenses do, so that little is left when it is undone."""
+def magnification_mistake(lens: DistortionModel) -> str | None:
+    """Whether a lens would stretch its image outwards by more than lenses do, so that little is left when it is undone."""
     if lens.chosen is not None:
         return None
     stored, pinhole = lens.intrinsics[0][0], pinhole_intrinsics(lens)[0, 0].item()
     if pinhole <= MAGNIFIED * stored:
         return None
     return (
-        f"its distortion {[round(value, 6) for value in lens.coefficients]} would have stretched the picture by {pinhole / stored:.2g}: undistorted, "
+        f"its distortion {[round(value, 6) for value in lens.coefficients]} would have stretched the image by {pinhole / stored:.2g}: undistorted, "
         f"fx={stored:g} becomes {pinhole:.4g}; coefficients belong to coordinates divided by the focal length, in OpenCV's order"
     )
 
@@ -155,7 +155,7 @@ def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
         turn = torch.eye(4, dtype=given.dtype)
         turn[:2, :2] = torch.tensor([[0.0, -sign], [sign, 0.0]])
         rolled[
-            f"it is rolled by about 90° {way}; where the stored picture is not, x must point to its right and y down it"
+            f"it is rolled by about 90° {way}; where the stored image is not, x must point to its right and y down it"
         ] = compose(given, turn.mT)
     twice = {}
     for axes, other_from_cam in AXES.items():

@@ -1,8 +1,8 @@
-"""Pinhole cameras of a rig: where a point of the world lies in the pictures, and where a pixel lies on the ground.
+"""Pinhole cameras of a rig: where a point of the world lies in the images, and where a pixel lies on the ground.
 
 Conventions (pinned in ``tests/geometry``). Ego frame: x forward, y left, z up, metres, origin on the ground; the ground
 plane is z = 0. Camera frame: x right, y down, z forward. Pixels: (u, v), the centre of the top-left pixel is (0, 0), so
-a picture covers ``[-½, W - ½] × [-½, H - ½]``. Matrices are named by what they turn into what, so that products cancel:
+an image covers ``[-½, W - ½] × [-½, H - ½]``. Matrices are named by what they turn into what, so that products cancel:
 ``pixel_from_cam @ cam_from_ego``.
 
 All of it is computed in float32 (float64 if given), whatever the precision of the network, and with sums of products in
@@ -19,7 +19,7 @@ from torch import Tensor
 from bevreshape.errors import InputError
 
 FOCAL_LENGTHS = (0.05, 1000.0)
-"""Of a picture's side, from 169 degrees to a few arc minutes: what lies beyond is in other units, or no camera."""
+"""Of an image's side, from 169 degrees to a few arc minutes: what lies beyond is in other units, or no camera."""
 
 NEAR = 1e-3
 """Depth in metres below which a point counts as beside or behind the camera."""
@@ -77,7 +77,7 @@ class Cameras:
     """The calibrated cameras of a batch of rigs.
 
     Attributes:
-        intrinsics: ``pixel_from_cam``, (b, n, 3, 3), in pixels of a picture of ``image_size``.
+        intrinsics: ``pixel_from_cam``, (b, n, 3, 3), in pixels of an image of ``image_size``.
         ego_from_cam: (b, n, 4, 4), in metres.
         image_size: (H, W) in pixels.
         mask: (b, n), false where a camera was dropped; ``None`` when all are there.
@@ -176,14 +176,14 @@ class Cameras:
         return self.ego_from_cam[..., :3, 3]
 
     def sees(self, pixels: Float[Tensor, "b n p 2"], depth: Float[Tensor, "b n p"]) -> Bool[Tensor, "b n p"]:
-        """Whether projected points lie in front of a camera that is there, and inside its picture."""
+        """Whether projected points lie in front of a camera that is there, and inside its image."""
         height, width = self.image_size
         u, v = pixels[..., 0], pixels[..., 1]
         inside = (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
         return inside & (depth > NEAR) & self.present[..., None]
 
     def resized(self, image_size: tuple[int, int]) -> "Cameras":
-        """The cameras of the same pictures resized to (H, W): u becomes ``s · (u + ½) − ½``."""
+        """The cameras of the same images resized to (H, W): u becomes ``s · (u + ½) − ½``."""
         scale_v, scale_u = (new / old for new, old in zip(image_size, self.image_size, strict=True))
         return replace(self, intrinsics=resize_intrinsics(self.intrinsics, scale_u, scale_v), image_size=image_size)
 
@@ -225,13 +225,13 @@ def check_calibration(
     Args:
         intrinsics: ``pixel_from_cam``, (n, 3, 3) or (3, 3).
         ego_from_cam: (n, 4, 4) or (4, 4), in metres.
-        image_size: (H, W) of the pictures that the calibration is for.
+        image_size: (H, W) of the images that the calibration is for.
         where: file, frame and camera, to begin the message with.
         extent_m: a camera farther than this from the ego origin is taken for one in millimetres.
 
     Raises:
         InputError: of another shape, singular or non-finite, mirrored, not rigid, transposed, in millimetres, or for
-            another picture size.
+            another image size.
     """
     height, width = image_size
     if intrinsics.shape[-2:] != (3, 3) or (*intrinsics.shape[:-2], 4, 4) != tuple(ego_from_cam.shape):
@@ -260,11 +260,11 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
         )
     if fx < 0 or fy < 0:
         raise InputError(
-            f"{at}: the intrinsics mirror the picture (fx={fx:g}, fy={fy:g}); both must be positive, x right and y down"
+            f"{at}: the intrinsics mirror the image (fx={fx:g}, fy={fy:g}); both must be positive, x right and y down"
         )
     if max(fx, fy) < 0.1 * max(width, height):
         raise InputError(
-            f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for a picture of {width}×{height}; they must be in pixels, "
+            f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for an image of {width}×{height}; they must be in pixels, "
             + (
                 f"and look normalised: multiply the first row by {width} and the second by {height}"
                 if max(abs(cx), abs(cy)) <= 1
@@ -274,21 +274,21 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
     for name, focal, side, what in (("fx", fx, width, "across"), ("fy", fy, height, "from top to bottom")):
         if not FOCAL_LENGTHS[0] <= focal / side <= FOCAL_LENGTHS[1]:
             raise InputError(
-                f"{at}: {name}={focal:g} makes a picture of {width}×{height} pixels show "
+                f"{at}: {name}={focal:g} makes an image of {width}×{height} pixels show "
                 f"{math.degrees(2 * math.atan(side / 2 / focal)):.3g}° {what}, which no pinhole camera does; focal lengths must "
                 "be in pixels"
             )
     if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
         raise InputError(
-            f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the picture of {width}×{height} pixels; the intrinsics "
-            f"are for another picture size: {size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
+            f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the image of {width}×{height} pixels; the intrinsics "
+            f"are for another image size: {size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
-    # A window cut out of a picture moves the principal point on one axis or both, but hardly into a corner.
+    # A window cut out of an image moves the principal point on one axis or both, but hardly into a corner.
     across, down = cx / (width - 1), cy / (height - 1)
     if (across < 0.35 and down < 0.35) or (across > 0.9 and down > 0.9):
         raise InputError(
-            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the {'upper left' if down < 0.5 else 'lower right'} corner of the picture of {width}×{height} "
-            f"pixels; the intrinsics are for another picture size: "
+            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the {'upper left' if down < 0.5 else 'lower right'} corner of the image of {width}×{height} "
+            f"pixels; the intrinsics are for another image size: "
             f"{size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
 
@@ -348,7 +348,7 @@ def length_unit(ego_from_cam: Tensor) -> tuple[str, int] | None:
 
 
 def size_meant(cx: float, cy: float, width: int, height: int) -> str | None:
-    """The picture size that a principal point is in the middle of, in words; ``None`` where it is not plainly another.
+    """The image size that a principal point is in the middle of, in words; ``None`` where it is not plainly another.
 
     Plainly: farther than a fifth from the middle, by the same factor on both axes.
     """

@@ -1,10 +1,10 @@
-"""Lenses that bend straight lines, and the pinhole pictures that are made of theirs.
+"""Lenses that bend straight lines, and the pinhole images that are made of theirs.
 
 Forward, from the plane z = 1 of the camera frame to stored pixels, the models are Kornia's: ``opencv`` with k1, k2, p1,
 p2[, k3[, k4, k5, k6]] (Brown-Conrady, rational with eight), ``fisheye`` with k1 to k4 (Kannala-Brandt), both as OpenCV
-defines them. A picture is undone by asking, for every pixel of the pinhole picture, where its ray appears in the stored
-one; that needs the forward model alone. Only the edge of the stored picture is followed backwards, once a lens, to find
-the pinhole picture that it fills.
+defines them. An image is undone by asking, for every pixel of the pinhole image, where its ray appears in the stored
+one; that needs the forward model alone. Only the edge of the stored image is followed backwards, once a lens, to find
+the pinhole image that it fills.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ MODELS = {"opencv": (4, 5, 8), "fisheye": (4,)}
 """How many coefficients each model takes."""
 
 EDGE_POINTS = 129
-"""Of one side of the picture, where it is followed backwards."""
+"""Of one side of the image, where it is followed backwards."""
 STEPS = 16
 """Outwards from the optical axis, so that the solution found is the one connected with it."""
 NEWTON = 6
@@ -33,21 +33,21 @@ NEWTON = 6
 TOLERANCE_PX = 0.01
 RAY_STEP_PX = 8
 NARROWEST_FOCAL = 0.1
-"""Of the picture's longer side: pinhole pictures of more than about 157 degrees show next to nothing in their middle."""
+"""Of the image's longer side: pinhole images of more than about 157 degrees show next to nothing in their middle."""
 
 Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
-class Lens:
+class DistortionModel:
     """A camera with distortion. Hashable, so that what follows from it is computed once.
 
     Attributes:
         model: a key of ``MODELS``.
         coefficients: in OpenCV's order.
-        intrinsics: ``pixel_from_cam`` of the stored picture, three rows.
-        image_size: (H, W) of the stored picture, and of the pinhole picture.
-        chosen: intrinsics of the pinhole picture; ``None`` for those that use most of the stored one.
+        intrinsics: ``pixel_from_cam`` of the stored image, three rows.
+        image_size: (H, W) of the stored image, and of the pinhole image.
+        chosen: intrinsics of the pinhole image; ``None`` for those that use most of the stored one.
     """
 
     model: str
@@ -104,14 +104,14 @@ class Lens:
 
 
 @lru_cache(maxsize=256)
-def pinhole_intrinsics(lens: Lens) -> Float[Tensor, "3 3"]:
-    """``pixel_from_cam`` of the pinhole picture that a lens' stored picture is turned into, of the same size.
+def pinhole_intrinsics(lens: DistortionModel) -> Float[Tensor, "3 3"]:
+    """``pixel_from_cam`` of the pinhole image that a lens' stored image is turned into, of the same size.
 
-    Unless they are chosen, they show the largest upright rectangle of the plane z = 1 that the stored picture covers, so
+    Unless they are chosen, they show the largest upright rectangle of the plane z = 1 that the stored image covers, so
     that every pixel has a source (OpenCV's ``getOptimalNewCameraMatrix`` with alpha = 0, its edges followed densely).
 
     Raises:
-        InputError: when the distortion is not one-to-one over the pinhole picture, or leaves a pixel of it without a
+        InputError: when the distortion is not one-to-one over the pinhole image, or leaves a pixel of it without a
             source.
     """
     height, width = lens.image_size
@@ -124,11 +124,11 @@ def pinhole_intrinsics(lens: Lens) -> Float[Tensor, "3 3"]:
     last = torch.tensor([width - 1, height - 1], dtype=torch.float64)
     outside = ((sources < -TOLERANCE_PX) | (sources > last + TOLERANCE_PX)).any(-1) | ~lens._upright(rays[0])
     if not lens._upright(rays[1]).all():
-        raise InputError(f"the distortion {_written(lens)} folds the picture over; {_REMEDY}")
+        raise InputError(f"the distortion {_written(lens)} folds the image over; {_REMEDY}")
     if outside.any():
         (u, v), (x, y) = edges[outside][0].tolist(), sources[outside][0].tolist()
         raise InputError(
-            f"pixel ({u:g}, {v:g}) of the undistorted picture comes from ({x:.1f}, {y:.1f}), outside the stored picture of "
+            f"pixel ({u:g}, {v:g}) of the undistorted image comes from ({x:.1f}, {y:.1f}), outside the stored image of "
             f"{width}×{height} pixels; choose {'longer ' if lens.chosen else ''}focal lengths in distortion.intrinsics"
             f"{', or leave them out' if lens.chosen else ''}"
         )
@@ -136,15 +136,15 @@ def pinhole_intrinsics(lens: Lens) -> Float[Tensor, "3 3"]:
 
 
 def source_pixels(
-    lens: Lens, intrinsics: Float[Tensor, "3 3"], image_size: tuple[int, int]
+    lens: DistortionModel, intrinsics: Float[Tensor, "3 3"], image_size: tuple[int, int]
 ) -> Float[Tensor, "height width 2"]:
-    """For every pixel of a pinhole picture of ``image_size`` with ``intrinsics``, the stored pixel (u, v) it shows."""
+    """For every pixel of a pinhole image of ``image_size`` with ``intrinsics``, the stored pixel (u, v) it shows."""
     v, u = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in image_size), indexing="ij")
     rays = apply_homography(invert_intrinsics(intrinsics), torch.stack([u, v], dim=-1).flatten(0, 1))[0]
     return lens.distort(rays).reshape(*image_size, 2)
 
 
-def rays_at(lens: Lens, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
+def rays_at(lens: DistortionModel, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
     """Unit rays in the camera frame at stored pixels (u, v), NaN where the lens shows nothing in front of the camera.
 
     They are interpolated between pixels ``RAY_STEP_PX`` apart, of which each is solved for once a lens; of a fisheye of
@@ -157,7 +157,7 @@ def rays_at(lens: Lens, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
 
 
 @lru_cache(maxsize=32)
-def _rays(lens: Lens) -> Float[Tensor, "1 3 rows cols"]:
+def _rays(lens: DistortionModel) -> Float[Tensor, "1 3 rows cols"]:
     v, u = (torch.linspace(0, side - 1, -(-side // RAY_STEP_PX) + 1, dtype=torch.float64) for side in lens.image_size)
     pixels = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)
     points, found = lens.undistort(pixels.flatten(0, 1))
@@ -168,12 +168,12 @@ def _rays(lens: Lens) -> Float[Tensor, "1 3 rows cols"]:
 
 _REMEDY = (
     "correct the coefficients (their order is k1, k2, p1, p2, k3, k4, k5, k6, of a fisheye k1 to k4), or set "
-    "distortion.intrinsics to those of a narrower undistorted picture"
+    "distortion.intrinsics to those of a narrower undistorted image"
 )
 
 
-def _widest(lens: Lens) -> Tensor:
-    """The rectangle between the stored picture's sides. Corners that cannot be undone are left out: a chessboard hardly gets
+def _widest(lens: DistortionModel) -> Tensor:
+    """The rectangle between the stored image's sides. Corners that cannot be undone are left out: a chessboard hardly gets
     there, and where they matter the rectangle turns out not to be covered."""
     height, width = lens.image_size
     sides = _edges(lens.image_size)
@@ -183,7 +183,7 @@ def _widest(lens: Lens) -> Tensor:
             (u, v), (to_u, to_v) = pixels[0].tolist(), pixels[-1].tolist()
             raise InputError(
                 f"the distortion {_written(lens)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, {to_v:.0f}) of "
-                f"the picture: it folds over, or shows nothing in front of the camera; {_REMEDY}"
+                f"the image: it folds over, or shows nothing in front of the camera; {_REMEDY}"
             )
     top, bottom, left, right = (side[known] for side, known in zip(points, found, strict=True))
     low = torch.stack([left[:, 0].max(), top[:, 1].max()])
@@ -215,5 +215,5 @@ def _matrix(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _written(lens: Lens) -> str:
+def _written(lens: DistortionModel) -> str:
     return f"{lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}]"

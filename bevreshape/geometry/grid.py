@@ -19,7 +19,7 @@ class BEVGrid:
     """A rectangle of the ground plane, cut into square cells and looked at from above.
 
     The ego frame is x forward, y left, z up, in metres. Row 0 is farthest ahead and column 0 farthest left, so a BEV
-    tensor shown as a picture has the vehicle's heading up and its left on the left. A cell's integer index is its
+    tensor shown as an image has the vehicle's heading up and its left on the left. A cell's integer index is its
     centre: cell (row, col) covers ``row ± ½`` and ``col ± ½``.
 
     Args:
@@ -91,16 +91,16 @@ class BEVGrid:
         y = self.left_m[1] - (col + 0.5) * self.cell_m
         return torch.stack(torch.meshgrid(x, y, indexing="ij"), dim=-1).to(dtype)
 
-    def cells_of(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
+    def metric_to_cell(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
         """Fractional (col, row) of ground points (x, y) in metres; whole numbers are cell centres.
 
-        The order is that of pixels, (x, y) of the BEV picture, so that the result can be sampled like one.
+        The order is that of pixels, (x, y) of the BEV image, so that the result can be sampled like one.
         """
         col = (self.left_m[1] - ground[..., 1]) / self.cell_m - 0.5
         row = (self.forward_m[1] - ground[..., 0]) / self.cell_m - 0.5
         return torch.stack([col, row], dim=-1)
 
-    def steps_of(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
+    def metric_to_cell_edges(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
         """Fractional (ahead, left) of ground points (x, y) in metres: cells counted from the nearest and the rightmost edge.
 
         Whole numbers are edges, so rounded down it says which cell holds a point, and one on an edge lies in the cell

@@ -1,5 +1,5 @@
-"""Inverse perspective mapping: pictures laid onto the ground plane, the bird's-eye view drawn into pictures, and ground
-truth from labelled pictures.
+"""Inverse perspective mapping: images laid onto the ground plane, the bird's-eye view drawn into images, and ground
+truth from labelled images.
 
 Sampling is Kornia's ``remap`` with ``align_corners=True``, which together with pixel centres at whole numbers reads
 pixel (u, v) at exactly (u, v). The coordinates come from the cameras directly, never from a numerically inverted
@@ -23,10 +23,10 @@ VOID = 255
 
 
 def ground_pixels(cameras: Cameras, grid: BEVGrid) -> tuple[Float[Tensor, "b n R C 2"], Bool[Tensor, "b n R C"]]:
-    """Where every cell's centre, on the ground, lies in every picture.
+    """Where every cell's centre, on the ground, lies in every image.
 
     Returns:
-        Pixels (u, v), and whether the camera sees the point: in front of it and inside its picture.
+        Pixels (u, v), and whether the camera sees the point: in front of it and inside its image.
     """
     centers = grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
     pixels, depth = apply_homography(cameras.pixel_from_ground, centers)  # b n p 2, b n p
@@ -39,18 +39,18 @@ def ground_pixels(cameras: Cameras, grid: BEVGrid) -> tuple[Float[Tensor, "b n R
 
 
 def sample(
-    pictures: Float[Tensor, "b n c h w"], pixels: Float[Tensor, "b n R C 2"], mode: str = "bilinear"
+    images: Float[Tensor, "b n c h w"], pixels: Float[Tensor, "b n R C 2"], mode: str = "bilinear"
 ) -> Float[Tensor, "b n c R C"]:
-    """Read pictures or feature maps at fractional (u, v); outside, the nearest border value is read.
+    """Read images or feature maps at fractional (u, v); outside, the nearest border value is read.
 
     Args:
-        pictures: values whose first element is centred on (0, 0).
-        pixels: positions in elements of ``pictures``.
+        images: values whose first element is centred on (0, 0).
+        pixels: positions in elements of ``images``.
         mode: ``bilinear`` or ``nearest``.
     """
-    b = pictures.shape[0]
-    with torch.autocast(pictures.device.type, enabled=False):
-        values = pictures if pictures.dtype == torch.float64 else pictures.float()
+    b = images.shape[0]
+    with torch.autocast(images.device.type, enabled=False):
+        values = images if images.dtype == torch.float64 else images.float()
         flat = rearrange(pixels.to(values.dtype), "b n R C uv -> (b n) R C uv")
         sampled = remap(
             rearrange(values, "b n c h w -> (b n) c h w"),
@@ -63,36 +63,36 @@ def sample(
     return rearrange(sampled, "(b n) c R C -> b n c R C", b=b)
 
 
-def picture_to_bev(
-    pictures: Float[Tensor, "b n c H W"], cameras: Cameras, grid: BEVGrid, mode: str = "bilinear"
+def image_to_bev(
+    images: Float[Tensor, "b n c H W"], cameras: Cameras, grid: BEVGrid, mode: str = "bilinear"
 ) -> tuple[Float[Tensor, "b n c R C"], Bool[Tensor, "b n R C"]]:
-    """Lay every picture onto the ground plane (Mallot et al. 1991), one bird's-eye view a camera.
+    """Lay every image onto the ground plane (Mallot et al. 1991), one bird's-eye view a camera.
 
     Returns:
         The views, zero where the camera does not look, and that validity.
 
     Raises:
-        InputError: when the pictures are not of the cameras' size.
+        InputError: when the images are not of the cameras' size.
     """
-    _check_size("picture_to_bev", pictures, cameras)
+    _check_size("image_to_bev", images, cameras)
     pixels, seen = ground_pixels(cameras, grid)
-    bev = sample(pictures, pixels, mode)
+    bev = sample(images, pixels, mode)
     return bev * seen.unsqueeze(2), seen
 
 
-def bev_to_picture(
+def bev_to_image(
     bev: Float[Tensor, "b k R C"], cameras: Cameras, grid: BEVGrid, mode: str = "bilinear"
 ) -> tuple[Float[Tensor, "b n k H W"], Bool[Tensor, "b n H W"]]:
-    """Draw a bird's-eye view into every picture, as if painted on the ground.
+    """Draw a bird's-eye view into every image, as if painted on the ground.
 
     Returns:
-        The pictures, zero where a pixel does not show the grid (above the horizon or outside it), and that validity.
+        The images, zero where a pixel does not show the grid (above the horizon or outside it), and that validity.
 
     Raises:
         InputError: when ``bev`` is not of the grid's size.
     """
     if tuple(bev.shape[-2:]) != grid.shape:
-        raise InputError(f"bev_to_picture: bev is {tuple(bev.shape[-2:])} cells but the grid has {grid.shape}")
+        raise InputError(f"bev_to_image: bev is {tuple(bev.shape[-2:])} cells but the grid has {grid.shape}")
     n = cameras.batch_shape[1]
     height, width = cameras.image_size
     v, u = torch.meshgrid(
@@ -100,14 +100,14 @@ def bev_to_picture(
     )
     pixels = torch.stack([u, v], dim=-1).flatten(0, 1).to(cameras.intrinsics.dtype)
     ground, side = apply_homography(cameras.ground_from_pixel, pixels)
-    cells = rearrange(grid.cells_of(ground), "b n (H W) xy -> b n H W xy", H=height, W=width)
+    cells = rearrange(grid.metric_to_cell(ground), "b n (H W) xy -> b n H W xy", H=height, W=width)
     side = rearrange(side, "b n (H W) -> b n H W", H=height, W=width)
     col, row = cells[..., 0], cells[..., 1]
     inside = (col >= -0.5) & (col < grid.cols - 0.5) & (row >= -0.5) & (row < grid.rows - 0.5)
     valid = inside & (side > NEAR) & cameras.present[..., None, None]
     cells = torch.where(valid[..., None], cells, torch.zeros_like(cells))
-    pictures = sample(repeat(bev, "b k R C -> b n k R C", n=n), cells, mode)
-    return pictures * valid.unsqueeze(2), valid
+    images = sample(repeat(bev, "b k R C -> b n k R C", n=n), cells, mode)
+    return images * valid.unsqueeze(2), valid
 
 
 def ground_at(
@@ -128,14 +128,14 @@ def labels_to_bev(
     classes: Sequence[Sequence[int]],
     unknown: Sequence[int] = (VOID,),
 ) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b R C"]]:
-    """Ground truth from labelled pictures: the label under every cell's centre, as if all of it lay on the ground.
+    """Ground truth from labelled images: the label under every cell's centre, as if all of it lay on the ground.
 
     What stands above the ground is smeared away from the camera; that is IPM's nature, and what an exact bird's-eye
     truth is compared with. Where several cameras see a cell, a class is there when one of them says so.
 
     Args:
         labels: class ids of every pixel.
-        cameras: of the labelled pictures.
+        cameras: of the labelled images.
         grid: the cells.
         classes: for every target class, the label ids that count as it; they may overlap.
         unknown: ids of pixels that nobody labelled.
@@ -144,7 +144,7 @@ def labels_to_bev(
         Targets, and where they are known: some camera looks there and its pixel is labelled.
 
     Raises:
-        InputError: when the labels are not of the cameras' picture size.
+        InputError: when the labels are not of the cameras' image size.
     """
     _check_size("labels_to_bev", labels, cameras)
     pixels, seen = ground_pixels(cameras, grid)
@@ -158,9 +158,9 @@ def _is_any(ids: Tensor, members: Sequence[int]) -> Tensor:
     return torch.isin(ids, torch.tensor(list(members), device=ids.device, dtype=ids.dtype))
 
 
-def _check_size(what: str, pictures: Tensor, cameras: Cameras) -> None:
-    if tuple(pictures.shape[-2:]) != tuple(cameras.image_size):
+def _check_size(what: str, images: Tensor, cameras: Cameras) -> None:
+    if tuple(images.shape[-2:]) != tuple(cameras.image_size):
         raise InputError(
-            f"{what}: pictures are {tuple(pictures.shape[-2:])} (H, W) but the cameras are calibrated for {cameras.image_size}; "
+            f"{what}: images are {tuple(images.shape[-2:])} (H, W) but the cameras are calibrated for {cameras.image_size}; "
             "resize both together"
         )

@@ -16,7 +16,7 @@ Ring = Floats
 around an area, clockwise around a hole."""
 
 
-def footprints(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, "k rows cols"]:
+def rasterize_boxes(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, "k rows cols"]:
     """The cells whose centre lies in a box's footprint, one map a box; its edge belongs to it.
 
     Computed in float64, exact up to its rounding; nothing is inflated, so a box between the centres has no cell.
@@ -32,7 +32,7 @@ def footprints(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, "k ro
     x, y, yaw, length, width = (value[:, None, None] for value in boxes.double().unbind(-1))  # k 1 1
     # Only a window around every box is asked, as large as the largest of them needs: most are a few cells of many.
     reach = (torch.hypot(length, width) / (2 * grid.cell_m)).flatten()  # in cells
-    col, row = grid.cells_of(torch.cat([x, y], dim=-1)).squeeze(1).unbind(-1)  # of the middle
+    col, row = grid.metric_to_cell(torch.cat([x, y], dim=-1)).squeeze(1).unbind(-1)  # of the middle
     side = int(min(2 * reach.max().item() + 3, max(grid.shape)))
     window = torch.arange(side, device=boxes.device)
     rows, cols = ((start - reach).floor().clamp(0, 1e9).long()[:, None] + window for start in (row, col))  # k side
@@ -48,7 +48,7 @@ def footprints(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, "k ro
     return result
 
 
-def fill_rings(rings: Sequence[Ring], grid: BEVGrid) -> NDArray[np.bool_]:
+def rasterize_polygons(rings: Sequence[Ring], grid: BEVGrid) -> NDArray[np.bool_]:
     """The cells (rows, cols) whose centres lie in the union of areas.
 
     A centre lies inside where the rings wind around it. The winding number is summed along a row of cells from the edges
@@ -59,10 +59,10 @@ def fill_rings(rings: Sequence[Ring], grid: BEVGrid) -> NDArray[np.bool_]:
         rings: of any number of areas, which may overlap; a hole counts for its own area only.
         grid: the cells.
     """
-    return wind(rings, np.zeros(len(rings), np.intp), 1, grid)[0] != 0
+    return winding_numbers(rings, np.zeros(len(rings), np.intp), 1, grid)[0] != 0
 
 
-def wind(rings: Sequence[Ring], planes: NDArray[np.intp], count: int, grid: BEVGrid) -> NDArray[np.intp]:
+def winding_numbers(rings: Sequence[Ring], planes: NDArray[np.intp], count: int, grid: BEVGrid) -> NDArray[np.intp]:
     """How often rings wind around the cells' centres, (count, rows, cols).
 
     Args:
@@ -75,7 +75,7 @@ def wind(rings: Sequence[Ring], planes: NDArray[np.intp], count: int, grid: BEVG
     if not len(rings):
         return np.zeros((count, rows, cols), np.intp)
     ground = torch.from_numpy(np.concatenate(list(rings)))
-    points = grid.cells_of(ground).numpy()  # p (col, row)
+    points = grid.metric_to_cell(ground).numpy()  # p (col, row)
     lengths = np.array([len(ring) for ring in rings])
     closing = np.cumsum(lengths) - 1
     start, end = np.delete(points, closing, 0), points[np.setdiff1d(np.arange(len(points)), closing - lengths + 1)]
@@ -100,7 +100,7 @@ def corners(boxes: Floats) -> Floats:
     """Rings (k, 5, 2) of footprints.
 
     Args:
-        boxes: (k, 5), as :func:`footprints` takes them.
+        boxes: (k, 5), as :func:`rasterize_boxes` takes them.
     """
     ahead = np.stack([np.cos(boxes[:, 2]), np.sin(boxes[:, 2])], axis=1)
     left = np.stack([-ahead[:, 1], ahead[:, 0]], axis=1)

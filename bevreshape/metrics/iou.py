@@ -19,7 +19,7 @@ class BEVIoU(Metric):
 
     A cell is positive at threshold t where its probability is at least t, compared as ``logit ≥ log(t / (1 − t))``:
     then probability 0.5 is logit 0 exactly. The t are evenly spaced from 0 to 1. Counts of cells are summed over all
-    valid cells of all pictures, in int64, before anything is divided (a mean of per-picture IoUs would be another
+    valid cells of all images, in int64, before anything is divided (a mean of per-image IoUs would be another
     number), so shares of a data set counted by several processes add up to the whole exactly.
 
     A class with an empty union, neither predicted nor there, has IoU NaN and is left out of the mean. Of equally good

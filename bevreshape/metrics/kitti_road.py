@@ -70,7 +70,7 @@ def road_scores(counts: Int[Tensor, "2 levels"]) -> dict[str, Tensor]:
 class RoadMetric(Metric):
     """MaxF, AP and what goes with them, per category and over all, counted over all cells of a split before anything is divided.
 
-    Predictions are upsampled bilinearly onto the benchmark's cells. What the network's picture does not show counts too.
+    Predictions are upsampled bilinearly onto the benchmark's cells. What the network's image does not show counts too.
 
     Args:
         masks: for every class, ``road``, or ``lane``, which the category ``um`` alone has.
@@ -91,7 +91,7 @@ class RoadMetric(Metric):
         self.masks = dict(masks)
         self.grid = grid
         self._truth = truth
-        self.register_buffer("cells", grid.cells_of(BENCHMARK_GRID.centers()), persistent=False)
+        self.register_buffer("cells", grid.metric_to_cell(BENCHMARK_GRID.centers()), persistent=False)
         self.register_buffer("levels", torch.arange(LEVELS).double().div(LEVELS - 1).float(), persistent=False)
         # Cells by class, category, target, and number of levels that they reach; only NaN reaches none.
         bins = torch.zeros(len(self.masks), len(CATEGORIES), 2, LEVELS + 1, dtype=torch.int64)

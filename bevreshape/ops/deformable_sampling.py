@@ -52,7 +52,7 @@ def _accept_sparse() -> None:
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
-class Canvas(nn.Module):
+class FeatureAtlas(nn.Module):
     """All feature scales of a camera on one map, below one another and framed by zeros.
 
     The frame makes zero padding a matter of clamping, of values and gradients alike, and one map makes all scales one
@@ -134,7 +134,7 @@ class Canvas(nn.Module):
         table = canvas.view(-1, canvas.shape[-1] // self.heads)
         first = (camera * (self.height * self.width * self.heads)).int()
         own_backward = canvas.device.type == "cpu" and not torch.compiler.is_compiling()
-        add_up = partial(Gather.apply, self) if own_backward else self.add_up
+        add_up = partial(DeformableSampling.apply, self) if own_backward else self.add_up
         return add_up(table, places, weights, first).view(-1, canvas.shape[-1])
 
     def read_all(self, canvas: Tensor, places: Tensor, weights: Tensor) -> Tensor:
@@ -148,15 +148,15 @@ class Canvas(nn.Module):
         return rearrange(read, "(bn a) e m -> bn m (a e)", a=self.heads)
 
 
-class Gather(torch.autograd.Function):
-    """:meth:`Canvas.read` on a CPU, with a backward of its own.
+class DeformableSampling(torch.autograd.Function):
+    """:meth:`FeatureAtlas.read` on a CPU, with a backward of its own.
 
     That of ``embedding_bag`` takes two to five times as long: it sorts four rows a sample where one will do, and
     multiplies rows of a few channels by a routine made for long vectors. Indices are found again rather than kept.
     """
 
     @staticmethod
-    def forward(canvas: Canvas, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+    def forward(canvas: FeatureAtlas, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
         return canvas.add_up(table, places, weights, first)
 
     @staticmethod
@@ -168,7 +168,7 @@ class Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, places, weights, first = ctx.saved_tensors
-        canvas: Canvas = ctx.canvas
+        canvas: FeatureAtlas = ctx.canvas
         rows, past, taps = canvas.look_up(places, weights, first)
         grad = grad.contiguous()
         grad_table = grad_places = grad_weights = None

@@ -24,7 +24,7 @@ from bevreshape.reshapers.base import FeatureShape, constant, is_exporting
 PADDINGS = ("border", "zeros")
 
 SLACK = 0.5
-"""By how many pixels times metres (metres for depth) a cell may miss a picture before it is culled: far more than float32
+"""By how many pixels times metres (metres for depth) a cell may miss an image before it is culled: far more than float32
 rounds off."""
 
 
@@ -35,7 +35,7 @@ def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: Fe
     How many pairs there are is known on the device alone, so the host waits for it twice, except on a fixed rig.
 
     Args:
-        cameras: of the full-size pictures.
+        cameras: of the full-size images.
         grid: R×C cells.
         heights_m: k heights above the ground, ascending.
         source: which pixel a feature is centred on.
@@ -64,7 +64,7 @@ def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: Fe
 
 
 def _inside(pixels: Tensor, depth: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Whether a picture shows what is projected to (u, v), as :meth:`Cameras.sees` has it."""
+    """Whether an image shows what is projected to (u, v), as :meth:`Cameras.sees` has it."""
     height, width = image_size
     u, v = pixels
     return (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5) & (depth > NEAR)
@@ -74,7 +74,7 @@ def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, 
     """Cells above which a camera may see something between the lowest and the highest point, as (q, 4) numbers of
     sample, row, column and camera, ascending.
 
-    A point is seen when five functions linear in it, its signed distances from the picture's edges times depth and
+    A point is seen when five functions linear in it, its signed distances from the image's edges times depth and
     depth itself, are positive. Of each the larger value at a column's two ends is the largest of the column.
     """
     height, width = cameras.image_size

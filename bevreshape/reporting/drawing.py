@@ -1,4 +1,4 @@
-"""Tensors as RGB pictures: bird's-eye views, panels of a sample, and overlays. Pure functions; they write nothing.
+"""Tensors as RGB images: bird's-eye views, panels of a sample, and overlays. Pure functions; they write nothing.
 
 All return (height, width, 3) uint8 arrays. In a bird's-eye view later classes lie on top of earlier ones, ground that is
 known to hold no class is dark, and what nobody knows is grey. The view is as the grid lays it: ahead is up, left is left.
@@ -18,7 +18,7 @@ from torch import Tensor
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_at, pinhole_rays
 
-Picture = UInt8[np.ndarray, "height width 3"]
+RGBImage = UInt8[np.ndarray, "height width 3"]
 
 GROUND = (24, 24, 28)
 UNKNOWN = (128, 128, 128)
@@ -57,7 +57,7 @@ def draw_bev(
     *,
     threshold: float = 0.5,
     scale: int | None = None,
-) -> Picture:
+) -> RGBImage:
     """The class map of one bird's-eye view.
 
     Args:
@@ -66,7 +66,7 @@ def draw_bev(
         valid: where each class is known, (k, rows, cols); elsewhere it is not drawn, and a cell of which nothing is
             known is grey.
         threshold: a class is there where its probability is at least this.
-        scale: pixels of a cell's side; left out, as many as make the picture 256 high.
+        scale: pixels of a cell's side; left out, as many as make the image 256 high.
 
     Raises:
         InputError: when the channels are not as many as the classes, or ``valid`` has another shape.
@@ -79,9 +79,9 @@ def draw_bev(
     known = torch.ones_like(bev, dtype=torch.bool) if valid is None else valid
     layer, covered = _paint((bev >= threshold) & known, classes)
     ground = torch.where(known.any(0)[..., None], _colour(GROUND, bev), _colour(UNKNOWN, bev))
-    picture = torch.where(covered[..., None], layer, ground).byte().cpu().numpy()
-    scale = scale or math.ceil(PANEL_PX / picture.shape[0])
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    image = torch.where(covered[..., None], layer, ground).byte().cpu().numpy()
+    scale = scale or math.ceil(PANEL_PX / image.shape[0])
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def draw_sample(
@@ -93,8 +93,8 @@ def draw_sample(
     *,
     ego_from_cam: Float[Tensor, "n 4 4"] | None = None,
     threshold: float = 0.5,
-) -> Picture:
-    """Input pictures, target and prediction side by side, with the legend below.
+) -> RGBImage:
+    """Input images, target and prediction side by side, with the legend below.
 
     Args:
         image: in 0..1.
@@ -108,9 +108,9 @@ def draw_sample(
     """
     truth = draw_bev(target, classes, valid)
     predicted = draw_bev(probabilities, classes, valid, threshold=threshold)
-    pictures = _tile([*_bytes(image)], _in_order(len(image)) if ego_from_cam is None else as_they_look(ego_from_cam))
-    size = (round(pictures.shape[1] * len(truth) / len(pictures)), len(truth))
-    shown = np.asarray(Image.fromarray(pictures).resize(size, Image.Resampling.BILINEAR))
+    images = _tile([*_bytes(image)], _in_order(len(image)) if ego_from_cam is None else as_they_look(ego_from_cam))
+    size = (round(images.shape[1] * len(truth) / len(images)), len(truth))
+    shown = np.asarray(Image.fromarray(images).resize(size, Image.Resampling.BILINEAR))
     panels = {"input": shown, "target": truth, "prediction": predicted}
     width = sum(panel.shape[1] for panel in panels.values()) + GAP_PX * (len(panels) - 1)
     legend = _Legend(_meanings(classes), width, TEXT_PX)
@@ -124,7 +124,7 @@ def draw_sample(
     return np.asarray(sheet)
 
 
-def overlay_on_pictures(
+def overlay_on_images(
     images: Float[Tensor, "b n 3 H W"],
     bev: Float[Tensor, "b k rows cols"] | Bool[Tensor, "b k rows cols"],
     cameras: Cameras,
@@ -133,13 +133,13 @@ def overlay_on_pictures(
     *,
     threshold: float = 0.5,
     opacity: float = 0.5,
-) -> list[Picture]:
-    """Bird's-eye views painted onto the ground that the cameras see, one picture a sample, its cameras arranged as they look.
+) -> list[RGBImage]:
+    """Bird's-eye views painted onto the ground that the cameras see, one image a sample, its cameras arranged as they look.
 
     Args:
         images: in 0..1.
         bev: probabilities or truth.
-        cameras: of the pictures.
+        cameras: of the images.
         grid: of the bird's-eye views.
         classes: names of the k channels.
         threshold: a class is painted where its probability is at least this.
@@ -148,19 +148,19 @@ def overlay_on_pictures(
     sheets = []
     for number, (given, poses) in enumerate(zip(images, cameras.ego_from_cam, strict=True)):
         painted = []
-        for camera, picture in enumerate(_bytes(given)):
+        for camera, image in enumerate(_bytes(given)):
             if cameras.present[number, camera]:
                 rays = partial(pinhole_rays, cameras.intrinsics[number, camera].double().cpu())
-                picture = paint_ground(
-                    picture, bev[number], rays, poses[camera], grid, classes, threshold=threshold, opacity=opacity
+                image = paint_ground(
+                    image, bev[number], rays, poses[camera], grid, classes, threshold=threshold, opacity=opacity
                 )
-            painted.append(picture)
+            painted.append(image)
         sheets.append(_tile(painted, as_they_look(poses)))
     return sheets
 
 
 def paint_ground(
-    picture: Picture,
+    image: RGBImage,
     bev: Float[Tensor, "k rows cols"] | Bool[Tensor, "k rows cols"],
     rays: Callable[[Tensor], Tensor],
     ego_from_cam: Float[Tensor, "4 4"],
@@ -169,11 +169,11 @@ def paint_ground(
     *,
     threshold: float = 0.5,
     opacity: float = 0.5,
-) -> Picture:
-    """A bird's-eye view painted onto the ground that one picture shows; some rows at a time, so that memory is bounded.
+) -> RGBImage:
+    """A bird's-eye view painted onto the ground that one image shows; some rows at a time, so that memory is bounded.
 
     Args:
-        picture: as stored.
+        image: as stored.
         bev: probabilities or truth.
         rays: gives rays (p, 3) in the camera frame for pixels (p, 2), NaN where there is none.
         ego_from_cam: of the camera.
@@ -184,14 +184,14 @@ def paint_ground(
     """
     layer, covered = (plane.cpu() for plane in _paint(bev >= threshold, classes))
     pose = ego_from_cam.double().cpu()
-    height, width = picture.shape[:2]
-    painted = picture.copy()
+    height, width = image.shape[:2]
+    painted = image.copy()
     step = max(1, STRIP_PIXELS // width)
     for top in range(0, height, step):
         v, u = torch.meshgrid(torch.arange(top, min(top + step, height)), torch.arange(width), indexing="ij")
         ground, meets = ground_at(rays(torch.stack([u, v], dim=-1).flatten(0, 1).double()), pose)
         # the nearest cell, so that what is seen are the cells themselves
-        cells = (grid.cells_of(ground).nan_to_num(-1.0) + 0.5).clamp(-1, max(grid.shape) + 1).floor().long()
+        cells = (grid.metric_to_cell(ground).nan_to_num(-1.0) + 0.5).clamp(-1, max(grid.shape) + 1).floor().long()
         col, row = cells.unbind(1)
         inside = meets & (col >= 0) & (col < grid.cols) & (row >= 0) & (row < grid.rows)
         at = inside.nonzero().squeeze(1)
@@ -203,11 +203,11 @@ def paint_ground(
 
 
 def overlay_sheet(
-    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], ego_from_cam: Float[Tensor, "n 4 4"], classes: Sequence[str]
-) -> Picture:
-    """Painted pictures of a rig arranged as they look, in their own size, with a legend in the upper left corner."""
-    sheet = Image.fromarray(_tile(pictures, as_they_look(ego_from_cam)))
-    size = min(max(min(pictures[0].shape[:2]) // 30, 9), 40)
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], ego_from_cam: Float[Tensor, "n 4 4"], classes: Sequence[str]
+) -> RGBImage:
+    """Painted images of a rig arranged as they look, in their own size, with a legend in the upper left corner."""
+    sheet = Image.fromarray(_tile(images, as_they_look(ego_from_cam)))
+    size = min(max(min(images[0].shape[:2]) // 30, 9), 40)
     legend = _Legend(class_palette(classes), max(sheet.width // 2, min(sheet.width, 20 * size)), size)
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((0, 0, legend.width, legend.height), fill=PAPER)
@@ -221,13 +221,13 @@ def bev_sheet(
     valid: Bool[Tensor, "_ _ _"] | None = None,
     *,
     threshold: float = 0.5,
-) -> Picture:
+) -> RGBImage:
     """:func:`draw_bev` with a legend below."""
-    picture = draw_bev(bev, classes, valid, threshold=threshold)
-    legend = _Legend(_meanings(classes), max(picture.shape[1], PANEL_PX), TEXT_PX)
-    sheet = Image.new("RGB", (max(picture.shape[1], legend.width), picture.shape[0] + legend.height), PAPER)
-    sheet.paste(Image.fromarray(picture))
-    legend.draw(ImageDraw.Draw(sheet), 0, picture.shape[0])
+    image = draw_bev(bev, classes, valid, threshold=threshold)
+    legend = _Legend(_meanings(classes), max(image.shape[1], PANEL_PX), TEXT_PX)
+    sheet = Image.new("RGB", (max(image.shape[1], legend.width), image.shape[0] + legend.height), PAPER)
+    sheet.paste(Image.fromarray(image))
+    legend.draw(ImageDraw.Draw(sheet), 0, image.shape[0])
     return np.asarray(sheet)
 
 
@@ -260,16 +260,16 @@ def as_they_look(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
     return [row for row in (ahead, back) if row]
 
 
-def _tile(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], rows: list[list[int]]) -> Picture:
-    """Pictures in rows; a place that is left over stays white."""
-    width = max(picture.shape[1] for picture in pictures)
-    heights = [max(pictures[i].shape[0] for i in row) for row in rows]
+def _tile(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], rows: list[list[int]]) -> RGBImage:
+    """Images in rows; a place that is left over stays white."""
+    width = max(image.shape[1] for image in images)
+    heights = [max(images[i].shape[0] for i in row) for row in rows]
     sheet = np.full((sum(heights), width * max(map(len, rows)), 3), 255, np.uint8)
     for row, height, below in zip(rows, heights, np.cumsum(heights), strict=True):
         for place, i in enumerate(row):
-            picture, top = pictures[i], below - height
+            image, top = images[i], below - height
             left = place * width
-            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+            sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     return sheet
 
 

@@ -1,10 +1,10 @@
-// The explorer: which picture features feed which cells. All geometry stands in the data; here it is looked up and drawn.
+// The explorer: which image features feed which cells. All geometry stands in the data; here it is looked up and drawn.
 
 const data = JSON.parse(document.getElementById("explorer-data").textContent);
 const byId = (id) => document.getElementById(id);
 
 // What is pointed at is a place, not a number, so that it stays where it is when the reshaper changes: on the ground
-// { x, y } in metres, in a picture { camera, u, v } in pixels. The latest of both is kept, `onGround` says which is shown.
+// { x, y } in metres, in an image { camera, u, v } in pixels. The latest of both is kept, `onGround` says which is shown.
 const state = {
   exhibit: 0, scene: 0, head: 0, order: 0, behind: "target", onGround: true, ground: null, pixel: null, held: false,
 };
@@ -106,8 +106,8 @@ const frameHeight = frame.top - frame.bottom;
 const frameWidth = frame.left - frame.right;
 const downMap = (x) => (frame.top - x) / frameHeight;
 const acrossMap = (y) => (frame.left - y) / frameWidth;
-const acrossPicture = (u) => (u + 0.5) / scene().width;
-const downPicture = (v) => (v + 0.5) / scene().height;
+const acrossImage = (u) => (u + 0.5) / scene().width;
+const downImage = (v) => (v + 0.5) / scene().height;
 
 const colours = Uint8Array.from(data.colours.match(/../g), (pair) => parseInt(pair, 16));
 
@@ -129,22 +129,22 @@ function lay(node, left, top, width, height) {
 function drawHeat(canvas, width, height, valueAt, largest) {
   canvas.width = width;
   canvas.height = height;
-  const picture = new ImageData(width, height);
+  const image = new ImageData(width, height);
   for (let i = 0; i < width * height; i++) {
     const value = largest > 0 ? valueAt(i) / largest : 0;
     const level = Math.round(255 * value);
-    picture.data.set(colours.subarray(3 * level, 3 * level + 3), 4 * i);
-    picture.data[4 * i + 3] = Math.round(235 * Math.sqrt(value));
+    image.data.set(colours.subarray(3 * level, 3 * level + 3), 4 * i);
+    image.data[4 * i + 3] = Math.round(235 * Math.sqrt(value));
   }
-  canvas.getContext("2d").putImageData(picture, 0, 0);
+  canvas.getContext("2d").putImageData(image, 0, 0);
   canvas.hidden = false;
 }
 
-let panels = []; // one a camera: { panel, picture, heat, box, cross }
+let panels = []; // one a camera: { panel, image, heat, box, cross }
 const map = {};
 
-function buildPictures() {
-  const holder = byId("pictures");
+function buildImages() {
+  const holder = byId("images");
   panels = scene().cameras.map((camera, number) => {
     const figure = create("figure", "camera", holder);
     const [row, column] = camera.place;
@@ -152,7 +152,7 @@ function buildPictures() {
     const panel = create("div", "panel", figure);
     panel.tabIndex = 0;
     panel.setAttribute("role", "application");
-    panel.setAttribute("aria-roledescription", "picture");
+    panel.setAttribute("aria-roledescription", "image");
     panel.setAttribute("aria-label", `Camera ${camera.name}. Arrow keys move the feature.`);
     panel.setAttribute("aria-describedby", "shown");
     create("figcaption", "", figure).textContent = camera.name;
@@ -161,10 +161,10 @@ function buildPictures() {
       u: across * scene().width - 0.5,
       v: down * scene().height - 0.5,
     }), (right, down) => moveToken(number, right, down));
-    const picture = create("img", "", panel);
-    picture.alt = "";
-    picture.draggable = false;
-    return { panel, picture, heat: create("canvas", "heat", panel), box: create("i", "box", panel), cross: create("i", "cross", panel) };
+    const image = create("img", "", panel);
+    image.alt = "";
+    image.draggable = false;
+    return { panel, image, heat: create("canvas", "heat", panel), box: create("i", "box", panel), cross: create("i", "cross", panel) };
   });
   const columns = 1 + Math.max(...scene().cameras.map((camera) => camera.place[1]));
   holder.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
@@ -175,12 +175,12 @@ function buildMap() {
   const panel = (map.panel = byId("map"));
   panel.style.aspectRatio = `${frameWidth} / ${frameHeight}`;
   map.ground = create("div", "ground", panel);
-  map.picture = create("img", "", panel);
-  map.picture.alt = "";
-  map.picture.draggable = false;
+  map.image = create("img", "", panel);
+  map.image.alt = "";
+  map.image.draggable = false;
   map.heat = create("canvas", "heat", panel);
   const { forward_m: [near, far], left_m: [right, left] } = data.grid;
-  for (const node of [map.ground, map.picture, map.heat]) {
+  for (const node of [map.ground, map.image, map.heat]) {
     lay(node, acrossMap(left), downMap(far), (left - right) / frameWidth, (far - near) / frameHeight);
   }
   const vehicle = create("i", "vehicle", panel);
@@ -209,12 +209,12 @@ function ticks(holder, low, high, put) {
 function drawBackgrounds() {
   const { height, width, target, cameras } = scene();
   cameras.forEach((camera, number) => {
-    panels[number].picture.src = camera.picture;
+    panels[number].image.src = camera.image;
     panels[number].panel.style.aspectRatio = `${width} / ${height}`;
   });
   byId("classes").hidden = state.behind === "nothing";
-  map.picture.hidden = state.behind === "nothing";
-  map.picture.src = state.behind === "prediction" ? view().prediction : target;
+  map.image.hidden = state.behind === "nothing";
+  map.image.src = state.behind === "prediction" ? view().prediction : target;
 }
 
 function clearMarks() {
@@ -224,7 +224,7 @@ function clearMarks() {
   }
 }
 
-/** Heat over the pictures: what feeds a cell. */
+/** Heat over the images: what feeds a cell. */
 function drawCell(w, cell) {
   const { height, width, stride, offset_px: offset } = features();
   const values = rowOf(w, cell);
@@ -232,10 +232,10 @@ function drawCell(w, cell) {
   panels.forEach(({ heat }, camera) => {
     drawHeat(heat, width, height, (i) => values[camera * tokensPerCamera() + i], largest);
     const edge = offset - stride / 2; // of the first feature, in pixels
-    lay(heat, acrossPicture(edge), downPicture(edge), (width * stride) / scene().width, (height * stride) / scene().height);
+    lay(heat, acrossImage(edge), downImage(edge), (width * stride) / scene().width, (height * stride) / scene().height);
   });
   for (const [camera, u, v] of scene().projections[exhibit().cells][cell]) {
-    lay(panels[camera].cross, acrossPicture(u), downPicture(v));
+    lay(panels[camera].cross, acrossImage(u), downImage(v));
   }
   const { x, y } = groundOf(cell);
   const side = cells().grid.cell_m;
@@ -253,7 +253,7 @@ function drawToken(w, token) {
   const { camera, u, v } = pixelOf(token);
   const { stride } = features();
   const { width, height } = scene();
-  lay(panels[camera].box, acrossPicture(u - stride / 2), downPicture(v - stride / 2), stride / width, stride / height);
+  lay(panels[camera].box, acrossImage(u - stride / 2), downImage(v - stride / 2), stride / width, stride / height);
   const ground = scene().grounds[exhibit().features][token];
   if (ground) lay(map.cross, acrossMap(ground[1]), downMap(ground[0]));
 }
@@ -346,7 +346,7 @@ function moveCell(right, down) {
   point(groundOf(row * cols.length + col));
 }
 
-/** Arrow keys on a picture: to the next feature. */
+/** Arrow keys on an image: to the next feature. */
 function moveToken(camera, right, down) {
   const { stride } = features();
   const middle = { camera, u: scene().width / 2, v: scene().height / 2 };
@@ -427,7 +427,7 @@ function firstPlace() {
 }
 
 buildSwitches();
-buildPictures();
+buildImages();
 buildMap();
 buildLegend();
 point(firstPlace());

@@ -1,4 +1,4 @@
-"""What the explorer shows: pictures, bird's-eye views, and how much every picture feature feeds the cells; packed for a page.
+"""What the explorer shows: images, bird's-eye views, and how much every image feature feeds the cells; packed for a page.
 
 Everything geometric is computed here, by :class:`~bevreshape.geometry.Cameras`; the page only looks it up and draws.
 """
@@ -24,8 +24,8 @@ from bevreshape.geometry.cameras import NEAR, apply_homography
 from bevreshape.reporting.drawing import GROUND, UNKNOWN, as_they_look, class_palette, draw_bev
 from bevreshape.reshapers import FeatureShape
 
-PICTURE_WIDTH_PX = 640
-"""Wider pictures are shown at this width; pixels in words stay those of the full size."""
+IMAGE_WIDTH_PX = 640
+"""Wider images are shown at this width; pixels in words stay those of the full size."""
 JPEG_QUALITY = 90
 ROUNDING = 1e-3
 """How far what lies in 0..1 may be outside it, as resizing leaves it."""
@@ -95,32 +95,32 @@ class Scene:
 
     Attributes:
         name: in the list of inputs.
-        pictures: (n, 3, H, W) in 0..1.
-        cameras: the true calibration of these pictures, b = 1; what a reshaper was told may be another.
+        images: (n, 3, H, W) in 0..1.
+        cameras: the true calibration of these images, b = 1; what a reshaper was told may be another.
         target: (k, rows, cols), 0 or 1.
         valid: (k, rows, cols), where the target is known; left out, everywhere.
 
     Raises:
-        InputError: when pictures are not in 0..1 or not of the cameras' number and size, or ``valid`` is not of the target's.
+        InputError: when images are not in 0..1 or not of the cameras' number and size, or ``valid`` is not of the target's.
     """
 
     name: str
-    pictures: Tensor
+    images: Tensor
     cameras: Cameras
     target: Tensor
     valid: Tensor | None = None
 
     def __post_init__(self) -> None:
         b, n = self.cameras.batch_shape
-        if b != 1 or tuple(self.pictures.shape) != (n, 3, *self.cameras.image_size):
+        if b != 1 or tuple(self.images.shape) != (n, 3, *self.cameras.image_size):
             raise InputError(
-                f"explorer: scene {self.name!r} has pictures {tuple(self.pictures.shape)} and cameras of {(b, n)} (batch, cameras) "
+                f"explorer: scene {self.name!r} has images {tuple(self.images.shape)} and cameras of {(b, n)} (batch, cameras) "
                 f"for {self.cameras.image_size[0]}×{self.cameras.image_size[1]} pixels; give (n, 3, H, W) and the cameras of one sample"
             )
-        low, high = (float(value) for value in self.pictures.aminmax())
+        low, high = (float(value) for value in self.images.aminmax())
         if not (-ROUNDING <= low <= high <= 1 + ROUNDING):
             raise InputError(
-                f"explorer: pictures of scene {self.name!r} lie in {low:g}..{high:g} but 0 is black and 1 is white; divide bytes by 255"
+                f"explorer: images of scene {self.name!r} lie in {low:g}..{high:g} but 0 is black and 1 is white; divide bytes by 255"
             )
         if self.target.ndim != 3 or (self.valid is not None and self.valid.shape != self.target.shape):
             raise InputError(
@@ -136,7 +136,7 @@ class View:
     Attributes:
         prediction: (k, rows, cols), probabilities.
         weights: W of the chosen cells, (q, n, h, w) or per head (a, q, n, h, w), ≥ 0: how much each feature feeds each
-            cell. A feature stands where it lies in the pictures, also where tokens were permuted: moved back then.
+            cell. A feature stands where it lies in the images, also where tokens were permuted: moved back then.
 
     Raises:
         InputError: when these have other dimensions, a prediction is no probability, or weights are negative or not finite.
@@ -245,9 +245,9 @@ class Explorer:
             )
         bev, n = (len(self.classes), *self.grid.shape), len(self.camera_names)
         for scene in self.scenes:
-            if tuple(scene.target.shape) != bev or len(scene.pictures) != n:
+            if tuple(scene.target.shape) != bev or len(scene.images) != n:
                 raise InputError(
-                    f"explorer: scene {scene.name!r} has target {tuple(scene.target.shape)} and {len(scene.pictures)} cameras but "
+                    f"explorer: scene {scene.name!r} has target {tuple(scene.target.shape)} and {len(scene.images)} cameras but "
                     f"classes, grid and camera_names say {bev} and {n}; make them of one source"
                 )
         for exhibit in self.exhibits:
@@ -339,12 +339,12 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:
-    """A picture as JPEG or PNG, whichever is smaller."""
+def image_uri(image: UInt8[np.ndarray, "height width 3"]) -> str:
+    """An image as JPEG or PNG, whichever is smaller."""
     files = {}
     for kind, options in (("jpeg", {"quality": JPEG_QUALITY, "subsampling": 0}), ("png", {"optimize": True})):
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, kind, **options)
+        Image.fromarray(image).save(file, kind, **options)
         files[kind] = file.getvalue()
     kind = min(files, key=lambda kind: len(files[kind]))
     return data_uri(f"image/{kind}", files[kind])
@@ -367,8 +367,8 @@ def _scene(
         "height": height,
         "width": width,
         "cameras": [
-            {"name": name, "picture": _camera_uri(picture), "place": place}
-            for name, picture, place in zip(explorer.camera_names, scene.pictures, places, strict=True)
+            {"name": name, "image": _camera_uri(image), "place": place}
+            for name, image, place in zip(explorer.camera_names, scene.images, places, strict=True)
         ],
         "target": _bev_uri(scene.target.bool(), explorer.classes, scene.valid),
         # where the calibration sees each chosen cell: [camera, u, v]
@@ -407,7 +407,7 @@ def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list
 
 
 def _places(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
-    """[row, column] of every camera's picture: those that look ahead above those that look back, each from left to right."""
+    """[row, column] of every camera's image: those that look ahead above those that look back, each from left to right."""
     rows = as_they_look(ego_from_cam)
     places = {camera: [row, column] for row, cameras in enumerate(rows) for column, camera in enumerate(cameras)}
     return [places[camera] for camera in range(len(ego_from_cam))]
@@ -428,19 +428,19 @@ def _rounded(values: Tensor) -> Any:
     return np.round(values.detach().double().cpu().numpy(), 2).tolist()
 
 
-def _camera_uri(picture: Float[Tensor, "3 H W"]) -> str:
-    rgb = (picture.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+def _camera_uri(image: Float[Tensor, "3 H W"]) -> str:
+    rgb = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
     height, width = rgb.shape[:2]
-    if width > PICTURE_WIDTH_PX:
-        size = (PICTURE_WIDTH_PX, max(1, round(height * PICTURE_WIDTH_PX / width)))
+    if width > IMAGE_WIDTH_PX:
+        size = (IMAGE_WIDTH_PX, max(1, round(height * IMAGE_WIDTH_PX / width)))
         rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
-    return picture_uri(rgb)
+    return image_uri(rgb)
 
 
 def _bev_uri(bev: Tensor, classes: Sequence[str], valid: Tensor | None) -> str:
     file = io.BytesIO()
-    picture = draw_bev(bev, classes, None if valid is None else valid.bool(), scale=1)
-    Image.fromarray(picture).save(file, "png", optimize=True)
+    image = draw_bev(bev, classes, None if valid is None else valid.bool(), scale=1)
+    Image.fromarray(image).save(file, "png", optimize=True)
     return data_uri("image/png", file.getvalue())
 
 

@@ -141,17 +141,17 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def examples(shown: Sequence[Shown], batch: Batch) -> Section:
-    """Picture, target and prediction of the first sample."""
+    """Image, target and prediction of the first sample."""
     charts = []
     for one in shown:
         found = one_sample(batch, 0)
         with torch.no_grad():
             bev = one.model(found["image"], cameras_of(found)).sigmoid()[0]
-        picture = draw_sample(
+        image = draw_sample(
             batch["image"][0], batch["target"][0], bev, batch["valid"][0], one.frame.classes,
             ego_from_cam=batch["ego_from_cam"][0],
         )  # fmt: skip
-        charts.append(Chart(picture, f"Input, target and prediction of {one.label}.", one.label))
+        charts.append(Chart(image, f"Input, target and prediction of {one.label}.", one.label))
     return Section("Example predictions", f"The first test sample, {batch['name'][0]}.", tuple(charts))
 
 

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bevreshape.errors import InputError
-from bevreshape.reporting.explorer import Explorer, data_uri, explorer_data, picture_uri
+from bevreshape.reporting.explorer import Explorer, data_uri, explorer_data, image_uri
 from bevreshape.storage.files import write_text
 
 MOST_BYTES = 8_000_000
@@ -104,10 +104,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of matplotlib, or a picture (height, width, 3) in uint8.
+    """A figure of matplotlib, or an image (height, width, 3) in uint8.
 
     Attributes:
-        figure: what is shown; the page holds it as SVG or PNG, whichever is smaller, a picture as JPEG or PNG.
+        figure: what is shown; the page holds it as SVG or PNG, whichever is smaller, an image as JPEG or PNG.
         alt: what it says, for those who cannot see it.
         caption: the line below.
 
@@ -122,7 +122,7 @@ class Chart:
     def __post_init__(self) -> None:
         if not self.alt.strip():
             raise InputError("report: a chart's alt text is empty; say in a sentence what it shows")
-        if not isinstance(self.figure, Figure) and not _is_picture(self.figure):
+        if not isinstance(self.figure, Figure) and not _is_image(self.figure):
             what = f"{type(self.figure).__name__} of shape {getattr(self.figure, 'shape', None)}"
             raise InputError(
                 f"report: a chart is {what}; give a matplotlib Figure, or a (height, width, 3) uint8 array"
@@ -204,7 +204,7 @@ def write(report: Report, path: str | Path) -> None:
     write_text(path, render(report))
 
 
-def _is_picture(figure: object) -> bool:
+def _is_image(figure: object) -> bool:
     return isinstance(figure, np.ndarray) and figure.dtype == np.uint8 and figure.ndim == 3 and figure.shape[2] == 3
 
 
@@ -230,7 +230,7 @@ def _embedded(chart: Chart) -> dict[str, Any]:
         address = _figure_uri(chart.figure)
     else:
         height, width = chart.figure.shape[:2]
-        address = picture_uri(chart.figure)
+        address = image_uri(chart.figure)
     return {"address": address, "width": width, "height": height, "alt": chart.alt, "caption": chart.caption}
 
 
@@ -249,14 +249,14 @@ def _too_large(size: int, data: dict[str, Any] | None, charts: Sequence[Sequence
     """How large, what of, and what to lower."""
     remedies = {
         "weights": "show fewer scenes, reshapers, heads or orders, or choose_cells(grid, most=…) fewer cells",
-        "pictures": "show fewer scenes",
+        "images": "show fewer scenes",
         "figures": "leave some out, or draw them smaller",
     }
     parts = dict.fromkeys(remedies, 0)
     parts["figures"] = sum(len(chart["address"]) for section in charts for chart in section)
     if data is not None:
         parts["weights"] = sum(len(packed) for packed in data["weights"])
-        parts["pictures"] = sum(len(camera["picture"]) for scene in data["scenes"] for camera in scene["cameras"])
+        parts["images"] = sum(len(camera["image"]) for scene in data["scenes"] for camera in scene["cameras"])
     largest = max(parts, key=lambda part: parts[part])
     listed = ", ".join(f"{part} {bytes_ / 1e6:.1f} MB" for part, bytes_ in parts.items())
     return (

@@ -71,7 +71,7 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Sh
             continue
         if shown and frame != shown[0].frame:
             remarks.append(
-                f"Not compared: {label}, whose cameras, pictures, classes or cells are others than those of {shown[0].label}."
+                f"Not compared: {label}, whose cameras, images, classes or cells are others than those of {shown[0].label}."
             )
             continue
         if shown and one.data != shown[0].data:
@@ -93,7 +93,7 @@ def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: An
     """
     config = stored_data(run, trust)
     config |= {key: value for key, value in changes.items() if key in config}
-    data = build_data({"data": {**config, "loader_workers": 0}, "seed": 0})
+    data = build_data({"data": {**config, "num_workers": 0}, "seed": 0})
     data.source.prepare(("test",))
     data.batch_size = samples
     return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
@@ -112,7 +112,7 @@ def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
 
 
 def one_sample(batch: Batch, number: int) -> Batch:
-    """Pictures and cameras of one sample, b = 1."""
+    """Images and cameras of one sample, b = 1."""
     return {key: batch[key][number : number + 1] for key in PER_SAMPLE}
 
 

@@ -13,13 +13,13 @@ from bevreshape.config.stored import read_history, read_json, read_yaml
 from bevreshape.errors import InputError
 
 UNCOUNTED = (
-    "seed", "name", "resume", "data.root", "data.loader_workers", "data.workers", "trainer.accelerator", "trainer.devices",
+    "seed", "name", "resume", "data.root", "data.num_workers", "data.workers", "trainer.accelerator", "trainer.devices",
 )  # fmt: skip
 """What may differ between the seeds of a row."""
 
 UNCOUNTED_GROUPS = (
     "logger",
-    "pictures",
+    "images",
     "checkpoint_every_n_steps",
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",
@@ -168,7 +168,7 @@ def stopped_early(rows: Sequence[list[Run]]) -> str:
         if run.metrics.get("fit/stopped_early")
         for steps in [run.metrics.get("fit/steps")]
     ]
-    return f"Stopped early: {', '.join(found)}." if found else ""
+    return f"TrainingInterrupted early: {', '.join(found)}." if found else ""
 
 
 def _differs(rows: Sequence[list[Run]], key: str) -> bool:

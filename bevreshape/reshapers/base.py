@@ -55,7 +55,7 @@ class FeatureShape:
     def pixels(
         self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "h w 2"]:
-        """Pixel (u, v) of the picture on which every feature is centred."""
+        """Pixel (u, v) of the image on which every feature is centred."""
         v, u = torch.meshgrid(
             torch.arange(self.height, device=device, dtype=torch.float64),
             torch.arange(self.width, device=device, dtype=torch.float64),
@@ -64,16 +64,16 @@ class FeatureShape:
         return (torch.stack([u, v], dim=-1) * self.stride + self.offset_px).to(dtype)
 
     def check_covers(self, image_size: tuple[int, int], who: str) -> None:
-        """Refuse pictures of (H, W) pixels that these features cannot be of.
+        """Refuse images of (H, W) pixels that these features cannot be of.
 
         Raises:
             InputError: naming ``who`` asks.
         """
-        # padding and unpadded convolutions make features cover a little more or less than the picture
+        # padding and unpadded convolutions make features cover a little more or less than the image
         for cells, pixels in zip((self.height, self.width), image_size, strict=True):
             if abs(cells * self.stride - pixels) > 2 * self.stride:
                 raise InputError(
-                    f"{who}: features of {self.height}×{self.width} at stride {self.stride} do not cover pictures of "
+                    f"{who}: features of {self.height}×{self.width} at stride {self.stride} do not cover images of "
                     f"{image_size[0]}×{image_size[1]}; set FeatureShape's stride, or call it with cameras.resized(...) to "
                     "the size that the encoder sees"
                 )
@@ -138,7 +138,7 @@ class Reshaper(nn.Module):
         Args:
             features: (b, n, c, h, w), or (b, c, h, w) for one camera; a sequence of them, one a scale, where several
                 scales are taken.
-            cameras: the calibration, of the full-size pictures; may be left out where it is not read.
+            cameras: the calibration, of the full-size images; may be left out where it is not read.
 
         Returns:
             (b, d, R, C).
@@ -187,7 +187,7 @@ class Reshaper(nn.Module):
         if cameras is not None and cameras.intrinsics.shape[:2] != scales[0].shape[:2]:
             raise InputError(
                 f"{self.name}: features are of {tuple(scales[0].shape[:2])} (batch, cameras) but the calibration is of "
-                f"{cameras.batch_shape}; give every picture its camera"
+                f"{cameras.batch_shape}; give every image its camera"
             )
         return tuple(without_dropped(x, cameras) for x in scales)
 
@@ -220,7 +220,7 @@ class Reshaper(nn.Module):
 
 
 class GeometricReshaper(Reshaper):
-    """Base of view transformers that look through the calibration: what follows from it is kept apart from the pictures.
+    """Base of view transformers that look through the calibration: what follows from it is kept apart from the images.
 
     A subclass implements :meth:`locate`, all that depends on cameras (and weights) alone, and :meth:`gather`, which
     brings it together with the features. On a fixed rig :meth:`precompute` does the first once and for all.

@@ -136,7 +136,7 @@ class Bilinear(GeometricReshaper):
         given = {name.removeprefix(COMPRESSOR): value for name, value in state.items() if not name.startswith(OTHERS)}
         self.check_original(
             {f"compressor.{name}": value for name, value in given.items()},
-            "give the state of Segnet for pictures alone, or of its bev_compressor, and build it with as many channels and heights",
+            "give the state of Segnet for images alone, or of its bev_compressor, and build it with as many channels and heights",
         )
         turned = rearrange(given["0.weight"], "d (c Y) i j -> d Y c i j", Y=len(self.heights_m)).flip(1, 3)
         self.compressor.load_state_dict({"0.weight": rearrange(turned, "d Y c i j -> d (Y c) i j")})

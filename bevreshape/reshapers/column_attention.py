@@ -121,7 +121,7 @@ class ColumnTransformer(nn.Module):
 
 @checked
 class ColumnAttention(GeometricReshaper):
-    """Every column of the picture is translated into the ray on the ground that it looks along, by a transformer.
+    """Every column of the image is translated into the ray on the ground that it looks along, by a transformer.
 
     After Translating Images into Maps (Saha, Mendez, Russell and Bowden, ICRA 2022). A column's h tokens X attend to
     one another, ``M = encoder(X)``; queries, one a bin of depth, attend to one another and to the column,
@@ -137,8 +137,8 @@ class ColumnAttention(GeometricReshaper):
     and in E both channels of a pair are the sine. With ``sincos`` E alone is added, of sines and cosines.
 
     What else differs from the original: it looks up one learned vector for all bins, the first of a hundred, here there
-    is one a bin; it cuts the picture's middle rows out, here all are tokens. It lays the polar map's columns between
-    the picture's borders at depths evenly spaced from the first to the last of a band, whatever depth the rows of the
+    is one a bin; it cuts the image's middle rows out, here all are tokens. It lays the polar map's columns between
+    the image's borders at depths evenly spaced from the first to the last of a band, whatever depth the rows of the
     grid have; here it is where they are (see :class:`ColumnMLP`, too). To have the original's own positions give
     :meth:`gather` what ``maps.corners`` makes of them.
 
@@ -155,7 +155,7 @@ class ColumnAttention(GeometricReshaper):
         encoding: ``published`` or ``sincos``.
         depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
         bin_m: length of a bin of depth; ``None`` for that of a cell.
-        focal_px: nominal focal length of the full-size picture, for what is derived; ``None`` for 0.8 of its width.
+        focal_px: nominal focal length of the full-size image, for what is derived; ``None`` for 0.8 of its width.
 
     Raises:
         InputError: an unknown encoding, or widths, layers or borders that do not fit.

@@ -73,7 +73,7 @@ class Columns(nn.Module):
         return grouped_linear(weight, x.flatten(2).mT).unflatten(2, x.shape[2:])
 
     def _window(self, x: Tensor, rows: int, window: Sequence[Tensor], present: Tensor | None) -> Tensor:
-        """(b n) d k w, read between rows where it begins between rows; zeros are projected outside the picture."""
+        """(b n) d k w, read between rows where it begins between rows; zeros are projected outside the image."""
         b, c, h, w = x.shape
         row, upper, lower = window
         flat = h * torch.arange(b * c, device=x.device).reshape(b, c, 1) + row[:, None, : rows + 1]
@@ -85,7 +85,7 @@ class Columns(nn.Module):
 
 @checked
 class ColumnMLP(GeometricReshaper):
-    """Every column of the picture becomes the ray on the ground that it looks along, by one fully connected layer.
+    """Every column of the image becomes the ray on the ground that it looks along, by one fully connected layer.
 
     The dense transformer of Pyramid Occupancy Networks (Roddick and Cipolla, CVPR 2020). Of a feature map X, (c, h, w),
     channels are projected and normalised, ``Y = ReLU(GroupNorm(P·X))``; each column of Y, k rows × d channels, becomes
@@ -96,7 +96,7 @@ class ColumnMLP(GeometricReshaper):
 
     W sees the k rows around the point that is ``height_m``'s middle above the camera at the near end of the band, for
     an object that is seen there whole is seen farther off too; k covers ``height_m`` there. Where that is the whole
-    picture or more, it sees all rows.
+    image or more, it sees all rows.
 
     What differs from the original: it reads cells at their corner and the features as if each were centred half a
     stride into its cell, and lets the maps fade to zero at their borders, which are also the borders between scales;
@@ -115,9 +115,9 @@ class ColumnMLP(GeometricReshaper):
         groups: into which W divides the channels.
         depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
         bin_m: length of a bin of depth; ``None`` for that of a cell.
-        rows: k of every scale, which may exceed the picture, zeros then stand beside it; ``None`` derives them.
+        rows: k of every scale, which may exceed the image, zeros then stand beside it; ``None`` derives them.
         height_m: the lowest and highest that is looked for, relative to the camera.
-        focal_px: nominal focal length of the full-size picture, for what is derived; ``None`` for 0.8 of its width.
+        focal_px: nominal focal length of the full-size image, for what is derived; ``None`` for 0.8 of its width.
 
     Raises:
         InputError: when widths, borders or rows do not fit.
@@ -176,7 +176,7 @@ class ColumnMLP(GeometricReshaper):
             tops: the row of the features where each begins.
 
         Returns:
-            Rows of the features, one more than the longest window has, those outside the picture moved to its border, and
+            Rows of the features, one more than the longest window has, those outside the image moved to its border, and
             how much of the upper and of the lower of two neighbours each of the window's rows takes, nothing of those
             outside.
         """
@@ -217,7 +217,7 @@ class ColumnMLP(GeometricReshaper):
         """Take the weights of the published ``DenseTransformer``, or of a ``TransformerPyramid`` scale by scale.
 
         Built with the published ``focal_px``, ``height_m`` and ``depth_m`` it has as many rows, where they do not exceed
-        the picture's; else set ``rows``.
+        the image's; else set ``rows``.
 
         Raises:
             InputError: naming what is missing, left over or of another shape.

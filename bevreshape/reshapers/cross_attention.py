@@ -22,7 +22,7 @@ class CrossAttention(Reshaper):
 
     With ``kernel="linear"``, ``bare`` and no encodings this is ``O = Ø·Wq·Wkᵀ·(XᵀX)·Wv`` (divided by the number of
     tokens, unless ``divide_by_tokens`` is off), in which XᵀX does not know the order of the tokens. The mapping from
-    tokens to cells depends on the picture. The tokens of all cameras stand in one softmax, those of dropped cameras
+    tokens to cells depends on the image. The tokens of all cameras stand in one softmax, those of dropped cameras
     left out.
 
     Unless ``bare``, Q and K are projected from normalised queries and tokens, the output is projected, added to Ø, and
@@ -43,7 +43,7 @@ class CrossAttention(Reshaper):
         divide_by_tokens: see :class:`Attention`.
         token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``; with several cameras the learned one differs
             from camera to camera, and the others have a learned vector a camera added, so their order matters then.
-            ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), a picture laid over the cells.
+            ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), an image laid over the cells.
         query_encoding: the same for the cells; ``rotary`` for both or for neither.
         feedforward: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
         normalise_values: project V from the normalised tokens, which lack each token's mean and length, instead of from

@@ -109,7 +109,7 @@ class NormedLinear(nn.Module):
         return weight * gain, bias if self.linear.bias is None else bias + self.linear.bias.to(dtype)
 
 
-class PictureEmbedding(nn.Module):
+class ImageEmbedding(nn.Module):
     """``W · relu(BatchNorm(x))``, of which forward leaves W to :meth:`NormedLinear.of_embedded`."""
 
     def __init__(self, channels: int, dim: int) -> None:
@@ -117,8 +117,8 @@ class PictureEmbedding(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
         self.linear = nn.Linear(channels, dim, bias=False)
 
-    def forward(self, pictures: Float[Tensor, "p t c"], statistics: Statistics | None) -> Float[Tensor, "p t c"]:
-        """``relu(BatchNorm(x))``; the statistics are those of the pictures, needed in training."""
+    def forward(self, images: Float[Tensor, "p t c"], statistics: Statistics | None) -> Float[Tensor, "p t c"]:
+        """``relu(BatchNorm(x))``; the statistics are those of the images, needed in training."""
         norm = self.norm
         mean, var = norm.running_mean, norm.running_var
         assert mean is not None
@@ -127,10 +127,10 @@ class PictureEmbedding(nn.Module):
             assert statistics is not None
             self._track(*statistics)
             mean, var, _ = statistics
-        wide = pictures.dtype
+        wide = images.dtype
         scale = norm.weight.to(wide) * torch.rsqrt(var.to(wide) + norm.eps)
         shift = norm.bias.to(wide) - mean.to(wide) * scale
-        return torch.addcmul(shift, pictures, scale).relu()
+        return torch.addcmul(shift, images, scale).relu()
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
@@ -138,24 +138,24 @@ class PictureEmbedding(nn.Module):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         assert norm.num_batches_tracked is not None
-        momentum = (norm.momentum or 0.0) * (count > 0)  # a batch without pictures says nothing
+        momentum = (norm.momentum or 0.0) * (count > 0)  # a batch without images says nothing
         for running, value in ((norm.running_mean, mean), (norm.running_var, var * count / (count - 1).clamp(min=1))):
             running.lerp_(value.to(running.dtype), momentum.to(running.dtype))
         norm.num_batches_tracked += 1
 
 
 def statistics_of(
-    pictures: Float[Tensor, "p t c"], present: Bool[Tensor, " p"] | None, group: dist.ProcessGroup | None = None
+    images: Float[Tensor, "p t c"], present: Bool[Tensor, " p"] | None, group: dist.ProcessGroup | None = None
 ) -> Statistics:
-    """Mean and variance of the channels of those pictures that are there, in all processes of a group."""
-    p, t, _ = pictures.shape
+    """Mean and variance of the channels of those images that are there, in all processes of a group."""
+    p, t, _ = images.shape
     if present is None and group is None:
-        var, mean = torch.var_mean(pictures, (0, 1), correction=0)
-        return mean, var, torch.full((), p * t, device=pictures.device, dtype=pictures.dtype)
-    weights = torch.ones_like(pictures[:, 0, :1]) if present is None else present.to(pictures.dtype)[:, None]
+        var, mean = torch.var_mean(images, (0, 1), correction=0)
+        return mean, var, torch.full((), p * t, device=images.device, dtype=images.dtype)
+    weights = torch.ones_like(images[:, 0, :1]) if present is None else present.to(images.dtype)[:, None]
     count = _total(weights.sum() * t, group)
-    mean = _total((pictures.sum(1) * weights).sum(0), group) / count.clamp(min=1)
-    var = _total(((pictures - mean).square().sum(1) * weights).sum(0), group) / count.clamp(min=1)
+    mean = _total((images.sum(1) * weights).sum(0), group) / count.clamp(min=1)
+    var = _total(((images - mean).square().sum(1) * weights).sum(0), group) / count.clamp(min=1)
     return mean, var, count
 
 
@@ -178,8 +178,8 @@ class CrossView(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.skip = heads, skip
-        self.embed_key = PictureEmbedding(channels, dim) if image_features else None
-        self.embed_value = PictureEmbedding(channels, dim)
+        self.embed_key = ImageEmbedding(channels, dim) if image_features else None
+        self.embed_value = ImageEmbedding(channels, dim)
         self.embedding = CameraEmbedding(dim)
         self.to_q, self.to_k, self.to_v = (NormedLinear(dim, heads * dim_head, qkv_bias) for _ in range(3))
         self.project = Linear(heads * dim_head, dim)
@@ -218,19 +218,19 @@ class CrossView(nn.Module):
     def _tokens(self, features: Tensor, rays: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values, (b, n, t, heads · e) each."""
         wide = torch.promote_types(features.dtype, torch.float32)
-        pictures = rearrange(features, "b n c h w -> (b n) (h w) c").to(wide).contiguous()  # p t c
+        images = rearrange(features, "b n c h w -> (b n) (h w) c").to(wide).contiguous()  # p t c
         there = None if present is None else present.flatten()
         if there is not None:
-            pictures = torch.where(there[:, None, None], pictures, 0.0)
+            images = torch.where(there[:, None, None], images, 0.0)
         with torch.autocast(features.device.type, enabled=False):
             embeddings = [x for x in (self.embed_key, self.embed_value) if x is not None]
             counted = any(x.norm.training for x in embeddings)
-            statistics = statistics_of(pictures, there, _synchronised(self.embed_value.norm)) if counted else None
+            statistics = statistics_of(images, there, _synchronised(self.embed_value.norm)) if counted else None
             keys, embed = rays.flatten(0, 1).mT.to(wide), self.embedding.ray_weight(wide)
             if self.embed_key is not None:
-                keys = torch.cat([self.embed_key(pictures, statistics), keys], dim=2)
+                keys = torch.cat([self.embed_key(images, statistics), keys], dim=2)
                 embed = torch.cat([self.embed_key.linear.weight.to(wide), embed], dim=1)
-            values = self.embed_value(pictures, statistics)
+            values = self.embed_value(images, statistics)
         k = self.to_k.of_embedded(keys, embed)
         v = self.to_v.of_embedded(values, self.embed_value.linear.weight.to(wide))
         size = features.shape[:2]
@@ -260,7 +260,7 @@ class CrossViewAttention(GeometricReshaper):
     - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w and its cells lie at ``linspace`` over the whole map, its
       edges included, both up to half a cell off. Here a ray starts where the feature is centred, and a cell is its centre;
       the original's own come out by ``gather(features, encode(rays, centers, ground))``.
-    - Dropped cameras have no weight in the softmax, and their pictures are left out of BatchNorm's statistics.
+    - Dropped cameras have no weight in the softmax, and their images are left out of BatchNorm's statistics.
 
     In training, BatchNorm lets the samples of a batch meet, as in the original; in evaluation they do not.
 
@@ -277,7 +277,7 @@ class CrossViewAttention(GeometricReshaper):
         dim_head: e, width of a head (the original: 32).
         qkv_bias: whether to_q, to_k and to_v have a bias.
         skip: whether what is found is added to the BEV, or takes its place.
-        image_features: whether keys hold what the picture shows (φ), or only where it looks.
+        image_features: whether keys hold what the image shows (φ), or only where it looks.
         middle: bottlenecks after every scale, one number for all or one each.
 
     Raises:
@@ -396,7 +396,7 @@ class CrossViewAttention(GeometricReshaper):
     ) -> Float[Tensor, "b a q n h w"]:
         """What each of the R·C cells, row by row, weighs every token of a scale by, head by head.
 
-        For evaluation: in training it would count the pictures twice in BatchNorm's statistics.
+        For evaluation: in training it would count the images twice in BatchNorm's statistics.
 
         Raises:
             InputError: as :meth:`forward`.

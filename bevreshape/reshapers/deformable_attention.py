@@ -15,12 +15,12 @@ from bevreshape.config.options import Count, Heights, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.ops.deformable_sampling import Canvas
+from bevreshape.ops.deformable_sampling import FeatureAtlas
 from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant, is_exporting, numbered
 
 FAR = -1e6
-"""Where a point lies that no picture shows, in pixels or features."""
+"""Where a point lies that no image shows, in pixels or features."""
 
 
 def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
@@ -57,7 +57,7 @@ class SpatialCrossAttention(nn.Module):
         position: Float[Tensor, "RC d"] | float,
         tokens: Sequence[tuple[Tensor, Tensor]],
         located: tuple[Tensor, Tensor, Tensor],
-        canvas: Canvas,
+        canvas: FeatureAtlas,
     ) -> Float[Tensor, "b RC d"]:
         index, share, reference = located  # b m, b m, b m 2 (scales points)
         cells, (b, m) = query.shape[1], index.shape
@@ -187,11 +187,11 @@ def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
 
 @checked
 class DeformableAttention(GeometricReshaper):
-    r"""Every cell looks at a few places of the pictures around its own projections, and learns where and how much.
+    r"""Every cell looks at a few places of the images around its own projections, and learns where and how much.
 
     After BEVFormer's encoder (Li et al., ECCV 2022) without its temporal self-attention, on the multi-scale deformable
     attention of Deformable DETR (Zhu et al., ICLR 2021). A cell's learned query q, which stands on the ground like a
-    pillar, has a reference point P_z at every height z. For every camera i of those V(q) whose picture shows one of them
+    pillar, has a reference point P_z at every height z. For every camera i of those V(q) whose image shows one of them
     at least, and for each of A heads,
 
     ``SCA(q) = q + out(1/|V| · Σ_i∈V concat_a Σ_l Σ_p w_alp · V_a F_il(P_i,z(p) + Δ_alp))``
@@ -204,9 +204,9 @@ class DeformableAttention(GeometricReshaper):
 
     What differs from the published module, and why:
 
-    - A feature is read where it is centred, pixel ``stride·j + offset_px``. The original takes fractions of the picture
+    - A feature is read where it is centred, pixel ``stride·j + offset_px``. The original takes fractions of the image
       times the size of the map, minus ½, which is the same for features with offset (stride - 1)/2 that cover the
-      picture exactly. :meth:`locate_original` takes the original's own points.
+      image exactly. :meth:`locate_original` takes the original's own points.
     - Every sample of a batch has its own cameras. The original chooses the queries that a camera sees by the first
       sample's calibration for all of them, and divides by each one's own count.
     - A point behind a camera reads 0; the original divides by a depth of 1e-5, which mostly falls outside of the map.
@@ -281,7 +281,7 @@ class DeformableAttention(GeometricReshaper):
         self.project = nn.ModuleList(
             nn.Identity() if scale.channels == dim else Linear(scale.channels, dim) for scale in self.sources
         )
-        self.canvas = Canvas(self.sources, heads, points)
+        self.canvas = FeatureAtlas(self.sources, heads, points)
         self.points = points
         self.layers = nn.ModuleList(Layer(dim, heads, scales, points, feedforward, bare) for _ in range(layers))
 
@@ -313,7 +313,7 @@ class DeformableAttention(GeometricReshaper):
         seen)).flip(2)`` is its output.
 
         Args:
-            points: fractions of the picture, cells in the original's order.
+            points: fractions of the image, cells in the original's order.
             seen: which of them are in it.
         """
         rows = self.target_shape[0]

@@ -59,7 +59,7 @@ class Sight(NamedTuple):
         windows: (b, p, s·g), which of the t tokens.
         valid: (b, p, s·g).
         cells: (b, p, s, d), embedding of every cell as its cameras see it.
-        seen: (b, p), whether pictures tell anything of a cell.
+        seen: (b, p), whether images tell anything of a cell.
     """
 
     tokens: Tensor
@@ -193,7 +193,7 @@ class WindowAttention(nn.Module):
 class KernelAttention(GeometricReshaper):
     """Every cell attends to the features around its projection, in all cameras that see it (GKT, Chen et al. 2022).
 
-    A cell (x, y), at a fixed height above the ground, is projected into every picture; its tokens are the window of
+    A cell (x, y), at a fixed height above the ground, is projected into every image; its tokens are the window of
     k_h × k_w features nearest to where it appears. With X̃ the features after a small convolution, x the cells so far
     (at first a learned prior) and e the unit vectors of :class:`CameraEmbedding`::
 

@@ -122,7 +122,7 @@ class LatentAttention(GeometricReshaper):
 
     A block is ``z ← z + softmax(Q·Kᵀ/√d)·V·W`` and ``z ← z + feedforward(z)``, with Q, K, V of normalised z and tokens.
     Cost and memory grow with tokens + cells, not with their product, and no tokens × latents matrix is kept. Cells are
-    never projected into pictures: a cell that nobody sees still reads the latents.
+    never projected into images: a cell that nobody sees still reads the latents.
 
     A cell is told by its ``coordinates`` and their distance from the vehicle; by ``fourier`` features of them; or by a
     ``learned`` vector. In the coordinates, x forward and y left, the vehicle stands at 0 and the farthest cell centre of
@@ -201,7 +201,7 @@ class LatentAttention(GeometricReshaper):
     def embed(
         self, rays: Float[Tensor, "b t 6"], cells: Float[Tensor, "p 2"], present: Bool[Tensor, "b t"] | None = None
     ) -> tuple[Tensor, ...]:
-        """All that needs no picture, from rays and positions.
+        """All that needs no image, from rays and positions.
 
         Args:
             rays: of every feature, camera by camera and row by row, a point on it in metres and its unit direction.

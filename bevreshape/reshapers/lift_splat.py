@@ -35,7 +35,7 @@ class LiftSplat(GeometricReshaper):
 
     Differences from the published code, and how to have its numbers:
 
-    - It centres features evenly from the first pixel of a picture to the last (a ``linspace``), whatever the encoder's
+    - It centres features evenly from the first pixel of an image to the last (a ``linspace``), whatever the encoder's
       stride; here they are centred on ``stride·j + offset_px``.
     - It rounds towards zero, so that points up to one cell behind the grid or right of it fall into its border cells, and
       points down to a whole height band below that band still count. Here they are left out.
@@ -116,7 +116,7 @@ class LiftSplat(GeometricReshaper):
         """
         rows, cols = self.target_shape
         low, high = self.height_m
-        ahead, left = self.grid.steps_of(points[..., :2]).unbind(-1)  # b n D h w
+        ahead, left = self.grid.metric_to_cell_edges(points[..., :2]).unbind(-1)  # b n D h w
         up = (points[..., 2] - low) / (high - low)
         ahead, left, up = (torch.trunc(v) if truncate else torch.floor(v) for v in (ahead, left, up))
         counts = (ahead >= 0) & (ahead < rows) & (left >= 0) & (left < cols) & (up == 0)

@@ -52,11 +52,11 @@ class LowRankLinear(nn.Module):
 
 
 class Rectify(nn.Module):
-    """Move the picture's rows and columns as the calibration says: ``X' = A·X·Bᵀ`` of every channel, (h, w).
+    """Move the image's rows and columns as the calibration says: ``X' = A·X·Bᵀ`` of every channel, (h, w).
 
     A (h×h) and B (w×w) are the identity plus what a small MLP, every camera's own, makes of its calibration; at first
     that is nothing. The calibration comes as 14 numbers (focal lengths, skew and principal point in parts of the
-    picture, two columns of ego_from_cam's rotation, translation in metres), each with sine and cosine at ``OCTAVES``
+    image, two columns of ego_from_cam's rotation, translation in metres), each with sine and cosine at ``OCTAVES``
     frequencies, without which the small differences that matter, half a degree, are hard to learn from.
     """
 
@@ -95,7 +95,7 @@ class Rectify(nn.Module):
 
 
 def describe(cameras: Cameras) -> Float[Tensor, "b n 14"]:
-    """A calibration in numbers that do not change when the picture is resized."""
+    """A calibration in numbers that do not change when the image is resized."""
     height, width = cameras.image_size
     k, pose = cameras.intrinsics, cameras.ego_from_cam
     inside = [
@@ -118,7 +118,7 @@ class MLP(Reshaper):
     :meth:`per_camera` (it then turns each camera's map by its extrinsics and takes the largest, which is not done here).
 
     The published σ is relu, after the last layer too. Features that are never negative, as an encoder's behind its own
-    relu, then leave a cell whose row of W is negative at 0 for every picture, without a gradient that could bring it
+    relu, then leave a cell whose row of W is negative at 0 for every image, without a gradient that could bring it
     back: of a single layer behind the default encoder half of all cells. ``gelu``, with which ``conf`` trains, lets
     them live.
 
@@ -128,9 +128,9 @@ class MLP(Reshaper):
     16×32 features to 32 m × 32 m, that leaves .28 of the sum of squares at rank 32, .12 at 64 and .03 at 128, whatever
     the size of cells: what r cannot hold is blurred.
 
-    ``calibration=True`` lets the mapping follow the camera, so that adapting to the picture (attention) can be told
+    ``calibration=True`` lets the mapping follow the camera, so that adapting to the image (attention) can be told
     apart from knowing where the camera looks. It becomes ``W·(A ⊗ B)``, with A and B, see :class:`Rectify`, moving the
-    picture's rows and columns: to first order, what pitch, height and yaw, focal length and principal point do; roll
+    image's rows and columns: to first order, what pitch, height and yaw, focal length and principal point do; roll
     and a sideways step only in part. Scaling tokens (FiLM) could not move anything, and a change of W of low rank
     moves few of its cells. Learning IPM of one camera, 8×16 features to 12×12 cells, on 2000 calibrations (1.5° of
     pitch, 2° of yaw, 1° of roll, 0.1 m of height) in 1000 steps, the squared error left on others was, in parts of the

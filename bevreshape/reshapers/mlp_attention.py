@@ -1,4 +1,4 @@
-"""An MLP from view to view and back, and attention that finds again in the picture what the MLP put into each cell."""
+"""An MLP from view to view and back, and attention that finds again in the image what the MLP put into each cell."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class TokenMLP(nn.Sequential):
 def cycle_loss(
     again: Float[Tensor, "z c t"], x: Float[Tensor, "z c t"], weights: Float[Tensor, "b n"]
 ) -> Float[Tensor, ""]:
-    """Mean of \\|X − X''\\|, over the cameras that are there: how much of the picture its own view from above forgets.
+    """Mean of \\|X − X''\\|, over the cameras that are there: how much of the image its own view from above forgets.
 
     Args:
         again: X'', z = b·n.
@@ -52,12 +52,12 @@ def cycle_loss(
 
 @checked
 class MLPAttention(Reshaper):
-    """An MLP makes the bird's-eye view, another one the picture of it again, and hard attention compares them (PYVA).
+    """An MLP makes the bird's-eye view, another one the image of it again, and hard attention compares them (PYVA).
 
     Projecting Your View Attentively (Yang et al., CVPR 2021). Of a camera's features X, (c, h·w)::
 
         X'  = MLP(X)                                    c × RC, the view from above
-        X'' = MLP'(X')                                  c × hw, the picture that it remembers
+        X'' = MLP'(X')                                  c × hw, the image that it remembers
         Q, K, V = 1×1 convolutions of X', X, X''        Q and K of c/8 channels
         S_j, i_j = max, argmax over tokens i of K_i·Q_j     for every cell j
         T_j = V at i_j
@@ -69,8 +69,8 @@ class MLPAttention(Reshaper):
     supervise X', through a head of its own, which is not done here.
 
     Differs from the original: any h×w becomes any R×C, where theirs are one square; and X' is what the result is added
-    to and convolved with, since S and T are of its cells, where the published code takes the picture's X, whose token
-    of the same number looks elsewhere. ``residual="picture"`` does as they did, with h×w = R×C. The relevance K·Q is
+    to and convolved with, since S and T are of its cells, where the published code takes the image's X, whose token
+    of the same number looks elsewhere. ``residual="image"`` does as they did, with h×w = R×C. The relevance K·Q is
     only looked at to find its largest entry, and the gradient goes through that entry alone, as that of a maximum does,
     so that no matrix of tokens × cells is kept for the backward pass.
 
@@ -81,11 +81,11 @@ class MLPAttention(Reshaper):
         source: the features it will get.
         grid: the cells it fills, or (R, C).
         hidden: tokens of the hidden layers; ``None``, as published, for as many as come out: R·C there, h·w back.
-        residual: ``bev`` or ``picture``, see above.
+        residual: ``bev`` or ``image``, see above.
         cycle_weight: of the cycle's error in the loss; 0.001 is the authors'.
 
     Raises:
-        InputError: an unknown residual, a negative weight, or the picture's where h×w is not R×C.
+        InputError: an unknown residual, a negative weight, or the image's where h×w is not R×C.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class MLPAttention(Reshaper):
         grid: BEVGrid | tuple[int, int],
         *,
         hidden: Width | None = None,
-        residual: Literal["bev", "picture"] = "bev",
+        residual: Literal["bev", "image"] = "bev",
         cycle_weight: Weight = 0.001,
     ) -> None:
         super().__init__(source, grid, source.channels)
         rows, cols = self.target_shape
-        if residual == "picture" and (source.height, source.width) != (rows, cols):
+        if residual == "image" and (source.height, source.width) != (rows, cols):
             raise InputError(
-                f"MLPAttention: residual=picture adds features of {source.height}×{source.width} to {rows}×{cols} cells; "
+                f"MLPAttention: residual=image adds features of {source.height}×{source.width} to {rows}×{cols} cells; "
                 "make them the same size, or set residual=bev"
             )
         self.cycle_weight = cycle_weight
@@ -127,7 +127,7 @@ class MLPAttention(Reshaper):
         if self.training and self.cycle_weight:
             self.auxiliary_loss = self.cycle_weight * cycle_loss(again, x, present_weights(features, cameras))
         found = _gather(_project(self.to_v, again), chosen)  # z c RC
-        base = x if self.residual == "picture" else bev
+        base = x if self.residual == "image" else bev
         out = self.fuse(torch.cat([base, found], 1).unflatten(2, self.target_shape))  # z c R C
         out = torch.addcmul(
             base.unflatten(2, self.target_shape), out, score.unflatten(1, self.target_shape).unsqueeze(1)
@@ -138,7 +138,7 @@ class MLPAttention(Reshaper):
     def load_original(self, state_dict: Mapping[str, Any]) -> "MLPAttention":
         """Take the weights of the published ``CycledViewProjection`` and ``CrossViewTransformer``.
 
-        Built with ``residual="picture"`` this gives their output, ``transformer(x, *projection(x))``.
+        Built with ``residual="image"`` this gives their output, ``transformer(x, *projection(x))``.
 
         Args:
             state_dict: of both, ``{**projection.state_dict(), **transformer.state_dict()}``: the keys

@@ -1,4 +1,4 @@
-"""Polar maps, picture columns × bins of depth, and how cells of the ground read them."""
+"""Polar maps, image columns × bins of depth, and how cells of the ground read them."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class Band:
 class PolarMaps:
     """The polar maps of all cameras and scales, and the way from there to the ground.
 
-    A column of a picture looks along a vertical plane through the camera. On its floor lie ``bins`` of depth, measured
+    A column of an image looks along a vertical plane through the camera. On its floor lie ``bins`` of depth, measured
     along the camera's horizontal heading, as the distance of image planes of a level camera is. Of several scales each
     answers for a band of depth, the coarsest for the nearest, where a column is as wide as a cell (Roddick and
     Cipolla 2020).
@@ -221,5 +221,5 @@ def depth_borders(strides: Sequence[int], grid: BEVGrid, bin_m: float, focal_px:
 
 
 def nominal_focal(source: FeatureShape) -> float:
-    """A focal length in pixels where nobody knows one: 0.8 of the picture's width, as of nuScenes' front cameras."""
+    """A focal length in pixels where nobody knows one: 0.8 of the image's width, as of nuScenes' front cameras."""
     return 0.8 * source.width * source.stride

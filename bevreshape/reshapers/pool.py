@@ -33,7 +33,7 @@ def averaging(size: int, cells: int) -> Tensor:
 class Pool(Reshaper):
     """Average or maximum over a rectangle of features for every cell: h×w → R×C, evenly or unevenly.
 
-    No parameter, and no idea of perspective: the picture's top becomes the far end. Averaging is two small matrix
+    No parameter, and no idea of perspective: the image's top becomes the far end. Averaging is two small matrix
     products and the maximum two gathers, so that every size exports. Every camera is pooled alone; the cameras that are
     there are averaged.
 

@@ -19,7 +19,7 @@ from bevreshape.reshapers.positional import Encoding, PositionalEncoding, Rotary
 class SelfAttention(Reshaper):
     """``softmax(Q·Kᵀ/√d)·V`` with Q, K and V projected from the same tokens X, then a bilinear resize to R×C.
 
-    Self-attention keeps h×w, so the resize is what changes the shape, stretching the picture over the cells.
+    Self-attention keeps h×w, so the resize is what changes the shape, stretching the image over the cells.
     Without an encoding it is equivariant to the order of the tokens. Every camera is attended to alone, with the same
     weights, and the cameras that are there are averaged.
 
@@ -97,7 +97,7 @@ class SelfAttention(Reshaper):
         return of_cells * present_weights(x, cameras)[:, None, None, :, None, None]
 
     def _looking(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of every picture, queries or keys, and values, (bn, hw, c) each."""
+        """Tokens of every image, queries or keys, and values, (bn, hw, c) each."""
         tokens = rearrange(features, "b n c h w -> (b n) (h w) c")
         values = tokens if self.bare else self.norm(tokens)
         return tokens, self.encode(values), values

@@ -113,9 +113,9 @@ def write_text(path: str | Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
-def write_png(path: str | Path, picture: np.ndarray) -> None:
-    """Write a (height, width, 3) uint8 picture, atomically."""
-    write_atomic(path, lambda file: Image.fromarray(picture).save(file, format="png"))
+def write_png(path: str | Path, image: np.ndarray) -> None:
+    """Write a (height, width, 3) uint8 image, atomically."""
+    write_atomic(path, lambda file: Image.fromarray(image).save(file, format="png"))
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -16,7 +16,7 @@ from bevreshape.config.stored import read_yaml
 from bevreshape.errors import InputError
 from bevreshape.storage.files import remove_abandoned, write_text
 
-CHANGEABLE = ("trainer.accelerator", "data.root", "data.loader_workers", "logger.")
+CHANGEABLE = ("trainer.accelerator", "data.root", "data.num_workers", "logger.")
 """What may differ when a run resumes; everything else would make it another run."""
 
 
@@ -50,7 +50,7 @@ def held(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()}\n")
         lock.flush()
-        remove_abandoned(folder, folder / "checkpoints", folder / "pictures")
+        remove_abandoned(folder, folder / "checkpoints", folder / "images")
         yield
 
 

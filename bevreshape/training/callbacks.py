@@ -1,4 +1,4 @@
-"""What happens beside training: progress, history, pictures, checkpoints, and a clean stop."""
+"""What happens beside training: progress, history, images, checkpoints, and a clean stop."""
 
 import csv
 import io
@@ -19,12 +19,12 @@ from bevreshape.reporting.drawing import draw_sample
 from bevreshape.reporting.progress import Progress
 from bevreshape.storage.checkpoint import read_checkpoint
 from bevreshape.storage.files import write_atomic, write_png, write_text
-from bevreshape.training.stopping import Stopped, StopRequest
+from bevreshape.training.stopping import StopRequest, TrainingInterrupted
 from bevreshape.training.task import total_steps
 from bevreshape.training.trainer import MONITORS
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or absent, and that load without executing anything."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -157,8 +157,8 @@ class LastCheckpoint(Checkpoint):
                 f" in the {'validation' if trainer.validating else 'test'}{'' if fit else ' after training'}"
             )
 
-    def _stopped(self, where: str = "") -> Stopped:
-        return Stopped(f"stopped{where}; go on with resume={self.path.parent.parent}")
+    def _stopped(self, where: str = "") -> TrainingInterrupted:
+        return TrainingInterrupted(f"stopped{where}; go on with resume={self.path.parent.parent}")
 
     def _check_folder(self, trainer: Trainer) -> None:
         if self._step >= 0 and trainer.is_global_zero and not self.path.parent.is_dir():
@@ -292,7 +292,7 @@ class History(Callback):
         self.seconds, self.samples, self.waited = (state_dict[key] for key in ("seconds", "samples", "waited"))
 
 
-class Pictures(Callback):
+class ImageLogger(Callback):
     """Input, target and prediction side by side, after every so many validations and at the test.
 
     Args:

@@ -17,9 +17,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bevreshape.environment import make_console_safe
 from bevreshape.errors import InputError, suggest
-from bevreshape.training.callbacks import WholeCheckpoints
+from bevreshape.training.callbacks import AtomicCheckpointIO
 from bevreshape.training.processes import check_group, cluster_environment, group
-from bevreshape.training.stopping import Stopped
+from bevreshape.training.stopping import TrainingInterrupted
 from bevreshape.training.trainer import check_options, lightning_options
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
@@ -35,7 +35,7 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
     check_options(cfg)
     check_hardware(cfg)
     options = lightning_options(cfg, kwargs.get("default_root_dir"))
-    plugins: list[Any] = [WholeCheckpoints(), cluster_environment()]
+    plugins: list[Any] = [AtomicCheckpointIO(), cluster_environment()]
     try:
         return Trainer(
             **{**options, "accelerator": "cuda" if on_gpu(cfg) else "cpu", **kwargs},
@@ -146,7 +146,7 @@ def in_processes(count: int, main: Callable[..., Any], *args: Any) -> Any:
         ) from None
     except SignalException:
         raise KeyboardInterrupt from None  # the processes have saved and said so
-    if isinstance(results[0], Stopped):
+    if isinstance(results[0], TrainingInterrupted):
         raise results[0]
     return results[0]
 
@@ -158,7 +158,7 @@ def _speak(main: Callable[..., Any], *args: Any) -> Any:
     make_console_safe()
     try:
         return main(*args)
-    except Stopped as stopped:
+    except TrainingInterrupted as stopped:
         if os.environ["LOCAL_RANK"] == "0":
             say(str(stopped))
         return stopped

@@ -23,15 +23,15 @@ class AdamWOneCycle:
         lr: peak learning rate.
         weight_decay: decoupled, per step and learning rate.
         warmup: share of the steps in which the rate rises.
-        div_start: the first rate is ``lr / div_start``.
-        div_final: the last rate is the first rate ``/ div_final``.
+        div_factor: the first rate is ``lr / div_factor``.
+        final_div_factor: the last rate is the first rate ``/ final_div_factor``.
     """
 
     lr: Annotated[float, Gt(0), Le(10)] = 4e-3
     weight_decay: Annotated[float, Ge(0), Le(100)] = 0.01
     warmup: OpenShare = 0.3
-    div_start: Annotated[float, Ge(1), Le(1e9)] = 10.0
-    div_final: Annotated[float, Ge(1), Le(1e9)] = 100.0
+    div_factor: Annotated[float, Ge(1), Le(1e9)] = 10.0
+    final_div_factor: Annotated[float, Ge(1), Le(1e9)] = 100.0
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``."""
@@ -50,8 +50,8 @@ class AdamWOneCycle:
             max_lr=self.lr,
             total_steps=total_steps,
             pct_start=self.warmup,
-            div_factor=self.div_start,
-            final_div_factor=self.div_final,
+            div_factor=self.div_factor,
+            final_div_factor=self.final_div_factor,
         )
         return optimizer, schedule
 

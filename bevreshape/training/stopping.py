@@ -22,7 +22,7 @@ AGAIN_S = 2.0
 """A launcher passes on what the terminal has sent already; what comes later was typed again."""
 
 
-class Stopped(BaseException):
+class TrainingInterrupted(BaseException):
     """Training was stopped by a signal, after ``last.ckpt`` was saved. No error, so nothing may catch it on its way."""
 
 

@@ -153,7 +153,7 @@ class BEVTask(LightningModule):
         metric.reset()
 
     def _masked(self, stage: str) -> dict[str, Tensor]:
-        """How many pictures were missing or could not be read, if any: in training since it was started or resumed, else of the
+        """How many images were missing or could not be read, if any: in training since it was started or resumed, else of the
         split."""
         metric = self._masked_metric(stage)
         if not metric.update_called:

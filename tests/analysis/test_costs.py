@@ -25,8 +25,8 @@ def test_operations_that_torch_does_not_count() -> None:
     rows, taps, weights = torch.randn(20, 16), torch.randint(20, (7, 3)), torch.rand(7, 3)
     bag = lambda: F.embedding_bag(taps, rows, per_sample_weights=weights, mode="sum")  # noqa: E731
     assert count_flops(bag) == 2 * 7 * 3 * 16
-    picture, places = torch.randn(1, 5, 6, 7), torch.rand(1, 2, 3, 2)
-    assert count_flops(lambda: F.grid_sample(picture, places, align_corners=True)) == 8 * 5 * 2 * 3
+    image, places = torch.randn(1, 5, 6, 7), torch.rand(1, 2, 3, 2)
+    assert count_flops(lambda: F.grid_sample(image, places, align_corners=True)) == 8 * 5 * 2 * 3
 
 
 def test_attention_backward_is_five_products() -> None:
@@ -40,8 +40,8 @@ def test_backward_of_what_torch_does_not_count() -> None:
     taps, weights = torch.randint(20, (7, 3)), torch.rand(7, 3, requires_grad=True)
     bag = lambda: F.embedding_bag(taps, rows, per_sample_weights=weights, mode="sum").sum().backward()  # noqa: E731
     assert count_flops(bag) == 3 * 2 * 7 * 3 * 16
-    picture, places = torch.randn(1, 5, 6, 7, requires_grad=True), torch.rand(1, 2, 3, 2, requires_grad=True)
-    read = lambda: F.grid_sample(picture, places, align_corners=True).sum().backward()  # noqa: E731
+    image, places = torch.randn(1, 5, 6, 7, requires_grad=True), torch.rand(1, 2, 3, 2, requires_grad=True)
+    read = lambda: F.grid_sample(image, places, align_corners=True).sum().backward()  # noqa: E731
     assert count_flops(read) == 3 * 8 * 5 * 2 * 3
 
 

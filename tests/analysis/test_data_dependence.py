@@ -58,7 +58,7 @@ def test_a_fixed_mapping_does_not_depend_on_data_at_all(cls, options, probes) ->
         (SelfAttention, {"dim": 8}),
     ],
 )
-def test_what_follows_the_picture_depends_on_data(cls, options, probes) -> None:
+def test_what_follows_the_image_depends_on_data(cls, options, probes) -> None:
     torch.manual_seed(0)
     assert data_dependence(cls(SOURCE, GRID, **options), inputs(), probes=probes) > 1e-3
 

@@ -68,7 +68,7 @@ def test_half_a_cell_is_found() -> None:
     pose = np.array([[0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 8.0], [0.0, 0.0, 0.0, 1.0]])
     intrinsics = np.array([[64.0, 0.0, 47.5], [0.0, 64.0, 31.5], [0.0, 0.0, 1.0]])
     cameras = Cameras(torch.from_numpy(intrinsics)[None, None], torch.from_numpy(pose)[None, None], IMAGE_SIZE)
-    grid = BEVGrid((-4.0, 4.0), (-6.0, 6.0), 2.0)  # 4×6, all of the picture
+    grid = BEVGrid((-4.0, 4.0), (-6.0, 6.0), 2.0)  # 4×6, all of the image
     positions, seen = projections(cameras, grid, source(1))
     assert seen.all()
     expected = np.array([[2 * col + 0.5, 2 * row + 0.5] for row in range(4) for col in range(6)])
@@ -132,7 +132,7 @@ def test_distances_are_those_of_every_pair(mask: list[bool] | None) -> None:
 
 
 def test_a_wrong_calibration_is_found_at_its_size() -> None:
-    """IPM by one calibration, judged by another whose picture is shifted by a feature and a half."""
+    """IPM by one calibration, judged by another whose image is shifted by a feature and a half."""
     cameras = rig(1)
     shift = torch.tensor([[0.0, 0.0, 12.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     found = geometry_agreement(
@@ -189,7 +189,7 @@ def test_bad_input_is_refused() -> None:
         ask(c=rig(5))
     with pytest.raises(InputError, match="weights are of 2 samples but the calibration is of 3"):
         ask(c=rig(6, 3))
-    with pytest.raises(InputError, match="8×12 at stride 4 do not cover pictures of 64×96"):
+    with pytest.raises(InputError, match="8×12 at stride 4 do not cover images of 64×96"):
         ask(s=replace(source(6), stride=4))
     for wrong in (-1.0, torch.nan, torch.inf):
         with pytest.raises(InputError, match="negative or not finite"):

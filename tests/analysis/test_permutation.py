@@ -194,7 +194,7 @@ def test_errors_are_relative_norms() -> None:
 
 
 def test_destruction_of_what_is_learned_place_by_place() -> None:
-    """A12: to an MLP that reads single tokens a permuted picture of white noise is an unrelated one."""
+    """A12: to an MLP that reads single tokens a permuted image of white noise is an unrelated one."""
     network = MLP(FeatureShape(4, 8, 8), (8, 8), activation="none")
     with torch.no_grad():
         network.layers[0].weight.copy_(torch.eye(64))
@@ -401,7 +401,7 @@ GRID = BEVGrid((0.0, 6.0), (-4.0, 4.0), 1.0)
 
 
 def batches(count: int = 3) -> list[dict]:
-    """Pictures of 3×4 whose tokens are the pixels, and targets on 6×8 cells."""
+    """Images of 3×4 whose tokens are the pixels, and targets on 6×8 cells."""
     random = torch.Generator().manual_seed(4)
     made = []
     for _ in range(count):
@@ -450,7 +450,7 @@ def test_iou_when_permuted_is_that_of_permuted_features() -> None:
     model = whole_model(MLP(source, (3, 4), activation="none"), seen).train()
     metric = BEVIoU(["road"], GRID)
     found = iou_when_permuted(model, iter(batches()), metric, permutation)
-    assert len(seen) == 6  # every picture is encoded once, and once as another's
+    assert len(seen) == 6  # every image is encoded once, and once as another's
     assert set(found) == {"intact", "permuted", "unrelated"}
     model.eval()
     other = [batch | {"image": torch.cat([batch["image"][-1:], batch["image"][:-1]])} for batch in batches()]
@@ -463,7 +463,7 @@ def test_iou_when_permuted_is_that_of_permuted_features() -> None:
     assert metric.counts.sum() == 0
 
 
-def test_unrelated_pictures_of_single_samples_are_those_before() -> None:
+def test_unrelated_images_of_single_samples_are_those_before() -> None:
     torch.manual_seed(0)
     model = whole_model(MLP(FeatureShape(3, 3, 4), (3, 4), activation="none"), [])
     metric, permutation = BEVIoU(["road"], GRID), shuffled(12)

@@ -1,4 +1,4 @@
-"""Misread calibrations against turns written out, spoilt pictures against their formulas, and their price in IoU."""
+"""Misread calibrations against turns written out, spoilt images against their formulas, and their price in IoU."""
 
 import math
 
@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from bevreshape.analysis.costs import ring
-from bevreshape.analysis.robustness import CORRUPTIONS, corrupting, dropping, iou_under, misread, misreading, remounting
+from bevreshape.analysis.robustness import (
+    CORRUPTIONS,
+    corrupt_images,
+    drop_camera,
+    iou_under,
+    misread,
+    perturb_calibration,
+    rotate_rig,
+)
 from bevreshape.data.batch import Batch
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
@@ -40,7 +48,7 @@ def test_convention_pitch_turns_down_roll_about_the_optical_axis_and_height_up()
     np.testing.assert_allclose(down[:3, 2], [math.cos(math.radians(10)), 0, -math.sin(math.radians(10))], atol=1e-12)
     rolled = misread(level(), "roll_deg", 10.0).ego_from_cam[0, 0].numpy()
     np.testing.assert_allclose(rolled[:3, 2], [1, 0, 0], atol=1e-12)
-    # the picture's right edge goes down, as seen from behind the camera
+    # the image's right edge goes down, as seen from behind the camera
     np.testing.assert_allclose(rolled[:3, 0], [0, -math.cos(math.radians(10)), -math.sin(math.radians(10))], atol=1e-12)
     raised = misread(level(), "height_m", 0.2).ego_from_cam[0, 0]
     assert (raised - level().ego_from_cam[0, 0])[2, 3] == pytest.approx(0.2)
@@ -48,7 +56,7 @@ def test_convention_pitch_turns_down_roll_about_the_optical_axis_and_height_up()
 
 
 def scene(cameras: int = 1) -> tuple[BEVModel, Batch]:
-    """A model whose logits are IPM of the picture, and what it says of random pictures, as truth."""
+    """A model whose logits are IPM of the image, and what it says of random images, as truth."""
     torch.manual_seed(0)
     size = (64, 128)
     rig = ring(cameras, size, 3, torch.device("cpu"), reach_m=8.0)
@@ -71,7 +79,7 @@ def scene(cameras: int = 1) -> tuple[BEVModel, Batch]:
 
 def test_iou_falls_as_the_error_grows_and_is_whole_without_one() -> None:
     model, batch = scene()
-    changes = {f"{amount}": misreading("yaw_deg", amount) for amount in (0.0, 1.0, 4.0)}
+    changes = {f"{amount}": perturb_calibration("yaw_deg", amount) for amount in (0.0, 1.0, 4.0)}
     model.train()
     found = iou_under(model, [batch, batch], BEVIoU(("white",), GRID), changes)
     assert list(found) == ["unchanged", "0.0", "1.0", "4.0"]
@@ -103,7 +111,7 @@ def test_a_rig_that_is_turned_shows_the_same_world_elsewhere(
         "image": spot, "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam,
         "camera_mask": torch.ones(1, 1, dtype=torch.bool), "valid": torch.ones(1, 1, *GRID.shape, dtype=torch.bool),
     }  # fmt: skip
-    turned = remounting(turn, amount, GRID)(batch)
+    turned = rotate_rig(turn, amount, GRID)(batch)
     light = turned["image"][0, 0, 0]
     found = [float((light * place).sum() / light.sum()) for place in (u, v)]
     assert found == pytest.approx(expected, abs=0.15)
@@ -121,50 +129,50 @@ def test_who_reads_the_calibration_bears_a_rig_that_is_turned() -> None:
             return fixed(features)
 
     blindfolded = BEVModel(nn.Identity(), Blind(), model.head)
-    changes = {"turned": remounting("yaw_deg", 4.0, grid)}
+    changes = {"turned": rotate_rig("yaw_deg", 4.0, grid)}
     told, blind = (
         iou_under(m, [batch], BEVIoU(("white",), grid), changes)["turned"]["iou/mean"] for m in (model, blindfolded)
     )
-    assert told > 0.9  # pictures are read twice
+    assert told > 0.9  # images are read twice
     assert blind < told - 0.1
     for turn, amount, says in (("height_m", 1.0, "no rig=height_m"), ("yaw_deg", 60.0, "below 45")):
         with pytest.raises(InputError, match=says):
-            remounting(turn, amount, grid)
+            rotate_rig(turn, amount, grid)
 
 
 def test_a_dropped_camera_takes_its_cells_along() -> None:
     model, batch = scene(4)
     grid = model.reshaper.grid
-    found = iou_under(model, [batch], BEVIoU(("white",), grid), {f"{i}": dropping(i) for i in range(4)})
+    found = iou_under(model, [batch], BEVIoU(("white",), grid), {f"{i}": drop_camera(i) for i in range(4)})
     assert all(found[f"{i}"]["iou/mean"] < found["unchanged"]["iou/mean"] == 1.0 for i in range(4))
     with pytest.raises(InputError, match="camera 4 of a rig of 4"):
-        dropping(4)(batch)
+        drop_camera(4)(batch)
 
 
-def test_spoilt_pictures() -> None:
+def test_spoilt_images() -> None:
     _, batch = scene()
     image = batch["image"]
-    torch.testing.assert_close(corrupting("darkness", 0.3)(batch)["image"], image * 0.7)
-    covered = corrupting("occlusion", 0.25)(batch)["image"]
+    torch.testing.assert_close(corrupt_images("darkness", 0.3)(batch)["image"], image * 0.7)
+    covered = corrupt_images("occlusion", 0.25)(batch)["image"]
     assert (covered[..., :32] == 0.5).all()
     assert torch.equal(covered[..., 32:], image[..., 32:])
     grey = batch | {"image": torch.full_like(image, 0.5)}
-    noise = corrupting("noise", 0.1)(grey)["image"] - 0.5
+    noise = corrupt_images("noise", 0.1)(grey)["image"] - 0.5
     assert noise.std().item() == pytest.approx(0.1, rel=0.02)
-    assert torch.equal(corrupting("noise", 0.1)(grey)["image"] - 0.5, noise)
+    assert torch.equal(corrupt_images("noise", 0.1)(grey)["image"] - 0.5, noise)
     point = torch.zeros_like(image)
     point[..., 32, 64] = 1.0
-    blurred = corrupting("blur", 2.0)(batch | {"image": point})["image"][0, 0, 0]
+    blurred = corrupt_images("blur", 2.0)(batch | {"image": point})["image"][0, 0, 0]
     sigma = 2.0 * 128 / 100
     spread = (blurred.sum(0) * (torch.arange(128) - 64.0) ** 2).sum() / blurred.sum()
     assert spread.sqrt().item() == pytest.approx(sigma, rel=0.02)
     for kind in CORRUPTIONS:
-        torch.testing.assert_close(corrupting(kind, 0.0)(batch)["image"], image)
+        torch.testing.assert_close(corrupt_images(kind, 0.0)(batch)["image"], image)
 
 
-def test_spoilt_pictures_are_encoded_anew() -> None:
+def test_spoilt_images_are_encoded_anew() -> None:
     model, batch = scene()
-    found = iou_under(model, [batch], BEVIoU(("white",), GRID), {"dark": corrupting("darkness", 1.0)})
+    found = iou_under(model, [batch], BEVIoU(("white",), GRID), {"dark": corrupt_images("darkness", 1.0)})
     assert found["dark"]["iou/mean"] == 0.0
 
 
@@ -172,6 +180,6 @@ def test_sentences() -> None:
     with pytest.raises(InputError, match=r"no error=jaw_deg; .*yaw_deg"):
         misread(level(), "jaw_deg", 1.0)
     with pytest.raises(InputError, match=r"no corruption=fog"):
-        corrupting("fog", 0.1)
+        corrupt_images("fog", 0.1)
     with pytest.raises(InputError, match=r"darkness of severity=1.5 must lie in 0..1"):
-        corrupting("darkness", 1.5)
+        corrupt_images("darkness", 1.5)

@@ -28,7 +28,7 @@ from bevreshape.errors import InputError
 from bevreshape.experiments.levels import StudyPlan
 from bevreshape.experiments.task_plan import ALONE
 from bevreshape.geometry import BEVGrid
-from bevreshape.train import with_validations
+from bevreshape.train import resolve_schedule
 
 CONF = ROOT / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
@@ -143,7 +143,7 @@ def test_objects_are_learned_only_where_something_tells_them_apart() -> None:
         build_model(composed("instances.classes=vehicle"), FRAME)
 
 
-class Moments:
+class Keyframes:
     """As many as nuScenes trains with."""
 
     def __init__(self, frame: Frame) -> None:
@@ -171,7 +171,7 @@ def test_published_protocols_fit_together(choice: str) -> None:
     model = build_model(cfg, frame)
     assert model.reshaper.grid.coarsen(1).rows * cfg["head"]["upsample"] == frame.grid.rows == 200
     assert build_task(cfg, frame, model).instance_loss is None or cfg["instances"]["classes"] == ["vehicle"]
-    trainer = with_validations(cfg["trainer"], BEVDataModule(Moments(frame), batch_size=data["batch_size"]))
+    trainer = resolve_schedule(cfg["trainer"], BEVDataModule(Keyframes(frame), batch_size=data["batch_size"]))
     assert 25_000 <= trainer["max_steps"] <= 1_000_000
     augment = (
         _make("augment", cfg["augment"], grid=frame.grid, camera_names=frame.camera_names) if cfg["augment"] else None

@@ -1,4 +1,4 @@
-"""Augmentation keeps pictures, calibration and targets consistent, checked by projecting points in numpy."""
+"""Augmentation keeps images, calibration and targets consistent, checked by projecting points in numpy."""
 
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ from bevreshape.config.construct import construct
 from bevreshape.data.augment import Augment, mirrored_cameras
 from bevreshape.data.batch import cameras_of
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, check_calibration, picture_to_bev
+from bevreshape.geometry import BEVGrid, check_calibration, image_to_bev
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GRID = BEVGrid((-10.0, 10.0), (-10.0, 10.0), 0.5)
@@ -86,7 +86,7 @@ def ground_points(count=40):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float64, 1e-6)])
-def test_flip_mirrors_the_world_the_rig_and_the_pictures(dtype, tolerance):
+def test_flip_mirrors_the_world_the_rig_and_the_images(dtype, tolerance):
     flipped = Augment(grid=GRID, camera_names=NAMES, flip_p=1)(make_batch(1, dtype), 0, 0)
     intrinsics, poses = rig()
     points = ground_points()
@@ -105,7 +105,7 @@ def test_flip_mirrors_the_world_the_rig_and_the_pictures(dtype, tolerance):
     assert compared > 40
 
 
-def test_flip_permutes_pictures_and_masks_and_mirrors_targets():
+def test_flip_permutes_images_and_masks_and_mirrors_targets():
     batch = make_batch()
     center = torch.rand_like(batch["target"][:, :1].float())
     batch |= {"center": center, "offset": torch.randn(len(center), 1, 2, *center.shape[2:])}
@@ -124,13 +124,13 @@ def test_flip_permutes_pictures_and_masks_and_mirrors_targets():
     check_calibration(flipped["intrinsics"][0], flipped["ego_from_cam"][0], (H, W), "flipped")
 
 
-def test_ipm_of_flipped_pictures_is_the_flipped_ipm():
+def test_ipm_of_flipped_images_is_the_flipped_ipm():
     batch = make_batch(1)
     flipped = Augment(grid=GRID, camera_names=NAMES, flip_p=1)(batch, 0, 0)
-    before, seen_before = picture_to_bev(batch["image"], cameras_of(batch), GRID)
-    after, seen_after = picture_to_bev(flipped["image"], cameras_of(flipped), GRID)
+    before, seen_before = image_to_bev(batch["image"], cameras_of(batch), GRID)
+    after, seen_after = image_to_bev(flipped["image"], cameras_of(flipped), GRID)
     partner = [2, 1, 0, 3]
-    # only a cell that falls onto a picture's very border may be seen in one and not in the other
+    # only a cell that falls onto an image's very border may be seen in one and not in the other
     assert (seen_after != seen_before[:, partner].flip(-1)).sum() <= 2
     both = seen_after & seen_before[:, partner].flip(-1)
     assert both.sum() > 200
@@ -194,7 +194,7 @@ def test_zoom_moves_intrinsics_by_one_scale_and_a_shift_about_pixel_corners(dtyp
     assert torch.equal(zoomed["target"], batch["target"])
 
 
-def test_zoom_moves_the_picture_as_the_intrinsics_say():
+def test_zoom_moves_the_image_as_the_intrinsics_say():
     """A soft dot painted where a ground point is seen lies, after the zoom, where the new calibration sees that point."""
     batch = make_batch(6)
     intrinsics, poses = rig()
@@ -216,7 +216,7 @@ def test_zoom_moves_the_picture_as_the_intrinsics_say():
     assert checked >= 3
 
 
-def test_zoom_invalidates_what_left_every_picture():
+def test_zoom_invalidates_what_left_every_image():
     """And nothing else: cells that no camera saw before count as they did."""
     batch = make_batch(2)
     zoomed = Augment(grid=GRID, camera_names=NAMES, zoom=(1.8, 2.0))(batch, 0, 0)
@@ -314,7 +314,7 @@ def test_hue_turns_colours_and_keeps_greys():
     assert (changed[:, 1] - image[:, 1]).abs().mean() > 0.05
 
 
-def test_noise_has_at_most_the_wanted_deviation_and_pictures_stay_in_range():
+def test_noise_has_at_most_the_wanted_deviation_and_images_stay_in_range():
     flat = make_batch(8) | {"image": torch.full((8, 4, 3, H, W), 0.5)}
     deviation = (Augment(noise=0.1)(flat, 0, 0)["image"] - 0.5).std(dim=(1, 2, 3, 4))
     assert (deviation < 0.102).all()

@@ -2,12 +2,12 @@
 
 import pytest
 
-from bevreshape.data.datamodule import EpochOrder, EveryOnce
+from bevreshape.data.datamodule import EveryOnce, ResumableShuffleSampler
 from bevreshape.errors import InputError
 
 
 def test_epoch_visits_distinct_samples_in_another_order_each_time() -> None:
-    order = EpochOrder(103, batch_size=10, seed=3)
+    order = ResumableShuffleSampler(103, batch_size=10, seed=3)
     first = list(order)
     order.set_epoch(1)
     second = list(order)
@@ -16,21 +16,21 @@ def test_epoch_visits_distinct_samples_in_another_order_each_time() -> None:
     assert first != second
     order.set_epoch(0)
     assert list(order) == first
-    assert list(EpochOrder(103, batch_size=10, seed=4)) != first
+    assert list(ResumableShuffleSampler(103, batch_size=10, seed=4)) != first
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_processes_share_each_batch_of_the_single_process(world: int) -> None:
-    whole = list(EpochOrder(103, batch_size=4 * world, seed=0))
-    shares = [list(EpochOrder(103, batch_size=4, seed=0, rank=rank, world=world)) for rank in range(world)]
+    whole = list(ResumableShuffleSampler(103, batch_size=4 * world, seed=0))
+    shares = [list(ResumableShuffleSampler(103, batch_size=4, seed=0, rank=rank, world=world)) for rank in range(world)]
     for batch in range(len(whole) // (4 * world)):
         together = [index for share in shares for index in share[4 * batch : 4 * batch + 4]]
         assert sorted(together) == sorted(whole[4 * world * batch : 4 * world * (batch + 1)])
 
 
 def test_start_leaves_out_what_was_trained_on_once() -> None:
-    whole = list(EpochOrder(50, batch_size=5, seed=1, epoch=2))
-    resumed = EpochOrder(50, batch_size=5, seed=1, epoch=2, start=3)
+    whole = list(ResumableShuffleSampler(50, batch_size=5, seed=1, epoch=2))
+    resumed = ResumableShuffleSampler(50, batch_size=5, seed=1, epoch=2, start=3)
     assert len(resumed) == 50, "Lightning counts the whole epoch"
     assert list(resumed) == whole[15:]
     assert list(resumed) == whole
@@ -38,15 +38,15 @@ def test_start_leaves_out_what_was_trained_on_once() -> None:
 
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(InputError, match=r"7 training samples do not fill one batch of 4 on 2"):
-        EpochOrder(7, batch_size=4, seed=0, world=2)
+        ResumableShuffleSampler(7, batch_size=4, seed=0, world=2)
 
 
 @pytest.mark.parametrize(("world", "accumulated"), [(1, 2), (2, 1), (2, 3), (3, 4)])
 def test_accumulated_batches_are_those_of_one_large_batch(world: int, accumulated: int) -> None:
     samples = 2 * world * accumulated
-    whole = list(EpochOrder(103, samples, seed=5, epoch=2))
+    whole = list(ResumableShuffleSampler(103, samples, seed=5, epoch=2))
     shares = [
-        list(EpochOrder(103, 2, seed=5, rank=rank, world=world, epoch=2, accumulated=accumulated))
+        list(ResumableShuffleSampler(103, 2, seed=5, rank=rank, world=world, epoch=2, accumulated=accumulated))
         for rank in range(world)
     ]
     assert {len(share) for share in shares} == {103 // samples * accumulated * 2}

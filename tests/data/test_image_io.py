@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 
 from bevreshape.data.image_io import (
-    fit_picture,
-    picture_size,
-    read_codes,
-    read_picture,
+    read_image,
+    read_image_size,
+    read_label_image,
     reduction,
-    straighten,
+    resize_and_crop,
     straighten_codes,
+    undistort,
 )
 from bevreshape.errors import InputError
-from bevreshape.geometry import Lens, pinhole_intrinsics
+from bevreshape.geometry import DistortionModel, pinhole_intrinsics
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -83,7 +83,7 @@ def cut(path: Path, keep: float) -> Path:
 
 
 def test_a_png_is_read_exactly(tmp_path: Path) -> None:
-    read = read_picture(saved(tmp_path / "a.png", RGB))
+    read = read_image(saved(tmp_path / "a.png", RGB))
     assert read.dtype == torch.uint8
     np.testing.assert_array_equal(read.permute(1, 2, 0).numpy(), RGB)
 
@@ -91,8 +91,8 @@ def test_a_png_is_read_exactly(tmp_path: Path) -> None:
 def test_a_jpeg_is_rgb_as_opencv_reads_it(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.jpg", np.kron(RGB, np.ones((8, 8, 1), np.uint8)), quality=95)
     expected = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(int)
-    assert np.abs(read_picture(path).permute(1, 2, 0).numpy() - expected).max() <= 2
-    assert picture_size(path) == expected.shape[:2]
+    assert np.abs(read_image(path).permute(1, 2, 0).numpy() - expected).max() <= 2
+    assert read_image_size(path) == expected.shape[:2]
 
 
 def test_what_is_resolved_without_loss(tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_what_is_resolved_without_loss(tmp_path: Path) -> None:
     palette = Image.fromarray(few).quantize(8)
     palette.save(tmp_path / "p.png")
     np.testing.assert_array_equal(
-        read_picture(tmp_path / "p.png").permute(1, 2, 0).numpy(), np.array(palette.convert("RGB"))
+        read_image(tmp_path / "p.png").permute(1, 2, 0).numpy(), np.array(palette.convert("RGB"))
     )
     opaque = saved(tmp_path / "o.png", RGB, "RGBA")
-    np.testing.assert_array_equal(read_picture(opaque).permute(1, 2, 0).numpy(), RGB)
+    np.testing.assert_array_equal(read_image(opaque).permute(1, 2, 0).numpy(), RGB)
 
 
 def rotated(path: Path) -> Path:
@@ -151,20 +151,20 @@ def written(path: Path, content: bytes) -> Path:
         (lambda p: p, "cannot be read"),
     ],
 )
-def test_bad_pictures_are_refused_by_name(tmp_path: Path, make, says: str) -> None:
+def test_bad_images_are_refused_by_name(tmp_path: Path, make, says: str) -> None:
     path = make(tmp_path)
     with pytest.raises(InputError, match=says) as refusal:
-        read_picture(path)
+        read_image(path)
     assert str(refusal.value).startswith(f"{path}: ")
 
 
 def test_labels_are_the_stored_bytes(tmp_path: Path) -> None:
     ids = RGB[..., 0]
-    np.testing.assert_array_equal(read_codes(saved(tmp_path / "l.png", ids)).numpy(), ids)
+    np.testing.assert_array_equal(read_label_image(saved(tmp_path / "l.png", ids)).numpy(), ids)
     indexed = Image.fromarray(ids % 4).convert("P")
     indexed.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200])
     indexed.save(tmp_path / "p.png")
-    np.testing.assert_array_equal(read_codes(tmp_path / "p.png").numpy(), ids % 4)
+    np.testing.assert_array_equal(read_label_image(tmp_path / "p.png").numpy(), ids % 4)
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
@@ -179,7 +179,7 @@ def test_labels_are_the_stored_numbers_at_every_depth(
     gamma = [chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"sBIT", b"\1" if colour == 0 else b"\1\1\1")]
     for name, extra in (("plain", palette), ("chunks", [*gamma, *palette, *transparent])):
         path = written_png(tmp_path / f"{name}.png", ids, depth, colour, *extra, interlaced=interlaced)
-        np.testing.assert_array_equal(read_codes(path).numpy(), ids[..., 0])
+        np.testing.assert_array_equal(read_label_image(path).numpy(), ids[..., 0])
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_labels_are_the_stored_numbers_at_every_depth(
 def test_labels_that_are_no_ids_are_refused(tmp_path: Path, depth: int, colour: int, channels: int, says: str) -> None:
     path = written_png(tmp_path / "l.png", np.ones((5, 6, channels), int), depth, colour)
     with pytest.raises(InputError, match=says):
-        read_codes(path)
+        read_label_image(path)
 
 
 def test_no_flipped_bit_of_a_label_is_read_as_another_id(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_no_flipped_bit_of_a_label_is_read_as_another_id(tmp_path: Path) -> None
         flipped[position] ^= 1 << position % 8
         path.write_bytes(flipped)
         try:
-            found = read_codes(path)
+            found = read_label_image(path)
         except InputError:
             continue
         assert position >= len(content) - 12, "only the end marker says nothing about pixels"
@@ -226,7 +226,7 @@ def test_a_text_that_unpacks_to_megabytes_is_refused(tmp_path: Path, kind: bytes
     bomb = chunk(kind, b"note\0" + (b"\0" if kind == b"zTXt" else b"\1\0\0\0") + BOMB)
     parts = {"behind": bomb} if behind else {}
     path = written_png(tmp_path / "a.png", RGB.astype(int), 8, 2, *([] if behind else [bomb]), **parts)
-    for read in (read_picture, read_codes):
+    for read in (read_image, read_label_image):
         with pytest.raises(InputError, match="holds a text that is too large"):
             read(path)
 
@@ -238,38 +238,38 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     for name, says in (
         ("pipe", "it is a pipe, not a file"), ("loop", "cannot be read"), ("device", "it is a device, not a file")
     ):  # fmt: skip
-        for read in (read_picture, read_codes, picture_size):
+        for read in (read_image, read_label_image, read_image_size):
             with pytest.raises(InputError, match=says):
                 read(tmp_path / f"{name}.png")
 
 
-def test_a_picture_that_some_phones_store_is_one_jpeg(tmp_path: Path) -> None:
-    """A multi-picture file (MPO) holds a second JPEG behind the first, which is the picture."""
+def test_an_image_that_some_phones_store_is_one_jpeg(tmp_path: Path) -> None:
+    """A multi-image file (MPO) holds a second JPEG behind the first, which is the image."""
     large = Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), np.uint8)))
     large.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[large.rotate(180)], quality=95)
     large.save(tmp_path / "one.jpg", quality=95)
     for image_size in (None, (12, 20)):
-        assert torch.equal(*(read_picture(tmp_path / f"{name}.jpg", image_size) for name in ("one", "two")))
+        assert torch.equal(*(read_image(tmp_path / f"{name}.jpg", image_size) for name in ("one", "two")))
 
 
 def test_grey_images_are_repeated_and_colours_become_their_luma(tmp_path: Path) -> None:
     grey = RGB[..., 0]
-    found = read_picture(saved(tmp_path / "g.png", grey), image_mode="grey")
+    found = read_image(saved(tmp_path / "g.png", grey), image_mode="grey")
     np.testing.assert_array_equal(found.numpy(), np.stack([grey] * 3))
     four_bits = written_png(tmp_path / "four.png", grey[..., None] // 16, 4, 0)
-    np.testing.assert_array_equal(read_picture(four_bits, image_mode="grey")[0].numpy(), grey // 16 * 17)
+    np.testing.assert_array_equal(read_image(four_bits, image_mode="grey")[0].numpy(), grey // 16 * 17)
     opaque = written_png(tmp_path / "la.png", np.dstack([grey, np.full_like(grey, 255)]), 8, 4)
-    np.testing.assert_array_equal(read_picture(opaque, image_mode="grey")[1].numpy(), grey)
+    np.testing.assert_array_equal(read_image(opaque, image_mode="grey")[1].numpy(), grey)
     luma = RGB @ [0.299, 0.587, 0.114]  # ITU-R BT.601
-    found = read_picture(saved(tmp_path / "c.png", RGB), image_mode="grey")
+    found = read_image(saved(tmp_path / "c.png", RGB), image_mode="grey")
     assert np.abs(found.numpy() - luma).max() <= 0.51, "rounded"
     with pytest.raises(InputError, match=r"train with data\.image_mode=grey, or save it with three channels"):
-        read_picture(tmp_path / "g.png")
+        read_image(tmp_path / "g.png")
     with pytest.raises(InputError, match=r"16 bits a channel; .*by the same scale"):
-        read_picture(sixteen_bits(tmp_path / "16.png", 1), image_mode="grey")
+        read_image(sixteen_bits(tmp_path / "16.png", 1), image_mode="grey")
     see_through = written_png(tmp_path / "t.png", np.dstack([grey, grey]), 8, 4)
     with pytest.raises(InputError, match="transparent in places"):
-        read_picture(see_through, image_mode="grey")
+        read_image(see_through, image_mode="grey")
 
 
 @pytest.mark.parametrize(
@@ -283,18 +283,18 @@ def test_grey_images_are_repeated_and_colours_become_their_luma(tmp_path: Path) 
 def test_bad_labels_are_refused_by_name(tmp_path: Path, make, says: str) -> None:
     path = make(tmp_path)
     with pytest.raises(InputError, match=says) as refusal:
-        read_codes(path)
+        read_label_image(path)
     assert str(refusal.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("image_size", [(48, 100), (60, 80), (50, 91), (120, 200), (180, 300), (33, 47)])
-def test_convention_a_fitted_picture_shows_what_its_intrinsics_say(image_size: tuple[int, int]) -> None:
-    """In a ramp every pixel's value is its own position, so a fitted picture says which pixel it shows."""
+def test_convention_a_fitted_image_shows_what_its_intrinsics_say(image_size: tuple[int, int]) -> None:
+    """In a ramp every pixel's value is its own position, so a fitted image says which pixel it shows."""
     height, width = 120, 200
     u, v = np.meshgrid(np.arange(width), np.arange(height))
     ramp = torch.from_numpy(np.stack([u, v, 0 * u]).astype(np.uint8))
     intrinsics = torch.tensor([[100.0, 0, 98.3], [0, 110.0, 57.1], [0, 0, 1]], dtype=torch.float64)
-    fitted, moved = fit_picture(ramp, intrinsics, image_size)
+    fitted, moved = resize_and_crop(ramp, intrinsics, image_size)
     assert fitted.shape == (3, *image_size)
     old_from_new = intrinsics.numpy() @ np.linalg.inv(moved.numpy())
     for row in range(2, image_size[0] - 2, 5):
@@ -304,9 +304,9 @@ def test_convention_a_fitted_picture_shows_what_its_intrinsics_say(image_size: t
 
 
 def test_the_ground_is_kept_and_the_sky_cut() -> None:
-    picture = torch.zeros(3, 60, 100, dtype=torch.uint8)
-    picture[:, -1] = 255
-    fitted, _ = fit_picture(picture, torch.eye(3), (40, 100))
+    image = torch.zeros(3, 60, 100, dtype=torch.uint8)
+    image[:, -1] = 255
+    fitted, _ = resize_and_crop(image, torch.eye(3), (40, 100))
     assert (fitted[:, -1] == 255).all()
 
 
@@ -316,26 +316,28 @@ def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same(tmp_path: Path) -> N
     path = saved(tmp_path / "large.jpg", smooth, quality=98, subsampling=0)
     for image_size, factor in (((40, 80), 4), ((36, 80), 4), ((41, 80), 2), ((100, 320), 1), ((10, 20), 8)):
         assert reduction((160, 320), image_size) == factor
-        picture = read_picture(path, image_size)
-        assert picture.shape[1:] == (160 // factor, 320 // factor)
-        small, _ = fit_picture(picture, torch.eye(3), image_size)
-        whole, _ = fit_picture(read_picture(path), torch.eye(3), image_size)
+        image = read_image(path, image_size)
+        assert image.shape[1:] == (160 // factor, 320 // factor)
+        small, _ = resize_and_crop(image, torch.eye(3), image_size)
+        whole, _ = resize_and_crop(read_image(path), torch.eye(3), image_size)
         away = (small.float() - whole.float()).abs()[:, 1:-1, 1:-1]
         assert away.mean() < 1.0  # half a pixel's shift would be .35 · factor and more
     assert reduction((161, 320), (40, 80)) == 1  # would not divide
     png = saved(tmp_path / "large.png", smooth)
-    assert read_picture(png, (40, 80)).shape[1:] == (160, 320)
+    assert read_image(png, (40, 80)).shape[1:] == (160, 320)
 
 
 BENT = (240, 400)
 BENT_K = ((300.0, 0.0, 207.0), (0.0, 296.0, 116.0), (0.0, 0.0, 1.0))
 LENSES = {
-    "opencv": Lens("opencv", (-0.3, 0.1, 0.001, -0.002, 0.0), BENT_K, BENT),
-    "fisheye": Lens("fisheye", (0.05, -0.01, 0.0, 0.0), ((190.0, 0, 203.0), (0, 190.0, 118.0), (0, 0, 1.0)), BENT),
+    "opencv": DistortionModel("opencv", (-0.3, 0.1, 0.001, -0.002, 0.0), BENT_K, BENT),
+    "fisheye": DistortionModel(
+        "fisheye", (0.05, -0.01, 0.0, 0.0), ((190.0, 0, 203.0), (0, 190.0, 118.0), (0, 0, 1.0)), BENT
+    ),
 }
 
 
-def opencv_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
+def opencv_map(lens: DistortionModel) -> tuple[np.ndarray, np.ndarray]:
     k, coefficients, new = np.array(lens.intrinsics), np.array(lens.coefficients), pinhole_intrinsics(lens).numpy()
     if lens.model == "fisheye":
         return cv2.fisheye.initUndistortRectifyMap(k, coefficients, np.eye(3), new, BENT[::-1], cv2.CV_32FC1)
@@ -343,24 +345,24 @@ def opencv_map(lens: Lens) -> tuple[np.ndarray, np.ndarray]:
 
 
 def textured() -> np.ndarray:
-    """A picture with detail down to about four pixels."""
+    """An image with detail down to about four pixels."""
     noise = np.random.default_rng(5).uniform(0, 1, (*BENT, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 1.5) - 0.5
     return np.clip(128 + 400 * smooth, 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
-def test_a_stored_picture_is_undistorted_as_opencv_does(lens: Lens) -> None:
-    picture = textured()
-    expected = cv2.remap(picture, *opencv_map(lens), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    found = straighten(torch.from_numpy(picture).permute(2, 0, 1), lens).permute(1, 2, 0).numpy()
+def test_a_stored_image_is_undistorted_as_opencv_does(lens: DistortionModel) -> None:
+    image = textured()
+    expected = cv2.remap(image, *opencv_map(lens), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found = undistort(torch.from_numpy(image).permute(2, 0, 1), lens).permute(1, 2, 0).numpy()
     difference = np.abs(found.astype(int) - expected)
     assert difference.max() <= 3, "OpenCV rounds positions to a 32nd of a pixel"
     assert difference.mean() < 0.4
 
 
 @pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
-def test_labels_are_undistorted_by_the_nearest_pixel(lens: Lens) -> None:
+def test_labels_are_undistorted_by_the_nearest_pixel(lens: DistortionModel) -> None:
     codes = np.random.default_rng(6).integers(0, 256, BENT, dtype=np.uint8)
     u, v = opencv_map(lens)
     expected = codes[np.rint(v).astype(int), np.rint(u).astype(int)]
@@ -373,19 +375,19 @@ def test_labels_are_undistorted_by_the_nearest_pixel(lens: Lens) -> None:
 @pytest.mark.parametrize("image_size", [(96, 160), (60, 100), (70, 160), (200, 320), (120, 90)])
 @pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
 def test_undistorting_and_fitting_at_once_shows_what_one_after_the_other_does(
-    lens: Lens, image_size: tuple[int, int]
+    lens: DistortionModel, image_size: tuple[int, int]
 ) -> None:
-    picture = torch.from_numpy(textured()).permute(2, 0, 1)
-    at_once, intrinsics = fit_picture(picture, pinhole_intrinsics(lens), image_size, lens)
+    image = torch.from_numpy(textured()).permute(2, 0, 1)
+    at_once, intrinsics = resize_and_crop(image, pinhole_intrinsics(lens), image_size, lens)
     full = cv2.remap(textured(), *opencv_map(lens), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    expected, moved = fit_picture(torch.from_numpy(full).permute(2, 0, 1), pinhole_intrinsics(lens), image_size)
+    expected, moved = resize_and_crop(torch.from_numpy(full).permute(2, 0, 1), pinhole_intrinsics(lens), image_size)
     assert torch.equal(intrinsics, moved)
     difference = (at_once.float() - expected.float()).abs()
     contrast = expected.float().std()
     assert difference.mean() < 0.15 * contrast
 
 
-def test_convention_an_undistorted_picture_shows_what_its_intrinsics_say() -> None:
+def test_convention_an_undistorted_image_shows_what_its_intrinsics_say() -> None:
     """A dot painted where OpenCV projects a point appears, undistorted and fitted, where the pinhole camera sees it."""
     lens = LENSES["opencv"]
     for x, y in ((0.0, 0.0), (-0.5, 0.25), (0.45, -0.3), (0.3, 0.3)):
@@ -394,8 +396,8 @@ def test_convention_an_undistorted_picture_shows_what_its_intrinsics_say() -> No
         u, v = spot[0].ravel()
         vv, uu = np.mgrid[0 : BENT[0], 0 : BENT[1]]
         dot = 250 * np.exp(-((uu - u) ** 2 + (vv - v) ** 2) / (2 * 6.0**2))
-        picture = torch.from_numpy(np.repeat(dot[None], 3, 0).round().astype(np.uint8))
-        fitted, intrinsics = fit_picture(picture, pinhole_intrinsics(lens), (120, 200), lens)
+        image = torch.from_numpy(np.repeat(dot[None], 3, 0).round().astype(np.uint8))
+        fitted, intrinsics = resize_and_crop(image, pinhole_intrinsics(lens), (120, 200), lens)
         weights = fitted[0].double().numpy()
         rows, cols = np.mgrid[0:120, 0:200]
         found = (weights * cols).sum() / weights.sum(), (weights * rows).sum() / weights.sum()

@@ -33,7 +33,7 @@ def encoder(name: str = "mobilenetv3_small_050", **options) -> TimmEncoder:
 
 def gradient_centre(model: TimmEncoder, stride: int) -> tuple[float, float]:
     """How far (v, u) from pixel ``stride·j`` the pixels lie to which feature j listens: the centroid of the input
-    gradient's energy around a feature in the middle, over several random pictures and mixtures of channels.
+    gradient's energy around a feature in the middle, over several random images and mixtures of channels.
 
     Kernels are made even first, since random ones lean to a side of their own.
     """
@@ -49,7 +49,7 @@ def gradient_centre(model: TimmEncoder, stride: int) -> tuple[float, float]:
         feature = model(image)[0, 0, :, i, j]
         (gradient,) = torch.autograd.grad(feature @ torch.randn(len(feature), generator=generator), image)
         energy += (gradient[0, 0] ** 2).sum(0).numpy()
-    # squeeze-and-excitation and attention listen to the whole picture a little
+    # squeeze-and-excitation and attention listen to the whole image a little
     v, u = np.mgrid[:height, :width]
     window = (abs(v - stride * (i + 0.5)) <= 3 * stride) & (abs(u - stride * (j + 0.5)) <= 3 * stride)
     energy *= window & (energy > 1e-3 * energy.max())
@@ -98,7 +98,7 @@ def test_one_stride_gives_one_tensor_and_cameras_do_not_meet() -> None:
         torch.testing.assert_close(together[:, n : n + 1], expected, atol=rounding(TERMS, expected), rtol=0)
 
 
-def test_pictures_are_normalised_by_the_models_own_numbers() -> None:
+def test_images_are_normalised_by_the_models_own_numbers() -> None:
     model = encoder("tf_efficientnet_lite0", strides=[4])
     seen = []
     model.trunk.conv_stem.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
@@ -179,7 +179,7 @@ def test_a_given_offset_is_taken_over() -> None:
         ({"strides": [8, 7]}, r"strides=\[8, 7\] but mobilenetv3_small_050 offers \[2, 4, 8, 16, 32\]"),
         ({"strides": [8, 8]}, "each once"),
         ({"name": "tf_efficientnet_lite0", "image_size": (66, 96)}, "1 down but 7 to the right.*stride 8 divides both"),
-        ({"name": "vit_tiny_patch16_224", "strides": [16], "image_size": (8, 8)}, r"pictures of \(8, 8\)"),
+        ({"name": "vit_tiny_patch16_224", "strides": [16], "image_size": (8, 8)}, r"images of \(8, 8\)"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict, message: str) -> None:
@@ -188,9 +188,9 @@ def test_what_cannot_be_is_refused(options: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3, 64, 96), (1, 1, 3, 64, 95), (1, 1, 3, 96, 64)])
-def test_pictures_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     given = f"{shape[1]} cameras × {shape[3]}×{shape[4]}"
-    with pytest.raises(InputError, match=f"pictures are {given} but it was built for 1 × 64×96"):
+    with pytest.raises(InputError, match=f"images are {given} but it was built for 1 × 64×96"):
         encoder()(torch.zeros(shape))
 
 

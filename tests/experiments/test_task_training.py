@@ -17,7 +17,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, CrossAttention, FeatureShape, Reshaper
-from bevreshape.training.stopping import Stopped
+from bevreshape.training.stopping import TrainingInterrupted
 from bevreshape.training.task import BEVTask
 
 GRID = BEVGrid((2.0, 10.0), (-4.0, 4.0), 1.0)
@@ -25,7 +25,7 @@ SOURCE = FeatureShape(3, 4, 8, stride=4, offset_px=1.5)
 
 
 def given(worlds: Path, setting: TaskSetting) -> list[str]:
-    special = ("data.batch", "data.loader", "trainer.max", "trainer.val", "pictures", "logger", "checkpoint")
+    special = ("data.batch", "data.loader", "trainer.max", "trainer.val", "images", "logger", "checkpoint")
     arguments = (*without(*special), f"data.root={worlds}", "checkpoint_every_n_steps=1")
     plan = TaskPlan(arguments, 4, (1, 3), 3, (0.01,), 2, 0, (0.0, 2.0), 0.0, 5.0, 0.2, 2)
     return plan.given(Training(setting, 0.01, 3, 0))
@@ -78,10 +78,10 @@ def test_a_stop_says_how_the_study_goes_on(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
-        raise Stopped("stopped; go on with resume=FOLDER")
+        raise TrainingInterrupted("stopped; go on with resume=FOLDER")
 
     monkeypatch.setattr(train, "train", stop)
-    with pytest.raises(Stopped, match="the same command resumes the study"):
+    with pytest.raises(TrainingInterrupted, match="the same command resumes the study"):
         task_training.run(arguments, tmp_path)
 
 

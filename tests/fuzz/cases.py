@@ -278,7 +278,7 @@ def evaluations(random: Random, box: Box) -> Attempt:
     base = [f"checkpoint={box.checkpoint}", "trainer.accelerator=cpu", "hydra.run.dir=run"]
     config = yaml.safe_load((box.run / "config.yaml").read_text())
     stored = {f"data.{key}": value for key, value in leaves_of(config["data"]).items()}
-    keys = {"split": "test", "without_cameras": False, "seed": 0, "checkpoint": str(box.checkpoint), **stored}
+    keys = {"split": "test", "drop_each_camera": False, "seed": 0, "checkpoint": str(box.checkpoint), **stored}
     changes, must_refuse = arguments(random, keys, SMALL)
 
     return measured("evaluate", base, changes, must_refuse)
@@ -286,7 +286,7 @@ def evaluations(random: Random, box: Box) -> Attempt:
 
 def predictions(random: Random, box: Box) -> Attempt:
     """The checkpoint on the camera folder."""
-    base = [f"checkpoint={box.checkpoint}", f"input={box.frames}", "device=cpu", "loader_workers=0"]
+    base = [f"checkpoint={box.checkpoint}", f"input={box.frames}", "device=cpu", "num_workers=0"]
     changes, must_refuse = arguments(random, composed("predict", base), SMALL)
 
     def call(numbers: Sequence[int]) -> str | None:
@@ -431,7 +431,7 @@ def checkpoints(random: Random, box: Box) -> Attempt:
     def call(numbers: Sequence[int]) -> str | None:
         target.write_bytes(content)
         if reader == "predict":
-            return command("predict", [f"checkpoint={target}", f"input={box.frames}", "device=cpu", "loader_workers=0"])
+            return command("predict", [f"checkpoint={target}", f"input={box.frames}", "device=cpu", "num_workers=0"])
         if reader in ("evaluate", "diagnose", "export"):
             extra = {
                 "evaluate": ["trainer.accelerator=cpu"],
@@ -549,7 +549,7 @@ def camera_folders(random: Random, box: Box) -> Attempt:
         if reader == "check_data":
             return script("check_data", ["frames", "--out", "overlay.png"])
         if reader == "predict":
-            arguments = [f"checkpoint={box.checkpoint}", "input=frames", "device=cpu", "loader_workers=0"]
+            arguments = [f"checkpoint={box.checkpoint}", "input=frames", "device=cpu", "num_workers=0"]
             refusal = command("predict", arguments)
             if refusal is None:
                 check_predictions(Path())
@@ -562,7 +562,7 @@ def camera_folders(random: Random, box: Box) -> Attempt:
 
 def read_samples(folder: Path) -> None:
     """Every sample of a camera folder, with its target."""
-    base = ["data=folder", f"data.root={folder}", "data.image_size=[32,64]", "data.loader_workers=0", "logger=none"]
+    base = ["data=folder", f"data.root={folder}", "data.image_size=[32,64]", "data.num_workers=0", "logger=none"]
     base += [
         "data.grid.forward_m=[0,16]",
         "data.grid.left_m=[-8,8]",

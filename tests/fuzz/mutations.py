@@ -187,22 +187,22 @@ def image(random: Random, given: bytes) -> tuple[bytes, str]:
     if random.random() < 0.5:
         return data(random, given)
     with Image.open(io.BytesIO(given)) as opened:
-        picture = opened.copy()
+        image = opened.copy()
     mode = random.choice(["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "F", "YCbCr", "RGB"])
-    width, height = picture.size
+    width, height = image.size
     size = random.choice(
         [(width, height)] * 3 + [(height, width), (1, 1), (width + 1, height), (width // 2, height // 2)]
     )
     kind = random.choice(["PNG", "PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-    picture = picture.convert("RGB").resize(size)
+    image = image.convert("RGB").resize(size)
     if mode == "I;16":
-        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     else:
-        picture = picture.convert(mode)
+        image = image.convert(mode)
     out = io.BytesIO()
     try:
-        picture.save(out, format=kind)
+        image.save(out, format=kind)
     except (OSError, ValueError, KeyError):
         kind, out = "PNG", io.BytesIO()
-        picture.convert("RGB").save(out, format=kind)
+        image.convert("RGB").save(out, format=kind)
     return out.getvalue(), f"{kind} {mode} {size[0]}x{size[1]}"

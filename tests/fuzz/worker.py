@@ -22,7 +22,7 @@ import torch
 from cases import Attempt, Box, InsaneResult, draw, unchanged
 
 from bevreshape.config import cli
-from bevreshape.training.callbacks import Stopped
+from bevreshape.training.callbacks import TrainingInterrupted
 
 CPU_SECONDS, WALL_SECONDS = 60, 300
 """Most of a case: computing, and waiting, which a busy machine makes longer."""
@@ -86,7 +86,7 @@ def called(attempt: Attempt, numbers: Sequence[int]) -> tuple[str, str]:
         return "hang", "".join(traceback.format_tb(error.__traceback__)[-4:])
     except InsaneResult as error:
         return "insane", str(error)
-    except (Stopped, KeyboardInterrupt) as error:
+    except (TrainingInterrupted, KeyboardInterrupt) as error:
         return "stopped", str(error)
     except BaseException as error:
         sentence = cli.explain(error)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from oracle import intrinsics, pose, rig
 
-from bevreshape.geometry import BEVGrid, Lens
+from bevreshape.geometry import BEVGrid, DistortionModel
 from bevreshape.geometry.calibration_checks import (
+    diagnose_pose,
     intrinsics_mistakes,
     magnification_mistake,
-    pose_mistake,
     tangential_mistake,
 )
 
@@ -36,7 +36,7 @@ CAMERAS = {
 
 
 def said(given: np.ndarray, grid: BEVGrid) -> str | None:
-    return pose_mistake(rig((K, given), image_size=SIZE), grid)
+    return diagnose_pose(rig((K, given), image_size=SIZE), grid)
 
 
 @pytest.mark.parametrize(("right", "grid"), CAMERAS.values(), ids=CAMERAS)
@@ -99,7 +99,7 @@ def test_what_no_reading_explains() -> None:
         (1.1, None),
     ],
 )
-def test_intrinsics_of_another_picture_size(factor: float, says: str | None) -> None:
+def test_intrinsics_of_another_image_size(factor: float, says: str | None) -> None:
     found = intrinsics_mistakes(torch.from_numpy(K * [[factor], [factor], [1]]), SIZE)
     if says is None:
         assert found == []
@@ -108,7 +108,7 @@ def test_intrinsics_of_another_picture_size(factor: float, says: str | None) -> 
         assert says in clause
 
 
-def test_a_cropped_picture_is_no_mistake() -> None:
+def test_a_cropped_image_is_no_mistake() -> None:
     cropped = rig((K, CAMERAS["front"][0]), image_size=SIZE).cropped(top=150, left=0, image_size=(330, 640))
     assert intrinsics_mistakes(cropped.intrinsics[0, 0], (330, 640)) == []
 
@@ -172,25 +172,27 @@ def test_implausible_intrinsics_are_named(k: np.ndarray, says: list[str]) -> Non
 
 def test_tangential_coefficients_in_the_place_of_radial_ones_are_named() -> None:
     rows = tuple(map(tuple, K.tolist()))
-    assert tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
-    assert "p1=0.1 and p2=0.003" in str(tangential_mistake(Lens("opencv", (-0.3, 0.1, 0.1, 0.003), rows, SIZE)))
-    assert tangential_mistake(Lens("fisheye", (-0.3, 0.1, 0.1, 0.1), rows, SIZE)) is None
+    assert tangential_mistake(DistortionModel("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
+    assert "p1=0.1 and p2=0.003" in str(
+        tangential_mistake(DistortionModel("opencv", (-0.3, 0.1, 0.1, 0.003), rows, SIZE))
+    )
+    assert tangential_mistake(DistortionModel("fisheye", (-0.3, 0.1, 0.1, 0.1), rows, SIZE)) is None
 
 
 @pytest.mark.parametrize("model", ["opencv", "fisheye"])
 @pytest.mark.parametrize("stretch", [0.8, 1.0, 1.2, 1.4, 3.0])
-def test_coefficients_that_stretch_a_picture_more_than_lenses_do_are_named(model: str, stretch: float) -> None:
+def test_coefficients_that_stretch_an_image_more_than_lenses_do_are_named(model: str, stretch: float) -> None:
     middle = ((100.0, 0.0, 49.5), (0.0, 100.0, 49.5), (0.0, 0.0, 1.0))
-    # a corner, which bounds the rectangle of a picture that is stretched outwards, is to come from r
+    # a corner, which bounds the rectangle of an image that is stretched outwards, is to come from r
     corner = 0.495 * math.sqrt(2)
     r = corner / stretch
-    bent = math.atan(r) if model == "fisheye" else r
-    lens = Lens(model, ((corner / bent - 1) / bent**2, 0.0, 0.0, 0.0), middle, (100, 100))
+    distorted = math.atan(r) if model == "fisheye" else r
+    lens = DistortionModel(model, ((corner / distorted - 1) / distorted**2, 0.0, 0.0, 0.0), middle, (100, 100))
     said = magnification_mistake(lens)
     if stretch <= 1.2:
         assert said is None
     else:
-        found = re.search(r"stretched the picture by ([\d.]+): undistorted, fx=100 becomes", str(said))
+        found = re.search(r"stretched the image by ([\d.]+): undistorted, fx=100 becomes", str(said))
         assert found is not None
         assert math.isclose(float(found[1]), stretch, rel_tol=0.06)  # two digits are printed
     assert magnification_mistake(replace(lens, chosen=middle)) is None

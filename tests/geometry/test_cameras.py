@@ -32,7 +32,7 @@ def test_convention_camera_looks_along_z_with_x_right_and_y_down():
     assert torch.allclose(depth, torch.tensor(10.0, dtype=torch.float64))
 
 
-def test_convention_the_picture_covers_half_a_pixel_around_the_outer_pixel_centres():
+def test_convention_the_image_covers_half_a_pixel_around_the_outer_pixel_centres():
     cameras = rig((intrinsics(10, 10, 5, 5), pose(0, 0, [0, 0, 1])), image_size=(20, 30))
     pixels = torch.tensor([[-0.5, 0], [-0.51, 0], [29.49, 0], [29.5, 0], [0, -0.5], [0, -0.51], [0, 19.49], [0, 19.5]])
     seen = cameras.sees(pixels.double()[None, None], torch.ones(1, 1, 8).double())
@@ -117,13 +117,13 @@ def dot(u, v, size, sigma):
     return np.exp(-((uu - u) ** 2 + (vv - v) ** 2) / (2 * sigma**2))
 
 
-def centroid(picture):
-    vv, uu = np.mgrid[0 : picture.shape[0], 0 : picture.shape[1]]
-    return (picture * uu).sum() / picture.sum(), (picture * vv).sum() / picture.sum()
+def centroid(image):
+    vv, uu = np.mgrid[0 : image.shape[0], 0 : image.shape[1]]
+    return (image * uu).sum() / image.sum(), (image * vv).sum() / image.sum()
 
 
 @pytest.mark.parametrize("factor", [(2, 2), (4, 4), (2, 5), (8, 8)])
-def test_convention_resizing_moves_intrinsics_with_the_painted_picture(factor):
+def test_convention_resizing_moves_intrinsics_with_the_painted_image(factor):
     """A dot painted where a point is seen, then averaged over blocks, lies where the resized cameras see the point."""
     camera = (intrinsics(400, 410, 190, 110), pose(0, 12, [0, 0, 1.5]))
     size = (240, 400)
@@ -138,7 +138,7 @@ def test_convention_resizing_moves_intrinsics_with_the_painted_picture(factor):
 
 
 @pytest.mark.parametrize("stride", [2, 8, 16])
-def test_convention_a_feature_of_a_resized_picture_is_centred_on_stride_j_plus_half_of_stride_minus_one(stride):
+def test_convention_a_feature_of_a_resized_image_is_centred_on_stride_j_plus_half_of_stride_minus_one(stride):
     """FeatureShape's rule with a resize's offset of (stride − 1)/2 is the resize rule read backwards."""
     camera = (intrinsics(320, 300, 100, 70), pose(0, 10, [0, 0, 1.5]))
     full = rig(camera, image_size=(128, 256))
@@ -233,7 +233,7 @@ K, POSE = FRONT
     ("k", "p", "message"),
     [
         (edited(K, m00=0.0), POSE, r"singular \(fx=0, fy=1266\.4\)"),
-        (edited(K, m11=-1266.4), POSE, r"mirror the picture \(fx=1266\.4, fy=-1266\.4\)"),
+        (edited(K, m11=-1266.4), POSE, r"mirror the image \(fx=1266\.4, fy=-1266\.4\)"),
         (K.T.copy(), POSE, r"must be \[\[fx, skew, cx\], .* \(is it transposed\?\)"),
         (edited(K, m22=2.0), POSE, r"must be \[\[fx, skew, cx\]"),
         (edited(K, m02=np.nan), POSE, "NaN or infinity"),
@@ -241,9 +241,9 @@ K, POSE = FRONT
         (
             K * [[2], [2], [1]],
             POSE,
-            r"\(1632\.6, 983\) lies outside the picture of 1600×900 pixels; .*another picture size",
+            r"\(1632\.6, 983\) lies outside the image of 1600×900 pixels; .*another image size",
         ),
-        (K * [[0.5], [0.5], [1]], POSE, r"\(408\.15, 245\.75\) lies in the upper left corner .*another picture size"),
+        (K * [[0.5], [0.5], [1]], POSE, r"\(408\.15, 245\.75\) lies in the upper left corner .*another image size"),
         (
             intrinsics(2000, 2000, 1599.0, 899.0),
             POSE,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bevreshape.errors import InputError
-from bevreshape.geometry import Lens, pinhole_intrinsics
+from bevreshape.geometry import DistortionModel, pinhole_intrinsics
 from bevreshape.geometry.distortion import source_pixels
 
 SIZE = (120, 200)
@@ -14,17 +14,17 @@ K = ((150.0, 0.0, 104.2), (0.0, 148.0, 57.6), (0.0, 0.0, 1.0))
 LONG = ((215.0, 0.0, 97.0), (0.0, 215.0, 61.1), (0.0, 0.0, 1.0))
 
 LENSES = {
-    "barrel": Lens("opencv", (-0.28, 0.07, 0.001, -0.0015), K, SIZE),
-    "pincushion": Lens("opencv", (0.11, -0.02, -0.002, 0.001, 0.004), K, SIZE),
-    "mustache": Lens("opencv", (0.04, -0.33, 0.001, -0.0016, 0.0), LONG, SIZE),
-    "rational": Lens("opencv", (0.3, 0.1, 0.0005, 0.0002, 0.01, 0.62, 0.2, 0.03), K, SIZE),
-    "fisheye": Lens(
+    "barrel": DistortionModel("opencv", (-0.28, 0.07, 0.001, -0.0015), K, SIZE),
+    "pincushion": DistortionModel("opencv", (0.11, -0.02, -0.002, 0.001, 0.004), K, SIZE),
+    "mustache": DistortionModel("opencv", (0.04, -0.33, 0.001, -0.0016, 0.0), LONG, SIZE),
+    "rational": DistortionModel("opencv", (0.3, 0.1, 0.0005, 0.0002, 0.01, 0.62, 0.2, 0.03), K, SIZE),
+    "fisheye": DistortionModel(
         "fisheye", (0.04, -0.01, 0.003, -0.0005), ((90.0, 0.0, 98.0), (0.0, 91.0, 61.0), (0, 0, 1.0)), SIZE
     ),
 }
 
 
-def opencv(lens: Lens, points: np.ndarray) -> np.ndarray:
+def opencv(lens: DistortionModel, points: np.ndarray) -> np.ndarray:
     """Stored pixels of points (p, 2) on the plane z = 1."""
     k, coefficients, zero = np.array(lens.intrinsics), np.array(lens.coefficients), np.zeros(3)
     rays = np.column_stack([points, np.ones(len(points))])[:, None]
@@ -34,13 +34,13 @@ def opencv(lens: Lens, points: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
-def test_points_appear_where_opencv_has_them(lens: Lens) -> None:
+def test_points_appear_where_opencv_has_them(lens: DistortionModel) -> None:
     points = np.random.default_rng(0).uniform(-0.6, 0.6, (500, 2))
     np.testing.assert_allclose(lens.distort(torch.from_numpy(points)).numpy(), opencv(lens, points), atol=1e-6)
 
 
 @pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
-def test_all_of_the_picture_is_undone(lens: Lens) -> None:
+def test_all_of_the_image_is_undone(lens: DistortionModel) -> None:
     pixels = np.random.default_rng(1).uniform(0, [SIZE[1] - 1, SIZE[0] - 1], (500, 2))
     points, found = lens.undistort(torch.from_numpy(pixels))
     assert found.all()
@@ -48,16 +48,16 @@ def test_all_of_the_picture_is_undone(lens: Lens) -> None:
 
 
 @pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
-def test_every_pixel_of_the_pinhole_picture_has_a_source_and_no_side_could_move_out(lens: Lens) -> None:
+def test_every_pixel_of_the_pinhole_image_has_a_source_and_no_side_could_move_out(lens: DistortionModel) -> None:
     intrinsics = pinhole_intrinsics(lens)
     sources = source_pixels(lens, intrinsics, SIZE).numpy()
     assert sources.min() > -0.01
     assert (sources.max((0, 1)) < [SIZE[1] - 1 + 0.01, SIZE[0] - 1 + 0.01]).all()
     ends = [sources[..., 0].min(), sources[..., 1].min(), *(np.array(SIZE[::-1]) - 1 - sources.max((0, 1)))]
-    assert max(ends) < 0.1, "it touches the stored picture's edge on all four sides"
+    assert max(ends) < 0.1, "it touches the stored image's edge on all four sides"
 
 
-def test_the_pinhole_picture_is_opencvs_up_to_its_coarser_edges() -> None:
+def test_the_pinhole_image_is_opencvs_up_to_its_coarser_edges() -> None:
     for name in ("barrel", "mustache"):
         lens = LENSES[name]
         theirs, _ = cv2.getOptimalNewCameraMatrix(np.array(lens.intrinsics), np.array(lens.coefficients), SIZE[::-1], 0)
@@ -66,7 +66,7 @@ def test_the_pinhole_picture_is_opencvs_up_to_its_coarser_edges() -> None:
 
 @pytest.mark.parametrize("model", ["opencv"])
 def test_without_distortion_nothing_changes(model: str) -> None:
-    lens = Lens(model, (0.0,) * 5, K, SIZE)
+    lens = DistortionModel(model, (0.0,) * 5, K, SIZE)
     np.testing.assert_allclose(pinhole_intrinsics(lens).numpy(), K, atol=1e-9)
     sources = source_pixels(lens, pinhole_intrinsics(lens), SIZE).numpy()
     np.testing.assert_allclose(sources, np.stack(np.meshgrid(np.arange(200), np.arange(120)), -1), atol=1e-9)
@@ -76,10 +76,10 @@ def test_skew_is_kept_apart_from_distortion() -> None:
     k = ((150.0, 0.7, 104.2), (0.0, 148.0, 57.6), (0.0, 0.0, 1.0))
     points = np.random.default_rng(2).uniform(-0.5, 0.5, (50, 2))
     straight = opencv(
-        Lens("opencv", LENSES["barrel"].coefficients, ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)), SIZE), points
+        DistortionModel("opencv", LENSES["barrel"].coefficients, ((1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)), SIZE), points
     )
     expected = (np.column_stack([straight, np.ones(50)]) @ np.array(k).T)[:, :2]
-    lens = Lens("opencv", LENSES["barrel"].coefficients, k, SIZE)
+    lens = DistortionModel("opencv", LENSES["barrel"].coefficients, k, SIZE)
     np.testing.assert_allclose(lens.distort(torch.from_numpy(points)).numpy(), expected, atol=1e-6)
 
 
@@ -87,34 +87,38 @@ def test_skew_is_kept_apart_from_distortion() -> None:
     ("lens", "says"),
     [
         (
-            Lens("opencv", (-0.8, 0.0, 0.0, 0.0), K, SIZE),
+            DistortionModel("opencv", (-0.8, 0.0, 0.0, 0.0), K, SIZE),
             r"opencv \[-0.8, 0, 0, 0\] cannot be undone from pixel \(0, 0\) to \(0, 119\)",
         ),
-        (Lens("opencv", (-1.2, 0.5, 0.0, 0.0), K, SIZE), "cannot be undone from pixel"),
+        (DistortionModel("opencv", (-1.2, 0.5, 0.0, 0.0), K, SIZE), "cannot be undone from pixel"),
         (
-            Lens("fisheye", (0.0, 0.0, 0.0, 0.0), ((50.0, 0, 99.5), (0, 50.0, 59.5), (0, 0, 1.0)), SIZE),
+            DistortionModel("fisheye", (0.0, 0.0, 0.0, 0.0), ((50.0, 0, 99.5), (0, 50.0, 59.5), (0, 0, 1.0)), SIZE),
             "cannot be undone",
         ),
         (
-            Lens("fisheye", (0.0, 0.0, 0.0, 0.0), ((68.0, 0, 99.5), (0, 68.0, 29.5), (0, 0, 1.0)), (60, 200)),
+            DistortionModel(
+                "fisheye", (0.0, 0.0, 0.0, 0.0), ((68.0, 0, 99.5), (0, 68.0, 29.5), (0, 0, 1.0)), (60, 200)
+            ),
             "focal lengths of",
         ),
         (
-            Lens("opencv", LENSES["barrel"].coefficients, K, SIZE, chosen=((90.0, 0, 99), (0, 90.0, 59), (0, 0, 1.0))),
+            DistortionModel(
+                "opencv", LENSES["barrel"].coefficients, K, SIZE, chosen=((90.0, 0, 99), (0, 90.0, 59), (0, 0, 1.0))
+            ),
             "outside",
         ),
     ],
 )
-def test_what_cannot_be_undone_is_refused(lens: Lens, says: str) -> None:
+def test_what_cannot_be_undone_is_refused(lens: DistortionModel, says: str) -> None:
     with pytest.raises(InputError, match=says):
         pinhole_intrinsics(lens)
 
 
 def test_a_wide_fisheye_is_read_with_chosen_intrinsics() -> None:
-    """190 degrees across: no pinhole picture shows all of it, one of 90 degrees does what it shows rightly."""
+    """190 degrees across: no pinhole image shows all of it, one of 90 degrees does what it shows rightly."""
     k = ((60.0, 0.0, 99.5), (0.0, 60.0, 59.5), (0.0, 0.0, 1.0))
     chosen = ((100.0, 0.0, 99.5), (0.0, 100.0, 70.0), (0.0, 0.0, 1.0))
-    lens = Lens("fisheye", (0.01, 0.0, 0.0, 0.0), k, SIZE, chosen)
+    lens = DistortionModel("fisheye", (0.01, 0.0, 0.0, 0.0), k, SIZE, chosen)
     np.testing.assert_array_equal(pinhole_intrinsics(lens).numpy(), chosen)
     rays = np.random.default_rng(3).uniform([-0.99, -0.7], [0.99, 0.49], (100, 2))
     pixels = (np.column_stack([rays, np.ones(100)]) @ np.array(chosen).T)[:, :2].round()
@@ -127,7 +131,7 @@ def test_a_wide_fisheye_is_read_with_chosen_intrinsics() -> None:
 def test_corners_that_no_chessboard_reached_may_fold() -> None:
     """A real calibration of five coefficients: the fold, at 0.669 focal lengths, lies inside the corner, at 0.70."""
     k = ((1157.5, 0.0, 675.4), (0.0, 1151.9, 386.7), (0.0, 0.0, 1.0))
-    lens = Lens("opencv", (-0.2671, 0.10326, -0.00088, 0.00081, -0.19605), k, (720, 1280))
+    lens = DistortionModel("opencv", (-0.2671, 0.10326, -0.00088, 0.00081, -0.19605), k, (720, 1280))
     _, found = lens.undistort(torch.tensor([[0.0, 0.0], [0.0, 386.0]]))
     assert found.tolist() == [False, True]
     intrinsics = pinhole_intrinsics(lens)

@@ -27,15 +27,15 @@ def test_every_centre_one_by_one():
 
 def test_convention_whole_numbers_are_cell_centres_and_halves_the_edges():
     col, row = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="xy")
-    assert torch.allclose(GRID.cells_of(GRID.centers()), torch.stack([col, row], -1), atol=1e-5)
-    edges = GRID.cells_of(torch.tensor([[10.0, 3.0], [2.0, -3.0]]))
+    assert torch.allclose(GRID.metric_to_cell(GRID.centers()), torch.stack([col, row], -1), atol=1e-5)
+    edges = GRID.metric_to_cell(torch.tensor([[10.0, 3.0], [2.0, -3.0]]))
     assert edges.tolist() == [[-0.5, -0.5], [11.5, 15.5]]
 
 
 def test_steps_rounded_down_are_the_cell_that_holds_a_point():
     points = torch.tensor([[9.75, 2.75], [2.0, -3.0], [2.49, -2.51], [2.5, -2.5], [1.99, 3.0]])
-    assert GRID.steps_of(points).floor().tolist() == [[15, 11], [0, 0], [0, 0], [1, 1], [-1, 12]]
-    ahead, left = GRID.steps_of(GRID.centers().flatten(0, 1)).floor().long().unbind(-1)
+    assert GRID.metric_to_cell_edges(points).floor().tolist() == [[15, 11], [0, 0], [0, 0], [1, 1], [-1, 12]]
+    ahead, left = GRID.metric_to_cell_edges(GRID.centers().flatten(0, 1)).floor().long().unbind(-1)
     cells = (15 - ahead) * 12 + 11 - left
     assert cells.tolist() == list(range(16 * 12))
 

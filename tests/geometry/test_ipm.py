@@ -7,7 +7,7 @@ import torch
 from oracle import intrinsics, meets_ground, pose, project, rig
 
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras, bev_to_picture, ground_pixels, labels_to_bev, picture_to_bev
+from bevreshape.geometry import BEVGrid, Cameras, bev_to_image, ground_pixels, image_to_bev, labels_to_bev
 
 GRID = BEVGrid((-4.0, 16.0), (-10.0, 10.0), 0.5)
 SIZE = (96, 160)
@@ -15,24 +15,24 @@ FRONT = (intrinsics(90, 92, 78, 44, skew=0.3), pose(4, 14, [1.2, 0.1, 1.6], 2))
 LEFT = (intrinsics(80, 80, 80, 48), pose(70, 18, [0.9, 0.5, 1.7]))
 
 
-def smooth_picture(channels=3, size=SIZE, seed=0):
+def smooth_image(channels=3, size=SIZE, seed=0):
     """Random, but without edges within a pixel."""
     noise = np.random.default_rng(seed).random((size[0], size[1], channels)).astype(np.float32)
     return np.atleast_3d(cv2.GaussianBlur(noise, (0, 0), 2.0))
 
 
-def tensor(picture, dtype=torch.float64):
-    return torch.from_numpy(np.moveaxis(picture, -1, 0)[None, None]).to(dtype)
+def tensor(image, dtype=torch.float64):
+    return torch.from_numpy(np.moveaxis(image, -1, 0)[None, None]).to(dtype)
 
 
-def read_bilinear(picture, u, v):
+def read_bilinear(image, u, v):
     """One value between four pixels, the border repeated; whole numbers are pixel centres."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     u, v = np.clip(u, 0, width - 1), np.clip(v, 0, height - 1)
     left, top = int(min(np.floor(u), width - 2)), int(min(np.floor(v), height - 2))
     a, b = u - left, v - top
-    upper = (1 - a) * picture[top, left] + a * picture[top, left + 1]
-    lower = (1 - a) * picture[top + 1, left] + a * picture[top + 1, left + 1]
+    upper = (1 - a) * image[top, left] + a * image[top, left + 1]
+    lower = (1 - a) * image[top + 1, left] + a * image[top + 1, left + 1]
     return (1 - b) * upper + b * lower
 
 
@@ -43,21 +43,21 @@ def cells():
             yield row, col, np.array([x, y, 0.0])
 
 
-def test_picture_to_bev_cell_by_cell():
-    picture = smooth_picture()
-    bev, seen = picture_to_bev(tensor(picture), rig(FRONT, image_size=SIZE), GRID)
+def test_image_to_bev_cell_by_cell():
+    image = smooth_image()
+    bev, seen = image_to_bev(tensor(image), rig(FRONT, image_size=SIZE), GRID)
     for row, col, point in cells():
         u, v, depth = project(point, *FRONT)
         inside = depth > 1e-3 and -0.5 <= u < SIZE[1] - 0.5 and -0.5 <= v < SIZE[0] - 0.5
         assert seen[0, 0, row, col].item() == inside
-        expected = read_bilinear(picture, u, v) if inside else np.zeros(3)
+        expected = read_bilinear(image, u, v) if inside else np.zeros(3)
         assert bev[0, 0, :, row, col].numpy() == pytest.approx(expected, abs=1e-6)
     assert 100 < seen.sum() < seen.numel() / 2
 
 
-def test_bev_to_picture_pixel_by_pixel():
-    bev = smooth_picture(2, GRID.shape)
-    pictures, valid = bev_to_picture(tensor(bev)[:, 0], rig(FRONT, image_size=SIZE), GRID)
+def test_bev_to_image_pixel_by_pixel():
+    bev = smooth_image(2, GRID.shape)
+    images, valid = bev_to_image(tensor(bev)[:, 0], rig(FRONT, image_size=SIZE), GRID)
     for v in range(0, SIZE[0], 3):
         for u in range(0, SIZE[1], 3):
             x, y, t = meets_ground(u, v, *FRONT)
@@ -65,55 +65,55 @@ def test_bev_to_picture_pixel_by_pixel():
             inside = t > 0 and -4 < x <= 16 and -10 < y <= 10
             assert valid[0, 0, v, u].item() == inside
             expected = read_bilinear(bev, col, row) if inside else np.zeros(2)
-            assert pictures[0, 0, :, v, u].numpy() == pytest.approx(expected, abs=1e-6)
+            assert images[0, 0, :, v, u].numpy() == pytest.approx(expected, abs=1e-6)
 
 
-def warped(picture, source_from_target, shape):
+def warped(image, source_from_target, shape):
     """OpenCV reads the source at fractions of 1/32 pixel."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(
-        picture, source_from_target, (shape[1], shape[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        image, source_from_target, (shape[1], shape[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE
     )
 
 
-def slope(picture):
+def slope(image):
     """Largest change from one pixel to the next: a position off by 1/64 pixel on both axes errs by at most 1/32 of it."""
-    return max(np.abs(np.diff(picture, axis=0)).max(), np.abs(np.diff(picture, axis=1)).max())
+    return max(np.abs(np.diff(image, axis=0)).max(), np.abs(np.diff(image, axis=1)).max())
 
 
 @pytest.mark.parametrize("camera", [FRONT, LEFT], ids=["front", "left"])
-def test_picture_to_bev_as_opencv_warps(camera):
-    picture = smooth_picture()
+def test_image_to_bev_as_opencv_warps(camera):
+    image = smooth_image()
     k, p = camera
     pixel_from_ground = k @ np.linalg.inv(p)[:3, [0, 1, 3]]
     ground_from_cell = np.array([[0, -0.5, 15.75], [-0.5, 0, 9.75], [0, 0, 1]])
-    expected = warped(picture, pixel_from_ground @ ground_from_cell, GRID.shape)
-    bev, seen = picture_to_bev(tensor(picture, torch.float32), rig(camera, image_size=SIZE, dtype=torch.float32), GRID)
+    expected = warped(image, pixel_from_ground @ ground_from_cell, GRID.shape)
+    bev, seen = image_to_bev(tensor(image, torch.float32), rig(camera, image_size=SIZE, dtype=torch.float32), GRID)
     seen = seen[0, 0].numpy()
     assert seen.sum() > 100
     difference = np.abs(np.moveaxis(bev[0, 0].numpy(), 0, -1) - expected)[seen]
-    assert difference.max() < slope(picture) / 32 + 1e-5
+    assert difference.max() < slope(image) / 32 + 1e-5
 
 
-def test_bev_to_picture_as_opencv_warps():
-    bev = smooth_picture(3, GRID.shape)
+def test_bev_to_image_as_opencv_warps():
+    bev = smooth_image(3, GRID.shape)
     k, p = FRONT
     pixel_from_ground = k @ np.linalg.inv(p)[:3, [0, 1, 3]]
     ground_from_cell = np.array([[0, -0.5, 15.75], [-0.5, 0, 9.75], [0, 0, 1]])
     expected = warped(bev, np.linalg.inv(ground_from_cell) @ np.linalg.inv(pixel_from_ground), SIZE)
-    pictures, valid = bev_to_picture(
+    images, valid = bev_to_image(
         tensor(bev, torch.float32)[:, 0], rig(FRONT, image_size=SIZE, dtype=torch.float32), GRID
     )
     valid = valid[0, 0].numpy()
     assert valid.sum() > 1000
-    difference = np.abs(np.moveaxis(pictures[0, 0].numpy(), 0, -1) - expected)[valid]
+    difference = np.abs(np.moveaxis(images[0, 0].numpy(), 0, -1) - expected)[valid]
     assert difference.max() < slope(bev) / 32 + 1e-5
 
 
 def test_what_lies_behind_the_camera_does_not_wrap_into_view():
-    """To a camera that looks up, the ground behind it has pixels inside the picture, but no picture of it is there."""
+    """To a camera that looks up, the ground behind it has pixels inside the image, but no image of it is there."""
     upward = (intrinsics(90, 90, 80, 48), pose(0, -15, [0, 0, 1.6]))
-    bev, seen = picture_to_bev(torch.ones(1, 1, 1, *SIZE).double(), rig(upward, image_size=SIZE), GRID)
+    bev, seen = image_to_bev(torch.ones(1, 1, 1, *SIZE).double(), rig(upward, image_size=SIZE), GRID)
     wrapped = 0
     for row, col, point in cells():
         u, v, depth = project(point, *upward)
@@ -127,18 +127,18 @@ def test_what_lies_behind_the_camera_does_not_wrap_into_view():
 def test_pixels_above_the_horizon_show_no_ground():
     camera = (intrinsics(90, 90, 80, 48), pose(0, 0, [0, 0, 1.6]))
     big = BEVGrid((-100.0, 100.0), (-100.0, 100.0), 1.0)
-    _, valid = bev_to_picture(torch.ones(1, 1, 200, 200).double(), rig(camera, image_size=SIZE), big)
+    _, valid = bev_to_image(torch.ones(1, 1, 200, 200).double(), rig(camera, image_size=SIZE), big)
     assert not valid[0, 0, :49].any()  # the horizon is row 48
     assert valid[0, 0, 52:].all()
 
 
 def test_out_and_back():
-    """A view painted onto the ground and looked at again is the same where the picture resolves the cells."""
-    bev = smooth_picture(1, GRID.shape)
+    """A view painted onto the ground and looked at again is the same where the image resolves the cells."""
+    bev = smooth_image(1, GRID.shape)
     cameras = rig((intrinsics(900, 920, 780, 440), FRONT[1]), image_size=(960, 1600))
-    pictures, valid = bev_to_picture(tensor(bev)[:, 0], cameras, GRID)
-    again, seen = picture_to_bev(pictures, cameras, GRID)
-    whole, _ = picture_to_bev(valid[:, :, None].double(), cameras, GRID)  # cells whose four pixels were all painted
+    images, valid = bev_to_image(tensor(bev)[:, 0], cameras, GRID)
+    again, seen = image_to_bev(images, cameras, GRID)
+    whole, _ = image_to_bev(valid[:, :, None].double(), cameras, GRID)  # cells whose four pixels were all painted
     near = torch.norm(GRID.centers(), dim=-1) < 8
     inner = seen[0, 0] & (whole[0, 0, 0] > 0.999) & near
     assert inner.sum() > 50
@@ -146,9 +146,9 @@ def test_out_and_back():
 
 
 def test_a_dropped_camera_shows_nothing_and_others_are_untouched():
-    picture = torch.cat([tensor(smooth_picture()), tensor(smooth_picture(seed=1))], dim=1)
-    both, seen_both = picture_to_bev(picture, rig(FRONT, LEFT, image_size=SIZE), GRID)
-    one, seen_one = picture_to_bev(picture, rig(FRONT, LEFT, image_size=SIZE, mask=[False, True]), GRID)
+    image = torch.cat([tensor(smooth_image()), tensor(smooth_image(seed=1))], dim=1)
+    both, seen_both = image_to_bev(image, rig(FRONT, LEFT, image_size=SIZE), GRID)
+    one, seen_one = image_to_bev(image, rig(FRONT, LEFT, image_size=SIZE, mask=[False, True]), GRID)
     assert seen_both[0, 0].any()
     assert not seen_one[0, 0].any()
     assert (one[0, 0] == 0).all()
@@ -156,33 +156,33 @@ def test_a_dropped_camera_shows_nothing_and_others_are_untouched():
 
 
 def test_every_sample_has_its_own_calibration():
-    picture = smooth_picture()
+    image = smooth_image()
     a, b = rig(FRONT, image_size=SIZE), rig(LEFT, image_size=SIZE)
     both = Cameras(torch.cat([a.intrinsics, b.intrinsics]), torch.cat([a.ego_from_cam, b.ego_from_cam]), SIZE)
-    together, _ = picture_to_bev(tensor(picture).expand(2, -1, -1, -1, -1), both, GRID)
-    assert torch.equal(together[0], picture_to_bev(tensor(picture), a, GRID)[0][0])
-    assert torch.equal(together[1], picture_to_bev(tensor(picture), b, GRID)[0][0])
+    together, _ = image_to_bev(tensor(image).expand(2, -1, -1, -1, -1), both, GRID)
+    assert torch.equal(together[0], image_to_bev(tensor(image), a, GRID)[0][0])
+    assert torch.equal(together[1], image_to_bev(tensor(image), b, GRID)[0][0])
 
 
-def test_gradients_with_respect_to_pictures_and_calibration():
+def test_gradients_with_respect_to_images_and_calibration():
     grid = BEVGrid((4.0, 8.0), (-2.0, 2.0), 2.0)
     size = (12, 16)
     cameras = rig((intrinsics(9.1, 9.3, 7.7, 4.4), pose(3, 14, [0, 0.1, 1.6])), image_size=size)
     k, p = cameras.intrinsics.requires_grad_(), cameras.ego_from_cam.requires_grad_()
-    picture = tensor(smooth_picture(2, size)).requires_grad_()
+    image = tensor(smooth_image(2, size)).requires_grad_()
     bev = torch.rand(1, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     assert ground_pixels(cameras, grid)[1].sum() >= 3
-    assert torch.autograd.gradcheck(lambda x, k, p: picture_to_bev(x, Cameras(k, p, size), grid)[0], (picture, k, p))
-    assert torch.autograd.gradcheck(lambda x, k, p: bev_to_picture(x, Cameras(k, p, size), grid)[0], (bev, k, p))
+    assert torch.autograd.gradcheck(lambda x, k, p: image_to_bev(x, Cameras(k, p, size), grid)[0], (image, k, p))
+    assert torch.autograd.gradcheck(lambda x, k, p: bev_to_image(x, Cameras(k, p, size), grid)[0], (bev, k, p))
 
 
 def test_autocast_samples_in_full_precision():
     cameras = rig(FRONT, image_size=SIZE, dtype=torch.float32)
-    picture = tensor(smooth_picture(), torch.float32)
-    expected, _ = picture_to_bev(picture, cameras, GRID)
+    image = tensor(smooth_image(), torch.float32)
+    expected, _ = image_to_bev(image, cameras, GRID)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got, _ = picture_to_bev(picture, cameras, GRID)
-        back, _ = bev_to_picture(got[:, 0], cameras, GRID)
+        got, _ = image_to_bev(image, cameras, GRID)
+        back, _ = bev_to_image(got[:, 0], cameras, GRID)
     assert got.dtype == back.dtype == torch.float32
     assert torch.equal(got, expected)
 
@@ -216,9 +216,9 @@ def test_labels_to_bev_cell_by_cell():
 
 def test_sizes_are_compared():
     cameras = rig(FRONT, image_size=SIZE)
-    with pytest.raises(InputError, match=r"picture_to_bev: pictures are \(48, 80\).*calibrated for \(96, 160\)"):
-        picture_to_bev(torch.zeros(1, 1, 3, 48, 80), cameras, GRID)
-    with pytest.raises(InputError, match=r"labels_to_bev: pictures are \(48, 80\)"):
+    with pytest.raises(InputError, match=r"image_to_bev: images are \(48, 80\).*calibrated for \(96, 160\)"):
+        image_to_bev(torch.zeros(1, 1, 3, 48, 80), cameras, GRID)
+    with pytest.raises(InputError, match=r"labels_to_bev: images are \(48, 80\)"):
         labels_to_bev(torch.zeros(1, 1, 48, 80, dtype=torch.uint8), cameras, GRID, [(1,)])
     with pytest.raises(InputError, match=r"bev is \(20, 40\) cells but the grid has \(40, 40\)"):
-        bev_to_picture(torch.zeros(1, 1, 20, 40), cameras, GRID)
+        bev_to_image(torch.zeros(1, 1, 20, 40), cameras, GRID)

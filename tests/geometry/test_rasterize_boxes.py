@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevreshape.geometry import BEVGrid, footprints
+from bevreshape.geometry import BEVGrid
 
 GRID = BEVGrid((-6.0, 10.0), (-8.0, 4.0), 0.5)
 
@@ -24,7 +24,7 @@ def by_hand(box: np.ndarray, x: float, y: float) -> float:
 def test_cells_are_those_whose_centre_lies_inside(seed: int, longest_m: float) -> None:
     random = np.random.default_rng(seed)
     boxes = random.uniform([-12, -14, -7, 0.2, 0.2], [16, 10, 7, longest_m, longest_m / 2], (12, 5))
-    found = footprints(torch.from_numpy(boxes), GRID).numpy()
+    found = rasterize_boxes(torch.from_numpy(boxes), GRID).numpy()
     for number, box in enumerate(boxes):
         for row, col in np.ndindex(GRID.shape):
             outside = by_hand(box, 10 - (row + 0.5) * 0.5, 4 - (col + 0.5) * 0.5)
@@ -33,7 +33,7 @@ def test_cells_are_those_whose_centre_lies_inside(seed: int, longest_m: float) -
 
 
 def test_convention_yaw_turns_the_length_from_ahead_to_the_left() -> None:
-    ahead, left, between = footprints(
+    ahead, left, between = rasterize_boxes(
         torch.tensor([[2.0, -2.0, yaw, 6.0, 1.0] for yaw in (0.0, torch.pi / 2, torch.pi / 4)]), GRID
     )
     assert ahead.sum(0).max() == 12
@@ -47,13 +47,13 @@ def test_convention_yaw_turns_the_length_from_ahead_to_the_left() -> None:
 def test_the_edge_belongs_to_it_and_nothing_is_inflated() -> None:
     touching = torch.tensor([[0.25, 0.25, 0.0, 1.0, 1.0]])  # from centre to centre, three by three
     between = torch.tensor([[0.0, 0.0, 0.0, 0.4, 0.4]])
-    assert footprints(touching, GRID).sum() == 9
-    assert not footprints(between, GRID).any()
+    assert rasterize_boxes(touching, GRID).sum() == 9
+    assert not rasterize_boxes(between, GRID).any()
 
 
 def test_no_boxes_and_boxes_elsewhere() -> None:
-    assert footprints(torch.zeros(0, 5), GRID).shape == (0, *GRID.shape)
-    assert not footprints(
+    assert rasterize_boxes(torch.zeros(0, 5), GRID).shape == (0, *GRID.shape)
+    assert not rasterize_boxes(
         torch.tensor([[50.0, 0.0, 0.3, 4.0, 2.0], [-1e8, 0, 0, 1, 1], [1e8, 1e8, 0, 1, 1]]), GRID
     ).any()
-    assert footprints(torch.tensor([[50.0, 0.0, 0.3, 1e6, 1e6]]), GRID).all()
+    assert rasterize_boxes(torch.tensor([[50.0, 0.0, 0.3, 1e6, 1e6]]), GRID).all()

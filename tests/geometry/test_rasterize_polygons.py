@@ -6,7 +6,7 @@ import torch
 from matplotlib.path import Path as Outline
 
 from bevreshape.geometry import BEVGrid
-from bevreshape.geometry.rasterize import corners, fill_rings, footprints, wind
+from bevreshape.geometry.rasterize import corners, rasterize_polygons, winding_numbers
 
 GRID = BEVGrid((-10.0, 10.0), (-12.0, 8.0), 0.5)
 CENTERS = GRID.centers().double().numpy()  # rows cols 2
@@ -31,21 +31,21 @@ def test_areas_with_holes_that_overlap(seed: int) -> None:
     hole = outer.mean(0) + 0.2 * (outer - outer.mean(0))
     other = star(rng, rng.uniform(-12, 12), rng.uniform(-12, 12), 6.0)
     expected = (inside(outer) & ~inside(hole)) | inside(other)
-    np.testing.assert_array_equal(fill_rings([outer, hole[::-1], other], GRID), expected)
+    np.testing.assert_array_equal(rasterize_polygons([outer, hole[::-1], other], GRID), expected)
 
 
 def test_boxes_are_the_cells_whose_centres_they_cover() -> None:
     rng = np.random.default_rng(0)
     boxes = np.column_stack([rng.uniform(-13, 13, (60, 2)), rng.uniform(-4, 4, 60), rng.uniform(0.5, 9, (60, 2))])
     rings = list(corners(boxes))
-    found = wind(rings, np.arange(60), 60, GRID)
+    found = winding_numbers(rings, np.arange(60), 60, GRID)
     for (x, y, yaw, length, width), plane in zip(boxes, found, strict=True):
         dx, dy = CENTERS[..., 0] - x, CENTERS[..., 1] - y
         along, across = np.cos(yaw) * dx + np.sin(yaw) * dy, np.cos(yaw) * dy - np.sin(yaw) * dx
         np.testing.assert_array_equal(plane, (np.abs(along) <= length / 2) & (np.abs(across) <= width / 2))
     assert (found.sum(0) > 1).any()  # some lie on each other
-    np.testing.assert_array_equal(fill_rings(rings, GRID), found.any(0))
-    np.testing.assert_array_equal(footprints(torch.from_numpy(boxes), GRID).numpy(), found > 0)
+    np.testing.assert_array_equal(rasterize_polygons(rings, GRID), found.any(0))
+    np.testing.assert_array_equal(rasterize_boxes(torch.from_numpy(boxes), GRID).numpy(), found > 0)
 
 
 def test_areas_that_meet_leave_no_cell_to_both_or_none() -> None:
@@ -54,11 +54,11 @@ def test_areas_that_meet_leave_no_cell_to_both_or_none() -> None:
         np.array([[-5.25, -5.25], [5.25, -5.25], [5.25, 0.25], [-5.25, 0.25], [-5.25, -5.25]]),
         np.array([[-5.25, 0.25], [5.25, 0.25], [5.25, 5.25], [-5.25, 5.25], [-5.25, 0.25]]),
     ]
-    first, second = (fill_rings([half], GRID) for half in halves)
+    first, second = (rasterize_polygons([half], GRID) for half in halves)
     assert not (first & second).any()
     assert (first | second).sum() == 21 * 21
 
 
 def test_nothing_is_nowhere() -> None:
-    assert not fill_rings([], GRID).any()
-    assert not fill_rings([5 * np.array([[9.0, 9], [10, 9], [10, 10], [9, 9]])], GRID).any()
+    assert not rasterize_polygons([], GRID).any()
+    assert not rasterize_polygons([5 * np.array([[9.0, 9], [10, 9], [10, 10], [9, 9]])], GRID).any()

@@ -28,7 +28,7 @@ def update(metric, p, target, valid):
 
 
 def iou_oracle(p, target, valid, threshold, where=None):
-    """One class; plain counting over all cells of all pictures."""
+    """One class; plain counting over all cells of all images."""
     both = either = 0
     for index in np.ndindex(p.shape):
         if valid[index] and (where is None or where[index[-2:]]):
@@ -134,8 +134,8 @@ def test_default_bands_are_round_and_hold_every_cell(grid, bands):
     assert (metric.band_of_cell < len(metric.bands)).all()
 
 
-def test_the_mean_over_pictures_would_be_another_number():
-    """One picture full and half right, one with a single cell, found: 0.75 per picture, 25/49 over the data set."""
+def test_the_mean_over_images_would_be_another_number():
+    """One image full and half right, one with a single cell, found: 0.75 per image, 25/49 over the data set."""
     metric = BEVIoU(["road"], GRID)
     target = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
     target[0] = True

@@ -27,7 +27,7 @@ def case():
     return logits, target, valid
 
 
-def cells_of(case, k):
+def metric_to_cell(case, k):
     """(p, t) of every valid cell of class k, as Python floats."""
     logits, target, valid = (x.numpy() for x in case)
     for b in range(logits.shape[0]):
@@ -41,7 +41,9 @@ def bce_oracle(case, pos_weight):
     means = []
     for k in range(3):
         cells = [
-            -(w * t * math.log(p) + (1 - t) * math.log(1 - p)) for w in [pos_weight[k]] for p, t in cells_of(case, k)
+            -(w * t * math.log(p) + (1 - t) * math.log(1 - p))
+            for w in [pos_weight[k]]
+            for p, t in metric_to_cell(case, k)
         ]
         means.append(sum(cells) / len(cells))
     return means
@@ -51,7 +53,7 @@ def focal_oracle(case, alpha, gamma):
     means = []
     for k in range(3):
         cells = []
-        for p, t in cells_of(case, k):
+        for p, t in metric_to_cell(case, k):
             right = p if t else 1 - p
             share = 1 if alpha is None else alpha if t else 1 - alpha
             cells.append(-share * (1 - right) ** gamma * math.log(right))
@@ -62,7 +64,7 @@ def focal_oracle(case, alpha, gamma):
 def dice_oracle(case, smooth):
     values = []
     for k in range(3):
-        cells = list(cells_of(case, k))
+        cells = list(metric_to_cell(case, k))
         both, either = sum(p * t for p, t in cells), sum(p + t for p, t in cells)
         values.append(1 - (2 * both + smooth) / (either + smooth))
     return values

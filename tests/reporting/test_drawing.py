@@ -14,7 +14,7 @@ from bevreshape.reporting.drawing import (
     class_palette,
     draw_bev,
     draw_sample,
-    overlay_on_pictures,
+    overlay_on_images,
     overlay_sheet,
 )
 
@@ -31,18 +31,18 @@ def cells(*places, rows=4, cols=6):
     return bev
 
 
-def test_front_left_is_the_upper_left_of_the_picture():
-    picture = draw_bev(cells((2, 0, 0)), CLASSES, scale=5)
-    assert picture.shape == (20, 30, 3)
-    assert (picture[:5, :5] == VEHICLE).all()
-    assert (picture[5:] == GROUND).all()
-    assert (picture[:, 5:] == GROUND).all()
+def test_front_left_is_the_upper_left_of_the_image():
+    image = draw_bev(cells((2, 0, 0)), CLASSES, scale=5)
+    assert image.shape == (20, 30, 3)
+    assert (image[:5, :5] == VEHICLE).all()
+    assert (image[5:] == GROUND).all()
+    assert (image[:, 5:] == GROUND).all()
 
 
 def test_later_classes_lie_on_top():
-    picture = draw_bev(cells((0, 1, 2), (2, 1, 2), (0, 1, 3), (1, 1, 3)), CLASSES, scale=1)
-    assert tuple(picture[1, 2]) == VEHICLE
-    assert tuple(picture[1, 3]) == LANE
+    image = draw_bev(cells((0, 1, 2), (2, 1, 2), (0, 1, 3), (1, 1, 3)), CLASSES, scale=1)
+    assert tuple(image[1, 2]) == VEHICLE
+    assert tuple(image[1, 3]) == LANE
 
 
 def test_a_probability_at_the_threshold_counts():
@@ -54,8 +54,8 @@ def test_a_probability_at_the_threshold_counts():
 def test_the_unknown_is_grey_and_hides_what_is_drawn_there():
     everything = torch.ones(3, 1, 3)
     valid = torch.tensor([[[0, 1, 1]], [[0, 1, 1]], [[0, 0, 1]]]).bool()
-    picture = draw_bev(everything, CLASSES, valid, scale=1)
-    assert [tuple(p) for p in picture[0]] == [UNKNOWN, LANE, VEHICLE]
+    image = draw_bev(everything, CLASSES, valid, scale=1)
+    assert [tuple(p) for p in image[0]] == [UNKNOWN, LANE, VEHICLE]
 
 
 def test_small_grids_are_enlarged_by_whole_cells():
@@ -79,7 +79,7 @@ def test_channels_are_compared_with_classes():
 
 
 @pytest.mark.parametrize(("cameras", "shape"), [(1, (1, 1)), (2, (1, 2)), (5, (2, 3)), (6, (2, 3))])
-def test_a_sample_shows_pictures_then_target_then_prediction(cameras, shape):
+def test_a_sample_shows_images_then_target_then_prediction(cameras, shape):
     """Every camera has its own grey; the target has one vehicle front left, the prediction one back right."""
     image = torch.stack([torch.full((3, 32, 48), (number + 1) / 10) for number in range(cameras)])
     target, predicted = cells((2, 0, 0), rows=8, cols=8), cells((2, 7, 7), rows=8, cols=8).float()
@@ -87,13 +87,13 @@ def test_a_sample_shows_pictures_then_target_then_prediction(cameras, shape):
     wide = round(256 * (48 * shape[1]) / (32 * shape[0]))
     assert panel.dtype == np.uint8
     assert panel.shape == (256 + 2 * 18, wide + 2 * 256 + 2 * 6, 3)
-    pictures, truth, prediction = (
+    images, truth, prediction = (
         panel[18:-18, left : left + width] for left, width in ((0, wide), (wide + 6, 256), (wide + 268, 256))
     )
     for number in range(cameras):
         row, col = divmod(number, 3)
         v, u = round((row + 0.5) * 256 / shape[0]), round((col + 0.5) * wide / shape[1])
-        assert tuple(pictures[v, u]) == (round(255 * (number + 1) / 10),) * 3
+        assert tuple(images[v, u]) == (round(255 * (number + 1) / 10),) * 3
     assert (truth[:32, :32] == VEHICLE).all()
     assert (truth == VEHICLE).all(-1).sum() == 32 * 32
     assert (prediction[-32:, -32:] == VEHICLE).all()
@@ -118,22 +118,22 @@ def test_an_overlay_lies_on_the_ground_where_the_cells_are():
     batch = looking_ahead(b=2, n=2)
     bev = torch.zeros(2, 3, *GRID.shape)
     bev[0, 0, :, :10] = 1  # all ground to the left is road
-    pictures = overlay_on_pictures(batch["image"], bev, cameras_of(batch), GRID, CLASSES, opacity=1.0)
-    assert [picture.shape for picture in pictures] == [(48, 2 * 81, 3)] * 2
-    assert (pictures[1] == 51).all()  # nothing was predicted in the second sample
+    images = overlay_on_images(batch["image"], bev, cameras_of(batch), GRID, CLASSES, opacity=1.0)
+    assert [image.shape for image in images] == [(48, 2 * 81, 3)] * 2
+    assert (images[1] == 51).all()  # nothing was predicted in the second sample
     for left in (0, 81):
-        picture = pictures[0][:, left : left + 81]
-        assert (picture[:25] == 51).all()  # sky
-        assert (picture[:, 41:] == 51).all()  # to the right of the middle, where y < 0
+        image = images[0][:, left : left + 81]
+        assert (image[:25] == 51).all()  # sky
+        assert (image[:, 41:] == 51).all()  # to the right of the middle, where y < 0
         # 6 m ahead and 2 m to the left: u = 40 − 40·2/6, v = 24 + 40·1.5/6
-        assert np.abs(picture[34, 27].astype(int) - ROAD).max() <= 1
+        assert np.abs(image[34, 27].astype(int) - ROAD).max() <= 1
 
 
-def test_half_opaque_paint_lets_the_picture_through():
+def test_half_opaque_paint_lets_the_image_through():
     batch = looking_ahead()
     bev = torch.ones(1, 3, *GRID.shape)
-    picture = overlay_on_pictures(batch["image"], bev, cameras_of(batch), GRID, CLASSES)[0]
-    assert np.abs(picture[34, 40] - (0.5 * 51 + 0.5 * np.array(VEHICLE))).max() <= 1
+    image = overlay_on_images(batch["image"], bev, cameras_of(batch), GRID, CLASSES)[0]
+    assert np.abs(image[34, 40] - (0.5 * 51 + 0.5 * np.array(VEHICLE))).max() <= 1
 
 
 YAWS = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_left": 110, "back_right": -110}
@@ -171,19 +171,19 @@ def test_the_cameras_of_a_rig_are_arranged_as_they_look(names, rows):
 def test_legends_wrap_and_hold_every_name_on_one_line_each():
     names = [f"a rather long name of class {number}" for number in range(9)] + ["line\nbreak", "x" * 500]
     bev = torch.zeros(len(names), 8, 8)
-    picture = bev_sheet(bev, names)
-    assert picture.shape[1] == 256
-    assert (picture[:256, :256] == GROUND).all()
-    colours = {tuple(pixel) for pixel in picture[256:].reshape(-1, 3)}
+    image = bev_sheet(bev, names)
+    assert image.shape[1] == 256
+    assert (image[:256, :256] == GROUND).all()
+    colours = {tuple(pixel) for pixel in image[256:].reshape(-1, 3)}
     assert set(class_palette(names).values()) | {UNKNOWN} <= colours
     few = bev_sheet(torch.zeros(1, 8, 8), ("road",))
-    assert few.shape[0] < picture.shape[0]
+    assert few.shape[0] < image.shape[0]
 
 
-def test_pictures_of_other_sizes_keep_theirs():
-    pictures = [np.full((40, 200, 3), 60, np.uint8), np.full((60, 300, 3), 90, np.uint8)]
+def test_images_of_other_sizes_keep_theirs():
+    images = [np.full((40, 200, 3), 60, np.uint8), np.full((60, 300, 3), 90, np.uint8)]
     poses = looking_ahead(n=2)["ego_from_cam"][0]
-    sheet = overlay_sheet(pictures, poses, CLASSES)
+    sheet = overlay_sheet(images, poses, CLASSES)
     assert sheet.shape == (60, 600, 3)
     assert (sheet[20:40, :200] == 60).all()
     assert (sheet[40:, :200] == 255).all()

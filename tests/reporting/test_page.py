@@ -29,8 +29,8 @@ from bevreshape.reporting.explorer import (
     View,
     choose_cells,
     explorer_data,
+    image_uri,
     pack,
-    picture_uri,
     quantise,
 )
 from bevreshape.reporting.page import Chart, Claim, Report, Section, Table, render, write
@@ -60,9 +60,9 @@ def explorer(cameras: int) -> Explorer:
     turned[1, :, 2, 3] += 0.2
     rigs = [replace(rig, intrinsics=rig.intrinsics[i : i + 1], ego_from_cam=turned[i : i + 1]) for i in range(2)]
     coarse = torch.rand(2 * cameras, 3, 4, 8, generator=lots)
-    pictures = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bilinear").unflatten(0, (2, cameras))
+    images = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bilinear").unflatten(0, (2, cameras))
     scenes = [
-        Scene(f"scene {i}", pictures[i], rigs[i], torch.rand(2, *grid.shape, generator=lots) > 0.7) for i in range(2)
+        Scene(f"scene {i}", images[i], rigs[i], torch.rand(2, *grid.shape, generator=lots) > 0.7) for i in range(2)
     ]
     source = FeatureShape(3, SIZE[0] // STRIDE, SIZE[1] // STRIDE, cameras, STRIDE, OFFSET)
     cells = choose_cells(grid, 5 if cameras == 1 else 20)
@@ -88,7 +88,7 @@ def explorer(cameras: int) -> Explorer:
 def projected(scene: Scene, x: float, y: float) -> dict[int, tuple[float, float]]:
     """Pixel (u, v) of a ground point in every camera that sees it, by matrices alone."""
     found = {}
-    for number in range(len(scene.pictures)):
+    for number in range(len(scene.images)):
         intrinsics = scene.cameras.intrinsics[0, number].double().numpy()
         cam_from_ego = np.linalg.inv(scene.cameras.ego_from_cam[0, number].double().numpy())
         u, v, depth = intrinsics @ (cam_from_ego @ [x, y, 0, 1])[:3]
@@ -102,7 +102,7 @@ def bilinear(scene: Scene, x: float, y: float) -> NDArray[np.float64]:
     """What each feature (n, h, w) gives to a cell: tents about the projection, averaged over the cameras that see it."""
     found = projected(scene, x, y)
     height, width = SIZE[0] // STRIDE, SIZE[1] // STRIDE
-    given = np.zeros((len(scene.pictures), height, width))
+    given = np.zeros((len(scene.images), height, width))
     for camera, (u, v) in found.items():
         col, row = np.clip((u - OFFSET) / STRIDE, 0, width - 1), np.clip((v - OFFSET) / STRIDE, 0, height - 1)
         across, down = (np.maximum(0, 1 - np.abs(np.arange(n) - at)) for n, at in ((width, col), (height, row)))
@@ -160,8 +160,8 @@ def test_chosen_cells_stand_in_equal_steps_at_their_centres(most: int) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda s: replace(s.scenes[0], pictures=s.scenes[0].pictures[..., 1:]), r"\(1, 3, 32, 63\)"),
-        (lambda s: replace(s.scenes[0], pictures=s.scenes[0].pictures * 255), "divide bytes by 255"),
+        (lambda s: replace(s.scenes[0], images=s.scenes[0].images[..., 1:]), r"\(1, 3, 32, 63\)"),
+        (lambda s: replace(s.scenes[0], images=s.scenes[0].images * 255), "divide bytes by 255"),
         (lambda s: replace(s.scenes[0], valid=torch.ones(1, 10, 9)), r"\(2, 10, 9\) and valid \(1, 10, 9\)"),
         (lambda s: View(torch.ones(2, 10, 9), -torch.ones(25, 1, 8, 16)), "finite magnitudes"),
         (lambda s: View(torch.ones(2, 10, 9), torch.full((25, 1, 8, 16), torch.nan)), "finite magnitudes"),
@@ -288,10 +288,10 @@ def test_a_figure_is_embedded_as_what_is_smaller_and_always_alike() -> None:
         assert (image["width"], image["height"], image["alt"]) == ("288", "192", "dots")
 
 
-def test_a_picture_is_embedded_as_what_is_smaller() -> None:
+def test_an_image_is_embedded_as_what_is_smaller() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert picture_uri(noise).startswith("data:image/jpeg;")
-    assert picture_uri(np.zeros_like(noise)).startswith("data:image/png;")
+    assert image_uri(noise).startswith("data:image/jpeg;")
+    assert image_uri(np.zeros_like(noise)).startswith("data:image/png;")
 
 
 def test_columns_of_figures_stand_flush_right() -> None:
@@ -359,7 +359,7 @@ class Explored:
         self.settle()
 
     def point_at_pixel(self, camera: int, u: float, v: float, act: str = "mouse") -> None:
-        box = self.box("#pictures img", camera)
+        box = self.box("#images img", camera)
         x = box["left"] + (u + 0.5) / SIZE[1] * box["width"]
         getattr(self.page, act)(x, box["top"] + (v + 0.5) / SIZE[0] * box["height"])
         self.settle()
@@ -383,8 +383,8 @@ class Explored:
         )
         return np.stack([np.full((h, w), np.nan) if off else np.reshape(a, (h, w)) for off, h, w, a in covers])
 
-    def heat_over_pictures(self) -> NDArray[np.float64]:
-        return (self.heat("#pictures") / 235) ** 2
+    def heat_over_images(self) -> NDArray[np.float64]:
+        return (self.heat("#images") / 235) ** 2
 
     def heat_over_map(self) -> NDArray[np.float64]:
         return (self.heat("#map")[0] / 235) ** 2
@@ -441,11 +441,11 @@ def test_pointing_at_a_cell_shows_the_features_where_it_projects_to(
     scene, before, seen = page.shown.scenes[0], None, 0
     for x, y in centers(page.cells)[:: 2 if cameras == 1 else 13]:
         page.point_at_ground(x, y)
-        heat, truth, given = page.heat_over_pictures(), projected(scene, x, y), bilinear(scene, x, y)
+        heat, truth, given = page.heat_over_images(), projected(scene, x, y), bilinear(scene, x, y)
         assert page.words.startswith(f"Cell {abs(x):.1f} m {'ahead' if x > 0 else 'behind'}, {abs(y):.1f} m")
         assert np.isnan(page.heat_over_map()).all()
         np.testing.assert_allclose(heat, given / max(given.max(), 1e-9), atol=0.02)
-        assert len(page.crosses("#pictures")) == len(truth)
+        assert len(page.crosses("#images")) == len(truth)
         if not truth:
             assert "No camera sees this cell" in page.words
             assert (heat == 0).all()
@@ -453,21 +453,17 @@ def test_pointing_at_a_cell_shows_the_features_where_it_projects_to(
         assert before is None or (heat != before).any()
         before, seen = heat, seen + 1
 
-        # on the screen: where the largest square and the cross lie over the picture
+        # on the screen: where the largest square and the cross lie over the image
         camera, row, col = np.unravel_index(heat.argmax(), heat.shape)
-        squares, picture = page.box("#pictures canvas.heat", int(camera)), page.box("#pictures img", int(camera))
-        u = (squares["left"] + (col + 0.5) / heat.shape[2] * squares["width"] - picture["left"]) / picture["width"]
-        v = (squares["top"] + (row + 0.5) / heat.shape[1] * squares["height"] - picture["top"]) / picture["height"]
+        squares, image = page.box("#images canvas.heat", int(camera)), page.box("#images img", int(camera))
+        u = (squares["left"] + (col + 0.5) / heat.shape[2] * squares["width"] - image["left"]) / image["width"]
+        v = (squares["top"] + (row + 0.5) / heat.shape[1] * squares["height"] - image["top"]) / image["height"]
         at = np.array([u * SIZE[1] - 0.5, v * SIZE[0] - 0.5])
         assert np.abs(at - truth[int(camera)]).max() <= 0.52 * STRIDE
-        for number, left, top in page.crosses("#pictures"):
-            picture = page.box("#pictures img", number)
-            assert (left - picture["left"]) / picture["width"] * SIZE[1] - 0.5 == pytest.approx(
-                truth[number][0], abs=0.1
-            )
-            assert (top - picture["top"]) / picture["height"] * SIZE[0] - 0.5 == pytest.approx(
-                truth[number][1], abs=0.1
-            )
+        for number, left, top in page.crosses("#images"):
+            image = page.box("#images img", number)
+            assert (left - image["left"]) / image["width"] * SIZE[1] - 0.5 == pytest.approx(truth[number][0], abs=0.1)
+            assert (top - image["top"]) / image["height"] * SIZE[0] - 0.5 == pytest.approx(truth[number][1], abs=0.1)
 
         share = float(page.words.split("with ")[1].split(" %")[0])
         assert share == pytest.approx(100 * given.max() / given.sum(), abs=0.6)
@@ -489,7 +485,7 @@ def test_pointing_at_a_pixel_lights_the_cells_that_it_feeds(explored: Callable[[
         heat = page.heat_over_map()
         assert heat.shape == cells.grid.shape
         np.testing.assert_allclose(heat[np.ix_(cells.rows, cells.cols)], taken / max(taken.max(), 1e-9), atol=0.02)
-        assert np.isnan(page.heat_over_pictures()).all()
+        assert np.isnan(page.heat_over_images()).all()
         assert page.words.startswith(f"Feature on pixel ({u:.0f}, {v:.0f}) of camera {camera}")
 
         # the ray of the pixel meets the ground
@@ -518,7 +514,7 @@ def test_arrow_keys_alone_reach_and_move_cell_and_feature(explored: Callable[[in
         if reached[-1] == "panel":
             page.page.press("ArrowDown")
             page.settle()
-            # from the feature nearest to the picture's middle, row 4 of 8, one down
+            # from the feature nearest to the image's middle, row 4 of 8, one down
             assert page.words.startswith(f"Feature on pixel ({OFFSET + 8 * STRIDE:.0f}, {OFFSET + 5 * STRIDE:.0f})")
         if reached[-1] == "map":
             break
@@ -540,7 +536,7 @@ def test_arrow_keys_alone_reach_and_move_cell_and_feature(explored: Callable[[in
         page.settle()
         assert page.words.startswith(f"Cell {x} m ahead, {y} m to the left")
         given = bilinear(page.shown.scenes[0], x, y)
-        np.testing.assert_allclose(page.heat_over_pictures(), given / given.max(), atol=0.02)
+        np.testing.assert_allclose(page.heat_over_images(), given / given.max(), atol=0.02)
     for _ in range(9):
         page.page.press("ArrowUp")
     page.settle()
@@ -555,7 +551,7 @@ def test_switches_change_what_is_shown_and_keep_the_place(explored: Callable[[in
 
     def expect(exhibit: int, scene: int, order: str, head: int) -> None:
         w = page.shown.exhibits[exhibit].views[scene][order].heads[head, cell].numpy()
-        np.testing.assert_allclose(page.heat_over_pictures(), w / w.max(), atol=0.02)
+        np.testing.assert_allclose(page.heat_over_images(), w / w.max(), atol=0.02)
         assert page.words.split(".")[1] == place
 
     hidden = "['exhibit', 'scene', 'head', 'order'].filter((id) => document.getElementById(id).parentElement.hidden)"

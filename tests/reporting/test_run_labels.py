@@ -49,7 +49,7 @@ def test_as_few_settings_as_it_takes_tell_the_rows_of_a_kind_apart() -> None:
 
 
 def test_loggers_and_what_is_drawn_make_no_other_run() -> None:
-    watched = {"logger": {"_target_": "x.WandbLogger", "tags": ["a"]}, "pictures": {"samples": 1}}
+    watched = {"logger": {"_target_": "x.WandbLogger", "tags": ["a"]}, "images": {"samples": 1}}
     rows = grouped([run("mlp", MLP, WORLD, seed=0), run("mlp", MLP, WORLD, seed=1, **watched)])
     assert [len(runs) for runs in rows] == [2]
     assert labels(rows) == ["mlp"]

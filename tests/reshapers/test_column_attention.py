@@ -136,17 +136,17 @@ def test_columns_heads_and_tokens_one_by_one(encoding: str, rig) -> None:
     maps: list[list[np.ndarray]] = []
     for scale, features, band in zip(reshaper.scales, x, reshaper.maps.bands, strict=True):
         p = {name: value.numpy() for name, value in scale.state_dict().items()}
-        pictures = features[0].numpy()
+        images = features[0].numpy()
         maps.append(
             [
                 np.stack(
                     [
-                        translate(p, picture[:, :, j].T, band.bins, 2, encoding == "published").T
-                        for j in range(picture.shape[2])
+                        translate(p, image[:, :, j].T, band.bins, 2, encoding == "published").T
+                        for j in range(image.shape[2])
                     ],
                     axis=2,
                 )
-                for picture in pictures
+                for image in images
             ]
         )
     expected, counts, used = read_maps(reshaper, maps, cameras)

@@ -93,7 +93,7 @@ def norm_relu(x: np.ndarray, groups: int, weight: np.ndarray, bias: np.ndarray) 
 
 
 def polar_map(reshaper: ColumnMLP, s: int, x: np.ndarray, k: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """The (d, bins, w) map of one picture, (c, h, w), by loops over columns and bins."""
+    """The (d, bins, w) map of one image, (c, h, w), by loops over columns and bins."""
     weights = {name: value.numpy() for name, value in reshaper.scales[s].state_dict().items()}
     source, band, rows = reshaper.sources[s], reshaper.maps.bands[s], reshaper.rows[s]
     h, w, d = source.height, source.width, reshaper.out_channels
@@ -199,7 +199,7 @@ def test_a_horizon_that_is_no_number_reads_some_row() -> None:
 
 
 def test_a_window_follows_the_horizon(rig) -> None:
-    """Pictures moved down by a row and a half, with their calibration, look the same to the camera."""
+    """Images moved down by a row and a half, with their calibration, look the same to the camera."""
     source = FeatureShape(2, 12, 6, 1, 4, 1.5)
     reshaper = ColumnMLP(source, BEVGrid((0.0, 4.0), (-3.0, 3.0), 1.0), dim=32, rows=[3], height_m=(-1.5, 0.5))
     cameras = rig(1, 1, (48, 24))

@@ -234,13 +234,13 @@ def test_plain_adapter_in_two_lines(cls: type[Reshaper]) -> None:
 
 
 @every_reshaper
-def test_geometry_refuses_pictures_that_the_features_cannot_be_of(cls: type[Reshaper], rig) -> None:
+def test_geometry_refuses_images_that_the_features_cannot_be_of(cls: type[Reshaper], rig) -> None:
     reshaper, x, rigs = build(cls, 6), features(6), rig(2, 6, (900, 1600))
     if cls.needs_cameras:
         with pytest.raises(InputError, match=r"4×6 at stride 8.*900×1600"):
             reshaper(x, rigs)
-        larger = cls(replace(source(6), height=90, width=160), GRID)  # of 720×1280, calibrated for pictures of 900×1600
-        with pytest.raises(InputError, match=r"90×160 at stride 8 do not cover pictures of 900×1600"):
+        larger = cls(replace(source(6), height=90, width=160), GRID)  # of 720×1280, calibrated for images of 900×1600
+        with pytest.raises(InputError, match=r"90×160 at stride 8 do not cover images of 900×1600"):
             larger(torch.zeros(1, 6, 8, 90, 160), rig(1, 6, (900, 1600)))
     else:
         assert torch.equal(reshaper(x, rigs), reshaper(x))

@@ -248,7 +248,7 @@ def test_a_point_drawn_at_a_cells_projection_lights_cells_of_that_bearing_only(c
         assert apart < 35 or lit[row, col] < 0.1, (row, col)
 
 
-def test_pictures_of_dropped_cameras_are_not_in_the_statistics(rig) -> None:
+def test_images_of_dropped_cameras_are_not_in_the_statistics(rig) -> None:
     mask = torch.tensor([[True, True, False, True, False, True], [False, True, True, True, True, True]])
     features = 3 * torch.randn(2, 6, 3, 4, 6) + 1
     features[~mask] = torch.nan
@@ -337,7 +337,7 @@ def _half(rank: int, folder: str, features: Tensor, cameras: Cameras) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_sync_batchnorm_counts_the_pictures_of_all_processes(tmp_path, rig) -> None:
+def test_sync_batchnorm_counts_the_images_of_all_processes(tmp_path, rig) -> None:
     features, cameras = torch.randn(2, 6, 3, 4, 6), rig(2, 6)
     features[1] *= 3  # each process alone would find something else
     torch.multiprocessing.spawn(_half, (str(tmp_path), features, cameras), nprocs=2)

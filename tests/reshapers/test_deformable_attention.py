@@ -27,7 +27,7 @@ def original() -> dict:
     Two ``MyCustomBaseTransformerLayer`` of (cross_attn, norm, ffn, norm) around ``SpatialCrossAttention``, with
     ``ms_deform_attn_core_pytorch`` of fundamentalvision/Deformable-DETR at 11169a6: 3 cameras, 2 samples of one rig, maps
     of 5×7 and 3×4, 4×5 queries, 3 heights, 16 channels, 4 heads, 6 points, random weights; ``encoder_bev`` after both,
-    ``alone_bev`` after the first one's attention. Points lie up to a third of a picture outside of it.
+    ``alone_bev`` after the first one's attention. Points lie up to a third of an image outside of it.
     """
     return torch.load(FIXTURE, weights_only=True)
 
@@ -52,7 +52,7 @@ def built(**options) -> DeformableAttention:
     return reshaper.double()
 
 
-def pictures(batch: int = 2) -> tuple[Tensor, ...]:
+def images(batch: int = 2) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     return tuple(
         torch.randn(batch, 6, x.channels, x.height, x.width, generator=generator, dtype=torch.float64) for x in SCALES
@@ -203,7 +203,7 @@ def one_by_one(reshaper: DeformableAttention, features: list[np.ndarray], camera
     "options", [{}, {"layers": 2, "query_position": True, "camera_embedding": True}, {"bare": True, "heads": 4}]
 )
 def test_every_sample_one_by_one(options: dict, rig) -> None:
-    reshaper, x = built(**options), pictures()
+    reshaper, x = built(**options), images()
     cameras = replace(rig(2, 6), mask=torch.tensor([[True] * 6, [True, False, True, True, False, False]]))
     bev = reshaper(x, cameras).detach()
     for b in range(2):
@@ -219,7 +219,7 @@ def no_own_backward(monkeypatch):
 
 
 def gradients(reshaper: DeformableAttention, cameras: Cameras) -> dict[str, Tensor]:
-    x = tuple(scale.requires_grad_() for scale in pictures())
+    x = tuple(scale.requires_grad_() for scale in images())
     bev = reshaper(x, cameras)
     reshaper.zero_grad()
     bev.backward(torch.randn(bev.shape, generator=torch.Generator().manual_seed(2), dtype=bev.dtype))
@@ -252,7 +252,7 @@ def looking_straight(source: FeatureShape, grid: BEVGrid) -> DeformableAttention
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
 def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px, cell) -> None:
     grid, image_size = BEVGrid((2.0, 10.0), (-3.0, 3.0), 1.0), (192, 256)
-    pose = torch.eye(4)  # 12 m above the grid, looking down, the picture's top ahead
+    pose = torch.eye(4)  # 12 m above the grid, looking down, the image's top ahead
     pose[:3, :3] = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
     pose[:3, 3] = torch.tensor([5.8, 0.3, 12.0])
     k = torch.tensor([[190.0, 0, 126], [0, 195, 97], [0, 0, 1]])
@@ -284,7 +284,7 @@ def test_heads_begin_in_a_ring() -> None:
 def test_a_cell_that_no_camera_sees_gets_no_feature(rig) -> None:
     cameras = replace(rig(1, 6), mask=torch.arange(6)[None] == 0)  # looks ahead
     reshaper = built(layers=2)
-    x, other = pictures(1), tuple(5 * scale + 1 for scale in pictures(1))
+    x, other = images(1), tuple(5 * scale + 1 for scale in images(1))
     changed = (reshaper(x, cameras) - reshaper(other, cameras)).abs().amax(1)[0]  # 4 3
     assert (changed[:2] > 1e-3).any()
     assert (changed[2:] == 0).all()
@@ -293,7 +293,7 @@ def test_a_cell_that_no_camera_sees_gets_no_feature(rig) -> None:
 def test_a_dropped_camera_may_hold_anything(rig) -> None:
     """Also where its sample has fewer pairs than another, which leaves slots without one."""
     mask = torch.tensor([[False] + [True] * 5, [True] * 6, [False] * 6])
-    cameras, reshaper, x = replace(rig(3, 6), mask=mask), built(), pictures(3)
+    cameras, reshaper, x = replace(rig(3, 6), mask=mask), built(), images(3)
     expected = reshaper(x, cameras)
     spoiled = tuple(torch.where(mask[..., None, None, None], scale, torch.nan).requires_grad_() for scale in x)
     bev = reshaper(spoiled, cameras)
@@ -310,7 +310,7 @@ def test_a_training_that_ran_into_nan_shows_it(rig) -> None:
     reshaper = built()
     with torch.no_grad():
         reshaper.query[3] = torch.nan
-    bev = reshaper(pictures(), rig(2, 6)).flatten(2)
+    bev = reshaper(images(), rig(2, 6)).flatten(2)
     assert bev[:, :, 3].isnan().all()
     assert bev[:, :, 4:].isfinite().all()
 
@@ -319,7 +319,7 @@ def test_camera_embeddings_tie_weights_to_the_order_of_cameras(rig) -> None:
     cameras, order = rig(1, 6), torch.tensor([3, 0, 5, 1, 4, 2])
     moved = Cameras(cameras.intrinsics[:, order], cameras.ego_from_cam[:, order], cameras.image_size)
     for embedding in (False, True):
-        reshaper, x = built(camera_embedding=embedding), pictures(1)
+        reshaper, x = built(camera_embedding=embedding), images(1)
         same = torch.allclose(reshaper(tuple(scale[:, order] for scale in x), moved), reshaper(x, cameras), atol=1e-5)
         assert same != embedding
 
@@ -361,6 +361,6 @@ def test_a_fixed_rig_exports_with_any_batch(rig) -> None:
     """Whose pairs are only those that see, where the exported program knows them all."""
     module = Fixed(built(layers=2).eval().precompute(rig(1, 6)))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
-    program = torch.export.export(module, pictures(3), dynamic_shapes=(batch, batch), strict=False)
+    program = torch.export.export(module, images(3), dynamic_shapes=(batch, batch), strict=False)
     for size in (3, 1):
-        torch.testing.assert_close(program.module()(*pictures(size)), module(*pictures(size)), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(program.module()(*images(size)), module(*images(size)), atol=1e-5, rtol=1e-5)

@@ -100,15 +100,15 @@ def direction(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x)
 
 
-def widened(picture: np.ndarray, conv: torch.nn.Conv2d, i: int, j: int) -> np.ndarray:
+def widened(image: np.ndarray, conv: torch.nn.Conv2d, i: int, j: int) -> np.ndarray:
     """The convolution at one place of (c, h, w), zero around it."""
     kernel = conv.weight.detach().numpy()
     total = conv.bias.detach().numpy().copy()
     for a in range(kernel.shape[2]):
         for b in range(kernel.shape[3]):
             y, x = i + a - kernel.shape[2] // 2, j + b - kernel.shape[3] // 2
-            if 0 <= y < picture.shape[1] and 0 <= x < picture.shape[2]:
-                total += kernel[:, :, a, b] @ picture[:, y, x]
+            if 0 <= y < image.shape[1] and 0 <= x < image.shape[2]:
+                total += kernel[:, :, a, b] @ image[:, y, x]
     return total
 
 
@@ -136,7 +136,7 @@ def test_against_a_loop(window, widen, drop, offset_px, rig) -> None:
     x = torch.randn(1, 6, 5, 4, 6, dtype=torch.float64)
     bev = reshaper(x, cameras)[0].detach().numpy()
 
-    layers, pictures, prior = reshaper.scales[0], x[0].numpy(), reshaper.prior.detach().numpy()
+    layers, images, prior = reshaper.scales[0], x[0].numpy(), reshaper.prior.detach().numpy()
     embedding = layers.embedding
     counts, cut = [], 0
     for row in range(8):
@@ -158,7 +158,7 @@ def test_against_a_loop(window, widen, drop, offset_px, rig) -> None:
                 for i in rows:
                     for j in cols:
                         one_deep = np.linalg.inv(k) @ [8 * j + offset_px, 8 * i + offset_px, 1.0]
-                        feature = pictures[n, :, i, j] if widen is None else widened(pictures[n], layers.widen, i, j)
+                        feature = images[n, :, i, j] if widen is None else widened(images[n], layers.widen, i, j)
                         at = direction(linear(pose @ [*one_deep, 1.0], embedding.point) - center)
                         key = chain(at + chain(feature, layers.key), layers.to_k)
                         values.append(chain(chain(feature, layers.value), layers.to_v))
@@ -208,7 +208,7 @@ def test_a_feature_at_a_cells_projection_lights_that_very_cell(height_m, stride,
     assert lit.nonzero().tolist() == [list(cell)]
 
 
-def test_a_cell_that_no_camera_sees_knows_no_picture(rig) -> None:
+def test_a_cell_that_no_camera_sees_knows_no_image(rig) -> None:
     torch.manual_seed(0)
     reshaper = KernelAttention(FeatureShape(8, 4, 6, 1, 8, 3.5), GRID, bottlenecks=0)
     cameras = rig(1, 1)

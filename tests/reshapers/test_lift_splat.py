@@ -32,7 +32,7 @@ def double(cameras: Cameras) -> Cameras:
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, Tensor]:
-    """What src/models.py of github.com/nv-tlabs/lift-splat-shoot, commit d74598c, gave for random pictures.
+    """What src/models.py of github.com/nv-tlabs/lift-splat-shoot, commit d74598c, gave for random images.
 
     Its trunk was left out, so that ``features`` are what its depthnet reads.
     """

@@ -45,7 +45,7 @@ def doubles(*shape: int) -> torch.Tensor:
 
 def test_output_of_the_original(original) -> None:
     x, weights = original["features"], original["state_dict"]
-    built = MLPAttention(FeatureShape(16, 4, 4), (4, 4), residual="picture").load_original({**weights, "epoch": 7})
+    built = MLPAttention(FeatureShape(16, 4, 4), (4, 4), residual="image").load_original({**weights, "epoch": 7})
     torch.testing.assert_close(built(x), original["output"], atol=1e-5, rtol=1e-5)
     error = (x - original["retransformed"]).abs().mean()
     torch.testing.assert_close(cycle(built, x), error, atol=1e-6, rtol=1e-6)
@@ -80,9 +80,9 @@ def test_output_is_the_equations_in_loops(hidden) -> None:
     expected = np.zeros((2, 8, 5, 3))
     for sample in range(2):
         for camera in range(2):
-            picture = x[sample, camera].numpy().reshape(8, 8)
-            bev = mlp("transform", picture)
-            q, k, v = conv("to_q", bev), conv("to_k", picture), conv("to_v", mlp("retransform", bev))
+            image = x[sample, camera].numpy().reshape(8, 8)
+            bev = mlp("transform", image)
+            q, k, v = conv("to_q", bev), conv("to_k", image), conv("to_v", mlp("retransform", bev))
             stacked, score = np.zeros((16, 7, 5)), np.zeros((5, 3))  # a border of zeros
             for cell in range(15):
                 row, col = divmod(cell, 3)
@@ -147,7 +147,7 @@ def test_cycle_loss_teaches_the_way_back() -> None:
     ("options", "message"),
     [
         ({"residual": "bve"}, "did you mean bev"),
-        ({"residual": "picture"}, r"features of 2×4 to 5×3 cells"),
+        ({"residual": "image"}, r"features of 2×4 to 5×3 cells"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, message) -> None:

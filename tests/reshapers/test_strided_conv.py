@@ -33,7 +33,7 @@ def test_even_and_uneven_strides(target: tuple[int, int]) -> None:
 def test_sizes_that_do_not_divide_are_resized_to_a_multiple(target, resized) -> None:
     x = torch.randn(1, 2, 16, 32, dtype=torch.float64)
     reshaper = StridedConv(FeatureShape(2, 16, 32), target).double()
-    picture = cv2.resize(x[0].numpy().transpose(1, 2, 0), resized[::-1], interpolation=cv2.INTER_LINEAR)
-    expected = windows(picture.transpose(2, 0, 1), reshaper.conv, target)
-    atol = rounding(256, float(np.abs(picture).max()))  # OpenCV's weights are float32, up to 32 features wide
+    image = cv2.resize(x[0].numpy().transpose(1, 2, 0), resized[::-1], interpolation=cv2.INTER_LINEAR)
+    expected = windows(image.transpose(2, 0, 1), reshaper.conv, target)
+    atol = rounding(256, float(np.abs(image).max()))  # OpenCV's weights are float32, up to 32 features wide
     np.testing.assert_allclose(reshaper(x)[0].detach().numpy(), expected, atol=atol)

@@ -119,7 +119,7 @@ def test_data_of_a_checkpoint_is_compared_however_it_is_chosen(
     )
     monkeypatch.syspath_prepend(tmp_path)
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
-    checkpoint["bevreshape"]["config"]["data"] = {"_target_": "stranger.Source", "batch_size": 1, "loader_workers": 0}
+    checkpoint["bevreshape"]["config"]["data"] = {"_target_": "stranger.Source", "batch_size": 1, "num_workers": 0}
     torch.save(checkpoint, tmp_path / "evil.ckpt")
     ended = command(name, "checkpoint=evil.ckpt", chosen)
     assert (ended.code, "Traceback" in ended.err) == (1, False)

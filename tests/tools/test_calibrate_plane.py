@@ -13,7 +13,7 @@ import torch
 
 from bevreshape.config import cli
 from bevreshape.data.sources.folder.calibration import read_calibration
-from bevreshape.geometry import Lens
+from bevreshape.geometry import DistortionModel
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 K = np.array([[900.0, 0, 645.0], [0, 905.0, 355.0], [0, 0, 1]])
@@ -154,7 +154,7 @@ def marked(*marks: str) -> tuple[object, ...]:
             "3 different points were marked; yaw, pitch, roll and position need four",
         ),
         (marked("1,600,5,1", "300,550,6,1", "400,500,8,1", "450,480,9,1.0"), "4 points lie on one line on the ground"),
-        (marked("0,600,5,1", "300,600,6,2", "400,600,8,-1", "450,600,9,1"), "4 points lie on one line in the picture"),
+        (marked("0,600,5,1", "300,600,6,2", "400,600,8,-1", "450,600,9,1"), "4 points lie on one line in the image"),
         (
             marked("1,800,5,1", "300,550,6,2", "400,500,8,-1", "450,480,9,1"),
             r"mark \(1, 800\) lies outside .* 1280×720",
@@ -165,7 +165,7 @@ def marked(*marks: str) -> tuple[object, ...]:
         ((*GIVEN, "--line", "300,600", "500,400", "--spacing", "3"), "1 lines of 2 pixels were marked; two lines"),
         (
             (*GIVEN, "--line", "300,600", "400,500", "--line", "500,600", "600,500", "--spacing", "3"),
-            "parallel or the same in the picture, so they show no horizon",
+            "parallel or the same in the image, so they show no horizon",
         ),
         (
             (*GIVEN, "--line", "300,300", "600,500", "--line", "900,300", "640,500", "--spacing", "3"),
@@ -211,7 +211,11 @@ def test_uncertainty_of_points_is_that_of_noisy_marks(tool, coefficients) -> Non
     """Standard errors against the poses that OpenCV finds from 1500 draws of marks that are 0.5 pixels off."""
     pose, random = POSES[1], np.random.default_rng(1)
     exact = np.array([seen(pose, x, y, coefficients) for x, y in GROUND])
-    lens = None if coefficients is None else Lens("opencv", tuple(coefficients), tuple(map(tuple, K.tolist())), SIZE)
+    lens = (
+        None
+        if coefficients is None
+        else DistortionModel("opencv", tuple(coefficients), tuple(map(tuple, K.tolist())), SIZE)
+    )
     solution = tool.from_points(tool.Camera(K, SIZE, lens, 0.5), np.column_stack([exact, GROUND]))
     cam_from_ego = np.linalg.inv(pose)
     ground = np.column_stack([GROUND, np.zeros(len(GROUND))])
@@ -219,8 +223,8 @@ def test_uncertainty_of_points_is_that_of_noisy_marks(tool, coefficients) -> Non
     for _ in range(1500):
         start = cv2.Rodrigues(cam_from_ego[:3, :3])[0], cam_from_ego[:3, 3:].copy()
         noisy = exact + random.normal(0, 0.5, exact.shape)
-        bent = np.zeros(4) if coefficients is None else np.array(coefficients)
-        turn, move = cv2.solvePnPRefineLM(ground, noisy, K, bent, *start)
+        distorted = np.zeros(4) if coefficients is None else np.array(coefficients)
+        turn, move = cv2.solvePnPRefineLM(ground, noisy, K, distorted, *start)
         found = np.eye(4)
         found[:3, :3], found[:3, 3:] = cv2.Rodrigues(turn)[0], move
         errors.append(pose_figures(np.linalg.inv(found), pose))
@@ -294,7 +298,7 @@ def test_what_is_printed(tool, tmp_path, monkeypatch, capsys) -> None:
         (lambda m: m * [1, 1, 1, -1], "they would fit with y, to the left, negated"),
         (
             lambda m: m[:, [1, 0, 2, 3]],
-            r"mark \(.*\) lies outside the picture of 1280×720 pixels; u, the column, comes first",
+            r"mark \(.*\) lies outside the image of 1280×720 pixels; u, the column, comes first",
         ),
         (lambda m: m * [1, -1, 1, 1] + [0, SIZE[0] - 1, 0, 0], "they would fit with rows counted from the top"),
         (lambda m: np.column_stack([m[[1, 0, 2, 3, 4], :2], m[:, 2:]]), r"with the pixels \(.*\) and \(.*\) exchanged"),

@@ -24,7 +24,7 @@ def check_data(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One camera 1.5 m high that looks down by a slope of 1/10, over a picture that is white on the ground left of it."""
+    """One camera 1.5 m high that looks down by a slope of 1/10, over an image that is white on the ground left of it."""
     slope = np.array([1.0, 0.1]) / np.hypot(1, 0.1)
     pose = np.array([[0, -slope[1], slope[0], 0], [-1, 0, 0, 0], [0, -slope[0], -slope[1], 1.5], [0, 0, 0, 1]])
     camera = {
@@ -73,12 +73,12 @@ def test_a_sound_folder_is_described_and_drawn(check_data, folder: Path, monkeyp
 def test_the_overlay_shows_metres_where_they_are(check_data, folder: Path) -> None:
     frames = open_frames(folder, SIZE)
     grid = BEVGrid((0, 20), (-10, 10), 0.1)
-    in_picture, from_above = check_data.overlay(frames, 0, grid, None, None).axes
+    in_image, from_above = check_data.overlay(frames, 0, grid, None, None).axes
     camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
     cam_from_ego = np.linalg.inv(camera["ego_from_cam"])
     for metres in (4, 10, 20):
         _, v, w = np.array(camera["intrinsics"]) @ (cam_from_ego @ [metres, 0, 0, 1])[:3]
-        places = [text.xy[1] for text in in_picture.texts if text.get_text() == f"{metres} m"]
+        places = [text.xy[1] for text in in_image.texts if text.get_text() == f"{metres} m"]
         assert places == [pytest.approx(v / w, abs=1e-3)]
     image = from_above.images[0]
     west, east, south, north = image.get_extent()
@@ -101,7 +101,7 @@ def test_the_last_lines_name_every_fault(check_data, folder: Path, monkeypatch, 
     *faults, last = said.err.splitlines()
     assert last == f"{len(faults)} faults, named above"
     expected = (
-        "splits/split_b.txt: x without a picture",
+        "splits/split_b.txt: x without an image",
         "splits/split_b.txt: a also in split_a: results would be too good",
         "splits/twice.txt: frame 'b' is listed twice",
         "splits/val.txt: the split is empty",
@@ -114,7 +114,7 @@ def test_the_last_lines_name_every_fault(check_data, folder: Path, monkeypatch, 
         assert words in fault
 
 
-def test_splits_that_are_not_there_or_share_pictures(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_splits_that_are_not_there_or_share_images(check_data, folder: Path, monkeypatch, capsys) -> None:
     (folder / "splits/split_a.txt").rename(folder / "splits/train.txt")
     (folder / "splits/split_b.txt").rename(folder / "splits/val.txt")
     (folder / "splits/._val.txt").write_bytes(b"\x00\x05")
@@ -122,7 +122,7 @@ def test_splits_that_are_not_there_or_share_pictures(check_data, folder: Path, m
     assert run(check_data, monkeypatch, folder) == 0
     said = capsys.readouterr().out
     assert "doubt: splits: there is no test.txt" in said
-    assert "doubt: splits: 'a' of train and 'b' of val have the same picture" in said
+    assert "doubt: splits: 'a' of train and 'b' of val have the same image" in said
     for path in (folder / "splits").iterdir():
         path.unlink()
     assert run(check_data, monkeypatch, folder) == 0
@@ -131,7 +131,7 @@ def test_splits_that_are_not_there_or_share_pictures(check_data, folder: Path, m
     assert "remark" not in said
 
 
-def test_a_picture_that_cannot_be_drawn_hides_no_other_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_an_image_that_cannot_be_drawn_hides_no_other_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
     Image.fromarray(np.zeros((SIZE[0] * 2, SIZE[1] * 2, 3), np.uint8)).save(folder / "images/a.png")
     Image.fromarray(np.full(SIZE, 9, np.uint8)).save(folder / "labels/b.png")
     assert run(check_data, monkeypatch, folder, "--out", str(folder / "overlay.png")) == 1
@@ -183,12 +183,12 @@ def test_boxes_are_counted_and_drawn_where_they_are(check_data, folder: Path, mo
     figure = check_data.overlay(
         frames, 0, BEVGrid((0, 20), (-10, 10), 0.5), None, None, check_data.boxes_of(frames, 0, folder / "boxes")
     )
-    in_picture, from_above = figure.axes
+    in_image, from_above = figure.axes
     camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
     cam_from_ego = np.linalg.inv(camera["ego_from_cam"])
     corners = [[10 + a, 2 + b, c, 1] for a in (-1, 1) for b in (-2, 2) for c in (0, 1.5)]  # its front is to the left
     expected = np.array([camera["intrinsics"] @ (cam_from_ego @ corner)[:3] for corner in corners])
-    drawn = next(line.get_xydata() for line in in_picture.lines if len(line.get_xydata()) == 13 * 25)
+    drawn = next(line.get_xydata() for line in in_image.lines if len(line.get_xydata()) == 13 * 25)
     for u, v in expected[:, :2] / expected[:, 2:]:
         assert np.nanmin(np.hypot(*(drawn - [u, v]).T)) < 1e-3
     assert np.nanmax(drawn[:, 0]) == pytest.approx((expected[:, 0] / expected[:, 2]).max(), abs=1e-3)
@@ -198,7 +198,7 @@ def test_boxes_are_counted_and_drawn_where_they_are(check_data, folder: Path, mo
 
 
 def test_several_cameras_are_laid_onto_one_ground(check_data, folder: Path) -> None:
-    """A white picture to the left, a grey one to the right, both where they see the ground: a mean where both do."""
+    """A white image to the left, a grey one to the right, both where they see the ground: a mean where both do."""
     content = json.loads((folder / "calibration.json").read_text())
     del content["labels"]
     first = content["cameras"][0]
@@ -225,7 +225,7 @@ def test_several_cameras_are_laid_onto_one_ground(check_data, folder: Path) -> N
     assert figure.axes[0].get_title() == "the ground, from all cameras · a"
 
 
-def test_a_bent_picture_is_described_and_shown_straight(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_a_bent_image_is_described_and_shown_straight(check_data, folder: Path, monkeypatch, capsys) -> None:
     distortion = {"model": "opencv", "coefficients": [-0.2, 0.03, 0, 0]}
     calibrated(folder, distortion=distortion)
     assert run(check_data, monkeypatch, folder, "--out", folder / "overlay.png") == 0

@@ -1,4 +1,4 @@
-"""The converters, on the pack of pictures that nobody of this project made."""
+"""The converters, on the pack of images that nobody of this project made."""
 
 import json
 import runpy

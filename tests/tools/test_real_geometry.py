@@ -1,6 +1,6 @@
-"""Boxes and lidar points of real recordings fall onto their pictures where numpy has them, from the sources' own matrices.
+"""Boxes and lidar points of real recordings fall onto their images where numpy has them, from the sources' own matrices.
 
-What is compared is what a network is given: pictures read at their stored size, float32 cameras. The sources' matrices are
+What is compared is what a network is given: images read at their stored size, float32 cameras. The sources' matrices are
 multiplied here in float64, in the sources' own frames, with nothing of the package or the converter in between.
 """
 
@@ -54,7 +54,7 @@ def moved(target_from_source: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def compare(found: tuple[np.ndarray, np.ndarray], in_camera: np.ndarray, k: np.ndarray, size: tuple[int, int]) -> int:
-    """Holds pixels to the tolerance where they lie in the picture and a metre or more ahead; returns how many do."""
+    """Holds pixels to the tolerance where they lie in the image and a metre or more ahead; returns how many do."""
     pixel = in_camera @ k.T
     depth = pixel[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -193,7 +193,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float(shared / ((a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - shared))
 
 
-def test_kittis_projected_boxes_agree_with_those_drawn_in_the_picture(converted) -> None:
+def test_kittis_projected_boxes_agree_with_those_drawn_in_the_image(converted) -> None:
     """Fully visible objects; a person's outline is narrower than the box around the swinging arms and legs."""
     source, root = converted("kitti-object", "kitti_object")
     found: dict[str, list[float]] = {}
@@ -227,7 +227,7 @@ def waymo_pixels(entry: dict, points: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def test_waymo_with_its_distortion(converted) -> None:
-    """The pinhole camera's pixel, sent through the map by which the picture was undistorted, is the stored pixel."""
+    """The pinhole camera's pixel, sent through the map by which the image was undistorted, is the stored pixel."""
     source, root = converted("waymo", "waymo_frame1")
     content = json.loads((source / "calib_boxes.json").read_text())
     calibration = open_frames(root, (64, 64)).calibration

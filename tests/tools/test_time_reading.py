@@ -1,4 +1,4 @@
-"""The tool that says how fast pictures are read."""
+"""The tool that says how fast images are read."""
 
 import re
 import subprocess
@@ -32,15 +32,15 @@ def test_all_ways_are_timed_and_compared(tmp_path: Path) -> None:
     rows = re.findall(r"^(.+?) +([\d.]+) samples/s, ([\d.]+) grey levels", ended.stdout, re.MULTILINE)
     assert [name for name, _, _ in rows] == [
         "Pillow, decode and resize",
-        "read_picture, whole",
-        "read_picture, reduced",
+        "read_image, whole",
+        "read_image, reduced",
     ]
     assert all(float(rate) >= 0 for _, rate, _ in rows)  # however long that took
     assert float(rows[0][2]) == 0.0
     assert float(rows[2][2]) < 4
 
 
-def test_a_picture_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
     ended = reading(tmp_path / "missing.jpg")
     assert ended.returncode == 1
     assert "missing.jpg" in ended.stderr

@@ -1,4 +1,4 @@
-"""The drawing of samples shows the pictures, the ground and the target with ahead up and left on the left."""
+"""The drawing of samples shows the images, the ground and the target with ahead up and left on the left."""
 
 import importlib
 import sys
@@ -24,7 +24,7 @@ def view_batch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def batch() -> dict[str, torch.Tensor]:
-    """One camera 4 m up that looks straight down on a white picture; one cell of the target is set."""
+    """One camera 4 m up that looks straight down on a white image; one cell of the target is set."""
     down = torch.tensor([[0.0, -1.0, 0.0, 8.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
     target = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
     target[0, 1, 2, 5] = True

@@ -93,8 +93,8 @@ def test_wandb_has_curves_costs_names_tags_and_the_best_scores(command: Command,
     assert found.config["model"]["mflop"]["model"] > found.config["model"]["mflop"]["reshaper"] > 0
     known = {key: value for key, value in metrics.items() if value is not None}
     assert {key: found.summary[key] for key in known} == pytest.approx(known)
-    pictures = {key.removesuffix("/_type") for row in found.history for key in row if key.endswith("/_type")}
-    assert pictures == {"val/predictions", "test/predictions"}
+    images = {key.removesuffix("/_type") for row in found.history for key in row if key.endswith("/_type")}
+    assert images == {"val/predictions", "test/predictions"}
 
 
 def test_csv_and_tensorboard_have_the_rate_and_the_costs_too(command: Command, worlds: Path, tmp_path: Path) -> None:

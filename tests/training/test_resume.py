@@ -16,7 +16,7 @@ from bevreshape.training.optimizer import AdamWOneCycle
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 19, 20])
 def test_state_after_steps_is_that_of_stepping(steps: int) -> None:
-    net, options = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), AdamWOneCycle(lr=0.1, warmup=0.4, div_start=3)
+    net, options = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), AdamWOneCycle(lr=0.1, warmup=0.4, div_factor=3)
     optimizer, schedule = options.build(net, 20)
     for _ in range(steps):
         net(torch.rand(4, 3)).sum().backward()
@@ -75,7 +75,7 @@ WRONG = {
     "step before the first": (setting(*MOMENT, 0, "step", value=torch.tensor(-1.0)), "step is -1 after 8 steps"),
     "callbacks of nothing": (setting("callbacks", value={}), "callbacks: seconds of History is missing"),
     "seconds that are a text": (of_callback("History", "seconds", "x"), "callbacks: seconds of History is 'x'"),
-    "count that is none": (of_callback("Pictures", "validations", None), "validations of Pictures is None"),
+    "count that is none": (of_callback("ImageLogger", "validations", None), "validations of ImageLogger is None"),
     "best that is no score": (
         of_callback("BestCheckpoint", "best_k_models", {"a": "x"}),
         "best_k_models of BestCheckpoint",

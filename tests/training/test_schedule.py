@@ -21,7 +21,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.objectives.losses import BCE
 from bevreshape.storage.checkpoint import FORMAT
-from bevreshape.train import make_early_stop, with_validations
+from bevreshape.train import make_early_stop, resolve_schedule
 from bevreshape.training.callbacks import BestCheckpoint, FinalValidation, History, LastCheckpoint
 from bevreshape.training.launch import make_trainer, quiet
 from bevreshape.training.optimizer import AdamWOneCycle
@@ -146,7 +146,7 @@ def fit(case: Case, folder: Path, killed_in: int | None = None, resumed: bool = 
     last = folder / "checkpoints" / "last.ckpt"
     early_stop = make_early_stop(case.group)
     trainer = make_trainer(
-        with_validations(case.group, data),
+        resolve_schedule(case.group, data),
         default_root_dir=folder,
         logger=False,
         callbacks=[
@@ -293,13 +293,13 @@ def test_early_stop_is_remembered(tmp_path: Path) -> None:
 )
 def test_what_fills_no_step_is_refused(case: Case, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        with_validations(case.group, BEVDataModule(Dots(case.samples), batch_size=case.batch_size))
+        resolve_schedule(case.group, BEVDataModule(Dots(case.samples), batch_size=case.batch_size))
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_shorten_an_epoch(processes: int) -> None:
     group = Case(50, epochs=3, accumulated=2).group | {"devices": processes, "num_nodes": 2}
-    found = with_validations(group, BEVDataModule(Dots(50, 12), batch_size=4))
+    found = resolve_schedule(group, BEVDataModule(Dots(50, 12), batch_size=4))
     steps = sum(1 for _ in range(3) for _ in range(2 * processes * 4 * 2, 51, 2 * processes * 4 * 2))
     assert (found["max_steps"], found["max_epochs"]) == (steps, -1)
 

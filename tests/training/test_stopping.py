@@ -19,7 +19,7 @@ from commands import TINY, finish, start, without
 from lightning.pytorch import LightningModule, Trainer
 
 from bevreshape.training.callbacks import LastCheckpoint
-from bevreshape.training.stopping import STOPS, Stopped, StopRequest, interrupted_by_stops, outlive_stops
+from bevreshape.training.stopping import STOPS, StopRequest, TrainingInterrupted, interrupted_by_stops, outlive_stops
 from bevreshape.training.task import BEVTask
 
 
@@ -127,7 +127,7 @@ def test_processes_ask_each_other_at_every_step(tmp_path: Path, step: int) -> No
     trainer.fit_loop, trainer.strategy = Mock(total_batch_idx=step - 1), Mock(reduce_boolean_decision=decide)
     trainer.save_checkpoint = saved.append
     callback = LastCheckpoint(tmp_path / "checkpoints" / "last.ckpt", 100)
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         callback.on_train_batch_end(trainer, Mock(spec=LightningModule), None, {}, step - 1)
     assert saved == [callback.path]
     assert not any(asked)
@@ -138,7 +138,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(
 ) -> None:
     """With workers, as batch systems and ``timeout`` send it; then as SLURM's requeue starts it again."""
     arguments = [
-        *without("data.loader_workers", "trainer.max_steps", "trainer.val"), f"data.root={worlds}", "data.loader_workers=2",
+        *without("data.num_workers", "trainer.max_steps", "trainer.val"), f"data.root={worlds}", "data.num_workers=2",
         "trainer.max_steps=100000", "trainer.val_check_interval=100000", "hydra.run.dir=run",
     ]  # fmt: skip
     for _ in range(2):
@@ -220,7 +220,7 @@ def test_begun_folders(command, worlds: Path, tmp_path: Path, trained: Path, mon
     shutil.rmtree(run / "checkpoints")  # as after a kill before there was anything to resume from
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / ".best.ckpt.abcd.part").write_bytes(b"half of a checkp")
-    ended = command("train", *arguments, "data.loader_workers=1")
+    ended = command("train", *arguments, "data.num_workers=1")
     assert ended.code == 0, ended.err
     assert history_of(run) == history_of(trained)
     assert not list(run.rglob("*.part"))

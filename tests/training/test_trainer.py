@@ -14,7 +14,7 @@ from test_schedule import Case, Dots
 
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
-from bevreshape.train import with_validations
+from bevreshape.train import resolve_schedule
 from bevreshape.training.launch import make_trainer
 from bevreshape.training.task import BEVTask
 from bevreshape.training.trainer import OPTIONS, Refused, Strategy, check_options
@@ -199,10 +199,10 @@ def test_every_working_option_is_tried() -> None:
 @pytest.mark.parametrize("limit", [None, 1, 7, 0.5, 1.0])
 def test_limits_that_leave_a_batch_pass(limit: float | None) -> None:
     group = Case(4, steps=1).group | {"limit_val_batches": limit, "limit_test_batches": limit}
-    assert with_validations(group, BEVDataModule(Dots(4, val=4), batch_size=2))["limit_val_batches"] == limit
+    assert resolve_schedule(group, BEVDataModule(Dots(4, val=4), batch_size=2))["limit_val_batches"] == limit
 
 
 def test_limits_that_leave_no_batch_are_refused() -> None:
     group = Case(4, steps=1).group | {"limit_test_batches": 0.4}
     with pytest.raises(InputError, match=r"trainer\.limit_test_batches=0\.4 of 2 batches is none"):
-        with_validations(group, BEVDataModule(Dots(4, val=4), batch_size=2))
+        resolve_schedule(group, BEVDataModule(Dots(4, val=4), batch_size=2))

@@ -93,9 +93,9 @@ def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
         (with_camera(image_size=[90.5, 160]), r"image_size is \[90.5, 160\]; it must be \[height, width\]"),
         (with_camera(intrinsics=[[1, 0], [0, 1]]), "intrinsics is 2×2; it must be 3×3"),
         (with_camera(intrinsics="K"), "intrinsics is 'K'; it must be 3 rows of 3 numbers"),
-        (with_camera(image_size=[160, 60]), "camera 'front': the principal point .* outside the picture of 60×160"),
+        (with_camera(image_size=[160, 60]), "camera 'front': the principal point .* outside the image of 60×160"),
         (with_camera(intrinsics=[[0, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "intrinsics are singular"),
-        (with_camera(intrinsics=[[-100, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "mirror the picture"),
+        (with_camera(intrinsics=[[-100, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "mirror the image"),
         (with_camera(ego_from_cam=pose(r10=1)), "mirrored"),
         (with_camera(ego_from_cam=pose(r10=0)), "singular"),
         (
@@ -111,7 +111,7 @@ def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
         (with_camera(ego_from_cam=pose(r10=1)), "mirrored .*x points left, its z back, or the ego frame's y right"),
         (
             with_camera(intrinsics=[[200, 0, 159.5], [0, 200, 89.5], [0, 0, 1]]),
-            "another picture size: they fit one of about 320×180; multiply their first two rows by 0.5",
+            "another image size: they fit one of about 320×180; multiply their first two rows by 0.5",
         ),
         (
             with_camera(intrinsics=[[0.625, 0, 0.5], [0, 1.11, 0.5], [0, 0, 1]]),
@@ -151,10 +151,10 @@ def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
         (with_camera(intrinsics=None), "it must be 3 rows of 3 numbers"),
         (
             with_camera(intrinsics=[[1e-9, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]),
-            "fx=1e-09 makes a picture .* show 180° across",
+            "fx=1e-09 makes an image .* show 180° across",
         ),
-        (with_camera(intrinsics=[[100, 0, 79.5], [0, 1, 44.5], [0, 0, 1]]), "fy=1 makes a picture .* 177° from top to"),
-        (with_camera(intrinsics=[[1e9, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "fx=1e.09 makes a picture"),
+        (with_camera(intrinsics=[[100, 0, 79.5], [0, 1, 44.5], [0, 0, 1]]), "fy=1 makes an image .* 177° from top to"),
+        (with_camera(intrinsics=[[1e9, 0, 79.5], [0, 100, 44.5], [0, 0, 1]]), "fx=1e.09 makes an image"),
         (with_camera(distortion={"model": ["opencv"], "coefficients": [0] * 4}), "distortion: model is"),
         (
             with_camera(distortion={"model": "opencv", "coefficients": [10**400, 0, 0, 0]}),
@@ -183,7 +183,7 @@ def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
         ),
         (
             {**with_camera(), "bev": {"grid": {**BEV["grid"], "forward_m": [0, 1e300]}, "bits": ["a"]}},
-            "more than any picture",
+            "more than any image",
         ),
         (
             {**with_camera(), "bev": {"grid": {**BEV["grid"], "forward_m": [4, 0]}, "bits": ["a"]}},

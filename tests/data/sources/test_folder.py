@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from bevreshape.config.build import load_model
-from bevreshape.data.image_io import fit_picture, read_picture
-from bevreshape.data.labels import MapTruth, matching_cells
+from bevreshape.data.image_io import read_image, resize_and_crop
+from bevreshape.data.labels import BEVLabels, matching_cells
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.data.sources.folder.dataset import Frames, open_frames
 from bevreshape.data.sources.folder.source import FolderSource
@@ -43,7 +43,7 @@ def look(yaw_deg: float, pitch_deg: float = 15.0, height_m: float = 1.5) -> np.n
 
 
 class Builder:
-    """Writes a camera folder of random pictures and labels."""
+    """Writes a camera folder of random images and labels."""
 
     def __init__(self, root: Path, cameras: dict[str, np.ndarray], frames: dict[str, tuple[int, int]]) -> None:
         self.root, self.cameras = root, cameras
@@ -125,7 +125,7 @@ def test_left_out_classes_are_all_that_the_calibration_names(one: Builder) -> No
 
 
 def pixel_of(cell: tuple[int, int], intrinsics: np.ndarray, pose: np.ndarray) -> tuple[float, float] | None:
-    """Where a cell's centre lies in a picture, from the plain definitions; ``None`` behind the camera."""
+    """Where a cell's centre lies in an image, from the plain definitions; ``None`` behind the camera."""
     row, col = cell
     ground = [8.0 - (row + 0.5) * 0.5, 3.0 - (col + 0.5) * 0.5, 0.0, 1.0]
     x, y, z = (intrinsics @ (np.linalg.inv(pose) @ ground)[:3]).tolist()
@@ -137,7 +137,7 @@ def inside(pixel: tuple[float, float] | None, height: int, width: int) -> bool:
 
 
 def expected(builder: Builder, name: str, present: dict[str, bool], shown: dict[str, np.ndarray]) -> Any:
-    """Target and valid of a frame, cell by cell; ``shown`` are the intrinsics of the 30×40 pictures."""
+    """Target and valid of a frame, cell by cell; ``shown`` are the intrinsics of the 30×40 images."""
     target, valid = np.zeros((3, *GRID.shape), bool), np.zeros((3, *GRID.shape), bool)
     for cell in np.ndindex(GRID.shape):
         ids, looks = [], False
@@ -177,14 +177,14 @@ def test_targets_equal_a_loop_over_cells(one: Builder) -> None:
     assert 0.1 < batch["valid"].float().mean() < 0.95
 
 
-def test_cells_beyond_a_cropped_picture_are_not_valid(one: Builder) -> None:
-    """A picture cut at both sides sees less ground than its label; the network cannot be asked for that."""
+def test_cells_beyond_a_cropped_image_are_not_valid(one: Builder) -> None:
+    """An image cut at both sides sees less ground than its label; the network cannot be asked for that."""
     whole, cut = finished(one.source())["valid"], finished(one.source(image_size=(30, 16)))["valid"]
     assert (cut <= whole).all()
     assert cut.sum() < 0.7 * whole.sum()
 
 
-def test_pictures_of_several_sizes_and_cameras_make_one_batch(two: Builder) -> None:
+def test_images_of_several_sizes_and_cameras_make_one_batch(two: Builder) -> None:
     batch = finished(two.source())
     for number, name in enumerate(["a", "b"]):
         shown = {camera: batch["intrinsics"][number, i].double().numpy() for i, camera in enumerate(two.cameras)}
@@ -195,7 +195,7 @@ def test_pictures_of_several_sizes_and_cameras_make_one_batch(two: Builder) -> N
 
 def test_a_missing_camera_is_masked_only_when_allowed(two: Builder) -> None:
     (two.root / "images/right/a.png").unlink()
-    with pytest.raises(InputError, match=r"frame 'a' has no picture of camera 'right'.*allow_missing=true"):
+    with pytest.raises(InputError, match=r"frame 'a' has no image of camera 'right'.*allow_missing=true"):
         two.source().split("train")
     batch = finished(two.source(allow_missing=True), "test")
     assert batch["camera_mask"].tolist() == [[True, False]]
@@ -206,27 +206,27 @@ def test_a_missing_camera_is_masked_only_when_allowed(two: Builder) -> None:
     np.testing.assert_array_equal(batch["valid"][0].numpy(), valid)
 
 
-def test_a_damaged_picture_is_refused_or_masked(two: Builder, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_image_is_refused_or_masked(two: Builder, capsys: pytest.CaptureFixture) -> None:
     path = two.root / "images/right/a.png"
     path.write_bytes(path.read_bytes()[:-60])
-    with pytest.raises(InputError, match=r"a\.png: the picture is truncated or damaged.*data.damaged=mask"):
+    with pytest.raises(InputError, match=r"a\.png: the image is truncated or damaged.*data.on_corrupt_image=mask"):
         finished(two.source(), "test")
-    batch = finished(two.source(damaged="mask"), "test")
+    batch = finished(two.source(on_corrupt_image="mask"), "test")
     assert batch["camera_mask"].tolist() == [[True, False]]
-    assert f"{path}: the picture is truncated" in capsys.readouterr().err
+    assert f"{path}: the image is truncated" in capsys.readouterr().err
     shown = {camera: batch["intrinsics"][0, i].double().numpy() for i, camera in enumerate(two.cameras)}
     target, valid = expected(two, "a", {"left": True, "right": False}, shown)
     np.testing.assert_array_equal(batch["target"][0].numpy(), target)
     np.testing.assert_array_equal(batch["valid"][0].numpy(), valid)
-    with pytest.raises(InputError, match=r"a\.png: the picture is truncated or damaged \([^;]*; copy it again$"):
+    with pytest.raises(InputError, match=r"a\.png: the image is truncated or damaged \([^;]*; copy it again$"):
         Frames(two.root / "images", two.source().calibration, (30, 40))[0]
     for pixels, says in ((np.zeros((60, 80), np.uint8), "grey"), (np.zeros((30, 40, 3), np.uint8), "it is 30×40")):
         Image.fromarray(pixels).save(path)
         with pytest.raises(InputError, match=says) as refused:  # it can be read, and is not what it should be
-            finished(two.source(damaged="mask"), "test")
-        assert "data.damaged" not in str(refused.value)
-    with pytest.raises(InputError, match=r"damaged='maks' must be refuse or mask; did you mean .*mask"):
-        two.source(damaged="maks")
+            finished(two.source(on_corrupt_image="mask"), "test")
+        assert "data.on_corrupt_image" not in str(refused.value)
+    with pytest.raises(InputError, match=r"on_corrupt_image='maks' must be raise or mask; did you mean .*mask"):
+        two.source(on_corrupt_image="maks")
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
@@ -240,11 +240,11 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
     one.calibrate()
     frames = Frames(one.root / "images", read_calibration(one.root / "calibration.json"), (48, 64))
     sample = frames[0]
-    whole, _ = fit_picture(read_picture(frames.picture(0, 0)), torch.eye(3), (48, 64))
+    whole, _ = resize_and_crop(read_image(frames.image_path(0, 0)), torch.eye(3), (48, 64))
     for seen in (whole.numpy(), smooth.transpose(2, 0, 1)):  # half a row would be 2.5 grey levels
         assert np.abs(sample["image"][0].numpy() - seen.astype(float)).mean() < 0.8
-    decoded = [frames._read(0, 0, (384, 512), bent=bent) for bent in (False, True)]
-    assert [tuple(picture.shape) for picture in decoded] == [(3, 48, 64), (3, 384, 512)]
+    decoded = [frames._read(0, 0, (384, 512), distorted=distorted) for distorted in (False, True)]
+    assert [tuple(image.shape) for image in decoded] == [(3, 48, 64), (3, 384, 512)]
     scaled = [[62.5, 0, (250 + 0.5) / 8 - 0.5], [0, 63.75, (180 + 0.5) / 8 - 0.5], [0, 0, 1]]
     np.testing.assert_allclose(sample["intrinsics"][0].numpy(), scaled, rtol=1e-6)
 
@@ -269,15 +269,15 @@ def test_truth_of_ids_has_void(one: Builder) -> None:
         np.testing.assert_array_equal(batch["target"][number, 0].numpy(), np.isin(one.bev[name], [1, 2]))
 
 
-def test_pictures_alone_need_no_labels(one: Builder) -> None:
+def test_images_alone_need_no_labels(one: Builder) -> None:
     for folder in ("labels", "bev"):
         for path in (one.root / folder).iterdir():
             path.unlink()
     alone = open_frames(one.root, (30, 40))
     assert alone.names == ("a", "b", "c")
-    picture = open_frames(one.root / "images/b.png", (30, 40), calibration=one.root / "calibration.json")
-    assert picture.names == ("b",)
-    assert torch.equal(picture[0]["image"], alone[1]["image"])
+    image = open_frames(one.root / "images/b.png", (30, 40), calibration=one.root / "calibration.json")
+    assert image.names == ("b",)
+    assert torch.equal(image[0]["image"], alone[1]["image"])
     with pytest.raises(InputError, match=r"no calibration.json; pass one"):
         open_frames(one.root / "images", (30, 40))
 
@@ -353,7 +353,7 @@ def test_an_even_multiple_moves_no_truth(one: Builder) -> None:
     one.calibrate()
     for name in "abc":
         one.save(f"bev/{name}.png", disc)
-    truth = MapTruth(one.root / "bev", read_calibration(one.root / "calibration.json"), {"disc": ["disc"]}, coarse)
+    truth = BEVLabels(one.root / "bev", read_calibration(one.root / "calibration.json"), {"disc": ["disc"]}, coarse)
     plane = truth.lay(truth.read("a")[None])["disc"][0][0].numpy()
     middle = coarse.centers().numpy()[plane].mean(0)
     np.testing.assert_allclose(middle, [5.03, 0.41], atol=0.02)
@@ -414,7 +414,7 @@ def test_grey_images_are_an_option(one: Builder) -> None:
     batch = finished(one.source(image_mode="grey", image_size=SIZE))
     for number, name in enumerate("abc"):
         np.testing.assert_array_equal(batch["image"][number, 0].numpy(), np.stack([grey[name]] * 3))
-    with pytest.raises(InputError, match=r"a\.png: the picture is grey, not RGB; train with data\.image_mode=grey"):
+    with pytest.raises(InputError, match=r"a\.png: the image is grey, not RGB; train with data\.image_mode=grey"):
         finished(one.source())
     with pytest.raises(InputError, match=r"image_mode='gray' must be rgb or grey; did you mean grey"):
         one.source(image_mode="gray")
@@ -458,7 +458,7 @@ def other_label_size(one: Builder) -> None:
     one.save("labels/a.png", np.zeros((30, 40), np.uint8))
 
 
-def other_picture_size(one: Builder) -> None:
+def other_image_size(one: Builder) -> None:
     one.save("images/a.png", np.zeros((120, 160, 3), np.uint8))
 
 
@@ -481,8 +481,8 @@ def no_truth(one: Builder) -> None:
         (unlisted_bit, r"bev/a.png: the label holds 4, which"),
         (other_grid, r"bev/a.png: the truth is 5×6 cells but calibration.json states a grid of 12×12"),
         (other_label_size, r"labels/a.png: it is 30×40 \(height×width\) but .*calibration.json is for 60×80"),
-        (other_picture_size, r"images/a.png: it is 120×160 \(height×width\) but .*calibration.json is for 60×80"),
-        (grey, r"images/a.png: the picture is grey"),
+        (other_image_size, r"images/a.png: it is 120×160 \(height×width\) but .*calibration.json is for 60×80"),
+        (grey, r"images/a.png: the image is grey"),
         (no_label, r"frame 'a' has no label of camera 'front'"),
         (no_truth, r"frame 'a' has no truth"),
     ],
@@ -500,11 +500,11 @@ def doubled(one: Builder) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda b: b.list("train", ["a", "x"]), r"no picture of frame 'x'"),
+        (lambda b: b.list("train", ["a", "x"]), r"no image of frame 'x'"),
         (lambda b: b.list("train", ["a", "b", "a"]), r"train.txt: frame 'a' is listed twice"),
         (lambda b: b.list("train", []), r"train.txt: the split is empty"),
         (lambda b: (b.root / "splits/train.txt").unlink(), r"train.txt: there is no such split"),
-        (doubled, r"a.png: frame 'a' has a second picture, a.jpg"),
+        (doubled, r"a.png: frame 'a' has a second image, a.jpg"),
     ],
 )
 def test_bad_lists_are_refused(one: Builder, spoil, says: str) -> None:
@@ -620,7 +620,7 @@ def test_boxes_are_classes_by_themselves_and_one_of_three_sources(one: Builder) 
         one.source(classes=classes).prepare()
 
 
-def test_labels_of_a_bent_picture_lie_where_opencv_sees_the_ground(one: Builder) -> None:
+def test_labels_of_a_bent_image_lie_where_opencv_sees_the_ground(one: Builder) -> None:
     """What a cell's centre shows is looked up in the stored label, through OpenCV's distortion."""
     coefficients = [-0.25, 0.05, 0.002, -0.001]
     one.content["cameras"][0]["distortion"] = {"model": "opencv", "coefficients": coefficients}
@@ -641,7 +641,7 @@ def test_labels_of_a_bent_picture_lie_where_opencv_sees_the_ground(one: Builder)
             turn, _ = cv2.Rodrigues(cam_from_ego[:3, :3])
             spot, _ = cv2.projectPoints(ground, turn, cam_from_ego[:3, 3], INTRINSICS, np.array(coefficients))
             u, v = spot.ravel()
-            assert -0.6 < u < SIZE[1] - 0.4, "every pixel of the undistorted picture has a source"
+            assert -0.6 < u < SIZE[1] - 0.4, "every pixel of the undistorted image has a source"
             assert -0.6 < v < SIZE[0] - 0.4
             around = one.labels[name, "front"][
                 max(0, round(v - 1.2)) : round(v + 1.2) + 1, max(0, round(u - 1.2)) : round(u + 1.2) + 1
@@ -671,7 +671,7 @@ def test_a_bent_folder_with_boxes_goes_through_the_commands(command, one: Builde
     best = f"checkpoint={tmp_path}/run/checkpoints/best.ckpt"
     ended = command("evaluate", best)
     assert ended.code == 0, ended.err
-    ended = command("predict", best, f"input={one.root}", "loader_workers=0", "out=out")
+    ended = command("predict", best, f"input={one.root}", "num_workers=0", "out=out")
     assert ended.code == 0, ended.err
     with np.load(tmp_path / "out/a.npz") as arrays:
         assert list(arrays["classes"]) == ["vehicle", "road"]
@@ -698,7 +698,7 @@ def test_grey_images_go_through_the_commands(
     assert load_model(str(checkpoint))[1].image_mode == "grey"
     for name, arguments in (
         ("evaluate", ()),
-        ("predict", (f"input={one.root}", "loader_workers=0", "out=out")),
+        ("predict", (f"input={one.root}", "num_workers=0", "out=out")),
         ("export", ("format=pt2", "out=model.pt2")),
     ):
         ended = command(name, f"checkpoint={checkpoint}", *arguments)
@@ -708,9 +708,9 @@ def test_grey_images_go_through_the_commands(
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "tools")
     check = __import__("check_data").check
     faults = check(one.root, None, None, tmp_path / "overlay.png", "grey")[0]
-    assert not [fault for fault in faults if "the picture is grey" in fault], "its splits share frames, no more"
+    assert not [fault for fault in faults if "the image is grey" in fault], "its splits share frames, no more"
     faults = check(one.root, None, None, None)[0]
-    assert len([fault for fault in faults if "the picture is grey" in fault]) == 3
+    assert len([fault for fault in faults if "the image is grey" in fault]) == 3
 
 
 @pytest.mark.parametrize(
@@ -722,8 +722,8 @@ def test_a_frames_own_calibration_under_another_spelling_is_refused(one: Builder
     one.list("train", [frame, "b"])
     one.content["frames"] = {key: {"front": {"ego_from_cam": one.content["cameras"][0]["ego_from_cam"]}}}
     one.calibrate()
-    with pytest.raises(InputError, match=f"frames has '{key}', of which there is no picture, but one of '{frame}'"):
+    with pytest.raises(InputError, match=f"frames has '{key}', of which there is no image, but one of '{frame}'"):
         one.source().split("train")
-    one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its picture may be in another part of the data
+    one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its image may be in another part of the data
     one.calibrate()
     assert len(one.source().split("train")) > 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kitti_folder import MATRICES, P2, pixel_of, write_calibration, write_picture
+from kitti_folder import MATRICES, P2, pixel_of, write_calibration, write_image
 
 from bevreshape.data.sources.kitti.benchmark import (
     KITTIFrames,
@@ -26,7 +26,7 @@ def frames(root: Path, ego=ego_from_road_plane, image_size=(38, 124)) -> KITTIFr
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_calibration(tmp_path, "um_000000")
-    write_picture(tmp_path, "image_2/um_000000.png", np.zeros((38, 124, 3), np.uint8))
+    write_image(tmp_path, "image_2/um_000000.png", np.zeros((38, 124, 3), np.uint8))
     return tmp_path
 
 
@@ -50,7 +50,7 @@ def test_the_fourth_column_of_p2_displaces_the_camera(folder: Path) -> None:
     np.testing.assert_allclose(P2[:, :3] @ moved, -P2[:, 3], atol=1e-12)
 
 
-def test_a_sample_is_the_picture_with_its_intrinsics_moved_along(folder: Path) -> None:
+def test_a_sample_is_the_image_with_its_intrinsics_moved_along(folder: Path) -> None:
     sample = frames(folder, image_size=(19, 62))[0]
     assert sample["image"].shape == (1, 3, 19, 62)
     np.testing.assert_allclose(sample["intrinsics"][0, 0].numpy(), [36, 0, 61.5 / 2 - 0.5], atol=1e-5)
@@ -65,7 +65,7 @@ def test_a_sample_is_the_picture_with_its_intrinsics_moved_along(folder: Path) -
         ({"P2": P2[:2]}, r"P2 is .* not the 9 or 12 finite numbers"),
         ({"P2": P2 * 0}, r"P2 is singular"),
         ({"R0_rect": np.zeros((3, 3))}, r"R0_rect is singular"),
-        ({"P2": P2 * np.array([[10.0], [10.0], [1.0]])}, r"principal point .* lies outside the picture of 124×38"),
+        ({"P2": P2 * np.array([[10.0], [10.0], [1.0]])}, r"principal point .* lies outside the image of 124×38"),
         ({"Tr_cam_to_road": np.column_stack([np.eye(3), [0, -1600, 0]])}, r"camera stands 1600.* millimetres"),
         ({"P2": P2 * np.nan}, r"P2 is .nan nan.* not the 9 or 12 finite numbers"),
     ],
@@ -130,7 +130,7 @@ def test_lists_and_files_stand_in_for_the_rule(tmp_path: Path) -> None:
     [
         ({}, r"none of its 2 frames falls into 'val' \(the rule\); list frames with data.splits.val=\[um_000000\]"),
         ({"val": []}, r"data.splits.val=\[\] is empty"),
-        ({"val": ["um_000009"]}, "no picture of frame 'um_000009'; did you mean um_00000"),
+        ({"val": ["um_000009"]}, "no image of frame 'um_000009'; did you mean um_00000"),
         ({"val": ["um_000000", "um_000000"]}, "'um_000000' is listed twice"),
         ({"val": "absent.txt"}, "absent.txt: there is no such split"),
     ],

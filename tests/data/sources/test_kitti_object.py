@@ -91,7 +91,7 @@ def test_cells_lie_in_the_boxes_of_the_development_kit(tmp_path: Path) -> None:
     assert (counts > 0).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
 
 
-def test_valid_is_where_the_picture_looks_and_nothing_is_dont_care(tmp_path: Path) -> None:
+def test_valid_is_where_the_image_looks_and_nothing_is_dont_care(tmp_path: Path) -> None:
     valid = finished(source(object_folder(tmp_path, LABELS)))["valid"][0]
     hidden = beyond = 0
     for row, col in np.ndindex(GRID.shape):
@@ -131,7 +131,7 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     (root / "lists/all.txt").write_text("\n".join(LABELS) + "\n")
     ended = command(
         "train", *rest, "data=kitti_object", f"data.root={root}", "data.image_size=[38,124]", "data.grid.cell_m=1",
-        "data.splits={train: lists/all.txt, val: lists/all.txt, test: null}", "data.batch_size=2", "data.loader_workers=0",
+        "data.splits={train: lists/all.txt, val: lists/all.txt, test: null}", "data.batch_size=2", "data.num_workers=0",
         "reshaper=ipm", "hydra.run.dir=run",
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -142,35 +142,39 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     assert {"test/iou/vehicle", "test/iou/cyclist"} <= {*json.loads((tmp_path / "ev/metrics.json").read_text())}
 
 
-def test_a_damaged_picture_is_masked_and_counted(command, tmp_path: Path) -> None:
+def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
     root = object_folder(tmp_path / "kitti", LABELS)
     path = root / "training/image_2/000001.png"
     path.write_bytes(path.read_bytes()[:900])
     names = sorted(LABELS)
-    intact, spoilt = (source(root, damaged="mask").split("test")[names.index(name)] for name in ("000000", "000001"))
+    intact, spoilt = (
+        source(root, on_corrupt_image="mask").split("test")[names.index(name)] for name in ("000000", "000001")
+    )
     assert (intact["camera_mask"].tolist(), spoilt["camera_mask"].tolist()) == ([True], [False])
     assert intact["valid"].any()
     assert not spoilt["valid"].any()
-    with pytest.raises(InputError, match=r"000001\.png: the picture is truncated.*data.damaged=mask goes on without"):
+    with pytest.raises(
+        InputError, match=r"000001\.png: the image is truncated.*data.on_corrupt_image=mask goes on without"
+    ):
         source(root).split("test")[1]
     given = [
         *(a for a in TINY if not a.startswith("data.")), "data=kitti_object", f"data.root={root}", "data.image_size=[38,124]",
         "data.grid.cell_m=1", f"data.splits={{train: {names}, val: {names}, test: {names}}}", "data.batch_size=2",
-        "data.loader_workers=0", "reshaper=ipm",
+        "data.num_workers=0", "reshaper=ipm",
     ]  # fmt: skip
     ended = command("train", *given, "hydra.run.dir=refused")
     assert ended.code == 1
-    assert "data.damaged=mask goes on without this camera" in ended.err
-    ended = command("train", *given, "hydra.run.dir=run", "data.damaged=mask")
+    assert "data.on_corrupt_image=mask goes on without this camera" in ended.err
+    ended = command("train", *given, "hydra.run.dir=run", "data.on_corrupt_image=mask")
     assert ended.code == 0, ended.err
-    assert f"{path}: the picture is truncated" in ended.err
+    assert f"{path}: the image is truncated" in ended.err
     with (tmp_path / "run/history.csv").open(newline="") as file:
         (*_, last) = csv.DictReader(file)
     assert float(last["val/masked_cameras"]) == 1
     assert float(last["train/masked_cameras"]) == 4  # 8 steps of 2 are 4 epochs of 4 frames
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test/masked_cameras"] == 1
     ended = command("evaluate", "checkpoint=run/checkpoints/best.ckpt", "hydra.run.dir=ev", "trainer.accelerator=cpu")
-    assert "pictures masked, missing or not to be read: 1" in ended.out
+    assert "images masked, missing or not to be read: 1" in ended.out
 
 
 @pytest.mark.parametrize(
@@ -276,7 +280,7 @@ def test_real_footprints_hold_the_lidar_points_of_their_cars(real: KITTIObjectSo
     assert held >= 6
 
 
-def test_real_cars_stand_left_and_right_as_in_the_picture(real: KITTIObjectSource) -> None:
+def test_real_cars_stand_left_and_right_as_in_the_image(real: KITTIObjectSource) -> None:
     """000008: a car ahead on the left, others on the right, and nothing where their mirror images would be."""
     vehicle = real.split("test")[8]["target"][0]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from bevreshape.config.build import load_model
-from bevreshape.data.batch import BEVSource, MeasuredSource, cameras_of
+from bevreshape.data.batch import BEVSource, SourceWithMetrics, cameras_of
 from bevreshape.data.sources.kitti.road import KITTIRoadSource
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -80,8 +80,8 @@ def test_truth_is_the_masks_under_the_benchmarks_projection(tmp_path: Path) -> N
     assert batch["valid"][:, 0].float().mean() > 0.4
 
 
-def test_valid_is_where_the_networks_picture_looks(tmp_path: Path) -> None:
-    """A picture cut at the sides shows less ground; the stored picture and its mask are whole."""
+def test_valid_is_where_the_networks_image_looks(tmp_path: Path) -> None:
+    """An image cut at the sides shows less ground; the stored image and its mask are whole."""
     root = road_folder(tmp_path, NAMES)
     whole, cut = finished(source(root)), finished(source(root, image_size=(38, 62)))
     assert torch.equal(whole["target"], cut["target"])
@@ -258,7 +258,7 @@ DATA = (
     "data.splits.val=[um_000000]",
     "data.splits.test=[um_000000,umm_000001,uu_000002]",
     "data.batch_size=2",
-    "data.loader_workers=0",
+    "data.num_workers=0",
 )
 REST = [a for a in TINY if not a.startswith("data.")]
 
@@ -283,7 +283,7 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     made = KITTIRoadSource(
         root, grid=frame.grid, image_size=frame.image_size, classes=CLASSES, splits={"test": [*NAMES[:3]]}
     )
-    assert isinstance(made, MeasuredSource)
+    assert isinstance(made, SourceWithMetrics)
     batch = finished(made)
     with torch.no_grad():
         p = model(batch["image"], cameras_of(batch)).sigmoid()
@@ -321,9 +321,9 @@ def spoil(root: Path, change: str) -> None:
         Image.open(road).convert("L").save(road)
     elif change == "black mask":
         Image.fromarray(np.zeros((38, 124, 3), np.uint8)).save(road)
-    elif change == "truncated picture":
-        picture = root / "training/image_2/um_000000.png"
-        picture.write_bytes(picture.read_bytes()[:900])
+    elif change == "truncated image":
+        image = root / "training/image_2/um_000000.png"
+        image.write_bytes(image.read_bytes()[:900])
     elif change == "truncated mask":
         road.write_bytes(road.read_bytes()[:100])
     elif change == "no calibration":
@@ -332,10 +332,10 @@ def spoil(root: Path, change: str) -> None:
         write_calibration(root, "um_000000", {"P2": np.eye(3, 4), "R0_rect": np.eye(3)})
 
 
-def test_a_frame_whose_picture_is_masked_counts_for_nothing(tmp_path: Path) -> None:
+def test_a_frame_whose_image_is_masked_counts_for_nothing(tmp_path: Path) -> None:
     root = road_folder(tmp_path, NAMES[:2])
-    spoil(root, "truncated picture")
-    given: dict[str, Any] = {"splits": {"test": [*NAMES[:2]]}, "damaged": "mask"}
+    spoil(root, "truncated image")
+    given: dict[str, Any] = {"splits": {"test": [*NAMES[:2]]}, "on_corrupt_image": "mask"}
     batch = finished(source(root, **given))
     assert batch["camera_mask"].tolist() == [[False], [True]]
     assert batch["valid"].flatten(1).any(1).tolist() == [False, True]
@@ -359,12 +359,12 @@ def test_a_frame_whose_picture_is_masked_counts_for_nothing(tmp_path: Path) -> N
         ("no masks", r"um_road_000000\.png: frame 'um_000000' has no road mask; copy gt_image_2"),
         (
             "another size",
-            r"um_road_000000\.png: the mask is 30×100 \(height×width\) but its picture um_000000\.png is 38×124",
+            r"um_road_000000\.png: the mask is 30×100 \(height×width\) but its image um_000000\.png is 38×124",
         ),
-        ("grey mask", r"um_road_000000\.png: the picture is grey"),
+        ("grey mask", r"um_road_000000\.png: the image is grey"),
         ("black mask", r"um_road_000000\.png: no pixel of the mask is red"),
-        ("truncated picture", r"image_2/um_000000\.png: the picture is truncated or damaged"),
-        ("truncated mask", r"um_road_000000\.png: the picture is truncated or damaged"),
+        ("truncated image", r"image_2/um_000000\.png: the image is truncated or damaged"),
+        ("truncated mask", r"um_road_000000\.png: the image is truncated or damaged"),
         ("no calibration", r"calib/um_000000\.txt: there is no such calibration"),
         ("object's calibration", r"calib/um_000000\.txt: there is no Tr_cam_to_road"),
     ],

@@ -57,7 +57,7 @@ def ready(release: Path) -> Path:
 
 def source(release: Path, ready: Path, **changes: object) -> NuScenesSource:
     settings = {
-        "grid": GRID, "version": "v1.0-mini", "prepared": ready, "classes": CLASSES, "image_size": (45, 80), "line_m": LINE_M,
+        "grid": GRID, "version": "v1.0-mini", "prepared": ready, "classes": CLASSES, "image_size": (45, 80), "line_width_m": LINE_M,
     }  # fmt: skip
     return NuScenesSource(release, **(settings | changes))
 
@@ -72,7 +72,7 @@ def test_trainval_would_fit_in_two_gigabytes(release: Path, tmp_path: Path) -> N
 
 
 def test_memory_does_not_grow_while_moments_are_read(release: Path, ready: Path) -> None:
-    """Nothing of a moment is kept: pictures alone are 6 × 45×80×3 bytes."""
+    """Nothing of a moment is kept: images alone are 6 × 45×80×3 bytes."""
     data = source(release, ready).split("train")
 
     def epoch() -> int:
@@ -141,7 +141,7 @@ def _pose(record: dict) -> np.ndarray:
     return pose
 
 
-def truth(number: int, moment: tables.Moment) -> dict[str, np.ndarray]:
+def truth(number: int, moment: tables.Keyframe) -> dict[str, np.ndarray]:
     """What the world's own functions say at the cells' centres."""
     world = SyntheticSource(rig="surround", image_size=SIZE, seed=0).world("train")
     scene = world.scene(number)
@@ -171,7 +171,7 @@ def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
         data = found.split(split)
         for i, number in enumerate(data.numbers):
             scene = names.index(index.scenes[index.scene_of()[number]]["name"])
-            moment, _ = prepared.read_moment(index.shards, int(number), "", "exact", GRID.shape)
+            moment, _ = prepared.read_keyframe(index.shards, int(number), "", "exact", GRID.shape)
             for name, plane in truth(scene, moment).items():
                 target = data[i]["target"][found.classes.index(name)].numpy()
                 both[name][0] += (target & plane).sum()
@@ -181,7 +181,7 @@ def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
         assert intersection / union >= 0.99, name
 
 
-def test_pictures_show_what_the_rasters_say(release: Path, ready: Path) -> None:
+def test_images_show_what_the_rasters_say(release: Path, ready: Path) -> None:
     """Ground points of cells, projected by the batch's cameras, are grey as the road where it is drivable."""
     data = source(release, ready).split("train")
     sample = data[0]
@@ -261,7 +261,7 @@ def test_maps_are_mended_for_exact_and_left_for_published() -> None:
 def test_visibility(release: Path, ready: Path) -> None:
     planes = {}
     for word in ("all", "ignore", "erase"):
-        sample = source(release, ready, visibility=word, least_visibility=4, only_seen=False).split("train")[0]
+        sample = source(release, ready, visibility=word, min_visibility=4, visible_only=False).split("train")[0]
         planes[word] = sample["target"][0], sample["valid"][0]
     everything, known = planes["all"]
     assert known.all()
@@ -281,7 +281,7 @@ def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, ras
         ready,
         raster=raster,
         visibility="erase",
-        least_visibility=2,
+        min_visibility=2,
         instances=["vehicle"],
         targets=["vehicle"],
     )
@@ -289,7 +289,7 @@ def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, ras
     counted = 0
     for number in range(len(moments)):
         sample = moments[number]
-        moment, _ = prepared.read_moment(moments.index.shards, int(moments.numbers[number]), "", "exact", GRID.shape)
+        moment, _ = prepared.read_keyframe(moments.index.shards, int(moments.numbers[number]), "", "exact", GRID.shape)
         boxes = [box for box in moment["boxes"] if box["category"].startswith("vehicle") and box["visibility"] >= 2]
         there = sample["target"][0]
         assert torch.equal(sample["center"][0] > 0, there & (sample["offset"][0].norm(dim=0) < 9))
@@ -310,51 +310,51 @@ def test_targets_choose_and_order_classes(release: Path, ready: Path) -> None:
     assert torch.equal(chosen.split("train")[0]["target"], whole.split("train")[0]["target"][[3, 0]])
 
 
-def test_a_picture_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_image_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
     data = source(copied, ready).split("train")
-    moment, _ = prepared.read_moment(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
+    moment, _ = prepared.read_keyframe(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
     path = copied / moment["cameras"]["CAM_BACK"]["file"]
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match=r"CAM_BACK.*truncated or damaged.*data.damaged=mask"):
+    with pytest.raises(InputError, match=r"CAM_BACK.*truncated or damaged.*data.on_corrupt_image=mask"):
         data[0]
-    sample = source(copied, ready, damaged="mask").split("train")[0]
+    sample = source(copied, ready, on_corrupt_image="mask").split("train")[0]
     assert sample["camera_mask"].tolist() == [True] * 4 + [False, True]
     assert "CAM_BACK" in capsys.readouterr().err
 
 
 def test_what_is_cut_off_is_the_bottom(release: Path, ready: Path, tmp_path: Path) -> None:
-    """Rows are as grey as their number, so the picture says which of them it shows, and the intrinsics must agree."""
+    """Rows are as grey as their number, so the image says which of them it shows, and the intrinsics must agree."""
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
-    made = source(copied, ready, cut_bottom=0.2, image_size=(36, 80))
+    made = source(copied, ready, crop_bottom=0.2, image_size=(36, 80))
     data = made.split("train")
-    moment, _ = prepared.read_moment(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
+    moment, _ = prepared.read_keyframe(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
     camera = moment["cameras"]["CAM_FRONT"]
     rows = np.broadcast_to(np.arange(SIZE[0], dtype=np.uint8)[:, None, None] * 2, (*SIZE, 3))
     Image.fromarray(np.ascontiguousarray(rows)).save(copied / camera["file"], quality=100, subsampling=0)
-    picture, intrinsics, there = made.picture(camera)
+    image, intrinsics, there = made.read_image(camera)
     assert there
     before = np.array(camera["intrinsics"])
     for v in (2, 17, 33):
-        shown = float(picture[:, v].float().mean()) / 2
+        shown = float(image[:, v].float().mean()) / 2
         y = (v - intrinsics[1, 2].item()) / intrinsics[1, 1].item()
         assert shown == pytest.approx(y * before[1, 1] + before[1, 2], abs=0.6)
     kept = 72  # of 90 rows
-    lowest = float(picture[:, -1].float().mean()) / 2
+    lowest = float(image[:, -1].float().mean()) / 2
     assert kept - 3 < lowest < kept
 
 
-def test_pictures_are_cut_as_published() -> None:
+def test_images_are_cut_as_published() -> None:
     """CVT: 1600×900 to 480×270, 46 rows off the top; LSS: 352×198, then 48 rows off the top and 22 off the bottom."""
-    from bevreshape.data.image_io import fit_intrinsics
+    from bevreshape.data.image_io import resize_and_crop_intrinsics
 
     k = torch.tensor([[1266.4, 0, 816.3], [0, 1266.4, 491.5], [0, 0, 1]], dtype=torch.float64)
-    cvt = fit_intrinsics(k, (900, 1600), (224, 480))
+    cvt = resize_and_crop_intrinsics(k, (900, 1600), (224, 480))
     assert cvt[1, 2] == pytest.approx((491.5 + 0.5) * 0.3 - 0.5 - 46)
     kept = round(900 * (1 - 0.11))
-    lss = fit_intrinsics(k, (kept, 1600), (128, 352))
+    lss = resize_and_crop_intrinsics(k, (kept, 1600), (128, 352))
     assert lss[1, 2] == pytest.approx((491.5 + 0.5) * 0.22 - 0.5 - 48, abs=0.3)
 
 
@@ -436,7 +436,7 @@ def test_two_preparations_at_once(release: Path, ready: Path, tmp_path: Path) ->
         f"forward_m={list(GRID.forward_m)}",
         f"left_m={list(GRID.left_m)}",
         f"cell_m={GRID.cell_m}",
-        f"line_m={LINE_M}",
+        f"line_width_m={LINE_M}",
     ]
     command = [sys.executable, str(tool), f"root={release}", "version=v1.0-mini", f"out={tmp_path}", "workers=1", *grid]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -460,9 +460,9 @@ def test_what_a_table_refers_to_and_is_not_there(release: Path, tmp_path: Path) 
         records[number][key] = "nowhere"
         path.write_text(json.dumps(records))
 
-    pictures = json.loads((copied / "v1.0-mini" / "sample_data.json").read_text())
-    picture = next(number for number, record in enumerate(pictures) if "CAM_BACK/" in record["filename"])
-    spoil("sample_data", "ego_pose_token", picture)
+    images = json.loads((copied / "v1.0-mini" / "sample_data.json").read_text())
+    image = next(number for number, record in enumerate(images) if "CAM_BACK/" in record["filename"])
+    spoil("sample_data", "ego_pose_token", image)
     _, skipped = prepared.prepare_release(copied, tmp_path / "out", CONTENT, workers=1)
     assert len(skipped) == 1
     assert "a table refers to 'nowhere', which is not there" in skipped[0]
@@ -494,7 +494,7 @@ def test_a_damaged_table_is_one_sentence(release: Path, tmp_path: Path, content:
         ("left_m=[a,b]", "left_m=['a', 'b'] is no such value"),
         ("workers=abc", "workers=abc is no such value; it must be like workers=4"),
         ("root", "root=None is no such value"),
-        ("line_m=0", "line_m=0 must be a positive width"),
+        ("line_width_m=0", "line_width_m=0 must be a positive width"),
         ("rot=x", "rot is no setting; did you mean root"),
     ],
 )
@@ -534,10 +534,10 @@ def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> 
         ({"visibility": "hide"}, "visibility='hide' must be all, ignore or erase"),
         ({"cameras": ["CAM_FRONT", "CAM_FRONT"]}, "no camera twice"),
         ({"cameras": ["CAM_TOP"]}, r"cameras=\['CAM_TOP'\] must be .* out of CAM_FRONT_LEFT"),
-        ({"cut_bottom": 0.999}, "cut_bottom=0.999 must be a number from 0 to 0.9"),
+        ({"crop_bottom": 0.999}, "crop_bottom=0.999 must be a number from 0 to 0.9"),
         ({"raster": "lss"}, "data.raster=lss draws boxes alone"),
-        ({"line_m": -1}, "line_m=-1 must be a number from 0.001"),
-        ({"least_visibility": 5}, "least_visibility=5 must be an integer from 1 to 4"),
+        ({"line_width_m": -1}, "line_width_m=-1 must be a number from 0.001"),
+        ({"min_visibility": 5}, "min_visibility=5 must be an integer from 1 to 4"),
         ({"classes": {}}, "classes={} must be a mapping, not empty"),
         ({"instances": ["vehicles"]}, "instances.classes: 'vehicles' is not sought; did you mean vehicle"),
         ({"instances": ["lane"]}, "'lane' is of the map"),
@@ -564,11 +564,11 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     assert "6 train, 2 val; " in made.stdout
     data = [
         "data=nuscenes", f"data.root={release}", "data.version=v1.0-mini", f"data.prepared={tmp_path / 'prepared'}",
-        *(f"data.grid.{bound}" for bound in grid), "data.image_size=[48,80]", "data.batch_size=2", "data.loader_workers=1",
+        *(f"data.grid.{bound}" for bound in grid), "data.image_size=[48,80]", "data.batch_size=2", "data.num_workers=1",
     ]  # fmt: skip
     tiny = [
         "encoder.channels=8", "head.channels=8", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none",
-        "reshaper=ipm", "trainer.accelerator=cpu", "pictures.samples=1", "instances.classes=[vehicle]",
+        "reshaper=ipm", "trainer.accelerator=cpu", "log_images.num_samples=1", "instances.classes=[vehicle]",
         "instances.offset=0.1",
     ]  # fmt: skip
     run = tmp_path / "run"
@@ -582,7 +582,13 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
         head(torch.zeros(1, 8, 4, 4)).shape[1] == head.maps - 3
     )  # it still makes the maps of objects, but not for users
     out = f"hydra.run.dir={tmp_path / 'evaluation'}"
-    more = ["data.only_seen=false", "data.visibility=ignore", "without_cameras=true", "trainer.accelerator=cpu", out]
+    more = [
+        "data.visible_only=false",
+        "data.visibility=ignore",
+        "drop_each_camera=true",
+        "trainer.accelerator=cpu",
+        out,
+    ]
     ended = finish(start("evaluate", f"checkpoint={checkpoint}", *more, cwd=tmp_path))
     assert ended.code == 0, ended.err
     said = "32×32 cells of 1 m, raster exact, visibility ignore below 2, all cells, official split"
@@ -606,8 +612,8 @@ def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
             "_target_": "bevreshape.geometry.BEVGrid", "forward_m": list(GRID.forward_m), "left_m": list(GRID.left_m),
             "cell_m": GRID.cell_m,
         },
-        "prepared": str(ready), "classes": CLASSES, "image_size": [45, 80], "line_m": LINE_M, "raster": "published",
-        "batch_size": 1, "loader_workers": 0,
+        "prepared": str(ready), "classes": CLASSES, "image_size": [45, 80], "line_width_m": LINE_M, "raster": "published",
+        "batch_size": 1, "num_workers": 0,
     }  # fmt: skip
     augment = {"_target_": "bevreshape.data.augment.Augment", "flip_p": 0.5}
     with pytest.raises(InputError, match=r"data.raster=published draws half a cell to one side.* set augment.flip_p=0"):

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from bevreshape.config.construct import locate
-from bevreshape.data.batch import BEVSource, MeasuredSource
+from bevreshape.data.batch import BEVSource, SourceWithMetrics
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.nuscenes import NuScenesSource
 from bevreshape.errors import InputError
@@ -35,7 +35,7 @@ def signature(owner: type, name: str) -> tuple[list[tuple[str, Any, Any, bool]],
 def test_sources_implement_the_protocol_to_the_letter(target: str) -> None:
     """LightningCLI's parser compares names and types of parameters, and types returned, for equality."""
     source = locate(target)
-    protocol = MeasuredSource if hasattr(source, "metrics") else BEVSource
+    protocol = SourceWithMetrics if hasattr(source, "metrics") else BEVSource
     methods = [name for name, _ in inspect.getmembers(protocol, inspect.isfunction) if not name.startswith("_")]
     assert {"prepare", "split", "finish"} <= set(methods)
     for name in methods:

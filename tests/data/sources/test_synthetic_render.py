@@ -1,4 +1,4 @@
-"""Pictures of the world, against points projected one by one and colours that are known."""
+"""Images of the world, against points projected one by one and colours that are known."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from bevreshape.data.sources.synthetic.render import render
 from bevreshape.data.sources.synthetic.rig import nominal
 from bevreshape.data.sources.synthetic.solids import Solids
 from bevreshape.data.sources.synthetic.world import WHITE, Look, Marking, Road, Scene, Solid, truth
-from bevreshape.geometry import BEVGrid, Cameras, picture_to_bev
+from bevreshape.geometry import BEVGrid, Cameras, image_to_bev
 
 SIZE = (128, 256)
 FLAT = Look(
@@ -44,15 +44,15 @@ def project(point: tuple[float, float, float], size: tuple[int, int] = SIZE) -> 
 
 
 def test_convention_ground_colours_lie_where_the_truth_says() -> None:
-    """IPM of a plain picture has the terrain's or the road's colour wherever the truth does, no half cell aside."""
+    """IPM of a plain image has the terrain's or the road's colour wherever the truth does, no half cell aside."""
     size = (512, 1024)
     (k,), (pose,) = nominal("front", size)
     cameras = Cameras(torch.tensor(k)[None, None].float(), torch.tensor(pose)[None, None].float(), size)
     grid = BEVGrid((4.0, 20.0), (-12.0, 12.0), 0.25)
     scene = replace(draw_scene(0, 0, 6), look=FLAT, vehicles=(), scenery=(), patches=())
     scene = replace(scene, roads=tuple(replace(road, markings=(), crossings=()) for road in scene.roads))
-    picture = torch.from_numpy(photograph(scene, size)).permute(2, 0, 1)[None, None].float() / 255
-    views, seen = picture_to_bev(picture, cameras, grid)
+    image = torch.from_numpy(photograph(scene, size)).permute(2, 0, 1)[None, None].float() / 255
+    views, seen = image_to_bev(image, cameras, grid)
     road = torch.from_numpy(truth(scene, grid, 0.75)[0])
     looked = seen[0, 0]
     wrong = torch.zeros(grid.shape)
@@ -68,7 +68,7 @@ def test_convention_ground_colours_lie_where_the_truth_says() -> None:
 def test_lines_are_painted_where_points_of_them_project(dashed: bool) -> None:
     dash, period = (3.0, 8.0) if dashed else (1.0, 1.0)
     lines = [Marking(t, 0.3, dash, period, 1.0) for t in (-2.0, 0.5, 3.0)]
-    picture = photograph(Scene((straight(*lines),), (), (), FLAT), (512, 1024)) / 255.0
+    image = photograph(Scene((straight(*lines),), (), (), FLAT), (512, 1024)) / 255.0
     for line in lines:
         for s in np.arange(5, 14, 0.1):
             place = (s + 1.0) % period
@@ -79,10 +79,10 @@ def test_lines_are_painted_where_points_of_them_project(dashed: bool) -> None:
                 continue
             painted = not dashed or place < dash
             expected = WHITE if painted else FLAT.asphalt
-            assert picture[round(v), round(u)] == pytest.approx(expected, abs=0.04), (s, line)
+            assert image[round(v), round(u)] == pytest.approx(expected, abs=0.04), (s, line)
             beside = project((s, line.offset_m + 0.5, 0.0), (512, 1024))
             if 0 <= round(beside[0]) <= 1023:
-                assert picture[round(beside[1]), round(beside[0])] == pytest.approx(FLAT.asphalt, abs=0.04)
+                assert image[round(beside[1]), round(beside[0])] == pytest.approx(FLAT.asphalt, abs=0.04)
 
 
 def test_thin_lines_far_away_keep_their_light() -> None:
@@ -130,15 +130,15 @@ def test_what_stands_behind_is_hidden_whatever_the_order() -> None:
     behind = replace(BOX, x=14.0, y=0.0)
     alone, *both = (photograph(Scene((straight(),), (), s, FLAT)) for s in ((wall,), (wall, behind), (behind, wall)))
     assert not np.array_equal(alone, photograph(Scene((straight(),), (), (behind,), FLAT)))
-    for picture in both:
-        np.testing.assert_array_equal(picture, alone)
+    for image in both:
+        np.testing.assert_array_equal(image, alone)
 
 
 def test_a_box_that_reaches_behind_the_camera_is_cut() -> None:
     passing = Solid(1.0, 2.5, 0.0, 12.0, 1.0, 0.0, 3.0, (0.9, 0.1, 0.1))
-    picture = photograph(Scene((straight(),), (), (passing,), FLAT))
-    assert (picture[40:, :20, 0] > 2 * picture[40:, :20, 1].astype(int)).all()  # red on the left
-    assert not (picture[:, 140:, 0] > 2 * picture[:, 140:, 1].astype(int)).any()
+    image = photograph(Scene((straight(),), (), (passing,), FLAT))
+    assert (image[40:, :20, 0] > 2 * image[40:, :20, 1].astype(int)).all()  # red on the left
+    assert not (image[:, 140:, 0] > 2 * image[:, 140:, 1].astype(int)).any()
     gone = Solid(-8.0, 0.0, 0.0, 3.0, 3.0, 0.0, 3.0, (0.9, 0.1, 0.1))
     np.testing.assert_array_equal(
         photograph(Scene((straight(),), (), (gone,), FLAT)), photograph(Scene((straight(),), (), (), FLAT))
@@ -200,11 +200,11 @@ def test_shadow_lies_away_from_the_sun() -> None:
     """A pole 2 m high, 10 m ahead, the sun 45° high on the right: the shadow ends 2 m to the pole's left."""
     low_sun = replace(FLAT, sun=(0.0, -math.sqrt(0.5), math.sqrt(0.5)), shade=0.3)
     pole = Solid(10.0, 0.0, 0.0, 0.4, 0.4, 0.0, 2.0, (0.9, 0.9, 0.9))
-    picture = photograph(Scene((straight(),), (), (pole,), low_sun), (256, 512)) / 255.0
+    image = photograph(Scene((straight(),), (), (pole,), low_sun), (256, 512)) / 255.0
 
     def level(y: float) -> float:
         u, v = project((10.0, y, 0.0), (256, 512))
-        return float(picture[round(v), round(u), 0])
+        return float(image[round(v), round(u), 0])
 
     assert level(1.0) == pytest.approx(0.3 * 0.3, abs=0.02)
     assert level(1.8) == pytest.approx(0.3 * 0.3, abs=0.02)
@@ -234,12 +234,12 @@ def test_surfaces_have_grain_but_keep_their_mean() -> None:
     assert 0.005 < red.std() < 0.08
 
 
-def test_any_scene_gives_finite_varied_pictures_of_any_camera() -> None:
+def test_any_scene_gives_finite_varied_images_of_any_camera() -> None:
     intrinsics, poses = nominal("surround", (48, 80))
     for index in range(2):
         scene = draw_scene(5, 0, index)
         for k, pose in zip(intrinsics, poses, strict=True):
-            picture = render(scene, k, pose, (48, 80), np.random.default_rng(0))
-            assert picture.shape == (48, 80, 3)
-            assert picture.dtype == np.uint8
-            assert picture.std() > 10
+            image = render(scene, k, pose, (48, 80), np.random.default_rng(0))
+            assert image.shape == (48, 80, 3)
+            assert image.dtype == np.uint8
+            assert image.std() > 10

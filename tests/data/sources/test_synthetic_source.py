@@ -75,11 +75,11 @@ def test_samples_keep_the_contract(made: Path) -> None:
 
 
 def test_a_record_is_what_the_world_says(made: Path) -> None:
-    """Labels to the bit and poses to the last digit; pictures within what JPEG leaves."""
+    """Labels to the bit and poses to the last digit; images within what JPEG leaves."""
     world = source(made).world("train")
     sample = source(made).split("train")[4]
     scene, poses = world.scene(4), world.poses(4)
-    drawn = world.pictures(4, scene, poses)[0].transpose(2, 0, 1).astype(float)
+    drawn = world.images(4, scene, poses)[0].transpose(2, 0, 1).astype(float)
     assert np.abs(drawn - sample["image"][0].numpy()).mean() < 3
     np.testing.assert_array_equal(sample["ego_from_cam"].numpy(), poses)
     cameras = Cameras(sample["intrinsics"][None], sample["ego_from_cam"][None], (32, 64))
@@ -272,7 +272,7 @@ def test_jitter_has_its_standard_deviations() -> None:
     np.testing.assert_allclose(facts.mean(0), [0, 5, 0, 1.65], atol=0.15)
 
 
-def test_jitter_moves_the_picture_and_the_cameras_not_the_scene(made: Path, tmp_path: Path) -> None:
+def test_jitter_moves_the_image_and_the_cameras_not_the_scene(made: Path, tmp_path: Path) -> None:
     shaken = source(tmp_path, jitter={"yaw_deg": 3.0, "height_m": 0.1})
     still = source(made)
     worlds = [which.world("train") for which in (shaken, still)]
@@ -283,7 +283,7 @@ def test_jitter_moves_the_picture_and_the_cameras_not_the_scene(made: Path, tmp_
     assert np.ptp(poses[:, :2, 3], axis=0).tolist() == [0, 0]
 
 
-def test_calibration_may_lie_and_pictures_do_not(tmp_path: Path) -> None:
+def test_calibration_may_lie_and_images_do_not(tmp_path: Path) -> None:
     told = {}
     for calibration in ("exact", "nominal", "noisy"):
         world = source(tmp_path, calibration=calibration, jitter={"yaw_deg": 3.0}, noise={"pitch_deg": 1.0})
@@ -362,6 +362,4 @@ def test_the_measuring_command_prints_its_rates(
         runpy.run_module("bevreshape.data.sources.synthetic", run_name="__main__")
     finally:
         torch.set_num_threads(threads)
-    assert re.search(
-        r"3 pictures of 128×256.*generated at \d+ pictures/s.*ms a scene", capsys.readouterr().out, re.DOTALL
-    )
+    assert re.search(r"3 images of 128×256.*generated at \d+ images/s.*ms a scene", capsys.readouterr().out, re.DOTALL)

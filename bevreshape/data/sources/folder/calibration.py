@@ -17,14 +17,14 @@ from bevreshape.errors import InputError, shown, suggest
 from bevreshape.geometry import (
     BEVGrid,
     Cameras,
-    Lens,
+    DistortionModel,
     check_calibration,
     ground_pixels,
     pinhole_intrinsics,
     pinhole_rays,
     rays_at,
 )
-from bevreshape.geometry.calibration_checks import pose_mistake
+from bevreshape.geometry.calibration_checks import diagnose_pose
 from bevreshape.geometry.distortion import MODELS
 from bevreshape.geometry.ipm import VOID
 from bevreshape.storage.files import read_json
@@ -34,7 +34,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Codes:
-    """What the bytes of a label picture mean.
+    """What the bytes of a label image mean.
 
     Attributes:
         members: for every name, (256,) bool, which byte values count as it.
@@ -58,7 +58,7 @@ class Codes:
         return torch.stack([self.members[name] for name in names]).any(0)
 
     def check(self, labels: Tensor, path: Path) -> None:
-        """Compare the values of a label picture with the ones that may occur.
+        """Compare the values of a label image with the ones that may occur.
 
         Raises:
             InputError: naming the file and the values that the calibration does not explain.
@@ -74,27 +74,27 @@ class Codes:
 
 @dataclass(frozen=True)
 class Rig:
-    """The calibrated cameras of one frame, each for its own picture.
+    """The calibrated cameras of one frame, each for its own image.
 
     Attributes:
-        intrinsics: (n, 3, 3) float64; with a lens, those of the undistorted picture.
+        intrinsics: (n, 3, 3) float64; with a lens, those of the undistorted image.
         ego_from_cam: (n, 4, 4) float64, metres.
-        sizes: (H, W) of every camera's stored picture.
+        sizes: (H, W) of every camera's stored image.
         lenses: what bends it, ``None`` for a pinhole.
     """
 
     intrinsics: Tensor
     ego_from_cam: Tensor
     sizes: tuple[tuple[int, int], ...]
-    lenses: tuple[Lens | None, ...]
+    lenses: tuple[DistortionModel | None, ...]
 
     def stored_intrinsics(self, number: int) -> Tensor:
-        """(3, 3) of a stored picture, before it is undistorted."""
+        """(3, 3) of a stored image, before it is undistorted."""
         lens = self.lenses[number]
         return self.intrinsics[number] if lens is None else torch.tensor(lens.intrinsics, dtype=torch.float64)
 
     def camera(self, number: int) -> Cameras:
-        """One of them alone, for its picture as large as it is stored."""
+        """One of them alone, for its image as large as it is stored."""
         return Cameras(self.intrinsics[None, [number]], self.ego_from_cam[None, [number]], self.sizes[number])
 
     def rays(self, number: int) -> Callable[[Tensor], Tensor]:
@@ -113,7 +113,7 @@ class Calibration:
         shared: the rig of every frame that has none of its own; ``None`` when each has.
         frames: the rigs of single frames.
         note: what its author wants a user to know.
-        labels: meaning of the label pictures, if there are any.
+        labels: meaning of the label images, if there are any.
         bev: meaning of the BEV truth, if there is one.
         bev_grid: its cells.
         boxes: categories of the 3D boxes, if there are any.
@@ -178,7 +178,7 @@ class Calibration:
 
     @property
     def largest_size(self) -> tuple[int, int]:
-        """(H, W) that every stored picture fits into."""
+        """(H, W) that every stored image fits into."""
         sizes = [size for rig in self.rigs for size in rig.sizes]
         return max(h for h, _ in sizes), max(w for _, w in sizes)
 
@@ -190,7 +190,7 @@ class Calibration:
         """
         for number, camera in enumerate(self.cameras):
             if not any(_sees(rig.camera(number), grid) for rig in self.rigs):
-                mistake = pose_mistake(self.rigs[0].camera(number), grid)
+                mistake = diagnose_pose(self.rigs[0].camera(number), grid)
                 raise InputError(
                     f"{self.path}: camera {camera!r} never sees the grid ({_bounds(grid)}); {_view(self.rigs[0], number)}; "
                     f"{f'{mistake}; ' if mistake else ''}correct ego_from_cam, choose other bounds, or leave the camera out (data.cameras)"
@@ -281,7 +281,7 @@ def _rig(entries: dict[str, dict[str, Any]], where: str) -> Rig:
 
 def optics(
     entry: Mapping[str, Any], at: str, ego_from_cam: Tensor | None = None
-) -> tuple[Tensor, tuple[int, int], Lens | None]:
+) -> tuple[Tensor, tuple[int, int], DistortionModel | None]:
     """Intrinsics as they stand there, (3, 3), size (H, W) and lens of a camera whose pose may be missing.
 
     Raises:
@@ -293,14 +293,14 @@ def optics(
     height, width = size
     if height * width > MAX_MEGAPIXELS * 10**6:
         raise InputError(
-            f"{at}: image_size is {size}, more than the {MAX_MEGAPIXELS} million pixels that a picture may have"
+            f"{at}: image_size is {size}, more than the {MAX_MEGAPIXELS} million pixels that an image may have"
         )
     pose = torch.eye(4, dtype=torch.float64) if ego_from_cam is None else ego_from_cam
     check_calibration(matrix, pose, (height, width), at)
     return matrix, (height, width), _lens(entry, (height, width), at)
 
 
-def _lens(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> Lens | None:
+def _lens(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> DistortionModel | None:
     distortion = entry.get("distortion")
     if distortion is None:
         return None
@@ -314,10 +314,10 @@ def _lens(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> Lens | No
     chosen = distortion.get("intrinsics")
     if chosen is not None:
         check_calibration(_matrix(chosen, 3, f"{at}: distortion: intrinsics"), torch.eye(4), size, f"{at}: distortion")
-    return Lens(model, tuple(map(float, coefficients)), _tuples(entry["intrinsics"]), size, _tuples(chosen))
+    return DistortionModel(model, tuple(map(float, coefficients)), _tuples(entry["intrinsics"]), size, _tuples(chosen))
 
 
-def _straightened(lens: Lens, at: str) -> Tensor:
+def _straightened(lens: DistortionModel, at: str) -> Tensor:
     try:
         return pinhole_intrinsics(lens)
     except InputError as error:
@@ -345,7 +345,7 @@ def _grid(bev: dict[str, Any], where: str) -> BEVGrid:
     cell_m = float(given["cell_m"])
     sides = [(float(high) - float(low)) / cell_m for low, high in (given["forward_m"], given["left_m"]) if cell_m > 0]
     if max(sides, default=0) > 1e6 or (sides and sides[0] * sides[1] > MAX_MEGAPIXELS * 10**6):
-        raise InputError(f"{where}: grid has {sides[0]:.3g}×{sides[1]:.3g} cells, more than any picture; raise cell_m")
+        raise InputError(f"{where}: grid has {sides[0]:.3g}×{sides[1]:.3g} cells, more than any image; raise cell_m")
     try:
         return BEVGrid(**given)
     except InputError as error:

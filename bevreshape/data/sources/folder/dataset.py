@@ -1,4 +1,4 @@
-"""Calibrated pictures in a folder, frame by frame, at the network's size."""
+"""Calibrated images in a folder, frame by frame, at the network's size."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -8,23 +8,30 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bevreshape.data.batch import Sample
-from bevreshape.data.image_io import SUFFIXES, fit_intrinsics, fit_picture, picture_size, read_or_mask, read_picture
+from bevreshape.data.image_io import (
+    SUFFIXES,
+    read_image,
+    read_image_size,
+    read_or_mask,
+    resize_and_crop,
+    resize_and_crop_intrinsics,
+)
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
 from bevreshape.errors import InputError, suggest
 from bevreshape.storage.files import visible
 
 
-def camera_folders(pictures: Path, calibration: Calibration) -> list[Path]:
+def camera_folders(images: Path, calibration: Calibration) -> list[Path]:
     """The folder of every camera's files: the folder itself for one camera, one named like each for several.
 
     Raises:
         InputError: when it does not exist.
     """
-    if not pictures.exists():
-        raise InputError(f"{pictures}: there is no such folder; data/README.md says what a camera folder holds")
+    if not images.exists():
+        raise InputError(f"{images}: there is no such folder; data/README.md says what a camera folder holds")
     if not calibration.parted:
-        return [pictures]
-    folders = [pictures / camera for camera in calibration.cameras]
+        return [images]
+    folders = [images / camera for camera in calibration.cameras]
     for folder in folders:
         if not folder.is_dir():
             raise InputError(
@@ -35,10 +42,10 @@ def camera_folders(pictures: Path, calibration: Calibration) -> list[Path]:
 
 
 def files_by_frame(folder: Path) -> dict[str, Path]:
-    """Pictures of a folder, without hidden files, or one picture, by the name of their frame.
+    """Images of a folder, without hidden files, or one image, by the name of their frame.
 
     Raises:
-        InputError: when there is no such folder, or a frame has two pictures.
+        InputError: when there is no such folder, or a frame has two images.
     """
     files: dict[str, Path] = {}
     if not folder.exists():
@@ -47,13 +54,13 @@ def files_by_frame(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() not in SUFFIXES:
             continue
         if path.stem in files:
-            raise InputError(f"{path}: frame {path.stem!r} has a second picture, {files[path.stem].name}; remove one")
+            raise InputError(f"{path}: frame {path.stem!r} has a second image, {files[path.stem].name}; remove one")
         files[path.stem] = path
     return files
 
 
 def check_size(path: Path, found: tuple[int, int], size: tuple[int, int], calibration: Path) -> None:
-    """Refuse a picture of another size (H, W) than ``calibration`` states."""
+    """Refuse an image of another size (H, W) than ``calibration`` states."""
     height, width = found
     if found != size:
         raise InputError(
@@ -70,64 +77,64 @@ def _plain_name(frame: str) -> str:
 
 
 class Frames(Dataset[Sample]):
-    """Calibrated pictures without labels, one sample a frame.
+    """Calibrated images without labels, one sample a frame.
 
     Args:
-        pictures: folder of ``<frame>.jpg|png`` for one camera, of ``<camera>/<frame>.jpg|png`` for several; or one
-            picture of one camera.
-        calibration: of these pictures.
+        images: folder of ``<frame>.jpg|png`` for one camera, of ``<camera>/<frame>.jpg|png`` for several; or one
+            image of one camera.
+        calibration: of these images.
         image_size: (H, W) that the network wants.
         names: the frames and their order; all of them, sorted, when left out.
-        allow_missing: whether a frame may lack pictures of some cameras; they are black and masked. Otherwise refused.
-        damaged: whether a picture that cannot be read is refused (``refuse``), or is named, black, and masked (``mask``), see
+        allow_missing: whether a frame may lack images of some cameras; they are black and masked. Otherwise refused.
+        on_corrupt_image: whether an image that cannot be read is refused (``raise``), or is named, black, and masked (``mask``), see
             :func:`~bevreshape.data.image_io.read_or_mask`.
-        image_mode: see :func:`~bevreshape.data.image_io.read_picture`.
+        image_mode: see :func:`~bevreshape.data.image_io.read_image`.
 
     Raises:
-        InputError: when there is no picture, a frame is unknown, or a camera's picture is missing.
+        InputError: when there is no image, a frame is unknown, or a camera's image is missing.
     """
 
     def __init__(
         self,
-        pictures: Path,
+        images: Path,
         calibration: Calibration,
         image_size: tuple[int, int],
         *,
         names: Sequence[str] | None = None,
         allow_missing: bool = False,
-        damaged: str | None = None,
+        on_corrupt_image: str | None = None,
         image_mode: str = "rgb",
     ) -> None:
         self.calibration = calibration
         self.image_size = (image_size[0], image_size[1])
         self.image_mode = image_mode
-        self._damaged = damaged
-        self._files = [files_by_frame(folder) for folder in camera_folders(pictures, calibration)]
+        self._on_corrupt_image = on_corrupt_image
+        self._files = [files_by_frame(folder) for folder in camera_folders(images, calibration)]
         known = set().union(*self._files)
         self.names = tuple(sorted(known) if names is None else names)
         if not self.names:
-            raise InputError(f"{pictures}: there is no picture here; put {' or '.join(SUFFIXES)} files into it")
+            raise InputError(f"{images}: there is no image here; put {' or '.join(SUFFIXES)} files into it")
         self._check_calibrated(known)
         for name in self.names:
             if name not in known:
-                raise InputError(f"{pictures}: there is no picture of frame {name!r}; {suggest(name, known)}")
+                raise InputError(f"{images}: there is no image of frame {name!r}; {suggest(name, known)}")
             for camera, files in zip(calibration.cameras, self._files, strict=True):
                 if name not in files and not allow_missing:
                     raise InputError(
-                        f"{pictures}: frame {name!r} has no picture of camera {camera!r}; add it, or set "
+                        f"{images}: frame {name!r} has no image of camera {camera!r}; add it, or set "
                         "allow_missing=true to mask that camera"
                     )
 
     def _check_calibrated(self, known: Collection[str]) -> None:
-        """Refuse a calibration of single frames that would be left out, since pictures are called a little otherwise."""
+        """Refuse a calibration of single frames that would be left out, since images are called a little otherwise."""
         own = self.calibration.frames
         meant = {_plain_name(name): name for name in known if name not in own}
         for name in own:
             other = meant.get(_plain_name(name)) if name not in known else None
             if other is not None:
                 raise InputError(
-                    f"{self.calibration.path}: frames has {name!r}, of which there is no picture, but one of {other!r}; frames are called "
-                    "like their pictures, without the suffix"
+                    f"{self.calibration.path}: frames has {name!r}, of which there is no image, but one of {other!r}; frames are called "
+                    "like their images, without the suffix"
                 )
 
     def __len__(self) -> int:
@@ -138,11 +145,11 @@ class Frames(Dataset[Sample]):
         rig = self.calibration.of(name)
         images, intrinsics, mask = [], [], []
         for number, size in enumerate(rig.sizes):
-            found = self._read(index, number, size, bent=rig.lenses[number] is not None)
-            picture = torch.zeros(3, *size, dtype=torch.uint8) if found is None else found
-            picture, _ = fit_picture(picture, rig.intrinsics[number], self.image_size, rig.lenses[number])
-            images.append(picture)  # the intrinsics below are of the stored size, whatever was decoded
-            intrinsics.append(fit_intrinsics(rig.intrinsics[number], size, self.image_size))
+            found = self._read(index, number, size, distorted=rig.lenses[number] is not None)
+            image = torch.zeros(3, *size, dtype=torch.uint8) if found is None else found
+            image, _ = resize_and_crop(image, rig.intrinsics[number], self.image_size, rig.lenses[number])
+            images.append(image)  # the intrinsics below are of the stored size, whatever was decoded
+            intrinsics.append(resize_and_crop_intrinsics(rig.intrinsics[number], size, self.image_size))
             mask.append(found is not None)
         return Sample(
             image=torch.stack(images),
@@ -153,23 +160,23 @@ class Frames(Dataset[Sample]):
             name=name,
         )
 
-    def _read(self, index: int, camera: int, size: tuple[int, int], *, bent: bool) -> Tensor | None:
-        """A picture, which a lens needs at its full size; none where it is missing, or masked since it cannot be read."""
-        path = self.picture(index, camera)
+    def _read(self, index: int, camera: int, size: tuple[int, int], *, distorted: bool) -> Tensor | None:
+        """An image, which a lens needs at its full size; none where it is missing, or masked since it cannot be read."""
+        path = self.image_path(index, camera)
         if path is None:
             return None
 
         def read() -> Tensor:
-            check_size(path, picture_size(path), size, self.calibration.path)
-            return read_picture(path, None if bent else self.image_size, self.image_mode)
+            check_size(path, read_image_size(path), size, self.calibration.path)
+            return read_image(path, None if distorted else self.image_size, self.image_mode)
 
-        return read_or_mask(read, self._damaged)
+        return read_or_mask(read, self._on_corrupt_image)
 
     def stored(self, index: int, camera: int) -> Tensor | None:
-        """A picture as it is stored, (3, H, W); none where it is missing or masked."""
-        return self._read(index, camera, self.calibration.of(self.names[index]).sizes[camera], bent=True)
+        """An image as it is stored, (3, H, W); none where it is missing or masked."""
+        return self._read(index, camera, self.calibration.of(self.names[index]).sizes[camera], distorted=True)
 
-    def picture(self, index: int, camera: int) -> Path | None:
+    def image_path(self, index: int, camera: int) -> Path | None:
         """The file of a frame's camera, ``None`` where it is missing."""
         return self._files[camera].get(self.names[index])
 
@@ -182,7 +189,7 @@ def open_frames(
     image_mode: str = "rgb",
     cameras: Sequence[str] = (),
 ) -> Frames:
-    """The pictures of a camera folder, of a plain folder of pictures, or one picture.
+    """The images of a camera folder, of a plain folder of images, or one image.
 
     Args:
         path: any of them.
@@ -195,11 +202,11 @@ def open_frames(
         InputError: when there is nothing, or no calibration for it.
     """
     if not path.exists():
-        raise InputError(f"{path}: there is no such folder or picture")
+        raise InputError(f"{path}: there is no such folder or image")
     if calibration is None and not (path / "calibration.json").is_file():
-        raise InputError(f"{path}: these pictures bring no calibration.json; pass one with calibration=FILE")
-    pictures = path / "images" if (path / "images").is_dir() else path
+        raise InputError(f"{path}: these images bring no calibration.json; pass one with calibration=FILE")
+    images = path / "images" if (path / "images").is_dir() else path
     found = read_calibration(calibration or path / "calibration.json")
     if cameras and set(cameras) < set(found.cameras):
         found = found.only(cameras)
-    return Frames(pictures, found, image_size, allow_missing=True, image_mode=image_mode)
+    return Frames(images, found, image_size, allow_missing=True, image_mode=image_mode)

@@ -1,6 +1,6 @@
-"""Camera folders: one's own data, calibrated pictures with labels in the pictures, from above, or as 3D boxes.
+"""Camera folders: one's own data, calibrated images with labels in the images, from above, or as 3D boxes.
 
-``data/README.md`` describes the folder. Pictures come at the network's size; label pictures stay at their own, so that
+``data/README.md`` describes the folder. Images come at the network's size; label images stay at their own, so that
 ground truth does not suffer from a small network, and are laid onto the ground on the device, a batch at a time.
 """
 
@@ -17,8 +17,8 @@ from typing_extensions import TypedDict
 
 from bevreshape.config.options import ImageSize, LocalPath, checked, read_value
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
-from bevreshape.data.image_io import Damaged, ImageMode
-from bevreshape.data.labels import BoxTruth, MapTruth, PictureTruth
+from bevreshape.data.image_io import ImageMode, OnCorruptImage
+from bevreshape.data.labels import BEVLabels, BoxLabels, ImageLabels
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
 from bevreshape.data.sources.folder.dataset import Frames
@@ -32,7 +32,7 @@ class ClassSpec(TypedDict):
 
     source: Literal["ipm", "bev", "boxes"]
     labels: NotRequired[Sequence[str]]
-    """For ``ipm``: names of picture labels that count as this class."""
+    """For ``ipm``: names of image labels that count as this class."""
     bev: NotRequired[Sequence[str]]
     """For ``bev``: names of the BEV truth that count as this class."""
     boxes: NotRequired[Sequence[str]]
@@ -54,10 +54,10 @@ def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
         InputError: when it names none.
     """
     above = tuple(calibration.bev.members) if calibration.bev else ()
-    pictured = tuple(calibration.labels.members) if calibration.labels else ()
+    imaged = tuple(calibration.labels.members) if calibration.labels else ()
     classes: dict[str, ClassSpec] = {name: {"source": "bev", "bev": [name]} for name in above}
     classes |= {name: {"source": "boxes", "boxes": [name]} for name in calibration.boxes or () if name not in classes}
-    classes |= {name: {"source": "ipm", "labels": [name]} for name in pictured if name not in classes}
+    classes |= {name: {"source": "ipm", "labels": [name]} for name in imaged if name not in classes}
     if not classes:
         raise InputError(
             f"{calibration.path}: it names no labels, no bev truth and no boxes, so there is nothing to train on; add a section"
@@ -116,10 +116,10 @@ class LabelledFrames(Dataset[Sample]):
     """Frames with what their targets are made from: ``labels`` and ``label_intrinsics``, ``bev``, ``boxes``."""
 
     def __init__(
-        self, frames: Frames, pictures: PictureTruth | None, truth: MapTruth | None, boxes: BoxTruth | None
+        self, frames: Frames, images: ImageLabels | None, truth: BEVLabels | None, boxes: BoxLabels | None
     ) -> None:
         self.frames = frames
-        self._pictures = pictures
+        self._images = images
         self._truth = truth
         self._boxes = boxes
 
@@ -129,8 +129,8 @@ class LabelledFrames(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         sample = self.frames[index]
         extras: dict[str, Tensor] = {}
-        if self._pictures is not None:
-            extras["labels"] = self._pictures.read(sample["name"], sample["camera_mask"])
+        if self._images is not None:
+            extras["labels"] = self._images.read(sample["name"], sample["camera_mask"])
             extras["label_intrinsics"] = self.frames.calibration.of(sample["name"]).intrinsics.float()
         if self._truth is not None:
             extras["bev"] = self._truth.read(sample["name"])
@@ -153,7 +153,7 @@ class FolderSource:
         allow_missing: see :class:`Frames`.
         cameras: which of the calibration's, in order; all when left out.
         image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their hue.
-        damaged: likewise, one of :data:`~bevreshape.data.image_io.Damaged`; labels that cannot be read are always refused.
+        on_corrupt_image: likewise, one of :data:`~bevreshape.data.image_io.OnCorruptImage`; labels that cannot be read are always refused.
 
     Raises:
         InputError: when folder, calibration, classes and grid do not fit together.
@@ -168,7 +168,7 @@ class FolderSource:
         classes: Annotated[Mapping[str, ClassSpec], Len(1)] | None = None,
         splits: Splits,
         allow_missing: bool = False,
-        damaged: Damaged = "refuse",
+        on_corrupt_image: OnCorruptImage = "raise",
         cameras: Sequence[str] | None = None,
         image_mode: ImageMode = "rgb",
     ) -> None:
@@ -191,12 +191,12 @@ class FolderSource:
         self.calibration.check_views(grid)
         self.camera_names = self.calibration.cameras
         ipm, bev, boxes = (_by_source(classes, source) for source in ("ipm", "bev", "boxes"))
-        self._pictures = PictureTruth(self.root / "labels", self.calibration, ipm) if ipm else None
-        self._truth = MapTruth(self.root / "bev", self.calibration, bev, grid) if bev else None
-        self._boxes = BoxTruth(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
+        self._images = ImageLabels(self.root / "labels", self.calibration, ipm) if ipm else None
+        self._truth = BEVLabels(self.root / "bev", self.calibration, bev, grid) if bev else None
+        self._boxes = BoxLabels(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
         self._splits: dict[str, str | Sequence[str]] = dict(splits)  # type: ignore[arg-type]
         self._allow_missing = allow_missing
-        self._damaged = damaged
+        self._on_corrupt_image = on_corrupt_image
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read a frame of every split, so that what is wrong with all of them is told before the training starts."""
@@ -217,19 +217,19 @@ class FolderSource:
             self.image_size,
             names=split_names(self.root, name, self._splits[name]),
             allow_missing=self._allow_missing,
-            damaged=self._damaged,
+            on_corrupt_image=self._on_corrupt_image,
             image_mode=self.image_mode,
         )
-        return LabelledFrames(frames, self._pictures, self._truth, self._boxes)
+        return LabelledFrames(frames, self._images, self._truth, self._boxes)
 
     def finish(self, batch: Batch) -> Batch:
         """Make ``target`` and ``valid`` on the batch's device; augment only afterwards."""
         looks = ground_pixels(cameras_of(batch), self.grid)[1].any(1)  # b R C
         planes: dict[str, tuple[Bool[Tensor, "b R C"], Bool[Tensor, "b R C"]]] = {}
-        if self._pictures is not None:
+        if self._images is not None:
             labels, intrinsics = batch.pop("labels"), batch.pop("label_intrinsics")
             size = (labels.shape[-2], labels.shape[-1])
-            planes |= self._pictures.lay(
+            planes |= self._images.lay(
                 labels, Cameras(intrinsics, batch["ego_from_cam"], size, batch["camera_mask"]), self.grid
             )
         if self._truth is not None:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from typing_extensions import TypedDict
 
 from bevreshape.data.batch import SPLITS, Sample
-from bevreshape.data.image_io import fit_picture, picture_size, read_or_mask, read_picture
+from bevreshape.data.image_io import read_image, read_image_size, read_or_mask, resize_and_crop
 from bevreshape.data.sources.folder.source import split_names
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import check_calibration
@@ -105,7 +105,7 @@ def _inverse(matrix: Tensor, path: Path, name: str) -> Tensor:
 
 
 class KITTIFrames(Dataset[Sample]):
-    """Calibrated pictures without labels, one sample a frame; pictures may differ in size.
+    """Calibrated images without labels, one sample a frame; images may differ in size.
 
     Args:
         training: the folder with ``image_2`` and ``calib``.
@@ -113,7 +113,7 @@ class KITTIFrames(Dataset[Sample]):
         image_size: (H, W) that the network wants.
         ego_from_rectified: makes the ego frame out of a frame's matrices.
         image_mode: see :class:`~bevreshape.data.sources.folder.dataset.Frames`.
-        damaged: likewise; the header of a masked picture still has to tell its size.
+        on_corrupt_image: likewise; the header of a masked image still has to tell its size.
     """
 
     def __init__(
@@ -123,14 +123,14 @@ class KITTIFrames(Dataset[Sample]):
         image_size: tuple[int, int],
         ego_from_rectified: Callable[[Matrices], Tensor],
         *,
-        damaged: str | None = None,
+        on_corrupt_image: str | None = None,
         image_mode: str = "rgb",
     ) -> None:
         self.training = training
         self.names = tuple(names)
         self.image_size = image_size
         self._ego_from_rectified = ego_from_rectified
-        self._damaged = damaged
+        self._on_corrupt_image = on_corrupt_image
         self._image_mode = image_mode
 
     def __len__(self) -> int:
@@ -139,11 +139,13 @@ class KITTIFrames(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         intrinsics, ego_from_cam = self.camera(name)
-        found = read_or_mask(lambda: read_picture(self.picture(name), image_mode=self._image_mode), self._damaged)
-        picture = torch.zeros(3, *self.size(name), dtype=torch.uint8) if found is None else found
-        picture, fitted = fit_picture(picture, intrinsics, self.image_size)
+        found = read_or_mask(
+            lambda: read_image(self.image_path(name), image_mode=self._image_mode), self._on_corrupt_image
+        )
+        image = torch.zeros(3, *self.size(name), dtype=torch.uint8) if found is None else found
+        image, fitted = resize_and_crop(image, intrinsics, self.image_size)
         return Sample(
-            image=picture[None],
+            image=image[None],
             intrinsics=fitted[None].float(),
             ego_from_cam=ego_from_cam[None].float(),
             camera_mask=torch.tensor([found is not None]),
@@ -151,23 +153,23 @@ class KITTIFrames(Dataset[Sample]):
             name=name,
         )
 
-    def picture(self, name: str) -> Path:
-        """The picture of a frame."""
+    def image_path(self, name: str) -> Path:
+        """The image of a frame."""
         return self.training / "image_2" / f"{name}.png"
 
     def size(self, name: str) -> tuple[int, int]:
-        """(H, W) of a frame's picture as stored."""
-        return picture_size(self.picture(name))
+        """(H, W) of a frame's image as stored."""
+        return read_image_size(self.image_path(name))
 
     def matrices(self, name: str) -> Matrices:
         """The calibration file of a frame."""
         return read_matrices(self.training / "calib" / f"{name}.txt")
 
     def camera(self, name: str) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:
-        """Intrinsics, for the picture as stored, and ``ego_from_cam`` of a frame, in float64.
+        """Intrinsics, for the image as stored, and ``ego_from_cam`` of a frame, in float64.
 
         Raises:
-            InputError: when the calibration is missing, incomplete, or none of this picture.
+            InputError: when the calibration is missing, incomplete, or none of this image.
         """
         matrices = self.matrices(name)
         intrinsics, ego_from_cam = left_camera(matrices, self._ego_from_rectified(matrices))
@@ -186,7 +188,7 @@ class RuleSplits(TypedDict, total=False):
 class KITTISplits:
     """The frames of ``training/image_2``, and who is trained on, validated on and tested on.
 
-    The benchmarks publish no labels of their test pictures, so their training frames are divided.
+    The benchmarks publish no labels of their test images, so their training frames are divided.
 
     Args:
         root: the folder with ``training/``.
@@ -197,7 +199,7 @@ class KITTISplits:
         splits: for each split ``None`` (the rule), or as :func:`~bevreshape.data.sources.folder.source.split_names` takes it.
 
     Raises:
-        InputError: when there is no such folder, or a picture's name is none of the benchmark's.
+        InputError: when there is no such folder, or an image's name is none of the benchmark's.
     """
 
     def __init__(
@@ -213,19 +215,19 @@ class KITTISplits:
         self.root = root
         self._rule, self._rule_text = rule, rule_text
         self._given: dict[str, str | Sequence[str] | None] = dict(splits or {})  # type: ignore[arg-type]
-        pictures = root / "training" / "image_2"
-        if not pictures.is_dir():
+        images = root / "training" / "image_2"
+        if not images.is_dir():
             raise InputError(
-                f"{pictures}: there is no such folder; unpack the benchmark so that data.root holds training/image_2 "
+                f"{images}: there is no such folder; unpack the benchmark so that data.root holds training/image_2 "
                 "(data/README.md)"
             )
-        self.frames = tuple(path.stem for path in visible(pictures, "*.png"))
+        self.frames = tuple(path.stem for path in visible(images, "*.png"))
         if not self.frames:
-            raise InputError(f"{pictures}: there is no .png here; unpack the benchmark's pictures into it")
+            raise InputError(f"{images}: there is no .png here; unpack the benchmark's images into it")
         for name in self.frames:
             if not re.fullmatch(pattern, name):
                 raise InputError(
-                    f"{pictures / name}.png: the name is none of this benchmark's, such as {example}; move the file away, or set "
+                    f"{images / name}.png: the name is none of this benchmark's, such as {example}; move the file away, or set "
                     "data.root to the benchmark"
                 )
 
@@ -249,5 +251,5 @@ class KITTISplits:
         names, known = split_names(self.root, split, given), set(self.frames)
         for name in names:
             if name not in known:
-                raise InputError(f"{self.root}: there is no picture of frame {name!r}; {suggest(name, known)}")
+                raise InputError(f"{self.root}: there is no image of frame {name!r}; {suggest(name, known)}")
         return tuple(names)

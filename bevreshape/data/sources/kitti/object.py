@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 
 from bevreshape.config.options import ImageSize, LocalPath, checked
 from bevreshape.data.batch import SPLITS, Batch, Sample
-from bevreshape.data.image_io import Damaged, ImageMode
+from bevreshape.data.image_io import ImageMode, OnCorruptImage
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.kitti.benchmark import KITTIFrames, KITTISplits, RuleSplits, ego_from_velodyne_ground
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
-from bevreshape.geometry.rasterize import footprints
+from bevreshape.geometry.rasterize import rasterize_boxes
 from bevreshape.storage.files import read_text
 
 Kind = Literal["Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"]
@@ -37,7 +37,7 @@ class Label(NamedTuple):
 
     kind: str
     window: tuple[float, float, float, float]
-    """Left, top, right, bottom of the 2D box, in pixels of the picture as stored."""
+    """Left, top, right, bottom of the 2D box, in pixels of the image as stored."""
     height_m: float
     width_m: float
     length_m: float
@@ -80,7 +80,7 @@ def read_labels(path: Path) -> list[Label]:
 
 
 def ego_box(label: Label, ego_from_rectified: Float[Tensor, "4 4"]) -> Float[Tensor, " 5"]:
-    """(x, y, yaw, length, width) in metres and radians, as :func:`~bevreshape.geometry.rasterize.footprints` takes it.
+    """(x, y, yaw, length, width) in metres and radians, as :func:`~bevreshape.geometry.rasterize.rasterize_boxes` takes it.
 
     The box's heading, (cos rotation_y, 0, −sin rotation_y) in the rectified frame, is turned into the ego frame and laid onto
     the ground; the camera's tilt of about a degree shortens it by less than 0.1 %, which is left out.
@@ -103,7 +103,7 @@ def behind_windows(labels: Sequence[Label], cameras: Cameras, grid: BEVGrid) -> 
 
     Args:
         labels: of one frame.
-        cameras: the one camera, for the picture as stored.
+        cameras: the one camera, for the image as stored.
         grid: the cells.
     """
     pixels, seen = ground_pixels(cameras, grid)
@@ -125,7 +125,7 @@ class LabelledObjects(Dataset[Sample]):
     """Frames with ``target`` and ``valid``.
 
     Args:
-        frames: the pictures.
+        frames: the images.
         grid: the cells.
         classes: for every class, the types that count as it.
 
@@ -150,7 +150,9 @@ class LabelledObjects(Dataset[Sample]):
         labels = self.labels(name)
         ego_from_rectified = ego_from_velodyne_ground(self.frames.matrices(name))
         planes = [
-            footprints(ego_boxes([label for label in labels if label.kind in kinds], ego_from_rectified), self._grid)
+            rasterize_boxes(
+                ego_boxes([label for label in labels if label.kind in kinds], ego_from_rectified), self._grid
+            )
             for kinds in self._classes.values()
         ]
         sample["target"] = torch.stack([plane.any(0) for plane in planes])
@@ -179,7 +181,7 @@ class KITTIObjectSource:
     """KITTI's object benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
     The ego frame is the velodyne's, lowered onto the ground. A cell belongs to a class where its centre lies in a box of it, and
-    is valid where the network's picture shows it and no ``DontCare`` window hides it. Types that no class names are ground.
+    is valid where the network's image shows it and no ``DontCare`` window hides it. Types that no class names are ground.
 
     Args:
         root: the folder with ``training/``.
@@ -189,7 +191,7 @@ class KITTIObjectSource:
         splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, even numbers train, 1 modulo 4 validate, and
             3 modulo 4 test. The benchmark shuffled its frames, so each drive is in all of them; lists that keep drives apart
             (such as the 3712 and 3769 frames that papers use) are given as files.
-        damaged, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
+        on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
 
     Raises:
         InputError: when the folder is not the benchmark's, or a class names no type.
@@ -205,7 +207,7 @@ class KITTIObjectSource:
         image_size: ImageSize,
         classes: Annotated[Mapping[str, Annotated[Sequence[Kind], Len(1)]], Len(1)],
         splits: RuleSplits | None = None,
-        damaged: Damaged = "refuse",
+        on_corrupt_image: OnCorruptImage = "raise",
         image_mode: ImageMode = "rgb",
     ) -> None:
         self.root = Path(root)
@@ -213,7 +215,7 @@ class KITTIObjectSource:
         self.image_size = (image_size[0], image_size[1])
         self.classes = check_classes(classes, "data.classes")
         self._kinds = dict(classes)
-        self._damaged = damaged
+        self._on_corrupt_image = on_corrupt_image
         self.image_mode = image_mode
         self._splits = KITTISplits(
             self.root,
@@ -243,7 +245,7 @@ class KITTIObjectSource:
             self._splits.of(name),
             self.image_size,
             ego_from_velodyne_ground,
-            damaged=self._damaged,
+            on_corrupt_image=self._on_corrupt_image,
             image_mode=self.image_mode,
         )
         return LabelledObjects(frames, self.grid, self._kinds)

@@ -1,4 +1,4 @@
-"""KITTI's road benchmark (Fritsch, Kuehnl and Geiger 2013): road and ego lane of single pictures on the ground.
+"""KITTI's road benchmark (Fritsch, Kuehnl and Geiger 2013): road and ego lane of single images on the ground.
 
 ``training/`` holds ``image_2/um_000000.png``, ``calib/um_000000.txt``, and in ``gt_image_2`` the masks
 ``um_road_000000.png`` of every frame and ``um_lane_000000.png`` of those with a marked ego lane. Categories are urban
@@ -20,7 +20,7 @@ from torchmetrics import Metric
 
 from bevreshape.config.options import ImageSize, LocalPath, checked
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
-from bevreshape.data.image_io import Damaged, ImageMode, read_picture
+from bevreshape.data.image_io import ImageMode, OnCorruptImage, read_image
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.kitti.benchmark import KITTIFrames, KITTISplits, RuleSplits, ego_from_road_plane
 from bevreshape.errors import InputError
@@ -42,28 +42,28 @@ def split_of(name: str) -> str:
 
 
 def read_masks(
-    training: Path, name: str, size: tuple[int, int], picture: Path, wanted: Collection[str] = MASKS
+    training: Path, name: str, size: tuple[int, int], image: Path, wanted: Collection[str] = MASKS
 ) -> UInt8[Tensor, "H W"]:
     """The labels of a frame, see ``KNOWN``.
 
     Args:
         training: the folder with ``gt_image_2``.
         name: of the frame.
-        size: (H, W) of its picture.
-        picture: of that size, named when a mask differs.
+        size: (H, W) of its image.
+        image: of that size, named when a mask differs.
         wanted: out of ``MASKS``; others are not read.
 
     Raises:
-        InputError: when the road mask is wanted and missing, or a mask is no RGB picture of that size with a red part.
+        InputError: when the road mask is wanted and missing, or a mask is no RGB image of that size with a red part.
     """
     labels = torch.zeros(size, dtype=torch.uint8)
     for what, path in mask_paths(training, name, wanted).items():
         bit = MASKS.index(what)
-        mask = read_picture(path)
+        mask = read_image(path)
         found = (mask.shape[1], mask.shape[2])
         if found != size:
             raise InputError(
-                f"{path}: the mask is {found[0]}×{found[1]} (height×width) but its picture {picture.name} is {size[0]}×{size[1]}; copy "
+                f"{path}: the mask is {found[0]}×{found[1]} (height×width) but its image {image.name} is {size[0]}×{size[1]}; copy "
                 "both from the benchmark again"
             )
         evaluated = mask[0] > 0
@@ -92,7 +92,7 @@ def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> di
 
 
 def lay_masks(batch: Batch, grid: BEVGrid) -> tuple[Bool[Tensor, "b 2 R C"], Bool[Tensor, "b 2 R C"]]:
-    """Target and where it is known, nowhere for a masked picture, of road and ego lane on any cells, from ``labels`` and
+    """Target and where it is known, nowhere for a masked image, of road and ego lane on any cells, from ``labels`` and
     ``label_intrinsics``."""
     labels = batch["labels"]
     size = (labels.shape[-2], labels.shape[-1])
@@ -104,10 +104,10 @@ def lay_masks(batch: Batch, grid: BEVGrid) -> tuple[Bool[Tensor, "b 2 R C"], Boo
 
 
 class LabelledRoads(Dataset[Sample]):
-    """Frames with ``labels`` (1, H, W), unknown beyond the picture's edge, and ``label_intrinsics`` (1, 3, 3).
+    """Frames with ``labels`` (1, H, W), unknown beyond the image's edge, and ``label_intrinsics`` (1, 3, 3).
 
     Args:
-        frames: the pictures.
+        frames: the images.
         wanted: the masks that are read.
 
     Raises:
@@ -137,7 +137,7 @@ class LabelledRoads(Dataset[Sample]):
         size = self.frames.size(name)
         labels = torch.zeros(1, *self._canvas, dtype=torch.uint8)
         labels[0, : size[0], : size[1]] = read_masks(
-            self.frames.training, name, size, self.frames.picture(name), self._wanted
+            self.frames.training, name, size, self.frames.image_path(name), self._wanted
         )
         intrinsics = self.frames.camera(name)[0][None].float()
         extras = {"labels": labels, "label_intrinsics": intrinsics}
@@ -146,10 +146,10 @@ class LabelledRoads(Dataset[Sample]):
 
 @checked
 class KITTIRoadSource:
-    """KITTI's road benchmark (a :class:`~bevreshape.data.batch.MeasuredSource`).
+    """KITTI's road benchmark (a :class:`~bevreshape.data.batch.SourceWithMetrics`).
 
     The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class is
-    valid where its mask is evaluated and the network's picture shows the cell; ``lane`` nowhere in frames without it.
+    valid where its mask is evaluated and the network's image shows the cell; ``lane`` nowhere in frames without it.
     Finished batches keep ``labels`` and ``label_intrinsics``, from which the metric lays the truth on its own cells.
 
     Args:
@@ -159,7 +159,7 @@ class KITTIRoadSource:
         classes: for every target class, the mask it is made from: ``road`` or ``lane``.
         splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, numbers below 60 train, below 80 validate,
             and the others test.
-        damaged, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
+        on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
 
     Raises:
         InputError: when the folder is not the benchmark's, or a class is made from no mask.
@@ -175,7 +175,7 @@ class KITTIRoadSource:
         image_size: ImageSize,
         classes: Annotated[Mapping[str, Mask], Len(1)],
         splits: RuleSplits | None = None,
-        damaged: Damaged = "refuse",
+        on_corrupt_image: OnCorruptImage = "raise",
         image_mode: ImageMode = "rgb",
     ) -> None:
         self.root = Path(root)
@@ -183,7 +183,7 @@ class KITTIRoadSource:
         self.image_size = (image_size[0], image_size[1])
         self.classes = check_classes(classes, "data.classes")
         self._masks = dict(classes)
-        self._damaged = damaged
+        self._on_corrupt_image = on_corrupt_image
         self.image_mode = image_mode
         self._splits = KITTISplits(
             self.root,
@@ -209,7 +209,7 @@ class KITTIRoadSource:
     def _labelled(self, name: str) -> LabelledRoads:
         frames = KITTIFrames(
             self.root / "training", self._splits.of(name), self.image_size, ego_from_road_plane,
-            damaged=self._damaged, image_mode=self.image_mode,
+            on_corrupt_image=self._on_corrupt_image, image_mode=self.image_mode,
         )  # fmt: skip
         return LabelledRoads(frames, tuple(self._masks.values()))
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevreshape.geometry import BEVGrid
-from bevreshape.geometry.rasterize import Floats, Ring, fill_rings
+from bevreshape.geometry.rasterize import Floats, Ring, rasterize_polygons
 
 AREAS = ("drivable_area", "road_segment", "lane", "ped_crossing", "walkway", "stop_line", "carpark_area")
 LINES = ("road_divider", "lane_divider")
@@ -51,12 +51,12 @@ class Layer:
         return [int(number) for number in np.flatnonzero(met)]
 
 
-def read_layers(table: Any, line_m: float) -> tuple[dict[str, Layer], list[str]]:
+def read_layers(table: Any, line_width_m: float) -> tuple[dict[str, Layer], list[str]]:
     """The layers of a ``NuScenesMap`` of the devkit.
 
     Args:
         table: the map.
-        line_m: width of the strips that lines stand for, in metres.
+        line_width_m: width of the strips that lines stand for, in metres.
 
     Returns:
         The layers, and which shapes were left out because nothing is inside.
@@ -94,7 +94,7 @@ def read_layers(table: Any, line_m: float) -> tuple[dict[str, Layer], list[str]]
         layers[name] = layer(name, mended, raw)
     for name in LINES:
         lines = {record["line_token"]: table.extract_line(record["line_token"]) for record in getattr(table, name)}
-        strips = {token: line.buffer(line_m / 2, cap_style="flat") for token, line in lines.items()}
+        strips = {token: line.buffer(line_width_m / 2, cap_style="flat") for token, line in lines.items()}
         layers[name] = layer(name, strips, {token: [np.asarray(line.coords)[:, :2]] for token, line in lines.items()})
     return layers, lost
 
@@ -105,7 +105,9 @@ def draw_exact(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVGrid)
     for bit, name in enumerate(LAYERS):
         layer = layers[name]
         near = layer.near(world_from_ego, reach(grid))
-        inside = fill_rings([to_ego(ring, world_from_ego) for number in near for ring in layer.shapes[number]], grid)
+        inside = rasterize_polygons(
+            [to_ego(ring, world_from_ego) for number in near for ring in layer.shapes[number]], grid
+        )
         drawn |= inside.astype(np.uint16) << bit
     return drawn
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bevreshape.data.sources.nuscenes import maps, tables
-from bevreshape.data.sources.nuscenes.tables import Moment, SceneRecord
+from bevreshape.data.sources.nuscenes.tables import Keyframe, SceneRecord
 from bevreshape.data.storage import START_METHOD, alone, explained, prepare, read_record
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -41,26 +41,28 @@ class Content:
     Attributes:
         version: of the release, such as ``v1.0-mini``.
         grid: cells of the map.
-        line_m: width of the strips that dividers stand for; ``None`` for that of a cell.
+        line_width_m: width of the strips that dividers stand for; ``None`` for that of a cell.
     """
 
     version: str
     grid: BEVGrid
-    line_m: float | None = None
+    line_width_m: float | None = None
 
     def __post_init__(self) -> None:
-        if self.line_m is not None and not self.line_m > 0:
-            raise InputError(f"line_m={self.line_m} must be a positive width in metres, or null for that of a cell")
+        if self.line_width_m is not None and not self.line_width_m > 0:
+            raise InputError(
+                f"line_width_m={self.line_width_m} must be a positive width in metres, or null for that of a cell"
+            )
 
     @property
     def width_m(self) -> float:
         """Of dividers."""
-        return self.grid.cell_m if self.line_m is None else self.line_m
+        return self.grid.cell_m if self.line_width_m is None else self.line_width_m
 
     def meta(self) -> dict[str, object]:
         """As plain values."""
         bounds = {"forward_m": list(self.grid.forward_m), "left_m": list(self.grid.left_m), "cell_m": self.grid.cell_m}
-        return {"format": FORMAT, "version": self.version, **bounds, "line_m": float(self.width_m)}
+        return {"format": FORMAT, "version": self.version, **bounds, "line_width_m": float(self.width_m)}
 
     def folder(self, out: Path) -> Path:
         """Where it is kept: another one for every other content."""
@@ -72,7 +74,7 @@ class Content:
         bounds = (
             f"'forward_m={list(self.grid.forward_m)}' 'left_m={list(self.grid.left_m)}' cell_m={self.grid.cell_m:g}"
         )
-        line = "" if self.line_m is None else f" line_m={self.line_m:g}"
+        line = "" if self.line_width_m is None else f" line_width_m={self.line_width_m:g}"
         return f"python tools/prepare_nuscenes.py root={root} version={self.version} out={out} {bounds}{line}"
 
 
@@ -119,7 +121,7 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
     if not moments:
         raise InputError(
             f"{root}: none of the {len(skipped)} moments of {content.version} is complete, first {skipped[0] if skipped else ''}; "
-            "unpack the archives of pictures too"
+            "unpack the archives of images too"
         )
     locations = sorted({scene["location"] for scene in scenes if scene["count"]})
     layers = {}
@@ -139,8 +141,8 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
     return Index(shards, scenes, places), skipped
 
 
-def _fingerprint(moments: Sequence[Moment]) -> str:
-    """Of all that is known of them, so that shards of fewer pictures or older tables are not taken for these."""
+def _fingerprint(moments: Sequence[Keyframe]) -> str:
+    """Of all that is known of them, so that shards of fewer images or older tables are not taken for these."""
     digest = hashlib.sha256()
     for moment in moments:
         digest.update(json.dumps(moment).encode())
@@ -157,13 +159,13 @@ def _make(first: int, stop: int) -> list[bytes]:
 
 
 def _draw(
-    moments: Sequence[Moment], locations: Sequence[str], layers: Mapping[str, Mapping[str, maps.Layer]], grid: BEVGrid,
+    moments: Sequence[Keyframe], locations: Sequence[str], layers: Mapping[str, Mapping[str, maps.Layer]], grid: BEVGrid,
     first: int, stop: int,
 ) -> list[bytes]:  # fmt: skip
     return [_encode(moments[i], layers[locations[i]], grid) for i in range(first, stop)]
 
 
-def _encode(moment: Moment, layers: Mapping[str, maps.Layer], grid: BEVGrid) -> bytes:
+def _encode(moment: Keyframe, layers: Mapping[str, maps.Layer], grid: BEVGrid) -> bytes:
     world_from_ego = np.array(moment["world_from_ego"])
     drawn = [draw(layers, world_from_ego, grid) for draw in (maps.draw_exact, maps.draw_published)]
     parts = [json.dumps(moment).encode(), *(plane.astype("<u2").tobytes() for plane in drawn)]
@@ -193,9 +195,9 @@ def read_index(root: Path, out: Path, content: Content) -> Index:
     return index
 
 
-def read_moment(
+def read_keyframe(
     shards: Path, number: int, remedy: str, raster: str, shape: tuple[int, int]
-) -> tuple[Moment, NDArray[np.uint16]]:
+) -> tuple[Keyframe, NDArray[np.uint16]]:
     """A moment and its map, a bit of every layer, (rows, cols).
 
     Args:
@@ -212,6 +214,6 @@ def read_moment(
     lengths = PARTS.unpack(record[: PARTS.size])
     bounds = np.cumsum([PARTS.size, *lengths])
     which = 1 + RASTERS.index(raster)
-    moment: Moment = json.loads(zlib.decompress(record[bounds[0] : bounds[1]]))
+    moment: Keyframe = json.loads(zlib.decompress(record[bounds[0] : bounds[1]]))
     plane = np.frombuffer(zlib.decompress(record[bounds[which] : bounds[which + 1]]), "<u2").reshape(shape)
     return moment, plane

@@ -16,23 +16,23 @@ from typing_extensions import TypedDict
 from bevreshape.config.options import ImageSize, Length, LocalPath, checked
 from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
 from bevreshape.data.image_io import (
-    Damaged,
     ImageMode,
-    fit_intrinsics,
-    fit_picture,
-    picture_size,
+    OnCorruptImage,
+    read_image,
+    read_image_size,
     read_or_mask,
-    read_picture,
     reduction,
+    resize_and_crop,
+    resize_and_crop_intrinsics,
 )
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.nuscenes import splits
 from bevreshape.data.sources.nuscenes.maps import LAYERS, rounded_cells
-from bevreshape.data.sources.nuscenes.prepared import RASTERS, Content, Index, read_index, read_moment
+from bevreshape.data.sources.nuscenes.prepared import RASTERS, Content, Index, read_index, read_keyframe
 from bevreshape.data.sources.nuscenes.tables import CAMERAS, BoxRecord, CameraName, CameraRecord
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
-from bevreshape.geometry.rasterize import corners, fill_rings
+from bevreshape.geometry.rasterize import corners, rasterize_polygons
 from bevreshape.metrics.conditions import ConditionIoU, conditions_of
 
 Raster = Literal["exact", "published", "lss"]
@@ -64,7 +64,7 @@ class MomentSample(Sample):
     """(m, 2, rows, cols) float32: cells ahead and to the left from a cell to the centre of its object; without one 0."""
 
 
-class NuScenesMoments(Dataset[Sample]):
+class NuScenesDataset(Dataset[Sample]):
     """One split, read moment by moment; holds nothing in memory but the moments' numbers."""
 
     def __init__(self, source: "NuScenesSource", index: Index, numbers: NDArray[np.intp]) -> None:
@@ -80,7 +80,7 @@ class NuScenesMoments(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         source, grid = self.source, self.source.grid
-        moment, layers = read_moment(
+        moment, layers = read_keyframe(
             self.index.shards,
             int(self.numbers[index]),
             source.remedy,
@@ -89,8 +89,8 @@ class NuScenesMoments(Dataset[Sample]):
         )
         images, intrinsics, mask = [], [], []
         for name in source.camera_names:
-            picture, fitted, there = source.picture(moment["cameras"][name])
-            images.append(picture)
+            image, fitted, there = source.read_image(moment["cameras"][name])
+            images.append(image)
             intrinsics.append(fitted)
             mask.append(there)
         planes = [source.class_planes(spec, moment["boxes"], layers) for spec in source.specs]
@@ -115,9 +115,9 @@ class NuScenesMoments(Dataset[Sample]):
 
 @checked
 class NuScenesSource:
-    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.MeasuredSource`).
+    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.SourceWithMetrics`).
 
-    The ego frame is the vehicle's at the time of the lidar sweep, level; cameras are where they were when their pictures
+    The ego frame is the vehicle's at the time of the lidar sweep, level; cameras are where they were when their images
     were taken.
 
     Args:
@@ -125,20 +125,20 @@ class NuScenesSource:
         grid: the cells, for which it must have been prepared.
         version: of the release.
         prepared: the folder given to the tool as ``out``.
-        line_m: as given to the tool.
+        line_width_m: as given to the tool.
         split: ``official`` or ``geographic``, see :func:`~bevreshape.data.sources.nuscenes.splits.split_moments`.
         image_size: (H, W) for the network.
-        cut_bottom: share of the picture's height that is cut off below before anything else, where the vehicle itself is
+        crop_bottom: share of the image's height that is cut off below before anything else, where the vehicle itself is
             seen in some cameras; LSS cuts .11.
         cameras: which, in order.
         classes: for every class, what counts.
         targets: which of these are wanted, in order; all where it is ``None``.
         raster: ``exact``, the cells whose centres lie inside, ``published``, drawn as CVT does, or ``lss``, boxes as LSS draws them;
             see :func:`~bevreshape.data.sources.nuscenes.maps.rounded_cells`.
-        visibility: what becomes of objects below ``least_visibility``: ``all``, ``ignore`` or ``erase``.
-        least_visibility: 1 to 4; 2 is more than 40 %.
-        only_seen: whether cells that no camera looks at count for nothing; published numbers count all cells.
-        damaged: whether a picture that cannot be read ends the run (``refuse``), or is named and masked (``mask``).
+        visibility: what becomes of objects below ``min_visibility``: ``all``, ``ignore`` or ``erase``.
+        min_visibility: 1 to 4; 2 is more than 40 %.
+        visible_only: whether cells that no camera looks at count for nothing; published numbers count all cells.
+        on_corrupt_image: whether an image that cannot be read ends the run (``raise``), or is named and masked (``mask``).
         image_mode: ``rgb``, or ``grey`` for images without colours, their one channel repeated.
         instances: the classes, of objects alone, whose samples tell the centres of these.
 
@@ -156,15 +156,15 @@ class NuScenesSource:
         classes: Annotated[Mapping[str, ClassSpec], Len(1)],
         image_size: ImageSize,
         targets: Sequence[str] | None = None,
-        line_m: Length | None = None,
+        line_width_m: Length | None = None,
         split: splits.Division = "official",
-        cut_bottom: Annotated[float, Ge(0), Le(0.9)] = 0.0,
+        crop_bottom: Annotated[float, Ge(0), Le(0.9)] = 0.0,
         cameras: Annotated[Sequence[CameraName], Len(1)] = CAMERAS,
         raster: Raster = "exact",
         visibility: Visibility = "all",
-        least_visibility: Annotated[int, Ge(1), Le(4)] = 2,
-        only_seen: bool = True,
-        damaged: Damaged = "refuse",
+        min_visibility: Annotated[int, Ge(1), Le(4)] = 2,
+        visible_only: bool = True,
+        on_corrupt_image: OnCorruptImage = "raise",
         image_mode: ImageMode = "rgb",
         instances: Sequence[str] = (),
     ) -> None:
@@ -173,7 +173,7 @@ class NuScenesSource:
         self.root = Path(root)
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
-        self.cut_bottom = cut_bottom
+        self.crop_bottom = crop_bottom
         self.camera_names = tuple(cameras)
         for name in targets or ():
             if name not in classes:
@@ -198,12 +198,12 @@ class NuScenesSource:
         self.instances = tuple(instances)
         self.raster = raster
         self.visibility = visibility
-        self.least_visibility = least_visibility
-        self.only_seen = only_seen
+        self.min_visibility = min_visibility
+        self.visible_only = visible_only
         self.split_name = split
-        self.damaged = damaged
+        self.on_corrupt_image = on_corrupt_image
         self.image_mode = image_mode
-        content = Content(version, grid, line_m)
+        content = Content(version, grid, line_width_m)
         self.remedy = content.command(self.root, Path(prepared))
         self._index = read_index(self.root, Path(prepared), content)
         self._numbers = splits.split_moments(self._index, split, grid)
@@ -223,13 +223,13 @@ class NuScenesSource:
         """
         if name not in self._numbers:
             raise InputError(f"data: unknown split {name!r}; {suggest(name, self._numbers)}")
-        return NuScenesMoments(self, self._index, self._numbers[name])
+        return NuScenesDataset(self, self._index, self._numbers[name])
 
     def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
         """IoU by the sky, under a title that says by which protocol."""
         cells = f"{self.grid.rows}×{self.grid.cols} cells of {self.grid.cell_m:g} m"
-        hidden = "" if self.visibility == "all" else f" below {self.least_visibility}"
-        counted = "cells that a camera sees" if self.only_seen else "all cells"
+        hidden = "" if self.visibility == "all" else f" below {self.min_visibility}"
+        counted = "cells that a camera sees" if self.visible_only else "all cells"
         title = (
             f"{cells}, raster {self.raster}, visibility {self.visibility}{hidden}, {counted}, {self.split_name} split"
         )
@@ -237,37 +237,37 @@ class NuScenesSource:
 
     def finish(self, batch: Batch) -> Batch:
         """Take the cells out that no camera looks at, if so wished."""
-        if self.only_seen:
+        if self.visible_only:
             looks = ground_pixels(cameras_of(batch), self.grid)[1].any(1)  # b R C
             batch["valid"] = batch["valid"] & looks.unsqueeze(1)
         return batch
 
-    def picture(self, camera: CameraRecord) -> tuple[Tensor, Tensor, bool]:
-        """A picture at the network's size, its intrinsics, and whether it could be read."""
+    def read_image(self, camera: CameraRecord) -> tuple[Tensor, Tensor, bool]:
+        """An image at the network's size, its intrinsics, and whether it could be read."""
         path, size = self.root / camera["file"], (camera["size"][0], camera["size"][1])
         kept = (
-            size[0] if not self.cut_bottom else 8 * round(size[0] * (1 - self.cut_bottom) / 8)
+            size[0] if not self.crop_bottom else 8 * round(size[0] * (1 - self.crop_bottom) / 8)
         )  # whole rows at any reduction
-        intrinsics = fit_intrinsics(
+        intrinsics = resize_and_crop_intrinsics(
             torch.tensor(camera["intrinsics"], dtype=torch.float64), (kept, size[1]), self.image_size
         )
         factor = reduction(size, self.image_size)
 
         def read() -> Tensor:
-            picture = read_picture(path, self.image_size, self.image_mode)
-            if tuple(picture.shape[1:]) != (size[0] // factor, size[1] // factor):
-                height, width = picture_size(path)
+            image = read_image(path, self.image_size, self.image_mode)
+            if tuple(image.shape[1:]) != (size[0] // factor, size[1] // factor):
+                height, width = read_image_size(path)
                 raise InputError(
                     f"{path}: it is {height}×{width} (height×width) but the tables say {size[0]}×{size[1]}, and so does its "
-                    "calibration; unpack the release's pictures again"
+                    "calibration; unpack the release's images again"
                 )
-            return picture
+            return image
 
-        found = read_or_mask(read, self.damaged)
+        found = read_or_mask(read, self.on_corrupt_image)
         there = found is not None
-        picture = torch.zeros(3, size[0] // factor, size[1] // factor, dtype=torch.uint8) if found is None else found
-        picture, _ = fit_picture(picture[:, : kept // factor], torch.eye(3), self.image_size)
-        return picture, intrinsics, there
+        image = torch.zeros(3, size[0] // factor, size[1] // factor, dtype=torch.uint8) if found is None else found
+        image, _ = resize_and_crop(image[:, : kept // factor], torch.eye(3), self.image_size)
+        return image, intrinsics, there
 
     def class_planes(
         self, spec: ClassSpec, boxes: Sequence[BoxRecord], layers: NDArray[np.uint16]
@@ -304,7 +304,7 @@ class NuScenesSource:
         hidden: list[BoxRecord] = []
         for box in boxes:
             if _is_one_of(box["category"], spec):
-                seen = self.visibility == "all" or box["visibility"] >= self.least_visibility
+                seen = self.visibility == "all" or box["visibility"] >= self.min_visibility
                 (clear if seen else hidden).append(box)
         return clear, hidden
 
@@ -313,7 +313,7 @@ class NuScenesSource:
             return np.zeros(self.grid.shape, bool)
         rings = corners(np.array([(*box["center_m"][:2], box["yaw"], *box["size_m"][:2]) for box in boxes]))
         if self.raster == "exact":
-            return fill_rings(list(rings), self.grid)
+            return rasterize_polygons(list(rings), self.grid)
         plane = np.zeros(self.grid.shape, np.uint8)
         for ring in rings:
             _import_cv2().fillPoly(plane, [rounded_cells(ring[:-1], self.grid, from_near=self.raster == "lss")], 1)

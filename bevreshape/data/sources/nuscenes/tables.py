@@ -1,7 +1,7 @@
 """The tables of a nuScenes release, moment by moment, in the conventions of this package.
 
 The ego frame is the published protocols': the vehicle at the time of the lidar sweep, turned about the vertical alone, as
-CVT has it. Every camera is where it was when its own picture was taken, so a rig differs a little from moment to moment.
+CVT has it. Every camera is where it was when its own image was taken, so a rig differs a little from moment to moment.
 """
 
 import math
@@ -27,7 +27,7 @@ Matrix = NDArray[np.float64]
 
 
 class CameraRecord(TypedDict):
-    """A picture and its camera."""
+    """An image and its camera."""
 
     file: str
     """Relative to the folder of the release."""
@@ -51,7 +51,7 @@ class BoxRecord(TypedDict):
     """Radians, counter-clockwise seen from above."""
 
 
-class Moment(TypedDict):
+class Keyframe(TypedDict):
     """A keyframe."""
 
     token: str
@@ -137,7 +137,7 @@ def open_map(root: Path, location: str) -> Any:
         raise InputError(f"{path}: it cannot be read ({error}); download the map expansion v1.3 again") from None
 
 
-def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Moment], list[str]]:
+def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Keyframe], list[str]]:
     """All moments of a release, scene by scene, in the order of time.
 
     Args:
@@ -152,7 +152,7 @@ def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Momen
     names = ("mini_train", "mini_val") if "mini" in tables.version else ("train", "val", "test")
     splits = {name: split.removeprefix("mini_") for split in names for name in create_splits_scenes()[split]}
     scenes: list[SceneRecord] = []
-    moments: list[Moment] = []
+    moments: list[Keyframe] = []
     skipped: list[str] = []
     for scene in track(sorted(tables.scene, key=lambda record: record["name"]), "reading scenes"):
         first, token = len(moments), scene["first_sample_token"]
@@ -204,21 +204,21 @@ def _lacking(tables: Any, root: Path, sample: Mapping[str, Any]) -> str:
     return ""
 
 
-def _moment(tables: Any, sample: Mapping[str, Any]) -> Moment:
+def _moment(tables: Any, sample: Mapping[str, Any]) -> Keyframe:
     lidar = tables.get("sample_data", sample["data"][LIDAR])
     world_from_ego = levelled(_pose(tables.get("ego_pose", lidar["ego_pose_token"])))
     ego_from_world = inverse(world_from_ego)
     cameras: dict[str, CameraRecord] = {}
     for name in CAMERAS:
-        picture = tables.get("sample_data", sample["data"][name])
-        sensor = tables.get("calibrated_sensor", picture["calibrated_sensor_token"])
-        world_from_vehicle = _pose(tables.get("ego_pose", picture["ego_pose_token"]))  # when the picture was taken
+        image = tables.get("sample_data", sample["data"][name])
+        sensor = tables.get("calibrated_sensor", image["calibrated_sensor_token"])
+        world_from_vehicle = _pose(tables.get("ego_pose", image["ego_pose_token"]))  # when the image was taken
         cameras[name] = CameraRecord(
-            file=picture["filename"], size=(picture["height"], picture["width"]), intrinsics=sensor["camera_intrinsic"],
+            file=image["filename"], size=(image["height"], image["width"]), intrinsics=sensor["camera_intrinsic"],
             ego_from_cam=(ego_from_world @ world_from_vehicle @ _pose(sensor)).tolist(),
         )  # fmt: skip
     boxes = [_box(tables.get("sample_annotation", token), ego_from_world) for token in sample["anns"]]
-    return Moment(token=sample["token"], world_from_ego=world_from_ego.tolist(), cameras=cameras, boxes=boxes)
+    return Keyframe(token=sample["token"], world_from_ego=world_from_ego.tolist(), cameras=cameras, boxes=boxes)
 
 
 def _box(annotation: Mapping[str, Any], ego_from_world: Matrix) -> BoxRecord:

@@ -43,13 +43,13 @@ def main() -> None:
         for index in range(options.scenes):
             train[index]
         read = time.perf_counter() - start
-    pictures = options.scenes * len(source.camera_names)
+    images = options.scenes * len(source.camera_names)
     height, width = source.image_size
     rows, cols = source.grid.shape
     print(
-        f"{options.rig}: {options.scenes} scenes, {pictures} pictures of {height}×{width}, targets of {rows}×{cols}, "
+        f"{options.rig}: {options.scenes} scenes, {images} images of {height}×{width}, targets of {rows}×{cols}, "
         f"{options.workers} processes\n"
-        f"generated at {pictures / generated:.0f} pictures/s ({generated:.1f} s, start of the processes included)\n"
+        f"generated at {images / generated:.0f} images/s ({generated:.1f} s, start of the processes included)\n"
         f"read in {1000 * read / options.scenes:.2f} ms a scene, {size / options.scenes / 1000:.0f} kB each"
     )
 

@@ -1,4 +1,4 @@
-"""The ground as a picture shows it.
+"""The ground as an image shows it.
 
 A camera and the ground plane are related by a homography: it turns pixels into ground points, at which Kornia samples
 the surfaces' texture, in a near and a far level. Surfaces and markings are no texture but the scene's own functions,

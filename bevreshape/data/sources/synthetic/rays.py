@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 Window = tuple[slice, slice]
-"""Rows and columns of a picture."""
+"""Rows and columns of an image."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Pictures of a scene: the ground through a homography, what stands on it by ray casting.
+"""Images of a scene: the ground through a homography, what stands on it by ray casting.
 
 The ground is drawn by :mod:`bevreshape.data.sources.synthetic.ground`, one ray a pixel. What stands on it, and its shadows, are
 met by two, a quarter of a pixel to the upper left and to the lower right of the pixel's centre, which smooths edges of
@@ -35,11 +35,11 @@ def render(
     image_size: tuple[int, int],
     rng: np.random.Generator | None,
 ) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) that a camera takes of a scene.
+    """The image (H, W, 3) that a camera takes of a scene.
 
     Args:
         scene: what there is.
-        pixel_from_cam: (3, 3), in pixels of the picture.
+        pixel_from_cam: (3, 3), in pixels of the image.
         ego_from_cam: (4, 4), in metres.
         image_size: (H, W).
         rng: draws the sensor's noise; ``None`` for a sensor without.
@@ -49,13 +49,13 @@ def render(
     twins = Rays(half_pixel @ pixel_from_cam, ego_from_cam, (height, 2 * width), STAGGER)
     solids = Solids([*(solid for car in scene.vehicles for solid in car.solids), *scene.scenery])
     light = _shadows(scene.look, solids, twins)
-    picture = _sky_and_ground(scene, Rays(pixel_from_cam, ego_from_cam, image_size), light)
-    _stand_on(picture, scene.look, solids, twins)
-    picture *= np.array(scene.look.gain, np.float32)[:, None, None]
+    image = _sky_and_ground(scene, Rays(pixel_from_cam, ego_from_cam, image_size), light)
+    _stand_on(image, scene.look, solids, twins)
+    image *= np.array(scene.look.gain, np.float32)[:, None, None]
     if rng is not None:
-        picture += _noise(rng, picture.shape) * np.float32(scene.look.noise)
-    picture *= np.float32(255)
-    levels = np.rint(np.clip(picture, 0, 255, out=picture), out=picture)
+        image += _noise(rng, image.shape) * np.float32(scene.look.noise)
+    image *= np.float32(255)
+    levels = np.rint(np.clip(image, 0, 255, out=image), out=image)
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -87,8 +87,8 @@ def _shadows(look: Look, solids: Solids, twins: Rays) -> Array:
     return 1 - np.float32(1 - look.shade) * _mean(shaded.astype(np.float32))
 
 
-def _stand_on(picture: Array, look: Look, solids: Solids, twins: Rays) -> None:
-    """Draw what stands on the ground into a picture (3, H, W) of the ground."""
+def _stand_on(image: Array, look: Look, solids: Solids, twins: Rays) -> None:
+    """Draw what stands on the ground into an image (3, H, W) of the ground."""
     nearness = np.zeros(twins.shape, np.float32)
     met = np.full(twins.shape, -1, np.int16)
     bounds = solids.seen(twins)
@@ -99,7 +99,7 @@ def _stand_on(picture: Array, look: Look, solids: Solids, twins: Rays) -> None:
         near = bounds.nearness(i, twins, window)
         np.copyto(met[window], i, where=near > before)
         np.maximum(before, near, out=before)
-    picture *= 1 - _mean((met >= 0).astype(np.float32))
+    image *= 1 - _mean((met >= 0).astype(np.float32))
     for twin in (0, 1):
         covered = np.flatnonzero(met[:, twin::2] >= 0)
         for first in range(0, len(covered), BLOCK):
@@ -109,14 +109,14 @@ def _stand_on(picture: Array, look: Look, solids: Solids, twins: Rays) -> None:
             haze = 1 - np.exp(at * np.float32(-1 / look.haze_m))
             for k, colour in enumerate(solids.shade(met.ravel()[ray].astype(np.intp), twins.points(ray, at), look)):
                 colour += (np.float32(look.horizon[k]) - colour) * haze
-                picture[k].ravel()[pixel] += np.float32(0.5) * colour
+                image[k].ravel()[pixel] += np.float32(0.5) * colour
 
 
 def _sky_and_ground(scene: Scene, rays: Rays, light: Array) -> Array:
-    """The picture (3, H, W) without anything standing on the ground, which gets ``light`` (H, W)."""
+    """The image (3, H, W) without anything standing on the ground, which gets ``light`` (H, W)."""
     look = scene.look
     direction = rays.evaluate(rays.ego_from_pixel.astype(np.float32), (slice(None), slice(None)))
-    picture = np.empty_like(direction)
+    image = np.empty_like(direction)
     slope, nearest = -direction[2], np.float32(rays.center[2] / FAR_M)
     depth = np.where(slope > nearest, np.float32(rays.center[2]) / np.maximum(slope, nearest), np.float32(np.inf))
     sky_rows, ground_rows = np.flatnonzero(np.isinf(depth).any(1)), np.flatnonzero(np.isfinite(depth).any(1))
@@ -129,7 +129,7 @@ def _sky_and_ground(scene: Scene, rays: Rays, light: Array) -> Array:
         rise *= 2 - rise
         for k in range(3):
             blue = look.horizon[k] + (look.zenith[k] - look.horizon[k]) * rise
-            picture[k, sky] = blue + (np.float32(0.95) - blue) * cloud
+            image[k, sky] = blue + (np.float32(0.95) - blue) * cloud
     if ground_rows.size:
         rows = slice(ground_rows[0], ground_rows[-1] + 1)
         at = np.minimum(depth[rows], np.float32(FAR_M))
@@ -139,5 +139,5 @@ def _sky_and_ground(scene: Scene, rays: Rays, light: Array) -> Array:
         for k, colour in enumerate(ground_colours(scene, x, y)):
             lit = colour * light[rows]
             lit += (np.float32(look.horizon[k]) - lit) * haze
-            np.copyto(picture[k, rows], lit, where=on_ground)
-    return picture
+            np.copyto(image[k, rows], lit, where=on_ground)
+    return image

@@ -202,7 +202,7 @@ class Solids:
 
 
 class Bounds:
-    """What bounds solids in a picture, as functions linear in the pixel.
+    """What bounds solids in an image, as functions linear in the pixel.
 
     Args:
         round: (m,) which of them are ellipsoids.
@@ -234,13 +234,13 @@ def _away_from_zero(values: Array) -> Array:
 
 
 def windows(corners: Array, rays: Rays) -> Iterator[tuple[int, Window, float]]:
-    """The hulls that may be in a picture, the nearest first.
+    """The hulls that may be in an image, the nearest first.
 
     A hull that reaches behind the camera is cut at ``CUT_M``, so that no point is projected from behind.
 
     Args:
         corners: (m, 8, 3) in the ego frame.
-        rays: of the picture.
+        rays: of the image.
 
     Yields:
         The hull's number, the samples that its projection may cover, and the depth of its nearest corner.

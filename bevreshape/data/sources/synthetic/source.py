@@ -80,7 +80,7 @@ class World:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), index, purpose))
 
     def scene(self, index: int) -> Scene:
-        """What scene ``index`` holds; the same for every rig, picture size, grid and jitter."""
+        """What scene ``index`` holds; the same for every rig, image size, grid and jitter."""
         return draw_scene(self.seed, SPLITS.index(self.split), index, SCENE)
 
     def poses(self, index: int) -> NDArray[np.float32]:
@@ -88,7 +88,7 @@ class World:
         _, mounted = nominal(self.rig, self.image_size)
         return self.jitter.draw(mounted, self.generator(index, POSE)).astype(np.float32)
 
-    def pictures(self, index: int, scene: Scene, poses: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
+    def images(self, index: int, scene: Scene, poses: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
         """What every camera sees, (H, W, 3)."""
         intrinsics, _ = nominal(self.rig, self.image_size)
         sensor = self.generator(index, SENSOR)
@@ -108,21 +108,21 @@ def _seen(rig: str, image_size: tuple[int, int], grid: BEVGrid, poses: bytes) ->
 
 
 def make_records(world: World, first: int, stop: int) -> list[bytes]:
-    """The cached form of scenes ``first`` to before ``stop``: lengths of the pictures, poses, labels as bits, pictures."""
+    """The cached form of scenes ``first`` to before ``stop``: lengths of the images, poses, labels as bits, images."""
     return [_encode(world, index) for index in range(first, stop)]
 
 
 def _encode(world: World, index: int) -> bytes:
     scene, poses = world.scene(index), world.poses(index)
-    pictures = []
-    for picture in world.pictures(index, scene, poses):
+    images = []
+    for image in world.images(index, scene, poses):
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        pictures.append(file.getvalue())
-    lengths = np.array([len(picture) for picture in pictures], "<u4")
+        Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+        images.append(file.getvalue())
+    lengths = np.array([len(image) for image in images], "<u4")
     target, seen = truth(scene, world.grid, world.lane_label_m), world.seen(poses)
     labels = np.packbits(np.concatenate([target, seen[None]]))
-    return b"".join([lengths.tobytes(), poses.astype("<f4").tobytes(), labels.tobytes(), *pictures])
+    return b"".join([lengths.tobytes(), poses.astype("<f4").tobytes(), labels.tobytes(), *images])
 
 
 class SyntheticScenes(Dataset[Sample]):
@@ -155,16 +155,16 @@ class SyntheticScenes(Dataset[Sample]):
         n, (rows, cols) = len(self.intrinsics), self.world.grid.shape
         bits = (len(CLASSES) + 1) * rows * cols
         poses_at, labels_at = 4 * n, 4 * n + 64 * n
-        pictures_at = labels_at + (bits + 7) // 8
+        images_at = labels_at + (bits + 7) // 8
         lengths = np.frombuffer(record, "<u4", n).tolist()
         poses = np.frombuffer(record, "<f4", 16 * n, poses_at).reshape(n, 4, 4).astype(np.float32)
-        packed = np.frombuffer(record, np.uint8, pictures_at - labels_at, labels_at)
+        packed = np.frombuffer(record, np.uint8, images_at - labels_at, labels_at)
         labels = torch.from_numpy(np.unpackbits(packed, count=bits).view(bool).reshape(-1, rows, cols))
         images = np.empty((n, 3, *self.world.image_size), np.uint8)
-        for image, length in zip(images, lengths, strict=True):
-            picture = Image.open(io.BytesIO(record[pictures_at : pictures_at + length]))
-            image[:] = np.asarray(picture).transpose(2, 0, 1)
-            pictures_at += length
+        for decoded, length in zip(images, lengths, strict=True):
+            image = Image.open(io.BytesIO(record[images_at : images_at + length]))
+            decoded[:] = np.asarray(image).transpose(2, 0, 1)
+            images_at += length
         return {
             "image": torch.from_numpy(images),
             "intrinsics": self.intrinsics.clone(),
@@ -191,13 +191,13 @@ class SyntheticSource:
     """Procedural streets: curved roads and junctions, markings, crossings, vehicles, and what stands beside the road.
 
     Scene i of a split and seed is always the same one. It is rendered once and kept under ``root`` in a folder that is
-    named after everything that its content depends on. Pictures always show the true cameras; the calibration that a
+    named after everything that its content depends on. Images always show the true cameras; the calibration that a
     batch tells may be made to differ from it.
 
     Args:
         grid: cells of the target.
         rig: ``front`` (one camera) or ``surround`` (six).
-        image_size: (H, W) of the pictures, in pixels.
+        image_size: (H, W) of the images, in pixels.
         scenes: number of scenes of every split; more of them keeps those that are there.
         seed: of the world, ≥ 0.
         jitter: standard deviations ``yaw_deg``, ``pitch_deg``, ``roll_deg``, ``height_m`` of the cameras' true poses about

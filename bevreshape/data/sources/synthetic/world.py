@@ -1,4 +1,4 @@
-"""What a scene holds, in metres: the one description from which both the pictures and the truth are computed.
+"""What a scene holds, in metres: the one description from which both the images and the truth are computed.
 
 Nothing here is rasterised. A road is a curve of two arcs that meet with a common tangent, so that the distance along it
 ``s`` and the distance to the left of it ``t`` of any ground point have closed forms. Surfaces are signed distances,
