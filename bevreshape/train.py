@@ -37,7 +37,7 @@ from bevreshape.config.options import LocalPath, read_settings, read_value
 from bevreshape.config.overrides import quoted
 from bevreshape.config.stored import check_cache, read_config, read_history, typed_trust
 from bevreshape.data.batch import SPLITS
-from bevreshape.data.datamodule import BEVDataModule, EveryOnce, ResumableShuffleSampler
+from bevreshape.data.datamodule import BEVDataModule, ResumableShuffleSampler, evaluation_sampler
 from bevreshape.errors import Divergence, InputError
 from bevreshape.model import BEVModel
 from bevreshape.reporting.tables import metrics_table, print_table, write_metrics
@@ -265,7 +265,8 @@ def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
     samples = {name: len(data.source.split(name)) for name in SPLITS}  # type: ignore[arg-type]
     order = ResumableShuffleSampler(samples["train"], data.batch_size, data.seed, world=world, accumulated=accumulated)
     for name in ("val", "test"):
-        batches = math.ceil(len(EveryOnce(samples[name], world - 1, world)) / data.batch_size)  # of the smallest share
+        smallest = len(evaluation_sampler(range(samples[name]), world - 1, world))
+        batches = math.ceil(smallest / data.batch_size)
         limit = trainer.get(f"limit_{name}_batches")
         if isinstance(limit, float) and int(batches * limit) == 0:
             raise InputError(

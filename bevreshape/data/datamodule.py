@@ -1,10 +1,11 @@
 """Splits and loaders; what can run on the device in batch does."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Sampler
 
 from bevreshape.config.options import BatchSize, CountOrNone, Seed, checked
@@ -74,21 +75,18 @@ class ResumableShuffleSampler(Sampler[int]):
         return iter(mine[start * self.batch_size :].tolist())
 
 
-class EveryOnce(Sampler[int]):
-    """Each sample on exactly one process, none twice: the shares may differ in length, metrics add up exactly."""
+def evaluation_sampler(dataset: Sized, rank: int, world: int) -> UnrepeatedDistributedSampler:
+    """Give each sample to exactly one process, none twice: shares may differ in length, metrics add up exactly.
 
-    def __init__(self, length: int, rank: int, world: int) -> None:
-        if length < world:
-            raise InputError(
-                f"data: {length} samples cannot be shared by {world} processes; set trainer.devices={max(length, 1)}"
-            )
-        self.indices = range(rank, length, world)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    Raises:
+        InputError: when there are more processes than samples.
+    """
+    if len(dataset) < world:
+        raise InputError(
+            f"data: {len(dataset)} samples cannot be shared by {world} processes; "
+            f"set trainer.devices={max(len(dataset), 1)}"
+        )
+    return UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
 
 
 @checked
@@ -170,7 +168,7 @@ class BEVDataModule(LightningDataModule):
 
     def _evaluation(self, split: str) -> DataLoader[Sample]:
         dataset = self.source.split(split)
-        return self._loader(dataset, EveryOnce(len(dataset), *self._place()))  # type: ignore[arg-type]
+        return self._loader(dataset, evaluation_sampler(dataset, *self._place()))  # type: ignore[arg-type]
 
     def _loader(self, dataset, sampler: Sampler[int]) -> DataLoader[Sample]:
         return Loader(

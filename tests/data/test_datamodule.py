@@ -2,7 +2,7 @@
 
 import pytest
 
-from bevreshape.data.datamodule import EveryOnce, ResumableShuffleSampler
+from bevreshape.data.datamodule import ResumableShuffleSampler, evaluation_sampler
 from bevreshape.errors import InputError
 
 
@@ -57,11 +57,12 @@ def test_accumulated_batches_are_those_of_one_large_batch(world: int, accumulate
 
 @pytest.mark.parametrize(("length", "world"), [(7, 2), (5, 5), (100, 3)])
 def test_evaluation_reads_every_sample_once(length: int, world: int) -> None:
-    shares = [list(EveryOnce(length, rank, world)) for rank in range(world)]
-    assert sorted(index for share in shares for index in share) == list(range(length))
-    assert [len(EveryOnce(length, rank, world)) for rank in range(world)] == [len(share) for share in shares]
+    samplers = [evaluation_sampler(range(length), rank, world) for rank in range(world)]
+    shares = [list(sampler) for sampler in samplers]
+    assert shares == [list(range(rank, length, world)) for rank in range(world)]
+    assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
 
 
 def test_more_processes_than_samples_are_refused() -> None:
     with pytest.raises(InputError, match=r"trainer\.devices=2"):
-        EveryOnce(2, 0, 3)
+        evaluation_sampler(range(2), 0, 3)
