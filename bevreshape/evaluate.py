@@ -90,9 +90,9 @@ class Evaluation(LightningModule):
         for metric in self._own:
             metric.update(logits.float().sigmoid(), target, valid, batch)
         for number, metric in enumerate(self._without):
-            mask = cameras.present.clone()
+            mask = cameras.full_mask.clone()
             mask[:, number] = False
-            metric.update(self._logits(features, replace(cameras, mask=mask)), target, valid)
+            metric.update(self._logits(features, replace(cameras, camera_mask=mask)), target, valid)
 
     def _logits(self, features: Tensor, cameras: Cameras) -> Tensor:
         return self.model.head(self.model.reshaper(features, cameras))[:, self.predicted]  # b k rows cols

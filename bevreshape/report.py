@@ -217,7 +217,7 @@ def fitting(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
 
 
 def _camera_of(cameras: Cameras, number: int) -> Cameras:
-    mask = None if cameras.mask is None else cameras.mask[number : number + 1]
+    mask = None if cameras.camera_mask is None else cameras.camera_mask[number : number + 1]
     one = slice(number, number + 1)
     return Cameras(cameras.intrinsics[one], cameras.ego_from_cam[one], cameras.image_size, mask)
 

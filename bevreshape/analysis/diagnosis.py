@@ -124,7 +124,7 @@ def diagnose(
         """Weights of all samples as the first one's cameras would see them, so that they differ by images alone."""
         poses, intrinsics = cameras.ego_from_cam, cameras.intrinsics
         first = Cameras(
-            intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size, cameras.present
+            intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size, cameras.full_mask
         )
         if torch.equal(first.intrinsics, intrinsics) and torch.equal(first.ego_from_cam, poses):
             return weights
@@ -294,7 +294,7 @@ def _joined(cameras: Sequence[Cameras]) -> Cameras:
         torch.cat([c.intrinsics for c in cameras]),
         torch.cat([c.ego_from_cam for c in cameras]),
         cameras[0].image_size,
-        torch.cat([c.present for c in cameras]),
+        torch.cat([c.full_mask for c in cameras]),
     )
 
 

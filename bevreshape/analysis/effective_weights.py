@@ -204,12 +204,12 @@ def _repeated(x: Tensor, sample: int, copies: int) -> Tensor:
 
 
 def _cameras_repeated(cameras: Cameras, sample: int, copies: int) -> Cameras:
-    mask = cameras.mask
+    mask = cameras.camera_mask
     return replace(
         cameras,
         intrinsics=_repeated(cameras.intrinsics, sample, copies),
         ego_from_cam=_repeated(cameras.ego_from_cam, sample, copies),
-        mask=None if mask is None else _repeated(mask, sample, copies),
+        camera_mask=None if mask is None else _repeated(mask, sample, copies),
     )
 
 

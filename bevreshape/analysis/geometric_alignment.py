@@ -181,7 +181,7 @@ def geometry_agreement(
     # which camera
     heard = seen.any(-1) & (mass.sum(-1) > 0)  # b q
     share = (mass * seen).sum(-1)[heard] / mass.sum(-1)[heard]
-    present = cameras.present.unsqueeze(1).expand_as(seen)
+    present = cameras.full_mask.unsqueeze(1).expand_as(seen)
     uniform_share = seen.sum(-1)[heard] / present.sum(-1)[heard]
     return Agreement(
         whole=whole,

@@ -210,7 +210,7 @@ class PermutedReshaper(Reshaper):
         self.reshaper._check_cameras(cameras)
 
     def _check_present(self, cameras: Cameras | None) -> None:
-        if cameras is None or cameras.mask is None or self.source.cameras == 1 or cameras.mask.all():
+        if cameras is None or cameras.camera_mask is None or self.source.cameras == 1 or cameras.camera_mask.all():
             return
         camera = torch.arange(len(self.permutation), device=self.permutation.device) // self.source.tokens
         if not torch.equal(self.permutation // self.source.tokens, camera):

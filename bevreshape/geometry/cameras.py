@@ -80,13 +80,13 @@ class Cameras:
         intrinsics: ``pixel_from_cam``, (b, n, 3, 3), in pixels of an image of ``image_size``.
         ego_from_cam: (b, n, 4, 4), in metres.
         image_size: (H, W) in pixels.
-        mask: (b, n), false where a camera was dropped; ``None`` when all are there.
+        camera_mask: (b, n), false where a camera was dropped; ``None`` when all are there.
     """
 
     intrinsics: Tensor
     ego_from_cam: Tensor
     image_size: tuple[int, int]
-    mask: Tensor | None = None
+    camera_mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         b, n = self.intrinsics.shape[:2]
@@ -95,8 +95,8 @@ class Cameras:
                 f"cameras: intrinsics {tuple(self.intrinsics.shape)} and ego_from_cam {tuple(self.ego_from_cam.shape)} "
                 "must be (b, n, 3, 3) and (b, n, 4, 4) with the same b and n"
             )
-        if self.mask is not None and self.mask.shape != (b, n):
-            raise InputError(f"cameras: mask {tuple(self.mask.shape)} must be (b, n) = {(b, n)}")
+        if self.camera_mask is not None and self.camera_mask.shape != (b, n):
+            raise InputError(f"cameras: camera_mask {tuple(self.camera_mask.shape)} must be (b, n) = {(b, n)}")
         for key in ("intrinsics", "ego_from_cam"):
             value = getattr(self, key)
             if value.dtype not in (torch.float32, torch.float64):
@@ -115,10 +115,10 @@ class Cameras:
         return invert_rigid(self.ego_from_cam)
 
     @property
-    def present(self) -> Bool[Tensor, "b n"]:
-        """Which cameras are there."""
-        if self.mask is not None:
-            return self.mask
+    def full_mask(self) -> Bool[Tensor, "b n"]:
+        """``camera_mask``, all true where it is ``None``."""
+        if self.camera_mask is not None:
+            return self.camera_mask
         return torch.ones(self.batch_shape, dtype=torch.bool, device=self.intrinsics.device)
 
     @property
@@ -180,7 +180,7 @@ class Cameras:
         height, width = self.image_size
         u, v = pixels[..., 0], pixels[..., 1]
         inside = (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
-        return inside & (depth > NEAR) & self.present[..., None]
+        return inside & (depth > NEAR) & self.full_mask[..., None]
 
     def resized(self, image_size: tuple[int, int]) -> "Cameras":
         """The cameras of the same images resized to (H, W): u becomes ``s · (u + ½) − ½``."""
@@ -193,9 +193,12 @@ class Cameras:
 
     def to(self, device: torch.device | str) -> "Cameras":
         """The same cameras on another device."""
-        mask = None if self.mask is None else self.mask.to(device)
+        camera_mask = None if self.camera_mask is None else self.camera_mask.to(device)
         return replace(
-            self, intrinsics=self.intrinsics.to(device), ego_from_cam=self.ego_from_cam.to(device), mask=mask
+            self,
+            intrinsics=self.intrinsics.to(device),
+            ego_from_cam=self.ego_from_cam.to(device),
+            camera_mask=camera_mask,
         )
 
 

@@ -104,7 +104,7 @@ def bev_to_image(
     side = rearrange(side, "b n (H W) -> b n H W", H=height, W=width)
     col, row = cells[..., 0], cells[..., 1]
     inside = (col >= -0.5) & (col < grid.cols - 0.5) & (row >= -0.5) & (row < grid.rows - 0.5)
-    valid = inside & (side > NEAR) & cameras.present[..., None, None]
+    valid = inside & (side > NEAR) & cameras.full_mask[..., None, None]
     cells = torch.where(valid[..., None], cells, torch.zeros_like(cells))
     images = sample(repeat(bev, "b k R C -> b n k R C", n=n), cells, mode)
     return images * valid.unsqueeze(2), valid

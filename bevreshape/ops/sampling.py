@@ -84,7 +84,7 @@ def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, 
     rest = rest + torch.maximum(along_z * heights[0], along_z * heights[-1])
     over_x, over_y = along_x * centers[:, 0, 0], along_y * centers[0, :, 1] + rest  # b n 5 R, b n 5 C
     nearest = (over_x.unsqueeze(-1) + over_y.unsqueeze(-2)).amin(2)  # b n R C
-    return rearrange((nearest > -SLACK) & cameras.present[..., None, None], "b n R C -> b R C n").nonzero()
+    return rearrange((nearest > -SLACK) & cameras.full_mask[..., None, None], "b n R C -> b R C n").nonzero()
 
 
 def _look_everywhere(cameras: Cameras, grid: BEVGrid, heights: Tensor, source: FeatureShape) -> tuple[Tensor, Tensor]:

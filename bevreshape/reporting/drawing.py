@@ -149,7 +149,7 @@ def overlay_on_images(
     for number, (given, poses) in enumerate(zip(images, cameras.ego_from_cam, strict=True)):
         painted = []
         for camera, image in enumerate(_bytes(given)):
-            if cameras.present[number, camera]:
+            if cameras.full_mask[number, camera]:
                 rays = partial(pinhole_rays, cameras.intrinsics[number, camera].double().cpu())
                 image = paint_ground(
                     image, bev[number], rays, poses[camera], grid, classes, threshold=threshold, opacity=opacity

@@ -396,7 +396,7 @@ def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list
     ground, side = (part[0] for part in apply_homography(cameras.ground_from_pixel, pixels))  # n t 2, n t
     inside = (
         (side > NEAR)
-        & cameras.present[0, :, None]
+        & cameras.full_mask[0, :, None]
         & (ground[..., 0] >= grid.forward_m[0])
         & (ground[..., 0] <= grid.forward_m[1])
         & (ground[..., 1] >= grid.left_m[0])

@@ -144,6 +144,6 @@ class FeedForward(nn.Sequential):
 
 def present_tokens(cameras: Cameras | None, tokens: int) -> Bool[Tensor, "b nt"] | None:
     """Which of the tokens of all cameras, ``tokens`` a camera, are there; ``None`` when all are."""
-    if cameras is None or cameras.mask is None:
+    if cameras is None or cameras.camera_mask is None:
         return None
-    return torch.repeat_interleave(cameras.mask, tokens, dim=1)
+    return torch.repeat_interleave(cameras.camera_mask, tokens, dim=1)

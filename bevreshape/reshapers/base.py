@@ -299,17 +299,17 @@ def _forget_rig(module: nn.Module, *_: Any) -> None:
 
 def without_dropped(features: Tensor, cameras: Cameras | None) -> Tensor:
     """(b, n, c, h, w) with zeros in dropped cameras, whatever they hold, NaN too."""
-    if cameras is None or cameras.mask is None:
+    if cameras is None or cameras.camera_mask is None:
         return features
-    return torch.where(cameras.mask[..., None, None, None], features, 0)
+    return torch.where(cameras.camera_mask[..., None, None, None], features, 0)
 
 
 def present_weights(features: Tensor, cameras: Cameras | None) -> Tensor:
     """(b, n) weights that average over the cameras that are there; all cameras when no mask is given."""
     b, n = features.shape[:2]
-    if cameras is None or cameras.mask is None:
+    if cameras is None or cameras.camera_mask is None:
         return features.new_full((b, n), 1.0 / n)
-    present = cameras.mask.to(features.dtype)
+    present = cameras.camera_mask.to(features.dtype)
     return present / present.sum(1, keepdim=True).clamp(min=1)
 
 

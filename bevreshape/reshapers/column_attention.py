@@ -205,7 +205,7 @@ class ColumnAttention(GeometricReshaper):
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), and the mask if there is one."""
-        mask = () if cameras.mask is None else (cameras.mask,)
+        mask = () if cameras.camera_mask is None else (cameras.camera_mask,)
         return (*self.maps.locate(cameras), *mask)
 
     def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:

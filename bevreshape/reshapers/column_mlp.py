@@ -164,7 +164,7 @@ class ColumnMLP(GeometricReshaper):
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), what :meth:`windows` says, and the mask if
         there is one."""
-        mask = () if cameras.mask is None else (cameras.mask,)
+        mask = () if cameras.camera_mask is None else (cameras.camera_mask,)
         return (*self.maps.locate(cameras), *self.windows(self._tops(cameras)), *mask)
 
     def windows(
@@ -199,7 +199,7 @@ class ColumnMLP(GeometricReshaper):
         middle = torch.cat([ahead, middle_m[:, None].expand(*ahead.shape[:-1], 1)], dim=-1)  # from the camera, ego axes
         middle = (cameras.ego_from_cam[..., None, :3, :3] * middle.unsqueeze(-1)).sum(-2)  # camera axes
         v = (k[..., None, 1, :] * middle).sum(-1) / middle[..., 2].clamp(min=NEAR)
-        return torch.where(cameras.present[..., None], (v - offset_px) / stride - half, 0)
+        return torch.where(cameras.full_mask[..., None], (v - offset_px) / stride - half, 0)
 
     def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
         tokens, weights, row, upper, lower, *mask = located

@@ -343,7 +343,7 @@ class CrossViewAttention(GeometricReshaper):
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         device, dtype = cameras.intrinsics.device, cameras.intrinsics.dtype
         rays = [cameras.rays(scale.pixels(device, dtype).flatten(0, 1)) for scale in self.sources]
-        return self.encode(rays, cameras.centers, self.grid.centers(device, dtype), cameras.mask)
+        return self.encode(rays, cameras.centers, self.grid.centers(device, dtype), cameras.camera_mask)
 
     def encode(
         self,

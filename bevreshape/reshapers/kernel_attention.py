@@ -269,7 +269,7 @@ class KernelAttention(GeometricReshaper):
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         """What :meth:`arrange` makes of the cells' centres and the cameras' rays."""
-        there = cameras.present[..., None, None]  # b n 1 1
+        there = cameras.full_mask[..., None, None]  # b n 1 1
         ground = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
         points = F.pad(ground, (0, 1), value=self.height_m)  # p 3
         pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))  # b n p 2, b n p

@@ -141,7 +141,7 @@ class LiftSplat(GeometricReshaper):
 
     def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
         """What :meth:`place` finds for the points of these cameras."""
-        return self.place(self.points(cameras), cameras.present)
+        return self.place(self.points(cameras), cameras.full_mask)
 
     def lift(
         self, features: Float[Tensor, "b n c h w"]

@@ -80,8 +80,8 @@ class Rectify(nn.Module):
         n, c = features.shape[1:3]
         h, w = self.sizes
         numbers = describe(cameras)  # b n i
-        if cameras.mask is not None:
-            numbers = numbers.masked_fill(~cameras.mask[..., None], 0)
+        if cameras.camera_mask is not None:
+            numbers = numbers.masked_fill(~cameras.camera_mask[..., None], 0)
         angles = numbers[..., None] * self.octaves.to(numbers.dtype)
         numbers = torch.cat([numbers, angles.sin().flatten(2), angles.cos().flatten(2)], -1)
         with torch.autocast(features.device.type, enabled=False):
@@ -221,9 +221,9 @@ class MLP(Reshaper):
         for layer in self.layers:
             x = layer(x, self.activation)  # g (b d) cells
         maps = x.unflatten(1, (b, -1))  # g b d cells
-        if self.joint or cameras is None or cameras.mask is None:
+        if self.joint or cameras is None or cameras.camera_mask is None:
             return maps
-        return maps * cameras.mask.T[..., None, None].to(maps.dtype)  # σ(b) remains of a dropped camera
+        return maps * cameras.camera_mask.T[..., None, None].to(maps.dtype)  # σ(b) remains of a dropped camera
 
     @torch.no_grad()
     def load_original(self, state_dict: Mapping[str, Any]) -> "MLP":

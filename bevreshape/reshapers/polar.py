@@ -100,7 +100,7 @@ class PolarMaps:
         across, _, distance, depth = self._on_cells(
             torch.cat([homography, torch.cat([ahead, behind], dim=-1).unsqueeze(-2)], dim=-2)
         ).unbind(2)  # b n p
-        seen = (distance > NEAR) & (depth >= self.edges[0]) & (depth < self.edges[-1]) & cameras.present[..., None]
+        seen = (distance > NEAR) & (depth >= self.edges[0]) & (depth < self.edges[-1]) & cameras.full_mask[..., None]
         u = across / torch.where(seen, distance, 1)
         seen = seen & (u >= -0.5) & (u < cameras.image_size[1] - 0.5)
         borders = constant(self.edges[1:-1], u)

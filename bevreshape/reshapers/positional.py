@@ -155,8 +155,8 @@ class RayEncoding(nn.Module):
         """Sines, then cosines, of azimuth and elevation; those of angles 0 for a dropped camera."""
         x, y, z = cameras.rays(self.pixels).unbind(-1)  # b n t
         angles = torch.stack([torch.atan2(y, x), torch.atan2(z, (x.square() + y.square()).sqrt())], -1)
-        if cameras.mask is not None:
-            angles = torch.where(cameras.mask[..., None, None], angles, 0)
+        if cameras.camera_mask is not None:
+            angles = torch.where(cameras.camera_mask[..., None, None], angles, 0)
         phase = (angles[..., None] * self.octaves.to(angles.dtype)).flatten(-2).flatten(1, 2)
         return torch.cat([phase.sin(), phase.cos()], -1)
 

@@ -71,7 +71,7 @@ def jacobian(bev: Tensor, x: Tensor, sample: int, cell: tuple[int, int]) -> Tens
 def test_it_is_the_norm_of_the_jacobian_of_every_reshaper(cls: type[Reshaper]) -> None:
     narrow = {"dim": 8, "heads": 2, "latents": 4} if cls is LatentAttention else {}  # by far the slowest
     reshaper, x = build(cls, **narrow).eval(), doubles(2, 2, 4, 2, 3)
-    rig = replace(cameras(2, 2), mask=torch.tensor([[True, True], [True, False]]))
+    rig = replace(cameras(2, 2), camera_mask=torch.tensor([[True, True], [True, False]]))
     cells = [(0, 0), (1, 1), (2, 0)]
     found = jacobian_norm(reshaper, x, rig, cells=cells, copies=2)
     assert found.shape == (2, 3, 2, 2, 3)
@@ -211,7 +211,10 @@ def test_with_a_held_the_jacobian_of_cross_attention_is_that_of_its_matrices(
     """‖Σ_heads A_qk·Wv·Wo‖_F; where values are normalised first, behind the derivative of that."""
     options = {"token_encoding": encoding, "query_encoding": encoding, "feedforward": 0, "normalise_values": normalised}
     reshaper = build(CrossAttention, dim=8, heads=2, kernel=kernel, bare=bare, **options)
-    x, rig = doubles(2, 2, 4, 2, 3), replace(cameras(2, 2), mask=None if mask is None else torch.tensor([mask, mask]))
+    x, rig = (
+        doubles(2, 2, 4, 2, 3),
+        replace(cameras(2, 2), camera_mask=None if mask is None else torch.tensor([mask, mask])),
+    )
     cells = [(0, 1), (2, 1)]
     weights = attention_weights(reshaper, x, rig, cells=cells)
     assert weights.shape == (2, 2, 2, 2, 2, 3)
@@ -251,7 +254,7 @@ def test_rotary_matrices_times_values_are_the_output(kernel: str) -> None:
 @pytest.mark.parametrize("encoding", ["none", "sinusoidal", "rotary"])
 def test_matrices_of_self_attention_are_resized_and_averaged_like_its_output(encoding: str) -> None:
     reshaper, x = build(SelfAttention, dim=8, heads=2, token_encoding=encoding, bare=True), doubles(2, 2, 4, 2, 3)
-    rig = replace(cameras(2, 2), mask=torch.tensor([[True, True], [False, True]]))
+    rig = replace(cameras(2, 2), camera_mask=torch.tensor([[True, True], [False, True]]))
     weights = attention_weights(reshaper, x, rig)
     values = torch.einsum("bnchw,dc->bnhwd", x, reshaper.attention.to_v.weight.detach()).unflatten(-1, (2, 4))
     expected = torch.einsum("baqnhw,bnhwad->badq", weights, values).reshape(2, 8, 3, 2)
@@ -270,7 +273,7 @@ def test_matrices_of_cross_view_attention_times_its_values_are_what_it_finds(sca
     torch.manual_seed(0)
     reshaper = CrossViewAttention(sources, GRID, dim=8, heads=2, dim_head=4).double().eval()
     given = [doubles(2, 2, 4, 2, 3), doubles(2, 2, 3, 1, 2)]
-    rig = replace(cameras(2, 2), mask=torch.tensor([[True, True], [False, False]]))
+    rig = replace(cameras(2, 2), camera_mask=torch.tensor([[True, True], [False, False]]))
     view, seen = reshaper.views[scale], {}
     view.project.register_forward_pre_hook(lambda _, found: seen.update(found=found[0]))
     view.to_v.register_forward_hook(lambda *_: pytest.fail("to_v is not called"))
@@ -292,7 +295,7 @@ def test_matrices_of_cross_view_attention_times_its_values_are_what_it_finds(sca
 )
 def test_where_no_camera_is_there_nothing_weighs(cls: type[Reshaper], kernel: str) -> None:
     options = {"kernel": kernel} if kernel else {}
-    rig = replace(cameras(2, 2), mask=torch.tensor([[True, False], [False, False]]))
+    rig = replace(cameras(2, 2), camera_mask=torch.tensor([[True, False], [False, False]]))
     weights = attention_weights(build(cls, dim=8, **options), doubles(2, 2, 4, 2, 3), rig)
     assert (weights[1] == 0).all()
     assert (weights[0, :, :, 1] == 0).all()

@@ -35,7 +35,7 @@ def project(cameras: Cameras, sample: int, n: int, cell: tuple[int, int], grid: 
     u, v, _ = cameras.intrinsics[sample, n].numpy() @ [x / depth, y / depth, 1.0]
     height, width = cameras.image_size
     seen = depth > 0 and -0.5 <= u < width - 0.5 and -0.5 <= v < height - 0.5
-    return (u - 3.5) / 8, (v - 3.5) / 8, seen and (cameras.mask is None or bool(cameras.mask[sample, n]))
+    return (u - 3.5) / 8, (v - 3.5) / 8, seen and (cameras.camera_mask is None or bool(cameras.camera_mask[sample, n]))
 
 
 def doubles(*shape: int) -> Tensor:
@@ -85,7 +85,7 @@ def test_half_a_cell_is_found() -> None:
 def test_distances_are_those_of_every_pair(mask: list[bool] | None) -> None:
     """Random weights, and every number from loops."""
     cameras = rig(6, 2)
-    cameras = replace(cameras, mask=None if mask is None else torch.tensor([mask, mask]))
+    cameras = replace(cameras, camera_mask=None if mask is None else torch.tensor([mask, mask]))
     cells = cell_raster(GRID.shape, 7)
     weights = doubles(2, len(cells), 6, 8, 12) ** 4
     weights[:, 3] = 0
@@ -197,7 +197,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="band_m=0"):
         ask(band_m=0)
     with pytest.raises(InputError, match="no camera sees any"):
-        ask(c=replace(cameras, mask=torch.zeros(1, 6, dtype=torch.bool)))
+        ask(c=replace(cameras, camera_mask=torch.zeros(1, 6, dtype=torch.bool)))
     with pytest.raises(InputError, match="agree with nothing"):
         ask(torch.zeros_like(weights))
     with pytest.raises(InputError, match="outside the map of 26×24"):

@@ -109,7 +109,7 @@ def test_a_dropped_camera_sees_nothing():
     cameras = rig(FRONT, FRONT, image_size=HD, mask=[True, False])
     seen = cameras.sees(*cameras.project(torch.tensor([[[20.0, 0.0, 0.0]]], dtype=torch.float64)))
     assert seen.flatten().tolist() == [True, False]
-    assert rig(FRONT, image_size=HD).present.all()
+    assert rig(FRONT, image_size=HD).full_mask.all()
 
 
 def dot(u, v, size, sigma):

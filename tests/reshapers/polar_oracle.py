@@ -27,7 +27,7 @@ def read_maps(
         cameras: of one sample.
     """
     poses, intrinsics = cameras.ego_from_cam[0].double().numpy(), cameras.intrinsics[0].double().numpy()
-    present, grid, width = cameras.present[0].tolist(), reshaper.grid, cameras.image_size[1]
+    present, grid, width = cameras.full_mask[0].tolist(), reshaper.grid, cameras.image_size[1]
     bev = np.zeros((maps[0][0].shape[0], *grid.shape))
     counts, used = np.zeros(grid.shape, dtype=int), set()
     for row in range(grid.rows):

@@ -105,7 +105,7 @@ def test_dropped_cameras_have_no_tokens(kernel: str, rig) -> None:
     three, one = (cross(s, kernel=kernel, token_encoding="none") for s in (source, SOURCE))
     one.load_state_dict(three.state_dict())
     x = doubles(1, 3, 8, 3, 4)
-    cameras = replace(rig(1, 3), mask=torch.tensor([[False, True, False]]))
+    cameras = replace(rig(1, 3), camera_mask=torch.tensor([[False, True, False]]))
     torch.testing.assert_close(three(x, cameras), one(x[:, 1:2]), atol=1e-12, rtol=0)
 
 
@@ -162,7 +162,7 @@ def test_cameras_that_are_given_and_not_placed_change_places_with_their_calibrat
 
 def test_a_dropped_cameras_calibration_does_not_matter(rig) -> None:
     x, mask = doubles(1, 2, 8, 4, 6), torch.tensor([[True, False]])
-    cameras = replace(rig(1, 2), mask=mask)
+    cameras = replace(rig(1, 2), camera_mask=mask)
     broken = replace(cameras, intrinsics=torch.where(mask[..., None, None], cameras.intrinsics, 0))
     reshaper = given_rays()
     torch.testing.assert_close(reshaper(x, broken), reshaper(x, cameras))
@@ -286,7 +286,7 @@ def turned_products(q: np.ndarray, k: np.ndarray, queries: tuple[int, int], keys
 def test_rotary_cross_attention_weighs_by_how_far_places_lie_apart(kernel: str, mask, rig) -> None:
     reshaper = cross(replace(SOURCE, cameras=2), kernel=kernel, **ROTARY)
     x = doubles(1, 2, 8, 3, 4)
-    cameras = replace(rig(1, 2), mask=None if mask is None else torch.tensor([mask]))
+    cameras = replace(rig(1, 2), camera_mask=None if mask is None else torch.tensor([mask]))
     w_q, w_k, w_v = projections(reshaper.attention)
     tokens = np.array([x[0, n, :, i, j].numpy() for n in range(2) for i in range(3) for j in range(4)])
     of_camera = reshaper.encode_tokens.learned.detach().numpy().repeat(12, 1).reshape(24, 8)

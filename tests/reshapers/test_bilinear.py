@@ -81,7 +81,7 @@ def volume(x: np.ndarray, cameras: Cameras, grid: BEVGrid, heights_m: list[float
                 seen = []
                 for n in range(len(x)):
                     u, v, depth = pixel(cameras, n, [ahead, left, z])
-                    if depth > 0 and -0.5 <= u < 47.5 and -0.5 <= v < 31.5 and cameras.present[0, n]:
+                    if depth > 0 and -0.5 <= u < 47.5 and -0.5 <= v < 31.5 and cameras.full_mask[0, n]:
                         seen.append(bilinear(x[n], (u - 3.5) / 8, (v - 3.5) / 8))
                 counts[level, row, col] = len(seen)
                 if seen:
@@ -105,7 +105,7 @@ def compressed(folded: np.ndarray, weight: np.ndarray) -> np.ndarray:
 def test_voxels_average_the_cameras_that_see_them(mask, rig) -> None:
     cameras = rig(1, 6)
     if mask is not None:
-        cameras = replace(cameras, mask=torch.tensor([mask]))
+        cameras = replace(cameras, camera_mask=torch.tensor([mask]))
     x = torch.randn(1, 6, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     options = {"heights": 3, "height_m": (-0.6, 3.0)}
     voxels, counts = volume(x[0].numpy(), cameras, GRID, [0.0, 1.2, 2.4])
@@ -167,7 +167,7 @@ def test_features_are_read_where_they_are_centred(offset_px: float) -> None:
 
 
 def test_a_dropped_camera_may_deliver_nan(rig) -> None:
-    cameras = replace(rig(1, 6), mask=torch.tensor([[True, True, False, True, True, True]]))
+    cameras = replace(rig(1, 6), camera_mask=torch.tensor([[True, True, False, True, True, True]]))
     x = torch.randn(1, 6, 3, 4, 6)
     x[:, 2] = torch.nan
     assert Bilinear(SOURCE, GRID)(x, cameras).isfinite().all()

@@ -124,7 +124,7 @@ def translate(p: dict[str, np.ndarray], column: np.ndarray, bins: int, heads: in
 
 @pytest.mark.parametrize("encoding", ["published", "sincos"])
 def test_columns_heads_and_tokens_one_by_one(encoding: str, rig) -> None:
-    cameras = replace(rig(1, 6), mask=torch.tensor([[True, True, False, True, True, True]]))
+    cameras = replace(rig(1, 6), camera_mask=torch.tensor([[True, True, False, True, True, True]]))
     torch.manual_seed(0)
     reshaper = ColumnAttention(
         scales(6), GRID, heads=2, encoder_layers=1, encoding=encoding, depth_m=(0.6, 2.0, 4.1), bin_m=0.4
@@ -172,7 +172,7 @@ def test_a_cell_looks_at_the_column_in_which_it_appears(cell: tuple[int, int], r
 
 
 def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
-    cameras = replace(rig(1, 6), mask=torch.arange(6)[None] != 2)
+    cameras = replace(rig(1, 6), camera_mask=torch.arange(6)[None] != 2)
     x = torch.randn(1, 6, 4, 4, 6)
     x[:, 2] = torch.nan
     cameras.ego_from_cam[:, 2] = torch.nan

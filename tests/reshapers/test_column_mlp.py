@@ -127,7 +127,7 @@ def test_columns_cells_and_cameras_one_by_one(groups, rows, mask, rig) -> None:
     grid = BEVGrid((-4.0, 4.0), (-3.0, 3.0), 0.5)
     cameras = rig(1, 6)
     if mask is not None:
-        cameras = replace(cameras, mask=torch.tensor([mask]))
+        cameras = replace(cameras, camera_mask=torch.tensor([mask]))
     torch.manual_seed(0)
     reshaper = ColumnMLP(scales(6), grid, dim=4, groups=groups, depth_m=(0.6, 2.0, 4.1), bin_m=0.4, rows=rows).double()
     for parameter in reshaper.parameters():
@@ -213,7 +213,7 @@ def test_a_window_follows_the_horizon(rig) -> None:
 
 
 def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
-    cameras = replace(rig(1, 6), mask=torch.arange(6)[None] != 2)
+    cameras = replace(rig(1, 6), camera_mask=torch.arange(6)[None] != 2)
     x = torch.randn(1, 6, 3, 4, 6)
     x[:, 2] = torch.nan
     cameras.ego_from_cam[:, 2] = torch.nan

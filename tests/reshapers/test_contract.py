@@ -162,7 +162,7 @@ def test_cameras_change_places_with_their_calibration(cls: type[Reshaper], rig) 
 def test_a_dropped_camera_contributes_nothing(cls: type[Reshaper], rig) -> None:
     reshaper, x = build(cls, 6), features(6).requires_grad_()
     mask = torch.tensor([[True, False, True, True, False, True], [False, True, True, True, True, True]])
-    rigs = replace(rig(2, 6), mask=mask)
+    rigs = replace(rig(2, 6), camera_mask=mask)
     bev = reshaper(x, rigs)
     bev.square().sum().backward()
     assert x.grad is not None
@@ -183,13 +183,13 @@ def test_a_rig_of_which_one_camera_is_left_is_that_camera(cls: type[Reshaper], r
     one.load_state_dict(own)
     x, rigs = features(6).double(), wide(rig(2, 6))
     left = Cameras(rigs.intrinsics[:, 2:3], rigs.ego_from_cam[:, 2:3], rigs.image_size)
-    only = replace(rigs, mask=torch.arange(6).expand(2, 6) == 2)
+    only = replace(rigs, camera_mask=torch.arange(6).expand(2, 6) == 2)
     torch.testing.assert_close(six(x, only), one(x[:, 2:3], left), **EXACT)
 
 
 @every_reshaper
 def test_a_rig_without_any_camera_gives_finite_numbers(cls: type[Reshaper], rig) -> None:
-    nobody = replace(rig(2, 6), mask=torch.zeros(2, 6, dtype=torch.bool))
+    nobody = replace(rig(2, 6), camera_mask=torch.zeros(2, 6, dtype=torch.bool))
     reshaper, x = build(cls, 6), features(6).requires_grad_()
     bev = reshaper(x, nobody)
     bev.sum().backward()
@@ -358,7 +358,7 @@ def test_on_cuda_as_on_the_cpu(cls: type[Reshaper], rig) -> None:
     torch.testing.assert_close(y.grad.cpu(), x.grad, atol=1e-3, rtol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
         assert on_device(y, rigs.to("cuda")).isfinite().all()
-    nobody = replace(rigs.to("cuda"), mask=torch.zeros(2, 6, dtype=torch.bool, device="cuda"))
+    nobody = replace(rigs.to("cuda"), camera_mask=torch.zeros(2, 6, dtype=torch.bool, device="cuda"))
     on_device.zero_grad()
     on_device(y, nobody).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in on_device.parameters())

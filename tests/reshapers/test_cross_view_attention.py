@@ -138,7 +138,7 @@ def by_loops(reshaper: CrossViewAttention, features: Tensor, cameras: Cameras, h
         x, y = 4.0 - 2.0 * (row + 0.5), 3.0 - 2.0 * (col + 0.5)
         logits, values = [], []
         for camera in range(n):
-            if cameras.mask is not None and not cameras.mask[0, camera]:
+            if cameras.camera_mask is not None and not cameras.camera_mask[0, camera]:
                 continue
             ego_from_cam = cameras.ego_from_cam[0, camera].double().numpy()
             centre = linear(ego_from_cam[:, 3], w, "embedding.center")
@@ -191,7 +191,7 @@ def test_every_cell_asks_every_token_of_every_camera(options, mask, rig) -> None
     reshaper = shaken(
         CrossViewAttention(SOURCE, GRID, **({"dim": 8, "heads": 2, "dim_head": 4, "middle": 0} | options))
     )
-    cameras = rig(1, 6) if mask is None else replace(rig(1, 6), mask=torch.tensor([mask]))
+    cameras = rig(1, 6) if mask is None else replace(rig(1, 6), camera_mask=torch.tensor([mask]))
     features = torch.randn(1, 6, 3, 4, 6)
     expected = by_loops(reshaper, features, cameras, heads=2, skip=options.get("skip", True))
     with torch.no_grad():
@@ -253,13 +253,13 @@ def test_images_of_dropped_cameras_are_not_in_the_statistics(rig) -> None:
     features = 3 * torch.randn(2, 6, 3, 4, 6) + 1
     features[~mask] = torch.nan
     reshaper = CrossViewAttention(SOURCE, GRID)
-    assert reshaper(features, replace(rig(2, 6), mask=mask)).isfinite().all()
+    assert reshaper(features, replace(rig(2, 6), camera_mask=mask)).isfinite().all()
     there = features[mask].transpose(0, 1).flatten(1)  # c tokens
     for embedding in (reshaper.views[0].embed_key, reshaper.views[0].embed_value):
         torch.testing.assert_close(embedding.norm.running_mean, 0.1 * there.mean(1))
         torch.testing.assert_close(embedding.norm.running_var, 0.9 + 0.1 * there.var(1))
     before = {name: value.clone() for name, value in reshaper.views.named_buffers() if "running" in name}
-    reshaper(features, replace(rig(2, 6), mask=torch.zeros(2, 6, dtype=torch.bool)))
+    reshaper(features, replace(rig(2, 6), camera_mask=torch.zeros(2, 6, dtype=torch.bool)))
     after = dict(reshaper.views.named_buffers())
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
@@ -267,11 +267,11 @@ def test_images_of_dropped_cameras_are_not_in_the_statistics(rig) -> None:
 def test_an_impossible_calibration_of_a_dropped_camera_does_not_show(rig) -> None:
     cameras, x = rig(1, 6), torch.randn(1, 6, 3, 4, 6)
     mask = torch.arange(6)[None] != 4
-    broken = replace(cameras, intrinsics=torch.where(mask[..., None, None], cameras.intrinsics, 0.0), mask=mask)
+    broken = replace(cameras, intrinsics=torch.where(mask[..., None, None], cameras.intrinsics, 0.0), camera_mask=mask)
     broken.ego_from_cam[0, 4] = torch.nan
     reshaper = CrossViewAttention(SOURCE, GRID).eval()
     bev = reshaper(x, broken)
-    assert torch.equal(bev, reshaper(x, replace(rig(1, 6), mask=mask)))
+    assert torch.equal(bev, reshaper(x, replace(rig(1, 6), camera_mask=mask)))
     bev.square().sum().backward()
     assert all(value.grad.isfinite().all() for value in reshaper.parameters())
 

@@ -165,7 +165,7 @@ def one_by_one(reshaper: DeformableAttention, features: list[np.ndarray], camera
             scores = (scores / scores.sum(1, keepdims=True)).reshape(heads, 2, points)
             views = []
             for n in range(6):
-                if not bool(cameras.present[b, n]):
+                if not bool(cameras.full_mask[b, n]):
                     continue
                 reference = []
                 for z in heights:
@@ -204,7 +204,7 @@ def one_by_one(reshaper: DeformableAttention, features: list[np.ndarray], camera
 )
 def test_every_sample_one_by_one(options: dict, rig) -> None:
     reshaper, x = built(**options), images()
-    cameras = replace(rig(2, 6), mask=torch.tensor([[True] * 6, [True, False, True, True, False, False]]))
+    cameras = replace(rig(2, 6), camera_mask=torch.tensor([[True] * 6, [True, False, True, True, False, False]]))
     bev = reshaper(x, cameras).detach()
     for b in range(2):
         expected = one_by_one(reshaper, [scale.numpy() for scale in x], cameras, b)
@@ -282,7 +282,7 @@ def test_heads_begin_in_a_ring() -> None:
 
 
 def test_a_cell_that_no_camera_sees_gets_no_feature(rig) -> None:
-    cameras = replace(rig(1, 6), mask=torch.arange(6)[None] == 0)  # looks ahead
+    cameras = replace(rig(1, 6), camera_mask=torch.arange(6)[None] == 0)  # looks ahead
     reshaper = built(layers=2)
     x, other = images(1), tuple(5 * scale + 1 for scale in images(1))
     changed = (reshaper(x, cameras) - reshaper(other, cameras)).abs().amax(1)[0]  # 4 3
@@ -293,7 +293,7 @@ def test_a_cell_that_no_camera_sees_gets_no_feature(rig) -> None:
 def test_a_dropped_camera_may_hold_anything(rig) -> None:
     """Also where its sample has fewer pairs than another, which leaves slots without one."""
     mask = torch.tensor([[False] + [True] * 5, [True] * 6, [False] * 6])
-    cameras, reshaper, x = replace(rig(3, 6), mask=mask), built(), images(3)
+    cameras, reshaper, x = replace(rig(3, 6), camera_mask=mask), built(), images(3)
     expected = reshaper(x, cameras)
     spoiled = tuple(torch.where(mask[..., None, None, None], scale, torch.nan).requires_grad_() for scale in x)
     bev = reshaper(spoiled, cameras)

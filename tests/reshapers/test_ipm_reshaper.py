@@ -80,7 +80,7 @@ def test_cells_average_the_cameras_that_see_them(mask, rig) -> None:
     grid = BEVGrid((-4.0, 4.0), (-3.0, 3.0), 0.5)
     cameras = rig(1, 6)
     if mask is not None:
-        cameras = replace(cameras, mask=torch.tensor([mask]))
+        cameras = replace(cameras, camera_mask=torch.tensor([mask]))
     x = torch.randn(1, 6, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     bev = IPM(FeatureShape(3, 4, 6, 6, 8, 3.5), grid)(x, cameras)[0].numpy()
     counts = np.zeros(grid.shape, dtype=int)

@@ -132,7 +132,7 @@ def test_against_a_loop(window, widen, drop, offset_px, rig) -> None:
     cameras = rig(1, 6)
     cameras = replace(cameras, intrinsics=cameras.intrinsics.double(), ego_from_cam=cameras.ego_from_cam.double())
     if drop is not None:
-        cameras = replace(cameras, mask=(torch.arange(6) != drop)[None])
+        cameras = replace(cameras, camera_mask=(torch.arange(6) != drop)[None])
     x = torch.randn(1, 6, 5, 4, 6, dtype=torch.float64)
     bev = reshaper(x, cameras)[0].detach().numpy()
 
@@ -250,7 +250,7 @@ def test_what_a_dropped_camera_shows_may_be_no_number(all_are_read: bool, rig, m
     torch.manual_seed(0)
     reshaper = KernelAttention(FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8).eval()
     mask = torch.tensor([[False, True, True, True, True, True], [True, False, True, True, False, False]])
-    cameras, x = replace(rig(2, 6), mask=mask), torch.randn(2, 6, 4, 8, 12)
+    cameras, x = replace(rig(2, 6), camera_mask=mask), torch.randn(2, 6, 4, 8, 12)
     expected = run(reshaper, x, cameras)
     x[~mask], cameras.intrinsics[~mask], cameras.ego_from_cam[~mask] = torch.nan, torch.nan, torch.nan
     for one, other in zip(run(reshaper, x, cameras), expected, strict=True):

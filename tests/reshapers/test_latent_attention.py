@@ -130,7 +130,7 @@ def test_it_is_its_equations(query: str, mask: list[bool] | None, plucker: bool,
             parameter += 0.3 * torch.randn_like(parameter)
     cameras = rig(1, 3)
     if mask is not None:
-        cameras = replace(cameras, mask=torch.tensor([mask]))
+        cameras = replace(cameras, camera_mask=torch.tensor([mask]))
     x = torch.randn(1, 3, 4, 2, 3, dtype=torch.float64)
     w = {key: value.numpy() for key, value in reshaper.state_dict().items()}
 
@@ -172,12 +172,12 @@ def test_it_is_its_equations(query: str, mask: list[bool] | None, plucker: bool,
 def test_what_is_not_a_number_in_a_dropped_camera_reaches_nothing(rig) -> None:
     torch.manual_seed(0)
     reshaper = LatentAttention(FeatureShape(4, 2, 3, 2, stride=16, offset_px=7.5), BEVGrid((-2, 2), (-2, 2), 1.0))
-    cameras = replace(rig(1, 2), mask=torch.tensor([[True, False]]))
+    cameras = replace(rig(1, 2), camera_mask=torch.tensor([[True, False]]))
     x = torch.randn(1, 2, 4, 2, 3)
     expected = reshaper(x, cameras)
     broken = replace(cameras, intrinsics=cameras.intrinsics.clone())
     broken.intrinsics[:, 1] = torch.nan
-    x = torch.where(cameras.mask[..., None, None, None], x, torch.nan).requires_grad_()
+    x = torch.where(cameras.camera_mask[..., None, None, None], x, torch.nan).requires_grad_()
     bev = reshaper(x, broken)
     assert torch.equal(bev, expected)
     bev.sum().backward()

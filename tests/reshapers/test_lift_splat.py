@@ -123,7 +123,7 @@ def test_every_point_one_by_one(mask, rig) -> None:
     reshaper, x = lift_splat().double(), features().double()
     cameras = double(rig(2, 6))
     if mask is not None:
-        cameras = replace(cameras, mask=torch.tensor([mask, mask]))
+        cameras = replace(cameras, camera_mask=torch.tensor([mask, mask]))
     bev = reshaper(x, cameras).detach()
     for sample in range(2):
         one = Cameras(cameras.intrinsics[sample:], cameras.ego_from_cam[sample:], cameras.image_size)
@@ -183,7 +183,7 @@ def test_a_cell_that_no_camera_sees_gets_nothing(rig) -> None:
 
 
 def test_a_dropped_camera_is_not_even_multiplied_by_zero(rig) -> None:
-    cameras = replace(rig(2, 6), mask=torch.tensor([[True, False, True, True, True, True]]).expand(2, 6))
+    cameras = replace(rig(2, 6), camera_mask=torch.tensor([[True, False, True, True, True, True]]).expand(2, 6))
     reshaper, x = lift_splat(), features()
     expected = reshaper(x, cameras)
     x[:, 1] = torch.nan
@@ -193,7 +193,7 @@ def test_a_dropped_camera_is_not_even_multiplied_by_zero(rig) -> None:
     assert x.grad is not None
     assert (x.grad[:, 1] == 0).all()
     assert all(parameter.grad.isfinite().all() for parameter in reshaper.parameters())
-    broken = replace(cameras, intrinsics=torch.where(cameras.present[..., None, None], cameras.intrinsics, 0.0))
+    broken = replace(cameras, intrinsics=torch.where(cameras.full_mask[..., None, None], cameras.intrinsics, 0.0))
     assert torch.equal(reshaper(x, broken), expected)
 
 

@@ -87,7 +87,7 @@ def test_joint_has_one_w_over_the_tokens_of_all_views() -> None:
 
 def test_joint_reads_a_dropped_camera_as_zeros(rig) -> None:
     mlp, x = double_mlp(RIG, views="joint"), doubles((1, 2, 3, 2, 4))
-    cameras: Cameras = replace(rig(1, 2), mask=torch.tensor([[True, False]]))
+    cameras: Cameras = replace(rig(1, 2), camera_mask=torch.tensor([[True, False]]))
     empty = x.clone()
     empty[:, 1] = 0
     assert torch.equal(mlp(x, cameras), mlp(empty))
@@ -216,7 +216,7 @@ def test_gradient_of_w_lies_as_w_does() -> None:
 def test_what_a_dropped_camera_holds_is_not_read(options, rig) -> None:
     torch.manual_seed(0)
     mlp = MLP(FeatureShape(3, 4, 6, cameras=2, stride=8), GRID, **options)
-    rigs: Cameras = replace(rig(2, 2), mask=torch.tensor([[True, False], [True, True]]))
+    rigs: Cameras = replace(rig(2, 2), camera_mask=torch.tensor([[True, False], [True, True]]))
     x = torch.randn(2, 2, 3, 4, 6)
     expected = mlp(x, rigs)
     x[0, 1] = torch.nan

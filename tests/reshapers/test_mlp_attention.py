@@ -122,7 +122,7 @@ def test_cycle_loss_counts_the_cameras_that_are_there(rig) -> None:
     back = reshaper.retransform(reshaper.transform(x.flatten(3))).unflatten(3, (4, 6))
     error = (x - back).abs().mean((2, 3, 4))
     torch.testing.assert_close(cycle(reshaper, x), error.mean())
-    rigs = replace(rig(2, 2), mask=torch.tensor([[True, False], [True, True]]))
+    rigs = replace(rig(2, 2), camera_mask=torch.tensor([[True, False], [True, True]]))
     x[0, 1] = torch.nan
     loss = cycle(reshaper, x, rigs)
     torch.testing.assert_close(loss, (error[0, 0] + error[1].mean()) / 2)
