@@ -47,7 +47,7 @@ class LogImages(TypedDict):
     """What is drawn while training."""
 
     every_n_validations: Steps
-    samples: Count
+    num_samples: Count
 
 
 class Train(TypedDict):

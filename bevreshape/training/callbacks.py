@@ -299,14 +299,16 @@ class ImageLogger(Callback):
         folder: where the PNGs go; the logger gets them too.
         classes: names of the channels.
         every_n_validations: how often.
-        samples: how many, the first of the split.
+        num_samples: how many, the first of the split.
     """
 
-    def __init__(self, folder: Path, classes: tuple[str, ...], every_n_validations: int = 1, samples: int = 4) -> None:
+    def __init__(
+        self, folder: Path, classes: tuple[str, ...], every_n_validations: int = 1, num_samples: int = 4
+    ) -> None:
         self.folder = folder
         self.classes = classes
         self.every_n_validations = every_n_validations
-        self.samples = samples
+        self.num_samples = num_samples
         self._validations = 0
 
     def on_validation_batch_end(
