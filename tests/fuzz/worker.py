@@ -22,7 +22,7 @@ import torch
 from cases import Attempt, Box, InsaneResult, draw, unchanged
 
 from bevreshape.config import cli
-from bevreshape.training.callbacks import TrainingInterrupted
+from bevreshape.training.stopping import TrainingInterrupted
 
 CPU_SECONDS, WALL_SECONDS = 60, 300
 """Most of a case: computing, and waiting, which a busy machine makes longer."""

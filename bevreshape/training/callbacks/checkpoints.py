@@ -1,0 +1,167 @@
+"""Checkpoints of a run: how they are written, the best one, and the last one, which a clean stop leaves."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from bevreshape.data.batch import Batch
+from bevreshape.errors import InputError
+from bevreshape.storage.checkpoint import read_checkpoint
+from bevreshape.storage.files import write_atomic
+from bevreshape.training.stopping import StopRequest, TrainingInterrupted
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are whole or absent, and that load without executing anything."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        write_atomic(path, lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt`` by mean validation IoU."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, filename="best", monitor="val/iou/mean", mode="max", enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best score, also where the run's folder has moved.
+
+        A file of another name is not taken from the checkpoint, since Lightning deletes what is no longer the best.
+        """
+        assert self.dirpath is not None
+        best = str(Path(self.dirpath) / "best.ckpt")
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = best if state[key] else ""
+        state["best_k_models"] = dict(zip([best], state["best_k_models"].values(), strict=False))
+        super().load_state_dict(state)
+
+
+class LastCheckpoint(Checkpoint):
+    """``last.ckpt`` before the first step, every so many steps, and when a signal asks to stop, after which training stops.
+
+    Where a validation is due at such a step it is saved after that, with its result, so that a run which resumes has
+    neither lost nor repeated it. It is saved at the step before every validation too: a stop does not wait for the
+    validation's end, and no more than that step is repeated.
+
+    Args:
+        path: of the file, in the folder ``checkpoints`` of a run.
+        every_n_steps: optimizer steps.
+        request: whose signals count; by default of its own, which listens while the trainer runs.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int, request: StopRequest | None = None) -> None:
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self.request = request or StopRequest()
+        self._is_own = request is None
+        self._due = False
+        self._step = -1
+        self._shared_batches = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        self.request.listen()  # Lightning has put a handler of its own in place of it
+        if trainer.ckpt_path is None:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # gradients are still being accumulated
+        self._step = trainer.global_step
+        stops = self._stops(trainer)
+        validates = self._validates(trainer, 0)
+        if stops and validates:
+            raise self._stopped()  # the step before was saved
+        self._due = stops or self._step % self.every_n_steps == 0 or self._validates(trainer, 1)
+        if self._due and not validates:
+            self._save_due(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(trainer, trainer.num_val_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin_evaluation(trainer, trainer.num_test_batches)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        self._stop_evaluation(trainer, batch_idx)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+    ) -> None:
+        self._stop_evaluation(trainer, batch_idx)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due and trainer.state.fn == "fit":
+            self._save_due(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save now.
+
+        Raises:
+            InputError: when the run's folder is no longer there.
+        """
+        self._check_folder(trainer)
+        trainer.save_checkpoint(self.path)
+
+    def _save_due(self, trainer: Trainer) -> None:
+        self._due = False
+        self.save(trainer)
+        if self._stops(trainer):
+            raise self._stopped()
+
+    def _validates(self, trainer: Trainer, steps_ahead: int) -> bool:
+        """Whether a validation is due, after this optimizer step or a later one."""
+        batches, interval = trainer.fit_loop.total_batch_idx + 1, trainer.val_check_batch
+        ends = self._step + steps_ahead == trainer.max_steps or trainer.should_stop
+        batches += steps_ahead * trainer.accumulate_grad_batches
+        return ends or (interval is not None and batches % interval == 0)
+
+    def _stops(self, trainer: Trainer) -> bool:
+        """Whether any process was asked to; all must call it at the same place."""
+        if trainer.world_size == 1:
+            return self.request.asked
+        return trainer.strategy.reduce_boolean_decision(self.request.asked, all=False)
+
+    def _begin_evaluation(self, trainer: Trainer, batches: list[int | float]) -> None:
+        self.request.listen()
+        self._check_folder(trainer)
+        fewest = torch.tensor(min(sum(batches), 2**31 - 1), device=trainer.strategy.root_device)
+        self._shared_batches = int(trainer.strategy.reduce(fewest, reduce_op="min"))
+
+    def _stop_evaluation(self, trainer: Trainer, batch_idx: int) -> None:
+        if batch_idx < self._shared_batches and self._stops(trainer):
+            fit = trainer.state.fn == "fit"
+            raise self._stopped(
+                f" in the {'validation' if trainer.validating else 'test'}{'' if fit else ' after training'}"
+            )
+
+    def _stopped(self, where: str = "") -> TrainingInterrupted:
+        return TrainingInterrupted(f"stopped{where}; go on with resume={self.path.parent.parent}")
+
+    def _check_folder(self, trainer: Trainer) -> None:
+        if self._step >= 0 and trainer.is_global_zero and not self.path.parent.is_dir():
+            raise InputError(
+                f"{self.path.parent} has vanished while its run was training; if the run's folder was moved, go on with "
+                "resume=ITS_NEW_PLACE"
+            )
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._is_own:
+            self.request.restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._is_own:
+            self.request.restore()

@@ -1,0 +1,90 @@
+"""The history of a run: scores of its validations, and the time and samples that the fit took."""
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from bevreshape.config.stored import read_history
+from bevreshape.data.batch import Batch
+from bevreshape.storage.files import write_text
+
+
+class History(Callback):
+    """``history.csv``: a row per validation, and what the fit cost: ``seconds``, of these ``waited`` between a step and
+    the arrival of the next batch, for its loader and the other callbacks, and ``samples``. ``began`` says whether training
+    has, after all that a checkpoint holds was restored.
+
+    Args:
+        path: the file; rows of an interrupted run that lie behind the checkpoint it goes on from are dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.samples = 0
+        self.waited = 0.0
+        self.began = False
+        self._started = 0.0
+        self._ended: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = True
+        self._started = time.perf_counter()
+        if self.path.exists():
+            self.rows = [row for row in read_history(self.path) if int(row["step"]) <= trainer.global_step]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.samples += len(batch["name"]) * trainer.world_size
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if self._ended is not None:
+            arrived_s = getattr(trainer.datamodule, "arrived_s", None)  # type: ignore[attr-defined]
+            self.waited += (arrived_s or time.perf_counter()) - self._ended
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        values = {
+            key: round(float(value), 6)
+            for key, value in trainer.callback_metrics.items()
+            if not key.startswith("test/")
+        }
+        row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self.elapsed, 2), **values}
+        self.rows = [old for old in self.rows if int(old["step"]) != trainer.global_step] + [row]
+        columns = list(dict.fromkeys(key for entry in self.rows for key in entry))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.path, text.getvalue())
+
+    def best(self) -> dict[str, float]:
+        """The validation of the best mean IoU so far; nothing where there was none."""
+        rows = [{k: float(v) for k, v in row.items() if k.startswith("val/") and v != ""} for row in self.rows]
+        return max((row for row in rows if "val/iou/mean" in row), key=lambda row: row["val/iou/mean"], default={})
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far, those before a resumed checkpoint included."""
+        running = time.perf_counter() - self._started if self._started else 0.0
+        return self.seconds + running
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds, self._started = self.elapsed, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.elapsed, "samples": self.samples, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.samples, self.waited = (state_dict[key] for key in ("seconds", "samples", "waited"))

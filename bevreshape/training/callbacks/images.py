@@ -1,0 +1,93 @@
+"""Images of a run: input, target and prediction, in its folder and in its logger."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from bevreshape.data.batch import Batch
+from bevreshape.reporting.drawing import draw_sample
+from bevreshape.storage.files import write_png
+
+
+class ImageLogger(Callback):
+    """Input, target and prediction side by side, after every so many validations and at the test.
+
+    Args:
+        folder: where the PNGs go; the logger gets them too.
+        classes: names of the channels.
+        every_n_validations: how often.
+        num_samples: how many, the first of the split.
+    """
+
+    def __init__(
+        self, folder: Path, classes: tuple[str, ...], every_n_validations: int = 1, num_samples: int = 4
+    ) -> None:
+        self.folder = folder
+        self.classes = classes
+        self.every_n_validations = every_n_validations
+        self.num_samples = num_samples
+        self._validations = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        due = trainer.state.fn == "fit" and self._validations % self.every_n_validations == 0
+        if due and batch_idx == 0:
+            self._draw(trainer, pl_module, batch, f"val_step{trainer.global_step:06d}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += 1
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx == 0:
+            self._draw(trainer, pl_module, batch, "test")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, name: str) -> None:
+        if not trainer.is_global_zero:
+            return
+        batch = {key: value[: self.num_samples] for key, value in batch.items()}
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            probabilities = pl_module(batch).float().sigmoid()
+        panels = []
+        for i in range(len(batch["name"])):
+            panel = draw_sample(
+                batch["image"][i],
+                batch["target"][i],
+                probabilities[i],
+                batch["valid"][i],
+                self.classes,
+                ego_from_cam=batch["ego_from_cam"][i],
+            )
+            panels.append(panel)
+            write_png(self.folder / f"{name}_{i}.png", panel)
+        key = f"{name.split('_')[0]}/predictions"
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                captions = [str(n) for n in batch["name"][: len(panels)]]
+                logger.log_image(key, panels, step=trainer.global_step, caption=captions)
+            elif isinstance(logger, TensorBoardLogger):
+                for i, panel in enumerate(panels):
+                    logger.experiment.add_image(f"{key}/{i}", panel, global_step=trainer.global_step, dataformats="HWC")

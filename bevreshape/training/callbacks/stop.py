@@ -1,0 +1,48 @@
+"""When training stops: with a validation, and early where the score no longer improves."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from bevreshape.data.batch import Batch
+from bevreshape.training.trainer import MONITORS
+
+
+class FinalValidation(Callback):
+    """Validate where training ends as well, wherever the interval between validations falls."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning validates before it stops
+
+
+class EarlyStop(EarlyStopping):
+    """Stop after so many validations in a row without a better score; a run that resumes counts on.
+
+    Args:
+        monitor: the score, a key of :data:`~bevreshape.training.trainer.MONITORS`.
+        patience: validations.
+        min_delta: what it must be better by.
+    """
+
+    def __init__(self, monitor: str, patience: int, min_delta: float | int = 0.0) -> None:
+        super().__init__(
+            monitor,
+            min_delta,
+            patience,
+            mode=MONITORS[monitor],
+            check_finite=False,
+            check_on_train_epoch_end=False,
+        )
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the patience is."""
+        return self.wait_count >= self.patience
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.exhausted:  # it had stopped before, and was resumed to be tested
+            trainer.should_stop = True
