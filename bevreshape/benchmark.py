@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bevreshape.analysis.costs import Cost, Workload, growth, measure, ring
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
-from bevreshape.config.build import Frame, build_model, build_reshaper, plain_config
+from bevreshape.config.build_model import build_model, build_reshaper
+from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.config.stored import entry_point_reshapers
 from bevreshape.errors import InputError, suggest
@@ -201,8 +203,8 @@ def _subject(
         shape = (case.batch, case.cameras, case.channels, case.height, case.width)
         return reshaper, reshaper, torch.randn(shape, device=device)
     names = tuple(f"camera{i}" for i in range(case.cameras))
-    frame = Frame(case.grid(cfg["head"]["upsample"]), ("class",), names, case.image_size)
-    model = build_model({**cfg, "reshaper": node}, frame).to(device).eval()
+    spec = BEVSpec(case.grid(cfg["head"]["upsample"]), ("class",), names, case.image_size)
+    model = build_model({**cfg, "reshaper": node}, spec).to(device).eval()
     assert isinstance(model.reshaper, Reshaper)
     return model, model.reshaper, torch.rand(case.batch, case.cameras, 3, *case.image_size, device=device)
 

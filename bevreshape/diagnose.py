@@ -21,13 +21,17 @@ from rich.console import Console
 from rich.table import Table
 
 from bevreshape.analysis.diagnosis import Plan, diagnose, first_cameras
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
-from bevreshape.config.build import Frame, build_data, load_model, logger_options, make_logger, plain_config
+from bevreshape.config.build_data import build_data
+from bevreshape.config.build_logger import logger_options, make_logger
+from bevreshape.config.compose import plain_config
+from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
 from bevreshape.data.batch import Batch, match_cameras, with_cameras
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
-from bevreshape.evaluate import in_frame, prepare
+from bevreshape.evaluate import data_for, prepare
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.reporting.tables import print_table
 from bevreshape.storage.files import write_atomic, write_text
@@ -40,26 +44,26 @@ def main(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     logger_options(plain)
     device = read_device(str(plain["device"]))
-    model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
-    data = build_data({"data": in_frame(plain["data"], frame), "seed": 0})
-    found = Frame.of(data.source)
-    if found.classes != frame.classes:
+    model, spec, _ = load_model(plain["checkpoint"], plain["trust"])
+    data = build_data({"data": data_for(plain["data"], spec), "seed": 0})
+    found = BEVSpec.of(data.source)
+    if found.classes != spec.classes:
         raise InputError(
-            f"data: its classes are {', '.join(found.classes)} but the checkpoint's are {', '.join(frame.classes)}; diagnose on "
+            f"data: its classes are {', '.join(found.classes)} but the checkpoint's are {', '.join(spec.classes)}; diagnose on "
             "data with the same classes"
         )
-    order = match_cameras(frame.camera_names, found.camera_names, "data")
+    order = match_cameras(spec.camera_names, found.camera_names, "data")
     data.source.prepare((plain["split"],))
     data.tested_split = plain["split"]
     plan = Plan(**{key: plain[key] for key in ("samples", "cells", "probes", "errors", "corruptions", "rigs")})
-    metric = BEVIoU(frame.classes, frame.grid).to(device)
+    metric = BEVIoU(spec.classes, spec.grid).to(device)
     true = None
     if plain["data"].get("calibration", "exact") != "exact":  # of a world that can tell where the cameras really are
-        exact = build_data({"data": in_frame({**plain["data"], "calibration": "exact"}, frame), "seed": 0})
+        exact = build_data({"data": data_for({**plain["data"], "calibration": "exact"}, spec), "seed": 0})
         exact.tested_split = plain["split"]
         true = first_cameras(OnDevice(exact, order, device), plan.samples)
     batches = partial(OnDevice, data, order, device)
-    diagnosis = diagnose(model.to(device), batches, metric, frame.camera_names, plan, true)
+    diagnosis = diagnose(model.to(device), batches, metric, spec.camera_names, plan, true)
     write_text(folder / "diagnosis.json", json.dumps(diagnosis.numbers, indent=2) + "\n")
     for name, figure in diagnosis.figures.items():
         write_atomic(folder / f"{name}.png", partial(figure.savefig, format="png", dpi=150))

@@ -20,8 +20,11 @@ from rich.console import Console
 from torch import Tensor, nn
 from torchmetrics import Metric, SumMetric
 
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
-from bevreshape.config.build import Frame, build_data, load_model, plain_config
+from bevreshape.config.build_data import build_data
+from bevreshape.config.compose import plain_config
+from bevreshape.config.load_model import load_model
 from bevreshape.config.options import LocalPath, read_settings, read_value
 from bevreshape.config.stored import check_cache, check_targets, typed_trust
 from bevreshape.data.batch import Batch, SourceWithMetrics, cameras_of, match_cameras, with_cameras
@@ -132,19 +135,19 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         InputError: when the data has another number of cameras or no class in common with the model.
     """
     quiet()
-    model, frame, _ = load_model(cfg["checkpoint"], cfg["trust"])
-    data = build_data({"data": in_frame(cfg["data"], frame), "seed": cfg["seed"]})
-    found = Frame.of(data.source)
-    order = match_cameras(frame.camera_names, found.camera_names, "data")
-    classes = tuple(name for name in frame.classes if name in found.classes)
+    model, spec, _ = load_model(cfg["checkpoint"], cfg["trust"])
+    data = build_data({"data": data_for(cfg["data"], spec), "seed": cfg["seed"]})
+    found = BEVSpec.of(data.source)
+    order = match_cameras(spec.camera_names, found.camera_names, "data")
+    classes = tuple(name for name in spec.classes if name in found.classes)
     if not classes:
         raise InputError(
-            f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(frame.classes)}) have no name in "
+            f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(spec.classes)}) have no name in "
             "common; name them alike in data.classes"
         )
     own = data.source.metrics(classes) if isinstance(data.source, SourceWithMetrics) else ()
-    without = frame.camera_names if cfg["drop_each_camera"] else ()
-    task = Evaluation(model, order, frame.classes, found.classes, BEVIoU(classes, frame.grid), own, without)
+    without = spec.camera_names if cfg["drop_each_camera"] else ()
+    task = Evaluation(model, order, spec.classes, found.classes, BEVIoU(classes, spec.grid), own, without)
     bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
     data.tested_split = cfg["split"]
@@ -152,7 +155,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     metrics = {key: float(value) for key, value in tested.items()}
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
-        left_out = sorted({*frame.classes, *found.classes} - {*classes})
+        left_out = sorted({*spec.classes, *found.classes} - {*classes})
         console = Console()
         print_table(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
         for title, values in task.tables:
@@ -170,16 +173,16 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     return metrics
 
 
-def in_frame(data: dict[str, Any], frame: Frame) -> dict[str, Any]:
+def data_for(data: dict[str, Any], spec: BEVSpec) -> dict[str, Any]:
     """The ``data`` group on the cells and in the images, by size and mode, that a trained model is made for."""
     grid = {
         "_target_": "bevreshape.geometry.BEVGrid",
-        "forward_m": list(frame.grid.forward_m),
-        "left_m": list(frame.grid.left_m),
-        "cell_m": frame.grid.cell_m,
+        "forward_m": list(spec.grid.forward_m),
+        "left_m": list(spec.grid.left_m),
+        "cell_m": spec.grid.cell_m,
     }
-    mode = {"image_mode": frame.image_mode} if "image_mode" in data or frame.image_mode != "rgb" else {}
-    return {**data, "grid": grid, "image_size": list(frame.image_size), **mode}
+    mode = {"image_mode": spec.image_mode} if "image_mode" in data or spec.image_mode != "rgb" else {}
+    return {**data, "grid": grid, "image_size": list(spec.image_size), **mode}
 
 
 def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:

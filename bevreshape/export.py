@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from bevreshape import __version__
 from bevreshape.analysis.costs import ring
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
-from bevreshape.config.build import Frame, load_model, plain_config
+from bevreshape.config.compose import plain_config
+from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
 from bevreshape.data.batch import match_cameras
 from bevreshape.data.image_io import resize_and_crop_intrinsics
@@ -97,28 +99,28 @@ def main(cfg: DictConfig) -> None:
     plain = read_settings(settings.Export, plain_config(cfg))
     out = Path(plain["out"] or Path(plain["checkpoint"]).with_suffix(f".{plain['format']}"))
     _check_out(out, plain)
-    model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
+    model, spec, _ = load_model(plain["checkpoint"], plain["trust"])
     console = Console()
     if plain["calibration"] is None:
-        inputs = example(frame, example_rig(frame))
+        inputs = example(spec, example_rig(spec))
         if isinstance(model.reshaper, Reshaper) and model.reshaper.needs_cameras:
-            check_sees(Cameras(*inputs[1:], frame.image_size), frame.grid)
-        error = export(Inference(model, frame.image_size), inputs, out, plain["format"], frame)
+            check_sees(Cameras(*inputs[1:], spec.image_size), spec.grid)
+        error = export(Inference(model, spec.image_size), inputs, out, plain["format"], spec)
         console.print(
             f"{out} · image, intrinsics, ego_from_cam → probabilities; within {error:.1e} of the model", soft_wrap=True
         )
-        console.print(described(frame), highlight=False, soft_wrap=True)
+        console.print(described(spec), highlight=False, soft_wrap=True)
         return
-    stored = stored_rig(Path(plain["calibration"]), frame)
-    rig = fitted_rig(stored, frame)
-    inputs = example(frame, rig)
+    stored = stored_rig(Path(plain["calibration"]), spec)
+    rig = fitted_rig(stored, spec)
+    inputs = example(spec, rig)
     fixed = FixedInference(load_model(plain["checkpoint"], plain["trust"])[0], rig)
-    error = export(fixed, inputs[:1], out, plain["format"], frame, stored)
+    error = export(fixed, inputs[:1], out, plain["format"], spec, stored)
     console.print(f"{out} · image → probabilities; within {error:.1e} of the model", soft_wrap=True)
-    console.print(described(frame), highlight=False, soft_wrap=True)
+    console.print(described(spec), highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as folder:
         free = Path(folder) / f"free.{plain['format']}"
-        export(Inference(model, frame.image_size), inputs, free, plain["format"], frame)
+        export(Inference(model, spec.image_size), inputs, free, plain["format"], spec)
         rigs = (inputs[0][:1], rig.intrinsics, rig.ego_from_cam)
         given, folded = frame_times(
             [(open_program(free, plain["format"]), rigs), (open_program(out, plain["format"]), rigs[:1])],
@@ -138,42 +140,42 @@ def _check_out(out: Path, plain: Mapping[str, Any]) -> None:
         raise InputError(f"out={out} is called like another format than format={plain['format']}; change one of them")
 
 
-def described(frame: Frame) -> str:
+def described(spec: BEVSpec) -> str:
     """What an exported program must be given, and what comes out, for people."""
-    height, width = frame.image_size
+    height, width = spec.image_size
     return (
-        f"image: {', '.join(frame.camera_names)}, in this order, {'grey in each channel' if frame.image_mode == 'grey' else 'RGB'} in 0..1, {height}×{width}, as predict makes them: resized to "
+        f"image: {', '.join(spec.camera_names)}, in this order, {'grey in each channel' if spec.image_mode == 'grey' else 'RGB'} in 0..1, {height}×{width}, as predict makes them: resized to "
         "cover it, then cut at the top and evenly at the sides, intrinsics moved along\n"
-        f"probabilities: {', '.join(frame.classes)} on {frame.grid.rows}×{frame.grid.cols} cells, row 0 farthest ahead, column 0 "
+        f"probabilities: {', '.join(spec.classes)} on {spec.grid.rows}×{spec.grid.cols} cells, row 0 farthest ahead, column 0 "
         "farthest left"
     )
 
 
-def metadata(frame: Frame, rig: Rig | None = None) -> dict[str, Any]:
+def metadata(spec: BEVSpec, rig: Rig | None = None) -> dict[str, Any]:
     """All that a program's user must know, as plain values; :mod:`bevreshape.deployment.preprocess` reads them.
 
     Args:
-        frame: what the model is for.
+        spec: what the model is for.
         rig: of a fixed one the cameras of the images as they are stored, in the model's order.
     """
-    (height, width), n, (rows, cols) = frame.image_size, len(frame.camera_names), frame.grid.shape
+    (height, width), n, (rows, cols) = spec.image_size, len(spec.camera_names), spec.grid.shape
     pixels = {
         "shape": ["batch", n, 3, height, width],
-        "channels": ["grey"] * 3 if frame.image_mode == "grey" else ["R", "G", "B"],
+        "channels": ["grey"] * 3 if spec.image_mode == "grey" else ["R", "G", "B"],
         "range": [0, 1],
     }
     inputs: dict[str, Any] = {"image": {**pixels, "dtype": "float32"}}
     if rig is None:
         inputs["intrinsics"] = {"shape": ["batch", n, 3, 3], "dtype": "float32"}
         inputs["ego_from_cam"] = {"shape": ["batch", n, 4, 4], "dtype": "float32"}
-    probabilities = {"shape": ["batch", len(frame.classes), rows, cols], "range": [0, 1], "dtype": "float32"}
+    probabilities = {"shape": ["batch", len(spec.classes), rows, cols], "range": [0, 1], "dtype": "float32"}
     return {
         "format": deploy.FORMAT,
         "version": __version__,
-        **frame.to_plain(),
+        **spec.to_plain(),
         "inputs": inputs,
         "outputs": {"probabilities": probabilities},
-        "cameras": None if rig is None else [_described_camera(frame, rig, i) for i in range(n)],
+        "cameras": None if rig is None else [_described_camera(spec, rig, i) for i in range(n)],
         "conventions": CONVENTIONS,
     }
 
@@ -192,11 +194,11 @@ CONVENTIONS = {
 """What the numbers in the metadata and in the program's inputs mean."""
 
 
-def _described_camera(frame: Frame, rig: Rig, number: int) -> dict[str, Any]:
+def _described_camera(spec: BEVSpec, rig: Rig, number: int) -> dict[str, Any]:
     stored, lens = rig.sizes[number], rig.lenses[number]
-    resized, top, left = deploy.fitting(stored, frame.image_size)
+    resized, top, left = deploy.fitting(stored, spec.image_size)
     return {
-        "name": frame.camera_names[number],
+        "name": spec.camera_names[number],
         "image_size": list(stored),
         "intrinsics": rig.stored_intrinsics(number).tolist(),
         "distortion": None
@@ -208,7 +210,7 @@ def _described_camera(frame: Frame, rig: Rig, number: int) -> dict[str, Any]:
         },
         "resized_size": list(resized),
         "crop_top_left": [top, left],
-        "fitted_intrinsics": resize_and_crop_intrinsics(rig.intrinsics[number], stored, frame.image_size).tolist(),
+        "fitted_intrinsics": resize_and_crop_intrinsics(rig.intrinsics[number], stored, spec.image_size).tolist(),
         "ego_from_cam": rig.ego_from_cam[number].tolist(),
     }
 
@@ -218,7 +220,7 @@ def export(
     inputs: Sequence[Tensor],
     out: Path,
     format: str,
-    frame: Frame | None = None,
+    spec: BEVSpec | None = None,
     rig: Rig | None = None,
 ) -> float:
     """Write a program for any batch, read it back, and compare it with the module on batches of 1 and 3.
@@ -228,7 +230,7 @@ def export(
         inputs: a batch of 3 of each.
         out: the file, which appears only if the comparison succeeds.
         format: ``onnx`` or ``pt2``.
-        frame: what it is for; :func:`metadata` of it are kept inside as JSON, under ``bevreshape`` in the metadata of an
+        spec: what it is for; :func:`metadata` of it are kept inside as JSON, under ``bevreshape`` in the metadata of an
             ONNX file, as ``bevreshape.json`` in a pt2.
         rig: of a fixed one, likewise.
 
@@ -252,7 +254,7 @@ def export(
         written = Path(folder) / f"program.{format}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporters about themselves; what they wrote is compared
-            about = json.dumps(None if frame is None else metadata(frame, rig), ensure_ascii=False)
+            about = json.dumps(None if spec is None else metadata(spec, rig), ensure_ascii=False)
             if format == "pt2":
                 torch.export.save(program, written, extra_files={"bevreshape.json": about})
             else:
@@ -285,20 +287,20 @@ def open_program(path: Path, format: str) -> Program:
     return run
 
 
-def example(frame: Frame, rig: Cameras) -> tuple[Tensor, Tensor, Tensor]:
+def example(spec: BEVSpec, rig: Cameras) -> tuple[Tensor, Tensor, Tensor]:
     """Random images and a rig, b = 1, as a batch of 3, each sample's cameras a little higher."""
-    images = torch.rand(3, len(frame.camera_names), 3, *frame.image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, len(spec.camera_names), 3, *spec.image_size, generator=torch.Generator().manual_seed(0))
     poses = rig.ego_from_cam.repeat(3, 1, 1, 1)
     poses[:, :, 2, 3] *= torch.tensor([1.0, 1.1, 1.2])[:, None]
     return images, rig.intrinsics.repeat(3, 1, 1, 1), poses
 
 
-def example_rig(frame: Frame) -> Cameras:
+def example_rig(spec: BEVSpec) -> Cameras:
     """A ring of as many cameras as the model has, as high as suits the grid, the first one looking towards its middle."""
-    grid = frame.grid
+    grid = spec.grid
     rig = ring(
-        len(frame.camera_names),
-        frame.image_size,
+        len(spec.camera_names),
+        spec.image_size,
         1,
         torch.device("cpu"),
         max(map(abs, (*grid.forward_m, *grid.left_m))),
@@ -323,7 +325,7 @@ def check_sees(cameras: Cameras, grid: BEVGrid) -> None:
         )
 
 
-def stored_rig(path: Path, frame: Frame) -> Rig:
+def stored_rig(path: Path, spec: BEVSpec) -> Rig:
     """The one rig of a ``calibration.json``, its cameras in the model's order.
 
     Raises:
@@ -332,19 +334,19 @@ def stored_rig(path: Path, frame: Frame) -> Rig:
     calibration = read_calibration(path)
     if calibration.shared is None or calibration.frames:
         raise InputError(f"{path}: its frames have rigs of their own; a fixed rig needs one for all")
-    calibration.check_views(frame.grid)
-    order = match_cameras(frame.camera_names, calibration.cameras, str(path))
+    calibration.check_views(spec.grid)
+    order = match_cameras(spec.camera_names, calibration.cameras, str(path))
     rig = calibration.only([calibration.cameras[i] for i in order]).shared
     assert rig is not None
     return rig
 
 
-def fitted_rig(rig: Rig, frame: Frame) -> Cameras:
+def fitted_rig(rig: Rig, spec: BEVSpec) -> Cameras:
     """The same for images brought to the model's size as a camera folder's are."""
     fitted = [
-        resize_and_crop_intrinsics(rig.intrinsics[i], rig.sizes[i], frame.image_size) for i in range(len(rig.sizes))
+        resize_and_crop_intrinsics(rig.intrinsics[i], rig.sizes[i], spec.image_size) for i in range(len(rig.sizes))
     ]
-    return Cameras(torch.stack(fitted)[None].float(), rig.ego_from_cam[None].float(), frame.image_size)
+    return Cameras(torch.stack(fitted)[None].float(), rig.ego_from_cam[None].float(), spec.image_size)
 
 
 def frame_times(programs: Sequence[tuple[Program, Sequence[Tensor]]], rounds: int) -> list[float]:

@@ -15,8 +15,10 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
-from bevreshape.config.build import Frame, load_model, plain_config
+from bevreshape.config.compose import plain_config
+from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
 from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
 from bevreshape.data.sources.folder.dataset import Frames, open_frames
@@ -33,30 +35,30 @@ def main(cfg: DictConfig) -> None:
     """Predict every frame of the input, a batch at a time."""
     plain = read_settings(settings.Predict, plain_config(cfg))
     device = read_device(str(plain["device"]))
-    model, frame, _ = load_model(plain["checkpoint"], plain["trust"])
+    model, spec, _ = load_model(plain["checkpoint"], plain["trust"])
     calibration = Path(plain["calibration"]) if plain["calibration"] else None
     frames = open_frames(
         Path(plain["input"]),
-        frame.image_size,
+        spec.image_size,
         calibration=calibration,
-        image_mode=frame.image_mode,
-        cameras=frame.camera_names,
+        image_mode=spec.image_mode,
+        cameras=spec.camera_names,
     )
-    frames.calibration.check_views(frame.grid)
+    frames.calibration.check_views(spec.grid)
     out = Path(plain["out"])
     images = [frames.image_path(0, number) for number in range(len(frames.calibration.cameras))]
     if out.resolve() in [path.parent.resolve() for path in images if path is not None]:
         raise InputError(
             f"out={out} is the folder of the images, among which the drawings would be taken for frames; name another"
         )
-    count = predict(model.to(device), frame, frames, out, plain["batch_size"], plain["num_workers"], plain["threshold"])
+    count = predict(model.to(device), spec, frames, out, plain["batch_size"], plain["num_workers"], plain["threshold"])
     Console().print(f"{count} frames · {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @torch.no_grad()
 def predict(
     model: torch.nn.Module,
-    frame: Frame,
+    spec: BEVSpec,
     frames: Frames,
     out: Path,
     batch_size: int = 8,
@@ -76,7 +78,7 @@ def predict(
         Divergence: when a probability is NaN.
     """
     device = next(model.parameters()).device
-    order = match_cameras(frame.camera_names, frames.calibration.cameras, str(frames.calibration.path))
+    order = match_cameras(spec.camera_names, frames.calibration.cameras, str(frames.calibration.path))
     loader = Loader(frames, batch_size, num_workers=num_workers)
     written = 0
     for batch in track(loader, "predicting: batches"):
@@ -85,21 +87,19 @@ def predict(
         cameras = cameras_of(batch)
         probabilities = model(batch["image"], cameras).float().sigmoid()  # b k rows cols
         _check_finite(probabilities, batch["name"])
-        looks = ground_pixels(cameras, frame.grid)[1].any(1)  # b rows cols
+        looks = ground_pixels(cameras, spec.grid)[1].any(1)  # b rows cols
         for i, name in enumerate(batch["name"]):
-            drawn = bev_sheet(
-                probabilities[i], frame.classes, looks[i].expand_as(probabilities[i]), threshold=threshold
-            )
+            drawn = bev_sheet(probabilities[i], spec.classes, looks[i].expand_as(probabilities[i]), threshold=threshold)
             write_png(out / f"{name}_bev.png", drawn)
             seen = (probabilities[i] >= threshold) & looks[i]
-            write_png(out / f"{name}_overlay.png", overlay(frames, int(batch["index"][i]), order, seen, frame))
+            write_png(out / f"{name}_overlay.png", overlay(frames, int(batch["index"][i]), order, seen, spec))
             arrays = {
                 "probabilities": probabilities[i].half().cpu().numpy(),
                 "valid": looks[i].cpu().numpy(),
-                "classes": np.array(frame.classes),
-                "forward_m": np.array(frame.grid.forward_m),
-                "left_m": np.array(frame.grid.left_m),
-                "cell_m": np.array(frame.grid.cell_m),
+                "classes": np.array(spec.classes),
+                "forward_m": np.array(spec.grid.forward_m),
+                "left_m": np.array(spec.grid.left_m),
+                "cell_m": np.array(spec.grid.cell_m),
             }
             write_atomic(out / f"{name}.npz", partial(_npz, arrays))
             written += 1
@@ -116,7 +116,7 @@ def _check_finite(probabilities: torch.Tensor, names: Sequence[str]) -> None:
         )
 
 
-def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, frame: Frame) -> RGBImage:
+def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, spec: BEVSpec) -> RGBImage:
     """What is predicted, (k, rows, cols), painted into a frame's stored images; one that is missing is black."""
     rig = frames.calibration.of(frames.names[index])
     painted = []
@@ -126,9 +126,9 @@ def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, fra
         if stored is not None:
             given = stored.permute(1, 2, 0).contiguous().numpy()
             pose = rig.ego_from_cam[camera]
-            image = paint_ground(given, bev, rig.rays(camera), pose, frame.grid, frame.classes)
+            image = paint_ground(given, bev, rig.rays(camera), pose, spec.grid, spec.classes)
         painted.append(image)
-    return overlay_sheet(painted, rig.ego_from_cam[order], frame.classes)
+    return overlay_sheet(painted, rig.ego_from_cam[order], spec.classes)
 
 
 def _npz(arrays: dict[str, np.ndarray], file: BinaryIO) -> None:

@@ -165,8 +165,8 @@ def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, pr
             attention = ("attention, mean", *(f"attention, head {number + 1}" for number in range(kinds - 2)))
             heads = ("effective weights", *attention) if kinds > 1 else ("effective weights",)
             exhibits.append(Exhibit(one.label, reshaper.source, chosen, views, heads))
-    frame = shown[0].frame
-    return Explorer(scenes, exhibits, frame.classes, frame.grid, frame.camera_names)
+    spec = shown[0].spec
+    return Explorer(scenes, exhibits, spec.classes, spec.grid, spec.camera_names)
 
 
 def view(model: BEVModel, reshaper: Reshaper, sample: Batch, cells: Cells, probes: int) -> View:

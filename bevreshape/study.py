@@ -14,7 +14,7 @@ from rich.table import Table
 
 from bevreshape import report
 from bevreshape.config import cli, settings
-from bevreshape.config.build import plain_config
+from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.experiments.level import left, run
 from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan

@@ -22,17 +22,14 @@ from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 from rich.console import Console
 
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
-from bevreshape.config.build import (
-    Frame,
-    build_data,
-    build_model,
-    build_task,
-    check_nodes,
-    logger_options,
-    make_logger,
-    plain_config,
-)
+from bevreshape.config.build_data import build_data
+from bevreshape.config.build_logger import logger_options, make_logger
+from bevreshape.config.build_model import build_model
+from bevreshape.config.build_task import build_task
+from bevreshape.config.compose import plain_config
+from bevreshape.config.groups import check_nodes
 from bevreshape.config.options import LocalPath, read_settings, read_value
 from bevreshape.config.overrides import quoted
 from bevreshape.config.stored import check_cache, read_config, read_history, typed_trust
@@ -64,7 +61,7 @@ from bevreshape.training.task import BEVTask
 from bevreshape.training.trainer import check_options
 
 NEEDED = (
-    "data", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "images",
+    "data", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "log_images",
 )  # fmt: skip
 """What the config of a run that goes on must have."""
 
@@ -123,14 +120,14 @@ def check(cfg: dict[str, Any]) -> BEVDataModule:
     check_hardware(cfg["trainer"])
     quiet()
     data = build_data(cfg)
-    frame = Frame.of(data.source)
-    model = build_model(cfg, frame)
-    build_task(cfg, frame, model)
+    spec = BEVSpec.of(data.source)
+    model = build_model(cfg, spec)
+    build_task(cfg, spec, model)
     alone = process_count(cfg["trainer"]) == 1
     if alone:
         make_trainer(cfg["trainer"], logger=False)
     if data.batch_size == 1 and (alone or not cfg["trainer"].get("sync_batchnorm")):
-        rehearse(model, frame, 1)
+        rehearse(model, spec, 1)
     if cfg["trainer"].get("compile"):
         check_compiler(torch.device("cuda" if on_gpu(cfg["trainer"]) else "cpu"))
     return data
@@ -149,12 +146,12 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
     """
     quiet()
     data = build_data(cfg)
-    frame = Frame.of(data.source)
-    strategy = choose_strategy(cfg, frame)
+    spec = BEVSpec.of(data.source)
+    strategy = choose_strategy(cfg, spec)
     seed_everything(cfg["seed"], verbose=False)
-    model = build_model(cfg, frame)
-    task = build_task(cfg, frame, model)
-    description = described(model, frame.image_size) if cfg["logger"] and rank() == 0 else {}
+    model = build_model(cfg, spec)
+    task = build_task(cfg, spec, model)
+    description = described(model, spec.image_size) if cfg["logger"] and rank() == 0 else {}
     if cfg["trainer"].get("compile"):
         task.compile_training()
     history = History(folder / "history.csv")
@@ -175,7 +172,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
         ],
     )
     if trainer.is_global_zero:
-        _print_summary(cfg, model, frame, folder)
+        _print_summary(cfg, model, spec, folder)
         if resumed:
             Console(stderr=True).print(f"resumes from {keeper.path}", highlight=False, soft_wrap=True)
     outcome: dict[str, float] = {}
@@ -221,7 +218,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> dict[str,
             wandb.finish()  # or the next job of a sweep would go on in this W&B run
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
-        print_table(metrics_table(metrics, frame.classes, f"{cfg['name']}: test"))
+        print_table(metrics_table(metrics, spec.classes, f"{cfg['name']}: test"))
         console = Console()
         if stopped_early and early_stop is not None:
             console.print(
@@ -278,7 +275,7 @@ def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
     return {**trainer, "max_steps": steps, "max_epochs": -1, "val_check_interval": every * accumulated}
 
 
-def choose_strategy(cfg: Mapping[str, Any], frame: Frame) -> str:
+def choose_strategy(cfg: Mapping[str, Any], spec: BEVSpec) -> str:
     """The strategy of the ``trainer`` group, or the one that waits for no gradient of parameters which get none.
 
     Encoders may keep branches that are not read, and distributed training would wait for their gradients for ever.
@@ -287,7 +284,7 @@ def choose_strategy(cfg: Mapping[str, Any], frame: Frame) -> str:
     asked = str(trainer.get("strategy", "auto"))
     if process_count(trainer) * trainer.get("num_nodes", 1) == 1 or asked not in ("auto", "ddp"):
         return asked
-    unused = rehearse(build_model(cfg, frame), frame, 2, backward=True)
+    unused = rehearse(build_model(cfg, spec), spec, 2, backward=True)
     return "ddp_find_unused_parameters_true" if unused else asked
 
 
@@ -362,16 +359,16 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
     ]
 
 
-def _print_summary(cfg: dict[str, Any], model: BEVModel, frame: Frame, folder: Path) -> None:
+def _print_summary(cfg: dict[str, Any], model: BEVModel, spec: BEVSpec, folder: Path) -> None:
     encoder, reshaper, head = (
         sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.reshaper, model.head)
     )
     sources: tuple[FeatureShape, ...] = model.encoder.sources  # type: ignore[assignment]
     features = " + ".join(f"{s.cameras}×{s.channels}×{s.height}×{s.width}" for s in sources)
-    rows, cols = frame.grid.shape
+    rows, cols = spec.grid.shape
     Console(stderr=True).print(
         f"{cfg['name']}: encoder {encoder:,} parameters → {features} → {type(model.reshaper).__name__} {reshaper:,} → "
-        f"head {head:,} → {len(frame.classes)}×{rows}×{cols} · {folder}",
+        f"head {head:,} → {len(spec.classes)}×{rows}×{cols} · {folder}",
         markup=False,
         highlight=False,
         soft_wrap=True,

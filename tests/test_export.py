@@ -11,7 +11,7 @@ import torch
 import bevreshape
 from bevreshape import export as exporting
 from bevreshape.analysis.costs import ring
-from bevreshape.config.build import load_model
+from bevreshape.config.load_model import load_model
 from bevreshape.encoders import TimmEncoder
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
@@ -80,9 +80,9 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
     image = torch.rand(3, 1, 3, 32, 64)
     with torch.no_grad():
         expected = model(image, Cameras(intrinsics.expand(3, 1, 3, 3), pose.expand(3, 1, 4, 4), (32, 64))).sigmoid()
-    frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
+    spec = exporting.BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
     fixed = exporting.FixedInference(
-        model, exporting.fitted_rig(exporting.stored_rig(tmp_path / "calibration.json", frame), frame)
+        model, exporting.fitted_rig(exporting.stored_rig(tmp_path / "calibration.json", spec), spec)
     )
     exporting.export(fixed, (image,), tmp_path / "fixed.onnx", "onnx")
     found = exporting.open_program(tmp_path / "fixed.onnx", "onnx")(image)
@@ -93,8 +93,8 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
 def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> None:
     """Cameras of a car for a street, of a toy for a table: the compared programs must read images."""
     grid = BEVGrid((0, 8 * cell_m), (-4 * cell_m, 4 * cell_m), cell_m)
-    frame = exporting.Frame(grid, ("a", "b"), ("front",), (32, 64))
-    image, intrinsics, ego_from_cam = exporting.example(frame, exporting.example_rig(frame))
+    spec = exporting.BEVSpec(grid, ("a", "b"), ("front",), (32, 64))
+    image, intrinsics, ego_from_cam = exporting.example(spec, exporting.example_rig(spec))
     model = geometric_model(grid)
     error = exporting.export(
         exporting.Inference(model, (32, 64)), (image, intrinsics, ego_from_cam), tmp_path / "m.onnx", "onnx"
@@ -109,7 +109,7 @@ def test_a_program_that_differs_is_not_written(
     wrong: float, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = exporting.Inference(geometric_model(), (32, 64))
-    frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
+    spec = exporting.BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
     right = exporting.open_program
 
     def spoilt(*given):
@@ -118,7 +118,7 @@ def test_a_program_that_differs_is_not_written(
 
     monkeypatch.setattr(exporting, "open_program", spoilt)
     with pytest.raises(InputError, match=f"differs from the model by {shown}"):
-        exporting.export(model, exporting.example(frame, exporting.example_rig(frame)), tmp_path / "model.pt2", "pt2")
+        exporting.export(model, exporting.example(spec, exporting.example_rig(spec)), tmp_path / "model.pt2", "pt2")
     assert not (tmp_path / "model.pt2").exists()
 
 
@@ -154,8 +154,8 @@ def test_a_model_that_is_no_graph_is_said_with_torchs_reason(format: str, tmp_pa
 
 @pytest.mark.parametrize("grid", [BEVGrid((-16, 0), (-8, 8), 2.0), BEVGrid((-8, 8), (4, 20), 2.0)])
 def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
-    frame = exporting.Frame(grid, ("a", "b"), ("rear",), (32, 64))
-    rig = exporting.example_rig(frame)
+    spec = exporting.BEVSpec(grid, ("a", "b"), ("rear",), (32, 64))
+    rig = exporting.example_rig(spec)
     exporting.check_sees(rig, grid)
     turned = torch.diag(torch.tensor([-1.0, -1, 1, 1])) @ rig.ego_from_cam
     with pytest.raises(InputError, match="see 0% of the grid"):
@@ -164,10 +164,10 @@ def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
 
 @pytest.mark.parametrize("format", exporting.FORMATS)
 def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
-    frame = exporting.Frame(GRID, ("a", "b"), ("front",), (32, 64))
+    spec = exporting.BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
     path = tmp_path / f"model.{format}"
-    inputs = exporting.example(frame, exporting.example_rig(frame))
-    exporting.export(exporting.Inference(geometric_model(), (32, 64)), inputs, path, format, frame)
+    inputs = exporting.example(spec, exporting.example_rig(spec))
+    exporting.export(exporting.Inference(geometric_model(), (32, 64)), inputs, path, format, spec)
     if format == "onnx":
         about = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map["bevreshape"]
     else:
@@ -175,7 +175,7 @@ def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
         torch.export.load(path, extra_files=found)
         about = found["bevreshape.json"]
     known = json.loads(about)
-    assert exporting.Frame.from_plain(known) == frame
+    assert exporting.BEVSpec.from_plain(known) == spec
     assert known["version"] == bevreshape.__version__
     assert known["inputs"]["image"] == {
         "shape": ["batch", 1, 3, 32, 64], "dtype": "float32", "channels": ["R", "G", "B"], "range": [0, 1],

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bevreshape.config.build import Frame, load_model
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.load_model import load_model
 from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.predict import overlay
@@ -152,8 +153,8 @@ def test_overlays_lie_on_the_stored_image_through_its_distortion(tmp_path: Path,
     Image.fromarray(image).save(tmp_path / "images" / "a.png")
     (tmp_path / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [camera]}))
     bev = np.random.default_rng(1).random((2, *GRID.shape)) < 0.3
-    frame = Frame(GRID, CLASSES, ("front",), (60, 80))
-    found = overlay(open_frames(tmp_path, (60, 80)), 0, [0], torch.from_numpy(bev), frame)
+    spec = BEVSpec(GRID, CLASSES, ("front",), (60, 80))
+    found = overlay(open_frames(tmp_path, (60, 80)), 0, [0], torch.from_numpy(bev), spec)
 
     pixels = np.stack(np.meshgrid(*(np.arange(float(side)) for side in reversed(size))), -1).reshape(-1, 1, 2)
     if model == "fisheye":

@@ -21,7 +21,7 @@ from torch import nn
 from bevreshape import report
 from bevreshape.analysis.costs import ring
 from bevreshape.analysis.permutation import PermutedReshaper
-from bevreshape.config.build import load_model
+from bevreshape.config.load_model import load_model
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel

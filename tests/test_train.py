@@ -14,7 +14,7 @@ import torch
 from commands import DIVERGING, ROOT, TINY, finish, start, without
 from PIL import Image
 
-from bevreshape.config.build import load_model
+from bevreshape.config.load_model import load_model
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.training.task import BEVTask

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
-from bevreshape.config.build import build_data
+from bevreshape.config.build_data import build_data
 from bevreshape.data.batch import Batch
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.metrics.iou import BEVIoU

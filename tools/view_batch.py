@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
-from bevreshape.config.build import build_data
+from bevreshape.config.build_data import build_data
 from bevreshape.data.batch import SPLITS, Batch, cameras_of
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, image_to_bev

@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from bevreshape.config import settings
-from bevreshape.config.build import plain_config, reshaper_fields
+from bevreshape.config.compose import plain_config
+from bevreshape.config.entry_points import reshaper_fields
 from bevreshape.config.options import read_settings
 from bevreshape.config.overrides import explain_override, explain_value, local_folders
 from bevreshape.config.stored import entry_point_reshapers

@@ -299,7 +299,7 @@ def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = (
     missing = [key for key in needed if config.get(key) is None]
     if missing:
         raise InputError(f"{path} has no {missing[0]}; it is damaged, so restore it")
-    for part in (*GROUPS, "trainer", "images", "instances"):
+    for part in (*GROUPS, "trainer", "log_images", "instances"):
         if not isinstance(config.get(part), dict | None):
             raise InputError(
                 f"{path}: {part}={_short(config[part])!r} must be a mapping of options; it is damaged, so restore it"

@@ -8,7 +8,9 @@ from typing import Any, TextIO
 
 from bevreshape import train
 from bevreshape.analysis.evaluation import Variant, iou_of
-from bevreshape.config.build import Frame, build_data, build_model
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.build_data import build_data
+from bevreshape.config.build_model import build_model
 from bevreshape.config.cli import composed
 from bevreshape.config.stored import read_history, read_json
 from bevreshape.data.batch import Batch
@@ -79,7 +81,7 @@ def _speaking_to(log: TextIO) -> Iterator[None]:
 def best_model(trained: Trained) -> tuple[BEVModel, BEVDataModule]:
     """The model of the best validation, in evaluation, and its data."""
     data = data_of(trained.config)
-    model = build_model(trained.config, Frame.of(data.source))
+    model = build_model(trained.config, BEVSpec.of(data.source))
     best = trained.folder / "checkpoints" / "best.ckpt"
     load_weights(model, read_checkpoint(best), best)
     return model.eval(), data

@@ -148,7 +148,7 @@ def examples(shown: Sequence[Shown], batch: Batch) -> Section:
         with torch.no_grad():
             bev = one.model(found["image"], cameras_of(found)).sigmoid()[0]
         image = draw_sample(
-            batch["image"][0], batch["target"][0], bev, batch["valid"][0], one.frame.classes,
+            batch["image"][0], batch["target"][0], bev, batch["valid"][0], one.spec.classes,
             ego_from_cam=batch["ego_from_cam"][0],
         )  # fmt: skip
         charts.append(Chart(image, f"Input, target and prediction of {one.label}.", one.label))

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bevreshape.config.build import Frame, build_data, load_model
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.build_data import build_data
+from bevreshape.config.load_model import load_model
 from bevreshape.config.stored import check_cache, read_config
 from bevreshape.data.batch import Batch
 from bevreshape.errors import InputError
@@ -26,7 +28,7 @@ class Shown:
     label: str
     runs: Sequence[Run]
     model: BEVModel
-    frame: Frame
+    spec: BEVSpec
 
     @property
     def data(self) -> dict[str, Any]:
@@ -63,13 +65,13 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Sh
     remarks: list[str] = []
     for runs, label in zip(rows, labels(rows), strict=True):
         try:
-            model, frame, _ = load_model(str(runs[0].checkpoint), trust)
-            one = Shown(label, runs, model, frame)
+            model, spec, _ = load_model(str(runs[0].checkpoint), trust)
+            one = Shown(label, runs, model, spec)
             one.reshaper  # noqa: B018  # refused here if it is of a foreign kind
         except InputError as error:
             remarks.append(f"Not compared: {label}, {error}.")
             continue
-        if shown and frame != shown[0].frame:
+        if shown and spec != shown[0].spec:
             remarks.append(
                 f"Not compared: {label}, whose cameras, images, classes or cells are others than those of {shown[0].label}."
             )

@@ -15,8 +15,8 @@ from bevreshape.errors import InputError, shown
 from bevreshape.storage.archive import MOST_OPCODES, check_archive
 from bevreshape.storage.run_folder import difference
 
-FORMAT = 2
-"""Raised when the recipe inside a checkpoint changes its meaning; :func:`_renewed` reads the earlier ones."""
+FORMAT = 3
+"""Raised when the recipe inside a checkpoint changes its meaning."""
 
 MOST_DEPTH = 64
 """Of mappings and lists in each other; Lightning's are nested about 8 deep, and a config at most 32."""
@@ -60,25 +60,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} is of another program: it has no 'bevreshape' recipe; train one with bevreshape.train"
         )
     check_plain(recipe, f"checkpoint {path}")
-    if recipe.get("format") not in (1, FORMAT):
+    if recipe.get("format") != FORMAT:
         raise InputError(
-            f"checkpoint {path} has format {recipe.get('format')}, this version reads 1 to {FORMAT}; use the version that wrote it"
+            f"checkpoint {path} has format {recipe.get('format')}, this version reads {FORMAT}; use the version that wrote it"
         )
-    return {**checkpoint, "bevreshape": _renewed(recipe), "state_dict": _weights(checkpoint["state_dict"], path)}
-
-
-def _renewed(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe in the present format.
-
-    Format 1 had no ``normalise_values``: its cross-attention projected V from the normalised tokens.
-    """
-    config = recipe.get("config")
-    reshaper = config.get("reshaper") if isinstance(config, dict) else None
-    if recipe["format"] != 1 or not isinstance(config, dict) or not isinstance(reshaper, dict):
-        return recipe
-    if not str(reshaper.get("_target_")).endswith(".CrossAttention"):
-        return recipe
-    return {**recipe, "config": {**config, "reshaper": {"normalise_values": True, **reshaper}}}
+    return {**checkpoint, "state_dict": _weights(checkpoint["state_dict"], path)}
 
 
 def _plain(loaded: Any, path: Path) -> Any:

@@ -4,18 +4,18 @@ import torch
 from torch import Tensor, nn
 
 from bevreshape.analysis.costs import ring
-from bevreshape.config.build import Frame
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.errors import InputError
 from bevreshape.heads import Head
 from bevreshape.reshapers import Reshaper
 
 
-def rehearse(model: nn.Module, frame: Frame, samples: int, backward: bool = False) -> list[str]:
+def rehearse(model: nn.Module, spec: BEVSpec, samples: int, backward: bool = False) -> list[str]:
     """Run a model in training mode; its running statistics move, so it is not to be trained afterwards.
 
     Args:
         model: on the CPU.
-        frame: what it was built for.
+        spec: what it was built for.
         samples: b.
         backward: find the parameters that get no gradient, such as those of an encoder's branches that are not read.
 
@@ -25,8 +25,8 @@ def rehearse(model: nn.Module, frame: Frame, samples: int, backward: bool = Fals
     Raises:
         InputError: when a normalisation would see a single value per channel.
     """
-    cameras = len(frame.camera_names)
-    image = torch.rand(samples, cameras, 3, *frame.image_size)
+    cameras = len(spec.camera_names)
+    image = torch.rand(samples, cameras, 3, *spec.image_size)
     entered = ""
 
     def enter(name: str) -> None:
@@ -40,7 +40,7 @@ def rehearse(model: nn.Module, frame: Frame, samples: int, backward: bool = Fals
     model.train()
     try:
         with torch.set_grad_enabled(backward):
-            loss = _everything(model, model(image, ring(cameras, frame.image_size, samples, image.device)))
+            loss = _everything(model, model(image, ring(cameras, spec.image_size, samples, image.device)))
     except ValueError as error:
         if "Expected more than 1" not in str(error):
             raise

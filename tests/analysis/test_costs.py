@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from bevreshape.analysis import costs
 from bevreshape.analysis.costs import Workload, count_flops, growth, measure, peak_bytes, ring
-from bevreshape.config.build import build_reshaper
+from bevreshape.config.build_model import build_reshaper
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.reporting.overview import flops_of
 from bevreshape.reshapers import MLP, FeatureShape

@@ -11,17 +11,14 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import open_dict
 
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import settings
-from bevreshape.config.build import (
-    Frame,
-    _make,
-    build_data,
-    build_model,
-    build_task,
-    check_nodes,
-    make_logger,
-    plain_config,
-)
+from bevreshape.config.build_data import build_data
+from bevreshape.config.build_logger import make_logger
+from bevreshape.config.build_model import build_model
+from bevreshape.config.build_task import build_task
+from bevreshape.config.compose import plain_config
+from bevreshape.config.groups import build_part, check_nodes
 from bevreshape.config.options import read_settings
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
@@ -32,7 +29,7 @@ from bevreshape.train import resolve_schedule
 
 CONF = ROOT / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)
-FRAME = Frame(BEVGrid((0, 48), (-24, 24), 2.0), ("a", "b"), ("front",), (32, 64))
+SPEC = BEVSpec(BEVGrid((0, 48), (-24, 24), 2.0), ("a", "b"), ("front",), (32, 64))
 
 
 def composed(*overrides: str, command: str = "train") -> dict[str, Any]:
@@ -48,21 +45,21 @@ def composed(*overrides: str, command: str = "train") -> dict[str, Any]:
 def test_model_parts_are_built(choice: str) -> None:
     group, _, name = choice.partition("/")
     cfg = composed(f"{group}={name}", "encoder.channels=8" if group != "encoder" else "seed=0")
-    assert build_model(cfg, FRAME).reshaper.out_channels > 0
+    assert build_model(cfg, SPEC).reshaper.out_channels > 0
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("/")[0] in ("loss", "optimizer")])
 def test_training_parts_are_built(choice: str) -> None:
     group, _, name = choice.partition("/")
     cfg = composed(f"{group}={name}")
-    assert build_task(cfg, FRAME, build_model(cfg, FRAME)).recipe is not None
+    assert build_task(cfg, SPEC, build_model(cfg, SPEC)).recipe is not None
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("augment/")])
 def test_augmentations_are_built(choice: str) -> None:
     node = composed(f"augment={choice.partition('/')[2]}")["augment"]
     if node:
-        assert callable(_make("augment", node, grid=FRAME.grid, camera_names=FRAME.camera_names))
+        assert callable(build_part("augment", node, grid=SPEC.grid, camera_names=SPEC.camera_names))
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("logger/")])
@@ -137,18 +134,18 @@ def test_objects_are_learned_only_where_something_tells_them_apart() -> None:
     cfg = composed("instances.classes=[vehicle]")
     with pytest.raises(InputError, match=r"SyntheticSource does not tell objects apart; choose data=nuscenes"):
         build_data(cfg)
-    model = build_model(cfg, FRAME)
+    model = build_model(cfg, SPEC)
     assert model.head.maps == 2 + 3
     with pytest.raises(InputError, match=r"instances.classes=vehicle must be a list"):
-        build_model(composed("instances.classes=vehicle"), FRAME)
+        build_model(composed("instances.classes=vehicle"), SPEC)
 
 
 class Keyframes:
     """As many as nuScenes trains with."""
 
-    def __init__(self, frame: Frame) -> None:
-        self.grid, self.classes = frame.grid, frame.classes
-        self.camera_names, self.image_size = frame.camera_names, frame.image_size
+    def __init__(self, spec: BEVSpec) -> None:
+        self.grid, self.classes = spec.grid, spec.classes
+        self.camera_names, self.image_size = spec.camera_names, spec.image_size
 
     def prepare(self, splits: Sequence[str] = ()) -> None:
         pass
@@ -167,13 +164,15 @@ def test_published_protocols_fit_together(choice: str) -> None:
     data = cfg["data"]
     bounds = {key: value for key, value in data["grid"].items() if key != "_target_"}
     classes = tuple(data["targets"] or data["classes"])
-    frame = Frame(BEVGrid(**bounds), classes, tuple(data["cameras"]), tuple(data["image_size"]))
-    model = build_model(cfg, frame)
-    assert model.reshaper.grid.coarsen(1).rows * cfg["head"]["upsample"] == frame.grid.rows == 200
-    assert build_task(cfg, frame, model).instance_loss is None or cfg["instances"]["classes"] == ["vehicle"]
-    trainer = resolve_schedule(cfg["trainer"], BEVDataModule(Keyframes(frame), batch_size=data["batch_size"]))
+    spec = BEVSpec(BEVGrid(**bounds), classes, tuple(data["cameras"]), tuple(data["image_size"]))
+    model = build_model(cfg, spec)
+    assert model.reshaper.grid.coarsen(1).rows * cfg["head"]["upsample"] == spec.grid.rows == 200
+    assert build_task(cfg, spec, model).instance_loss is None or cfg["instances"]["classes"] == ["vehicle"]
+    trainer = resolve_schedule(cfg["trainer"], BEVDataModule(Keyframes(spec), batch_size=data["batch_size"]))
     assert 25_000 <= trainer["max_steps"] <= 1_000_000
     augment = (
-        _make("augment", cfg["augment"], grid=frame.grid, camera_names=frame.camera_names) if cfg["augment"] else None
+        build_part("augment", cfg["augment"], grid=spec.grid, camera_names=spec.camera_names)
+        if cfg["augment"]
+        else None
     )
     assert augment is None or augment.flip_p == 0 or data["raster"] == "exact"

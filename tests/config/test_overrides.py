@@ -26,7 +26,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("~data.rigg",), "data.rigg is no key of this command; did you mean data.rig"),
     (("~seed=5",), "~seed: seed is 0; write ~seed, or seed=VALUE to change it"),
     (("~optimizer",), "optimizer is missing; leave it in the config"),
-    (("~log_images.num_samples",), "images lacks samples, which must be an integer from 1 to 1024"),
+    (("~log_images.num_samples",), "log_images lacks num_samples, which must be an integer from 1 to 1024"),
     (("data=foldr",), "data=foldr is unknown; did you mean folder"),
     (("+experiment=typo",), "experiment=typo is unknown; known are camvid"),
     (("experiment=camvid",), "experiment is no group of this command's defaults; choose it by +experiment=NAME"),

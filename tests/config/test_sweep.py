@@ -8,7 +8,7 @@ from commands import finish, start, without
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb_file import records
 
-from bevreshape.config.build import wandb_identity
+from bevreshape.config.build_logger import wandb_identity
 from bevreshape.config.sweep import write_summary
 from bevreshape.errors import InputError
 

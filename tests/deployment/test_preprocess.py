@@ -15,7 +15,7 @@ from commands import ROOT
 from PIL import Image
 
 from bevreshape import export as exporting
-from bevreshape.config.build import Frame
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.deployment import preprocess as deploy
@@ -65,8 +65,8 @@ def orthonormal() -> list[list[float]]:
     return pose.tolist()
 
 
-def frame_of(size: tuple[int, int], image_mode: str = "rgb") -> Frame:
-    return Frame(GRID, ("a", "b"), ("front",), size, image_mode)
+def spec_of(size: tuple[int, int], image_mode: str = "rgb") -> BEVSpec:
+    return BEVSpec(GRID, ("a", "b"), ("front",), size, image_mode)
 
 
 @pytest.mark.parametrize(("stored", "wanted"), SIZES)
@@ -75,8 +75,8 @@ def test_a_fixed_rigs_images_are_the_programs_own(stored, wanted, lens: str, tmp
     image = scene(stored)
     path = folder(tmp_path, stored, LENSES[lens], image)
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0]["image"][0].numpy()
-    frame = frame_of(wanted)
-    about = json.dumps(exporting.metadata(frame, exporting.stored_rig(path, frame)))
+    spec = spec_of(wanted)
+    about = json.dumps(exporting.metadata(spec, exporting.stored_rig(path, spec)))
     prepared = deploy.Preprocessing(about)({"front": image})
     assert list(prepared) == ["image"]
     assert prepared["image"].dtype == np.float32
@@ -94,7 +94,7 @@ def test_any_rigs_images_and_intrinsics_are_the_programs_own(stored, wanted, tmp
     image = scene(stored)
     path = folder(tmp_path, stored, None, image)
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0]
-    prepare = deploy.Preprocessing(exporting.metadata(frame_of(wanted)))
+    prepare = deploy.Preprocessing(exporting.metadata(spec_of(wanted)))
     cameras = json.loads(path.read_text())["cameras"]
     prepared = prepare({"front": image}, cameras)
     assert list(prepared) == ["image", "intrinsics", "ego_from_cam"]
@@ -119,8 +119,8 @@ def test_grey_images_are_the_programs_own(mode: str, tmp_path: Path) -> None:
     image = np.asarray(Image.fromarray(image).convert(mode))
     path = folder(tmp_path, (90, 160), None, image)
     expected = open_frames(tmp_path / "images", (40, 64), calibration=path, image_mode="grey")[0]["image"][0].numpy()
-    frame = frame_of((40, 64), "grey")
-    prepare = deploy.Preprocessing(exporting.metadata(frame, exporting.stored_rig(path, frame)))
+    spec = spec_of((40, 64), "grey")
+    prepare = deploy.Preprocessing(exporting.metadata(spec, exporting.stored_rig(path, spec)))
     assert np.abs(prepare({"front": image})["image"][0, 0] * 255 - expected).max() < 1.01
 
 
@@ -134,24 +134,24 @@ def test_it_works_without_torch_and_alone(tmp_path: Path) -> None:
     assert spec.loader is not None
     alone = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(alone)
-    about = exporting.metadata(frame_of((32, 64)))
+    about = exporting.metadata(spec_of((32, 64)))
     assert alone.Preprocessing(about).names == ["front"]
 
 
 @pytest.mark.usefixtures("no_shape_checks")
 def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
     image = scene((64, 128))
-    path, frame = folder(tmp_path, (64, 128), LENSES["opencv"], image), frame_of((32, 64))
+    path, spec = folder(tmp_path, (64, 128), LENSES["opencv"], image), spec_of((32, 64))
     torch.manual_seed(0)
-    encoder = TimmEncoder(image_size=frame.image_size, cameras=1, channels=8)
+    encoder = TimmEncoder(image_size=spec.image_size, cameras=1, channels=8)
     model = BEVModel(encoder, IPM(encoder.sources[0], GRID), ConvHead(8, 2, upsample=1, channels=8)).eval()
-    rig = exporting.stored_rig(path, frame)
-    given = open_frames(tmp_path / "images", frame.image_size, calibration=path)[0]
+    rig = exporting.stored_rig(path, spec)
+    given = open_frames(tmp_path / "images", spec.image_size, calibration=path)[0]
     pixels = given["image"][None].float() / 255
     with torch.no_grad():
-        expected, mirrored = (model(x, exporting.fitted_rig(rig, frame)).sigmoid() for x in (pixels, pixels.flip(-1)))
-    fixed = exporting.FixedInference(model, exporting.fitted_rig(rig, frame))
-    exporting.export(fixed, (pixels.repeat(3, 1, 1, 1, 1),), tmp_path / "fixed.onnx", "onnx", frame, rig)
+        expected, mirrored = (model(x, exporting.fitted_rig(rig, spec)).sigmoid() for x in (pixels, pixels.flip(-1)))
+    fixed = exporting.FixedInference(model, exporting.fitted_rig(rig, spec))
+    exporting.export(fixed, (pixels.repeat(3, 1, 1, 1, 1),), tmp_path / "fixed.onnx", "onnx", spec, rig)
     session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"), providers=["CPUExecutionProvider"])
     assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [("image", ["batch", 1, 3, 32, 64])]
     prepare = deploy.Preprocessing(session.get_modelmeta().custom_metadata_map["bevreshape"])
@@ -171,8 +171,8 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(images, cameras, message: str, tmp_path: Path) -> None:
-    path, frame = folder(tmp_path, (64, 128), None, scene((64, 128))), frame_of((32, 64))
-    prepare = deploy.Preprocessing(exporting.metadata(frame, exporting.stored_rig(path, frame)))
+    path, spec = folder(tmp_path, (64, 128), None, scene((64, 128))), spec_of((32, 64))
+    prepare = deploy.Preprocessing(exporting.metadata(spec, exporting.stored_rig(path, spec)))
     with pytest.raises(ValueError, match=message):
         prepare(images, cameras)
 

@@ -26,7 +26,9 @@ from torch.utils.data import default_collate
 
 from bevreshape import train
 from bevreshape.config import cli, settings
-from bevreshape.config.build import build_data, load_model, plain_config
+from bevreshape.config.build_data import build_data
+from bevreshape.config.compose import plain_config
+from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
 from bevreshape.experiments.levels import StudyPlan
 from bevreshape.reporting.runs import read_runs

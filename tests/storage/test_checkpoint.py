@@ -16,8 +16,9 @@ import pytest
 import torch
 from hostile import CALLS, CANARY, changed, leaves
 
-from bevreshape.config import build
-from bevreshape.config.build import Frame, load_model
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config import load_model as loading
+from bevreshape.config.load_model import load_model
 from bevreshape.errors import InputError
 from bevreshape.storage.checkpoint import load_weights, read_checkpoint
 
@@ -127,27 +128,10 @@ def test_data_of_a_checkpoint_is_compared_however_it_is_chosen(
     assert not (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize(
-    ("format_", "given", "expected"),
-    [(1, None, True), (1, False, False), (2, None, None), (2, False, False), (2, True, True)],
-)
-def test_cross_attention_of_format_1_keeps_its_normalised_values(
-    tmp_path: Path, format_: int, given: bool | None, expected: bool | None
-) -> None:
-    """A recipe without the key meant normalised values then, and means the default now."""
-    reshaper = {"_target_": "bevreshape.reshapers.CrossAttention", "dim": 8}
-    config = {"reshaper": reshaper if given is None else {**reshaper, "normalise_values": given}}
-    torch.save({"state_dict": {}, "bevreshape": {"format": format_, "config": config}}, tmp_path / "a.ckpt")
-    read = read_checkpoint(tmp_path / "a.ckpt")["bevreshape"]["config"]["reshaper"]
-    assert read.get("normalise_values") is expected
-
-
-def test_other_reshapers_of_format_1_are_as_they_were_and_newer_formats_are_refused(tmp_path: Path) -> None:
-    config = {"reshaper": {"_target_": "bevreshape.reshapers.CrossViewAttention"}}
-    torch.save({"state_dict": {}, "bevreshape": {"format": 1, "config": config}}, tmp_path / "a.ckpt")
-    assert read_checkpoint(tmp_path / "a.ckpt")["bevreshape"]["config"] == config
-    torch.save({"state_dict": {}, "bevreshape": {"format": 3, "config": config}}, tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="has format 3, this version reads 1 to 2"):
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_other_formats_are_refused(version: int, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "bevreshape": {"format": version, "config": {}}}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=f"has format {version}, this version reads 3; use the version that wrote it"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -393,13 +377,13 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("config", "reshaper", "_partial_"), True), (("config", "reshaper", "channels"), 10**9),
     (("config", "head", "upsample"), 0), (("config", "head", "upsample"), None), (("config", "head", "upsample"), [2]),
     (("config", "head", "upsample"), 10**20), (("config", "head", "blocks"), -3), (("config", "head", "channels"), 10**7),
-    *((("frame",), value) for value in (None, [], "x", {})),
-    *((("frame", key), value) for key in ("forward_m", "left_m") for value in (
+    *((("spec",), value) for value in (None, [], "x", {})),
+    *((("spec", key), value) for key in ("forward_m", "left_m") for value in (
         None, [], [1], ["a", "b"], [0, 1, 2], [32, 0], [0, float("nan")], [0, float("inf")], [0, 1e300], [True, 2], "ab", [[0], [1]],
     )),
-    *((("frame", "cell_m"), value) for value in (None, 0, -1, "2", [2], float("nan"), 1e-300, 1e-4, 7, 10**18, True)),
-    *((("frame", key), value) for key in ("classes", "camera_names") for value in (None, [], "ab", [1], [[1]], ["a", "a"], [""], [None], 7)),
-    *((("frame", "image_size"), value) for value in (
+    *((("spec", "cell_m"), value) for value in (None, 0, -1, "2", [2], float("nan"), 1e-300, 1e-4, 7, 10**18, True)),
+    *((("spec", key), value) for key in ("classes", "camera_names") for value in (None, [], "ab", [1], [[1]], ["a", "a"], [""], [None], 7)),
+    *((("spec", "image_size"), value) for value in (
         None, [], [32], [32, 64, 3], ["a", "b"], [0, 64], [-32, 64], [32.0, 64.0], [10**6, 10**6], 32, [True, 64], [3, 5],
     )),
 ]  # fmt: skip
@@ -423,7 +407,7 @@ def test_recipe_of_the_wrong_shape_is_a_sentence(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["format", "config", "frame"])
+@pytest.mark.parametrize("key", ["format", "config", "spec"])
 def test_recipe_that_lacks_a_part(best: dict[str, Any], tmp_path: Path, key: str) -> None:
     recipe = {name: value for name, value in best["bevreshape"].items() if name != key}
     torch.save({**best, "bevreshape": recipe}, tmp_path / "odd.ckpt")
@@ -443,14 +427,14 @@ def test_huge_numbers_in_a_recipe_take_no_memory(best: dict[str, Any], tmp_path:
     recipe = best["bevreshape"]
     config = {**recipe["config"], "reshaper": {**recipe["config"]["reshaper"], "hidden": [60_000]}}
     torch.save({**best, "bevreshape": {**recipe, "config": config}}, tmp_path / "huge.ckpt")
-    built, devices = build.build_model, []
+    built, devices = loading.build_model, []
 
-    def watched(cfg: Any, frame: Frame) -> Any:
-        model = built(cfg, frame)
+    def watched(cfg: Any, spec: BEVSpec) -> Any:
+        model = built(cfg, spec)
         devices.append({weight.device.type for weight in model.state_dict().values()})
         return model
 
-    monkeypatch.setattr(build, "build_model", watched)
+    monkeypatch.setattr(loading, "build_model", watched)
     with pytest.raises(InputError, match=r"huge\.ckpt is of another architecture"):
         load_model(str(tmp_path / "huge.ckpt"))
     assert devices == [{"meta"}]
@@ -494,6 +478,6 @@ def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
     for _ in range(40):
         laughs = [laughs, laughs]
     for value in (circle, laughs):
-        torch.save({"bevreshape": {"format": 2}, "state_dict": {}, "loops": value}, tmp_path / "odd.ckpt")
+        torch.save({"bevreshape": {"format": 3}, "state_dict": {}, "loops": value}, tmp_path / "odd.ckpt")
         with pytest.raises(InputError, match=r"odd\.ckpt is nested deeper than 64 or has more than 2,000,000 values"):
             read_checkpoint(tmp_path / "odd.ckpt")

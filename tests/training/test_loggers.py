@@ -14,7 +14,7 @@ from commands import Command, without
 from torch import nn
 from wandb_file import records
 
-from bevreshape.config.build import make_logger
+from bevreshape.config.build_logger import make_logger
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel
@@ -145,7 +145,7 @@ def test_the_mode_is_the_options_else_the_environments(
     if variable is not None:
         monkeypatch.setenv("WANDB_MODE", variable)
     begun: list[Any] = []
-    monkeypatch.setattr("bevreshape.config.build.begin", begun.append)
+    monkeypatch.setattr("bevreshape.config.build_logger.begin", begun.append)
     logger = make_logger({"logger": {**WANDB, "mode": mode}}, tmp_path)
     assert (logger is False) == disabled
     assert [one._wandb_init["mode"] for one in begun] == ([] if disabled else ["offline"])

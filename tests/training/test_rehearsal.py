@@ -9,22 +9,23 @@ from test_conf import composed
 from torch import nn
 from torch._inductor.exc import InvalidCxxCompiler
 
-from bevreshape.config.build import Frame, build_model
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.build_model import build_model
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.train import choose_strategy, torch_says
 from bevreshape.training.rehearsal import rehearse
 
-FRAME = Frame(BEVGrid((0, 32), (-16, 16), 2.0), ("a", "b"), ("front",), (32, 64))
+SPEC = BEVSpec(BEVGrid((0, 32), (-16, 16), 2.0), ("a", "b"), ("front",), (32, 64))
 SMALL = ("encoder.channels=8", "head.channels=8", "head.blocks=1", "trainer.accelerator=cpu")
 
 
 def test_branches_that_are_not_read_are_found() -> None:
     """HRNet's fusion into branches that were cut off; the network of the main job has none."""
-    found = rehearse(build_model(composed(*SMALL, "encoder.name=hrnet_w18_small"), FRAME), FRAME, 2, backward=True)
+    found = rehearse(build_model(composed(*SMALL, "encoder.name=hrnet_w18_small"), SPEC), SPEC, 2, backward=True)
     assert found
     assert all(name.startswith("encoder.trunk.") for name in found)
-    assert rehearse(build_model(composed(*SMALL), FRAME), FRAME, 2, backward=True) == []
+    assert rehearse(build_model(composed(*SMALL), SPEC), SPEC, 2, backward=True) == []
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_branches_that_are_not_read_are_found() -> None:
     ],
 )
 def test_processes_do_not_wait_for_gradients_that_never_come(overrides: tuple[str, ...], strategy: str) -> None:
-    assert choose_strategy(composed(*SMALL, *overrides), FRAME) == strategy
+    assert choose_strategy(composed(*SMALL, *overrides), SPEC) == strategy
 
 
 def test_two_processes_train_hrnet_with_accumulated_batches(worlds: Path, tmp_path: Path) -> None:
@@ -91,8 +92,8 @@ class Single(nn.Module):
 
 def test_a_single_value_is_not_normalised() -> None:
     with pytest.raises(InputError, match=r"data\.batch_size=1: norm normalises over a single value per channel"):
-        rehearse(Single(nn.BatchNorm2d(3)), FRAME, 1)
-    assert rehearse(Single(nn.BatchNorm2d(3)), FRAME, 2) == []
+        rehearse(Single(nn.BatchNorm2d(3)), SPEC, 1)
+    assert rehearse(Single(nn.BatchNorm2d(3)), SPEC, 2) == []
 
 
 def test_command_refuses_a_single_value_before_it_writes(command, worlds: Path, tmp_path: Path) -> None:

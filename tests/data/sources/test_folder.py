@@ -10,7 +10,7 @@ from commands import TINY
 from PIL import Image
 from torch.utils.data import default_collate
 
-from bevreshape.config.build import load_model
+from bevreshape.config.load_model import load_model
 from bevreshape.data.image_io import read_image, resize_and_crop
 from bevreshape.data.labels import BEVLabels, matching_cells
 from bevreshape.data.sources.folder.calibration import read_calibration

@@ -14,7 +14,7 @@ from kitti_folder import pixel_of, road_folder, write_calibration
 from PIL import Image
 from torch.utils.data import default_collate
 
-from bevreshape.config.build import load_model
+from bevreshape.config.load_model import load_model
 from bevreshape.data.batch import BEVSource, SourceWithMetrics, cameras_of
 from bevreshape.data.sources.kitti.road import KITTIRoadSource
 from bevreshape.errors import InputError

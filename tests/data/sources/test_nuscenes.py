@@ -17,7 +17,8 @@ import write_nuscenes as writer
 from commands import finish, start
 from PIL import Image
 
-from bevreshape.config.build import build_data, load_model
+from bevreshape.config.build_data import build_data
+from bevreshape.config.load_model import load_model
 from bevreshape.data import storage as shards
 from bevreshape.data.batch import cameras_of
 from bevreshape.data.sources.nuscenes import NuScenesSource, prepared, splits, tables

@@ -1,0 +1,90 @@
+"""From a checkpoint to its model, without running anything that the file names but bevreshape does not know."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.build_model import build_model
+from bevreshape.config.groups import MODEL_PARTS
+from bevreshape.config.stored import check_targets, read_trust
+from bevreshape.errors import InputError
+from bevreshape.model import BEVModel
+from bevreshape.storage.checkpoint import check_architecture, load_weights, model_weights, read_checkpoint
+
+MAX_BUFFER_BYTES = 1 << 30
+"""Of what a checkpoint's model holds in addition to its weights."""
+
+
+def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, BEVSpec, dict[str, Any]]:
+    """Rebuild a trained model from its checkpoint alone, on the CPU and in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        trust: packages whose classes it may call, beside bevreshape and the installed entry points.
+
+    Returns:
+        The model, the specification it was trained for, and the config of its run.
+
+    Raises:
+        InputError: when the file is not such a checkpoint, or names classes outside bevreshape and the entry points
+            that are installed.
+    """
+    checkpoint = read_checkpoint(path)
+    cfg, spec = _read_recipe(checkpoint["bevreshape"], f"checkpoint {path}", read_trust(trust))
+    weights = model_weights(checkpoint)
+    try:
+        if all(cfg[part]["_target_"].startswith("bevreshape.") for part in MODEL_PARTS):
+            # a sketch that takes no memory, since numbers in the recipe may ask for any amount; other packages' classes
+            # may need real tensors
+            with torch.device("meta"):
+                sketch = build_model({**cfg, "encoder": _with_offsets(cfg["encoder"])}, spec)
+            check_architecture(sketch, weights, path)
+            _check_buffers(sketch, path)
+        model = build_model(cfg, spec)
+    except InputError as error:
+        raise InputError(str(error) if path in str(error) else f"checkpoint {path}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"checkpoint {path}: its model cannot be built ({type(error).__name__}: {' '.join(str(error).split())[:120]}); its "
+            "recipe is damaged or of another version"
+        ) from error
+    load_weights(model, checkpoint, path)
+    return model.eval(), spec, cfg
+
+
+def _with_offsets(encoder: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's node with offsets, which are otherwise found by a look at real tensors, and of which no weight depends."""
+    strides = encoder.get("strides", [8])
+    return {**encoder, "offset_px": [0.0] * len(strides)} if isinstance(strides, list) else encoder
+
+
+def _read_recipe(recipe: Mapping[str, Any], where: str, trust: Sequence[str]) -> tuple[dict[str, Any], BEVSpec]:
+    """The config of a checkpoint's run, without its interest in published weights, and the specification it was trained for."""
+    cfg = recipe.get("config")
+    if not isinstance(cfg, dict):
+        raise InputError(f"{where}: bevreshape.config must be a mapping, not {cfg!r:.80}; it is damaged")
+    for part in MODEL_PARTS:
+        if not isinstance(cfg.get(part), dict):
+            raise InputError(
+                f"{where}: bevreshape.config.{part} must be a mapping, not {cfg.get(part)!r:.80}; it is damaged"
+            )
+        if "_target_" not in cfg[part]:
+            raise InputError(f"{where}: bevreshape.config.{part} has no _target_; it is damaged")
+        check_targets(cfg[part], part, where, trust)
+    cfg = dict(cfg)
+    if "pretrained" in cfg["encoder"]:
+        cfg["encoder"] = {**cfg["encoder"], "pretrained": False}  # the weights are in the checkpoint
+    return cfg, BEVSpec.from_plain(recipe.get("spec"), f"{where}: bevreshape.spec")
+
+
+def _check_buffers(sketch: torch.nn.Module, path: str) -> None:
+    """Refuse a model that takes much memory in addition to its weights, all of which are in the file."""
+    stored = sketch.state_dict().keys()
+    others = sum(one.numel() * one.element_size() for name, one in sketch.named_buffers() if name not in stored)
+    if others > MAX_BUFFER_BYTES:
+        raise InputError(
+            f"checkpoint {path}: its model would take {others:,} bytes in addition to its weights, at most {MAX_BUFFER_BYTES:,} are "
+            "allowed; use a file that bevreshape wrote"
+        )
