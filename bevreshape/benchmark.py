@@ -30,10 +30,11 @@ from bevreshape.config.options import read_settings
 from bevreshape.config.stored import entry_point_reshapers
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
+from bevreshape.model import BEVModel
 from bevreshape.reporting.labels import figure_text
 from bevreshape.reporting.progress import Progress
 from bevreshape.reporting.tables import print_table
-from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
+from bevreshape.reshapers import FeatureShape, FixedRig, GeometricReshaper, Reshaper
 from bevreshape.storage.files import write_atomic, write_text
 from bevreshape.training.launch import out_of_memory, read_device
 
@@ -174,7 +175,8 @@ def measure_case(
             module, reshaper, features = _subject(cfg, node, case, device)
             workload = Workload(module, (features, cameras), autocast, into_input=not cfg["whole"])
             if cfg["fixed"] and isinstance(reshaper, GeometricReshaper):
-                reshaper.eval().precompute(ring(case.cameras, case.image_size, 1, device))
+                fixed = FixedRig(reshaper.eval(), ring(case.cameras, case.image_size, 1, device))
+                module = BEVModel(module.encoder, fixed, module.head) if isinstance(module, BEVModel) else fixed
                 workload = Workload(module, (features, None), autocast)
             (workload.step if cfg["backward"] else workload.forward)()
         except InputError as error:

@@ -36,7 +36,7 @@ from bevreshape.deployment import preprocess as deploy
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.model import BEVModel
-from bevreshape.reshapers import GeometricReshaper, Reshaper
+from bevreshape.reshapers import FixedRig, Reshaper
 from bevreshape.storage.files import write_atomic
 
 FORMATS = ("onnx", "pt2")
@@ -74,24 +74,13 @@ class FixedInference(Inference):
         rig: its cameras, b = 1.
     """
 
-    intrinsics: Tensor
-    ego_from_cam: Tensor
-
     def __init__(self, model: BEVModel, rig: Cameras) -> None:
-        super().__init__(model, rig.image_size)
-        self.located = isinstance(model.reshaper, GeometricReshaper)
-        if isinstance(model.reshaper, GeometricReshaper):
-            model.reshaper.precompute(rig)
-        self.register_buffer("intrinsics", rig.intrinsics)
-        self.register_buffer("ego_from_cam", rig.ego_from_cam)
+        assert isinstance(model.reshaper, Reshaper)
+        super().__init__(BEVModel(model.encoder, FixedRig(model.reshaper, rig), model.head), rig.image_size)
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # the rig is known
         """(b, n, 3, H, W) in 0..1 → (b, k, rows, cols)."""
-        if self.located:
-            features = self.model.encoder(image)
-            return self.model.head(self.model.reshaper(features)).sigmoid()
-        b = image.shape[0]
-        return super().forward(image, self.intrinsics.expand(b, -1, -1, -1), self.ego_from_cam.expand(b, -1, -1, -1))
+        return self.model(image).sigmoid()
 
 
 def main(cfg: DictConfig) -> None:

@@ -32,7 +32,7 @@ from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.ops.sampling import read
+from bevreshape.ops.sampling import Positions, Taps, sample_features
 from bevreshape.reporting.progress import track
 from bevreshape.reporting.tables import print_table
 from bevreshape.reshapers import (
@@ -41,6 +41,7 @@ from bevreshape.reshapers import (
     ColumnMLP,
     CrossViewAttention,
     FeatureShape,
+    FixedRig,
     GeometricReshaper,
     KernelAttention,
     LiftSplat,
@@ -224,8 +225,8 @@ def simple_bev(clones: Path) -> Pair:
 class Sampling(Bilinear):
     """Bilinear sampling, the volume as it is."""
 
-    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
-        return read(features, located)  # b (R C k) c
+    def gather(self, features: Tensor, located: Positions | Taps) -> Tensor:
+        return sample_features(features, located)  # b (R C k) c
 
 
 def parsing(clones: Path) -> Pair:
@@ -330,7 +331,7 @@ def compare(clones: Path, only: Sequence[str], rounds: int) -> None:
         timed = [Workload(found.original, arguments), Workload(found.ours, arguments)]
         forward = list(timed)
         if isinstance(found.ours, GeometricReshaper):
-            rig = copy.deepcopy(found.ours).eval().precompute(found.cameras)
+            rig = FixedRig(copy.deepcopy(found.ours).eval(), found.cameras)
             forward.append(Workload(rig, (found.features, None)))
         theirs, ours, *fixed_rig = measure(forward, rounds, False)
         fixed = "".join(f"{cost.forward_s * 1e3:.1f}" for cost in fixed_rig)

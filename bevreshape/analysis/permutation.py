@@ -180,8 +180,7 @@ class PermutedReshaper(Reshaper):
     permutation: Tensor
 
     def __init__(self, reshaper: Reshaper, permutation: Int[Tensor, " t"], *, move_encodings: bool = False) -> None:
-        self.needs_cameras = reshaper.needs_cameras  # type: ignore[misc]  # that of what it wraps
-        super().__init__(reshaper.sources, reshaper.grid, reshaper.out_channels)
+        super().__init__(reshaper.sources, reshaper.grid, reshaper.out_channels, needs_cameras=reshaper.needs_cameras)
         if len(reshaper.sources) > 1:
             raise InputError(
                 f"{reshaper.name}: it takes {len(reshaper.sources)} scales, whose tokens are of different places; permute "
@@ -206,8 +205,8 @@ class PermutedReshaper(Reshaper):
         with moved:
             return self.reshaper(_permute(features, self.permutation), cameras)
 
-    def _check_cameras(self, cameras: Cameras | None) -> None:
-        self.reshaper._check_cameras(cameras)
+    def check_cameras(self, cameras: Cameras | None) -> None:
+        self.reshaper.check_cameras(cameras)
 
     def _check_present(self, cameras: Cameras | None) -> None:
         if cameras is None or cameras.camera_mask is None or self.source.cameras == 1 or cameras.camera_mask.all():

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import Count, Width, checked
 from bevreshape.errors import InputError, suggest
-from bevreshape.reshapers.base import FeatureShape
+from bevreshape.geometry import FeatureShape
 
 Size = tuple[int, int]
 

@@ -2,6 +2,7 @@
 
 from bevreshape.geometry.cameras import Cameras, check_calibration, pinhole_rays
 from bevreshape.geometry.distortion import DistortionModel, pinhole_intrinsics, rays_at
+from bevreshape.geometry.feature_shape import FeatureShape
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import bev_to_image, ground_at, ground_pixels, image_to_bev, labels_to_bev
 from bevreshape.geometry.rasterize import rasterize_boxes
@@ -10,6 +11,7 @@ __all__ = [
     "BEVGrid",
     "Cameras",
     "DistortionModel",
+    "FeatureShape",
     "bev_to_image",
     "check_calibration",
     "ground_at",

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bevreshape.geometry import FeatureShape
 from bevreshape.ops.sampling import spread, sum_rows
-from bevreshape.reshapers.base import FeatureShape
 
 FRAME = 2
 """Zeros around every map: whatever is read at -2 or beyond the last feature is 0, and so is its gradient."""

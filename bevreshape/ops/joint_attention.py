@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bevreshape.reshapers.base import is_exporting
+from bevreshape.ops.tensors import is_exporting
 
 aten = torch.ops.aten
 

@@ -1,12 +1,15 @@
-"""Bilinear reading of features where cameras see the points of a scene, shared by reshapers that project.
+"""Bilinear sampling of features where cameras see the points of a scene, shared by reshapers that project.
 
 Most cameras do not see most points. So the pairs of a point and a camera that sees it are listed, by point, and the four
 features around each pair's position, its taps, are summed with their weights. Only these are ever touched: a feature
 of a camera that sees nothing, or was dropped, may even be NaN.
+
+:func:`project_points` finds the taps, :func:`sample_features` sums them. :class:`WeightedGather` is the fast path; programs
+that are exported use plain operations with the same result.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -16,10 +19,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.geometry.cameras import NEAR, compose
 from bevreshape.geometry.ipm import sample
-from bevreshape.reshapers.base import FeatureShape, constant, is_exporting
+from bevreshape.ops.tensors import constant, is_exporting
 
 PADDINGS = ("border", "zeros")
 
@@ -28,11 +31,40 @@ SLACK = 0.5
 rounds off."""
 
 
-@torch.no_grad()
-def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: FeatureShape) -> tuple[Tensor, ...]:
-    """Find the points above the centre of every cell in the features of the cameras that see them.
+class Taps(NamedTuple):
+    """The features around the projections of points.
 
-    How many pairs there are is known on the device alone, so the host waits for it twice, except on a fixed rig.
+    Attributes:
+        rows: (m, 4), of m pairs of a point and a camera that sees it, by point: the rows of their taps in the features of
+            all b samples as a table, (b·n·h·w, c).
+        weights: (m, 4), of the taps.
+        starts: (b, p), the first pair of every point.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    starts: Tensor
+
+
+class Positions(NamedTuple):
+    """The same for exported programs, whose shapes may not depend on values.
+
+    Attributes:
+        positions: (b, n, p, 2), column and row of the features at which camera n reads point p.
+        weights: (b, n, p), 0 where it does not see the point.
+    """
+
+    positions: Tensor
+    weights: Tensor
+
+
+@torch.no_grad()
+def project_points(
+    cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: FeatureShape
+) -> Taps | Positions:
+    """Project the points above the centre of every cell into the features of the cameras that see them.
+
+    The number of pairs is known on the device alone, so the host waits for it twice.
 
     Args:
         cameras: of the full-size images.
@@ -41,11 +73,11 @@ def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: Fe
         source: which pixel a feature is centred on.
 
     Returns:
-        What :func:`read` takes, for p = R·C·k points, the heights of a cell side by side.
+        What :func:`sample_features` takes, for p = R·C·k points, the heights of a cell side by side.
     """
     heights = constant(heights_m, cameras.intrinsics)
     if is_exporting():
-        return _look_everywhere(cameras, grid, heights, source)
+        return _project_all(cameras, grid, heights, source)
     pixel_from_ego = compose(cameras.intrinsics, cameras.cam_from_ego[..., :3, :])  # b n 3 4
     centers = grid.centers(heights.device, heights.dtype)  # R C 2
     batch, row, col, camera = _columns_in_view(cameras, pixel_from_ego, centers, heights).unbind(1)  # q columns
@@ -60,7 +92,7 @@ def look(cameras: Cameras, grid: BEVGrid, heights_m: Sequence[float], source: Fe
     pairs = pairs[order]
     positions = (pixels.flatten(1)[:, pairs] - source.offset_px) / source.stride  # 2 m
     view = (batch * cameras.batch_shape[1] + camera)[pairs // k]
-    return _tabulate(positions, view, point, (cameras.batch_shape[0], cells * k), source)
+    return _taps(positions, view, point, (cameras.batch_shape[0], cells * k), source)
 
 
 def _inside(pixels: Tensor, depth: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -87,22 +119,22 @@ def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, 
     return rearrange((nearest > -SLACK) & cameras.full_mask[..., None, None], "b n R C -> b R C n").nonzero()
 
 
-def _look_everywhere(cameras: Cameras, grid: BEVGrid, heights: Tensor, source: FeatureShape) -> tuple[Tensor, Tensor]:
-    """The same for exported programs, whose shapes may not depend on values: positions in features, (b, n, p, 2), and
-    weights, (b, n, p), of all cameras."""
+def _project_all(cameras: Cameras, grid: BEVGrid, heights: Tensor, source: FeatureShape) -> Positions:
+    """Project every point into every camera."""
     centers = grid.centers(heights.device, heights.dtype).flatten(0, 1)  # R·C 2
     ground = centers.repeat_interleave(len(heights), dim=0)
     points = torch.cat([ground, heights.repeat(len(centers))[:, None]], dim=-1)
     pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))
     seen = cameras.sees(pixels, depth)
-    return (pixels - source.offset_px) / source.stride, seen / seen.sum(1, keepdim=True).clamp(min=1)
+    weights = seen / seen.sum(1, keepdim=True).clamp(min=1)
+    return Positions((pixels - source.offset_px) / source.stride, weights)
 
 
 @torch.no_grad()
-def tabulate(
+def taps_at(
     positions: Float[Tensor, "b n p 2"], seen: Bool[Tensor, "b n p"], source: FeatureShape, padding: str = "border"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`read` takes for points whose positions are known, averaged over the cameras that see them.
+) -> Taps:
+    """Return the taps of points whose positions are known, averaged over the cameras that see them.
 
     Args:
         positions: column and row in features; whole numbers are their centres.
@@ -114,24 +146,29 @@ def tabulate(
         InputError: an unknown padding.
     """
     if padding not in PADDINGS:
-        raise InputError(f"reading: there is no padding={padding}; {suggest(padding, PADDINGS)}")
+        raise InputError(f"sampling: there is no padding={padding}; {suggest(padding, PADDINGS)}")
     b, n, p = seen.shape
     batch, point, camera = rearrange(seen, "b n p -> b p n").nonzero(as_tuple=True)
-    return _tabulate(positions[batch, camera, point].mT, batch * n + camera, batch * p + point, (b, p), source, padding)
+    return _taps(positions[batch, camera, point].mT, batch * n + camera, batch * p + point, (b, p), source, padding)
 
 
-def _tabulate(
+def _taps(
     positions: Tensor,
     view: Tensor,
     point: Tensor,
     shape: tuple[int, int],
     source: FeatureShape,
     padding: str = "border",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of pairs by ascending point, their positions (2, m), views and points, both numbered through the batch.
+) -> Taps:
+    """Return the taps of pairs by ascending point.
 
-    Returns:
-        (m, 4) rows of the features as a table (b·n·h·w, c), (m, 4) weights, and where each point's pairs begin, (b, p).
+    Args:
+        positions: (2, m), column and row in features.
+        view: (m,), camera of every pair, counted through the batch.
+        point: (m,), point of every pair, counted through the batch.
+        shape: (b, p).
+        source: the features to read.
+        padding: as of :func:`taps_at`.
     """
     counts = torch.zeros(shape, dtype=torch.int32, device=point.device).flatten()
     counts.index_add_(0, point, torch.ones_like(point, dtype=torch.int32))
@@ -148,44 +185,45 @@ def _tabulate(
     weights = near_far_y.unsqueeze(1) * near_far_x / counts[point]  # 2 2 m, rows before columns
     column, row = first.int()
     rows = (view.int() * source.height + row) * source.width + column
-    return (
+    return Taps(
         rows[:, None] + constant(_steps(source.height, source.width), rows),
         weights.flatten(0, 1).mT.contiguous(),
         (counts.cumsum(0, dtype=torch.int32) - counts).reshape(shape),
     )
 
 
-def read(features: Float[Tensor, "b n c h w"], located: Sequence[Tensor], together: int = 1) -> Float[Tensor, "b q c"]:
+def sample_features(
+    features: Float[Tensor, "b n c h w"], located: Taps | Positions, together: int = 1
+) -> Float[Tensor, "b q c"]:
     """Sum what the cameras see of every point, in float32, or float64 if the features are.
 
     Args:
         features: of all cameras.
-        located: from :func:`look` or :func:`tabulate`, for b samples or for one that all of them share.
+        located: from :func:`project_points` or :func:`taps_at`, for b samples or for one that all of them share.
         together: this many points that follow each other are summed, q = p / together.
 
     Returns:
         Channels last; 0 where nothing is seen. Gradients reach the features, not the calibration.
     """
     values = features if features.dtype == torch.float64 else features.float()
-    if len(located) == 2:
-        positions, weights = located
-        return _read_everywhere(values, positions, weights, together)
+    if isinstance(located, Positions):
+        return _sample_all(values, located, together)
     rows, weights, starts = located
     b, _, c, h, w = features.shape
     starts = starts[:, ::together]
     weights = weights.to(values.dtype)
     if is_exporting():
-        return _read_plainly(rearrange(values, "b n c h w -> b (n h w) c"), rows, weights, starts)
+        return _sample_plainly(rearrange(values, "b n c h w -> b (n h w) c"), rows, weights, starts)
     if starts.shape[0] < b:  # one rig for all samples
         sample_number = torch.arange(b, dtype=torch.int32, device=rows.device)[:, None, None]
         rows = (rows + sample_number * (features[0].numel() // c)).flatten(0, 1)
         starts = starts + sample_number[:, 0] * weights.shape[0]
         weights = weights.expand(b, -1, -1).flatten(0, 1)
     table = rearrange(values, "b n c h w -> (b n h w) c").contiguous()
-    return Reading.apply(table, rows, weights, starts.flatten(), _steps(h, w)).reshape(b, -1, c)
+    return WeightedGather.apply(table, rows, weights, starts.flatten(), _steps(h, w)).reshape(b, -1, c)
 
 
-class Reading(torch.autograd.Function):
+class WeightedGather(torch.autograd.Function):
     """Weighted sums of rows of a table; the gradient reads just like that, from the sums back to the rows.
 
     PyTorch's own gradient of ``embedding_bag`` sorts all taps and adds them one by one. Here pairs are sorted by their
@@ -248,8 +286,8 @@ def _owners(starts: Tensor, pairs: int) -> Tensor:
     return begun[:pairs].cumsum(0, dtype=starts.dtype) - 1
 
 
-def _read_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
-    """The same as :class:`Reading` with operations that every exported format has, for tables of one sample."""
+def _sample_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
+    """The same as :class:`WeightedGather` with operations that every exported format has, for tables of one sample."""
     owners = _owners(starts[0].long(), rows.shape[0])  # ONNX scatters no int32
     points = tokens.new_zeros(tokens.shape[0], starts.shape[1], tokens.shape[2])
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
@@ -257,8 +295,10 @@ def _read_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tensor)
     return points
 
 
-def _read_everywhere(values: Tensor, positions: Tensor, weights: Tensor, together: int) -> Tensor:
-    positions, weights = positions.expand(values.shape[0], -1, -1, -1), weights.to(values.dtype).unsqueeze(2)
+def _sample_all(values: Tensor, located: Positions, together: int) -> Tensor:
+    """Sample every camera at every point, with operations that every exported format has."""
+    positions = located.positions.expand(values.shape[0], -1, -1, -1)
+    weights = located.weights.to(values.dtype).unsqueeze(2)
     views = sample(values, positions.unsqueeze(2)).squeeze(3)  # b n c p
     points = torch.where(weights > 0, views * weights, 0).sum(1)
     return rearrange(points, "b c (q together) -> b q c together", together=together).sum(-1)

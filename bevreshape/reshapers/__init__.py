@@ -1,12 +1,14 @@
 """View transformers, one file each, behind one contract: ``reshaper(features, cameras) -> bev``."""
 
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, Reshaper
+from bevreshape.geometry import FeatureShape
+from bevreshape.reshapers.base import GeometricReshaper, Reshaper
 from bevreshape.reshapers.bilinear import Bilinear
 from bevreshape.reshapers.column_attention import ColumnAttention
 from bevreshape.reshapers.column_mlp import ColumnMLP
 from bevreshape.reshapers.cross_attention import CrossAttention
 from bevreshape.reshapers.cross_view_attention import CrossViewAttention
 from bevreshape.reshapers.deformable_attention import DeformableAttention
+from bevreshape.reshapers.fixed_rig import FixedRig
 from bevreshape.reshapers.ipm import IPM
 from bevreshape.reshapers.kernel_attention import KernelAttention
 from bevreshape.reshapers.latent_attention import LatentAttention
@@ -27,6 +29,7 @@ __all__ = [
     "CrossViewAttention",
     "DeformableAttention",
     "FeatureShape",
+    "FixedRig",
     "GeometricReshaper",
     "KernelAttention",
     "LatentAttention",

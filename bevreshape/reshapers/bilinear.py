@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from bevreshape.config.options import Count, HeightRange, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.ops.sampling import look, read, tabulate
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
+from bevreshape.ops.sampling import Positions, Taps, project_points, sample_features, taps_at
+from bevreshape.reshapers.base import GeometricReshaper
 
 COMPRESSOR = "bev_compressor."
 """What the original's names of the compressor's parameters begin with, in the state of its whole network."""
@@ -85,22 +85,20 @@ class Bilinear(GeometricReshaper):
             else None
         )
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """What :func:`~bevreshape.ops.sampling.read` takes, heights of a cell side by side."""
-        return look(cameras, self.grid, self.heights_m, self.source)
+    def locate(self, cameras: Cameras) -> Taps | Positions:
+        """Project the voxels' centres into the cameras that see them, heights of a cell side by side."""
+        return project_points(cameras, self.grid, self.heights_m, self.source)
 
-    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
+    def gather(self, features: Tensor, located: Taps | Positions) -> Tensor:
         if self.compressor is None:
-            cells = read(features, located, together=len(self.heights_m)).to(features.dtype)
+            cells = sample_features(features, located, together=len(self.heights_m)).to(features.dtype)
             return rearrange(cells, "b (R C) c -> b c R C", R=self.grid.rows)
-        voxels = read(features, located).to(features.dtype)
+        voxels = sample_features(features, located).to(features.dtype)
         # a view, channels last in memory
         return self.compressor(rearrange(voxels, "b (R C k) c -> b (k c) R C", R=self.grid.rows, k=len(self.heights_m)))
 
-    def locate_original(
-        self, positions: Float[Tensor, "b n Z Y X 2"], valid: Bool[Tensor, "b n Z Y X"]
-    ) -> tuple[Tensor, ...]:
-        """What :meth:`gather` takes in place of :meth:`locate`, sampled as the original does.
+    def locate_original(self, positions: Float[Tensor, "b n Z Y X 2"], valid: Bool[Tensor, "b n Z Y X"]) -> Taps:
+        """Return what :meth:`gather` takes, sampled as the original does.
 
         Args:
             positions: x and y that the original projects its voxels to, in features, before it normalises them. Its
@@ -114,7 +112,7 @@ class Bilinear(GeometricReshaper):
         places = positions * (size / (size - 1)) - 0.5
         # a voxel whose four taps are all outside reads 0, which the original does not count
         seen = valid & ((places > -1) & (places < size)).all(-1)
-        return tabulate(
+        return taps_at(
             rearrange(places.flip(2, 3), "b n Z Y X uv -> b n (Z X Y) uv"),
             rearrange(seen.flip(2, 3), "b n Z Y X -> b n (Z X Y)"),
             self.source,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -11,12 +11,24 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import Count, CountOrNone, Depths, FocalLength, Length, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Linear, linear
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
-from bevreshape.reshapers.polar import PolarMaps, nominal_focal
+from bevreshape.reshapers.base import GeometricReshaper
+from bevreshape.reshapers.polar import PolarMaps, PolarTaps, nominal_focal
 
 Encoding = Literal["published", "sincos"]
+
+
+class RayGeometry(NamedTuple):
+    """What the calibration decides.
+
+    Attributes:
+        taps: of the polar maps.
+        camera_mask: (b, n), false where a camera was dropped; ``None`` where all are there.
+    """
+
+    taps: PolarTaps
+    camera_mask: Tensor | None
 
 
 class Heads(nn.Module):
@@ -203,21 +215,19 @@ class ColumnAttention(GeometricReshaper):
             for s, band, width in zip(self.sources, self.maps.bands, widths, strict=True)
         )
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), and the mask if there is one."""
-        mask = () if cameras.camera_mask is None else (cameras.camera_mask,)
-        return (*self.maps.locate(cameras), *mask)
+    def locate(self, cameras: Cameras) -> RayGeometry:
+        """Return the tokens of the polar maps that cells read."""
+        return RayGeometry(self.maps.locate(cameras), cameras.camera_mask)
 
-    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
-        tokens, weights, *mask = located
+    def gather(self, features: tuple[Tensor, ...], located: RayGeometry) -> Tensor:
         maps = []
         for x, scale in zip(features, self.scales, strict=True):
             n, w = x.shape[1], x.shape[4]
-            if mask:
-                x = torch.where(mask[0][..., None, None, None], x, 0)
+            if located.camera_mask is not None:
+                x = torch.where(located.camera_mask[..., None, None, None], x, 0)
             columns = rearrange(x, "b n c h w -> (b n w) h c").contiguous()
             maps.append(rearrange(scale(columns), "(b n w) z d -> b n w z d", n=n, w=w))
-        return self.maps.read(maps, tokens, weights)
+        return self.maps.read(maps, located.taps)
 
     @torch.no_grad()
     def load_original(self, state: Mapping[str, Tensor]) -> "ColumnAttention":

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -11,11 +12,12 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import Count, Depths, FocalLength, HeightRange, Length, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.geometry.cameras import NEAR
 from bevreshape.ops.linear import grouped_linear
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant
-from bevreshape.reshapers.polar import PolarMaps, heading, nominal_focal
+from bevreshape.ops.tensors import constant
+from bevreshape.reshapers.base import GeometricReshaper
+from bevreshape.reshapers.polar import PolarMaps, PolarTaps, heading, nominal_focal
 
 PUBLISHED = {
     "conv.weight": "project.weight",
@@ -26,6 +28,34 @@ PUBLISHED = {
     "fc.bias": "bias",
 }
 """Names in the published weights, and here."""
+
+
+class Windows(NamedTuple):
+    """The rows of the features that W sees, of s scales.
+
+    Attributes:
+        rows: (b, n, s, k + 1), one row more than the longest window has, those outside the image moved to its border.
+        upper: (b, n, s, k), weight of the upper of two neighbouring rows, 0 outside the image.
+        lower: (b, n, s, k), weight of the lower one.
+    """
+
+    rows: Int[Tensor, "b n s k1"]
+    upper: Float[Tensor, "b n s k"]
+    lower: Float[Tensor, "b n s k"]
+
+
+class ColumnGeometry(NamedTuple):
+    """What the calibration decides.
+
+    Attributes:
+        taps: of the polar maps.
+        windows: of the images' rows.
+        camera_mask: (b, n), false where a camera was dropped; ``None`` where all are there.
+    """
+
+    taps: PolarTaps
+    windows: Windows
+    camera_mask: Tensor | None
 
 
 class Columns(nn.Module):
@@ -161,32 +191,19 @@ class ColumnMLP(GeometricReshaper):
             Columns(s, dim, k, band.bins, groups) for (s, band), k in zip(pairs, self.rows, strict=True)
         )
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """Tokens of the polar maps and weights that cells read, (b, R·C, 4·n), what :meth:`windows` says, and the mask if
-        there is one."""
-        mask = () if cameras.camera_mask is None else (cameras.camera_mask,)
-        return (*self.maps.locate(cameras), *self.windows(self._tops(cameras)), *mask)
+    def locate(self, cameras: Cameras) -> ColumnGeometry:
+        """Return the tokens of the polar maps that cells read, and the rows of the images that W sees."""
+        return ColumnGeometry(self.maps.locate(cameras), self.windows(self._tops(cameras)), cameras.camera_mask)
 
-    def windows(
-        self, tops: Float[Tensor, "b n s"]
-    ) -> tuple[Int[Tensor, "b n s k1"], Float[Tensor, "b n s k"], Float[Tensor, "b n s k"]]:
-        """Where the windows of all scales read.
-
-        Args:
-            tops: the row of the features where each begins.
-
-        Returns:
-            Rows of the features, one more than the longest window has, those outside the image moved to its border, and
-            how much of the upper and of the lower of two neighbours each of the window's rows takes, nothing of those
-            outside.
-        """
+    def windows(self, tops: Float[Tensor, "b n s"]) -> Windows:
+        """Return the windows that begin at the rows ``tops`` of the features of every scale."""
         rows = max(rows or 0 for rows in self.rows)
         last = constant([source.height - 1 for source in self.sources], tops)[:, None]  # s 1
         tops = tops.nan_to_num().unsqueeze(-1)  # as an index it would end the process
         row = tops.floor() + torch.arange(rows + 1, device=tops.device)  # b n s k+1
         on = row.clamp(min=0).minimum(last)
         inside, part = (on == row).to(tops.dtype), tops - tops.floor()
-        return on.long(), (1 - part) * inside[..., :-1], part * inside[..., 1:]
+        return Windows(on.long(), (1 - part) * inside[..., :-1], part * inside[..., 1:])
 
     def _tops(self, cameras: Cameras) -> Tensor:
         values = [
@@ -201,16 +218,15 @@ class ColumnMLP(GeometricReshaper):
         v = (k[..., None, 1, :] * middle).sum(-1) / middle[..., 2].clamp(min=NEAR)
         return torch.where(cameras.full_mask[..., None], (v - offset_px) / stride - half, 0)
 
-    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
-        tokens, weights, row, upper, lower, *mask = located
+    def gather(self, features: tuple[Tensor, ...], located: ColumnGeometry) -> Tensor:
         b = features[0].shape[0]
-        present = mask[0].expand(b, -1) if mask else None
-        window = (values.expand(b, -1, -1, -1).unbind(2) for values in (row, upper, lower))
+        present = None if located.camera_mask is None else located.camera_mask.expand(b, -1)
+        window = (values.expand(b, -1, -1, -1).unbind(2) for values in located.windows)
         maps = [
             scale(x, parts, present)
             for x, parts, scale in zip(features, zip(*window, strict=True), self.scales, strict=True)
         ]
-        return self.maps.read(maps, tokens, weights)
+        return self.maps.read(maps, located.taps)
 
     @torch.no_grad()
     def load_original(self, state: Mapping[str, Tensor]) -> "ColumnMLP":

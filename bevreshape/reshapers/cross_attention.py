@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from bevreshape.config.options import Count, CountOrNone, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.attention import Attention, FeedForward, Kernel, present_tokens
-from bevreshape.reshapers.base import FeatureShape, Reshaper
+from bevreshape.reshapers.base import Reshaper
 from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RayEncoding, RotaryEncoding
 
 
@@ -73,8 +73,7 @@ class CrossAttention(Reshaper):
         bare: bool = False,
         calibration: bool = False,
     ) -> None:
-        self.needs_cameras = calibration  # type: ignore[misc]  # an option decides it here, not the class
-        super().__init__(source, grid, dim)
+        super().__init__(source, grid, dim, needs_cameras=calibration)
         if (token_encoding == "rotary") != (query_encoding == "rotary"):
             raise InputError(
                 f"CrossAttention: token_encoding={token_encoding} and query_encoding={query_encoding} do not go together; a "

@@ -1,7 +1,7 @@
 """Cross-view attention with camera-aware positional embeddings, the view transformer of CVT."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.nn
@@ -13,11 +13,11 @@ from torchvision.models.resnet import Bottleneck
 
 from bevreshape.config.options import Count, CountOrNone, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.joint_attention import joint_attention, joint_matrix
 from bevreshape.ops.linear import Linear, linear
 from bevreshape.reshapers.attention import FeedForward
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.base import GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
 
 RENAMED = (
@@ -41,6 +41,30 @@ RENAMED = (
 
 Statistics = tuple[Tensor, Tensor, Tensor]
 """Mean and variance of every channel, and how many values they are of."""
+
+
+class Directions(NamedTuple):
+    """What the calibration decides at one scale, see :class:`CameraEmbedding`.
+
+    Attributes:
+        rays: (b, n, 7, t), of the tokens.
+        cells: (b, n, 7, q), of the cells as every camera sees them.
+    """
+
+    rays: Tensor
+    cells: Tensor
+
+
+class RigDirections(NamedTuple):
+    """What the calibration decides.
+
+    Attributes:
+        scales: one each.
+        camera_mask: (b, n), false where a camera was dropped; ``None`` where all are there.
+    """
+
+    scales: tuple[Directions, ...]
+    camera_mask: Tensor | None
 
 
 class NormedLinear(nn.Module):
@@ -340,7 +364,8 @@ class CrossViewAttention(GeometricReshaper):
         self.load_state_dict(renamed)
         return self
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+    def locate(self, cameras: Cameras) -> RigDirections:
+        """Embed the directions of the cameras' rays and of the cells."""
         device, dtype = cameras.intrinsics.device, cameras.intrinsics.dtype
         rays = [cameras.rays(scale.pixels(device, dtype).flatten(0, 1)) for scale in self.sources]
         return self.encode(rays, cameras.centers, self.grid.centers(device, dtype), cameras.camera_mask)
@@ -351,8 +376,8 @@ class CrossViewAttention(GeometricReshaper):
         centers: Float[Tensor, "b n 3"],
         ground: Float[Tensor, "R C 2"],
         mask: Bool[Tensor, "b n"] | None = None,
-    ) -> tuple[Tensor, ...]:
-        """What :meth:`gather` takes, for rays and cells from anywhere.
+    ) -> RigDirections:
+        """Embed the directions of any rays and cells.
 
         With the original's inverse matrices ``I_inv``, ``E_inv`` and its grids, its coordinates are ``rays =
         (E_inv[..., :3, :3] @ I_inv @ image_plane).mT`` of every scale, ``centers = E_inv[..., :3, 3]`` and ``ground =
@@ -367,24 +392,20 @@ class CrossViewAttention(GeometricReshaper):
         if mask is not None:  # not even an impossible calibration may show
             rays = [torch.where(mask[..., None, None], x, 0.0) for x in rays]
             centers = torch.where(mask[..., None], centers, 0.0)
-        located: list[Tensor] = [] if mask is None else [mask]
+        scales: list[Directions] = []
         with torch.autocast(centers.device.type, enabled=False):
             for view, scale in zip(self.views, rays, strict=True):
                 assert isinstance(view, CrossView)
-                located.append(view.embedding.rays(scale, centers))
-                located.append(view.embedding.seen_cells(ground.flatten(0, 1), centers))
-        return tuple(located)
+                tokens = view.embedding.rays(scale, centers)
+                scales.append(Directions(tokens, view.embedding.seen_cells(ground.flatten(0, 1), centers)))
+        return RigDirections(tuple(scales), mask)
 
-    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, ...]) -> Tensor:
+    def gather(self, features: tuple[Tensor, ...], located: RigDirections) -> Tensor:
         b = features[0].shape[0]
-        present = None
-        if len(located) % 2:
-            present, located = located[0].expand(b, -1), located[1:]
+        present = None if located.camera_mask is None else located.camera_mask.expand(b, -1)
         bev = self.prior.expand(b, -1, -1, -1)  # b d R C
-        for number, (view, blocks) in enumerate(zip(self.views, self.middle, strict=True)):
-            rays, cells = located[2 * number : 2 * number + 2]
-            queries = rearrange(bev, "b d R C -> b (R C) d")
-            queries = view(queries, features[number], rays, cells, present)
+        for view, blocks, x, directions in zip(self.views, self.middle, features, located.scales, strict=True):
+            queries = view(rearrange(bev, "b d R C -> b (R C) d"), x, *directions, present)
             bev = blocks(rearrange(queries, "b (R C) d -> b d R C", R=self.target_shape[0]))
         return bev
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from einops import rearrange
@@ -13,14 +13,29 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import Count, Heights, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.geometry.cameras import NEAR
 from bevreshape.ops.deformable_sampling import FeatureAtlas
 from bevreshape.ops.linear import Linear
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, constant, is_exporting, numbered
+from bevreshape.ops.tensors import constant, flat_index, is_exporting
+from bevreshape.reshapers.base import GeometricReshaper
 
 FAR = -1e6
 """Where a point lies that no image shows, in pixels or features."""
+
+
+class References(NamedTuple):
+    """Pairs of a camera and a cell that it sees, as many (m) for every sample.
+
+    Attributes:
+        pairs: (b, m), number ``camera·RC + cell`` of the pair.
+        share: (b, m), 1 / number of cameras that see the cell; 0 where a sample has fewer pairs than m.
+        positions: (b, m, 2, scales, heights), where the cell's reference points are located, in features of every scale.
+    """
+
+    pairs: Tensor
+    share: Tensor
+    positions: Tensor
 
 
 def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
@@ -56,7 +71,7 @@ class SpatialCrossAttention(nn.Module):
         query: Float[Tensor, "#b RC d"],
         position: Float[Tensor, "RC d"] | float,
         tokens: Sequence[tuple[Tensor, Tensor]],
-        located: tuple[Tensor, Tensor, Tensor],
+        located: References,
         canvas: FeatureAtlas,
     ) -> Float[Tensor, "b RC d"]:
         index, share, reference = located  # b m, b m, b m 2 (scales points)
@@ -66,7 +81,7 @@ class SpatialCrossAttention(nn.Module):
             painted = painted.to(reference.dtype)
             offsets, weights = self._samples(query + position, reference.dtype)  # #b RC 2 K, #b RC K
             # the first layer has the same queries for all samples, later ones their own
-            chosen = numbered(index % cells, query.shape[0], cells)
+            chosen = flat_index(index % cells, query.shape[0], cells)
             offsets = offsets.flatten(0, 1).index_select(0, chosen).view(b * m, *self.shape[:2], -1)
             weights = weights.flatten(0, 1).index_select(0, chosen)
             places = (offsets + reference.flatten(0, 1)[:, :, None]).flatten(2)  # bm 2 K
@@ -74,11 +89,11 @@ class SpatialCrossAttention(nn.Module):
                 n = m // cells
                 read = canvas.read_all(painted, places.view(b * n, cells, 2, -1), weights.view(b * n, cells, -1))
             else:
-                camera = numbered(index // cells, b, painted.shape[0] // b)
+                camera = flat_index(index // cells, b, painted.shape[0] // b)
                 read = canvas.read(painted, places, weights, camera)
             read = read.reshape(b, m, -1) * share[..., None]
             seen = read.new_zeros(b * cells, read.shape[-1])
-            seen = seen.index_add_(0, numbered(index % cells, b, cells), read.flatten(0, 1)).view(b, cells, -1)
+            seen = seen.index_add_(0, flat_index(index % cells, b, cells), read.flatten(0, 1)).view(b, cells, -1)
         return query + self.out(seen.to(query.dtype))
 
     def _values(self, tokens: Float[Tensor, "bn t c"], embedding: Tensor) -> Float[Tensor, "bn t d"]:
@@ -139,14 +154,15 @@ def pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n RC z"]) -
     return index, share, torch.where(visible[..., None, None], points, torch.full_like(points, FAR))
 
 
-def every_pair(index: Tensor, share: Tensor, places: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs as an exported program needs them, all of them in order, where a fixed rig has kept those that see."""
+def every_pair(seen: References, count: int) -> References:
+    """List all pairs in order, as an exported program needs them, where a fixed rig has kept those that see."""
+    index, share, positions = seen
     if index.shape[1] == count:
-        return index, share, places
+        return seen
     all_shares = share.new_zeros(1, count).scatter(1, index, share)
-    where = index[..., None, None].expand_as(places)
-    all_places = places.new_full((1, count, *places.shape[2:]), FAR).scatter(1, where, places)
-    return torch.arange(count, device=index.device)[None], all_shares, all_places
+    where = index[(..., *[None] * (positions.ndim - 2))].expand_as(positions)
+    everywhere = positions.new_full((1, count, *positions.shape[2:]), FAR).scatter(1, where, positions)
+    return References(torch.arange(count, device=index.device)[None], all_shares, everywhere)
 
 
 def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -285,14 +301,8 @@ class DeformableAttention(GeometricReshaper):
         self.points = points
         self.layers = nn.ModuleList(Layer(dim, heads, scales, points, feedforward, bare) for _ in range(layers))
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-        """Pairs of a camera and a cell that it sees, as many for every sample.
-
-        Returns:
-            Number ``camera·RC + cell`` of the pair, (b, m); the camera's share in the cell, (b, m), 0 where a sample has
-            fewer pairs than m; and where the cell's reference points lie, in features of every scale,
-            (b, m, 2, scales, heights).
-        """
+    def locate(self, cameras: Cameras) -> References:
+        """Project the cells' reference points into the cameras that see them."""
         centers = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # RC 2
         z = constant(self.heights_m, centers)
         ground = centers[:, None].expand(-1, len(z), -1)
@@ -302,12 +312,10 @@ class DeformableAttention(GeometricReshaper):
         pixels = torch.where((depth > NEAR)[..., None], pixels, torch.full_like(pixels, FAR))
         index, share, chosen = pairs(pixels.unflatten(2, (-1, len(z))), seen.unflatten(2, (-1, len(z))))
         places = torch.stack([(chosen - scale.offset_px) / scale.stride for scale in self.sources], dim=-2)
-        return index, share, rearrange(places, "b m z scales xy -> b m xy scales z")
+        return References(index, share, rearrange(places, "b m z scales xy -> b m xy scales z"))
 
-    def locate_original(
-        self, points: Float[Tensor, "n b RC z 2"], seen: Bool[Tensor, "n b RC z"]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What :meth:`locate` returns, from the published ``reference_points_cam`` and ``bev_mask``.
+    def locate_original(self, points: Float[Tensor, "n b RC z 2"], seen: Bool[Tensor, "n b RC z"]) -> References:
+        """Return what :meth:`locate` returns, from the published ``reference_points_cam`` and ``bev_mask``.
 
         The original's row 0 lies farthest behind: ``reshaper.gather((features, ...), reshaper.locate_original(points,
         seen)).flip(2)`` is its output.
@@ -321,23 +329,23 @@ class DeformableAttention(GeometricReshaper):
         index, share, chosen = pairs(points, seen)
         sizes = [constant([scale.width, scale.height], chosen) for scale in self.sources]
         places = torch.stack([chosen * size - 0.5 for size in sizes], dim=-2)
-        return index, share, rearrange(places, "b m z scales xy -> b m xy scales z")
+        return References(index, share, rearrange(places, "b m z scales xy -> b m xy scales z"))
 
-    def gather(self, features: tuple[Tensor, ...], located: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def gather(self, features: tuple[Tensor, ...], located: References) -> Tensor:
         b, n = features[0].shape[:2]
         dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-        index, share, places = located
-        places = places.repeat(1, 1, 1, 1, self.points // len(self.heights_m)).flatten(3)  # b m 2 (scales points)
-        if is_exporting():
-            index, share, places = every_pair(index, share, places, n * len(self.query))
-        on_rig = index.expand(b, -1), share.to(dtype).expand(b, -1), places.to(dtype).expand(b, -1, -1, -1)
+        index, share, positions = every_pair(located, n * len(self.query)) if is_exporting() else located
+        positions = positions.repeat(1, 1, 1, 1, self.points // len(self.heights_m)).flatten(3)  # b m 2 (scales points)
+        references = References(
+            index.expand(b, -1), share.to(dtype).expand(b, -1), positions.to(dtype).expand(b, -1, -1, -1)
+        )
         tokens = []
         for x, project, level in zip(features, self.project, self.level_embedding, strict=True):
             embedding = level[None] if self.camera_embedding is None else level + self.camera_embedding  # n d
             tokens.append((project(rearrange(x, "b n c h w -> (b n) (h w) c")), embedding))
         query = self.query[None]
         for layer in self.layers:
-            query = layer(query, self._position(), tokens, on_rig, self.canvas)
+            query = layer(query, self._position(), tokens, references, self.canvas)
         return rearrange(query.to(features[0].dtype), "b (R C) d -> b d R C", R=self.target_shape[0])
 
     def _position(self) -> Tensor | float:

@@ -3,9 +3,9 @@
 from einops import rearrange
 from torch import Tensor
 
-from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.ops.sampling import look, read
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
+from bevreshape.ops.sampling import Positions, Taps, project_points, sample_features
+from bevreshape.reshapers.base import GeometricReshaper
 
 
 class IPM(GeometricReshaper):
@@ -28,10 +28,10 @@ class IPM(GeometricReshaper):
     def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int]) -> None:
         super().__init__(source, grid, source.channels)
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """What :func:`~bevreshape.ops.sampling.read` takes."""
-        return look(cameras, self.grid, (0.0,), self.source)
+    def locate(self, cameras: Cameras) -> Taps | Positions:
+        """Project the cells' centres into the cameras that see them."""
+        return project_points(cameras, self.grid, (0.0,), self.source)
 
-    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
-        cells = read(features, located).to(features.dtype)
+    def gather(self, features: Tensor, located: Taps | Positions) -> Tensor:
+        cells = sample_features(features, located).to(features.dtype)
         return rearrange(cells, "b (R C) c -> b c R C", R=self.grid.rows)

@@ -14,10 +14,10 @@ from torchvision.models.resnet import Bottleneck
 
 from bevreshape.config.options import Count, CountOrNone, Height, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Linear, linear
 from bevreshape.reshapers.attention import FeedForward
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.base import GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
 
 RENAMED = {
@@ -204,7 +204,7 @@ class KernelAttention(GeometricReshaper):
     among the cells. Several scales do so one after another, each with its own weights.
 
     Only the features that some window holds are read, and only the cameras that see a cell are gathered for it; finding
-    out how many these are takes one look from the host at the device, which :meth:`precompute` spares. While the model
+    out how many these are takes one look from the host at the device, which a fixed rig spares. While the model
     is compiled or exported all are read, and the result is the same.
 
     The original reads feature j as centred on pixel j·W/w, draws its rays and its cells on grids that include both
@@ -267,7 +267,7 @@ class KernelAttention(GeometricReshaper):
             nn.Sequential(*(Bottleneck(dim, dim // 4) for _ in range(bottlenecks))) for _ in self.sources
         )
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
+    def locate(self, cameras: Cameras) -> tuple[Sight, ...]:
         """What :meth:`arrange` makes of the cells' centres and the cameras' rays."""
         there = cameras.full_mask[..., None, None]  # b n 1 1
         ground = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
@@ -301,7 +301,7 @@ class KernelAttention(GeometricReshaper):
         centers: Float[Tensor, "b n 3"],
         views: Sequence[View],
         average_unseen: bool = False,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Sight, ...]:
         """What :meth:`gather` takes, of given coordinates: the way to those of the original.
 
         Args:
@@ -328,7 +328,7 @@ class KernelAttention(GeometricReshaper):
             slots, *counts = totals.clamp(min=1).tolist()
             # those that see a cell come first, in their order
             camera = seeing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :slots].mT
-        located: list[Tensor] = []
+        located: list[Sight] = []
         for number, (built, scale, view) in enumerate(zip(self.sources, self.scales, views, strict=True)):
             assert isinstance(scale, WindowAttention)
             first, inside, index = listed(used[number], of_cameras(windows[number], camera), counts[number])
@@ -341,14 +341,13 @@ class KernelAttention(GeometricReshaper):
             else:
                 first, inside = first.unsqueeze(-1), inside.unsqueeze(-1)
             valid = of_cameras(view.valid, camera)
-            located.extend(Sight(first, inside, embedding, index, valid, cells, wanted[number].any(-1).any(1)))
+            located.append(Sight(first, inside, embedding, index, valid, cells, wanted[number].any(-1).any(1)))
         return tuple(located)
 
-    def gather(self, features: Sequence[Tensor], located: tuple[Tensor, ...]) -> Tensor:
+    def gather(self, features: Sequence[Tensor], located: tuple[Sight, ...]) -> Tensor:
         x = rearrange(self.prior, "d R C -> 1 (R C) d").expand(features[0].shape[0], -1, -1)
-        size = len(Sight._fields)
-        for number, (scale, middle) in enumerate(zip(self.scales, self.middle, strict=True)):
-            x = scale(x, features[number], Sight(*located[number * size : (number + 1) * size]))
+        for scale, middle, tokens, sight in zip(self.scales, self.middle, features, located, strict=True):
+            x = scale(x, tokens, sight)
             x = rearrange(middle(rearrange(x, "b (R C) d -> b d R C", R=self.target_shape[0])), "b d R C -> b (R C) d")
         return rearrange(x, "b (R C) d -> b d R C", R=self.target_shape[0]).to(features[0].dtype)
 

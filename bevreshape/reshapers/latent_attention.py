@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Le
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevreshape.config.options import Count, CountOrNone, Share, Width, checked
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper
+from bevreshape.reshapers.base import GeometricReshaper
 
 Query = Literal["coordinates", "fourier", "learned"]
 LEARNED_WIDTH = 32
@@ -45,6 +45,20 @@ RENAMED = (
     (r"^(read|think\.\d+|write)\.1\.3\.", r"\1.feedforward.1.2."),
 )
 """From the published names to these, one after the other."""
+
+
+class Embedded(NamedTuple):
+    """What needs no image.
+
+    Attributes:
+        rays: (b, t, ray_dim), embedded.
+        queries: (1, R·C, dim), Q of the cells.
+        present: (b, t), false for features of dropped cameras; ``None`` where all are there.
+    """
+
+    rays: Tensor
+    queries: Tensor
+    present: Tensor | None
 
 
 class CoordinateMLP(nn.Module):
@@ -188,8 +202,8 @@ class LatentAttention(GeometricReshaper):
         self.embed_cells = CoordinateMLP(widths[query], dim)
         self.write = Block(dim, heads, dim)
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """The embedded rays and the cells' Q, see :meth:`embed`."""
+    def locate(self, cameras: Cameras) -> Embedded:
+        """Embed the cameras' rays and the cells, see :meth:`embed`."""
         pixels = self.source.pixels(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
         directions = cameras.rays(pixels)  # b n p 3
         directions = directions / directions.square().sum(-1, keepdim=True).sqrt()
@@ -200,31 +214,26 @@ class LatentAttention(GeometricReshaper):
 
     def embed(
         self, rays: Float[Tensor, "b t 6"], cells: Float[Tensor, "p 2"], present: Bool[Tensor, "b t"] | None = None
-    ) -> tuple[Tensor, ...]:
-        """All that needs no image, from rays and positions.
+    ) -> Embedded:
+        """Embed rays and cells.
 
         Args:
             rays: of every feature, camera by camera and row by row, a point on it in metres and its unit direction.
             cells: position of every cell, row by row, in units of the farthest cell.
             present: which features are there; all where it is ``None``.
-
-        Returns:
-            The rays embedded, (b, t, ray_dim); Q of the cells, (1, R·C, dim); and ``present`` where it was given.
         """
         if present is not None:
             rays = torch.where(present.unsqueeze(-1), rays, 0.0)
         if self.plucker:
             rays = torch.cat([rays, torch.linalg.cross(rays[..., :3], rays[..., 3:])], dim=-1)
-        q = self.write.ask(self.embed_cells(self._tell_apart(cells)).unsqueeze(0))
-        located = self.embed_rays(rays), q
-        return located if present is None else (*located, present)
+        queries = self.write.ask(self.embed_cells(self._tell_apart(cells)).unsqueeze(0))
+        return Embedded(self.embed_rays(rays), queries, present)
 
-    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
-        rays, q, *rest = located
-        rays, q = rays.to(self.latents.dtype), q.to(self.latents.dtype)  # of a fixed rig, from before a cast
+    def gather(self, features: Tensor, located: Embedded) -> Tensor:
+        rays, q = (x.to(self.latents.dtype) for x in (located.rays, located.queries))  # autocast narrows them
         tokens = rearrange(features, "b n c h w -> b (n h w) c")
         b = tokens.shape[0]
-        present = rest[0].expand(b, -1) if rest else None
+        present = None if located.present is None else located.present.expand(b, -1)
         if present is not None:  # a weight of 0 would not stop what is not a number
             tokens = torch.where(present.unsqueeze(-1), tokens, 0.0)
         tokens = torch.cat([tokens, rays.expand(b, -1, -1)], dim=-1)  # b t c+ray_dim

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Len
@@ -13,8 +13,27 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import HeightRange, Length, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers.base import FeatureShape, GeometricReshaper, is_exporting, numbered
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
+from bevreshape.ops.tensors import flat_index, is_exporting
+from bevreshape.reshapers.base import GeometricReshaper
+
+
+class PlacedPoints(NamedTuple):
+    """The points of the rays sorted by the cell that they fall into, m = n·D·h·w.
+
+    Attributes:
+        order: (b, m), which point.
+        pixels: (b, m), whose pixel.
+        cells: (b, m), which cell.
+        starts: (b, R·C), the first point of every cell.
+        counts: (b, n, D, h, w), in the points' own order, whether a point counts.
+    """
+
+    order: Tensor
+    pixels: Tensor
+    cells: Tensor
+    starts: Tensor
+    counts: Tensor
 
 
 @checked
@@ -30,7 +49,7 @@ class LiftSplat(GeometricReshaper):
     ``center + depth · ray``. Its height decides only whether it counts. A cell without a point is 0.
 
     The points' features, (b, n·D·h·w, d), are never written down: sorted by cell, the sum is a weighted bag of context
-    rows. Sorting follows from the calibration alone, so on a fixed rig it is done once (:meth:`precompute`). The result
+    rows. Sorting follows from the calibration alone, so on a fixed rig it is done once (:class:`FixedRig`). The result
     is laid out channels last.
 
     Differences from the published code, and how to have its numbers:
@@ -102,17 +121,13 @@ class LiftSplat(GeometricReshaper):
 
     def place(
         self, points: Float[Tensor, "b n D h w 3"], present: Bool[Tensor, "b n"] | None = None, truncate: bool = False
-    ) -> tuple[Tensor, ...]:
-        """Which cell every point falls into.
+    ) -> PlacedPoints:
+        """Sort points by the cell that they fall into.
 
         Args:
             points: ego points in metres.
             present: which cameras are there; ``None``: all.
             truncate: round towards zero, as the published code does, in place of down.
-
-        Returns:
-            Of points sorted by cell, (b, n·D·h·w): which point, whose pixel, which cell. Where every cell starts among
-            them, (b, R·C). Whether a point counts, in the points' own order, (b, n, D, h, w).
         """
         rows, cols = self.target_shape
         low, high = self.height_m
@@ -126,21 +141,21 @@ class LiftSplat(GeometricReshaper):
         cells = torch.where(counts.flatten(1), cells, self.spare_cell)  # b m, m points
         if is_exporting():  # unsorted, for ONNX sorts slowly; splat does not read starts then
             order = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
-            return order, self.pixel_of_point.expand_as(cells), cells, cells, counts
-        return *self._sort(cells), counts
+            return PlacedPoints(order, self.pixel_of_point.expand_as(cells), cells, cells, counts)
+        return PlacedPoints(*self._sort(cells), counts)
 
     def _sort(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         b, m = cells.shape
         size = math.prod(self.target_shape)
-        cells, order = numbered(cells, b, size).sort()  # one long sort is faster than one a sample
+        cells, order = flat_index(cells, b, size).sort()  # one long sort is faster than one a sample
         held = cells.new_zeros(b * size).index_add_(0, cells, torch.ones_like(cells)).view(b, size)
         sample = torch.arange(b, device=cells.device, dtype=torch.int32)[:, None]
         order = order.view(b, m).int() - sample * m
         pixels = self.pixel_of_point.index_select(0, order.flatten()).view(b, m)
         return order, pixels, cells.view(b, m) - sample * size, held.cumsum(1, dtype=torch.int32) - held
 
-    def locate(self, cameras: Cameras) -> tuple[Tensor, ...]:
-        """What :meth:`place` finds for the points of these cameras."""
+    def locate(self, cameras: Cameras) -> PlacedPoints:
+        """Sort the points of these cameras by cell."""
         return self.place(self.points(cameras), cameras.full_mask)
 
     def lift(
@@ -175,14 +190,14 @@ class LiftSplat(GeometricReshaper):
         return loss / known.sum().clamp(min=1)
 
     def splat(
-        self, chances: Float[Tensor, "b n D h w"], context: Float[Tensor, "b n d h w"], located: tuple[Tensor, ...]
+        self, chances: Float[Tensor, "b n D h w"], context: Float[Tensor, "b n d h w"], located: PlacedPoints
     ) -> Float[Tensor, "b d R C"]:
         """Sum of what falls into every cell.
 
         Args:
             chances: of every depth, a distribution over D.
             context: what a pixel carries.
-            located: what :meth:`place` found, for b or for 1; the chances of points that do not count are not read.
+            located: from :meth:`place`, of b samples or of one; the chances of points that do not count are not read.
         """
         order, pixels, cells, starts, counts = located
         b, m = chances.shape[0], order.shape[1]
@@ -196,17 +211,17 @@ class LiftSplat(GeometricReshaper):
             bev = empty.scatter_add(1, index, points)
         else:
             bev = F.embedding_bag(
-                numbered(pixels, b, context.shape[1]),
+                flat_index(pixels, b, context.shape[1]),
                 context.flatten(0, 1),
-                numbered(starts, b, m),
+                flat_index(starts, b, m),
                 mode="sum",
-                per_sample_weights=chances.flatten().index_select(0, numbered(order, b, m)),
+                per_sample_weights=chances.flatten().index_select(0, flat_index(order, b, m)),
             ).unflatten(0, (b, -1))
         return bev.unflatten(1, self.target_shape).permute(0, 3, 1, 2)
 
-    def gather(self, features: Tensor, located: tuple[Tensor, ...]) -> Tensor:
+    def gather(self, features: Tensor, located: PlacedPoints) -> Tensor:
         # a camera without a point in the grid, such as a dropped one, is not even multiplied by zero
-        seen = located[-1].flatten(2).any(-1)[..., None, None, None]  # b n 1 1 1
+        seen = located.counts.flatten(2).any(-1)[..., None, None, None]  # b n 1 1 1
         logits, context = self.lift(torch.where(seen, features, 0))
         with torch.autocast(features.device.type, enabled=False):
             exact = torch.promote_types(features.dtype, torch.float32)

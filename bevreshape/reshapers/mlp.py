@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from bevreshape.config.options import Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Activation, grouped_linear
-from bevreshape.reshapers.base import FeatureShape, Reshaper, without_dropped
+from bevreshape.reshapers.base import Reshaper, without_dropped
 
 ORIGINAL = re.compile(r"(?:.*\.)?(?:mat_list|hw_mat)\.(\d+)\.(\d+)\.(weight|bias)")
 """What VPN and HDMapNet call a parameter: camera, place in its Linear-ReLU-Linear-ReLU, kind."""
@@ -168,8 +168,8 @@ class MLP(Reshaper):
         rank: Width | None = None,
         calibration: bool = False,
     ) -> None:
-        self.needs_cameras = calibration  # type: ignore[misc]  # an option decides it here, not the class
-        super().__init__(source, grid, source.channels if channels is None else channels)
+        out_channels = source.channels if channels is None else channels
+        super().__init__(source, grid, out_channels, needs_cameras=calibration)
         rows, cols = self.target_shape
         self.joint = views == "joint"
         self.activation = activation
@@ -207,7 +207,7 @@ class MLP(Reshaper):
         if self.joint:
             raise InputError("MLP: with views=joint one W reads all cameras; per_camera needs views=per_view")
         if self.needs_cameras:
-            self._check_cameras(cameras)
+            self.check_cameras(cameras)
         return self._maps(without_dropped(features, cameras), cameras).transpose(0, 1).unflatten(-1, self.target_shape)
 
     def _maps(self, features: Tensor, cameras: Cameras | None) -> Tensor:

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import Weight, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Linear
-from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
+from bevreshape.reshapers.base import Reshaper, average_views, present_weights
 
 RENAMED = {
     "transform_module.fc_transform.": "transform.",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -12,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.reshapers.base import FeatureShape, constant, is_exporting
+from bevreshape.ops.tensors import constant, is_exporting
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,18 @@ class Band:
     near_m: float
     far_m: float
     bins: int
+
+
+class PolarTaps(NamedTuple):
+    """The tokens of the polar maps that cells read.
+
+    Attributes:
+        tokens: (b, p, m), indices of tokens.
+        weights: (b, p, m), of each of them.
+    """
+
+    tokens: Int[Tensor, "b p m"]
+    weights: Float[Tensor, "b p m"]
 
 
 class PolarMaps:
@@ -93,8 +106,8 @@ class PolarMaps:
         self.starts = [sum(sizes[:scale]) for scale in range(len(sizes))]
         self.tokens = sum(sizes)
 
-    def locate(self, cameras: Cameras) -> tuple[Int[Tensor, "b p m"], Float[Tensor, "b p m"]]:
-        """Which tokens of the maps every cell reads, and how much of each, averaged over the cameras that see it."""
+    def locate(self, cameras: Cameras) -> PolarTaps:
+        """Return the tokens of the maps that every cell reads, averaged over the cameras that see it."""
         homography, ahead = cameras.pixel_from_ground, heading(cameras)
         behind = -(ahead * cameras.centers[..., :2]).sum(-1, keepdim=True)
         across, _, distance, depth = self._on_cells(
@@ -133,8 +146,8 @@ class PolarMaps:
         bins: Float[Tensor, "b n p"],
         scale: Int[Tensor, "b n p"],
         weight: Float[Tensor, "b n p"],
-    ) -> tuple[Int[Tensor, "b p m"], Float[Tensor, "b p m"]]:
-        """The tokens around positions in the maps, and the bilinear weights of each; outside a map there is nothing.
+    ) -> PolarTaps:
+        """Return the tokens around positions in the maps, with bilinear weights; outside a map there is nothing.
 
         Args:
             column: 0 is the centre of the map's first column.
@@ -143,7 +156,7 @@ class PolarMaps:
             weight: of what is read there.
 
         Returns:
-            Tokens and their weights, four a camera, m = 4·n.
+            Four tokens a camera, m = 4·n.
         """
         return self._corners(torch.stack([column, bins]), _look_up(self._layout(), scale, torch.long), weight)
 
@@ -154,7 +167,7 @@ class PolarMaps:
             for source, band, start in zip(self.sources, self.bands, self.starts, strict=True)
         ]
 
-    def _corners(self, position: Tensor, layout: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _corners(self, position: Tensor, layout: Tensor, weight: Tensor) -> PolarTaps:
         low = position.floor()
         part = position - low  # 2 b n p, of column and bin
         pair = torch.stack([low, low + 1]).long()
@@ -165,23 +178,20 @@ class PolarMaps:
         weights = (weight * share[:, 0]).unsqueeze(1) * share[:, 1]
         tokens = torch.where(weights == 0, self.tokens + first, tokens)  # 0 · NaN would be NaN
         tokens, weights = (rearrange(x, "i j b n p -> b p (n i j)") for x in (tokens, weights))
-        return tokens, weights
+        return PolarTaps(tokens, weights)
 
-    def read(
-        self, maps: Sequence[Tensor], tokens: Int[Tensor, "#b p m"], weights: Float[Tensor, "#b p m"]
-    ) -> Float[Tensor, "b d R C"]:
+    def read(self, maps: Sequence[Tensor], taps: PolarTaps) -> Float[Tensor, "b d R C"]:
         """Sum what the cells read.
 
         Args:
             maps: (b, n, w, bins, d), one a scale.
-            tokens: from :meth:`locate`.
-            weights: of the tokens.
+            taps: from :meth:`locate`, of b samples or of one that all share.
         """
         nothing = torch.zeros_like(maps[0][:, :, 0, :1])  # b n 1 d, what weighs nothing is read there
         table = torch.cat([*(polar.flatten(2, 3) for polar in maps), nothing], dim=2).flatten(1, 2)  # b n·(tokens+1) d
         b, dtype = table.shape[0], table.dtype
         table = table if dtype == torch.float64 else table.float()
-        tokens, weights = tokens.expand(b, -1, -1), weights.to(table.dtype).expand(b, -1, -1)
+        tokens, weights = taps.tokens.expand(b, -1, -1), taps.weights.to(table.dtype).expand(b, -1, -1)
         tokens = tokens + table.shape[1] * torch.arange(b, device=tokens.device)[:, None, None]
         flat = table.flatten(0, 1)
         if is_exporting() or torch.onnx.is_in_onnx_export():

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from bevreshape.config.options import checked
-from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
+from bevreshape.reshapers.base import Reshaper, average_views
 
 
 def bins(size: int, cells: int) -> Tensor:

@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import checked
 from bevreshape.errors import InputError
-from bevreshape.geometry import Cameras
-from bevreshape.reshapers.base import FeatureShape
+from bevreshape.geometry import Cameras, FeatureShape
 
 Encoding = Literal["none", "sinusoidal", "learned", "rotary"]
 

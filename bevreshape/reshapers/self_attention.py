@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevreshape.config.options import Count, CountOrNone, Width, checked
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Linear
 from bevreshape.reshapers.attention import Attention, FeedForward
-from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views, present_weights
+from bevreshape.reshapers.base import Reshaper, average_views, present_weights
 from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RotaryEncoding
 
 

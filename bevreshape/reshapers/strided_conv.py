@@ -5,8 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bevreshape.config.options import Width, checked
-from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers.base import FeatureShape, Reshaper, average_views
+from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
+from bevreshape.reshapers.base import Reshaper, average_views
 
 
 @checked

@@ -26,6 +26,7 @@ from bevreshape.reshapers import (
     CrossAttention,
     CrossViewAttention,
     FeatureShape,
+    FixedRig,
     GeometricReshaper,
     LatentAttention,
     Pool,
@@ -37,7 +38,7 @@ from bevreshape.reshapers import (
 RESHAPERS: list[type[Reshaper]] = [
     thing
     for name in package.__all__
-    if issubclass(thing := getattr(package, name), Reshaper) and thing not in (Reshaper, GeometricReshaper)
+    if issubclass(thing := getattr(package, name), Reshaper) and thing not in (Reshaper, GeometricReshaper, FixedRig)
 ]
 
 R = TypeVar("R", bound=Reshaper)
@@ -362,12 +363,12 @@ def bilinear_weights(rig: Cameras, source: FeatureShape, grid: BEVGrid, heights_
 def test_geometry_weighs_bilinearly_where_it_projects(count: int, fixed: bool, name: str) -> None:
     source, grid = FeatureShape(4, 4, 6, count, stride=8, offset_px=3.5), BEVGrid((-3.0, 4.0), (-3.0, 3.0), 0.5)
     rig = cameras(1, count, reach_m=20.0)
-    reshaper: GeometricReshaper = build(IPM, source, grid)
+    reshaper: Reshaper = build(IPM, source, grid)
     heights = [0.0]
     if name == "bilinear":
         reshaper, heights = build(Bilinear, source, grid, heights=2, height_m=(0.0, 0.4), compress=False), [0.1, 0.3]
     if fixed:
-        reshaper.eval().precompute(rig)
+        reshaper = FixedRig(reshaper.eval(), rig)
     found = jacobian_norm(reshaper, doubles(1, count, 4, 4, 6), None if fixed else rig)[0]
     expected = 2 * bilinear_weights(rig, source, grid, heights)  # √c = 2
     assert ((expected > 0).sum((1, 2, 3)) > 4).any() == (count == 6 or name == "bilinear")  # some are seen twice

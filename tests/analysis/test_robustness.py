@@ -22,7 +22,7 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.reshapers import IPM, FeatureShape
+from bevreshape.reshapers import IPM, FeatureShape, FixedRig
 
 GRID = BEVGrid((4.0, 12.0), (-4.0, 4.0), 0.5)
 
@@ -122,7 +122,7 @@ def test_who_reads_the_calibration_bears_a_rig_that_is_turned() -> None:
     model, batch = scene(4)
     grid = model.reshaper.grid
     rig = Cameras(batch["intrinsics"][:1], batch["ego_from_cam"][:1], (64, 128))
-    fixed = IPM(model.reshaper.source, grid).eval().precompute(rig)
+    fixed = FixedRig(IPM(model.reshaper.source, grid).eval(), rig)
 
     class Blind(nn.Module):
         def forward(self, features: torch.Tensor, cameras: Cameras) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Reading where cameras look is reading everywhere; its gradient is that of finite differences and of ``grid_sample``."""
+"""Sampling what cameras see is sampling everything; its gradient is that of finite differences and of ``grid_sample``."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.ops.sampling import look, read, tabulate
+from bevreshape.ops.sampling import project_points, sample_features, taps_at
 from bevreshape.reshapers import FeatureShape
 
 SOURCE = FeatureShape(3, 4, 6, 2, stride=8, offset_px=3.5)
@@ -41,7 +41,7 @@ def features(batch: int, source: FeatureShape = SOURCE) -> torch.Tensor:
 def test_values_and_gradients_are_those_of_grid_sample(padding: str, together: int) -> None:
     x, (positions, seen) = features(2), points(2, SOURCE)
     expected = by_grid_sample(x, positions, seen, padding).unflatten(1, (-1, together)).sum(2)
-    found = read(x, tabulate(positions, seen, SOURCE, padding), together)
+    found = sample_features(x, taps_at(positions, seen, SOURCE, padding), together)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     weights = torch.randn(expected.shape, dtype=expected.dtype, generator=torch.Generator().manual_seed(6))
     gradients = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (found, expected)]
@@ -55,15 +55,17 @@ def test_maps_of_one_row_or_column(height: int, width: int, padding: str) -> Non
     x, (positions, seen) = features(1, source), points(1, source)
     mode = "constant" if padding == "zeros" else "replicate"
     wide = F.pad(x.flatten(0, 1), (0, int(width == 1), 0, int(height == 1)), mode=mode).unflatten(0, (1, -1))
-    found = read(x, tabulate(positions, seen, source, padding))
+    found = sample_features(x, taps_at(positions, seen, source, padding))
     torch.testing.assert_close(found, by_grid_sample(wide, positions, seen, padding), atol=1e-5, rtol=0)
-    assert torch.autograd.gradcheck(lambda y: read(y, tabulate(positions, seen, source, padding)), (x,), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda y: sample_features(y, taps_at(positions, seen, source, padding)), (x,), fast_mode=True
+    )
 
 
 def test_one_rig_is_shared_by_all_samples() -> None:
     x, (positions, seen) = features(3), points(1, SOURCE)
-    found = read(x, tabulate(positions, seen, SOURCE))
-    again = read(x, tabulate(positions.expand(3, -1, -1, -1), seen.expand(3, -1, -1), SOURCE))
+    found = sample_features(x, taps_at(positions, seen, SOURCE))
+    again = sample_features(x, taps_at(positions.expand(3, -1, -1, -1), seen.expand(3, -1, -1), SOURCE))
     assert torch.equal(found, again)
     gradients = [torch.autograd.grad(out.square().sum(), x)[0] for out in (found, again)]
     assert torch.equal(*gradients)
@@ -71,7 +73,7 @@ def test_one_rig_is_shared_by_all_samples() -> None:
 
 def test_a_rig_that_sees_nothing_reads_zeros() -> None:
     x, (positions, seen) = features(2), points(2, SOURCE)
-    found = read(x, tabulate(positions, torch.zeros_like(seen), SOURCE))
+    found = sample_features(x, taps_at(positions, torch.zeros_like(seen), SOURCE))
     found.sum().backward()
     assert (found == 0).all()
     assert (x.grad == 0).all()
@@ -93,11 +95,11 @@ def test_looking_where_something_may_be_seen_finds_all_that_is(seed: int) -> Non
     pixels, depth = cameras.project(ego.expand(2, -1, -1))
     seen = cameras.sees(pixels, depth)
     assert seen.any()
-    expected = tabulate((pixels - 3.5) / 8, seen, source)
-    for found, wanted in zip(look(cameras, grid, heights, source), expected, strict=True):
+    expected = taps_at((pixels - 3.5) / 8, seen, source)
+    for found, wanted in zip(project_points(cameras, grid, heights, source), expected, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_an_unknown_padding_is_refused() -> None:
     with pytest.raises(InputError, match="padding=zeroes; did you mean zeros"):
-        tabulate(*points(1, SOURCE), SOURCE, "zeroes")
+        taps_at(*points(1, SOURCE), SOURCE, "zeroes")

@@ -13,6 +13,7 @@ from torch import Tensor
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.reshapers import ColumnAttention, FeatureShape
+from bevreshape.reshapers.column_attention import RayGeometry
 
 FIXTURE = Path(__file__).parent / "fixtures" / "column_attention.pt"
 GRID = BEVGrid((-4.0, 4.0), (-3.0, 3.0), 0.5)
@@ -51,7 +52,9 @@ def test_published_weights_and_positions_give_the_published_output() -> None:
     column, bin_, number = (torch.cat(values, dim=1)[:, None] for values in (columns, bins, scale))  # b n p
     positions = reshaper.maps.corners(column, bin_, number, torch.ones_like(column))
     features = tuple(saved[f"features.{i}"][:, None] for i in range(2))
-    torch.testing.assert_close(reshaper.gather(features, positions), saved["output"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        reshaper.gather(features, RayGeometry(positions, None)), saved["output"], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_one_published_transformer_leaves_the_queries() -> None:

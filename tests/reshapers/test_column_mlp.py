@@ -13,6 +13,7 @@ from torch import Tensor
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import ColumnMLP, FeatureShape
+from bevreshape.reshapers.column_mlp import ColumnGeometry
 
 FIXTURE = Path(__file__).parent / "fixtures" / "column_mlp.pt"
 
@@ -54,7 +55,10 @@ def test_published_weights_and_positions_give_the_published_output() -> None:
     tops = torch.stack([saved[f"top.{i}"] for i in range(5)], dim=-1)[:, None]  # b n scales
     features = tuple(saved[f"features.{i}"][:, None] for i in range(5))
     torch.testing.assert_close(
-        reshaper.gather(features, (*positions, *reshaper.windows(tops))), saved["output"], atol=1e-4, rtol=1e-4
+        reshaper.gather(features, ColumnGeometry(positions, reshaper.windows(tops), None)),
+        saved["output"],
+        atol=1e-4,
+        rtol=1e-4,
     )
 
 
@@ -193,7 +197,7 @@ def test_a_camera_that_sees_nan_spoils_its_own_cells_only(rig) -> None:
 def test_a_horizon_that_is_no_number_reads_some_row() -> None:
     """As an index it would end the process."""
     reshaper = ColumnMLP(scales(1)[0], BEVGrid((0, 8), (-4, 4), 1.0), rows=[3])
-    rows, *_ = reshaper.windows(torch.tensor([[[torch.nan], [torch.inf], [-torch.inf]]]))
+    rows = reshaper.windows(torch.tensor([[[torch.nan], [torch.inf], [-torch.inf]]])).rows
     assert rows.min() >= 0
     assert rows.max() < scales(1)[0].height
 

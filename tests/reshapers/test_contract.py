@@ -15,9 +15,9 @@ import bevreshape.reshapers as package
 from bevreshape.errors import InputError
 from bevreshape.export import export
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers import FeatureShape, GeometricReshaper, Reshaper
+from bevreshape.reshapers import FeatureShape, FixedRig, GeometricReshaper, Reshaper
 
-BASES = (Reshaper, GeometricReshaper)
+BASES = (Reshaper, GeometricReshaper, FixedRig)
 RESHAPERS: list[type[Reshaper]] = [
     thing for name in package.__all__ if issubclass(thing := getattr(package, name), Reshaper) and thing not in BASES
 ]
@@ -223,7 +223,7 @@ def test_the_calibration_of_another_rig_is_refused(cls: type[Reshaper], rig) -> 
 @every_reshaper
 def test_plain_adapter_in_two_lines(cls: type[Reshaper]) -> None:
     x = torch.randn(2, 64, 16, 32)
-    if not cls.needs_cameras:
+    if not issubclass(cls, GeometricReshaper):
         bev = cls(FeatureShape(64, 16, 32), (20, 20))(x)
         assert bev.shape == (2, bev.shape[1], 20, 20)
         return
@@ -236,7 +236,7 @@ def test_plain_adapter_in_two_lines(cls: type[Reshaper]) -> None:
 @every_reshaper
 def test_geometry_refuses_images_that_the_features_cannot_be_of(cls: type[Reshaper], rig) -> None:
     reshaper, x, rigs = build(cls, 6), features(6), rig(2, 6, (900, 1600))
-    if cls.needs_cameras:
+    if issubclass(cls, GeometricReshaper):
         with pytest.raises(InputError, match=r"4×6 at stride 8.*900×1600"):
             reshaper(x, rigs)
         larger = cls(replace(source(6), height=90, width=160), GRID)  # of 720×1280, calibrated for images of 900×1600
@@ -248,30 +248,48 @@ def test_geometry_refuses_images_that_the_features_cannot_be_of(cls: type[Reshap
 
 @every_reshaper
 @one_and_six
-def test_a_fixed_rig_needs_its_calibration_once(cls: type[Reshaper], cameras: int, rig) -> None:
-    reshaper, x, rigs = build(cls, cameras).double().eval(), features(cameras, 3).double(), wide(rig(1, cameras))
-    if not issubclass(cls, GeometricReshaper):
-        assert not cls.needs_cameras
-        return
+@torch.no_grad()
+def test_fixed_rig_gives_the_same_bits(cls: type[Reshaper], cameras: int, rig) -> None:
+    reshaper, x, rigs = build(cls, cameras).eval(), features(cameras, 3), rig(1, cameras)
+    fixed = FixedRig(reshaper, rigs)
+    assert torch.equal(fixed(x[:1]), reshaper(x[:1], rigs))
     every = Cameras(rigs.intrinsics.expand(3, -1, -1, -1), rigs.ego_from_cam.expand(3, -1, -1, -1), rigs.image_size)
-    expected = reshaper(x, every)
-    with pytest.raises(InputError, match=r"of \(3, \d\) \(batch, cameras\)"):
-        reshaper.precompute(every)
-    fixed = reshaper.precompute(rigs)
-    torch.testing.assert_close(fixed(x), expected, **EXACT)
-    assert fixed.state_dict().keys() == build(cls, cameras).state_dict().keys()
-    with pytest.raises(InputError, match="fixed by precompute"):
-        fixed(x, every)
-    half = build(cls, cameras).eval().precompute(rigs).bfloat16()(x.bfloat16())
-    again = build(cls, cameras).eval().bfloat16().precompute(rigs)(x.bfloat16())
-    torch.testing.assert_close(half, again, atol=0.1, rtol=0.05)  # places are no less exact for the cast
-    fixed.load_state_dict(fixed.state_dict())
-    torch.testing.assert_close(fixed(x, every), expected, **EXACT)  # other weights may locate otherwise
-    fixed.precompute(rigs).train()
-    with pytest.raises(InputError, match=r"call it as reshaper\(features, cameras\)"):
-        fixed(x)
-    with pytest.raises(InputError, match="call eval"):
-        fixed.precompute(rigs)
+    torch.testing.assert_close(fixed(x), reshaper(x, every), atol=1e-5, rtol=1e-5)
+    if cameras > 1:
+        dropped = replace(rigs, camera_mask=torch.arange(cameras).unsqueeze(0) != 1)
+        assert torch.equal(FixedRig(reshaper, dropped)(x[:1]), reshaper(x[:1], dropped))
+    assert {f"reshaper.{name}" for name in reshaper.state_dict()} == fixed.state_dict().keys()
+
+
+@every_reshaper
+def test_fixed_rig_refuses(cls: type[Reshaper], rig) -> None:
+    reshaper, x = build(cls, 6), features(6)
+    with pytest.raises(InputError, match=r"call eval\(\) first"):
+        FixedRig(reshaper, rig(1, 6))
+    reshaper.eval()
+    with pytest.raises(InputError, match=r"of \(3, 6\) \(batch, cameras\)"):
+        FixedRig(reshaper, rig(3, 6))
+    fixed = FixedRig(reshaper, rig(1, 6))
+    with pytest.raises(InputError, match="its rig is fixed"):
+        fixed(x, rig(2, 6))
+    with pytest.raises(InputError, match="built for 6"):
+        fixed(x[:, :5])
+    with pytest.raises(InputError, match="fixed for inference"):
+        fixed.train()(x)
+
+
+@every_reshaper
+@torch.no_grad()
+def test_cast_after_fixing_the_rig_never_moves_the_geometry(cls: type[Reshaper], rig) -> None:
+    x, cast = features(6, 1).bfloat16(), build(cls, 6).eval().bfloat16()
+    expected = cast(x, rig(1, 6))
+    assert torch.equal(FixedRig(cast, rig(1, 6))(x), expected)
+    too_late = FixedRig(build(cls, 6).eval(), rig(1, 6)).bfloat16()
+    if any(buffer.is_floating_point() for buffer in too_late.rig.buffers()):
+        with pytest.raises(InputError, match="cast the reshaper first"):
+            too_late(x)
+    else:
+        assert torch.equal(too_late(x), expected)
 
 
 @every_reshaper
@@ -337,7 +355,7 @@ def compare_onnx(written: Path, module: nn.Module, inputs: list[Tensor]) -> None
     "cls", [cls for cls in RESHAPERS if issubclass(cls, GeometricReshaper)], ids=lambda cls: cls.__name__
 )
 def test_export_of_a_fixed_rig(cls: type[GeometricReshaper], rig, tmp_path: Path) -> None:
-    reshaper = build(cls, 6).eval().precompute(rig(1, 6))
+    reshaper = FixedRig(build(cls, 6).eval(), rig(1, 6))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(reshaper, (features(6, 3),), dynamic_shapes=(batch,), strict=False)
     torch.testing.assert_close(program.module()(features(6)), reshaper(features(6)), atol=1e-4, rtol=1e-4)
@@ -363,7 +381,7 @@ def test_on_cuda_as_on_the_cpu(cls: type[Reshaper], rig) -> None:
     on_device(y, nobody).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in on_device.parameters())
     if isinstance(on_device, GeometricReshaper):
-        fixed = build(cls, 6).eval().precompute(rig(1, 6)).cuda()
+        fixed = FixedRig(build(cls, 6).eval(), rig(1, 6)).cuda()
         every = rig(1, 6).to("cuda")
         torch.testing.assert_close(fixed(y[:1]), on_device(y[:1], every), atol=1e-4, rtol=1e-4)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reshapers import DeformableAttention, FeatureShape
+from bevreshape.reshapers import DeformableAttention, FeatureShape, FixedRig
 
 FIXTURE = Path(__file__).parent / "fixtures" / "deformable_attention.pt"
 SCALES = (FeatureShape(4, 4, 6, 6, 8, 3.5), FeatureShape(3, 2, 3, 6, 16, 0.0))
@@ -359,7 +359,7 @@ def no_shape_checks():
 @pytest.mark.usefixtures("no_shape_checks")
 def test_a_fixed_rig_exports_with_any_batch(rig) -> None:
     """Whose pairs are only those that see, where the exported program knows them all."""
-    module = Fixed(built(layers=2).eval().precompute(rig(1, 6)))
+    module = Fixed(FixedRig(built(layers=2).eval(), rig(1, 6)))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(module, images(3), dynamic_shapes=(batch, batch), strict=False)
     for size in (3, 1):

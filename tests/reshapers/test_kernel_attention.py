@@ -13,7 +13,7 @@ from torch import Tensor
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import FeatureShape, KernelAttention
-from bevreshape.reshapers.kernel_attention import Sight, View
+from bevreshape.reshapers.kernel_attention import View
 
 FIXTURE = Path(__file__).parent / "fixtures" / "kernel_attention.pt"
 """``GeometryKernelEncoder`` of https://github.com/hustvl/GKT, commit 104c27f66799f620e54eb0242509ee3b041ae426
@@ -234,12 +234,13 @@ def test_reading_only_what_is_seen_changes_nothing(widen, rig, monkeypatch) -> N
     torch.manual_seed(0)
     reshaper = KernelAttention(FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8, window=(3, 1), widen=widen).eval()
     cameras, x = rig(2, 6), torch.randn(2, 6, 4, 8, 12)
-    sight = Sight(*reshaper.locate(cameras))
+    (sight,) = reshaper.locate(cameras)
     assert sight.tokens.shape[1] < 6 * 8 * 12
     assert sight.cells.shape[2] < 6
     few = run(reshaper, x, cameras)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert Sight(*reshaper.locate(cameras)).tokens.shape[1] == 6 * 8 * 12
+    (sight,) = reshaper.locate(cameras)
+    assert sight.tokens.shape[1] == 6 * 8 * 12
     for one, other in zip(few, run(reshaper, x, cameras), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 

@@ -1,0 +1,27 @@
+"""Small operations on tensors, and questions to torch that its versions answer under different names."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# PyTorch 2.6 has only the wider question
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether ``torch.export`` traces the program; on PyTorch 2.6 also whether ``torch.compile`` does."""
+
+
+def constant(values: Sequence[Any], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy numbers to the device of ``like`` without waiting for it; in the type of ``like`` by default."""
+    return torch.tensor(values, dtype=dtype or like.dtype).to(like.device, non_blocking=True)
+
+
+def flat_index(index: Tensor, samples: int, each: int) -> Tensor:
+    """Turn indices into samples, (samples or 1, m), into indices of the samples flattened, (samples · m,).
+
+    Args:
+        index: counts from 0 in every sample.
+        samples: how many there are.
+        each: number of rows of a sample.
+    """
+    return (index + torch.arange(samples, device=index.device, dtype=index.dtype)[:, None] * each).flatten()
