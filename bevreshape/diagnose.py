@@ -28,7 +28,7 @@ from bevreshape.config.build_logger import logger_options, make_logger
 from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
-from bevreshape.data.batch import Batch, match_cameras, with_cameras
+from bevreshape.data.batch import BEVBatch, match_cameras
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.evaluate import data_for, prepare
@@ -52,7 +52,7 @@ def main(cfg: DictConfig) -> None:
             f"data: its classes are {', '.join(found.classes)} but the checkpoint's are {', '.join(spec.classes)}; diagnose on "
             "data with the same classes"
         )
-    order = match_cameras(spec.camera_names, found.camera_names, "data")
+    data.camera_order = match_cameras(spec.camera_names, found.camera_names, "data")
     data.source.prepare((plain["split"],))
     data.tested_split = plain["split"]
     plan = Plan(**{key: plain[key] for key in ("samples", "cells", "probes", "errors", "corruptions", "rigs")})
@@ -60,9 +60,9 @@ def main(cfg: DictConfig) -> None:
     true = None
     if plain["data"].get("calibration", "exact") != "exact":  # of a world that can tell where the cameras really are
         exact = build_data({"data": data_for({**plain["data"], "calibration": "exact"}, spec), "seed": 0})
-        exact.tested_split = plain["split"]
-        true = first_cameras(OnDevice(exact, order, device), plan.samples)
-    batches = partial(OnDevice, data, order, device)
+        exact.tested_split, exact.camera_order = plain["split"], data.camera_order
+        true = first_cameras(OnDevice(exact, device), plan.samples)
+    batches = partial(OnDevice, data, device)
     diagnosis = diagnose(model.to(device), batches, metric, spec.camera_names, plan, true)
     write_text(folder / "diagnosis.json", json.dumps(diagnosis.numbers, indent=2) + "\n")
     for name, figure in diagnosis.figures.items():
@@ -85,18 +85,14 @@ class OnDevice:
     """Batches of the split that is tested, as a model gets them."""
 
     data: BEVDataModule
-    order: list[int]
     device: torch.device
 
     def __len__(self) -> int:
         return len(self.data.test_dataloader())
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BEVBatch]:
         for batch in self.data.test_dataloader():
-            moved = {
-                k: value.to(self.device) if isinstance(value, torch.Tensor) else value for k, value in batch.items()
-            }
-            yield with_cameras(self.data.on_after_batch_transfer(moved, 0), self.order)
+            yield self.data.on_after_batch_transfer(batch.to(self.device), 0)
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:

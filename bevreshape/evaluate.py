@@ -27,7 +27,7 @@ from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import LocalPath, read_settings, read_value
 from bevreshape.config.stored import check_cache, check_targets, typed_trust
-from bevreshape.data.batch import Batch, SourceWithMetrics, cameras_of, match_cameras, with_cameras
+from bevreshape.data.batch import SEGMENTATION, BEVBatch, SourceWithMetrics, match_cameras
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.metrics.iou import BEVIoU
@@ -43,7 +43,6 @@ class Evaluation(LightningModule):
 
     Args:
         model: gives logits of ``predicted`` classes.
-        order: of the data's cameras, see :func:`~bevreshape.data.batch.match_cameras`.
         predicted: the model's classes.
         labelled: the data's classes.
         metric: on the classes to be compared.
@@ -56,7 +55,6 @@ class Evaluation(LightningModule):
     def __init__(
         self,
         model: BEVModel,
-        order: list[int],
         predicted: tuple[str, ...],
         labelled: tuple[str, ...],
         metric: BEVIoU,
@@ -65,7 +63,6 @@ class Evaluation(LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.order = order
         self.metric = metric
         self.own = nn.ModuleList(own)
         self.dropped = tuple(without)
@@ -83,12 +80,13 @@ class Evaluation(LightningModule):
     def _without(self) -> list[BEVIoU]:
         return cast(list[BEVIoU], list(self.without))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        batch = with_cameras(batch, self.order)
-        self.masked.update((~batch["camera_mask"]).sum())
-        features, cameras = self.model.encoder(batch["image"]), cameras_of(batch)
+    def test_step(self, batch: BEVBatch, batch_idx: int) -> None:
+        cameras = batch.cameras
+        self.masked.update((~cameras.full_mask).sum())
+        features = self.model.encoder(batch.images)
         logits = self._logits(features, cameras)
-        target, valid = batch["target"][:, self.labelled], batch["valid"][:, self.labelled]
+        labelled = batch.targets[SEGMENTATION]
+        target, valid = labelled.value[:, self.labelled], labelled.valid[:, self.labelled]
         self.metric.update(logits, target, valid)
         for metric in self._own:
             metric.update(logits.float().sigmoid(), target, valid, batch)
@@ -138,7 +136,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     model, spec, _ = load_model(cfg["checkpoint"], cfg["trust"])
     data = build_data({"data": data_for(cfg["data"], spec), "seed": cfg["seed"]})
     found = BEVSpec.of(data.source)
-    order = match_cameras(spec.camera_names, found.camera_names, "data")
+    data.camera_order = match_cameras(spec.camera_names, found.camera_names, "data")
     classes = tuple(name for name in spec.classes if name in found.classes)
     if not classes:
         raise InputError(
@@ -147,7 +145,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
         )
     own = data.source.metrics(classes) if isinstance(data.source, SourceWithMetrics) else ()
     without = spec.camera_names if cfg["drop_each_camera"] else ()
-    task = Evaluation(model, order, spec.classes, found.classes, BEVIoU(classes, spec.grid), own, without)
+    task = Evaluation(model, spec.classes, found.classes, BEVIoU(classes, spec.grid), own, without)
     bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
     data.tested_split = cfg["split"]

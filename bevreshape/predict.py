@@ -20,7 +20,7 @@ from bevreshape.config import cli, settings
 from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
-from bevreshape.data.batch import cameras_of, match_cameras, with_cameras
+from bevreshape.data.batch import collate, match_cameras
 from bevreshape.data.sources.folder.dataset import Frames, open_frames
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import ground_pixels
@@ -79,20 +79,18 @@ def predict(
     """
     device = next(model.parameters()).device
     order = match_cameras(spec.camera_names, frames.calibration.cameras, str(frames.calibration.path))
-    loader = Loader(frames, batch_size, num_workers=num_workers)
+    loader = Loader(frames, batch_size, num_workers=num_workers, collate_fn=collate)
     written = 0
     for batch in track(loader, "predicting: batches"):
-        batch = {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
-        batch = with_cameras(batch | {"image": batch["image"].float() / 255}, order)
-        cameras = cameras_of(batch)
-        probabilities = model(batch["image"], cameras).float().sigmoid()  # b k rows cols
-        _check_finite(probabilities, batch["name"])
-        looks = ground_pixels(cameras, spec.grid)[1].any(1)  # b rows cols
-        for i, name in enumerate(batch["name"]):
+        batch = batch.to(device).select_cameras(order)
+        probabilities = model(batch.images.float() / 255, batch.cameras).float().sigmoid()  # b k rows cols
+        _check_finite(probabilities, batch.names)
+        looks = ground_pixels(batch.cameras, spec.grid)[1].any(1)  # b rows cols
+        for i, name in enumerate(batch.names):
             drawn = bev_sheet(probabilities[i], spec.classes, looks[i].expand_as(probabilities[i]), threshold=threshold)
             write_png(out / f"{name}_bev.png", drawn)
             seen = (probabilities[i] >= threshold) & looks[i]
-            write_png(out / f"{name}_overlay.png", overlay(frames, int(batch["index"][i]), order, seen, spec))
+            write_png(out / f"{name}_overlay.png", overlay(frames, batch.meta[i].index, order, seen, spec))
             arrays = {
                 "probabilities": probabilities[i].half().cpu().numpy(),
                 "valid": looks[i].cpu().numpy(),

@@ -22,7 +22,7 @@ from bevreshape.analysis.effective_weights import attention_weights, jacobian_no
 from bevreshape.analysis.permutation import PermutedReshaper
 from bevreshape.config import cli
 from bevreshape.config.stored import read_trust
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.errors import InputError, suggest
 from bevreshape.experiments.levels import PLAN_FILE, Study
 from bevreshape.experiments.page import claims, sections
@@ -32,7 +32,7 @@ from bevreshape.reporting.explorer import Cells, Exhibit, Explorer, Scene, View,
 from bevreshape.reporting.overview import costs, curves, examples, results, sweeps
 from bevreshape.reporting.page import FIGURE_STYLE, MOST_BYTES, Report, render, write
 from bevreshape.reporting.progress import Progress
-from bevreshape.reporting.reported_model import Shown, comparable, first_batch, mean_iou, one_sample
+from bevreshape.reporting.reported_model import Shown, comparable, first_batch, mean_iou
 from bevreshape.reporting.runs import Run, grouped, read_runs
 from bevreshape.reshapers import GeometricReshaper, Reshaper
 
@@ -115,7 +115,7 @@ def with_runs(
     batch, exact = (first_batch(reference, samples, trust, **given) for given in ({}, {"calibration": "exact"}))
     found = [results(rows), curves(rows), costs(shown), *sweeps(rows), examples(shown, batch)]
     page = replace(page, sections=[*page.sections, *(section for section in found if section is not None)])
-    whole = explorer(shown, batch, cameras_of(exact), cells, probes)
+    whole = explorer(shown, batch, exact.cameras, cells, probes)
     least = replace(
         whole, scenes=whole.scenes[:1], exhibits=[replace(one, views=one.views[:1]) for one in whole.exhibits[:1]]
     )
@@ -130,7 +130,7 @@ def _amounts(rows: Sequence[list[Run]], studies: Sequence[Study]) -> str:
     return " and ".join([*runs, *(f"the study in {study.records.folder.name}" for study in studies)])
 
 
-def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, probes: int) -> Explorer:
+def explorer(shown: Sequence[Shown], batch: BEVBatch, true: Cameras, cells: int, probes: int) -> Explorer:
     """W of every model on every sample, and with tokens permuted where no calibration says where they are.
 
     Args:
@@ -140,10 +140,10 @@ def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, pr
         cells: along a side.
         probes: of a cell.
     """
-    samples = [one_sample(batch, i) for i in range(len(batch["name"]))]
+    samples, target = [batch[i : i + 1] for i in range(len(batch))], batch.targets[SEGMENTATION]
     scenes = [
-        Scene(name, one["image"][0], _camera_of(true, i), batch["target"][i].float(), batch["valid"][i])
-        for i, (name, one) in enumerate(zip(batch["name"], samples, strict=True))
+        Scene(name, batch.images[i], true[i : i + 1], target.value[i].float(), target.valid[i])
+        for i, name in enumerate(batch.names)
     ]
     exhibits = []
     with Progress("weights: samples", len(shown) * len(samples)) as progress:
@@ -169,12 +169,12 @@ def explorer(shown: Sequence[Shown], batch: Batch, true: Cameras, cells: int, pr
     return Explorer(scenes, exhibits, spec.classes, spec.grid, spec.camera_names)
 
 
-def view(model: BEVModel, reshaper: Reshaper, sample: Batch, cells: Cells, probes: int) -> View:
+def view(model: BEVModel, reshaper: Reshaper, sample: BEVBatch, cells: Cells, probes: int) -> View:
     """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the image: the Jacobian's norm, and
     of attention its matrix too, the mean of the heads and head by head."""
-    cameras = cameras_of(sample)
+    cameras = sample.cameras
     with torch.no_grad():
-        features = model.encoder(sample["image"])
+        features = model.encoder(sample.images)
         bev = model.head(reshaper(features, cameras)).sigmoid()[0]
     at = [divmod(number, cells.grid.cols) for number in cells.queries.tolist()]
     weights = jacobian_norm(reshaper, features, cameras, cells=at, probes=probes)  # 1 q n h w
@@ -214,12 +214,6 @@ def fitting(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
             0, f"The explorer has {len(found.scenes)} of {len(whole.scenes)} samples, to keep the page small."
         )
     return found, remarks
-
-
-def _camera_of(cameras: Cameras, number: int) -> Cameras:
-    mask = None if cameras.camera_mask is None else cameras.camera_mask[number : number + 1]
-    one = slice(number, number + 1)
-    return Cameras(cameras.intrinsics[one], cameras.ego_from_cam[one], cameras.image_size, mask)
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:

@@ -2,19 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from batches import batch_of
 from PIL import Image
 from torch import nn
 
 from bevreshape.analysis.costs import ring
 from bevreshape.analysis.diagnosis import Plan, diagnose
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import BEVBatch
 from bevreshape.diagnose import summary
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.geometry import BEVGrid
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, ColumnMLP, FeatureShape, Pool
@@ -31,21 +33,12 @@ PLAN = Plan(
 )
 
 
-def batch(cameras: int = 1) -> Batch:
+def batch(cameras: int = 1) -> BEVBatch:
     torch.manual_seed(0)
     rig = ring(cameras, SIZE, 4, torch.device("cpu"), reach_m=8.0)
     coarse = torch.rand(4 * cameras, 3, 8, 16)
     image = nn.functional.interpolate(coarse, size=SIZE, mode="bilinear").unflatten(0, (4, cameras))
-    target = torch.rand(4, 1, 8, 8) > 0.5
-    return {
-        "image": image,
-        "intrinsics": rig.intrinsics,
-        "ego_from_cam": rig.ego_from_cam,
-        "camera_mask": torch.ones(4, cameras, dtype=torch.bool),
-        "target": target,
-        "valid": torch.ones_like(target),
-        "name": [f"{i}" for i in range(4)],
-    }
+    return batch_of(image, rig, torch.rand(4, 1, 8, 8) > 0.5)
 
 
 def model(reshaper_class: type, cameras: int = 1) -> BEVModel:
@@ -142,17 +135,16 @@ def test_a_camera_that_moves_is_no_dependence_on_the_image() -> None:
     turn = torch.eye(4).repeat(4, 1, 1, 1)
     for i, angle in enumerate((0.0, 0.1, -0.1, 0.2)):
         turn[i, 0, :2, :2] = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    moved["ego_from_cam"] = turn @ moved["ego_from_cam"]
+    moved = replace(moved, cameras=replace(moved.cameras, ego_from_cam=turn @ moved.cameras.ego_from_cam))
     found = diagnose(model(IPM), lambda: [moved], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
     assert found["data_dependence"] == 0.0
     assert found["agreement"]["whole"]["centroid"]["p90"] < 1e-3
 
 
 def test_agreement_is_with_where_the_cameras_really_are() -> None:
-    true = cameras_of(batch())
-    true = Cameras(true.intrinsics[:3], true.ego_from_cam[:3], true.image_size)
-    lied = batch()
-    lied["intrinsics"] = lied["intrinsics"] + torch.tensor([[0.0, 0, 6], [0, 0, 0], [0, 0, 0]])  # looks 6 pixels aside
+    true = batch().cameras[:3]
+    aside = batch().cameras.intrinsics + torch.tensor([[0.0, 0, 6], [0, 0, 0], [0, 0, 0]])  # looks 6 pixels aside
+    lied = replace(batch(), cameras=replace(batch().cameras, intrinsics=aside))
     found = diagnose(model(IPM), lambda: [lied], BEVIoU(("white",), GRID), ("front",), PLAN, true).numbers
     assert found["agreement"]["whole"]["centroid"]["median"] == pytest.approx(6, abs=0.3)
 

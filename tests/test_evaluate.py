@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from batches import batch_of
 from commands import finish, start
 from torch import nn
 
@@ -81,21 +82,18 @@ def test_what_is_left_without_a_camera() -> None:
     grid = BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0)
     model = BEVModel(nn.Identity(), IPM(FeatureShape(3, 32, 48, 3), grid), nn.Identity()).eval()
     rig = ring(3, (32, 48), 2, torch.device("cpu"))
-    batch = {
-        "image": torch.randn(2, 3, 3, 32, 48), "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam,
-        "camera_mask": torch.ones(2, 3, dtype=torch.bool), "target": torch.rand(2, 3, 8, 8) < 0.5,
-        "valid": torch.rand(2, 3, 8, 8) < 0.9, "name": ["a", "b"],
-    }  # fmt: skip
+    images, target, valid = torch.randn(2, 3, 3, 32, 48), torch.rand(2, 3, 8, 8) < 0.5, torch.rand(2, 3, 8, 8) < 0.9
+    batch = batch_of(images, rig, target, valid)
     classes, cameras = ("x", "y", "z"), ("c0", "c1", "c2")
-    task = Evaluation(model, [0, 1, 2], classes, classes, BEVIoU(classes, grid), without=cameras)
+    task = Evaluation(model, classes, classes, BEVIoU(classes, grid), without=cameras)
     task.test_step(batch, 0)
     for number, metric in enumerate(task.without):
         seen = [i for i in range(3) if i != number]
         left = Cameras(rig.intrinsics[:, seen], rig.ego_from_cam[:, seen], (32, 48))
         two = IPM(FeatureShape(3, 32, 48, 2), grid)
-        said = two(batch["image"][:, seen], left) >= 0
-        both = (said & batch["target"] & batch["valid"]).sum((0, 2, 3))
-        either = ((said | batch["target"]) & batch["valid"]).sum((0, 2, 3))
+        said = two(images[:, seen], left) >= 0
+        both = (said & target & valid).sum((0, 2, 3))
+        either = ((said | target) & valid).sum((0, 2, 3))
         found = metric.compute()
         assert [float(found[f"iou/{name}"]) for name in classes] == pytest.approx((both / either).tolist())
         assert float(found["iou/x"]) != float(task.metric.compute()["iou/x"])

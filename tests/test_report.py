@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from batches import batch_of
 from browser import CHROMIUM, Browser
 from commands import ROOT, TINY, finish, start
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -163,13 +164,8 @@ def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_image(kind: str
     )
     order = torch.randperm(24)
     model = BEVModel(nn.Identity(), inner, nn.Conv2d(inner.out_channels, 1, 1)).eval()
-    sample = {"image": torch.rand(1, 1, 3, 4, 6), **dict.fromkeys(("intrinsics", "ego_from_cam"), None)}
     rig = ring(1, (4, 6), 1, torch.device("cpu"))
-    sample |= {
-        "intrinsics": rig.intrinsics,
-        "ego_from_cam": rig.ego_from_cam,
-        "camera_mask": torch.ones(1, 1, dtype=bool),
-    }
+    sample = batch_of(torch.rand(1, 1, 3, 4, 6), rig)
     cells = choose_cells(grid, 4)
     found = report.view(model, PermutedReshaper(inner, order), sample, cells, 1).heads.flatten(2)  # kinds q t
     if kind == "mlp":
@@ -179,7 +175,7 @@ def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_image(kind: str
             torch.testing.assert_close(found[0, :, place] / found[0].sum(), weight[:, at] / weight.sum())
         return
     assert found.shape == (4, 16, 24)
-    shuffled = sample["image"].flatten(3)[..., order].view_as(sample["image"])
+    shuffled = sample.images.flatten(3)[..., order].view_as(sample.images)
     matrix = inner.attention_weights(shuffled, rig)[0].flatten(2)  # a q t
     for place in range(24):
         at = order.tolist().index(place)

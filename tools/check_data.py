@@ -37,10 +37,10 @@ from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.image_io import ImageMode, read_image, read_image_size, undistort
-from bevreshape.data.labels import BEVLabels, ImageLabels
 from bevreshape.data.sources.folder.boxes import Boxes, read_boxes
 from bevreshape.data.sources.folder.calibration import Calibration, Rig, read_calibration
 from bevreshape.data.sources.folder.dataset import Frames, check_size
+from bevreshape.data.sources.folder.labels import BEVLabels, ImageLabels
 from bevreshape.data.sources.folder.source import read_split
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import (

@@ -14,7 +14,7 @@ from torch import Tensor
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
 from bevreshape.config.build_data import build_data
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import SEGMENTATION, BEVBatch, collate
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.reporting.progress import track
@@ -27,8 +27,9 @@ def frequencies(data: BEVDataModule) -> Tensor:
     source = data.source
     positive = known = torch.zeros(len(source.classes), *source.grid.shape)
     for batch in _batches(data, "train"):
-        positive = positive + (batch["target"] & batch["valid"]).sum(0)
-        known = known + batch["valid"].sum(0)
+        target = batch.targets[SEGMENTATION]
+        positive = positive + (target.value & target.valid).sum(0)
+        known = known + target.valid.sum(0)
     return positive / known.clamp(min=1)
 
 
@@ -46,15 +47,16 @@ def measure(arguments: list[str]) -> None:
     frequency = frequencies(data)
     metric = BEVIoU(data.source.classes, data.source.grid)
     for batch in _batches(data, "test"):
-        metric.update(frequency.logit().expand_as(batch["target"]), batch["target"], batch["valid"])
+        target = batch.targets[SEGMENTATION]
+        metric.update(frequency.logit().expand_as(target.value), target.value, target.valid)
     metrics = {f"test/{key}": float(value) for key, value in metric.compute().items()}
     print_table(metrics_table(metrics, data.source.classes, "constant map: test"))
 
 
-def _batches(data: BEVDataModule, split: str) -> Iterator[Batch]:
-    loader = Loader(data.source.split(split), data.batch_size, num_workers=data.num_workers)
+def _batches(data: BEVDataModule, split: str) -> Iterator[BEVBatch]:
+    loader = Loader(data.source.split(split), data.batch_size, num_workers=data.num_workers, collate_fn=collate)
     for batch in track(loader, f"reading {split}"):
-        yield data.source.finish(batch)
+        yield data.source.make_targets(batch)
 
 
 if __name__ == "__main__":

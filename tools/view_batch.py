@@ -8,18 +8,18 @@ calibration, target and image disagree; what stands above the ground is smeared 
     python tools/view_batch.py data=duckietown_jitter --split train --samples 8
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
 from bevreshape.config.build_data import build_data
-from bevreshape.data.batch import SPLITS, Batch, cameras_of
+from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, collate
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, image_to_bev
 from bevreshape.reporting.drawing import RGBImage, class_palette, draw_bev, overlay_on_images
@@ -29,15 +29,15 @@ CELL_PX = 8
 GAP_PX = 6
 
 
-def outlined_ground(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Tensor:
+def outlined_ground(batch: BEVBatch, grid: BEVGrid, classes: tuple[str, ...]) -> Tensor:
     """The images laid onto the ground, (b, 3, CELL_PX·rows, CELL_PX·cols), with the outlines of the target's cells."""
     fine = BEVGrid(grid.forward_m, grid.left_m, grid.cell_m / CELL_PX)
-    views, seen = image_to_bev(batch["image"], cameras_of(batch), fine)
+    views, seen = image_to_bev(batch.images, batch.cameras, fine)
     ground = views.sum(1) / seen.sum(1, keepdim=True).clamp(min=1)  # b 3 R C
     for k, colour in enumerate(class_palette(classes).values()):
-        cells = (
-            (batch["target"][:, k] & batch["valid"][:, k]).repeat_interleave(CELL_PX, 1).repeat_interleave(CELL_PX, 2)
-        )
+        target = batch.targets[SEGMENTATION]
+        there = target.value[:, k] & target.valid[:, k]
+        cells = there.repeat_interleave(CELL_PX, 1).repeat_interleave(CELL_PX, 2)
         edge = torch.zeros_like(cells)
         edge[:, 1:] |= cells[:, 1:] != cells[:, :-1]
         edge[:, :, 1:] |= cells[:, :, 1:] != cells[:, :, :-1]
@@ -46,10 +46,10 @@ def outlined_ground(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> Te
     return ground
 
 
-def sheet(batch: Batch, grid: BEVGrid, classes: tuple[str, ...]) -> RGBImage:
+def sheet(batch: BEVBatch, grid: BEVGrid, classes: tuple[str, ...]) -> RGBImage:
     """One row a sample."""
-    target, valid = batch["target"], batch["valid"]
-    overlays = overlay_on_images(batch["image"], (target & valid).float(), cameras_of(batch), grid, classes)
+    target, valid = batch.targets[SEGMENTATION].value, batch.targets[SEGMENTATION].valid
+    overlays = overlay_on_images(batch.images, (target & valid).float(), batch.cameras, grid, classes)
     grounds = (outlined_ground(batch, grid, classes) * 255).round().byte().permute(0, 2, 3, 1).numpy()
     rows = []
     for overlay, ground, cells, known in zip(overlays, grounds, target, valid, strict=True):
@@ -81,10 +81,10 @@ def main() -> None:
     if args.first >= count:
         raise InputError(f"--first {args.first} is not among the {count} samples of {args.split}, which count from 0")
     stop = min(args.first + args.samples, count)
-    batch = default_collate([split[index] for index in range(args.first, stop)])
-    batch = source.finish(batch | {"image": batch["image"].float() / 255})
+    batch = collate([split[index] for index in range(args.first, stop)])
+    batch = source.make_targets(replace(batch, images=batch.images.float() / 255))
     write_png(args.out, sheet(batch, source.grid, source.classes))
-    print(f"wrote {args.out}: {', '.join(batch['name'])}")
+    print(f"wrote {args.out}: {', '.join(batch.names)}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from bevreshape.analysis.effective_weights import attention_weights, cell_raster
 from bevreshape.analysis.evaluation import Change, evaluating
 from bevreshape.analysis.geometric_alignment import geometry_agreement, projections
 from bevreshape.analysis.robustness import corrupt_images, drop_camera, iou_under, perturb_calibration, rotate_rig
-from bevreshape.data.batch import Batch, cameras_of, seeded
+from bevreshape.data.batch import BEVBatch, seeded
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
@@ -29,7 +29,7 @@ from bevreshape.reshapers import FeatureShape, Reshaper
 class Split(Protocol):
     """Batches of a split on the model's device, and how many there are."""
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[BEVBatch]: ...
 
     def __len__(self) -> int: ...
 
@@ -277,38 +277,31 @@ def draw_robustness(found: Mapping[str, Mapping[str, Mapping[str, float]]], unch
     return figure
 
 
-def first_cameras(batches: Iterable[Batch], count: int) -> Cameras:
+def first_cameras(batches: Iterable[BEVBatch], count: int) -> Cameras:
     """The cameras of the first samples of a split."""
     found: list[Cameras] = []
     left = count
     for batch in batches:
-        found.append(cameras_of({key: value[:left] for key, value in batch.items()}))
-        left -= len(batch["image"])
+        found.append(batch.cameras[:left])
+        left -= len(batch)
         if left <= 0:
             break
-    return _joined(found)
+    return Cameras.cat(found)
 
 
-def _joined(cameras: Sequence[Cameras]) -> Cameras:
-    return Cameras(
-        torch.cat([c.intrinsics for c in cameras]),
-        torch.cat([c.ego_from_cam for c in cameras]),
-        cameras[0].image_size,
-        torch.cat([c.full_mask for c in cameras]),
-    )
-
-
-def first_samples(model: BEVModel, batches: Iterable[Batch], count: int) -> tuple[Tensor, tuple[Tensor, ...], Cameras]:
+def first_samples(
+    model: BEVModel, batches: Iterable[BEVBatch], count: int
+) -> tuple[Tensor, tuple[Tensor, ...], Cameras]:
     """Images, features of every scale and cameras of the first samples of a split."""
     parts: list[tuple[Tensor, tuple[Tensor, ...], Cameras]] = []
     left = count
     with evaluating(model), torch.no_grad():
         for batch in batches:
-            batch = {key: value[:left] for key, value in batch.items()}
-            features = model.encoder(batch["image"])
+            batch = batch[:left]
+            features = model.encoder(batch.images)
             features = (features,) if isinstance(features, Tensor) else tuple(features)
-            parts.append((batch["image"], features, cameras_of(batch)))
-            left -= len(batch["image"])
+            parts.append((batch.images, features, batch.cameras))
+            left -= len(batch)
             if left <= 0:
                 break
     if not parts:
@@ -317,5 +310,5 @@ def first_samples(model: BEVModel, batches: Iterable[Batch], count: int) -> tupl
     return (
         torch.cat(images),
         tuple(torch.cat(scale) for scale in zip(*features, strict=True)),
-        _joined(cameras),
+        Cameras.cat(cameras),
     )

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 
-Change = Callable[[Batch], Batch]
+Change = Callable[[BEVBatch], BEVBatch]
 """A batch on its device, otherwise than it was; targets stay."""
 
 
@@ -40,7 +40,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def iou_of(
     model: BEVModel,
-    batches: Iterable[Batch],
+    batches: Iterable[BEVBatch],
     metric: BEVIoU,
     variants: Mapping[str, Variant],
     step: Callable[[], object] | None = None,
@@ -60,7 +60,7 @@ def iou_of(
     metrics: dict[str, BEVIoU] = {}
     with evaluating(model):
         for batch in batches:
-            image = batch["image"]
+            image = batch.images
             if not image.is_floating_point():
                 raise InputError(
                     f"lab: images are {image.dtype}, the model wants floats in 0..1; give what the datamodule's "
@@ -72,9 +72,10 @@ def iou_of(
                     metrics[name] = deepcopy(metric).to(image.device)
                     metrics[name].reset()
                 changed = batch if variant.change is None else variant.change(batch)
-                found = features if changed["image"] is image else model.encoder(changed["image"])
-                logits = model.head((variant.reshaper or model.reshaper)(found, cameras_of(changed)))  # b k rows cols
-                metrics[name].update(logits, changed["target"], changed["valid"])
+                found = features if changed.images is image else model.encoder(changed.images)
+                logits = model.head((variant.reshaper or model.reshaper)(found, changed.cameras))  # b k rows cols
+                target = changed.targets[SEGMENTATION]
+                metrics[name].update(logits, target.value, target.valid)
                 if step is not None:
                     step()
     if not metrics:

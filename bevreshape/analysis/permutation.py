@@ -7,6 +7,7 @@ and may move tokens from one camera to another.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bevreshape.analysis.evaluation import Variant, evaluating, iou_of
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.metrics.iou import BEVIoU
@@ -324,7 +325,7 @@ def _ratio(change: Tensor, reference: Tensor, when_zero: str) -> float:
 
 def iou_when_permuted(
     model: BEVModel,
-    batches: Iterable[Batch],
+    batches: Iterable[BEVBatch],
     metric: BEVIoU,
     permutation: Int[Tensor, " t"],
     step: Callable[[], object] | None = None,
@@ -355,17 +356,17 @@ def iou_when_permuted(
         )
     latest: Tensor | None = None
 
-    def strange(batch: Batch) -> Batch:
+    def strange(batch: BEVBatch) -> BEVBatch:
         nonlocal latest
-        image, before = batch["image"], latest
+        image, before = batch.images, latest
         latest = image[-1:]
         if len(image) > 1:
-            return batch | {"image": image.roll(1, 0)}
+            return replace(batch, images=image.roll(1, 0))
         if before is None:
             raise InputError(
                 "iou_when_permuted: the first batch has one sample, so there is no image of another; raise data.batch_size"
             )
-        return batch | {"image": before}
+        return replace(batch, images=before)
 
     variants = {
         "intact": Variant(),

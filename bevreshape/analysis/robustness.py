@@ -10,7 +10,7 @@ from einops import rearrange
 from kornia.filters import gaussian_blur2d
 
 from bevreshape.analysis.evaluation import Change, Variant, iou_of
-from bevreshape.data.batch import Batch, cameras_of, still_valid
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import compose
@@ -58,9 +58,8 @@ def misread(cameras: Cameras, error: str, amount: float) -> Cameras:
 def perturb_calibration(error: str, amount: float) -> Change:
     """:func:`misread` of a batch."""
 
-    def change(batch: Batch) -> Batch:
-        told = misread(cameras_of(batch), error, amount)
-        return batch | {"ego_from_cam": told.ego_from_cam}
+    def change(batch: BEVBatch) -> BEVBatch:
+        return replace(batch, cameras=misread(batch.cameras, error, amount))
 
     return change
 
@@ -85,8 +84,8 @@ def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
     if not abs(amount) < 45:
         raise InputError(f"robustness: rigs.{turn}={amount:g} must stay below 45 degrees")
 
-    def change(batch: Batch) -> Batch:
-        before = cameras_of(batch)
+    def change(batch: BEVBatch) -> BEVBatch:
+        before = batch.cameras
         after = misread(before, turn, amount)
         old, new = (x.ego_from_cam[..., :3, :3].double() for x in (before, after))
         k = before.intrinsics.double()
@@ -97,11 +96,8 @@ def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
         )
         pixels = torch.stack([u, v, torch.ones_like(u)], -1).to(k)  # H W 3
         moved = torch.einsum("bnij,vuj->bnvui", homography, pixels)
-        turned = batch | {
-            "image": sample(batch["image"], moved[..., :2] / moved[..., 2:]),
-            "ego_from_cam": after.ego_from_cam,
-        }
-        return turned | {"valid": still_valid(batch, turned, grid)}
+        turned = replace(batch, images=sample(batch.images, moved[..., :2] / moved[..., 2:]), cameras=after)
+        return turned.without_lost_cells(batch, grid)
 
     return change
 
@@ -109,12 +105,12 @@ def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
 def drop_camera(camera: int) -> Change:
     """One camera of the rig fails."""
 
-    def change(batch: Batch) -> Batch:
-        mask = batch["camera_mask"].clone()
+    def change(batch: BEVBatch) -> BEVBatch:
+        mask = batch.cameras.full_mask.clone()
         if not 0 <= camera < mask.shape[1]:
             raise InputError(f"robustness: camera {camera} of a rig of {mask.shape[1]}; count from 0")
         mask[:, camera] = False
-        return batch | {"camera_mask": mask}
+        return replace(batch, cameras=replace(batch.cameras, camera_mask=mask))
 
     return change
 
@@ -136,8 +132,8 @@ def corrupt_images(kind: str, severity: float) -> Change:
     return partial(_corrupted, kind, severity)
 
 
-def _corrupted(kind: str, severity: float, batch: Batch) -> Batch:
-    image = batch["image"]
+def _corrupted(kind: str, severity: float, batch: BEVBatch) -> BEVBatch:
+    image = batch.images
     width = image.shape[-1]
     if kind == "darkness":
         image = image * (1 - severity)
@@ -155,12 +151,12 @@ def _corrupted(kind: str, severity: float, batch: Batch) -> Batch:
     elif kind == "occlusion":
         image = image.clone()
         image[..., : round(severity * width)] = 0.5
-    return batch | {"image": image}
+    return replace(batch, images=image)
 
 
 def iou_under(
     model: BEVModel,
-    batches: Iterable[Batch],
+    batches: Iterable[BEVBatch],
     metric: BEVIoU,
     changes: Mapping[str, Change],
     step: Callable[[], object] | None = None,

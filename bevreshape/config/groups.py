@@ -29,7 +29,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
 
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
-    "data": ("grid", "classes", "camera_names", "image_size", "prepare", "split", "finish"),
+    "data": ("grid", "classes", "camera_names", "image_size", "prepare", "split", "make_targets"),
     "encoder": ("sources", "forward"),
     "reshaper": ("out_channels", "forward"),
     "head": ("forward",),

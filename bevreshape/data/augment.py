@@ -8,11 +8,12 @@ drawn on the CPU, and all samples are then changed at once.
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge, Le, Len
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Float
 from kornia.enhance import (
     adjust_brightness_accumulative,
@@ -23,12 +24,11 @@ from kornia.enhance import (
 from torch import Tensor
 
 from bevreshape.config.options import Share, checked
-from bevreshape.data.batch import Batch, seeded, still_valid
+from bevreshape.data.batch import BEVBatch, seeded
 from bevreshape.data.image_io import ImageMode
+from bevreshape.data.targets import Window, like
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
-from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
-from bevreshape.geometry.ipm import sample
 
 STREAM = 0x4155474D
 """Word of the random key that keeps these draws apart from those for the order of training."""
@@ -104,71 +104,35 @@ class Augment:
         self.partner = mirrored_cameras(camera_names)
         self.active = any((brightness, contrast, saturation, hue, noise, flip_p)) or self.zoom[1] > 1
 
-    def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
-        """A changed copy of a batch that is on its device, with images in 0..1 and with target and valid."""
+    def __call__(self, batch: BEVBatch, seed: int, epoch: int) -> BEVBatch:
+        """A changed copy of a batch that is on its device, with images in 0..1 and with its targets."""
         if not self.active:
             return batch
-        generators = [seeded(STREAM, seed, epoch, index) for index in torch.as_tensor(batch["index"]).tolist()]
+        generators = [seeded(STREAM, seed, epoch, meta.index) for meta in batch.meta]
         drawn = torch.stack([torch.rand(len(Draws._fields), generator=generator) for generator in generators])
-        draws = Draws(*drawn.to(batch["image"].device).unbind(1))
+        draws = Draws(*drawn.to(batch.images.device).unbind(1))
         if self.flip_p > 0:
-            batch = self._flip(batch, draws.flip < self.flip_p)
+            batch = batch.flip(self._partner(batch)).where(draws.flip < self.flip_p, batch)
         if self.zoom[1] > 1:
-            batch = self._zoom(batch, draws)
-        return batch | {"image": self._photometric(batch["image"], draws, generators)}
+            assert self.grid is not None
+            batch = batch.zoom(self._window(batch, draws), self.grid)
+        return replace(batch, images=self._photometric(batch.images, draws, generators))
 
-    def _flip(self, batch: Batch, chosen: Tensor) -> Batch:
-        """Mirror the world at y = 0: the scene, the rig, and with it every image.
-
-        A reflection S of the ego frame and F of the camera's x axis turn a camera into the one that sees the mirrored
-        scene in the mirrored image: ``ego_from_cam → S · ego_from_cam · F`` stays a rotation, and
-        ``u → (W − 1) − u`` makes ``cx → (W − 1) − cx``.
-        """
-        n, width = batch["image"].shape[1], batch["image"].shape[-1]
-        partner = self.partner or list(range(n))
-        if len(partner) != n:
+    def _partner(self, batch: BEVBatch) -> list[int]:
+        """For every camera the one on the other side."""
+        n = batch.images.shape[1]
+        if self.partner and len(self.partner) != n:
             raise InputError(
-                f"augment: {n} cameras in the batch but {len(partner)} camera_names; pass those of the rig"
+                f"augment: {n} cameras in the batch but {len(self.partner)} camera_names; pass those of the rig"
             )
-        # signs of S · ego_from_cam · F, and of mirrored intrinsics before W − 1 is added
-        pose_signs = torch.ones(4, 4, device=chosen.device)
-        pose_signs[1, :] *= -1
-        pose_signs[:, 0] *= -1
-        lens_signs = torch.ones(3, 3, device=chosen.device)
-        lens_signs[0, 1:] *= -1
-        mirrored = {
-            "image": batch["image"][:, partner].flip(-1),
-            "intrinsics": shift_intrinsics(batch["intrinsics"][:, partner] * lens_signs, width - 1.0, 0.0),
-            "ego_from_cam": batch["ego_from_cam"][:, partner] * pose_signs,
-            "camera_mask": batch["camera_mask"][:, partner],
-            "target": batch["target"].flip(-1),
-            "valid": batch["valid"].flip(-1),
-        }
-        if "center" in batch:
-            to_the_left = torch.tensor([1.0, -1.0], device=chosen.device)[:, None, None]
-            mirrored |= {"center": batch["center"].flip(-1), "offset": batch["offset"].flip(-1) * to_the_left}
-        return batch | {key: torch.where(_like(chosen, value), value, batch[key]) for key, value in mirrored.items()}
+        return self.partner or list(range(n))
 
-    def _zoom(self, batch: Batch, draws: Draws) -> Batch:
-        """Enlarge by s and cut a window: ``u → s·(u + ½) − ½ − left``, in one resampling."""
-        assert self.grid is not None
-        height, width = batch["image"].shape[-2:]
-        dtype = batch["intrinsics"].dtype
+    def _window(self, batch: BEVBatch, draws: Draws) -> Window:
+        """What is cut out of every sample's enlarged images."""
+        (height, width), dtype = batch.images.shape[-2:], batch.cameras.intrinsics.dtype
         low, high = self.zoom
         scale = low + (high - low) * draws.zoom.to(dtype)  # b
-        left, top = (draws.left.to(dtype) * (scale - 1) * width, draws.top.to(dtype) * (scale - 1) * height)
-        u = (torch.arange(width, device=scale.device) + 0.5 + left[:, None]) / scale[:, None] - 0.5  # b W
-        v = (torch.arange(height, device=scale.device) + 0.5 + top[:, None]) / scale[:, None] - 0.5  # b H
-        n = batch["image"].shape[1]
-        pixels = torch.stack(
-            [repeat(u, "b W -> b n H W", n=n, H=height), repeat(v, "b H -> b n H W", n=n, W=width)], -1
-        )
-        resized = resize_intrinsics(batch["intrinsics"], scale[:, None, None], scale[:, None, None])
-        moved = batch | {
-            "image": sample(batch["image"], pixels),
-            "intrinsics": shift_intrinsics(resized, -left[:, None, None], -top[:, None, None]),
-        }
-        return moved | {"valid": still_valid(batch, moved, self.grid)}
+        return Window(scale, draws.left.to(dtype) * (scale - 1) * width, draws.top.to(dtype) * (scale - 1) * height)
 
     def _photometric(
         self, image: Float[Tensor, "b n 3 H W"], draws: Draws, generators: list[torch.Generator]
@@ -189,7 +153,7 @@ class Augment:
             flat = adjust_hue(flat, around(0.0, 2 * math.pi * self.hue, draws.hue))
         image = rearrange(flat, "(b n) c H W -> b n c H W", b=b)
         if self.noise:
-            image = (image + _like(draws.noise * self.noise, image) * self._noise_like(image, generators)).clamp(0, 1)
+            image = (image + like(draws.noise * self.noise, image) * self._noise_like(image, generators)).clamp(0, 1)
         return image
 
     def _noise_like(self, image: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -212,8 +176,3 @@ def mirrored_cameras(names: Sequence[str]) -> list[int]:
     others = [re.sub("left|right", other_side, name, flags=re.IGNORECASE) for name in names]
     numbers = {name: number for number, name in enumerate(names)}
     return [numbers.get(other, number) for number, other in enumerate(others)]
-
-
-def _like(values: Tensor, other: Tensor) -> Tensor:
-    """(b,) → (b, 1, …, 1), to be broadcast."""
-    return values.reshape(-1, *[1] * (other.ndim - 1))

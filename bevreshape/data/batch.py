@@ -2,43 +2,234 @@
 
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from einops import repeat
+from jaxtyping import Bool
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 from torchmetrics import Metric
 
+from bevreshape.data.targets import Annotation, Target, Window, like
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+from bevreshape.geometry.ipm import sample
 
 SPLITS = ("train", "val", "test")
 
+SEGMENTATION = "segmentation"
+"""The target, and the head, of overlapping classes, one channel each."""
 
-class Sample(TypedDict):
-    """One moment of one rig, on the CPU, as a data source's dataset returns it."""
+REMEDIES = {"flip": "augment.flip_p=0", "zoom": "augment.zoom=[1,1]"}
+"""What asks for a transformation of a batch, and how it is turned off."""
 
-    image: Tensor
-    """(n, 3, H, W) uint8, RGB; turned into floats in 0..1 on the device."""
-    intrinsics: Tensor
-    """(n, 3, 3) float32, ``pixel_from_cam``."""
-    ego_from_cam: Tensor
-    """(n, 4, 4) float32, metres."""
-    camera_mask: Tensor
-    """(n,) bool, false where the camera is missing."""
-    index: int
-    """Position in the split; order and augmentation are functions of it."""
+
+@dataclass(frozen=True)
+class Meta:
+    """What is known of a sample.
+
+    Attributes:
+        name: what a person calls it; images and predictions are filed under it.
+        index: position in the split; order and augmentation are functions of it.
+        scene: the drive or sequence that it is part of.
+        timestamp: seconds.
+        conditions: what the scene is like, such as ``night`` or ``rain``.
+    """
+
     name: str
-    """What a person calls it; images and predictions are filed under it."""
-    target: NotRequired[Tensor]
-    """(k, rows, cols) bool, one channel a class; classes overlap. Left out where :meth:`BEVSource.finish` makes it."""
-    valid: NotRequired[Tensor]
-    """(k, rows, cols) bool: where the label of that class is known and a camera looks."""
+    index: int
+    scene: str | None = None
+    timestamp: float | None = None
+    conditions: tuple[str, ...] = ()
 
 
-Batch = dict[str, Any]
-"""Samples stacked along a first dimension b; ``image`` is float in 0..1 once it is on the device, ``name`` a list."""
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One rig at one time, on the CPU, as a data source's dataset returns it; no tensor has a dimension of samples.
+
+    Attributes:
+        images: (n, 3, H, W) uint8, RGB; turned into floats in 0..1 on the device.
+        intrinsics: (n, 3, 3) float32, ``pixel_from_cam``.
+        ego_from_cam: (n, 4, 4) float32, metres.
+        meta: of the sample.
+        targets: by task; left out where :meth:`BEVSource.make_targets` makes them.
+        camera_mask: (n,) bool, false where the camera is missing; ``None``: all are there.
+        labels: what targets are made from on the device.
+    """
+
+    images: Tensor
+    intrinsics: Tensor
+    ego_from_cam: Tensor
+    meta: Meta
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    camera_mask: Tensor | None = None
+    labels: Annotation | None = None
+
+    @property
+    def cameras(self) -> Cameras:
+        """Its cameras, as a batch of one."""
+        height, width = self.images.shape[-2:]
+        return Cameras(self.intrinsics[None], self.ego_from_cam[None], (height, width), self.full_mask[None])
+
+    @property
+    def full_mask(self) -> Bool[Tensor, " n"]:
+        """``camera_mask``, all true where it is ``None``."""
+        return torch.ones(len(self.images), dtype=torch.bool) if self.camera_mask is None else self.camera_mask
+
+
+@dataclass(frozen=True, eq=False)
+class BEVBatch:
+    """Samples of rigs: moves, flips, zooms, and selects cameras and samples of itself.
+
+    Attributes:
+        images: (b, n, 3, H, W); float in 0..1 once it is on the device.
+        cameras: of b rigs of n, with the mask of those that are missing.
+        targets: by task.
+        meta: of every sample.
+        labels: what targets are made from, until they are; some metrics read them too.
+
+    Raises:
+        InputError: when a target is none that knows how it is transformed.
+    """
+
+    images: Tensor
+    cameras: Cameras
+    targets: Mapping[str, Target]
+    meta: list[Meta]
+    labels: Annotation | None = None
+
+    def __post_init__(self) -> None:
+        for name, target in self.targets.items():
+            if not isinstance(target, Target):
+                raise InputError(
+                    f"target {name!r} is a {type(target).__name__}, which does not say what an augmentation makes of it; wrap "
+                    "it in a bevreshape.data.targets.BEVTarget, or a Target of your own"
+                )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def names(self) -> list[str]:
+        """The samples' names."""
+        return [meta.name for meta in self.meta]
+
+    def __getitem__(self, samples: slice | Sequence[int]) -> "BEVBatch":
+        """Some samples, by a slice or by their numbers."""
+        numbers = list(range(len(self)))[samples] if isinstance(samples, slice) else list(samples)
+        index = samples if isinstance(samples, slice) else torch.tensor(numbers, device=self.images.device)
+        chosen = self._map(lambda tensor: tensor[index])
+        return replace(chosen, meta=[self.meta[number] for number in numbers])
+
+    def to(self, device: torch.device | str) -> "BEVBatch":
+        """The same on another device."""
+        ahead = torch.device(device).type == "cuda"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=ahead))
+
+    def pin_memory(self) -> "BEVBatch":
+        """The same in memory from which a GPU reads without waiting."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def select_cameras(self, cameras: Sequence[int]) -> "BEVBatch":
+        """These cameras, in this order."""
+        chosen = list(cameras)
+        selected = replace(self, images=self.images[:, chosen], cameras=self.cameras.map(lambda x: x[:, chosen]))
+        return selected._transformed("select_cameras", chosen)
+
+    def flip(self, cameras: Sequence[int]) -> "BEVBatch":
+        """Mirror the world at y = 0: the scene, the rig, and with it every image.
+
+        Args:
+            cameras: for every camera the number of the one whose mirrored image it gets.
+
+        Raises:
+            InputError: when a target does not say how it is mirrored.
+        """
+        partner = list(cameras)
+        mirrored = replace(self, images=self.images[:, partner].flip(-1), cameras=self.cameras.mirrored(partner))
+        return mirrored._transformed("flip", partner)
+
+    def zoom(self, window: Window, grid: BEVGrid) -> "BEVBatch":
+        """Enlarge all images and cut a window of their old size out, in one resampling.
+
+        Cells of ``grid`` that no camera observes any more become invalid.
+
+        Raises:
+            InputError: when a target does not say what becomes of it.
+        """
+        n, (height, width) = self.images.shape[1], self.images.shape[-2:]
+        device, (scale, left, top) = self.images.device, (part[:, None] for part in window)  # b 1
+        u = (torch.arange(width, device=device) + 0.5 + left) / scale - 0.5  # b W
+        v = (torch.arange(height, device=device) + 0.5 + top) / scale - 0.5  # b H
+        places = [repeat(u, "b W -> b n H W", n=n, H=height), repeat(v, "b H -> b n H W", n=n, W=width)]
+        moved = replace(self, images=sample(self.images, torch.stack(places, -1)), cameras=self.cameras.zoomed(*window))
+        return moved._transformed("zoom", window).without_lost_cells(self, grid)
+
+    def without_lost_cells(self, before: "BEVBatch", grid: BEVGrid) -> "BEVBatch":
+        """Targets are invalid in cells that a camera observed ``before`` and none does now; others count as they did."""
+        observed, still = (ground_pixels(batch.cameras, grid)[1].any(1) for batch in (before, self))  # b rows cols
+        return self.hide(observed & ~still)
+
+    def hide(self, cells: Bool[Tensor, "b rows cols"]) -> "BEVBatch":
+        """The same with all targets invalid in these cells."""
+        return self._transformed("hide", cells)
+
+    def where(self, chosen: Bool[Tensor, " b"], other: "BEVBatch") -> "BEVBatch":
+        """The samples of this batch where ``chosen``, elsewhere those of another one."""
+        return replace(
+            self,
+            images=torch.where(like(chosen, self.images), self.images, other.images),
+            cameras=self.cameras.where(chosen, other.cameras),
+            targets={name: own.where(chosen, other.targets[name]) for name, own in self.targets.items()},
+            labels=None if self.labels is None or other.labels is None else self.labels.where(chosen, other.labels),
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "BEVBatch":
+        return replace(
+            self,
+            images=function(self.images),
+            cameras=self.cameras.map(function),
+            targets={name: target.map(function) for name, target in self.targets.items()},
+            labels=None if self.labels is None else self.labels.map(function),
+        )
+
+    def _transformed(self, what: str, *arguments: Any) -> "BEVBatch":
+        """Targets and labels by their own method of that name."""
+
+        def ask(name: str, part: Any) -> Any:
+            try:
+                return getattr(part, what)(*arguments)
+            except NotImplementedError:
+                kind = type(part).__name__
+                raise InputError(
+                    f"{name} is a {kind}, which does not say what {what} makes of it; define {kind}.{what}"
+                    + (f", or set {REMEDIES[what]}" if what in REMEDIES else "")
+                ) from None
+
+        targets = {name: ask(f"target {name!r}", target) for name, target in self.targets.items()}
+        return replace(self, targets=targets, labels=None if self.labels is None else ask("labels", self.labels))
+
+
+def collate(samples: Sequence[Sample]) -> BEVBatch:
+    """Samples as a batch."""
+    images = default_collate([sample.images for sample in samples])
+    cameras = Cameras(
+        default_collate([sample.intrinsics for sample in samples]),
+        default_collate([sample.ego_from_cam for sample in samples]),
+        (images.shape[-2], images.shape[-1]),
+        default_collate([sample.full_mask for sample in samples]),
+    )
+    targets = {
+        name: type(target).stack([sample.targets[name] for sample in samples])
+        for name, target in samples[0].targets.items()
+    }
+    labels = [sample.labels for sample in samples if sample.labels is not None]
+    return BEVBatch(
+        images, cameras, targets, [sample.meta for sample in samples], type(labels[0]).stack(labels) if labels else None
+    )
 
 
 @runtime_checkable
@@ -56,8 +247,8 @@ class BEVSource(Protocol):
     def split(self, name: str) -> Dataset[Sample]:
         """The split ``train``, ``val`` or ``test``."""
 
-    def finish(self, batch: Batch) -> Batch:
-        """Complete a batch on its device, for instance with targets made from labelled images."""
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
+        """Complete a batch on its device, for instance with targets made from labelled images; augmented only afterwards."""
 
 
 @runtime_checkable
@@ -71,18 +262,6 @@ class SourceWithMetrics(BEVSource, Protocol):
         :meth:`finish` made, with all that it left there and ``name``. ``compute()`` returns scalars by names, parts of which are
         parted by slashes, as in ``iou/vehicle/night``; the last part heads a column of the printed table.
         """
-
-
-def cameras_of(batch: Batch) -> Cameras:
-    """The cameras of a batch."""
-    height, width = batch["image"].shape[-2:]
-    return Cameras(batch["intrinsics"], batch["ego_from_cam"], (height, width), batch["camera_mask"])
-
-
-def still_valid(before: Batch, after: Batch, grid: BEVGrid) -> Tensor:
-    """``valid`` without the cells that a camera saw before and none sees after; those that none saw count as they did."""
-    seen, still = (ground_pixels(cameras_of(batch), grid)[1].any(1) for batch in (before, after))  # b rows cols
-    return before["valid"] & ~(seen & ~still)[:, None]
 
 
 def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> list[int]:
@@ -106,12 +285,6 @@ def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> li
         pairs = ", ".join(f"{name} as {role}" for role, name in zip(wanted, given, strict=True))
         print(f"{where}: camera names differ from the checkpoint's, so their order counts: {pairs}", file=sys.stderr)
     return list(range(len(wanted)))
-
-
-def with_cameras(batch: Batch, order: Sequence[int]) -> Batch:
-    """The batch with its cameras in another order."""
-    per_camera = ("image", "intrinsics", "ego_from_cam", "camera_mask")
-    return batch | {key: batch[key][:, list(order)] for key in per_camera}
 
 
 def seeded(*key: int) -> torch.Generator:

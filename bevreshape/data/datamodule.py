@@ -1,7 +1,8 @@
 """Splits and loaders; what can run on the device in batch does."""
 
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import replace
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -9,11 +10,11 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Sampler
 
 from bevreshape.config.options import BatchSize, CountOrNone, Seed, checked
-from bevreshape.data.batch import SPLITS, Batch, BEVSource, Sample, seeded
+from bevreshape.data.batch import SPLITS, BEVBatch, BEVSource, Sample, collate, seeded
 from bevreshape.errors import InputError
 from bevreshape.training.stopping import Loader
 
-Augmentation = Callable[[Batch, int, int], Batch]
+Augmentation = Callable[[BEVBatch, int, int], BEVBatch]
 """``augment(batch, seed, epoch)``: every sample's change is a function of seed, epoch and the sample's index."""
 
 
@@ -100,7 +101,8 @@ class BEVDataModule(LightningDataModule):
         augment: changes training batches on the device; ``None`` leaves them as they are.
         seed: of order and augmentation.
 
-    ``tested_split`` says what ``trainer.test`` reads; ``arrived_s`` when the latest batch came out of its loader, by
+    ``tested_split`` says what ``trainer.test`` reads; ``camera_order`` which cameras batches have, in which order, if not
+    those of the source; ``arrived_s`` when the latest batch came out of its loader, by
     ``time.perf_counter``, before anything was done to it on the device.
     """
 
@@ -120,6 +122,7 @@ class BEVDataModule(LightningDataModule):
         self.augment = augment
         self.seed = seed
         self.tested_split = "test"
+        self.camera_order: Sequence[int] | None = None
         self.arrived_s: float | None = None
 
     def prepare_data(self) -> None:
@@ -153,15 +156,15 @@ class BEVDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Sample]:
         return self._evaluation(self.tested_split)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: BEVBatch, dataloader_idx: int) -> BEVBatch:
         self.arrived_s = time.perf_counter()
         return batch
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        batch = self.source.finish(batch | {"image": batch["image"].float() / 255})
+    def on_after_batch_transfer(self, batch: BEVBatch, dataloader_idx: int) -> BEVBatch:
+        batch = self.source.make_targets(replace(batch, images=batch.images.float() / 255))
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             batch = self.augment(batch, self.seed, self.trainer.current_epoch)
-        return batch
+        return batch if self.camera_order is None else batch.select_cameras(self.camera_order)
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -175,6 +178,7 @@ class BEVDataModule(LightningDataModule):
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,
+            collate_fn=collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -10,7 +10,7 @@ from bevreshape.analysis.data_dependence import relative_spread
 from bevreshape.analysis.diagnosis import first_samples
 from bevreshape.analysis.effective_weights import attention_held, attention_weights, cell_raster, jacobian_norm
 from bevreshape.analysis.permutation import iou_when_permuted
-from bevreshape.data.batch import Batch, cameras_of, seeded
+from bevreshape.data.batch import BEVBatch, seeded
 from bevreshape.experiments.image_share import image_share
 from bevreshape.geometry import Cameras
 from bevreshape.metrics.iou import BEVIoU
@@ -25,9 +25,6 @@ IMAGES = 64
 
 PERMUTATION = 0x5461736B
 """Word of the random key of the permutation that a trained model is tried with."""
-
-CAMERA_KEYS = ("image", "intrinsics", "ego_from_cam", "camera_mask")
-"""Of a batch, what :func:`~bevreshape.data.batch.cameras_of` reads."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Inspected:
     iou_unrelated: float
 
 
-def inspect(model: BEVModel, batches: Iterable[Batch], metric: BEVIoU, samples: int) -> Inspected:
+def inspect(model: BEVModel, batches: Iterable[BEVBatch], metric: BEVIoU, samples: int) -> Inspected:
     """Apply the instruments to a trained model.
 
     Args:
@@ -91,9 +88,9 @@ def _first(cameras: Cameras, count: int) -> Cameras:
     return Cameras(intrinsics, poses, cameras.image_size)
 
 
-def costs(model: BEVModel, batch: Batch) -> dict[str, int]:
+def costs(model: BEVModel, batch: BEVBatch) -> dict[str, int]:
     """Parameters, and FLOPs of a forward pass of one sample (a multiply-add counted as two), of the model and its reshaper."""
-    image, cameras = batch["image"][:1], cameras_of({key: batch[key][:1] for key in CAMERA_KEYS})
+    image, cameras = batch.images[:1], batch.cameras[:1]
     with torch.no_grad():
         features = model.encoder(image)
     return {

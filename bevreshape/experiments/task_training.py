@@ -13,7 +13,7 @@ from bevreshape.config.build_data import build_data
 from bevreshape.config.build_model import build_model
 from bevreshape.config.cli import composed
 from bevreshape.config.stored import read_history, read_json
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import Divergence
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
@@ -101,7 +101,7 @@ class Tested:
 
     data: BEVDataModule
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[BEVBatch]:
         for batch in self.data.test_dataloader():
             yield self.data.on_after_batch_transfer(batch, 0)
 

@@ -10,6 +10,7 @@ place of matrix multiplications, which TF32 or autocast would round to ten bits.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -191,14 +192,69 @@ class Cameras:
         """The cameras of the window of (H, W) pixels whose first pixel is (left, top)."""
         return replace(self, intrinsics=shift_intrinsics(self.intrinsics, -left, -top), image_size=image_size)
 
-    def to(self, device: torch.device | str) -> "Cameras":
-        """The same cameras on another device."""
-        camera_mask = None if self.camera_mask is None else self.camera_mask.to(device)
+    def zoomed(self, scale: Float[Tensor, " b"], left: Float[Tensor, " b"], top: Float[Tensor, " b"]) -> "Cameras":
+        """The cameras of windows of ``image_size`` that begin at pixel (left, top) of the images enlarged by ``scale``."""
+        scale, left, top = (x[:, None, None] for x in (scale, left, top))
+        resized = resize_intrinsics(self.intrinsics, scale, scale)
+        return replace(self, intrinsics=shift_intrinsics(resized, -left, -top))
+
+    def mirrored(self, partner: Sequence[int]) -> "Cameras":
+        """The cameras that see the world mirrored at y = 0 in mirrored images.
+
+        A reflection S of the ego frame and F of the camera's x axis turn a camera into this one: ``ego_from_cam → S ·
+        ego_from_cam · F`` stays a rotation, and ``u → (W − 1) − u`` makes ``cx → (W − 1) − cx``.
+
+        Args:
+            partner: for every camera the number of the one that is mirrored into it.
+        """
+        order, device = list(partner), self.intrinsics.device
+        # signs of S · ego_from_cam · F
+        pose_signs = torch.ones(4, 4, device=device)
+        pose_signs[1, :] *= -1
+        pose_signs[:, 0] *= -1
         return replace(
             self,
-            intrinsics=self.intrinsics.to(device),
-            ego_from_cam=self.ego_from_cam.to(device),
-            camera_mask=camera_mask,
+            intrinsics=mirror_intrinsics(self.intrinsics[:, order], self.image_size[1]),
+            ego_from_cam=self.ego_from_cam[:, order] * pose_signs,
+            camera_mask=None if self.camera_mask is None else self.camera_mask[:, order],
+        )
+
+    def where(self, chosen: Bool[Tensor, " b"], other: "Cameras") -> "Cameras":
+        """The rigs of these cameras where ``chosen``, elsewhere those of others."""
+        masked = self.camera_mask is not None or other.camera_mask is not None
+        return replace(
+            self,
+            intrinsics=torch.where(chosen[:, None, None, None], self.intrinsics, other.intrinsics),
+            ego_from_cam=torch.where(chosen[:, None, None, None], self.ego_from_cam, other.ego_from_cam),
+            camera_mask=torch.where(chosen[:, None], self.full_mask, other.full_mask) if masked else None,
+        )
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Cameras":
+        """The same with every tensor, whose first dimensions are (b, n), changed by a function."""
+        return replace(
+            self,
+            intrinsics=function(self.intrinsics),
+            ego_from_cam=function(self.ego_from_cam),
+            camera_mask=None if self.camera_mask is None else function(self.camera_mask),
+        )
+
+    def __getitem__(self, samples: slice) -> "Cameras":
+        """The rigs of some samples."""
+        return self.map(lambda tensor: tensor[samples])
+
+    def to(self, device: torch.device | str) -> "Cameras":
+        """The same cameras on another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+    @classmethod
+    def cat(cls, parts: Sequence["Cameras"]) -> "Cameras":
+        """The rigs of several batches one after another."""
+        masked = any(part.camera_mask is not None for part in parts)
+        return cls(
+            torch.cat([part.intrinsics for part in parts]),
+            torch.cat([part.ego_from_cam for part in parts]),
+            parts[0].image_size,
+            torch.cat([part.full_mask for part in parts]) if masked else None,
         )
 
 
@@ -218,6 +274,13 @@ def shift_intrinsics(intrinsics: Tensor, by_u: float | int | Tensor, by_v: float
     """Intrinsics (..., 3, 3) after moving every pixel by (by_u, by_v)."""
     third = intrinsics[..., 2, :]
     return torch.stack([intrinsics[..., 0, :] + third * by_u, intrinsics[..., 1, :] + third * by_v, third], dim=-2)
+
+
+def mirror_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
+    """Intrinsics (..., 3, 3) after mirroring an image and the camera's x axis: ``u → (width − 1) − u``."""
+    signs = torch.ones(3, 3, device=intrinsics.device)
+    signs[0, 1:] *= -1
+    return shift_intrinsics(intrinsics * signs, width - 1.0, 0.0)
 
 
 def check_calibration(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 
 CONDITIONS = ("day", "night", "rain")
 """By words of a scene's description; a scene may be both night and rain, what is not night is day, "after rain" is rain."""
@@ -17,10 +17,11 @@ CONDITIONS = ("day", "night", "rain")
 THRESHOLDS = (0.4, 0.5)
 
 
-def conditions_of(description: str) -> tuple[bool, ...]:
+def conditions_of(description: str) -> tuple[str, ...]:
     """Which of :data:`CONDITIONS` a scene's description says."""
     said = description.lower()
-    return "night" not in said, "night" in said, re.search(r"\brain", said) is not None
+    found = "night" not in said, "night" in said, re.search(r"\brain", said) is not None
+    return tuple(name for name, holds in zip(CONDITIONS, found, strict=True) if holds)
 
 
 class ConditionIoU(Metric):
@@ -46,10 +47,11 @@ class ConditionIoU(Metric):
         probabilities: Float[Tensor, "b k rows cols"],
         target: Bool[Tensor, "b k rows cols"],
         valid: Bool[Tensor, "b k rows cols"],
-        batch: Batch,
+        batch: BEVBatch,
     ) -> None:
-        """Count a batch with ``conditions``, (b, 3) bool."""
-        shown = batch["conditions"]
+        """Count a batch, under the conditions of its samples."""
+        known = [[name in meta.conditions for name in CONDITIONS] for meta in batch.meta]
+        shown = torch.tensor(known, device=target.device)  # b 3
         of = torch.cat([torch.ones_like(shown[:, :1]), shown], dim=1).long()  # b c
         there = target.bool() & valid
         for number, threshold in enumerate(THRESHOLDS):

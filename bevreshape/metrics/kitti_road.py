@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric
 
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.geometry.ipm import sample
@@ -85,7 +85,7 @@ class RoadMetric(Metric):
     levels: Tensor
 
     def __init__(
-        self, masks: Mapping[str, str], grid: BEVGrid, truth: Callable[[Batch, BEVGrid], tuple[Tensor, Tensor]]
+        self, masks: Mapping[str, str], grid: BEVGrid, truth: Callable[[BEVBatch, BEVGrid], tuple[Tensor, Tensor]]
     ) -> None:
         super().__init__()
         self.masks = dict(masks)
@@ -102,11 +102,11 @@ class RoadMetric(Metric):
         probabilities: Float[Tensor, "b k rows cols"],
         target: Bool[Tensor, "b k rows cols"],
         valid: Bool[Tensor, "b k rows cols"],
-        batch: Batch,
+        batch: BEVBatch,
     ) -> None:
         """Count a batch: its own ``labels`` on the benchmark's cells, in place of ``target`` and ``valid``."""
         truth, known = self._truth(batch, BENCHMARK_GRID)  # b k R C
-        categories = torch.tensor([CATEGORIES.index(name.partition("_")[0]) for name in batch["name"]])
+        categories = torch.tensor([CATEGORIES.index(name.partition("_")[0]) for name in batch.names])
         confidence = self.upsampled(probabilities)
         reached = torch.bucketize(confidence, self.levels, right=True, out_int32=True).masked_fill(
             confidence.isnan(), 0

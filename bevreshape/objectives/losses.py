@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from bevreshape.config.options import Factor, OpenShare, Weight, checked
+from bevreshape.data.targets import ObjectCenters, Target
 from bevreshape.errors import InputError, suggest
 
 PerClass = Weight | Sequence[Weight] | Mapping[str, Weight]
@@ -264,25 +265,20 @@ class InstanceLoss(nn.Module):
     def forward(
         self,
         maps: Float[Tensor, "b maps rows cols"],
-        center: Float[Tensor, "b m rows cols"],
-        offset: Float[Tensor, "b m 2 rows cols"],
-        target: Bool[Tensor, "_ _ _ _"],
-        valid: Bool[Tensor, "_ _ _ _"],
+        target: Target,
     ) -> Float[Tensor, ""]:
         """The weighted sum.
 
         Args:
             maps: of :meth:`bevreshape.heads.Head.pop_instances`.
-            center: heat, 0..1.
-            offset: cells ahead and to the left, to the centre.
-            target: (b, k, rows, cols), where the classes are.
-            valid: (b, k, rows, cols), where that is known.
+            target: of the same classes.
         """
+        assert isinstance(target, ObjectCenters)
         m = len(self.channels)
-        there, known = target[:, self.channels].bool(), valid[:, self.channels]
+        center, offset = target.value[:, :, 0], target.value[:, :, 1:]
         with torch.autocast(maps.device.type, enabled=False):
             ways = (maps[:, m:].float().unflatten(1, (m, 2)) - offset).abs().sum(2)  # b m rows cols
             return (
-                self.center * self.focal(maps[:, :m], center, known)
-                + self.offset * masked_mean(ways, there & known).mean()
+                self.center * self.focal(maps[:, :m], center, target.valid)
+                + self.offset * masked_mean(ways, target.inside & target.valid).mean()
             )

@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bevreshape.analysis.costs import forward_flops, ring
-from bevreshape.data.batch import Batch, cameras_of
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.reporting.drawing import draw_sample
 from bevreshape.reporting.labels import figure_text, labels, told_apart
 from bevreshape.reporting.page import FIGURE_STYLE, Chart, Section, Table
-from bevreshape.reporting.reported_model import IOU, Shown, mean_iou, one_sample
+from bevreshape.reporting.reported_model import IOU, Shown, mean_iou
 from bevreshape.reporting.runs import Run, differing, mean_spread, stopped_early
 from bevreshape.reshapers import Reshaper
 
@@ -140,19 +140,19 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     figure.legend(loc="outside lower left", ncols=columns, fontsize=8)
 
 
-def examples(shown: Sequence[Shown], batch: Batch) -> Section:
+def examples(shown: Sequence[Shown], batch: BEVBatch) -> Section:
     """Image, target and prediction of the first sample."""
-    charts = []
+    charts, first = [], batch[:1]
+    target = first.targets[SEGMENTATION]
     for one in shown:
-        found = one_sample(batch, 0)
         with torch.no_grad():
-            bev = one.model(found["image"], cameras_of(found)).sigmoid()[0]
+            bev = one.model(first.images, first.cameras).sigmoid()[0]
         image = draw_sample(
-            batch["image"][0], batch["target"][0], bev, batch["valid"][0], one.spec.classes,
-            ego_from_cam=batch["ego_from_cam"][0],
+            first.images[0], target.value[0], bev, target.valid[0], one.spec.classes,
+            ego_from_cam=first.cameras.ego_from_cam[0],
         )  # fmt: skip
         charts.append(Chart(image, f"Input, target and prediction of {one.label}.", one.label))
-    return Section("Example predictions", f"The first test sample, {batch['name'][0]}.", tuple(charts))
+    return Section("Example predictions", f"The first test sample, {batch.names[0]}.", tuple(charts))
 
 
 def flops_of(reshaper: Reshaper) -> int:

@@ -9,7 +9,7 @@ from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.build_data import build_data
 from bevreshape.config.load_model import load_model
 from bevreshape.config.stored import check_cache, read_config
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.model import BEVModel
 from bevreshape.reporting.labels import labels
@@ -17,8 +17,6 @@ from bevreshape.reporting.runs import Run, counts
 from bevreshape.reshapers import Reshaper
 
 IOU = "iou/mean"
-
-PER_SAMPLE = ("image", "intrinsics", "ego_from_cam", "camera_mask")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Sh
     return shown, remarks
 
 
-def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: Any) -> Batch:
+def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: Any) -> BEVBatch:
     """The first samples of a run's test split, on the CPU.
 
     Args:
@@ -111,11 +109,6 @@ def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
     data = read_config(path, trust, needed=("data",))["data"]
     check_cache(data, str(path))
     return dict(data)
-
-
-def one_sample(batch: Batch, number: int) -> Batch:
-    """Images and cameras of one sample, b = 1."""
-    return {key: batch[key][number : number + 1] for key in PER_SAMPLE}
 
 
 def mean_iou(runs: Sequence[Run]) -> float:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from bevreshape.data.batch import Batch, cameras_of, seeded
+from bevreshape.data.batch import SEGMENTATION, BEVBatch, seeded
 from bevreshape.errors import Divergence
 from bevreshape.heads import Head
 from bevreshape.metrics.iou import BEVIoU
@@ -71,30 +71,31 @@ class BEVTask(LightningModule):
         # a function, since a module would be saved with the task; and with the random numbers of steps not compiled
         self._compiled = torch.compile(self.model.forward, options={"fallback_random": True})
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: BEVBatch) -> Tensor:
         """Logits (b, k, rows, cols) of a batch on its device."""
         network = self._compiled if self._compiled is not None and self.training else self.model
-        return network(batch["image"], cameras_of(batch))
+        return network(batch.images, batch.cameras)
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: BEVBatch, batch_idx: int) -> None:
         # A run that goes on from a checkpoint draws what the uninterrupted one would have drawn.
         self.check_finite()
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
         torch.manual_seed(seeded(self.seed, self.global_step, batch_idx, self.global_rank).initial_seed())
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: BEVBatch, batch_idx: int) -> Tensor:
         return self._step(batch, "train")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: BEVBatch, batch_idx: int) -> None:
         self._step(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: BEVBatch, batch_idx: int) -> None:
         self._step(batch, "test")
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
-        self._masked_metric(stage).update((~batch["camera_mask"]).sum())
+    def _step(self, batch: BEVBatch, stage: str) -> Tensor:
+        self._masked_metric(stage).update((~batch.cameras.full_mask).sum())
         logits = self(batch)  # b k rows cols
-        loss = self.loss(logits, batch["target"], batch["valid"])
+        target = batch.targets[SEGMENTATION]
+        loss = self.loss(logits, target.value, target.valid)
         if stage == "train":
             reshaper = getattr(self.model, "reshaper", None)
             auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
@@ -105,14 +106,14 @@ class BEVTask(LightningModule):
                 head = self.model.head
                 assert isinstance(head, Head)
                 maps = head.pop_instances()
-                own = self.instance_loss(maps, batch["center"], batch["offset"], batch["target"], batch["valid"])
+                own = self.instance_loss(maps, batch.targets["centers"])
                 self.log("train/instance_loss", own.detach())
                 loss = loss + own
-            self._latest = (loss.detach(), self.global_step, batch["name"])
+            self._latest = (loss.detach(), self.global_step, batch.names)
             self.log("train/loss", loss.detach())
         else:
-            self._metric(stage).update(logits, batch["target"], batch["valid"])
-            self.log(f"{stage}/loss", loss, batch_size=len(batch["name"]), on_epoch=True, sync_dist=True)
+            self._metric(stage).update(logits, target.value, target.valid)
+            self.log(f"{stage}/loss", loss, batch_size=len(batch), on_epoch=True, sync_dist=True)
         return loss
 
     def check_finite(self) -> None:

@@ -1,10 +1,12 @@
 """Order of tokens: what permuting them changes, with their encodings left behind or moving along."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from torch import Tensor, nn
 
 from bevreshape.analysis.costs import ring
@@ -20,7 +22,7 @@ from bevreshape.analysis.permutation import (
     permute_tokens,
     token_encodings,
 )
-from bevreshape.data.batch import cameras_of
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
@@ -401,22 +403,14 @@ def test_cat_chases_dog() -> None:
 GRID = BEVGrid((0.0, 6.0), (-4.0, 4.0), 1.0)
 
 
-def batches(count: int = 3) -> list[dict]:
+def batches(count: int = 3) -> list[BEVBatch]:
     """Images of 3×4 whose tokens are the pixels, and targets on 6×8 cells."""
     random = torch.Generator().manual_seed(4)
     made = []
     for _ in range(count):
-        given = rig(1)
-        made.append(
-            {
-                "image": torch.rand(2, 1, 3, 3, 4, generator=random),
-                "intrinsics": given.intrinsics,
-                "ego_from_cam": given.ego_from_cam,
-                "camera_mask": torch.ones(2, 1, dtype=torch.bool),
-                "target": torch.rand(2, 1, *GRID.shape, generator=random) < 0.4,
-                "valid": torch.rand(2, 1, *GRID.shape, generator=random) < 0.8,
-            }
-        )
+        images = torch.rand(2, 1, 3, 3, 4, generator=random)
+        target, valid = (torch.rand(2, 1, *GRID.shape, generator=random) < share for share in (0.4, 0.8))
+        made.append(batch_of(images, rig(1), target, valid))
     return made
 
 
@@ -435,13 +429,14 @@ def whole_model(reshaper: Reshaper, seen: list | None = None) -> BEVModel:
     return BEVModel(Encoder(), reshaper, nn.Sequential(Head(), nn.Upsample(GRID.shape)))
 
 
-def iou_oracle(model: BEVModel, given: list[dict], permutation: Tensor | None) -> float:
+def iou_oracle(model: BEVModel, given: list[BEVBatch], permutation: Tensor | None) -> float:
     both = either = 0
     for batch in given:
-        images = batch["image"] if permutation is None else permute_tokens(batch["image"], permutation)
-        predicted = model(images, cameras_of(batch)).detach() >= 0
-        both += (predicted & batch["target"] & batch["valid"]).sum().item()
-        either += ((predicted | batch["target"]) & batch["valid"]).sum().item()
+        target = batch.targets["segmentation"]
+        images = batch.images if permutation is None else permute_tokens(batch.images, permutation)
+        predicted = model(images, batch.cameras).detach() >= 0
+        both += (predicted & target.value & target.valid).sum().item()
+        either += ((predicted | target.value) & target.valid).sum().item()
     return both / either
 
 
@@ -454,7 +449,7 @@ def test_iou_when_permuted_is_that_of_permuted_features() -> None:
     assert len(seen) == 6  # every image is encoded once, and once as another's
     assert set(found) == {"intact", "permuted", "unrelated"}
     model.eval()
-    other = [batch | {"image": torch.cat([batch["image"][-1:], batch["image"][:-1]])} for batch in batches()]
+    other = [replace(batch, images=torch.cat([batch.images[-1:], batch.images[:-1]])) for batch in batches()]
     assert found["unrelated"]["iou/road"] == pytest.approx(iou_oracle(model, other, None))
     assert found["unrelated"]["iou/road"] != found["intact"]["iou/road"]
     intact, permuted = (iou_oracle(model, batches(), order) for order in (None, permutation))
@@ -469,11 +464,11 @@ def test_unrelated_images_of_single_samples_are_those_before() -> None:
     model = whole_model(MLP(FeatureShape(3, 3, 4), (3, 4), activation="none"), [])
     metric, permutation = BEVIoU(["road"], GRID), shuffled(12)
     first, second, *_ = batches()
-    single = {key: value[:1] for key, value in second.items()}
+    single = second[:1]
     found = iou_when_permuted(model, [first, single], metric, permutation)["unrelated"]["iou/road"]
     model.eval()
-    images = torch.cat([first["image"][-1:], first["image"][:-1]]), first["image"][-1:]
-    other = [batch | {"image": image} for batch, image in zip([first, single], images, strict=True)]
+    images = torch.cat([first.images[-1:], first.images[:-1]]), first.images[-1:]
+    other = [replace(batch, images=image) for batch, image in zip([first, single], images, strict=True)]
     assert found == pytest.approx(iou_oracle(model, other, None))
     with pytest.raises(InputError, match="the first batch has one sample"):
         iou_when_permuted(model, [single], metric, permutation)
@@ -496,7 +491,7 @@ def test_batches_that_the_model_cannot_read() -> None:
     model, metric = whole_model(StridedConv(FeatureShape(3, 3, 4), (3, 4))), BEVIoU(["road"], GRID)
     with pytest.raises(InputError, match="there is no batch"):
         iou_when_permuted(model, [], metric, shuffled(12))
-    raw = [batch | {"image": (batch["image"] * 255).byte()} for batch in batches(1)]
+    raw = [replace(batch, images=(batch.images * 255).byte()) for batch in batches(1)]
     with pytest.raises(InputError, match=r"torch.uint8.*on_after_batch_transfer"):
         iou_when_permuted(model, raw, metric, shuffled(12))
     with pytest.raises(InputError, match="derive it from Reshaper"):

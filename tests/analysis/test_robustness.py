@@ -1,10 +1,12 @@
 """Misread calibrations against turns written out, spoilt images against their formulas, and their price in IoU."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from batches import batch_of
 from torch import nn
 
 from bevreshape.analysis.costs import ring
@@ -17,7 +19,7 @@ from bevreshape.analysis.robustness import (
     perturb_calibration,
     rotate_rig,
 )
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
@@ -55,7 +57,7 @@ def test_convention_pitch_turns_down_roll_about_the_optical_axis_and_height_up()
     assert (raised != level().ego_from_cam[0, 0]).sum() == 1
 
 
-def scene(cameras: int = 1) -> tuple[BEVModel, Batch]:
+def scene(cameras: int = 1) -> tuple[BEVModel, BEVBatch]:
     """A model whose logits are IPM of the image, and what it says of random images, as truth."""
     torch.manual_seed(0)
     size = (64, 128)
@@ -69,12 +71,8 @@ def scene(cameras: int = 1) -> tuple[BEVModel, Batch]:
         head.weight.fill_(20.0)
         head.bias.fill_(-30.0)
     model = BEVModel(nn.Identity(), IPM(source, grid), head)
-    mask = torch.ones(3, cameras, dtype=torch.bool)
-    batch: Batch = {"image": image, "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam, "camera_mask": mask}
     with torch.no_grad():
-        batch["target"] = model(image, rig) >= 0
-    batch["valid"] = torch.ones_like(batch["target"])
-    return model, batch
+        return model, batch_of(image, rig, model(image, rig) >= 0)
 
 
 def test_iou_falls_as_the_error_grows_and_is_whole_without_one() -> None:
@@ -107,21 +105,17 @@ def test_a_rig_that_is_turned_shows_the_same_world_elsewhere(
     rig = level()
     v, u = torch.meshgrid(torch.arange(16.0), torch.arange(32.0), indexing="ij")
     spot = torch.exp(-((u - 15.5) ** 2 + (v - 7.5) ** 2) / 4).expand(1, 1, 3, 16, 32)
-    batch: Batch = {
-        "image": spot, "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam,
-        "camera_mask": torch.ones(1, 1, dtype=torch.bool), "valid": torch.ones(1, 1, *GRID.shape, dtype=torch.bool),
-    }  # fmt: skip
-    turned = rotate_rig(turn, amount, GRID)(batch)
-    light = turned["image"][0, 0, 0]
+    turned = rotate_rig(turn, amount, GRID)(batch_of(spot, rig, torch.ones(1, 1, *GRID.shape, dtype=torch.bool)))
+    light = turned.images[0, 0, 0]
     found = [float((light * place).sum() / light.sum()) for place in (u, v)]
     assert found == pytest.approx(expected, abs=0.15)
-    torch.testing.assert_close(turned["ego_from_cam"], misread(rig, turn, amount).ego_from_cam)
+    torch.testing.assert_close(turned.cameras.ego_from_cam, misread(rig, turn, amount).ego_from_cam)
 
 
 def test_who_reads_the_calibration_bears_a_rig_that_is_turned() -> None:
     model, batch = scene(4)
     grid = model.reshaper.grid
-    rig = Cameras(batch["intrinsics"][:1], batch["ego_from_cam"][:1], (64, 128))
+    rig = batch.cameras[:1]
     fixed = FixedRig(IPM(model.reshaper.source, grid).eval(), rig)
 
     class Blind(nn.Module):
@@ -151,23 +145,23 @@ def test_a_dropped_camera_takes_its_cells_along() -> None:
 
 def test_spoilt_images() -> None:
     _, batch = scene()
-    image = batch["image"]
-    torch.testing.assert_close(corrupt_images("darkness", 0.3)(batch)["image"], image * 0.7)
-    covered = corrupt_images("occlusion", 0.25)(batch)["image"]
+    image = batch.images
+    torch.testing.assert_close(corrupt_images("darkness", 0.3)(batch).images, image * 0.7)
+    covered = corrupt_images("occlusion", 0.25)(batch).images
     assert (covered[..., :32] == 0.5).all()
     assert torch.equal(covered[..., 32:], image[..., 32:])
-    grey = batch | {"image": torch.full_like(image, 0.5)}
-    noise = corrupt_images("noise", 0.1)(grey)["image"] - 0.5
+    grey = replace(batch, images=torch.full_like(image, 0.5))
+    noise = corrupt_images("noise", 0.1)(grey).images - 0.5
     assert noise.std().item() == pytest.approx(0.1, rel=0.02)
-    assert torch.equal(corrupt_images("noise", 0.1)(grey)["image"] - 0.5, noise)
+    assert torch.equal(corrupt_images("noise", 0.1)(grey).images - 0.5, noise)
     point = torch.zeros_like(image)
     point[..., 32, 64] = 1.0
-    blurred = corrupt_images("blur", 2.0)(batch | {"image": point})["image"][0, 0, 0]
+    blurred = corrupt_images("blur", 2.0)(replace(batch, images=point)).images[0, 0, 0]
     sigma = 2.0 * 128 / 100
     spread = (blurred.sum(0) * (torch.arange(128) - 64.0) ** 2).sum() / blurred.sum()
     assert spread.sqrt().item() == pytest.approx(sigma, rel=0.02)
     for kind in CORRUPTIONS:
-        torch.testing.assert_close(corrupt_images(kind, 0.0)(batch)["image"], image)
+        torch.testing.assert_close(corrupt_images(kind, 0.0)(batch).images, image)
 
 
 def test_spoilt_images_are_encoded_anew() -> None:

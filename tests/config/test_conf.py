@@ -20,6 +20,7 @@ from bevreshape.config.build_task import build_task
 from bevreshape.config.compose import plain_config
 from bevreshape.config.groups import build_part, check_nodes
 from bevreshape.config.options import read_settings
+from bevreshape.data.batch import BEVBatch
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.experiments.levels import StudyPlan
@@ -153,7 +154,7 @@ class Keyframes:
     def split(self, name: str) -> Any:
         return range(28_130)
 
-    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
         return batch
 
 

@@ -4,16 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from batches import batch_of
 from commands import without
 from torch import nn
 
 from bevreshape import train
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.experiments import task_training
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting, Training, angles
 from bevreshape.experiments.task_training import TaskOutcome, Trained
-from bevreshape.geometry import BEVGrid
+from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, CrossAttention, FeatureShape, Reshaper
@@ -94,20 +95,19 @@ class Patches(nn.Module):
         return nn.functional.avg_pool2d(image.flatten(0, 1), 4).unflatten(0, image.shape[:2])
 
 
-def batches() -> list[Batch]:
+def batches() -> list[BEVBatch]:
     """Random images and labels, under one camera."""
     generator = torch.Generator().manual_seed(0)
     pose = torch.tensor([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]]).expand(3, 1, 4, 4)
     intrinsics = torch.tensor([[16.0, 0, 15.5], [0, 16, 7.5], [0, 0, 1]]).expand(3, 1, 3, 3)
     return [
-        {
-            "image": torch.rand(3, 1, 3, 16, 32, generator=generator),
-            "intrinsics": intrinsics, "ego_from_cam": pose, "camera_mask": torch.ones(3, 1, dtype=torch.bool),
-            "target": torch.rand(3, 1, 8, 8, generator=generator) > 0.5,
-            "valid": torch.ones(3, 1, 8, 8, dtype=torch.bool),
-        }
+        batch_of(
+            torch.rand(3, 1, 3, 16, 32, generator=generator),
+            Cameras(intrinsics, pose, (16, 32)),
+            torch.rand(3, 1, 8, 8, generator=generator) > 0.5,
+        )
         for _ in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def inspected(reshaper: Reshaper) -> Inspected:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -22,7 +22,6 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from mutations import SMALL, TYPED
 from omegaconf import OmegaConf
-from torch.utils.data import default_collate
 
 from bevreshape import train
 from bevreshape.config import cli, settings
@@ -30,6 +29,7 @@ from bevreshape.config.build_data import build_data
 from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
+from bevreshape.data.batch import collate
 from bevreshape.experiments.levels import StudyPlan
 from bevreshape.reporting.runs import read_runs
 
@@ -576,9 +576,10 @@ def read_samples(folder: Path) -> None:
     data.source.prepare()
     for split in ("train", "val", "test"):
         for sample in data.source.split(split):  # type: ignore[attr-defined]
-            batch = default_collate([sample])
-            batch = data.source.finish(batch | {"image": batch["image"].float() / 255})
-            image, target, valid = batch["image"], batch["target"], batch["valid"]
+            batch = collate([sample])
+            batch = data.source.make_targets(replace(batch, images=batch.images.float() / 255))
+            segmentation = batch.targets["segmentation"]
+            image, target, valid = batch.images, segmentation.value, segmentation.valid
             if image.shape[-2:] != (32, 64) or not ((image >= 0) & (image <= 1)).all():
                 raise InsaneResult(f"an image of shape {tuple(image.shape)}, {image.min()} to {image.max()}")
             if target.dtype != torch.bool or target.shape != valid.shape or target.shape[-2:] != data.source.grid.shape:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bevreshape.data.batch import cameras_of
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid
+from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reporting.drawing import (
     GROUND,
     UNKNOWN,
@@ -106,23 +105,19 @@ def looking_ahead(b=1, n=1):
     """Cameras 1.5 m up, level; the horizon is row 24."""
     ego_from_cam = torch.tensor([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
     intrinsics = torch.tensor([[40.0, 0, 40], [0, 40, 24], [0, 0, 1]])
-    return {
-        "image": torch.full((b, n, 3, 48, 81), 0.2),
-        "intrinsics": intrinsics.expand(b, n, 3, 3),
-        "ego_from_cam": ego_from_cam.expand(b, n, 4, 4),
-        "camera_mask": torch.ones(b, n, dtype=torch.bool),
-    }
+    rig = Cameras(intrinsics.expand(b, n, 3, 3), ego_from_cam.expand(b, n, 4, 4), (48, 81))
+    return torch.full((b, n, 3, 48, 81), 0.2), rig
 
 
 def test_an_overlay_lies_on_the_ground_where_the_cells_are():
-    batch = looking_ahead(b=2, n=2)
+    images, rig = looking_ahead(b=2, n=2)
     bev = torch.zeros(2, 3, *GRID.shape)
     bev[0, 0, :, :10] = 1  # all ground to the left is road
-    images = overlay_on_images(batch["image"], bev, cameras_of(batch), GRID, CLASSES, opacity=1.0)
-    assert [image.shape for image in images] == [(48, 2 * 81, 3)] * 2
-    assert (images[1] == 51).all()  # nothing was predicted in the second sample
+    sheets = overlay_on_images(images, bev, rig, GRID, CLASSES, opacity=1.0)
+    assert [sheet.shape for sheet in sheets] == [(48, 2 * 81, 3)] * 2
+    assert (sheets[1] == 51).all()  # nothing was predicted in the second sample
     for left in (0, 81):
-        image = images[0][:, left : left + 81]
+        image = sheets[0][:, left : left + 81]
         assert (image[:25] == 51).all()  # sky
         assert (image[:, 41:] == 51).all()  # to the right of the middle, where y < 0
         # 6 m ahead and 2 m to the left: u = 40 − 40·2/6, v = 24 + 40·1.5/6
@@ -130,9 +125,9 @@ def test_an_overlay_lies_on_the_ground_where_the_cells_are():
 
 
 def test_half_opaque_paint_lets_the_image_through():
-    batch = looking_ahead()
+    images, rig = looking_ahead()
     bev = torch.ones(1, 3, *GRID.shape)
-    image = overlay_on_images(batch["image"], bev, cameras_of(batch), GRID, CLASSES)[0]
+    image = overlay_on_images(images, bev, rig, GRID, CLASSES)[0]
     assert np.abs(image[34, 40] - (0.5 * 51 + 0.5 * np.array(VEHICLE))).max() <= 1
 
 
@@ -182,7 +177,7 @@ def test_legends_wrap_and_hold_every_name_on_one_line_each():
 
 def test_images_of_other_sizes_keep_theirs():
     images = [np.full((40, 200, 3), 60, np.uint8), np.full((60, 300, 3), 90, np.uint8)]
-    poses = looking_ahead(n=2)["ego_from_cam"][0]
+    poses = looking_ahead(n=2)[1].ego_from_cam[0]
     sheet = overlay_sheet(images, poses, CLASSES)
     assert sheet.shape == (60, 600, 3)
     assert (sheet[20:40, :200] == 60).all()

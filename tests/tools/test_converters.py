@@ -8,8 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
-from torch.utils.data import default_collate
 
+from bevreshape.data.batch import collate
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.data.sources.folder.source import FolderSource
@@ -74,20 +74,20 @@ def test_duckietown_keeps_calibration_and_truth(tool, duckietown: Path, tmp_path
         splits={"test": "splits/test.txt"},
     )
     frames = source.split("test")
-    batch = source.finish(default_collate([frames[i] for i in range(len(frames))]))
+    batch = source.make_targets(collate([frames[i] for i in range(len(frames))]))
     original = duckietown / f"{kind}_test"
     matrices = json.loads((original / "frames.json").read_text())
     wrong = compared = 0
     for number, name in enumerate(test):
         bev = np.array(Image.open(original / "bev" / f"{name}.png"))
-        np.testing.assert_array_equal(batch["target"][number, 1].numpy(), bev & 1 > 0)
-        np.testing.assert_array_equal(batch["target"][number, 2].numpy(), bev & 2 > 0)
+        np.testing.assert_array_equal(batch.targets["segmentation"].value[number, 1].numpy(), bev & 1 > 0)
+        np.testing.assert_array_equal(batch.targets["segmentation"].value[number, 2].numpy(), bev & 2 > 0)
         label = np.array(Image.open(original / "labels" / f"{name}.png"))
         for row in range(0, 80, 3):
             for col in range(80):
                 found = by_hand(label, matrices[name], row, col)
-                wrong += batch["target"][number, 0, row, col].item() != (found == 2)
-                wrong += batch["valid"][number, 0, row, col].item() != (found not in (None, 255))
+                wrong += batch.targets["segmentation"].value[number, 0, row, col].item() != (found == 2)
+                wrong += batch.targets["segmentation"].valid[number, 0, row, col].item() != (found not in (None, 255))
                 compared += found == 2
     assert compared > 50
     assert wrong <= 2, "only a centre within rounding of a pixel's edge may differ"
@@ -126,10 +126,10 @@ def test_frames_become_calibrated_rigs(
     rigs = open_frames(tmp_path / kind, (64, 128))
     assert len(rigs) == frames
     sample = rigs[0]
-    assert sample["image"].shape == (cameras, 3, 64, 128)
-    assert sample["camera_mask"].all()
-    assert ((sample["ego_from_cam"][:, 2, 3] > 1.4) & (sample["ego_from_cam"][:, 2, 3] < 2.2)).all()
-    assert (sample["ego_from_cam"][:, 2, 1] < -0.99).all(), "every camera's y points down"
+    assert sample.images.shape == (cameras, 3, 64, 128)
+    assert sample.full_mask.all()
+    assert ((sample.ego_from_cam[:, 2, 3] > 1.4) & (sample.ego_from_cam[:, 2, 3] < 2.2)).all()
+    assert (sample.ego_from_cam[:, 2, 1] < -0.99).all(), "every camera's y points down"
 
 
 def test_kitti_projects_lidar_as_the_benchmark_does(tool, shared_data: Path, tmp_path: Path) -> None:
@@ -170,9 +170,9 @@ def test_nuscenes_truth_is_the_maps(tool, shared_data: Path, tmp_path: Path) -> 
         classes={"drivable": {"source": "bev", "bev": ["drivable"]}},
         splits={"test": "splits/test.txt"},
     )
-    batch = source.finish(default_collate([source.split("test")[0]]))
+    batch = source.make_targets(collate([source.split("test")[0]]))
     drivable = np.array(Image.open(shared_data / "nuscenes_frame1/bev_drivable_from_map_0.1m_60x60m.png")) > 0
-    np.testing.assert_array_equal(batch["target"][0, 0].numpy(), drivable[2::5, 2::5])
+    np.testing.assert_array_equal(batch.targets["segmentation"].value[0, 0].numpy(), drivable[2::5, 2::5])
 
 
 def test_a_source_that_is_none_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

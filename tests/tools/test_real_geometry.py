@@ -43,8 +43,8 @@ def boxes_of(root: Path, frame: str) -> Boxes:
 
 def project(sample: dict, number: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels and depth of ego points (p, 3), by the float32 cameras of a sample."""
-    height, width = sample["image"].shape[-2:]
-    camera = Cameras(sample["intrinsics"][None, [number]], sample["ego_from_cam"][None, [number]], (height, width))
+    height, width = sample.images.shape[-2:]
+    camera = Cameras(sample.intrinsics[None, [number]], sample.ego_from_cam[None, [number]], (height, width))
     pixels, depth = camera.project(torch.from_numpy(points).float()[None])
     return pixels[0, 0].double().numpy(), depth[0, 0].double().numpy()
 
@@ -94,7 +94,7 @@ def test_nuscenes(converted) -> None:
         for which, (ours, theirs) in enumerate(zip(given, (cloud, centers, corners), strict=True)):
             counts[which] += compare(project(sample, number, ours), moved(cam_from_lidar, theirs), k, (900, 1600))
         static = np.array(entry["cam2ego"])  # where it is mounted: the vehicle moved a little between lidar and camera
-        drift = sample["ego_from_cam"][number].double().numpy()[:3, 3] - static[:3, 3]
+        drift = sample.ego_from_cam[number].double().numpy()[:3, 3] - static[:3, 3]
         assert np.abs(drift).max() < 0.5
     assert counts[0] > 10_000
     assert counts[1] >= 60

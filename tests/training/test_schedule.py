@@ -14,8 +14,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from bevreshape.data.batch import SPLITS, Sample
+from bevreshape.data.batch import SPLITS, BEVBatch, Meta, Sample
 from bevreshape.data.datamodule import BEVDataModule
+from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.metrics.iou import BEVIoU
@@ -44,17 +45,15 @@ class Dots:
     def split(self, name: str) -> Any:
         return [self._sample(index) for index in range(self.samples[name])]
 
-    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
         return batch
 
     def _sample(self, index: int) -> Sample:
         image = torch.full((1, 3, 1, 1), index, dtype=torch.uint8)
         target = torch.tensor([[[index % 2, 1], [0, index % 3 == 0]]], dtype=torch.bool)
         eye = torch.eye(4)[None]
-        return {
-            "image": image, "intrinsics": eye[:, :3, :3], "ego_from_cam": eye, "camera_mask": torch.ones(1, dtype=torch.bool),
-            "index": index, "name": str(index), "target": target, "valid": torch.ones_like(target),
-        }  # fmt: skip
+        targets = {"segmentation": BEVTarget(target, torch.ones_like(target))}
+        return Sample(image, eye[:, :3, :3], eye, Meta(str(index), index), targets)
 
 
 class Net(nn.Module):
@@ -84,7 +83,7 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        indices = tuple(batch["index"].tolist())
+        indices = tuple(meta.index for meta in batch.meta)
         self.batches.append((indices, outputs["loss"].item(), trainer.current_epoch, trainer.global_step, rate))
 
     def on_validation_end(self, trainer: Any, task: Any) -> None:

@@ -8,7 +8,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.storage.checkpoint import read_checkpoint
 from bevreshape.storage.files import write_atomic
@@ -74,7 +74,7 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int
     ) -> None:
         if trainer.global_step == self._step:
             return  # gradients are still being accumulated
@@ -94,12 +94,12 @@ class LastCheckpoint(Checkpoint):
         self._begin_evaluation(trainer, trainer.num_test_batches)
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int, *_: Any
     ) -> None:
         self._stop_evaluation(trainer, batch_idx)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int, *_: Any
     ) -> None:
         self._stop_evaluation(trainer, batch_idx)
 

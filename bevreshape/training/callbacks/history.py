@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bevreshape.config.stored import read_history
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.storage.files import write_text
 
 
@@ -39,12 +39,14 @@ class History(Callback):
             self.rows = [row for row in read_history(self.path) if int(row["step"]) <= trainer.global_step]
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int
     ) -> None:
-        self.samples += len(batch["name"]) * trainer.world_size
+        self.samples += len(batch) * trainer.world_size
         self._ended = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: BEVBatch, batch_idx: int
+    ) -> None:
         if self._ended is not None:
             arrived_s = getattr(trainer.datamodule, "arrived_s", None)  # type: ignore[attr-defined]
             self.waited += (arrived_s or time.perf_counter()) - self._ended

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.reporting.drawing import draw_sample
 from bevreshape.storage.files import write_png
 
@@ -36,7 +36,7 @@ class ImageLogger(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: BEVBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -52,7 +52,7 @@ class ImageLogger(Callback):
         trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,
-        batch: Batch,
+        batch: BEVBatch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -65,28 +65,29 @@ class ImageLogger(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validations = state_dict["validations"]
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, name: str) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: BEVBatch, name: str) -> None:
         if not trainer.is_global_zero:
             return
-        batch = {key: value[: self.num_samples] for key, value in batch.items()}
+        batch = batch[: self.num_samples]
+        target = batch.targets[SEGMENTATION]
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             probabilities = pl_module(batch).float().sigmoid()
         panels = []
-        for i in range(len(batch["name"])):
+        for i in range(len(batch)):
             panel = draw_sample(
-                batch["image"][i],
-                batch["target"][i],
+                batch.images[i],
+                target.value[i],
                 probabilities[i],
-                batch["valid"][i],
+                target.valid[i],
                 self.classes,
-                ego_from_cam=batch["ego_from_cam"][i],
+                ego_from_cam=batch.cameras.ego_from_cam[i],
             )
             panels.append(panel)
             write_png(self.folder / f"{name}_{i}.png", panel)
         key = f"{name.split('_')[0]}/predictions"
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                captions = [str(n) for n in batch["name"][: len(panels)]]
+                captions = batch.names[: len(panels)]
                 logger.log_image(key, panels, step=trainer.global_step, caption=captions)
             elif isinstance(logger, TensorBoardLogger):
                 for i, panel in enumerate(panels):

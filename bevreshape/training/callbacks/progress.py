@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.reporting.progress import Progress
 from bevreshape.training.task import total_steps
 
@@ -38,7 +38,7 @@ class RunProgress(ProgressBar):
         self._begin("training", total_steps(trainer), trainer.global_step)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int
     ) -> None:
         if self._progress is not None:
             self._progress.advance(trainer.global_step - self._progress.done)
@@ -50,7 +50,7 @@ class RunProgress(ProgressBar):
             self._progress.what = "validating"
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int, *_: Any
     ) -> None:
         if self._progress is not None:
             self._progress.advance(0 if trainer.state.fn == "fit" else 1)
@@ -73,7 +73,7 @@ class RunProgress(ProgressBar):
         self._begin("testing", int(sum(trainer.num_test_batches)))
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int, *_: Any
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int, *_: Any
     ) -> None:
         if self._progress is not None:
             self._progress.advance()

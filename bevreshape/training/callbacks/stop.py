@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
-from bevreshape.data.batch import Batch
+from bevreshape.data.batch import BEVBatch
 from bevreshape.training.trainer import MONITORS
 
 
@@ -13,7 +13,7 @@ class FinalValidation(Callback):
     """Validate where training ends as well, wherever the interval between validations falls."""
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int
     ) -> None:
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # Lightning validates before it stops

@@ -2,19 +2,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import batches
 import cv2
 import numpy as np
 import pytest
 import torch
 from commands import TINY
 from PIL import Image
-from torch.utils.data import default_collate
 
 from bevreshape.config.load_model import load_model
+from bevreshape.data.batch import BEVBatch
 from bevreshape.data.image_io import read_image, resize_and_crop
-from bevreshape.data.labels import BEVLabels, matching_cells
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.data.sources.folder.dataset import Frames, open_frames
+from bevreshape.data.sources.folder.labels import BEVLabels, matching_cells
 from bevreshape.data.sources.folder.source import FolderSource
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -118,10 +119,10 @@ def test_left_out_classes_are_all_that_the_calibration_names(one: Builder) -> No
     source = one.source(classes=None)
     named = set(NAMES.values())
     assert set(source.classes) == named | {"drivable", "vehicle"}
-    assert finished(source)["target"].shape[1] == len(source.classes)
-    split = dict(zip(source.classes, finished(source)["target"].unbind(1), strict=True))
+    assert finished(source).targets["segmentation"].value.shape[1] == len(source.classes)
+    split = dict(zip(source.classes, finished(source).targets["segmentation"].value.unbind(1), strict=True))
     explicit = finished(one.source(classes={"drivable": {"source": "bev", "bev": ["drivable"]}}))
-    assert torch.equal(split["drivable"], explicit["target"][:, 0])
+    assert torch.equal(split["drivable"], explicit.targets["segmentation"].value[:, 0])
 
 
 def pixel_of(cell: tuple[int, int], intrinsics: np.ndarray, pose: np.ndarray) -> tuple[float, float] | None:
@@ -157,29 +158,31 @@ def expected(builder: Builder, name: str, present: dict[str, bool], shown: dict[
     return target, valid
 
 
-def finished(source: FolderSource, split: str = "train") -> dict[str, Any]:
-    frames = source.split(split)
-    return source.finish(default_collate([frames[i] for i in range(len(frames))]))
+def finished(source: FolderSource, split: str = "train") -> BEVBatch:
+    return batches.finished(source, split)
 
 
 def test_targets_equal_a_loop_over_cells(one: Builder) -> None:
     batch = finished(one.source())
-    assert set(batch) == {
-        "image", "intrinsics", "ego_from_cam", "camera_mask", "index", "name", "target", "valid",
-    }  # fmt: skip
-    assert batch["image"].shape == (3, 1, 3, 30, 40)
-    assert batch["image"].dtype == torch.uint8
-    assert batch["name"] == ["a", "b", "c"]
-    for number, name in enumerate(batch["name"]):
-        target, valid = expected(one, name, {"front": True}, {"front": batch["intrinsics"][number, 0].double().numpy()})
-        np.testing.assert_array_equal(batch["target"][number].numpy(), target)
-        np.testing.assert_array_equal(batch["valid"][number].numpy(), valid)
-    assert 0.1 < batch["valid"].float().mean() < 0.95
+    assert (set(batch.targets), batch.labels) == ({"segmentation"}, None)
+    assert batch.images.shape == (3, 1, 3, 30, 40)
+    assert batch.images.dtype == torch.uint8
+    assert batch.names == ["a", "b", "c"]
+    for number, name in enumerate(batch.names):
+        target, valid = expected(
+            one, name, {"front": True}, {"front": batch.cameras.intrinsics[number, 0].double().numpy()}
+        )
+        np.testing.assert_array_equal(batch.targets["segmentation"].value[number].numpy(), target)
+        np.testing.assert_array_equal(batch.targets["segmentation"].valid[number].numpy(), valid)
+    assert 0.1 < batch.targets["segmentation"].valid.float().mean() < 0.95
 
 
 def test_cells_beyond_a_cropped_image_are_not_valid(one: Builder) -> None:
     """An image cut at both sides sees less ground than its label; the network cannot be asked for that."""
-    whole, cut = finished(one.source())["valid"], finished(one.source(image_size=(30, 16)))["valid"]
+    whole, cut = (
+        finished(one.source()).targets["segmentation"].valid,
+        finished(one.source(image_size=(30, 16))).targets["segmentation"].valid,
+    )
     assert (cut <= whole).all()
     assert cut.sum() < 0.7 * whole.sum()
 
@@ -187,10 +190,10 @@ def test_cells_beyond_a_cropped_image_are_not_valid(one: Builder) -> None:
 def test_images_of_several_sizes_and_cameras_make_one_batch(two: Builder) -> None:
     batch = finished(two.source())
     for number, name in enumerate(["a", "b"]):
-        shown = {camera: batch["intrinsics"][number, i].double().numpy() for i, camera in enumerate(two.cameras)}
+        shown = {camera: batch.cameras.intrinsics[number, i].double().numpy() for i, camera in enumerate(two.cameras)}
         target, valid = expected(two, name, {"left": True, "right": True}, shown)
-        np.testing.assert_array_equal(batch["target"][number].numpy(), target)
-        np.testing.assert_array_equal(batch["valid"][number].numpy(), valid)
+        np.testing.assert_array_equal(batch.targets["segmentation"].value[number].numpy(), target)
+        np.testing.assert_array_equal(batch.targets["segmentation"].valid[number].numpy(), valid)
 
 
 def test_a_missing_camera_is_masked_only_when_allowed(two: Builder) -> None:
@@ -198,12 +201,12 @@ def test_a_missing_camera_is_masked_only_when_allowed(two: Builder) -> None:
     with pytest.raises(InputError, match=r"frame 'a' has no image of camera 'right'.*allow_missing=true"):
         two.source().split("train")
     batch = finished(two.source(allow_missing=True), "test")
-    assert batch["camera_mask"].tolist() == [[True, False]]
-    assert not batch["image"][0, 1].any()
-    shown = {camera: batch["intrinsics"][0, i].double().numpy() for i, camera in enumerate(two.cameras)}
+    assert batch.cameras.full_mask.tolist() == [[True, False]]
+    assert not batch.images[0, 1].any()
+    shown = {camera: batch.cameras.intrinsics[0, i].double().numpy() for i, camera in enumerate(two.cameras)}
     target, valid = expected(two, "a", {"left": True, "right": False}, shown)
-    np.testing.assert_array_equal(batch["target"][0].numpy(), target)
-    np.testing.assert_array_equal(batch["valid"][0].numpy(), valid)
+    np.testing.assert_array_equal(batch.targets["segmentation"].value[0].numpy(), target)
+    np.testing.assert_array_equal(batch.targets["segmentation"].valid[0].numpy(), valid)
 
 
 def test_a_damaged_image_is_refused_or_masked(two: Builder, capsys: pytest.CaptureFixture) -> None:
@@ -212,12 +215,12 @@ def test_a_damaged_image_is_refused_or_masked(two: Builder, capsys: pytest.Captu
     with pytest.raises(InputError, match=r"a\.png: the image is truncated or damaged.*data.on_corrupt_image=mask"):
         finished(two.source(), "test")
     batch = finished(two.source(on_corrupt_image="mask"), "test")
-    assert batch["camera_mask"].tolist() == [[True, False]]
+    assert batch.cameras.full_mask.tolist() == [[True, False]]
     assert f"{path}: the image is truncated" in capsys.readouterr().err
-    shown = {camera: batch["intrinsics"][0, i].double().numpy() for i, camera in enumerate(two.cameras)}
+    shown = {camera: batch.cameras.intrinsics[0, i].double().numpy() for i, camera in enumerate(two.cameras)}
     target, valid = expected(two, "a", {"left": True, "right": False}, shown)
-    np.testing.assert_array_equal(batch["target"][0].numpy(), target)
-    np.testing.assert_array_equal(batch["valid"][0].numpy(), valid)
+    np.testing.assert_array_equal(batch.targets["segmentation"].value[0].numpy(), target)
+    np.testing.assert_array_equal(batch.targets["segmentation"].valid[0].numpy(), valid)
     with pytest.raises(InputError, match=r"a\.png: the image is truncated or damaged \([^;]*; copy it again$"):
         Frames(two.root / "images", two.source().calibration, (30, 40))[0]
     for pixels, says in ((np.zeros((60, 80), np.uint8), "grey"), (np.zeros((30, 40, 3), np.uint8), "it is 30×40")):
@@ -242,11 +245,11 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
     sample = frames[0]
     whole, _ = resize_and_crop(read_image(frames.image_path(0, 0)), torch.eye(3), (48, 64))
     for seen in (whole.numpy(), smooth.transpose(2, 0, 1)):  # half a row would be 2.5 grey levels
-        assert np.abs(sample["image"][0].numpy() - seen.astype(float)).mean() < 0.8
+        assert np.abs(sample.images[0].numpy() - seen.astype(float)).mean() < 0.8
     decoded = [frames._read(0, 0, (384, 512), distorted=distorted) for distorted in (False, True)]
     assert [tuple(image.shape) for image in decoded] == [(3, 48, 64), (3, 384, 512)]
     scaled = [[62.5, 0, (250 + 0.5) / 8 - 0.5], [0, 63.75, (180 + 0.5) / 8 - 0.5], [0, 0, 1]]
-    np.testing.assert_allclose(sample["intrinsics"][0].numpy(), scaled, rtol=1e-6)
+    np.testing.assert_allclose(sample.intrinsics[0].numpy(), scaled, rtol=1e-6)
 
 
 def test_a_class_with_both_sources_is_switched_by_one_word(one: Builder) -> None:
@@ -254,8 +257,8 @@ def test_a_class_with_both_sources_is_switched_by_one_word(one: Builder) -> None
     ipm = finished(one.source(classes={"x": {"source": "ipm", **both}}))
     bev = finished(one.source(classes={"x": {"source": "bev", **both}}))
     reference = finished(one.source())
-    assert torch.equal(ipm["target"][:, 0], reference["target"][:, 2])
-    assert torch.equal(bev["target"][:, 0], reference["target"][:, 1])
+    assert torch.equal(ipm.targets["segmentation"].value[:, 0], reference.targets["segmentation"].value[:, 2])
+    assert torch.equal(bev.targets["segmentation"].value[:, 0], reference.targets["segmentation"].value[:, 1])
 
 
 def test_truth_of_ids_has_void(one: Builder) -> None:
@@ -264,9 +267,11 @@ def test_truth_of_ids_has_void(one: Builder) -> None:
     one.calibrate()
     batch = finished(one.source(classes={"vehicle": {"source": "bev", "bev": ["car", "truck"]}}))
     for number, name in enumerate("abc"):
-        known = batch["valid"][number, 0].numpy()
+        known = batch.targets["segmentation"].valid[number, 0].numpy()
         assert not known[one.bev[name] == 3].any()
-        np.testing.assert_array_equal(batch["target"][number, 0].numpy(), np.isin(one.bev[name], [1, 2]))
+        np.testing.assert_array_equal(
+            batch.targets["segmentation"].value[number, 0].numpy(), np.isin(one.bev[name], [1, 2])
+        )
 
 
 def test_images_alone_need_no_labels(one: Builder) -> None:
@@ -277,7 +282,7 @@ def test_images_alone_need_no_labels(one: Builder) -> None:
     assert alone.names == ("a", "b", "c")
     image = open_frames(one.root / "images/b.png", (30, 40), calibration=one.root / "calibration.json")
     assert image.names == ("b",)
-    assert torch.equal(image[0]["image"], alone[1]["image"])
+    assert torch.equal(image[0].images, alone[1].images)
     with pytest.raises(InputError, match=r"no calibration.json; pass one"):
         open_frames(one.root / "images", (30, 40))
 
@@ -328,7 +333,7 @@ def test_cells_of_an_even_multiple_take_the_four_around_their_centre(one: Builde
     one.calibrate()
     classes = {"car": {"source": "bev", "bev": ["car"]}, "any": {"source": "bev", "bev": ["car", "truck"]}}
     batch = finished(one.source(classes=classes, grid=wanted))
-    looks = batch["valid"].any(1)
+    looks = batch.targets["segmentation"].valid.any(1)
     stored = GRID.centers(dtype=torch.float64).numpy()
     for number, name in enumerate("abc"):
         for cell in np.ndindex(wanted.shape):
@@ -339,10 +344,14 @@ def test_cells_of_an_even_multiple_take_the_four_around_their_centre(one: Builde
             known = ids[ids != 3]
             if not looks[number][cell]:
                 continue
-            assert batch["valid"][number, :, *cell].all() == (len(known) >= 2)
-            assert batch["target"][number, 0, *cell] == (len(known) >= 2 and (known == 1).mean() >= 0.5)
-            assert batch["target"][number, 1, *cell] == (len(known) >= 2 and np.isin(known, [1, 2]).mean() >= 0.5)
-    assert batch["valid"].float().mean() > 0.2
+            assert batch.targets["segmentation"].valid[number, :, *cell].all() == (len(known) >= 2)
+            assert batch.targets["segmentation"].value[number, 0, *cell] == (
+                len(known) >= 2 and (known == 1).mean() >= 0.5
+            )
+            assert batch.targets["segmentation"].value[number, 1, *cell] == (
+                len(known) >= 2 and np.isin(known, [1, 2]).mean() >= 0.5
+            )
+    assert batch.targets["segmentation"].valid.float().mean() > 0.2
 
 
 def test_an_even_multiple_moves_no_truth(one: Builder) -> None:
@@ -363,17 +372,17 @@ def test_an_even_multiple_moves_no_truth(one: Builder) -> None:
 def test_some_cameras_of_a_folder(two: Builder) -> None:
     both, right = finished(two.source()), finished(two.source(cameras=["right"]))
     turned = finished(two.source(cameras=["right", "left"]))
-    assert torch.equal(right["image"], both["image"][:, 1:])
-    assert torch.equal(right["ego_from_cam"], both["ego_from_cam"][:, 1:])
-    assert torch.equal(turned["image"], both["image"].flip(1))
-    assert torch.equal(turned["target"], both["target"])
+    assert torch.equal(right.images, both.images[:, 1:])
+    assert torch.equal(right.cameras.ego_from_cam, both.cameras.ego_from_cam[:, 1:])
+    assert torch.equal(turned.images, both.images.flip(1))
+    assert torch.equal(turned.targets["segmentation"].value, both.targets["segmentation"].value)
     for number, name in enumerate(["a", "b"]):
-        shown = {"right": right["intrinsics"][number, 0].double().numpy(), "left": INTRINSICS}
+        shown = {"right": right.cameras.intrinsics[number, 0].double().numpy(), "left": INTRINSICS}
         target, valid = expected(two, name, {"left": False, "right": True}, shown)
-        np.testing.assert_array_equal(right["target"][number].numpy(), target)
-        np.testing.assert_array_equal(right["valid"][number].numpy(), valid)
+        np.testing.assert_array_equal(right.targets["segmentation"].value[number].numpy(), target)
+        np.testing.assert_array_equal(right.targets["segmentation"].valid[number].numpy(), valid)
     frames = open_frames(two.root, (30, 40), cameras=["right"])
-    assert torch.equal(frames[1]["image"], right["image"][1])
+    assert torch.equal(frames[1].images, right.images[1])
     assert open_frames(two.root, (30, 40), cameras=["front"]).calibration.cameras == ("left", "right")
     (two.root / "images/left/a.png").unlink()
     assert len(two.source(cameras=["right"]).split("train")) == 2
@@ -390,7 +399,7 @@ def test_hidden_files_are_no_samples(one: Builder) -> None:
         (one.root / "images" / name).write_bytes(b"\0\5\x16\7")
         (one.root / "labels" / name).write_bytes(b"\0\5\x16\7")
     assert open_frames(one.root, (30, 40)).names == ("a", "b", "c")
-    assert len(finished(one.source())["name"]) == 3
+    assert len(finished(one.source()).names) == 3
 
 
 def test_splits_in_other_encodings(one: Builder) -> None:
@@ -413,7 +422,7 @@ def test_grey_images_are_an_option(one: Builder) -> None:
         one.save(f"images/{name}.png", pixels)
     batch = finished(one.source(image_mode="grey", image_size=SIZE))
     for number, name in enumerate("abc"):
-        np.testing.assert_array_equal(batch["image"][number, 0].numpy(), np.stack([grey[name]] * 3))
+        np.testing.assert_array_equal(batch.images[number, 0].numpy(), np.stack([grey[name]] * 3))
     with pytest.raises(InputError, match=r"a\.png: the image is grey, not RGB; train with data\.image_mode=grey"):
         finished(one.source())
     with pytest.raises(InputError, match=r"image_mode='gray' must be rgb or grey; did you mean grey"):
@@ -515,7 +524,7 @@ def test_bad_lists_are_refused(one: Builder, spoil, says: str) -> None:
 
 def test_splits_may_be_lists(one: Builder) -> None:
     split = one.source(splits={"train": ["c", "a"]}).split("train")
-    assert [split[i]["name"] for i in range(len(split))] == ["c", "a"]
+    assert [split[i].meta.name for i in range(len(split))] == ["c", "a"]
     for names, says in (
         ([], r"data.splits.train=\[\] is empty"),
         ([7], r"splits.train=\[7\] must be text or a list of text"),
@@ -588,7 +597,7 @@ def with_boxes(builder: Builder) -> dict[str, Any]:
 def test_targets_of_boxes_equal_a_loop_over_cells(one: Builder) -> None:
     batch = finished(one.source(classes=with_boxes(one)))
     for number, name in enumerate("abc"):
-        shown = batch["intrinsics"][number, 0].double().numpy()
+        shown = batch.cameras.intrinsics[number, 0].double().numpy()
         boxes = json.loads((one.root / f"boxes/{name}.json").read_text())
         for cell in np.ndindex(GRID.shape):
             place = np.array([8.0 - (cell[0] + 0.5) * 0.5, 3.0 - (cell[1] + 0.5) * 0.5])
@@ -600,10 +609,10 @@ def test_targets_of_boxes_equal_a_loop_over_cells(one: Builder) -> None:
                 )
                 if abs(along) <= box["size_m"][0] / 2 and abs(across) <= box["size_m"][1] / 2:
                     inside_of.add(box["category"])
-            assert batch["target"][number, 0][cell] == bool(inside_of & {"car", "van"})
-            assert batch["target"][number, 1][cell] == ("person" in inside_of)
+            assert batch.targets["segmentation"].value[number, 0][cell] == bool(inside_of & {"car", "van"})
+            assert batch.targets["segmentation"].value[number, 1][cell] == ("person" in inside_of)
             looks = inside(pixel_of(cell, shown, one.cameras["front"]), 30, 40)
-            assert batch["valid"][number, :, *cell].tolist() == [looks, looks]
+            assert batch.targets["segmentation"].valid[number, :, *cell].tolist() == [looks, looks]
 
 
 def test_boxes_are_classes_by_themselves_and_one_of_three_sources(one: Builder) -> None:
@@ -611,7 +620,8 @@ def test_boxes_are_classes_by_themselves_and_one_of_three_sources(one: Builder) 
     assert {"car", "van", "person"} <= set(one.source(classes=None).classes)
     vehicle = {**classes["vehicle"], "source": "bev"}
     assert torch.equal(
-        finished(one.source(classes={"vehicle": vehicle}))["target"][:, 0], finished(one.source())["target"][:, 1]
+        finished(one.source(classes={"vehicle": vehicle})).targets["segmentation"].value[:, 0],
+        finished(one.source()).targets["segmentation"].value[:, 1],
     )
     with pytest.raises(InputError, match=r"class 'x': 'cra' is no category of this folder's boxes; did you mean car"):
         one.source(classes={"x": {"source": "boxes", "boxes": ["cra"]}})
@@ -631,12 +641,12 @@ def test_labels_of_a_bent_image_lie_where_opencv_sees_the_ground(one: Builder) -
     cam_from_ego = np.linalg.inv(one.cameras["front"])
     compared = 0
     for number, name in enumerate("abc"):
-        shown = batch["intrinsics"][number, 0].double().numpy()
+        shown = batch.cameras.intrinsics[number, 0].double().numpy()
         for cell in np.ndindex(GRID.shape):
             ground = np.array([8.0 - (cell[0] + 0.5) * 0.5, 3.0 - (cell[1] + 0.5) * 0.5, 0.0])
             seen = inside(pixel_of(cell, pinhole, one.cameras["front"]), *SIZE)
             if not seen:
-                assert not batch["valid"][number, 0][cell]
+                assert not batch.targets["segmentation"].valid[number, 0][cell]
                 continue
             turn, _ = cv2.Rodrigues(cam_from_ego[:3, :3])
             spot, _ = cv2.projectPoints(ground, turn, cam_from_ego[:3, 3], INTRINSICS, np.array(coefficients))
@@ -650,8 +660,8 @@ def test_labels_of_a_bent_image_lie_where_opencv_sees_the_ground(one: Builder) -
                 continue  # within the rounding of two nearest pixels of another label
             compared += 1
             label, looks = around.flat[0], inside(pixel_of(cell, shown, one.cameras["front"]), 30, 40)
-            assert batch["valid"][number, 0][cell] == (label not in (11, 255) and looks)
-            assert batch["target"][number, 2][cell] == (label in (2, 7))
+            assert batch.targets["segmentation"].valid[number, 0][cell] == (label not in (11, 255) and looks)
+            assert batch.targets["segmentation"].value[number, 2][cell] == (label in (2, 7))
     assert compared > 100
 
 
@@ -676,7 +686,7 @@ def test_a_bent_folder_with_boxes_goes_through_the_commands(command, one: Builde
     with np.load(tmp_path / "out/a.npz") as arrays:
         assert list(arrays["classes"]) == ["vehicle", "road"]
         looks = finished(one.source(classes={"vehicle": {"source": "boxes", "boxes": ["car"]}}, image_size=(32, 64)))
-        np.testing.assert_array_equal(arrays["valid"], looks["valid"][0, 0].numpy())
+        np.testing.assert_array_equal(arrays["valid"], looks.targets["segmentation"].valid[0, 0].numpy())
 
 
 def test_grey_images_go_through_the_commands(

@@ -52,9 +52,9 @@ def test_the_fourth_column_of_p2_displaces_the_camera(folder: Path) -> None:
 
 def test_a_sample_is_the_image_with_its_intrinsics_moved_along(folder: Path) -> None:
     sample = frames(folder, image_size=(19, 62))[0]
-    assert sample["image"].shape == (1, 3, 19, 62)
-    np.testing.assert_allclose(sample["intrinsics"][0, 0].numpy(), [36, 0, 61.5 / 2 - 0.5], atol=1e-5)
-    assert sample["ego_from_cam"][0, 2, 3] == pytest.approx(1.6, abs=0.05), "the camera is above the road"
+    assert sample.images.shape == (1, 3, 19, 62)
+    np.testing.assert_allclose(sample.intrinsics[0, 0].numpy(), [36, 0, 61.5 / 2 - 0.5], atol=1e-5)
+    assert sample.ego_from_cam[0, 2, 3] == pytest.approx(1.6, abs=0.05), "the camera is above the road"
 
 
 @pytest.mark.parametrize(

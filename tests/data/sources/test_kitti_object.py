@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import batches
 import numpy as np
 import pytest
 import torch
 from commands import TINY
 from kitti_folder import R0, VELO, object_folder, pixel_of, square
-from torch.utils.data import default_collate
 
-from bevreshape.data.batch import BEVSource
+from bevreshape.data.batch import BEVBatch, BEVSource
 from bevreshape.data.sources.kitti.benchmark import ego_from_velodyne_ground
 from bevreshape.data.sources.kitti.object import KITTIObjectSource, ego_box, read_labels
 from bevreshape.errors import InputError
@@ -68,10 +68,8 @@ def inside(point: np.ndarray, corners: np.ndarray, margin: float) -> bool | None
     return False if distance.min() < -margin else None
 
 
-def finished(made: KITTIObjectSource, split: str = "test") -> dict[str, Any]:
-    samples = made.split(split)
-    batch = default_collate([samples[i] for i in range(len(samples))])
-    return made.finish(batch | {"image": batch["image"].float() / 255})
+def finished(made: KITTIObjectSource, split: str = "test") -> BEVBatch:
+    return batches.finished(made, split)
 
 
 def test_cells_lie_in_the_boxes_of_the_development_kit(tmp_path: Path) -> None:
@@ -86,13 +84,13 @@ def test_cells_lie_in_the_boxes_of_the_development_kit(tmp_path: Path) -> None:
                 point = np.array([24 - (row + 0.5) * 0.5, 10 - (col + 0.5) * 0.5])
                 found = [inside(point, polygon, 0.01) for polygon in polygons]  # a tilt of 1° is left out
                 if None not in found:
-                    assert batch["target"][number, k, row, col].item() == any(found)
-    counts = batch["target"].sum((-1, -2))
+                    assert batch.targets["segmentation"].value[number, k, row, col].item() == any(found)
+    counts = batch.targets["segmentation"].value.sum((-1, -2))
     assert (counts > 0).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
 
 
 def test_valid_is_where_the_image_looks_and_nothing_is_dont_care(tmp_path: Path) -> None:
-    valid = finished(source(object_folder(tmp_path, LABELS)))["valid"][0]
+    valid = finished(source(object_folder(tmp_path, LABELS))).targets["segmentation"].valid[0]
     hidden = beyond = 0
     for row, col in np.ndindex(GRID.shape):
         u, v = pixel_of([24 - (row + 0.5) * 0.5, 10 - (col + 0.5) * 0.5, -1.73], "velodyne")
@@ -121,7 +119,7 @@ def test_convention_yaw_is_turned_through_the_camera_pose(tmp_path: Path, yaw: f
 def test_classes_are_the_types_that_the_user_names(tmp_path: Path) -> None:
     root = object_folder(tmp_path, LABELS)
     both = finished(source(root, classes={"thing": ["Misc", "Pedestrian"]}))
-    assert both["target"].sum() > finished(source(root))["target"][:, 1].sum()
+    assert both.targets["segmentation"].value.sum() > finished(source(root)).targets["segmentation"].value[:, 1].sum()
 
 
 def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None:
@@ -150,9 +148,9 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
     intact, spoilt = (
         source(root, on_corrupt_image="mask").split("test")[names.index(name)] for name in ("000000", "000001")
     )
-    assert (intact["camera_mask"].tolist(), spoilt["camera_mask"].tolist()) == ([True], [False])
-    assert intact["valid"].any()
-    assert not spoilt["valid"].any()
+    assert (intact.full_mask.tolist(), spoilt.full_mask.tolist()) == ([True], [False])
+    assert intact.targets["segmentation"].valid.any()
+    assert not spoilt.targets["segmentation"].valid.any()
     with pytest.raises(
         InputError, match=r"000001\.png: the image is truncated.*data.on_corrupt_image=mask goes on without"
     ):
@@ -282,7 +280,7 @@ def test_real_footprints_hold_the_lidar_points_of_their_cars(real: KITTIObjectSo
 
 def test_real_cars_stand_left_and_right_as_in_the_image(real: KITTIObjectSource) -> None:
     """000008: a car ahead on the left, others on the right, and nothing where their mirror images would be."""
-    vehicle = real.split("test")[8]["target"][0]
+    vehicle = real.split("test")[8].targets["segmentation"].value[0]
 
     def there(ahead: float, left: float) -> bool:
         return bool(vehicle[int((44 - ahead) / 0.25), int((20 - left) / 0.25)])

@@ -1,10 +1,13 @@
 """KITTI's road benchmark: truth against the development kit's projection cell by cell, metric against a count over thresholds."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import batches
 import numpy as np
 import pytest
 import torch
@@ -12,10 +15,9 @@ import torch.nn.functional as F
 from commands import TINY
 from kitti_folder import pixel_of, road_folder, write_calibration
 from PIL import Image
-from torch.utils.data import default_collate
 
 from bevreshape.config.load_model import load_model
-from bevreshape.data.batch import BEVSource, SourceWithMetrics, cameras_of
+from bevreshape.data.batch import BEVBatch, BEVSource, SourceWithMetrics
 from bevreshape.data.sources.kitti.road import KITTIRoadSource
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -32,10 +34,9 @@ def source(root: Path, **changes: Any) -> KITTIRoadSource:
     return KITTIRoadSource(root, **{"splits": {"train": None, "val": [*NAMES], "test": [*NAMES]}, **options})
 
 
-def finished(made: KITTIRoadSource, split: str = "test") -> dict[str, Any]:
-    samples = made.split(split)
-    batch = default_collate([samples[i] for i in range(len(samples))])
-    return made.finish(batch | {"image": batch["image"].float() / 255})
+def finished(made: KITTIRoadSource, split: str = "test") -> BEVBatch:
+    batch = batches.finished(made, split)
+    return replace(batch, images=batch.images.float() / 255)
 
 
 @cache
@@ -65,35 +66,37 @@ def test_truth_is_the_masks_under_the_benchmarks_projection(tmp_path: Path) -> N
     made.prepare()
     batch = finished(made)
     compared = 0
-    for number, name in enumerate(batch["name"]):
+    for number, name in enumerate(batch.names):
         for k, what in enumerate(("road", "lane")):
             for row, col in np.ndindex(GRID.shape):
                 expected = mask_at(tmp_path, name, what, 46 - row - 0.5, 10 - col - 0.5)
                 if expected is not None:
                     known, there = expected
-                    assert batch["target"][number, k, row, col].item() == there
-                    assert batch["valid"][number, k, row, col].item() <= known
+                    assert batch.targets["segmentation"].value[number, k, row, col].item() == there
+                    assert batch.targets["segmentation"].valid[number, k, row, col].item() <= known
                     compared += there
     assert compared > 500
-    assert batch["valid"][[0, 3], 1].any(dim=(-1, -2)).all()
-    assert not batch["valid"][[1, 2], 1].any(), "umm and uu have no lane truth"
-    assert batch["valid"][:, 0].float().mean() > 0.4
+    assert batch.targets["segmentation"].valid[[0, 3], 1].any(dim=(-1, -2)).all()
+    assert not batch.targets["segmentation"].valid[[1, 2], 1].any(), "umm and uu have no lane truth"
+    assert batch.targets["segmentation"].valid[:, 0].float().mean() > 0.4
 
 
 def test_valid_is_where_the_networks_image_looks(tmp_path: Path) -> None:
     """An image cut at the sides shows less ground; the stored image and its mask are whole."""
     root = road_folder(tmp_path, NAMES)
     whole, cut = finished(source(root)), finished(source(root, image_size=(38, 62)))
-    assert torch.equal(whole["target"], cut["target"])
-    assert (cut["valid"] <= whole["valid"]).all()
-    assert cut["valid"].sum() < 0.9 * whole["valid"].sum()
+    assert torch.equal(whole.targets["segmentation"].value, cut.targets["segmentation"].value)
+    assert (cut.targets["segmentation"].valid <= whole.targets["segmentation"].valid).all()
+    assert cut.targets["segmentation"].valid.sum() < 0.9 * whole.targets["segmentation"].valid.sum()
 
 
 def test_classes_may_be_renamed_and_left_out(tmp_path: Path) -> None:
     root = road_folder(tmp_path, NAMES)
     made = source(root, classes={"drivable": "road"})
     assert made.classes == ("drivable",)
-    assert torch.equal(finished(made)["target"], finished(source(root))["target"][:, :1])
+    assert torch.equal(
+        finished(made).targets["segmentation"].value, finished(source(root)).targets["segmentation"].value[:, :1]
+    )
 
 
 def confusion(confidence: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[int, int, int, int]:
@@ -149,28 +152,28 @@ def test_scores_of_the_perfect_and_of_nothing() -> None:
     assert blind["ap"].item() == pytest.approx(0.3)
 
 
-def laid(truth: np.ndarray, known: np.ndarray, names: list[str]) -> dict[str, Any]:
-    return {"truth": torch.from_numpy(truth), "known": torch.from_numpy(known), "name": names}
+def laid(truth: np.ndarray, known: np.ndarray, names: list[str]) -> SimpleNamespace:
+    return SimpleNamespace(truth=torch.from_numpy(truth), known=torch.from_numpy(known), names=names)
 
 
-def truth_of(batch: dict[str, Any], grid: BEVGrid) -> tuple[torch.Tensor, torch.Tensor]:
+def truth_of(batch: SimpleNamespace, grid: BEVGrid) -> tuple[torch.Tensor, torch.Tensor]:
     assert grid == BENCHMARK_GRID
-    return batch["truth"], batch["known"]
+    return batch.truth, batch.known
 
 
 @pytest.fixture
-def stream() -> list[tuple[torch.Tensor, dict[str, Any]]]:
+def stream() -> list[tuple[torch.Tensor, SimpleNamespace]]:
     """Two batches of predictions on metre cells with truth on the benchmark's."""
     random = np.random.default_rng(0)
-    batches = []
+    made = []
     for names in (["um_000000", "uu_000004", "um_000001"], ["umm_000007"]):
         p = torch.from_numpy(random.random((len(names), 2, *GRID.shape), dtype=np.float32))
         likely = F.interpolate(p, BENCHMARK_GRID.shape, mode="bilinear").numpy()
         truth = random.random(likely.shape) < likely
         known = random.random(likely.shape) < 0.5
         known[[not name.startswith("um_") for name in names], 1] = False
-        batches.append((p, laid(truth, known, names)))
-    return batches
+        made.append((p, laid(truth, known, names)))
+    return made
 
 
 def updated(metric: RoadMetric, stream) -> RoadMetric:
@@ -196,11 +199,11 @@ def test_metric_counts_every_category_on_the_benchmarks_cells(stream) -> None:
             confidence, truth = [], []
             for p, batch in stream:
                 fine = F.interpolate(p, BENCHMARK_GRID.shape, mode="bilinear", align_corners=False)
-                for i, frame in enumerate(batch["name"]):
+                for i, frame in enumerate(batch.names):
                     if frame.startswith(tuple(beginnings)):
-                        known = batch["known"][i, k]
+                        known = batch.known[i, k]
                         confidence.append(fine[i, k][known].numpy())
-                        truth.append(batch["truth"][i, k][known].numpy())
+                        truth.append(batch.truth[i, k][known].numpy())
             expected = oracle(np.concatenate(confidence), np.concatenate(truth))
             found = {key: values[f"kitti/{name}/{part}/{key}"].item() for key in FIGURES}
             assert found == pytest.approx(expected, abs=2e-5), (name, part)
@@ -236,13 +239,13 @@ def test_shares_of_processes_add_up(stream) -> None:
     share, other = (updated(RoadMetric(CLASSES, GRID, truth_of), part) for part in (stream[:1], stream[1:]))
     share.merge_state(other)
     assert torch.equal(share.counts, whole.counts)
-    assert share.counts.sum() == sum(int(batch["known"].sum()) for _, batch in stream)
+    assert share.counts.sum() == sum(int(batch.known.sum()) for _, batch in stream)
 
 
 def test_nan_is_refused_and_unknown_cells_are_not_counted(stream) -> None:
     (p, batch), _ = stream
     metric = RoadMetric(CLASSES, GRID, truth_of)
-    nothing = batch | {"known": torch.zeros_like(batch["known"])}
+    nothing = batch | {"known": torch.zeros_like(batch.known)}
     metric.update(p * torch.nan, p > 2, p > 2, nothing)
     assert all(value.isnan() for value in metric.compute().values())
     metric.update(p * torch.nan, p > 2, p > 2, batch)
@@ -286,7 +289,7 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     assert isinstance(made, SourceWithMetrics)
     batch = finished(made)
     with torch.no_grad():
-        p = model(batch["image"], cameras_of(batch)).sigmoid()
+        p = model(batch.images, batch.cameras).sigmoid()
     fine = F.interpolate(p, (800, 400), mode="bilinear", align_corners=False)[:, 0].numpy()
     confidence, truth = [], []
     for number, name in enumerate(NAMES[:3]):
@@ -337,8 +340,8 @@ def test_a_frame_whose_image_is_masked_counts_for_nothing(tmp_path: Path) -> Non
     spoil(root, "truncated image")
     given: dict[str, Any] = {"splits": {"test": [*NAMES[:2]]}, "on_corrupt_image": "mask"}
     batch = finished(source(root, **given))
-    assert batch["camera_mask"].tolist() == [[False], [True]]
-    assert batch["valid"].flatten(1).any(1).tolist() == [False, True]
+    assert batch.cameras.full_mask.tolist() == [[False], [True]]
+    assert batch.targets["segmentation"].valid.flatten(1).any(1).tolist() == [False, True]
     (metric,) = source(root, grid=BENCHMARK_GRID, **given).metrics(("road",))
     chance = torch.rand(2, 1, *BENCHMARK_GRID.shape, generator=torch.Generator().manual_seed(0))
     metric.update(chance, chance > 2, chance > 2, batch)
@@ -384,15 +387,15 @@ def test_masks_of_one_kind_are_enough_for_classes_of_that_kind(tmp_path: Path) -
     with pytest.raises(InputError, match=r"gt_image_2: none of the \d+ frames .* has a lane mask; .* data\.classes"):
         source(root).prepare()
     alone = finished(source(root, classes={"road": "road"}))
-    assert torch.equal(alone["target"][:, 0], both["target"][:, 0])
-    assert torch.equal(alone["valid"][:, 0], both["valid"][:, 0])
+    assert torch.equal(alone.targets["segmentation"].value[:, 0], both.targets["segmentation"].value[:, 0])
+    assert torch.equal(alone.targets["segmentation"].valid[:, 0], both.targets["segmentation"].valid[:, 0])
     for path in tmp_path.glob("*_lane_*"):
         path.rename(masks / path.name)
     for path in masks.glob("*_road_*"):
         path.unlink()
     alone = finished(source(root, classes={"lane": "lane"}))
-    assert torch.equal(alone["target"][:, 0], both["target"][:, 1])
-    assert torch.equal(alone["valid"][:, 0], both["valid"][:, 1])
+    assert torch.equal(alone.targets["segmentation"].value[:, 0], both.targets["segmentation"].value[:, 1])
+    assert torch.equal(alone.targets["segmentation"].valid[:, 0], both.targets["segmentation"].valid[:, 1])
 
 
 @pytest.mark.parametrize(
@@ -413,8 +416,8 @@ def test_the_real_frame_has_its_road_ahead(shared_data: Path) -> None:
         image_size=(192, 640),
     )
     batch = finished(made)
-    road, lane = (batch["target"] & batch["valid"])[0]
-    assert batch["valid"].float().mean() > 0.8
+    road, lane = (batch.targets["segmentation"].value & batch.targets["segmentation"].valid)[0]
+    assert batch.targets["segmentation"].valid.float().mean() > 0.8
     assert not (lane & ~road).any()
     near = slice(150, 195)  # 7 to 16 m ahead
     assert road[near, 50].all()
@@ -434,7 +437,12 @@ def test_what_coarser_cells_cost_at_most(shared_data: Path, cell_m: float, expec
     made = source(shared_data / "kitti_road", splits={"test": ["um_000000"]}, grid=grid, image_size=(375, 1242))
     batch = finished(made)
     (metric,) = made.metrics(tuple(CLASSES))
-    metric.update(batch["target"].float(), batch["target"], batch["valid"], batch)
+    metric.update(
+        batch.targets["segmentation"].value.float(),
+        batch.targets["segmentation"].value,
+        batch.targets["segmentation"].valid,
+        batch,
+    )
     scores = metric.compute()
     found = tuple(scores[f"kitti/{name}/um/max_f"].item() for name in CLASSES)
     assert found == pytest.approx(expected, abs=6e-4)

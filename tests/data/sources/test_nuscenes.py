@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from PIL import Image
 from bevreshape.config.build_data import build_data
 from bevreshape.config.load_model import load_model
 from bevreshape.data import storage as shards
-from bevreshape.data.batch import cameras_of
+from bevreshape.data.batch import Meta
 from bevreshape.data.sources.nuscenes import NuScenesSource, prepared, splits, tables
 from bevreshape.data.sources.nuscenes.maps import LAYERS, Layer, draw_exact, draw_published, read_layers
 from bevreshape.data.sources.synthetic import SyntheticSource
@@ -115,12 +116,12 @@ def test_boxes_and_points_fall_where_the_devkit_sees_them(release: Path) -> None
         sample = found.get("sample", moment["token"])
         for name, camera in moment["cameras"].items():
             _, boxes, k = found.get_sample_data(sample["data"][name], box_vis_level=0)
-            cam_from_ego = np.linalg.inv(np.array(camera["ego_from_cam"]))
+            cam_from_ego = np.linalg.inv(np.array(camera.ego_from_cam))
             own = dict(zip(sample["anns"], moment["boxes"], strict=True))
             for box in boxes:
                 theirs = view_points(box.center[:, None], k, normalize=True)[:2, 0]
                 ours = cam_from_ego @ [*own[box.token]["center_m"], 1]
-                ours = np.array(camera["intrinsics"]) @ ours[:3]
+                ours = np.array(camera.intrinsics) @ ours[:3]
                 if ours[2] > 1:
                     np.testing.assert_allclose(ours[:2] / ours[2], theirs, atol=0.01)
                     compared += 1
@@ -174,7 +175,7 @@ def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
             scene = names.index(index.scenes[index.scene_of()[number]]["name"])
             moment, _ = prepared.read_keyframe(index.shards, int(number), "", "exact", GRID.shape)
             for name, plane in truth(scene, moment).items():
-                target = data[i]["target"][found.classes.index(name)].numpy()
+                target = data[i].targets["segmentation"].value[found.classes.index(name)].numpy()
                 both[name][0] += (target & plane).sum()
                 both[name][1] += (target | plane).sum()
     for name, (intersection, union) in both.items():
@@ -186,17 +187,16 @@ def test_images_show_what_the_rasters_say(release: Path, ready: Path) -> None:
     """Ground points of cells, projected by the batch's cameras, are grey as the road where it is drivable."""
     data = source(release, ready).split("train")
     sample = data[0]
-    batch = {key: sample[key][None] for key in ("image", "intrinsics", "ego_from_cam", "camera_mask")}
-    cameras = cameras_of(batch)
+    cameras = sample.cameras
     points = torch.cat([GRID.centers().flatten(0, 1), torch.zeros(GRID.rows * GRID.cols, 1)], dim=1)
     pixels, depth = cameras.project(points[None])
     seen = cameras.sees(pixels, depth)[0]
-    drivable = sample["target"][1].flatten()
+    drivable = sample.targets["segmentation"].value[1].flatten()
     saturation = []
     for camera in range(6):
         u, v = pixels[0, camera].round().long().unbind(-1)
         ok = seen[camera] & (u >= 0) & (v >= 0) & (u < 80) & (v < 45)
-        colours = sample["image"][camera][:, v.clamp(0, 44), u.clamp(0, 79)].float()
+        colours = sample.images[camera][:, v.clamp(0, 44), u.clamp(0, 79)].float()
         spread = colours.amax(0) - colours.amin(0)
         saturation.append((spread[ok & drivable].mean(), spread[ok & ~drivable].mean()))
     road, beside = torch.tensor(saturation).nanmean(0)
@@ -263,7 +263,7 @@ def test_visibility(release: Path, ready: Path) -> None:
     planes = {}
     for word in ("all", "ignore", "erase"):
         sample = source(release, ready, visibility=word, min_visibility=4, visible_only=False).split("train")[0]
-        planes[word] = sample["target"][0], sample["valid"][0]
+        planes[word] = sample.targets["segmentation"].value[0], sample.targets["segmentation"].valid[0]
     everything, known = planes["all"]
     assert known.all()
     seen, known = planes["ignore"]
@@ -292,15 +292,18 @@ def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, ras
         sample = moments[number]
         moment, _ = prepared.read_keyframe(moments.index.shards, int(moments.numbers[number]), "", "exact", GRID.shape)
         boxes = [box for box in moment["boxes"] if box["category"].startswith("vehicle") and box["visibility"] >= 2]
-        there = sample["target"][0]
-        assert torch.equal(sample["center"][0] > 0, there & (sample["offset"][0].norm(dim=0) < 9))
-        assert not sample["offset"][0][:, ~there].any()
+        there = sample.targets["segmentation"].value[0]
+        centers = sample.targets["centers"]
+        assert torch.equal(centers.inside, sample.targets["segmentation"].value)
+        heat, offset = centers.value[0, 0], centers.value[0, 1:]
+        assert torch.equal(heat > 0, there & (offset.norm(dim=0) < 9))
+        assert not offset[:, ~there].any()
         for row, col in there.nonzero().tolist():
-            ahead, left = sample["offset"][0, :, row, col].tolist()
+            ahead, left = offset[:, row, col].tolist()
             x, y = 16 - (row + shift - ahead) * 0.5, 16 - (col + shift - left) * 0.5
             nearest = min(math.dist((x, y), box["center_m"][:2]) for box in boxes)
             assert nearest < 1e-4
-            assert sample["center"][0, row, col] == pytest.approx(math.exp(-(ahead**2 + left**2)), abs=1e-6)
+            assert heat[row, col] == pytest.approx(math.exp(-(ahead**2 + left**2)), abs=1e-6)
             counted += 1
     assert counted > 20
 
@@ -308,7 +311,10 @@ def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, ras
 def test_targets_choose_and_order_classes(release: Path, ready: Path) -> None:
     whole, chosen = source(release, ready), source(release, ready, targets=["lane", "vehicle"])
     assert chosen.classes == ("lane", "vehicle")
-    assert torch.equal(chosen.split("train")[0]["target"], whole.split("train")[0]["target"][[3, 0]])
+    assert torch.equal(
+        chosen.split("train")[0].targets["segmentation"].value,
+        whole.split("train")[0].targets["segmentation"].value[[3, 0]],
+    )
 
 
 def test_an_image_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -321,7 +327,7 @@ def test_an_image_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, ca
     with pytest.raises(InputError, match=r"CAM_BACK.*truncated or damaged.*data.on_corrupt_image=mask"):
         data[0]
     sample = source(copied, ready, on_corrupt_image="mask").split("train")[0]
-    assert sample["camera_mask"].tolist() == [True] * 4 + [False, True]
+    assert sample.full_mask.tolist() == [True] * 4 + [False, True]
     assert "CAM_BACK" in capsys.readouterr().err
 
 
@@ -337,7 +343,7 @@ def test_what_is_cut_off_is_the_bottom(release: Path, ready: Path, tmp_path: Pat
     Image.fromarray(np.ascontiguousarray(rows)).save(copied / camera["file"], quality=100, subsampling=0)
     image, intrinsics, there = made.read_image(camera)
     assert there
-    before = np.array(camera["intrinsics"])
+    before = np.array(camera.intrinsics)
     for v in (2, 17, 33):
         shown = float(image[:, v].float().mean()) / 2
         y = (v - intrinsics[1, 2].item()) / intrinsics[1, 1].item()
@@ -448,7 +454,7 @@ def test_two_preparations_at_once(release: Path, ready: Path, tmp_path: Path) ->
     for split in ("train", "val"):
         one, other = (source(release, folder).split(split) for folder in (ready, tmp_path))
         for a, b in zip(one, other, strict=True):
-            assert torch.equal(a["target"], b["target"])
+            assert torch.equal(a.targets["segmentation"].value, b.targets["segmentation"].value)
 
 
 def test_what_a_table_refers_to_and_is_not_there(release: Path, tmp_path: Path) -> None:
@@ -602,8 +608,8 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
 
 
 def test_rain_is_a_word() -> None:
-    assert conditions_of("Wait for train, night") == (False, True, False)
-    assert conditions_of("Parked cars after rain") == (True, False, True)
+    assert conditions_of("Wait for train, night") == ("night",)
+    assert conditions_of("Parked cars after rain") == ("day", "rain")
 
 
 def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
@@ -624,11 +630,12 @@ def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
 def test_iou_by_condition_is_that_of_the_moments_alone() -> None:
     rng = np.random.default_rng(0)
     p, there, valid = rng.random((6, 2, 8, 9)), rng.random((6, 2, 8, 9)) < 0.3, rng.random((6, 2, 8, 9)) < 0.8
-    shown = np.array([conditions_of(said) for said in ("Night", "Parked", "Rain, night", "rain", "x", "night")])
+    said_of = [conditions_of(said) for said in ("Night", "Parked", "Rain, night", "rain", "x", "night")]
     metric = ConditionIoU(("a", "b"), "")
     for part in (slice(0, 2), slice(2, 6)):
         tensors = (torch.from_numpy(x[part]) for x in (p.astype(np.float32), there, valid))
-        metric.update(*tensors, {"conditions": torch.from_numpy(shown[part])})
+        meta = [Meta("", 0, conditions=found) for found in said_of[part]]
+        metric.update(*tensors, SimpleNamespace(meta=meta))
     found = metric.compute()
     chosen = {"all": [0, 1, 2, 3, 4, 5], "day": [1, 3, 4], "night": [0, 2, 5], "rain": [2, 3]}
     for threshold in (0.4, 0.5):

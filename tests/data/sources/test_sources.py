@@ -37,7 +37,7 @@ def test_sources_implement_the_protocol_to_the_letter(target: str) -> None:
     source = locate(target)
     protocol = SourceWithMetrics if hasattr(source, "metrics") else BEVSource
     methods = [name for name, _ in inspect.getmembers(protocol, inspect.isfunction) if not name.startswith("_")]
-    assert {"prepare", "split", "finish"} <= set(methods)
+    assert {"prepare", "split", "make_targets"} <= set(methods)
     for name in methods:
         assert signature(source, name) == signature(protocol, name), name
 

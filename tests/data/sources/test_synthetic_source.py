@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bevreshape.data import storage as shards
+from bevreshape.data.batch import collate
 from bevreshape.data.sources.synthetic import SyntheticSource
 from bevreshape.data.sources.synthetic.rig import RIGS, Spread, nominal
 from bevreshape.data.sources.synthetic.source import make_records
@@ -60,16 +61,17 @@ def test_samples_keep_the_contract(made: Path) -> None:
     train = world.split("train")
     assert len(train) == 5
     sample = train[3]
-    assert sample["image"].shape == (1, 3, 32, 64)
-    assert sample["image"].dtype == torch.uint8
-    assert sample["target"].shape == sample["valid"].shape == (4, *GRID.shape)
-    assert sample["target"].dtype == sample["valid"].dtype == torch.bool
-    assert sample["intrinsics"].shape == (1, 3, 3)
-    assert sample["ego_from_cam"].dtype == torch.float32
-    assert sample["camera_mask"].tolist() == [True]
-    assert sample["index"] == 3
-    assert sample["name"] == "train-000003"
-    assert world.finish({"name": [1]}) == {"name": [1]}
+    assert sample.images.shape == (1, 3, 32, 64)
+    assert sample.images.dtype == torch.uint8
+    assert sample.targets["segmentation"].value.shape == sample.targets["segmentation"].valid.shape == (4, *GRID.shape)
+    assert sample.targets["segmentation"].value.dtype == sample.targets["segmentation"].valid.dtype == torch.bool
+    assert sample.intrinsics.shape == (1, 3, 3)
+    assert sample.ego_from_cam.dtype == torch.float32
+    assert sample.full_mask.tolist() == [True]
+    assert sample.meta.index == 3
+    assert sample.meta.name == "train-000003"
+    batch = collate([sample])
+    assert world.make_targets(batch) is batch
     with pytest.raises(IndexError):
         train[5]
 
@@ -80,13 +82,13 @@ def test_a_record_is_what_the_world_says(made: Path) -> None:
     sample = source(made).split("train")[4]
     scene, poses = world.scene(4), world.poses(4)
     drawn = world.images(4, scene, poses)[0].transpose(2, 0, 1).astype(float)
-    assert np.abs(drawn - sample["image"][0].numpy()).mean() < 3
-    np.testing.assert_array_equal(sample["ego_from_cam"].numpy(), poses)
-    cameras = Cameras(sample["intrinsics"][None], sample["ego_from_cam"][None], (32, 64))
+    assert np.abs(drawn - sample.images[0].numpy()).mean() < 3
+    np.testing.assert_array_equal(sample.ego_from_cam.numpy(), poses)
+    cameras = Cameras(sample.intrinsics[None], sample.ego_from_cam[None], (32, 64))
     seen = ground_pixels(cameras, GRID)[1][0, 0]
-    assert torch.equal(sample["valid"], seen.expand(4, -1, -1))
+    assert torch.equal(sample.targets["segmentation"].valid, seen.expand(4, -1, -1))
     assert 0 < seen.sum() < seen.numel()
-    assert sample["target"][0].any()
+    assert sample.targets["segmentation"].value[0].any()
 
 
 def test_scenes_are_the_same_on_any_number_of_processes(made: Path, tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_a_damaged_record_is_refused(copied: Path) -> None:
     shard.write_bytes(content)
     with pytest.raises(InputError, match=r"000001\.shard.*damaged.*delete the file"):
         train[2]
-    assert train[3]["index"] == 3
+    assert train[3].meta.index == 3
 
 
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,17 +292,21 @@ def test_calibration_may_lie_and_images_do_not(tmp_path: Path) -> None:
         world.prepare()
         told[calibration] = world.split("train")[1]
     assert len({folder for folder in tmp_path.iterdir() if folder.name.startswith("train")}) == 1
-    for key in ("image", "target", "valid", "intrinsics"):
-        assert torch.equal(told["exact"][key], told["nominal"][key])
-        assert torch.equal(told["exact"][key], told["noisy"][key])
-    poses = {key: sample["ego_from_cam"][0].double().numpy() for key, sample in told.items()}
+    parts = [
+        (s.images, s.targets["segmentation"].value, s.targets["segmentation"].valid, s.intrinsics)
+        for s in told.values()
+    ]
+    for exact, nominal_, noisy in zip(*parts, strict=True):
+        assert torch.equal(exact, nominal_)
+        assert torch.equal(exact, noisy)
+    poses = {key: sample.ego_from_cam[0].double().numpy() for key, sample in told.items()}
     np.testing.assert_array_equal(poses["nominal"], nominal("front", (32, 64))[1][0].astype(np.float32))
     assert abs(angles(poses["exact"])[0]) > 0.1
     lie = np.array(angles(poses["noisy"])) - angles(poses["exact"])
     assert abs(lie[1]) > 0.01
     assert abs(lie[0]) < 0.05
     again = source(tmp_path, calibration="noisy", jitter={"yaw_deg": 3.0}, noise={"pitch_deg": 1.0}).split("train")[1]
-    assert torch.equal(again["ego_from_cam"], told["noisy"]["ego_from_cam"])
+    assert torch.equal(again.ego_from_cam, told["noisy"].ego_from_cam)
 
 
 def test_surround_sees_all_around(tmp_path: Path) -> None:
@@ -308,12 +314,12 @@ def test_surround_sees_all_around(tmp_path: Path) -> None:
     world = source(tmp_path, rig="surround", grid=grid, scenes={"train": 1, "val": 1, "test": 1})
     world.prepare()
     sample = world.split("train")[0]
-    assert sample["image"].shape == (6, 3, 32, 64)
+    assert sample.images.shape == (6, 3, 32, 64)
     assert len(world.camera_names) == 6
-    valid = sample["valid"][0]
+    valid = sample.targets["segmentation"].valid[0]
     far = torch.tensor(np.hypot(*np.meshgrid(np.arange(32) - 15.5, np.arange(32) - 15.5)) > 10)
     assert valid[far].float().mean() > 0.97
-    cameras = Cameras(sample["intrinsics"][None], sample["ego_from_cam"][None], (32, 64))
+    cameras = Cameras(sample.intrinsics[None], sample.ego_from_cam[None], (32, 64))
     for number, mounting in enumerate(RIGS["surround"].values()):
         heading = math.radians(mounting.yaw_deg)
         point = [mounting.x + 12 * math.cos(heading), mounting.y + 12 * math.sin(heading), 1.0]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bevreshape.data.batch import Sample
+from bevreshape.data.batch import Meta, Sample
 from bevreshape.data.image_io import (
     SUFFIXES,
     read_image,
@@ -152,12 +152,11 @@ class Frames(Dataset[Sample]):
             intrinsics.append(resize_and_crop_intrinsics(rig.intrinsics[number], size, self.image_size))
             mask.append(found is not None)
         return Sample(
-            image=torch.stack(images),
-            intrinsics=torch.stack(intrinsics).float(),
-            ego_from_cam=rig.ego_from_cam.float(),
+            torch.stack(images),
+            torch.stack(intrinsics).float(),
+            rig.ego_from_cam.float(),
+            Meta(name, index),
             camera_mask=torch.tensor(mask),
-            index=index,
-            name=name,
         )
 
     def _read(self, index: int, camera: int, size: tuple[int, int], *, distorted: bool) -> Tensor | None:

@@ -5,6 +5,7 @@ ground truth does not suffer from a small network, and are laid onto the ground 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, NotRequired
 
@@ -16,14 +17,15 @@ from torch.utils.data import Dataset
 from typing_extensions import TypedDict
 
 from bevreshape.config.options import ImageSize, LocalPath, checked, read_value
-from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
-from bevreshape.data.labels import BEVLabels, BoxLabels, ImageLabels
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
 from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.data.sources.folder.labels import BEVLabels, BoxLabels, ImageLabels
+from bevreshape.data.targets import Annotation, BEVTarget
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.storage.files import read_text
 
 
@@ -112,8 +114,25 @@ def _by_source(classes: Mapping[str, ClassSpec], source: str) -> dict[str, Seque
     return chosen
 
 
+@dataclass(frozen=True, eq=False)
+class FolderLabels(Annotation):
+    """What the targets of a camera folder are made from; ``None`` where no class is.
+
+    Attributes:
+        images: (b, n, H, W) uint8, label images at their own size.
+        intrinsics: (b, n, 3, 3), of these.
+        bev: (b, q, R, C) uint8, of :class:`~bevreshape.data.sources.folder.labels.BEVLabels`.
+        boxes: (b, k, R, C) bool, the classes that are made from 3D boxes.
+    """
+
+    images: Tensor | None
+    intrinsics: Tensor | None
+    bev: Tensor | None
+    boxes: Tensor | None
+
+
 class LabelledFrames(Dataset[Sample]):
-    """Frames with what their targets are made from: ``labels`` and ``label_intrinsics``, ``bev``, ``boxes``."""
+    """Frames with :class:`FolderLabels`."""
 
     def __init__(
         self, frames: Frames, images: ImageLabels | None, truth: BEVLabels | None, boxes: BoxLabels | None
@@ -128,15 +147,15 @@ class LabelledFrames(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.frames[index]
-        extras: dict[str, Tensor] = {}
-        if self._images is not None:
-            extras["labels"] = self._images.read(sample["name"], sample["camera_mask"])
-            extras["label_intrinsics"] = self.frames.calibration.of(sample["name"]).intrinsics.float()
-        if self._truth is not None:
-            extras["bev"] = self._truth.read(sample["name"])
-        if self._boxes is not None:
-            extras["boxes"] = self._boxes.read(sample["name"])
-        return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() takes the extras out again
+        name = sample.meta.name
+        images, truth, boxes = self._images, self._truth, self._boxes
+        labels = FolderLabels(
+            images=None if images is None else images.read(name, sample.full_mask),
+            intrinsics=None if images is None else self.frames.calibration.of(name).intrinsics.float(),
+            bev=None if truth is None else truth.read(name),
+            boxes=None if boxes is None else boxes.read(name),
+        )
+        return replace(sample, labels=labels)
 
 
 @checked
@@ -222,20 +241,19 @@ class FolderSource:
         )
         return LabelledFrames(frames, self._images, self._truth, self._boxes)
 
-    def finish(self, batch: Batch) -> Batch:
-        """Make ``target`` and ``valid`` on the batch's device; augment only afterwards."""
-        looks = ground_pixels(cameras_of(batch), self.grid)[1].any(1)  # b R C
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
+        """Make the classes of all cells, which are valid where a camera observes them; the labels are not kept."""
+        labels, cameras = batch.labels, batch.cameras
+        assert isinstance(labels, FolderLabels)
         planes: dict[str, tuple[Bool[Tensor, "b R C"], Bool[Tensor, "b R C"]]] = {}
-        if self._images is not None:
-            labels, intrinsics = batch.pop("labels"), batch.pop("label_intrinsics")
-            size = (labels.shape[-2], labels.shape[-1])
-            planes |= self._images.lay(
-                labels, Cameras(intrinsics, batch["ego_from_cam"], size, batch["camera_mask"]), self.grid
-            )
-        if self._truth is not None:
-            planes |= self._truth.lay(batch.pop("bev"))
-        if self._boxes is not None:
-            planes |= self._boxes.lay(batch.pop("boxes"))
-        batch["target"] = torch.stack([planes[name][0] for name in self.classes], dim=1)
-        batch["valid"] = torch.stack([planes[name][1] & looks for name in self.classes], dim=1)
-        return batch
+        if self._images is not None and labels.images is not None and labels.intrinsics is not None:
+            size = (labels.images.shape[-2], labels.images.shape[-1])
+            stored = replace(cameras, intrinsics=labels.intrinsics, image_size=size)
+            planes |= self._images.lay(labels.images, stored, self.grid)
+        if self._truth is not None and labels.bev is not None:
+            planes |= self._truth.lay(labels.bev)
+        if self._boxes is not None and labels.boxes is not None:
+            planes |= self._boxes.lay(labels.boxes)
+        observed = ground_pixels(cameras, self.grid)[1].any(1)  # b R C
+        value, known = (torch.stack([planes[name][part] for name in self.classes], dim=1) for part in (0, 1))
+        return replace(batch, targets={SEGMENTATION: BEVTarget(value, known & observed.unsqueeze(1))}, labels=None)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import TypedDict
 
-from bevreshape.data.batch import SPLITS, Sample
+from bevreshape.data.batch import SPLITS, Meta, Sample
 from bevreshape.data.image_io import read_image, read_image_size, read_or_mask, resize_and_crop
 from bevreshape.data.sources.folder.source import split_names
 from bevreshape.errors import InputError, suggest
@@ -145,12 +145,11 @@ class KITTIFrames(Dataset[Sample]):
         image = torch.zeros(3, *self.size(name), dtype=torch.uint8) if found is None else found
         image, fitted = resize_and_crop(image, intrinsics, self.image_size)
         return Sample(
-            image=image[None],
-            intrinsics=fitted[None].float(),
-            ego_from_cam=ego_from_cam[None].float(),
+            image[None],
+            fitted[None].float(),
+            ego_from_cam[None].float(),
+            Meta(name, index),
             camera_mask=torch.tensor([found is not None]),
-            index=index,
-            name=name,
         )
 
     def image_path(self, name: str) -> Path:

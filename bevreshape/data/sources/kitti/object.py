@@ -6,6 +6,7 @@ the rectified camera 0. Only what the left colour camera sees is labelled.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
@@ -16,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bevreshape.config.options import ImageSize, LocalPath, checked
-from bevreshape.data.batch import SPLITS, Batch, Sample
+from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.kitti.benchmark import KITTIFrames, KITTISplits, RuleSplits, ego_from_velodyne_ground
+from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.rasterize import rasterize_boxes
@@ -122,7 +124,7 @@ def split_of(name: str) -> str:
 
 
 class LabelledObjects(Dataset[Sample]):
-    """Frames with ``target`` and ``valid``.
+    """Frames with the classes of all cells.
 
     Args:
         frames: the images.
@@ -146,7 +148,7 @@ class LabelledObjects(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.frames[index]
-        name = sample["name"]
+        name = sample.meta.name
         labels = self.labels(name)
         ego_from_rectified = ego_from_velodyne_ground(self.frames.matrices(name))
         planes = [
@@ -155,18 +157,12 @@ class LabelledObjects(Dataset[Sample]):
             )
             for kinds in self._classes.values()
         ]
-        sample["target"] = torch.stack([plane.any(0) for plane in planes])
-        shown = Cameras(
-            sample["intrinsics"][None],
-            sample["ego_from_cam"][None],
-            self.frames.image_size,
-            sample["camera_mask"][None],
-        )
-        looks = ground_pixels(shown, self._grid)[1][0, 0]  # R C
+        value = torch.stack([plane.any(0) for plane in planes])
+        observed = ground_pixels(sample.cameras, self._grid)[1][0, 0]  # R C
         intrinsics, ego_from_cam = self.frames.camera(name)
         stored = Cameras(intrinsics[None, None], ego_from_cam[None, None], self.frames.size(name))
-        sample["valid"] = (looks & ~behind_windows(labels, stored, self._grid)).expand_as(sample["target"]).clone()
-        return sample
+        valid = (observed & ~behind_windows(labels, stored, self._grid)).expand_as(value).clone()
+        return replace(sample, targets={SEGMENTATION: BEVTarget(value, valid)})
 
     def labels(self, name: str) -> list[Label]:
         """The lines of a frame's label file."""
@@ -250,6 +246,6 @@ class KITTIObjectSource:
         )
         return LabelledObjects(frames, self.grid, self._kinds)
 
-    def finish(self, batch: Batch) -> Batch:
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Batches come complete."""
         return batch

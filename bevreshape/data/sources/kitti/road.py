@@ -7,6 +7,7 @@ evaluates, blue on the road or the lane. Their inverse perspective mapping onto 
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -19,12 +20,14 @@ from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from bevreshape.config.options import ImageSize, LocalPath, checked
-from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage, read_image
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.kitti.benchmark import KITTIFrames, KITTISplits, RuleSplits, ego_from_road_plane
+from bevreshape.data.targets import Annotation, BEVTarget, Window
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
+from bevreshape.geometry.cameras import mirror_intrinsics
 from bevreshape.metrics.kitti_road import CATEGORIES, RoadMetric, covers_benchmark
 
 Mask = Literal["road", "lane"]
@@ -91,20 +94,50 @@ def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> di
     return {what: path for what, path in paths.items() if what in wanted and path.exists()}
 
 
-def lay_masks(batch: Batch, grid: BEVGrid) -> tuple[Bool[Tensor, "b 2 R C"], Bool[Tensor, "b 2 R C"]]:
-    """Target and where it is known, nowhere for a masked image, of road and ego lane on any cells, from ``labels`` and
-    ``label_intrinsics``."""
-    labels = batch["labels"]
-    size = (labels.shape[-2], labels.shape[-1])
-    cameras = Cameras(batch["label_intrinsics"], batch["ego_from_cam"], size, batch["camera_mask"])
+@dataclass(frozen=True, eq=False)
+class RoadMasks(Annotation):
+    """The benchmark's masks of images as they are stored.
+
+    Attributes:
+        masks: (b, 1, H, W) uint8, see ``KNOWN``; unknown beyond the image's edge.
+        intrinsics: (b, 1, 3, 3), of these.
+    """
+
+    masks: Tensor
+    intrinsics: Tensor
+
+    def cameras(self, cameras: Cameras) -> Cameras:
+        """The cameras of a batch, for the masks in place of its images."""
+        return replace(cameras, intrinsics=self.intrinsics, image_size=(self.masks.shape[-2], self.masks.shape[-1]))
+
+    def flip(self, cameras: Sequence[int]) -> "RoadMasks":
+        return RoadMasks(self.masks.flip(-1), mirror_intrinsics(self.intrinsics, self.masks.shape[-1]))
+
+    def zoom(self, window: Window) -> "RoadMasks":
+        return self  # whole images, whatever part of them the network sees
+
+    def select_cameras(self, cameras: Sequence[int]) -> "RoadMasks":
+        return self.map(lambda tensor: tensor[:, list(cameras)])
+
+    def hide(self, cells: Tensor) -> "RoadMasks":
+        return self  # the benchmark counts what the network's image does not show, too
+
+
+def lay_masks(
+    batch: BEVBatch, grid: BEVGrid, masks: Collection[str] = MASKS
+) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b k R C"]]:
+    """Where these masks are on any cells, and where that is known, nowhere for a missing image."""
+    labels = batch.labels
+    assert isinstance(labels, RoadMasks)
     bits = [[value for value in range(16) if value >> bit & 1] for bit in range(4)]
-    planes, _ = labels_to_bev(labels, cameras, grid, bits, unknown=())
+    planes, _ = labels_to_bev(labels.masks, labels.cameras(batch.cameras), grid, bits, unknown=())
     target, known = planes.split(2, dim=1)
-    return target, known
+    chosen = [MASKS.index(mask) for mask in masks]
+    return target[:, chosen], known[:, chosen]
 
 
 class LabelledRoads(Dataset[Sample]):
-    """Frames with ``labels`` (1, H, W), unknown beyond the image's edge, and ``label_intrinsics`` (1, 3, 3).
+    """Frames with :class:`RoadMasks`.
 
     Args:
         frames: the images.
@@ -133,15 +166,14 @@ class LabelledRoads(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.frames[index]
-        name = sample["name"]
+        name = sample.meta.name
         size = self.frames.size(name)
         labels = torch.zeros(1, *self._canvas, dtype=torch.uint8)
         labels[0, : size[0], : size[1]] = read_masks(
             self.frames.training, name, size, self.frames.image_path(name), self._wanted
         )
         intrinsics = self.frames.camera(name)[0][None].float()
-        extras = {"labels": labels, "label_intrinsics": intrinsics}
-        return {**sample, **extras}  # type: ignore[typeddict-item]  # finish() and the metric read them
+        return replace(sample, labels=RoadMasks(labels, intrinsics))
 
 
 @checked
@@ -150,7 +182,7 @@ class KITTIRoadSource:
 
     The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class is
     valid where its mask is evaluated and the network's image shows the cell; ``lane`` nowhere in frames without it.
-    Finished batches keep ``labels`` and ``label_intrinsics``, from which the metric lays the truth on its own cells.
+    Batches keep their :class:`RoadMasks`, which the metric lays onto its own cells.
 
     Args:
         root: the folder with ``training/``.
@@ -213,22 +245,15 @@ class KITTIRoadSource:
         )  # fmt: skip
         return LabelledRoads(frames, tuple(self._masks.values()))
 
-    def finish(self, batch: Batch) -> Batch:
-        """Make ``target`` and ``valid`` on the batch's device; augment only afterwards."""
-        target, known = lay_masks(batch, self.grid)
-        looks = ground_pixels(cameras_of(batch), self.grid)[1]  # b 1 R C
-        chosen = [MASKS.index(mask) for mask in self._masks.values()]
-        return batch | {"target": target[:, chosen], "valid": known[:, chosen] & looks}
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
+        """Make the classes of all cells; the masks stay, the benchmark's metric lays them onto its own cells."""
+        value, known = lay_masks(batch, self.grid, self._masks.values())
+        observed = ground_pixels(batch.cameras, self.grid)[1]  # b 1 R C
+        return replace(batch, targets={SEGMENTATION: BEVTarget(value, known & observed)})
 
     def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
         """The benchmark's own metric; none, which is said, where the cells do not hold the benchmark's."""
         if not covers_benchmark(self.grid):
             return ()
         masks = {name: self._masks[name] for name in classes}
-        return (RoadMetric(masks, self.grid, partial(_truth, masks)),)
-
-
-def _truth(masks: Mapping[str, str], batch: Batch, grid: BEVGrid) -> tuple[Tensor, Tensor]:
-    target, known = lay_masks(batch, grid)
-    chosen = [MASKS.index(mask) for mask in masks.values()]
-    return target[:, chosen], known[:, chosen]
+        return (RoadMetric(masks, self.grid, partial(lay_masks, masks=masks.values())),)

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from typing_extensions import TypedDict
 
 from bevreshape.config.options import ImageSize, Length, LocalPath, checked
-from bevreshape.data.batch import SPLITS, Batch, Sample, cameras_of
+from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Meta, Sample
 from bevreshape.data.image_io import (
     ImageMode,
     OnCorruptImage,
@@ -30,6 +30,7 @@ from bevreshape.data.sources.nuscenes import splits
 from bevreshape.data.sources.nuscenes.maps import LAYERS, rounded_cells
 from bevreshape.data.sources.nuscenes.prepared import RASTERS, Content, Index, read_index, read_keyframe
 from bevreshape.data.sources.nuscenes.tables import CAMERAS, BoxRecord, CameraName, CameraRecord
+from bevreshape.data.targets import BEVTarget, ObjectCenters, Target
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.geometry.rasterize import corners, rasterize_polygons
@@ -53,17 +54,6 @@ class ClassSpec(TypedDict):
     """Names out of :data:`~bevreshape.data.sources.nuscenes.maps.LAYERS`."""
 
 
-class MomentSample(Sample):
-    """A sample that says what the sky is like, and where objects have their centres."""
-
-    conditions: Tensor
-    """(3,) bool, see :data:`~bevreshape.metrics.conditions.CONDITIONS`."""
-    center: NotRequired[Tensor]
-    """(m, rows, cols) float32 of the classes ``instances``: on an object exp(−d²), d being the cells to its centre; else 0."""
-    offset: NotRequired[Tensor]
-    """(m, 2, rows, cols) float32: cells ahead and to the left from a cell to the centre of its object; without one 0."""
-
-
 class NuScenesDataset(Dataset[Sample]):
     """One split, read moment by moment; holds nothing in memory but the moments' numbers."""
 
@@ -71,9 +61,7 @@ class NuScenesDataset(Dataset[Sample]):
         self.source = source
         self.index = index
         self.numbers = numbers
-        self.conditions = torch.tensor([conditions_of(scene["description"]) for scene in index.scenes])[
-            index.scene_of()[numbers]
-        ]
+        self.scenes = [index.scenes[int(scene)] for scene in index.scene_of()[numbers]]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -95,22 +83,23 @@ class NuScenesDataset(Dataset[Sample]):
             mask.append(there)
         planes = [source.class_planes(spec, moment["boxes"], layers) for spec in source.specs]
         poses = [moment["cameras"][name]["ego_from_cam"] for name in source.camera_names]
-        sample = MomentSample(
-            image=torch.stack(images),
-            intrinsics=torch.stack(intrinsics).float(),
-            ego_from_cam=torch.tensor(poses, dtype=torch.float64).float(),
-            camera_mask=torch.tensor(mask),
-            target=torch.from_numpy(np.stack([there for there, _ in planes])),
-            valid=torch.from_numpy(np.stack([known for _, known in planes])),
-            index=index,
-            name=moment["token"],
-            conditions=self.conditions[index],
-        )
+        segmentation = BEVTarget(*(torch.from_numpy(np.stack(part)) for part in zip(*planes, strict=True)))
+        targets: dict[str, Target] = {SEGMENTATION: segmentation}
         if source.instances:
-            specs = [source.specs[source.classes.index(name)] for name in source.instances]
-            found = [source.object_centers(spec, moment["boxes"]) for spec in specs]
-            sample["center"], sample["offset"] = (torch.from_numpy(np.stack(maps)) for maps in zip(*found, strict=True))
-        return sample
+            channels = [source.classes.index(name) for name in source.instances]
+            found = [source.object_centers(source.specs[channel], moment["boxes"]) for channel in channels]
+            targets["centers"] = ObjectCenters(
+                torch.from_numpy(np.stack(found)), segmentation.valid[channels], segmentation.value[channels]
+            )
+        scene = self.scenes[index]
+        return Sample(
+            torch.stack(images),
+            torch.stack(intrinsics).float(),
+            torch.tensor(poses, dtype=torch.float64).float(),
+            Meta(moment["token"], index, scene["name"], conditions=conditions_of(scene["description"])),
+            targets,
+            camera_mask=torch.tensor(mask),
+        )
 
 
 @checked
@@ -235,12 +224,9 @@ class NuScenesSource:
         )
         return [ConditionIoU(classes, title)]
 
-    def finish(self, batch: Batch) -> Batch:
-        """Take the cells out that no camera looks at, if so wished."""
-        if self.visible_only:
-            looks = ground_pixels(cameras_of(batch), self.grid)[1].any(1)  # b R C
-            batch["valid"] = batch["valid"] & looks.unsqueeze(1)
-        return batch
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
+        """Take the cells out that no camera observes, if so wished."""
+        return batch.hide(~ground_pixels(batch.cameras, self.grid)[1].any(1)) if self.visible_only else batch
 
     def read_image(self, camera: CameraRecord) -> tuple[Tensor, Tensor, bool]:
         """An image at the network's size, its intrinsics, and whether it could be read."""
@@ -283,20 +269,18 @@ class NuScenesSource:
             known = there | ~self._drawn(hidden)
         return there, known
 
-    def object_centers(
-        self, spec: ClassSpec, boxes: Sequence[BoxRecord]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """``center`` (rows, cols) and ``offset`` (2, rows, cols) of a class, see :class:`MomentSample`, as CVT trains with; where
-        objects overlap, of the last one. As published, a cell is where its number is, half a cell off."""
-        heat, offset = np.zeros(self.grid.shape, np.float32), np.zeros((2, *self.grid.shape), np.float32)
+    def object_centers(self, spec: ClassSpec, boxes: Sequence[BoxRecord]) -> NDArray[np.float32]:
+        """(3, rows, cols) of a class, see :class:`~bevreshape.data.targets.ObjectCenters`, as CVT trains with; where objects
+        overlap, of the last one. As published, a cell is where its number is, half a cell off."""
+        found = np.zeros((3, *self.grid.shape), np.float32)
         cells = self.grid.centers(dtype=torch.float64).numpy()  # rows cols (x, y)
         cells = cells + {"exact": 0, "published": 0.5, "lss": -0.5}[self.raster] * self.grid.cell_m
         for box in self._objects(spec, boxes)[0]:
             inside = self._drawn([box])
             way = (np.array(box["center_m"][:2]) - cells[inside]) / self.grid.cell_m
-            heat[inside] = np.exp(-(way**2).sum(1))
-            offset[:, inside] = way.T
-        return heat, offset
+            found[0, inside] = np.exp(-(way**2).sum(1))
+            found[1:, inside] = way.T
+        return found
 
     def _objects(self, spec: ClassSpec, boxes: Sequence[BoxRecord]) -> tuple[list[BoxRecord], list[BoxRecord]]:
         """Those of a class that count, and those that are too hidden to."""

@@ -20,11 +20,12 @@ from typing_extensions import TypedDict
 
 from bevreshape.config.options import Count, ImageSize, LocalPath, Seed, Steps, checked
 from bevreshape.data import storage as shards
-from bevreshape.data.batch import SPLITS, Batch, Sample
+from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Meta, Sample
 from bevreshape.data.sources.synthetic.draw import draw_scene
 from bevreshape.data.sources.synthetic.render import render
 from bevreshape.data.sources.synthetic.rig import RIGS, Rig, Spread, nominal
 from bevreshape.data.sources.synthetic.world import CLASSES, Scene, truth
+from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 
@@ -165,16 +166,14 @@ class SyntheticScenes(Dataset[Sample]):
             image = Image.open(io.BytesIO(record[images_at : images_at + length]))
             decoded[:] = np.asarray(image).transpose(2, 0, 1)
             images_at += length
-        return {
-            "image": torch.from_numpy(images),
-            "intrinsics": self.intrinsics.clone(),
-            "ego_from_cam": torch.from_numpy(self._told(index, poses)),
-            "camera_mask": torch.ones(n, dtype=torch.bool),
-            "target": labels[:-1],
-            "valid": labels[-1:].expand(len(CLASSES), -1, -1).clone(),
-            "index": index,
-            "name": f"{self.world.split}-{index:06d}",
-        }
+        valid = labels[-1:].expand(len(CLASSES), -1, -1).clone()
+        return Sample(
+            torch.from_numpy(images),
+            self.intrinsics.clone(),
+            torch.from_numpy(self._told(index, poses)),
+            Meta(f"{self.world.split}-{index:06d}", index),
+            {SEGMENTATION: BEVTarget(labels[:-1], valid)},
+        )
 
     def _told(self, index: int, true: NDArray[np.float32]) -> NDArray[np.float32]:
         """The poses that the batch tells."""
@@ -279,6 +278,6 @@ class SyntheticSource:
         world = self.world(name)
         return SyntheticScenes(world, world.folder(self.root), self.scenes[name], self.calibration, self.noise)
 
-    def finish(self, batch: Batch) -> Batch:
-        """Nothing is missing."""
+    def make_targets(self, batch: BEVBatch) -> BEVBatch:
+        """Batches come complete."""
         return batch
