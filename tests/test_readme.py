@@ -1,41 +1,267 @@
-"""What the README shows runs."""
+"""What the READMEs show runs: their commands, their Python, their links, and the options that they name."""
 
+import argparse
+import os
 import re
+import runpy
 import shlex
+import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT, without
+import yaml
+from commands import ROOT, finish, start, without
 
 from bevreshape.analysis.costs import ring
-from bevreshape.reshapers import MLP, FeatureShape
+from bevreshape.config.arguments import Parser
 
-README = (ROOT / "README.md").read_text()
+CONF = ROOT / "conf"
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for top in ("README.md", "data/README.md", "bevreshape", "conf", "tests", "tools")
+    for page in ([ROOT / top] if top.endswith(".md") else sorted((ROOT / top).rglob("README.md")))
+    if "results" not in page.parts  # the study writes that one
+}
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+PROGRAM = r"(?:python|pytest) (?:-m [\w.]+|tools/\w+\.py|tests/[\w/.]+)[^`]*"
+ADDED = ("data.classes.", "data.splits.", "data.visibility", "hydra.", "reshaper.gain", "trainer.num_nodes")
+"""Keys that no YAML has: names of the user's, those added with ``+``, Hydra's."""
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def blocks(page: str, *languages: str) -> list[str]:
+    """The code blocks of these languages, without their indentation in lists."""
+    found = FENCE.findall(PAGES[page])
+    return [re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, kind, code in found if kind in languages]
 
 
-def test_your_own_reshaper_trains_as_described(
-    command, worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = next(block for block in python_blocks() if "(Reshaper)" in block)
-    assert len(code.strip().splitlines()) <= 15
-    (tmp_path / "mine.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    sys.modules.pop("mine", None)
-    typed = re.search(r"`python -m bevreshape.train (reshaper=pool reshaper._target_=[^`]*)`", README)
-    assert typed is not None
-    arguments = [*without("trainer.max_steps"), "trainer.max_steps=1", f"data.root={worlds}"]
-    ended = command("train", *arguments, *shlex.split(typed[1]))
+def block(page: str, language: str, part: str) -> str:
+    """The one block that holds ``part``."""
+    (found,) = (code for code in blocks(page, language) if part in code)
+    return found
+
+
+def prose(page: str) -> str:
+    """A page without its blocks of code, comments and what the study writes."""
+    return re.sub(r"<!-- study: begin.*?study: end -->", "", FENCE.sub("", PAGES[page]), flags=re.DOTALL)
+
+
+def inline(page: str) -> list[str]:
+    """Code within paragraphs and tables, which may be broken between lines."""
+    return re.findall(r"`([^`]+)`", " ".join(prose(page).split()))
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every command of every page, as (page, command)."""
+    for page in PAGES:
+        shell = "\n".join(blocks(page, "bash", "")).replace("\\\n", " ")
+        lines = [re.sub(r" +#.*", "", line) for line in shell.splitlines()]
+        for text in [*lines, *inline(page)]:
+            if found := re.search(PROGRAM, text):
+                yield page, " ".join(found[0].split())
+
+
+COMMANDS = sorted(set(commands()))
+
+
+class ParsedError(Exception):
+    """A command line was understood; the script is not begun."""
+
+
+@pytest.fixture
+def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts stop after their arguments."""
+    for name in ("parse_args", "parse_intermixed_args"):
+
+        def parsed(self: Parser, original: str = name) -> None:
+            raise ParsedError(getattr(argparse.ArgumentParser, original)(self))
+
+        monkeypatch.setattr(Parser, name, parsed, raising=False)
+
+
+def lines_of(pattern: str) -> list[str]:
+    """Commands that begin so."""
+    return sorted({line for _, line in COMMANDS if re.match(pattern, line)})
+
+
+@pytest.mark.parametrize("line", lines_of(r"pytest "))
+def test_named_tests_exist(line: str) -> None:
+    (path,) = re.findall(r"tests/[\w/.]+", line)
+    words = re.findall(r'-k "?([\w ]+)"?', line)
+    names = re.findall(r"def test_(\w+)", (ROOT / path).read_text()) if words else []
+    assert (ROOT / path).exists()
+    assert all(any(word in name for name in names) for word in words for word in word.split(" or "))
+
+
+@pytest.mark.parametrize("line", lines_of(r"python tools/"))
+def test_scripts_understand_their_arguments(line: str, parse_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, script, *arguments = shlex.split(line)
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(ParsedError):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+@pytest.mark.parametrize("line", lines_of(r"python -m bevreshape\.\w+\."))
+def test_modules_understand_their_arguments(line: str, parse_only: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, module, *arguments = shlex.split(line)
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(ParsedError):
+        import_module(f"{module}.__main__").main()
+
+
+@pytest.mark.parametrize("line", lines_of(r"python -m bevreshape\.report "))
+def test_the_report_is_written(line: str, trained: Path, tmp_path: Path) -> None:
+    arguments = [part for part in shlex.split(line)[3:] if not part.startswith(("runs/", "sweeps/"))]
+    ended = finish(start("report", str(trained), *arguments, cwd=tmp_path))
     assert ended.code == 0, ended.err
+    assert (tmp_path / "report.html").exists()
+
+
+def filled(arguments: list[str], trained: Path) -> list[str]:
+    """Arguments with their placeholders replaced, and of several values of a sweep the first."""
+    several = "-m" in arguments
+    found = []
+    for part in arguments:
+        if part in ("…", "-m"):
+            continue
+        if part.startswith("checkpoint="):
+            part = f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}"
+        elif part.startswith("resume="):
+            part = f"resume={trained}"
+        elif several:
+            part = re.sub(r"^([\w.]+=[^\[{,]*),.*$", r"\1", part)
+        found.append(part.replace("reshaper=…", "reshaper=mlp"))
+    return found
+
+
+@pytest.mark.parametrize("line", lines_of(r"python -m bevreshape\.(?!report)\w+( |$)"))
+def test_commands_compose(command, trained: Path, line: str) -> None:
+    module, *arguments = shlex.split(line)[2:]
+    arguments = filled(arguments, trained)
+    shows = [] if {"--help", "--cfg"} & {*arguments} else ["--cfg", "job"]
+    ended = command(module.removeprefix("bevreshape."), *shows, *arguments)
+    assert ended.code == 0, ended.err
+    for key in re.findall(r"^\+?([a-z_.]+)(?==)", "\n".join(arguments), re.MULTILINE):
+        assert key.split(".")[-1] in ended.out or key.startswith(("experiment", "hydra."))
+
+
+def keys() -> set[str]:
+    """Every key of every command and group."""
+
+    def flat(prefix: str, node: object) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield f"{prefix}{key}"
+                yield from flat(f"{prefix}{key}.", value)
+
+    found: set[str] = set()
+    for path in CONF.rglob("*.yaml"):
+        group = path.relative_to(CONF).parent.as_posix()
+        if not group.startswith("experiment"):
+            found |= {*flat("" if group == "." else f"{group}.", yaml.safe_load(path.read_text()))}
+    return found | {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_options_exist(page: str) -> None:
+    known = keys()
+    groups = {key.partition(".")[0] for key in known if "." in key}
+    named = set()
+    for code in inline(page):
+        named |= {*re.findall(r"(?:^|[ ~+])([a-z_]+(?:\.[a-z_]+)+)=", code)}
+        if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", code) and code.split(".")[0] in groups:
+            named.add(code)
+    named = {re.sub(r"^reshapers\.[a-z_]+\.", "reshaper.", key) for key in named}
+    assert not {key for key in named - known if not key.startswith(ADDED)}
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a page, as GitHub names them."""
+    titles = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in headings(target.read_text(encoding="utf-8")), link
+
+
+def test_the_first_page_is_one_page() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 130
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_of_prose_are_short(page: str) -> None:
+    assert [line for line in prose(page).splitlines() if len(line) > 140 and not line.startswith("|")] == []
+
+
+def test_the_table_has_every_built_in_reshaper_and_no_other() -> None:
+    table = PAGES["README.md"].split("| `reshaper=` |")[1].split("\n\n")[0]
+    named = {
+        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1] if "|" in row else "")
+    }
+    assert named == {path.stem for path in (CONF / "reshaper").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("group", sorted(path.name for path in CONF.iterdir() if path.is_dir()))
+def test_groups_are_all_listed(group: str) -> None:
+    if group in ("experiment", "plan"):
+        return  # no group of the main job
+    (row,) = re.findall(rf"^\| `{group}` \|(.*)$", PAGES["conf/README.md"], re.MULTILINE)
+    for path in (CONF / group).glob("*.yaml"):
+        assert f"`{path.stem}`" in row or group == "reshaper"
+
+
+def test_tools_are_all_listed() -> None:
+    scripts = {path.name for path in (ROOT / "tools").glob("*.py") if "__main__" in path.read_text()}
+    table = PAGES["tools/README.md"].partition("|---|---|\n")[2].partition("\n\n")[0]
+    assert scripts == {name for row in table.splitlines() for name in re.findall(r"`(\w+\.py)`", row.split("|")[1])}
+
+
+def installed(project: Path, modules: dict[str, str], entry_points: str) -> Path:
+    """Install a package of these modules and entry points with pip; the folder to be put on ``PYTHONPATH``."""
+    project.mkdir()
+    for name, code in modules.items():
+        (project / name).write_text(code)
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n\n'
+        '[project]\nname = "mine"\nversion = "1"\n\n'
+        f"[tool.hatch.build.targets.wheel]\ninclude = {[*modules]}\n\n{entry_points}"
+    )
+    site = project / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", str(site), str(project)], check=True)
+    return site
+
+
+def test_your_own_reshaper_trains_as_described(worlds: Path, tmp_path: Path) -> None:
+    code = block("README.md", "python", "(Reshaper)")
+    assert len(code.strip().splitlines()) <= 15
+    site = installed(tmp_path / "mine", {"mine.py": code}, block("conf/README.md", "toml", "bevreshape.reshapers"))
+    (path,) = (line for page, line in COMMANDS if page == "README.md" and "mine.ColumnMean" in line)
+    by_path = shlex.split(path)[3:]
+    assert "`reshaper=column_mean reshaper.gain=2`" in PAGES["conf/README.md"]
+    by_name = ["reshaper=column_mean", "reshaper.gain=2"]
+    environment = {"PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
+    for arguments in (by_path, by_name):
+        tiny = [*without("trainer.max_steps"), "trainer.max_steps=1", f"data.root={worlds}"]
+        ended = finish(start("train", *tiny, *arguments, cwd=tmp_path, environment=environment))
+        assert ended.code == 0, ended.err
 
 
 def test_inference_in_plain_torch(trained: Path) -> None:
-    code = next(block for block in python_blocks() if "load_model" in block)
+    code = block("bevreshape/README.md", "python", "load_model")
     rig = ring(1, (32, 64), 2, torch.device("cpu"))
     names = {"images": torch.rand(2, 1, 3, 32, 64), "intrinsics": rig.intrinsics, "ego_from_cam": rig.ego_from_cam}
     exec(code.replace("best.ckpt", str(trained / "checkpoints" / "best.ckpt")), names)
@@ -43,39 +269,6 @@ def test_inference_in_plain_torch(trained: Path) -> None:
 
 
 def test_adapter_in_two_lines() -> None:
-    assert MLP(FeatureShape(64, 16, 32), (20, 20))(torch.zeros(2, 64, 16, 32)).shape == (2, 64, 20, 20)
-
-
-def shown() -> list[str]:
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
-    return [line.split("  #")[0].strip() for line in lines if line.startswith("python -m bevreshape.")]
-
-
-def test_the_table_has_every_built_in_reshaper_and_no_other() -> None:
-    table = README.split("| `reshaper=` |")[1].split("\n\n")[0]
-    named = {
-        name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1] if "|" in row else "")
-    }
-    assert named == {path.stem for path in (ROOT / "conf" / "reshaper").glob("*.yaml")}
-
-
-@pytest.mark.parametrize("line", [line for line in shown() if not re.search(r"resume=|--|bevreshape\.report", line)])
-def test_commands_compose(command, trained: Path, line: str) -> None:
-    name, *arguments = shlex.split(line.removeprefix("python -m bevreshape."))
-    best = f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}"
-    arguments = [best if part.startswith("checkpoint=") else part for part in arguments if part != "-m"]
-    if name == "train":
-        arguments = [
-            part.split(",")[0] if re.match(r"(reshaper|seed|optimizer.lr)=", part) else part for part in arguments
-        ]
-    ended = command(name, "--cfg", "job", *arguments)
-    assert ended.code == 0, ended.err
-    for key in re.findall(r"^[a-z_.]+(?==)", " ".join(arguments)):
-        assert key.split(".")[-1] in ended.out
-
-
-@pytest.mark.parametrize("group", ["data", "augment", "head", "loss", "logger"])
-def test_groups_are_all_listed(group: str) -> None:
-    (row,) = re.findall(rf"^\| `{group}` \|(.*)$", README, re.MULTILINE)
-    for path in (ROOT / "conf" / group).glob("*.yaml"):
-        assert f"`{path.stem}`" in row
+    names: dict[str, torch.Tensor] = {}
+    exec(block("bevreshape/README.md", "python", "FeatureShape(64"), names)
+    assert names["bev"].shape == (2, 64, 20, 20)

@@ -17,7 +17,7 @@ def test_wheel_ships_its_configuration(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(tmp_path / "site")
     shipped = sorted(name.removeprefix("bevreshape/conf/") for name in names if name.startswith("bevreshape/conf/"))
-    assert shipped == sorted(p.relative_to(ROOT / "conf").as_posix() for p in (ROOT / "conf").rglob("*.yaml"))
+    assert shipped == sorted(p.relative_to(ROOT / "conf").as_posix() for p in (ROOT / "conf").rglob("*") if p.is_file())
     unlike = {"__pycache__", "results"}  # what git ignores there is not shipped
     parts = [p for p in (ROOT / "bevreshape").rglob("*") if p.is_file() and not unlike & {*p.parts}]
     assert {p.relative_to(ROOT).as_posix() for p in parts} <= set(names)  # templates and scripts too

@@ -79,17 +79,16 @@ def block(study: Study, rows: Sequence[Row]) -> str:
     """What the README of the package says of the study: the chart, the primary rows and the theorems."""
     headings, lines = primary_table(rows)
     chosen = (0, 2, 3, 4, 5, 6)
-    table = markdown_table([headings[i] for i in chosen], [[line[i] for i in chosen] for line in lines]) + "\n"
-    chart = (
-        f"![{CHART_WORDS}]({FULL_FOLDER}/crossover.png)\n\n"
-        if (study.records.folder / "crossover.png").exists()
-        else ""
-    )
     words = progress_words(study)
-    return (
-        f"\n{f'**{words}**' if words else ''}\n\n{chart}{table if lines else ''}{THEOREMS}\n\nAll rows, the rules, the costs: "
-        f"[{FULL_FOLDER}/README.md]({FULL_FOLDER}/README.md).\n\n"
-    )
+    parts = [
+        f"**{words}**" if words else "",
+        f"![{CHART_WORDS}]({FULL_FOLDER}/crossover.png)" if (study.records.folder / "crossover.png").exists() else "",
+        markdown_table([headings[i] for i in chosen], [[line[i] for i in chosen] for line in lines]).strip()
+        if lines
+        else "",
+        f"{THEOREMS} All rows, the rules, the costs: [{FULL_FOLDER}/README.md]({FULL_FOLDER}/README.md).",
+    ]
+    return "\n" + "".join(f"{part}\n\n" for part in parts if part)
 
 
 def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:

@@ -114,6 +114,9 @@ def test_the_block_is_put_between_its_markers(study: Study, tmp_path: Path) -> N
     assert text == f"before\n{BEGIN}\n{block(study, study.rows)}{END}\nafter\n"
     assert "Attention needs 2 times as many steps." in text
     assert "XᵀX stays the same" in text
+    around = (ROOT / "README.md").read_text().replace(block(Study.stored(FULL), Study.stored(FULL).rows), "")
+    write_results(study)
+    assert len([*around.splitlines(), *block(study, study.rows).splitlines()]) <= 130, "one page, also when it is done"
     update_readme(path, study)
     assert path.read_text() == text
     path.write_text("no markers\n")
