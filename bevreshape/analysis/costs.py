@@ -1,25 +1,21 @@
 """What view transformers cost: parameters, floating-point operations, time and memory, measured side by side."""
 
-import json
 import math
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.ops.flops import count_flops
 from bevreshape.ops.linear import linear
+from bevreshape.ops.memory import peak_bytes
 from bevreshape.reshapers import Reshaper
 
 AT_LEAST_S = 0.02
@@ -165,27 +161,6 @@ def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 
-def count_flops(call: Callable[[], object]) -> int:
-    """Floating-point operations of a call, by torch's counter, to which what it leaves out is added: CPU attention,
-    embedding bags (a multiply-add a tap) and bilinear sampling (four), with what their backward passes take. The gradient of a sparse matrix's
-    values, as in deformable attention, is not counted."""
-    aten = torch.ops.aten
-    formulas: dict[Any, Any] = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flop,
-        aten._embedding_bag: _bag_flop,
-        aten._embedding_bag_forward_only: _bag_flop,
-        aten._embedding_bag_dense_backward: _bag_backward_flop,
-        aten._embedding_bag_backward: _bag_backward_flop,
-        aten._embedding_bag_per_sample_weights_backward: _bag_weights_flop,
-        aten.grid_sampler_2d: _sampler_flop,
-        aten.grid_sampler_2d_backward: _sampler_backward_flop,
-    }
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        call()
-    return counter.get_total_flops()
-
-
 def forward_flops(module: nn.Module, call: Callable[[], object]) -> int:
     """:func:`count_flops` of a forward pass of ``module`` without gradients."""
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -197,59 +172,6 @@ def forward_flops(module: nn.Module, call: Callable[[], object]) -> int:
     finally:
         for p in trained:
             p.requires_grad_()
-
-
-def _attention_flop(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])  # Q·Kᵀ and P·V
-
-
-def _attention_backward_flop(_: Any, q: Sequence[int], k: Sequence[int], v: Sequence[int], *__: Any, **___: Any) -> int:
-    return 2 * math.prod(q[:-1]) * k[-2] * (3 * q[-1] + 2 * v[-1])  # Q·Kᵀ again, dQ and dK; dP and dV
-
-
-def _bag_flop(weight: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(indices) * weight[-1]
-
-
-def _bag_backward_flop(grad: Sequence[int], indices: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(indices) * grad[-1]
-
-
-def _bag_weights_flop(grad: Sequence[int], _: Sequence[int], indices: Sequence[int], *__: Any, **___: Any) -> int:
-    return 2 * math.prod(indices) * grad[-1]
-
-
-def _sampler_flop(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return 8 * math.prod(out_shape)
-
-
-def _sampler_backward_flop(grad: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * 8 * math.prod(grad)  # with respect to the image and to the places
-
-
-def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
-    """Most memory that a call holds at a time, beyond what was there before."""
-    call()  # what is allocated once and kept does not count
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return float(torch.cuda.max_memory_allocated(device) - before)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    held = highest = 0
-    changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
-    for event in sorted(changes, key=lambda event: event["args"]["Ev Idx"]):
-        held += event["args"]["Bytes"]
-        highest = max(highest, held)
-    return float(highest)
 
 
 def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.device, reach_m: float = 30.0) -> Cameras:

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 
 from bevreshape.config.groups import build_part
 from bevreshape.errors import InputError
+from bevreshape.ops.internals import drop_wandb_setting
 from bevreshape.storage.files import read_text, write_text
 from bevreshape.training.loggers import begin, check_passed_on, is_wandb, wandb_options
 from bevreshape.training.processes import rank
@@ -30,8 +31,7 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
         os.environ.setdefault("WANDB_SILENT", "true")
     try:
         logger: Logger = build_part("logger", node, save_dir=folder)
-        # Lightning passes on a setting that W&B has given up, and warns about
-        getattr(logger, "_wandb_init", {}).pop("anonymous", None)
+        drop_wandb_setting(logger, "anonymous")
         begin(logger)
         return logger
     except ModuleNotFoundError as error:

@@ -1,5 +1,6 @@
 """One table over the runs of a sweep, kept as each ends."""
 
+import contextlib
 import csv
 import fcntl
 import io
@@ -38,7 +39,7 @@ class Summary(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         row: dict[str, Any] = {"job": str(config.hydra.job.num), "status": "done", "reason": ""}
         if job_return.status is JobStatus.FAILED:
-            error = job_return._return_value
+            error = _error_of(job_return)
             row |= {"status": "failed", "reason": explain(error) or f"{type(error).__name__}: {error}"}
         row |= dict(argument.split("=", 1) for argument in config.hydra.overrides.task if "=" in argument)
         metrics = folder / "metrics.json"
@@ -63,6 +64,16 @@ def write_summary(sweep: Path) -> list[dict[str, Any]]:
         writer.writerows(rows)
         write_text(sweep / "summary.csv", text.getvalue())
     return rows
+
+
+def _error_of(job_return: JobReturn) -> BaseException:
+    """Return what a failed job raised; Hydra offers it by raising it again, and by printing."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            _ = job_return.return_value
+    except BaseException as error:
+        return error
+    raise ValueError("the job has not failed")
 
 
 def _row(path: Path) -> dict[str, Any] | None:

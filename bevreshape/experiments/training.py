@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bevreshape.experiments.models import Query, ViewTransformer
 from bevreshape.experiments.world import Batch, Stream, stack
+from bevreshape.ops.internals import lerp_all_
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class RunningAverage:
         """Take the parameters after a step into account."""
         self.steps += 1
         share = (self.POWER + 1) / (self.POWER + self.steps)
-        torch._foreach_lerp_(self.averages, self.parameters, share)
+        lerp_all_(self.averages, self.parameters, share)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -1,4 +1,4 @@
-"""Exact attention to the tokens of all cameras in one softmax, where every camera is asked by its own queries."""
+"""Exact attention to the tokens of all cameras in one softmax, where every camera has its own queries."""
 
 from typing import Any
 
@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bevreshape.ops.fused_attention import Kernel, fused_kernel
 from bevreshape.ops.tensors import is_exporting
-
-aten = torch.ops.aten
 
 
 def joint_attention(
@@ -21,11 +20,11 @@ def joint_attention(
 ) -> Float[Tensor, "b a q e"]:
     """``softmax([Q₁K₁ᵀ, …, QₙKₙᵀ]/√e) · [V₁; …; Vₙ]``, in which every camera has its own queries.
 
-    One call of a fused kernel attends within all cameras at once and returns, beside the outputs Oᵢ, the logarithms Lᵢ
-    of their softmaxes' denominators. The joint softmax follows exactly, with ``L = log Σ exp Lᵢ``, as
-    ``O = Σ exp(Lᵢ − L) · Oᵢ``. Its gradient is the kernel's own, camera by camera, given O and L in place of Oᵢ and Lᵢ,
+    One call of a fused kernel attends within all cameras at once. It returns the outputs Oᵢ and the logarithms Lᵢ of
+    their softmaxes' denominators. The joint softmax follows exactly, with ``L = log Σ exp Lᵢ``, as
+    ``O = Σ exp(Lᵢ − L) · Oᵢ``. Its gradient is the kernel's own, camera by camera, given O and L instead of Oᵢ and Lᵢ,
     as in Ring Attention (Liu et al. 2023). So the matrix of queries by tokens is never formed: memory grows with
-    tokens + n · queries. It is formed where a graph is exported, and on devices and types that have no fused kernel.
+    tokens + n · queries. It is formed where a graph is exported, and where there is no fused kernel.
 
     Letters: a heads, q queries, t tokens of a camera, e width of a head.
 
@@ -34,55 +33,33 @@ def joint_attention(
         keys: of its tokens.
         values: of its tokens.
         present: false where a camera was dropped. Its tokens have the weight 0 and its gradients are 0, whatever it
-            holds; where a sample has no camera at all its output is 0.
+            holds; the output of a sample without any camera is 0.
 
     Returns:
-        What every query has found, in the type of the keys.
+        The output of every query, in the type of the keys.
     """
     q, k, v = (x.to(keys.dtype) for x in (queries, keys, values))  # autocast leaves some of them as they were
     if is_exporting() or torch.onnx.is_in_onnx_export():
         return _by_matrix(q, k, v, present)
     width = q.shape[-1]
-    if (
-        q.device.type == "cuda" and width % 8
-    ):  # what its kernels ask for; zeros change neither products nor, cut off, outputs
+    if q.device.type == "cuda" and width % 8:  # its kernels want that; zeros change neither products nor outputs
         q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
-    kernel = _kernel(q, k, v)
+    kernel = fused_kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
     if kernel is None:
         return _by_matrix(q[..., :width], k[..., :width], v[..., :width], present)
-    return _Joint.apply(q, k, v, present, kernel, width**-0.5)[..., :width]
+    return JointAttention.apply(q, k, v, present, kernel, width**-0.5)[..., :width]
 
 
-def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """The fused kernel for this device and type, if there is one."""
-    if q.device.type == "cpu":
-        return "cpu" if q.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16) else None
-    if q.device.type == "cuda":
-        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        ask = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, False, False)
-        if torch.backends.cuda.can_use_flash_attention(ask):
-            return "flash"
-        if torch.backends.cuda.can_use_efficient_attention(ask):
-            return "efficient"
-    return None
+class JointAttention(torch.autograd.Function):
+    """:func:`joint_attention` by a fused kernel that attends to every camera by itself."""
 
-
-class _Joint(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, kernel: str, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, kernel: Kernel, scale: float
+    ) -> Tensor:
         b, n = q.shape[:2]
-        flat = [x.flatten(0, 1) for x in (q, k, v)]
-        # the denominators are of float32 where the rest is of 16 bits
-        if kernel == "cpu":
-            views, log_sums = aten._scaled_dot_product_flash_attention_for_cpu(*flat, scale=scale)
-            ctx.rest = ()
-        elif kernel == "flash":
-            views, log_sums, *rest = aten._scaled_dot_product_flash_attention(*flat, scale=scale)
-            ctx.rest = rest[:6]
-        else:
-            views, log_sums, *rest = aten._scaled_dot_product_efficient_attention(*flat, None, True, scale=scale)
-            ctx.rest = (log_sums.shape[-1], *rest)
-            log_sums = log_sums[..., : q.shape[-2]]  # it is padded
+        # the logarithms are of float32 where the rest is of 16 bits
+        views, log_sums, ctx.rest = kernel.forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale)
         views, log_sums = views.unflatten(0, (b, n)), log_sums.unflatten(0, (b, n))  # b n a q e, b n a q
         if present is not None:
             absent = ~present[..., None, None]
@@ -104,30 +81,14 @@ class _Joint(torch.autograd.Function):
             x.unsqueeze(1).expand(-1, n, -1, -1, -1).flatten(0, 1).contiguous() for x in (grad, out)
         )  # (b n) a q e
         log_sum = log_sum.expand(-1, n, -1, -1).flatten(0, 1).contiguous()  # (b n) a q
-        if ctx.kernel == "cpu":
-            grads = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad, *flat, out, log_sum, 0.0, False, scale=ctx.scale
-            )
-        elif ctx.kernel == "flash":
-            cum_q, cum_k, max_q, max_k, seed, offset = ctx.rest
-            grads = aten._scaled_dot_product_flash_attention_backward(
-                grad, *flat, out, log_sum, cum_q, cum_k, max_q, max_k, 0.0, False, seed, offset, scale=ctx.scale
-            )
-        else:
-            length, seed, offset = ctx.rest
-            # as the kernel itself pads: rows that do not exist have the weight exp(x - ∞) = 0
-            log_sum = F.pad(log_sum, (0, length - log_sum.shape[-1]), value=torch.inf)
-            grads = aten._scaled_dot_product_efficient_attention_backward(
-                grad, *flat, None, out, log_sum, seed, offset, 0.0, [True, True, True, False], scale=ctx.scale
-            )
-        grads = [x.unflatten(0, (b, n)) for x in grads[:3]]
+        grads = [x.unflatten(0, (b, n)) for x in ctx.kernel.backward(grad, *flat, out, log_sum, ctx.rest, ctx.scale)]
         if present is not None:
             grads = [x.masked_fill(~present[..., None, None, None], 0.0) for x in grads]
         return *grads, None, None, None
 
 
 def _by_matrix(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
-    """The same by way of the matrix of queries by tokens, in plain operations."""
+    """Form the matrix of queries by tokens, in plain operations."""
     if present is not None:
         v = torch.where(present[..., None, None, None], v, 0.0)
     return joint_matrix(q, k, present).flatten(3) @ v.transpose(1, 2).flatten(2, 3)
@@ -136,7 +97,7 @@ def _by_matrix(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None) -> Tenso
 def joint_matrix(
     queries: Float[Tensor, "b n a q e"], keys: Float[Tensor, "b n a t e"], present: Bool[Tensor, "b n"] | None = None
 ) -> Float[Tensor, "b a q n t"]:
-    """The softmax of :func:`joint_attention`, by which the values are weighed; 0 for tokens of dropped cameras."""
+    """Return the softmax of :func:`joint_attention`, which weighs the values; 0 for tokens of dropped cameras."""
     q, k = queries, keys
     if present is not None:
         q, k = (torch.where(present[..., None, None, None], x, 0.0) for x in (q, k))

@@ -1,35 +1,58 @@
-"""Matrix products by the library that is faster at them."""
+"""Matrix products by the library that is faster at them on this processor.
 
+Torch multiplies float32 on x86 CPUs by MKL, and has oneDNN for its convolutions. Which is faster follows from the processor's
+maker, because MKL takes its widest instructions on Intel's processors alone. So the maker decides (:data:`LIBRARY`), not a
+measurement, which could choose otherwise from run to run: a resumed run and all processes of one machine must round alike.
+
+===============  ==================================  ==================================================  ================
+maker            1536×1536 numbers, MKL · oneDNN     next to the originals by oneDNN, forward · both     taken
+===============  ==================================  ==================================================  ================
+AuthenticAMD     34 ms · 16 to 18 ms (2 cores)       VPN .51 · .54, PON .80 · .80, HDMapNet .46 · .73    oneDNN
+GenuineIntel     310 to 330 GFLOP/s · the same       VPN .97 · 1.13, PON .95 · .92, HDMapNet .70 · 1.02  torch's own (MKL)
+===============  ==================================  ==================================================  ================
+
+Measured by ``tools/time_originals.py`` on an EPYC and on a Xeon. Other makers of x86 processors are treated as AMD. Where the
+maker is unknown or torch has no MKL (ARM), torch's own product is taken, forward and backward.
+"""
+
+import platform
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from bevreshape.ops.internals import operations_are_watched
+from bevreshape.ops.probe import probed
+
+LIBRARY: dict[str, Literal["onednn", "torch"]] = {"GenuineIntel": "torch", "": "torch"}
+"""What multiplies large float32 matrices, by the processor's maker; oneDNN where it is not listed. "" is unknown."""
+
+CPUINFO = Path("/proc/cpuinfo")
+"""Where Linux tells the processor's maker."""
 
 LARGE = 2**22
 """Multiply-adds of a group from which a product is worth asking for by another library."""
 
 WIDE = 2**17
-"""Numbers of W from which its gradient, too, is worth it: those of a small W are too few to be shared among cores."""
+"""Elements of W from which its gradient, too, is worth it: those of a small W are too few to be shared among cores."""
 
 FEW = 128
-"""Rows of x below which a group's gradient of W is soon multiplied, and copying it to the others would cost more."""
-
+"""Rows of x below which a group's gradient of W takes less time than copying it to the others."""
 
 Activation = Literal["relu", "gelu", "tanh", "none"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu_,  # in place: what it is given is a product that nobody else holds
+    "relu": torch.relu_,  # in place: it is given a product that nothing else refers to
     "gelu": F.gelu,
     "tanh": torch.tanh,
     "none": nn.Identity(),
 }
-"""What may follow a product, by the names that oneDNN has for it too."""
+"""Activations after a product, by the names that oneDNN has for them too."""
 
 
 def linear(
@@ -37,10 +60,8 @@ def linear(
 ) -> Tensor:
     """``x·Wᵀ + b``, (*m, out), with its derivatives, as ``torch.nn.functional.linear`` gives it.
 
-    Torch multiplies float32 on a CPU by MKL, which uses the widest instructions on one maker's processors alone and packs
-    both matrices anew each time. oneDNN, which torch has for its convolutions, takes half the time or less on others, and
-    everywhere where W is large and x has few rows, since it reads W where it lies. On GPUs, in other precisions, under
-    autocast, in compiled and exported graphs, and where somebody counts or transforms operations, it is torch's own.
+    On CPUs a large float32 product is multiplied by the library that :data:`LIBRARY` names. On GPUs, in other precisions,
+    under autocast, in compiled and exported graphs, and where operations are counted or transformed, it is torch's own.
     """
     if not _by_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
@@ -73,7 +94,7 @@ class Linear(nn.Linear):
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     if torch.is_grad_enabled():
-        out = ACTIVATIONS[activation](_Linear.apply(x, weight, bias))
+        out = ACTIVATIONS[activation](OneDNNLinear.apply(x, weight, bias))
     else:
         out = _multiply(x, weight, bias, activation)
     return out if out.ndim == 3 else out[None]
@@ -81,15 +102,17 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "
 
 def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """(g, m, out), or (m, out) of a single group, which to stack would be to copy."""
-    onednn = _onednn_linear()
-    assert onednn is not None  # who calls has asked
+    onednn = onednn_linear()
+    assert onednn is not None  # the caller has asked
     biases = [None] * len(x) if bias is None else bias.squeeze(1).contiguous()  # it takes no other
     algorithm = "none" if activation == "gelu" else ""  # that of the error function, without tanh
     groups = [onednn(*group, activation, [], algorithm) for group in zip(x, weight, biases, strict=True)]
     return torch.stack(groups) if len(groups) > 1 else groups[0]
 
 
-class _Linear(torch.autograd.Function):
+class OneDNNLinear(torch.autograd.Function):
+    """``x·Wᵀ + b`` of every group by oneDNN, (g, m, k) → (g, m, out); it can be derived twice."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         by_x, by_weight, _ = ctx.needs_input_grad
@@ -113,7 +136,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> bool:
-    """Whether it is there, the product is large, of ordinary float32 on a CPU, and nobody watches or transforms it."""
+    """Whether oneDNN is faster here and there, and the product is large, of ordinary float32, and not watched."""
     return (
         not torch.compiler.is_compiling()  # first, or the sizes would be compared in the graph
         and not torch.onnx.is_in_onnx_export()
@@ -123,12 +146,11 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) 
         and weight.numel() == groups * weight.shape[-2] * x.shape[-1]  # else torch says what is wrong,
         and (bias is None or bias.numel() == groups * weight.shape[-2])  # or spreads the bias
         and not torch.is_autocast_enabled("cpu")
-        and _get_current_dispatch_mode() is None
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and not operations_are_watched()
         and bool(torch.backends.mkldnn.enabled)
         and torch.backends.mkl.is_available()  # what it is faster than
-        and _onednn_linear() is not None
+        and LIBRARY.get(processor_maker(), "onednn") == "onednn"
+        and onednn_linear() is not None
     )
 
 
@@ -138,14 +160,29 @@ def _is_plain(x: Tensor) -> bool:
 
 
 @cache
-def _onednn_linear() -> Callable[..., Tensor] | None:
-    """``x, W, b → x·Wᵀ + b``, which torch keeps for its compiler; ``None`` where this torch does not have it."""
+def processor_maker() -> str:
+    """Return the maker's own name, such as ``GenuineIntel`` or ``AuthenticAMD``; "" where the system does not tell."""
+    try:
+        with CPUINFO.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("vendor_id"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor().rpartition(", ")[2] if "," in platform.processor() else ""  # as Windows tells it
+
+
+@probed
+def onednn_linear() -> Callable[..., Tensor]:
+    """Return ``x, W, b, activation, [], algorithm → σ(x·Wᵀ + b)``, which torch keeps for its compiler."""
     for library in ("mkldnn", "onednn"):  # as it is called today, and by torch's next
-        try:
-            onednn: Callable[..., Tensor] = getattr(torch.ops, library)._linear_pointwise
-            one = torch.ones(1, 1, dtype=torch.float32, device="cpu")
-            onednn(one, one, one[0], "gelu", [], "none")
-        except (AttributeError, RuntimeError, TypeError):
-            continue
-        return onednn
-    return None
+        found: Callable[..., Tensor] | None = getattr(getattr(torch.ops, library), "_linear_pointwise", None)
+        if found is not None:
+            break
+    else:
+        raise AttributeError("no linear layer of oneDNN")
+    x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [-5.0, 0.0]])
+    if found(x, weight, torch.ones(2), "relu", [], "").tolist() != [[12.0, 0.0]]:
+        raise ValueError("another product")
+    found(x, weight, None, "gelu", [], "none")
+    return found

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from bevreshape.errors import InputError, shown
+from bevreshape.ops.internals import archive_offsets
 
 KINDS = (
     "Float",
@@ -89,9 +90,13 @@ def check_archive(file: BinaryIO, path: Path) -> None:
                 ) from error
         _check_named(archive, archive.getinfo(f"{folder}/data.pkl"), path)
     file.seek(0)
-    reader = torch._C.PyTorchFileReader(file)
-    start = reader.get_record_offset  # type: ignore[attr-defined]  # torch's stubs lack it
-    if {f"{folder}/{name}": start(name) for name in reader.get_all_records()} != starts:
+    offsets = archive_offsets(file)
+    if offsets is None:
+        raise InputError(
+            f"checkpoint {path} cannot be judged: torch {torch.__version__} does not tell which entries it reads; install the "
+            "version that bevreshape names"
+        )
+    if {f"{folder}/{name}": start for name, start in offsets.items()} != starts:
         raise _unlike(path, "is an archive of which torch reads other entries than Python")
 
 

@@ -59,7 +59,7 @@ class AdamWOneCycle:
         """The same after so many steps, but for the moments: all else follows from the options."""
         optimizer, schedule = self.build(module, total_steps)
         if steps > 0:
-            schedule.last_epoch, schedule._step_count = steps - 1, steps
+            schedule.load_state_dict(schedule.state_dict() | {"last_epoch": steps - 1, "_step_count": steps})
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that the optimizer has not stepped
                 schedule.step()

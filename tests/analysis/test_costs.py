@@ -8,9 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from bevreshape.analysis import costs
-from bevreshape.analysis.costs import Workload, count_flops, growth, measure, peak_bytes, ring
+from bevreshape.analysis.costs import Workload, growth, measure, ring
 from bevreshape.config.build_model import build_reshaper
 from bevreshape.geometry import BEVGrid, ground_pixels
+from bevreshape.ops.flops import count_flops
+from bevreshape.ops.memory import peak_bytes
 from bevreshape.reporting.overview import flops_of
 from bevreshape.reshapers import MLP, FeatureShape
 

@@ -8,8 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bevreshape.ops import fused_attention
 from bevreshape.ops import joint_attention as module
+from bevreshape.ops.fused_attention import AVAILABLE, KERNELS, try_kernel
 from bevreshape.ops.joint_attention import joint_attention
+from bevreshape.ops.probe import probed
 
 SIZES = (2, 3, 2, 5, 7, 4)  # b n a q t e
 
@@ -44,7 +47,7 @@ def by_loops(q: Tensor, k: Tensor, v: Tensor, present: np.ndarray) -> np.ndarray
 @pytest.mark.parametrize("present", [None, mask(), torch.zeros(2, 3, dtype=torch.bool)])
 def test_every_query_weighs_all_tokens_of_the_cameras_that_are_there(way: str, present: Tensor | None, monkeypatch):
     if way == "matrix":
-        monkeypatch.setattr(module, "_kernel", lambda *_: None)
+        monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
     terms = 4 * inputs()[1][0, :, 0].numel()  # of all tokens a score, an exponential, a sum and a product
     expected = by_loops(*inputs(), np.ones((2, 3), bool) if present is None else present.numpy())
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
@@ -58,7 +61,7 @@ def test_every_query_weighs_all_tokens_of_the_cameras_that_are_there(way: str, p
 @pytest.mark.parametrize("present", [None, mask()])
 def test_gradients_are_those_of_finite_differences(way: str, present: Tensor | None, monkeypatch) -> None:
     if way == "matrix":
-        monkeypatch.setattr(module, "_kernel", lambda *_: None)
+        monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
     assert torch.autograd.gradcheck(lambda *x: joint_attention(*x, present), inputs())
 
 
@@ -66,7 +69,7 @@ def test_gradients_are_those_of_finite_differences(way: str, present: Tensor | N
 @pytest.mark.parametrize("held", [torch.nan, torch.inf, 1e30])
 def test_whatever_a_dropped_camera_holds_it_weighs_nothing(way: str, held: float, monkeypatch) -> None:
     if way == "matrix":
-        monkeypatch.setattr(module, "_kernel", lambda *_: None)
+        monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
     present, clean = mask(), inputs(dtype=torch.float32)
     dirty = [x.detach().where(present[..., None, None, None], held).requires_grad_() for x in clean]
     expected, found = joint_attention(*clean, present), joint_attention(*dirty, present)
@@ -120,7 +123,7 @@ def test_memory_grows_with_tokens_plus_cells_not_with_their_product(monkeypatch)
         saved, any_of_them = peaks(cells, tokens)
         assert saved == elements * max(cells, tokens)
         assert any_of_them == elements * max(cells, tokens)
-    monkeypatch.setattr(module, "_kernel", lambda *_: None)
+    monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
     assert min(peaks(300, 300)) >= 2 * 2 * 300 * 300  # the measure sees the matrix where it is formed
 
 
@@ -172,11 +175,11 @@ def test_the_kernels_of_gpus_are_asked_what_that_of_the_cpu_is(kernel: str, monk
     ours, theirs = inputs(), inputs()
     expected = joint_attention(*ours, mask())
     expected.square().sum().backward()
-    monkeypatch.setattr(module, "_kernel", lambda *_: kernel)
+    monkeypatch.setattr(module, "fused_kernel", lambda *_: KERNELS[kernel])
     on_meta = [x.to("meta", torch.bfloat16).detach().requires_grad_() for x in inputs((2, 3, 2, 5, 7, 8))]
     joint_attention(*on_meta).sum().backward()
     assert on_meta[1].grad.shape == on_meta[1].shape
-    monkeypatch.setattr(module, "aten", StandIns())
+    monkeypatch.setattr(fused_attention, "aten", StandIns)
     found = joint_attention(*theirs, mask())
     found.square().sum().backward()
     torch.testing.assert_close(found, expected)
@@ -206,7 +209,35 @@ def test_gpus_prefer_flash_then_efficient_attention(able: list[str], monkeypatch
 
         monkeypatch.setattr(StandIns, f"_scaled_dot_product_{name}_attention", record)
         monkeypatch.setattr(cuda, f"can_use_{name}_attention", lambda _, name=name: name in able)
-    monkeypatch.setattr(module, "aten", StandIns())
+    monkeypatch.setattr(fused_attention, "aten", StandIns)
+    monkeypatch.setattr(fused_attention, "AVAILABLE", dict.fromkeys(KERNELS, lambda: True))
     found = joint_attention(*(x.detach().as_subclass(OnGPU) for x in data), mask())
     torch.testing.assert_close(found.as_subclass(Tensor), expected.detach())
     assert asked == able[:1]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_this_torch_has_the_kernel(name: str) -> None:
+    """Fails when a new torch has taken it away or changed it: what is left is the matrix, which is slow."""
+    assert try_kernel(name)
+    assert AVAILABLE[name]()
+
+
+@pytest.mark.parametrize("gone", [AttributeError, TypeError, ValueError])
+def test_where_the_kernel_is_gone_the_matrix_has_the_same_result(gone: type[Exception], monkeypatch) -> None:
+    class Gone:
+        def __getattr__(self, name: str):
+            def refuse(*_, **__):
+                raise gone(name)
+
+            return refuse
+
+    ours, theirs = inputs(), inputs()
+    expected = joint_attention(*ours, mask())
+    gradients = torch.autograd.grad(expected.square().sum(), ours)
+    monkeypatch.setattr(fused_attention, "aten", Gone)
+    monkeypatch.setitem(AVAILABLE, "cpu", probed(lambda: try_kernel("cpu")))
+    found = joint_attention(*theirs, mask())
+    torch.testing.assert_close(found, expected)
+    for x, y in zip(torch.autograd.grad(found.square().sum(), theirs), gradients, strict=True):
+        torch.testing.assert_close(x, y)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from rounding import EXACT, rounding
@@ -13,16 +15,17 @@ SHAPES = [(300, 400, 500), (7, 2000, 900), (3000, 64, 64), (130, 700, 600)]  # r
 
 
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How often oneDNN is asked, one entry a call."""
-    onednn, calls = products._onednn_linear(), []
+    """One entry a call of oneDNN, which is taken here whatever the processor."""
+    onednn, calls = products.onednn_linear(), []
     if onednn is None:
         pytest.skip("this torch has no linear layer of oneDNN")
+    monkeypatch.setattr(products, "processor_maker", lambda: "AuthenticAMD")
 
     def counted(*args):
         calls.append(1)
         return onednn(*args)
 
-    monkeypatch.setattr(products, "_onednn_linear", lambda: counted)
+    monkeypatch.setattr(products, "onednn_linear", lambda: counted)
     return calls
 
 
@@ -125,13 +128,16 @@ def test_a_bias_may_lie_anywhere(monkeypatch) -> None:
     assert len(calls) == 4
 
 
+@pytest.mark.usefixtures("no_shape_checks")
 def test_sizes_that_do_not_fit_are_torchs_to_refuse() -> None:
     x, weight = torch.randn(300, 400), torch.randn(500, 400)
-    assert products._by_onednn(x, weight, None)
-    assert not products._by_onednn(x, weight.mT, None)
-    assert not products._by_onednn(x, weight, torch.randn(1))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(x, weight.mT)
+    one = torch.randn(1)
+    close(linear(x, weight, one), x.double() @ weight.mT.double() + one)
     shared = torch.randn(1, 1, 500)  # one bias of two groups
-    assert not products._by_onednn(x.expand(2, -1, -1), weight.expand(2, -1, -1), shared, groups=2)
+    found = grouped_linear(x.expand(2, -1, -1), weight.expand(2, -1, -1), shared)
+    close(found[1], x.double() @ weight.mT.double() + shared[0])
     assert grouped_linear(torch.randn(0, 300, 400), torch.randn(0, 500, 400)).shape == (0, 300, 500)
 
 
@@ -174,7 +180,7 @@ def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
         finally:
             torch._C._set_mkldnn_enabled(enabled)
     elif case == "none":  # as on a torch that does not have it
-        monkeypatch.setattr(products, "_onednn_linear", lambda: None)
+        monkeypatch.setattr(products, "onednn_linear", lambda: None)
         close(linear(x, weight), x.double() @ weight.mT.double())
     else:
         program = torch.export.export(Linear(400, 500), (x,), strict=False)
@@ -208,3 +214,47 @@ def test_activations_of_inference_are_those_of_training(activation, monkeypatch)
     small = grouped_linear(x[:, :3], weight[:, :4], bias[:, :, :4], activation)
     close(small, expected[activation][:, :3, :4], exact)
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize(("maker", "by_onednn"), [("AuthenticAMD", True), ("GenuineIntel", False), ("", False)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_maker_decides_and_both_libraries_give_the_same(maker: str, by_onednn: bool, groups, monkeypatch) -> None:
+    calls = used(monkeypatch)
+    monkeypatch.setattr(products, "processor_maker", lambda: maker)
+    torch.manual_seed(0)
+    given = [drawn(groups, 300, 400), drawn(groups, 500, 400), drawn(groups, 1, 500)]
+    found, towards = grouped_linear(*given), torch.randn(groups, 300, 500)
+    gradients = torch.autograd.grad(found, given, towards)
+    assert bool(calls) == by_onednn
+    wide = [x.detach().double().requires_grad_() for x in given]
+    exact = torch.baddbmm(wide[2], wide[0], wide[1].mT)
+    close(found, exact)
+    for x, y in zip(gradients, torch.autograd.grad(exact, wide, towards.double()), strict=True):
+        close(x, y)
+
+
+@pytest.mark.parametrize(
+    ("text", "processor", "maker"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel : x\n", "", "GenuineIntel"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", "", ""),
+        (None, "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD", "AuthenticAMD"),
+        (None, "arm", ""),
+    ],
+)
+def test_processor_maker(text: str | None, processor: str, maker: str, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "cpuinfo"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(products, "CPUINFO", path)
+    monkeypatch.setattr(products.platform, "processor", lambda: processor)
+    products.processor_maker.cache_clear()
+    assert products.processor_maker() == maker
+    products.processor_maker.cache_clear()
+
+
+def test_this_torch_has_the_product_of_onednn() -> None:
+    """Fails when a new torch has taken it away: what is left is torch's own, which is slow on some processors."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        pytest.skip("this torch is built without oneDNN or MKL")
+    assert products.onednn_linear() is not None

@@ -1,0 +1,76 @@
+"""Private and internal functions of libraries that are no kernels, each with a plain fallback of the same result."""
+
+from collections.abc import Callable
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bevreshape.ops.probe import probed
+
+
+@probed
+def _watchers() -> list[Callable[[], bool]]:
+    """Return the questions whether operations are counted, transformed or derived forward."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+    questions = [
+        lambda: _get_current_dispatch_mode() is not None,
+        torch._C._are_functorch_transforms_active,
+        lambda: forward_ad._current_level >= 0,
+    ]
+    if any(question() for question in questions):  # nothing is active in a fresh thread
+        raise ValueError("a question has another meaning than it had")
+    return questions
+
+
+def operations_are_watched() -> bool:
+    """Return whether a counter, a transform of ``torch.func`` or forward differentiation must see ordinary operations.
+
+    Where this torch cannot be asked the answer is yes, so that callers take ordinary operations.
+    """
+    questions = _watchers()
+    return questions is None or any(question() for question in questions)
+
+
+@probed
+def _foreach_lerp() -> Callable[[list[Tensor], list[Tensor], float], None]:
+    """Return torch's interpolation of many tensors in one call."""
+    found = [torch.zeros(2)]
+    torch._foreach_lerp_(found, [torch.ones(2)], 0.25)
+    if found[0].tolist() != [0.25, 0.25]:
+        raise ValueError("another interpolation")
+    return torch._foreach_lerp_
+
+
+def lerp_all_(values: list[Tensor], targets: list[Tensor], share: float) -> None:
+    """Move every tensor towards its target, in place: ``value += share · (target − value)``."""
+    many = _foreach_lerp()
+    if many is not None:
+        many(values, targets, share)
+        return
+    for value, target in zip(values, targets, strict=True):
+        value.lerp_(target, share)
+
+
+def archive_offsets(file: IO[bytes]) -> dict[str, int] | None:
+    """Return where torch's own reader finds the entries of a checkpoint's archive, in bytes from its beginning.
+
+    ``None`` where this torch cannot be asked.
+
+    Raises:
+        RuntimeError: when torch cannot read it.
+    """
+    reader_class: Any = getattr(torch._C, "PyTorchFileReader", None)
+    if not all(hasattr(reader_class, name) for name in ("get_all_records", "get_record_offset")):
+        return None
+    reader = reader_class(file)
+    return {name: reader.get_record_offset(name) for name in reader.get_all_records()}
+
+
+def drop_wandb_setting(logger: Any, name: str) -> None:
+    """Leave out a setting that Lightning's logger would pass on to W&B, which has given it up and warns about it."""
+    settings = getattr(logger, "_wandb_init", None)
+    if isinstance(settings, dict):
+        settings.pop(name, None)

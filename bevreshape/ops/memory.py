@@ -1,0 +1,54 @@
+"""The most memory that a call holds at a time."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from bevreshape.ops.probe import probed
+
+
+def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
+    """Return the most memory in bytes that a call holds at a time, beyond what was there before.
+
+    On a CPU it is read from the profiler's trace, whose fields torch does not document. Where they are gone it is NaN.
+    """
+    call()  # what is allocated once and kept does not count
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    return _traced_peak(call) if trace_is_readable() else math.nan
+
+
+def _traced_peak(call: Callable[[], object]) -> float:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    held = highest = 0
+    changes = [event for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0]
+    for event in sorted(changes, key=lambda event: event["args"]["Ev Idx"]):
+        held += event["args"]["Bytes"]
+        highest = max(highest, held)
+    return float(highest)
+
+
+@probed
+def trace_is_readable() -> bool:
+    """Return whether the profiler's trace has the fields that are read, of a tensor of known size."""
+    found = _traced_peak(lambda: torch.ones(1 << 18))
+    if found != 4 << 18:
+        raise ValueError(f"2¹⁸ numbers of float32 take {found} bytes")
+    return True
