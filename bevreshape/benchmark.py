@@ -5,8 +5,6 @@ if __name__ == "__main__":  # before anything loads torch
 
     prepare_process()
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +33,7 @@ from bevreshape.reporting.labels import figure_text
 from bevreshape.reporting.progress import Progress
 from bevreshape.reporting.tables import print_table
 from bevreshape.reshapers import FeatureShape, FixedRig, GeometricReshaper, Reshaper
-from bevreshape.storage.files import write_atomic, write_text
+from bevreshape.storage.files import write_atomic, write_csv
 from bevreshape.training.launch import out_of_memory, read_device
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
@@ -105,7 +103,7 @@ def main(cfg: DictConfig) -> None:
                 for reason in left_out.values():
                     console.print(f"left out: {reason}", style="yellow", markup=False, highlight=False, soft_wrap=True)
             rows += [{"reshaper": name, **asdict(case), **asdict(cost)} for name, cost in found.items()]
-            write_text(folder / "benchmark.csv", _csv(rows))
+            write_csv(folder / "benchmark.csv", rows)
     exponents = fitted_growth(rows, plain["growth"]) if plain["growth"] else {}
     if exponents:
         print_table(growth_table(plain["growth"], exponents))
@@ -337,14 +335,6 @@ def _listed(value: Any) -> list[Any]:
 def _pairs(value: Any) -> list[tuple[int, int]]:
     pairs = value if value and isinstance(value[0], list) else [value]
     return [(rows, cols) for rows, cols in pairs]
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """One table over the runs of a sweep, kept as each ends."""
 
 import contextlib
-import csv
-import fcntl
 import io
 import json
 from pathlib import Path
@@ -19,7 +17,8 @@ from bevreshape.config.cli import explain
 from bevreshape.config.stored import read_json
 from bevreshape.errors import InputError
 from bevreshape.reporting.tables import print_table, short_names
-from bevreshape.storage.files import write_text
+from bevreshape.storage.files import write_csv, write_text
+from bevreshape.storage.lock import locked
 
 IOU = "test/iou/"
 
@@ -53,16 +52,10 @@ class Summary(Callback):
 
 def write_summary(sweep: Path) -> list[dict[str, Any]]:
     """Write ``summary.csv`` from every ``job.json`` below a sweep's folder; its rows."""
-    with (sweep / ".summary.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(sweep / ".summary.lock"):
         rows = [row for path in sweep.rglob("job.json") if (row := _row(path)) is not None]
         rows.sort(key=lambda row: int(row["job"]) if row["job"].isdigit() else 0)
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(sweep / "summary.csv", text.getvalue())
+        write_csv(sweep / "summary.csv", rows)
     return rows
 
 

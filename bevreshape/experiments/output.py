@@ -1,7 +1,5 @@
 """What a study writes into its folder: README.md with its tables, the crossover chart, and all rows for other programs."""
 
-import csv
-import io
 import json
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +14,7 @@ from bevreshape.experiments.outcomes import NotDoneError
 from bevreshape.experiments.readme import BEGIN, END, FULL, block, study_readme
 from bevreshape.experiments.row import Row
 from bevreshape.reporting.page import FIGURE_STYLE
-from bevreshape.storage.files import write_atomic, write_text
+from bevreshape.storage.files import write_atomic, write_csv, write_text
 
 CHART = "crossover.png"
 CHART_DPI = 200
@@ -29,7 +27,7 @@ def write_results(study: Study) -> None:
     chart = write_chart(study)
     write_text(folder / "README.md", study_readme(study, rows, CHART if chart else None))
     write_text(folder / "results.json", json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / "results.csv", _csv(rows))
+    write_csv(folder / "results.csv", [line for row in rows for line in _values(row)])
     if folder.resolve() == FULL:
         update_readme(FULL.parents[3] / "README.md", study)
 
@@ -56,12 +54,12 @@ def update_readme(path: Path, study: Study) -> None:
     write_text(path, f"{before}{BEGIN}\n{block(study, study.rows)}{END}{rest.partition(END)[2]}")
 
 
-def _csv(rows: list[Row]) -> str:
-    """A line for every value, so that spreadsheets need not take rows apart."""
-    text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(("claim", "question", "measured", "condition", "value", "verdict", "primary"))
-    for row in rows:
-        for condition, value in [*row.value.items(), *row.absolute.items()]:
-            lines.writerow((row.claim, row.question, row.measured, condition, value, row.verdict, row.primary))
-    return text.getvalue()
+def _values(row: Row) -> list[dict[str, Any]]:
+    """Split a row into a line for every value, so that spreadsheets need not take it apart."""
+    return [
+        {
+            "claim": row.claim, "question": row.question, "measured": row.measured, "condition": condition, "value": value,
+            "verdict": row.verdict, "primary": row.primary,
+        }
+        for condition, value in [*row.value.items(), *row.absolute.items()]
+    ]  # fmt: skip

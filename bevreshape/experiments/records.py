@@ -4,7 +4,6 @@ Several processes and machines that see the folder share the work: a lock, which
 two of them off the same entry.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bevreshape.errors import InputError
+from bevreshape.storage.lock import locked
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Records:
     def add(self, entry: Entry, result: Mapping[str, Any]) -> None:
         """Keep a result: one line, whole or not at all."""
         line = json.dumps({"name": entry.name, "made_with": entry.made_with, "result": result}, allow_nan=False)
-        with self._locked("records"), self.path.open("ab+") as file:
+        with locked(self._lock("records")), self.path.open("ab+") as file:
             if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
                 file.write(b"\n")  # after a line that was cut off
             file.write(line.encode() + b"\n")
@@ -106,17 +106,8 @@ class Records:
     def claimed(self, entry: Entry) -> Iterator[bool]:
         """Whether no other process is at work on this entry; it is ours until the block ends."""
         name = hashlib.sha256(entry.name.encode()).hexdigest()[:16]
-        with self._locked(name, wait=False) as ours:
+        with locked(self._lock(name), wait=False) as ours:
             yield ours
 
-    @contextmanager
-    def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
-        path = self.folder / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+    def _lock(self, name: str) -> Path:
+        return self.folder / "locks" / name

@@ -1,12 +1,14 @@
 """Files: written so that they are either whole or not there, read so that nothing hangs and bad ones are a sentence."""
 
 import codecs
+import csv
 import errno
+import io
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from bevreshape.errors import InputError, shown
+from bevreshape.storage.lock import try_lock
 
 MAX_TEXT_MB = 128
 """A larger text is refused by its size."""
@@ -49,35 +52,50 @@ REMEDIES = {
 }
 
 
-def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
     """Let ``write`` fill a file that takes its name only when it is complete.
 
     Until then it is locked, so that :func:`remove_abandoned` knows it from what a killed process has left.
+
+    Args:
+        path: of the file; its folder must exist.
+        write: fills it.
+        durable: wait for the disk, so that the file is whole after a power failure too.
+
+    Raises:
+        OSError: when it cannot be written; the old file, if any, is untouched.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            try_lock(file)
+            write(file)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file as :func:`write_whole` does, in a folder that is made if need be.
 
     Raises:
         InputError: when the disk is full or the folder cannot be written; the old file, if any, is untouched.
     """
     path = Path(path)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            _lock(file)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        write_whole(path, write)
     except Exception as error:
         cause = system_error(error)
         if cause is None:
             raise
         remedy = REMEDIES.get(cause.errno or 0, f"{cause.strerror}: choose another folder")
         raise InputError(f"cannot write {path}: {remedy}; nothing was half written") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -93,24 +111,24 @@ def remove_abandoned(*folders: Path) -> None:
     for folder in folders:
         for part in folder.glob(".*.part"):
             with suppress(FileNotFoundError), part.open("r+b") as file:
-                if _lock(file):
+                if try_lock(file):
                     part.unlink()
-
-
-def _lock(file: BinaryIO) -> bool:
-    """Lock an open file for as long as it is open; ``False`` where another process holds it, or files cannot be locked."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace a text file by ``text``, atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table, atomically: a row a mapping, their keys as columns in the order in which they first occur."""
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:

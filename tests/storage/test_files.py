@@ -1,6 +1,7 @@
 """Files are whole or absent."""
 
 import codecs
+import csv
 import errno
 import json
 import math
@@ -26,6 +27,7 @@ from bevreshape.storage.files import (
     remove_abandoned,
     visible,
     write_atomic,
+    write_csv,
     write_text,
 )
 
@@ -225,3 +227,14 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     writers[1].communicate()
     assert [p.name for p in tmp_path.iterdir()] == ["other.txt"]
+
+
+def test_a_table_has_every_column_of_its_rows(tmp_path: Path) -> None:
+    rows = [{"step": 1, "a": "x, y"}, {"step": 2, "b": 'say "z"', "a": 0.5}]
+    write_csv(tmp_path / "t.csv", rows)
+    with (tmp_path / "t.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"step": "1", "a": "x, y", "b": ""},
+            {"step": "2", "a": "0.5", "b": 'say "z"'},
+        ]
+    assert b"\r" not in (tmp_path / "t.csv").read_bytes()

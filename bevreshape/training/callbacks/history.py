@@ -1,7 +1,5 @@
 """The history of a run: scores of its validations, and the time and samples that the fit took."""
 
-import csv
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bevreshape.config.stored import read_history
 from bevreshape.data.batch import BEVBatch
-from bevreshape.storage.files import write_text
+from bevreshape.storage.files import write_csv
 
 
 class History(Callback):
@@ -64,12 +62,7 @@ class History(Callback):
         }
         row = {"step": trainer.global_step, "epoch": trainer.current_epoch, "seconds": round(self.elapsed, 2), **values}
         self.rows = [old for old in self.rows if int(old["step"]) != trainer.global_step] + [row]
-        columns = list(dict.fromkeys(key for entry in self.rows for key in entry))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_text(self.path, text.getvalue())
+        write_csv(self.path, self.rows)
 
     def best(self) -> dict[str, float]:
         """The validation of the best mean IoU so far; nothing where there was none."""

@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from PIL import Image
 
 from bevreshape.config.build_data import build_data
 from bevreshape.config.load_model import load_model
-from bevreshape.data import storage as shards
+from bevreshape.data import storage
 from bevreshape.data.batch import Meta
 from bevreshape.data.sources.nuscenes import NuScenesSource, prepared, splits, tables
 from bevreshape.data.sources.nuscenes.maps import LAYERS, Layer, draw_exact, draw_published, read_layers
@@ -68,7 +69,7 @@ def test_trainval_would_fit_in_two_gigabytes(release: Path, tmp_path: Path) -> N
     content = prepared.Content("v1.0-mini", BEVGrid((-50, 50), (-50, 50), 0.5), None)
     index, _ = prepared.prepare_release(release, tmp_path, content, workers=1)
     moments = sum(scene["count"] for scene in index.scenes)
-    bytes_each = sum(path.stat().st_size for path in index.shards.glob("*.shard")) / moments
+    bytes_each = sum(path.stat().st_size for path in index.records.glob("*.record")) / moments
     assert moments == 8
     assert 1000 < bytes_each < 2e9 / 34149
 
@@ -173,7 +174,7 @@ def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
         data = found.split(split)
         for i, number in enumerate(data.numbers):
             scene = names.index(index.scenes[index.scene_of()[number]]["name"])
-            moment, _ = prepared.read_keyframe(index.shards, int(number), "", "exact", GRID.shape)
+            moment, _ = prepared.read_keyframe(index.records, int(number), "", "exact", GRID.shape)
             for name, plane in truth(scene, moment).items():
                 target = data[i].targets["segmentation"].value[found.classes.index(name)].numpy()
                 both[name][0] += (target & plane).sum()
@@ -290,7 +291,7 @@ def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, ras
     counted = 0
     for number in range(len(moments)):
         sample = moments[number]
-        moment, _ = prepared.read_keyframe(moments.index.shards, int(moments.numbers[number]), "", "exact", GRID.shape)
+        moment, _ = prepared.read_keyframe(moments.index.records, int(moments.numbers[number]), "", "exact", GRID.shape)
         boxes = [box for box in moment["boxes"] if box["category"].startswith("vehicle") and box["visibility"] >= 2]
         there = sample.targets["segmentation"].value[0]
         centers = sample.targets["centers"]
@@ -321,7 +322,7 @@ def test_an_image_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, ca
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
     data = source(copied, ready).split("train")
-    moment, _ = prepared.read_keyframe(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
+    moment, _ = prepared.read_keyframe(data.index.records, int(data.numbers[0]), "", "exact", GRID.shape)
     path = copied / moment["cameras"]["CAM_BACK"]["file"]
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match=r"CAM_BACK.*truncated or damaged.*data.on_corrupt_image=mask"):
@@ -337,7 +338,7 @@ def test_what_is_cut_off_is_the_bottom(release: Path, ready: Path, tmp_path: Pat
     shutil.copytree(release, copied)
     made = source(copied, ready, crop_bottom=0.2, image_size=(36, 80))
     data = made.split("train")
-    moment, _ = prepared.read_keyframe(data.index.shards, int(data.numbers[0]), "", "exact", GRID.shape)
+    moment, _ = prepared.read_keyframe(data.index.records, int(data.numbers[0]), "", "exact", GRID.shape)
     camera = moment["cameras"]["CAM_FRONT"]
     rows = np.broadcast_to(np.arange(SIZE[0], dtype=np.uint8)[:, None, None] * 2, (*SIZE, 3))
     Image.fromarray(np.ascontiguousarray(rows)).save(copied / camera["file"], quality=100, subsampling=0)
@@ -388,7 +389,7 @@ def test_official_and_geographic_splits() -> None:
 
 
 def test_preparing_goes_on_and_tells_what_it_left_out(release: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "SHARD", 2)
+    monkeypatch.setattr(storage, "RUN", 2)
     copied, out = tmp_path / "release", tmp_path / "prepared"
     shutil.copytree(release, copied)
     gone = next((copied / "samples" / "CAM_FRONT").glob("scene-0061*"))
@@ -397,40 +398,40 @@ def test_preparing_goes_on_and_tells_what_it_left_out(release: Path, tmp_path: P
     assert len(skipped) == 1
     assert gone.name in skipped[0]
     assert [scene["count"] for scene in index.scenes] == [1, 2, 2, 2]
-    before = {path: path.stat().st_mtime_ns for path in index.shards.glob("*.shard")}
+    before = {path: path.stat().st_mtime_ns for path in index.records.glob("*.record")}
     lost = sorted(before)[1]
     lost.unlink()
     again, _ = prepared.prepare_release(copied, out, CONTENT, workers=1)
-    after = {path: path.stat().st_mtime_ns for path in again.shards.glob("*.shard")}
+    after = {path: path.stat().st_mtime_ns for path in again.records.glob("*.record")}
     assert after.keys() == before.keys()
     assert [path for path in before if before[path] != after[path]] == [lost]
     shutil.copy(release / "samples" / "CAM_FRONT" / gone.name, gone)
     whole, skipped = prepared.prepare_release(copied, out, CONTENT, workers=1)  # other moments: nothing old is taken
     assert not skipped
-    assert whole.shards != index.shards
+    assert whole.records != index.records
     assert len(source(copied, out).split("train")) == 6
 
 
 def test_a_full_disk_keeps_what_is_there(release: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(shards, "SHARD", 2)
-    write, written = shards._write, []
+    monkeypatch.setattr(storage, "RUN", 2)
+    real, calls = os.replace, []
 
-    def full(path: Path, content: bytes) -> None:
-        if len(written) == 3:
+    def full(part: Path, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 6:  # after meta.json and four records
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(path)
-        write(path, content)
+        real(part, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "_write", full)
+        patched.setattr(os, "replace", full)
         with pytest.raises(
             InputError, match=r"the disk is full, about \d+ MB more .* 4 records that are left; .*set out to"
         ):
             prepared.prepare_release(release, tmp_path, CONTENT, workers=1)
     with pytest.raises(InputError, match="is not prepared for these cells, or not to the end"):
         source(release, tmp_path)
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.shard")}
-    assert len(kept) == 2
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.record")}
+    assert len(kept) == 4
     prepared.prepare_release(release, tmp_path, CONTENT, workers=1)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(source(release, tmp_path).split("train")) == 6

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevreshape.data import storage as shards
+from bevreshape.data import storage
 from bevreshape.data.batch import collate
 from bevreshape.data.sources.synthetic import SyntheticSource
 from bevreshape.data.sources.synthetic.rig import RIGS, Spread, nominal
@@ -24,8 +24,8 @@ GRID = BEVGrid((4.0, 20.0), (-8.0, 8.0), 1.0)
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD", 2)
+def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "RUN", 2)
 
 
 def source(root: Path, **changes: object) -> SyntheticSource:
@@ -36,14 +36,14 @@ def source(root: Path, **changes: object) -> SyntheticSource:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.shard"))}
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*.record"))}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD", 2)
+        patch.setattr(storage, "RUN", 2)
         source(root).prepare()
     return root
 
@@ -94,7 +94,7 @@ def test_a_record_is_what_the_world_says(made: Path) -> None:
 def test_scenes_are_the_same_on_any_number_of_processes(made: Path, tmp_path: Path) -> None:
     source(tmp_path, workers=2, scenes={"train": 4, "val": 1, "test": 1}).prepare()
     theirs, ours = files(tmp_path), files(made)
-    assert len(theirs) == 4
+    assert len(theirs) == 6
     for name, content in theirs.items():
         assert content == ours[name]
 
@@ -114,17 +114,15 @@ def test_more_scenes_keep_those_that_are_there(copied: Path) -> None:
     before = files(copied)
     source(copied, scenes={"train": 7, "val": 1, "test": 1}).prepare()
     after = files(copied)
-    whole = [name for name in before if name.startswith("train") and not name.endswith("000002.shard")]
-    assert len(whole) == 2
-    for name in whole:
-        assert after[name] == before[name]
+    assert len(after) == len(before) + 2
+    assert before.items() <= after.items()
     assert len(source(copied, scenes={"train": 7, "val": 1, "test": 1}).split("train")) == 7
     source(copied).prepare()
     assert files(copied) == after
 
 
 def count_makes(monkeypatch: pytest.MonkeyPatch, limit: int = 99) -> list[int]:
-    """First scenes of the shards that get made; the process is interrupted after ``limit``."""
+    """First scenes of the runs that get made; the process is interrupted after ``limit``."""
     from bevreshape.data.sources.synthetic import source as module
 
     made: list[int] = []
@@ -152,55 +150,58 @@ def test_interrupted_generation_goes_on(made: Path, tmp_path: Path, monkeypatch:
     count_makes(monkeypatch, limit=2)
     with pytest.raises(KeyboardInterrupt):
         source(tmp_path).prepare()
-    assert len(files(tmp_path)) == 2
+    assert len(files(tmp_path)) == 4
     rest = count_makes(monkeypatch)
     source(tmp_path).prepare()
-    assert rest == [4, 0, 0]  # the last shard of train, val, test
+    assert rest == [4, 0, 0]  # the last run of train, val, test
     assert files(tmp_path) == files(made)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "longer"])
-def test_a_damaged_shard_is_made_again(damage: str, made: Path, copied: Path) -> None:
-    shard = shards.shard_path(source(copied).split("train").folder, 2)
-    content = shard.read_bytes()
+def test_a_file_of_the_wrong_length_is_made_again(
+    damage: str, made: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = storage.record_path(source(copied).split("train").folder, 2)
+    content = path.read_bytes()
     if damage == "missing":
-        shard.unlink()
+        path.unlink()
     else:
-        shard.write_bytes({"empty": b"", "cut off": content[:-7], "longer": content + b"\0"}[damage])
-    with pytest.raises(InputError, match=rf"{shard.name}.*generates it again"):
+        path.write_bytes({"empty": b"", "cut off": content[:-7], "longer": content + b"\0"}[damage])
+    with pytest.raises(InputError, match=rf"{path.name}.*generates it again"):
         source(copied).split("train")[2]
-    left_behind = shard.with_name("000001.shard.4711.part")
+    left_behind = path.with_name(".000001.record.4711.part")
     left_behind.write_bytes(b"half")
+    makes = count_makes(monkeypatch)
     source(copied).prepare()
+    assert makes == [2]
     assert files(copied) == files(made)
     assert not left_behind.exists()
 
 
 def test_a_damaged_record_is_refused(copied: Path) -> None:
     train = source(copied).split("train")
-    shard = shards.shard_path(train.folder, 2)
-    content = bytearray(shard.read_bytes())
+    path = storage.record_path(train.folder, 2)
+    content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 0xFF
-    shard.write_bytes(content)
-    with pytest.raises(InputError, match=r"000001\.shard.*damaged.*delete the file"):
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"000002\.record.*damaged.*delete the file"):
         train[2]
     assert train[3].meta.index == 3
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.fsync
-    calls = []
+def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.replace, []
 
-    def full(file: int) -> None:
-        calls.append(file)
-        if len(calls) == 3:  # after meta.json and one shard
+    def full(part: Path, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 4:  # after meta.json and two records
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(file)
+        real(part, path)
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match=r"disk is full.*MB more.*3 records.*data\.root"):
         source(tmp_path).prepare()
-    assert len(files(tmp_path)) == 1
+    assert len(files(tmp_path)) == 2
     assert not list(tmp_path.rglob("*.part"))
 
 

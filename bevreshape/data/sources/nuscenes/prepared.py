@@ -1,7 +1,7 @@
 """What ``tools/prepare_nuscenes.py`` leaves behind, and how it is read: no devkit is needed any more.
 
 A folder ``VERSION-DIGEST``, of the digest of cells and width of lines, holds ``index.json`` and, in a folder named after
-their content, shards. A record is a moment: its JSON and its map on the cells, exact and as published, all compressed.
+their content, records. A record is a keyframe: its JSON and its map on the cells, exact and as published, all compressed.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.reporting.progress import track
 from bevreshape.storage.files import read_json, write_text
 
-FORMAT = 2
+FORMAT = 3
 """Raised with every change of what a record holds."""
 
 PARTS = struct.Struct("<III")  # bytes of the JSON, of the exact and of the published map
@@ -83,12 +83,12 @@ class Index:
     """Which moments there are.
 
     Attributes:
-        shards: where the moments are.
+        records: folder of the keyframes.
         scenes: in the order of their moments.
         places: (m, 2) metres of the map at which the vehicle stood at every moment.
     """
 
-    shards: Path
+    records: Path
     scenes: Sequence[SceneRecord]
     places: NDArray[np.float64]
 
@@ -132,17 +132,17 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
         _draw, moments, [scene["location"] for scene in scenes for _ in range(scene["count"])], layers, content.grid
     )
     _inherited["draw"] = drawn
-    shards = folder / _fingerprint(moments)
-    prepare(shards, content.meta(), len(moments), _make, workers if START_METHOD == "fork" else 1, "out")
+    records = folder / _fingerprint(moments)
+    prepare(records, content.meta(), len(moments), _make, workers if START_METHOD == "fork" else 1, "out")
     places = np.array([[moment["world_from_ego"][axis][3] for axis in (0, 1)] for moment in moments])
     with explained(folder, "out"), alone(folder):
-        plain = {"shards": shards.name, "skipped": skipped, "scenes": scenes, "places": places.round(3).tolist()}
+        plain = {"records": records.name, "skipped": skipped, "scenes": scenes, "places": places.round(3).tolist()}
         write_text(folder / INDEX, json.dumps(plain) + "\n")
-    return Index(shards, scenes, places), skipped
+    return Index(records, scenes, places), skipped
 
 
 def _fingerprint(moments: Sequence[Keyframe]) -> str:
-    """Of all that is known of them, so that shards of fewer images or older tables are not taken for these."""
+    """Of all that is known of them, so that records of fewer images or older tables are not taken for these."""
     digest = hashlib.sha256()
     for moment in moments:
         digest.update(json.dumps(moment).encode())
@@ -186,7 +186,7 @@ def read_index(root: Path, out: Path, content: Content) -> Index:
         f"there is no such file, so {content.version} is not prepared for these cells, or not to the end; {remedy}",
     )
     try:
-        index = Index(path.parent / plain["shards"], plain["scenes"], np.array(plain["places"], np.float64))
+        index = Index(path.parent / plain["records"], plain["scenes"], np.array(plain["places"], np.float64))
         whole = index.places.shape == (sum(scene["count"] for scene in index.scenes), 2)
         if not whole or not all(SceneRecord.__required_keys__ <= scene.keys() for scene in index.scenes):
             raise ValueError("its scenes are incomplete")
@@ -196,21 +196,21 @@ def read_index(root: Path, out: Path, content: Content) -> Index:
 
 
 def read_keyframe(
-    shards: Path, number: int, remedy: str, raster: str, shape: tuple[int, int]
+    records: Path, number: int, remedy: str, raster: str, shape: tuple[int, int]
 ) -> tuple[Keyframe, NDArray[np.uint16]]:
     """A moment and its map, a bit of every layer, (rows, cols).
 
     Args:
-        shards: of an :class:`Index`.
+        records: of an :class:`Index`.
         number: of the moment.
         remedy: what prepares it again.
         raster: one of :data:`RASTERS`.
         shape: (rows, cols).
 
     Raises:
-        InputError: when its shard is missing or damaged.
+        InputError: when its record is missing or damaged.
     """
-    record = read_record(shards, number, remedy)
+    record = read_record(records, number, remedy)
     lengths = PARTS.unpack(record[: PARTS.size])
     bounds = np.cumsum([PARTS.size, *lengths])
     which = 1 + RASTERS.index(raster)

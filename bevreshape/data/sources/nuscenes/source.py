@@ -69,7 +69,7 @@ class NuScenesDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         source, grid = self.source, self.source.grid
         moment, layers = read_keyframe(
-            self.index.shards,
+            self.index.records,
             int(self.numbers[index]),
             source.remedy,
             source.raster if source.raster in RASTERS else "exact",

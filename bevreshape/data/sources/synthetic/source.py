@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from typing_extensions import TypedDict
 
 from bevreshape.config.options import Count, ImageSize, LocalPath, Seed, Steps, checked
-from bevreshape.data import storage as shards
+from bevreshape.data import storage
 from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Meta, Sample
 from bevreshape.data.sources.synthetic.draw import draw_scene
 from bevreshape.data.sources.synthetic.render import render
@@ -146,11 +146,11 @@ class SyntheticScenes(Dataset[Sample]):
 
         Raises:
             IndexError: beyond the split.
-            InputError: when its shard is missing or damaged.
+            InputError: when its record is missing or damaged.
         """
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        record = shards.read_record(
+        record = storage.read_record(
             self.folder, index, "the next start of training or evaluation generates it again, prepare() in a program"
         )
         n, (rows, cols) = len(self.intrinsics), self.world.grid.shape
@@ -265,7 +265,7 @@ class SyntheticSource:
         """
         for split in splits:
             world = self.world(split)
-            shards.prepare(
+            storage.prepare(
                 world.folder(self.root), world.meta(), self.scenes[split], partial(make_records, world), self.workers
             )
 
