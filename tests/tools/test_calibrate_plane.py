@@ -4,29 +4,23 @@ import json
 import re
 import shlex
 import sys
-from pathlib import Path
 
+import calibrate_plane
 import cv2
 import numpy as np
 import pytest
 import torch
+from commands import ROOT
+from plane_pose.camera import Camera
+from plane_pose.marks import from_lines, from_points
 
 from bevreshape.config import cli
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.geometry import DistortionModel
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 K = np.array([[900.0, 0, 645.0], [0, 905.0, 355.0], [0, 0, 1]])
 SIZE = (720, 1280)
 GROUND = [(5, 1.8), (5, -1.8), (20, 1.8), (14, -3.0), (9, 0.4)]
-
-
-@pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    import calibrate_plane
-
-    return calibrate_plane
 
 
 def camera(yaw_deg: float, pitch_deg: float, roll_deg: float, position: tuple[float, float, float]) -> np.ndarray:
@@ -51,10 +45,10 @@ def seen(pose: np.ndarray, x: float, y: float, distortion: list[float] | None = 
     return tuple(cv2.projectPoints(np.array([[x, y, 0.0]]), turn, cam_from_ego[:3, 3], K, k)[0].ravel())
 
 
-def run(tool, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["calibrate_plane.py", *map(str, arguments)])
     try:
-        cli.speaking(tool.main)
+        cli.speaking(calibrate_plane.main)
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -71,22 +65,22 @@ POSES = [
 
 @pytest.mark.parametrize("pose", POSES)
 @pytest.mark.parametrize("count", [4, 5])
-def test_exact_points_give_the_exact_pose(tool, tmp_path, monkeypatch, capsys, pose, count) -> None:
+def test_exact_points_give_the_exact_pose(tmp_path, monkeypatch, capsys, pose, count) -> None:
     marks = [",".join(f"{value:.9f}" for value in (*seen(pose, x, y), x, y)) for x, y in GROUND[:count]]
     out = tmp_path / "calibration.json"
-    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 0
+    assert run(monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 0
     rig = read_calibration(out).of("any")
     np.testing.assert_allclose(rig.ego_from_cam[0].numpy(), pose, atol=2e-5)
     np.testing.assert_array_equal(rig.intrinsics[0].numpy(), K)
     assert "residual 0.00 pixels" in capsys.readouterr().out
 
 
-def test_marks_off_by_a_pixel_give_nearly_the_pose_and_say_so(tool, tmp_path, monkeypatch, capsys) -> None:
+def test_marks_off_by_a_pixel_give_nearly_the_pose_and_say_so(tmp_path, monkeypatch, capsys) -> None:
     random, pose = np.random.default_rng(0), POSES[1]
     places = [*GROUND, (7, -1), (12, 2.5), (17, 0), (8, 2.2)]
     marks = [",".join(map(str, (*(np.array(seen(pose, x, y)) + random.normal(0, 1, 2)), x, y))) for x, y in places]
     out = tmp_path / "calibration.json"
-    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 0
+    assert run(monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 0
     found = read_calibration(out).of("any").ego_from_cam[0].numpy()
     turned = np.degrees(np.arccos((np.trace(found[:3, :3].T @ pose[:3, :3]) - 1) / 2))
     assert turned < 0.7
@@ -96,7 +90,7 @@ def test_marks_off_by_a_pixel_give_nearly_the_pose_and_say_so(tool, tmp_path, mo
     assert 0.4 < residual < 2.5
 
 
-def test_a_distorted_camera_of_a_folder_gets_its_pose(tool, tmp_path, monkeypatch, capsys) -> None:
+def test_a_distorted_camera_of_a_folder_gets_its_pose(tmp_path, monkeypatch, capsys) -> None:
     coefficients = [-0.25, 0.06, 0.001, 0.0005]
     entry = {
         "name": "phone",
@@ -107,7 +101,7 @@ def test_a_distorted_camera_of_a_folder_gets_its_pose(tool, tmp_path, monkeypatc
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({"version": 1, "note": "mine", "cameras": [entry], "labels": {"ids": {"0": "road"}}}))
     marks = [",".join(map(str, (*seen(POSES[1], x, y, coefficients), x, y))) for x, y in GROUND]
-    assert run(tool, monkeypatch, "--calibration", path, "--points", *marks, "--out", path) == 0
+    assert run(monkeypatch, "--calibration", path, "--points", *marks, "--out", path) == 0
     calibration = read_calibration(path)
     np.testing.assert_allclose(calibration.of("any").ego_from_cam[0].numpy(), POSES[1], atol=1e-4)
     assert calibration.of("any").lenses[0] is not None
@@ -120,11 +114,11 @@ def line(pose: np.ndarray, y: float, distances: tuple[float, ...] = (6, 9, 25)) 
 
 
 @pytest.mark.parametrize("yaw", [0, 5, -3])
-def test_two_lines_give_yaw_pitch_and_height(tool, tmp_path, monkeypatch, capsys, yaw) -> None:
+def test_two_lines_give_yaw_pitch_and_height(tmp_path, monkeypatch, capsys, yaw) -> None:
     pose = camera(yaw, 6, 0, (0, 0, 1.35))
     out = tmp_path / "calibration.json"
     lines = [*line(pose, -1.2, (6, 20)), *line(pose, 2.3, (6, 20))]  # in any order
-    assert run(tool, monkeypatch, *GIVEN, *lines, "--spacing", 3.5, "--out", out) == 0
+    assert run(monkeypatch, *GIVEN, *lines, "--spacing", 3.5, "--out", out) == 0
     np.testing.assert_allclose(read_calibration(out).of("any").ego_from_cam[0].numpy(), pose, atol=1e-5)
     said = capsys.readouterr().out
     assert "2 lines 3.5 m apart, roll assumed to be 0" in said
@@ -134,11 +128,11 @@ def test_two_lines_give_yaw_pitch_and_height(tool, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("roll", [0, 3, -4])
-def test_three_lines_give_the_roll_too(tool, tmp_path, monkeypatch, roll) -> None:
+def test_three_lines_give_the_roll_too(tmp_path, monkeypatch, roll) -> None:
     pose = camera(2, 5, roll, (0, 0, 1.5))
     out = tmp_path / "calibration.json"
     lines = [part for y in (5.0, 1.5, -2.0) for part in line(pose, y, (9, 13, 25))]
-    assert run(tool, monkeypatch, *GIVEN, *lines, "--spacing", 3.5, "--out", out) == 0
+    assert run(monkeypatch, *GIVEN, *lines, "--spacing", 3.5, "--out", out) == 0
     np.testing.assert_allclose(read_calibration(out).of("any").ego_from_cam[0].numpy(), pose, atol=1e-4)
 
 
@@ -179,9 +173,9 @@ def marked(*marks: str) -> tuple[object, ...]:
         (GIVEN, "mark the ground with either --points"),
     ],
 )
-def test_marks_that_say_too_little_are_refused(tool, tmp_path, monkeypatch, capsys, arguments, says) -> None:
+def test_marks_that_say_too_little_are_refused(tmp_path, monkeypatch, capsys, arguments, says) -> None:
     out = tmp_path / "calibration.json"
-    assert run(tool, monkeypatch, *arguments, "--out", out) == 1
+    assert run(monkeypatch, *arguments, "--out", out) == 1
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
     assert not out.exists()
 
@@ -207,7 +201,7 @@ def claimed(solution) -> list[float]:
 
 
 @pytest.mark.parametrize("coefficients", [None, [-0.25, 0.06, 0.001, 0.0005]])
-def test_uncertainty_of_points_is_that_of_noisy_marks(tool, coefficients) -> None:
+def test_uncertainty_of_points_is_that_of_noisy_marks(coefficients) -> None:
     """Standard errors against the poses that OpenCV finds from 1500 draws of marks that are 0.5 pixels off."""
     pose, random = POSES[1], np.random.default_rng(1)
     exact = np.array([seen(pose, x, y, coefficients) for x, y in GROUND])
@@ -216,7 +210,7 @@ def test_uncertainty_of_points_is_that_of_noisy_marks(tool, coefficients) -> Non
         if coefficients is None
         else DistortionModel("opencv", tuple(coefficients), tuple(map(tuple, K.tolist())), SIZE)
     )
-    solution = tool.from_points(tool.Camera(K, SIZE, lens, 0.5), np.column_stack([exact, GROUND]))
+    solution = from_points(Camera(K, SIZE, lens, 0.5), np.column_stack([exact, GROUND]))
     cam_from_ego = np.linalg.inv(pose)
     ground = np.column_stack([GROUND, np.zeros(len(GROUND))])
     errors = []
@@ -231,26 +225,26 @@ def test_uncertainty_of_points_is_that_of_noisy_marks(tool, coefficients) -> Non
     np.testing.assert_allclose(claimed(solution), spreads(np.array(errors)), rtol=0.08)
 
 
-def test_uncertainty_grows_with_the_residuals(tool) -> None:
+def test_uncertainty_grows_with_the_residuals() -> None:
     """Marks worse than announced: the figures grow by the standard deviation that the residuals show."""
     random = np.random.default_rng(3)
     places = np.array([(x, y) for x in (5, 8, 12, 17, 25) for y in (-3, 0, 3)], dtype=float)
     exact = np.array([seen(POSES[0], x, y) for x, y in places])
     noisy = np.column_stack([exact + random.normal(0, 2, exact.shape), places])
-    solution = tool.from_points(tool.Camera(K, SIZE), noisy)
+    solution = from_points(Camera(K, SIZE), noisy)
     assert solution.redundancy == 2 * 15 - 6
     shown = np.sqrt(np.sum(solution.residuals_px**2) / solution.redundancy)
     assert 1.5 < shown < 2.6
-    announced = tool.from_points(tool.Camera(K, SIZE, None, 10.0), noisy)
+    announced = from_points(Camera(K, SIZE, None, 10.0), noisy)
     np.testing.assert_allclose(np.array(claimed(announced)) / claimed(solution), 10 / shown, rtol=1e-6)
 
 
-def test_uncertainty_of_two_lines_holds_a_roll_of_a_degree(tool) -> None:
+def test_uncertainty_of_two_lines_holds_a_roll_of_a_degree() -> None:
     """Against the closed formula of two lines, over draws of marks and of a roll that is not told."""
     random, marks, spacing = np.random.default_rng(2), [(x, y) for y in (1.6, -1.9) for x in (5, 30)], 3.5
     true = camera(2, 4, 0, (0, 0, 1.4))
     exact = np.array([seen(true, x, y) for x, y in marks])
-    solution = tool.from_lines(tool.Camera(K, SIZE, None, 0.3), [exact[:2], exact[2:]], spacing)
+    solution = from_lines(Camera(K, SIZE, None, 0.3), [exact[:2], exact[2:]], spacing)
     errors = []
     for _ in range(3000):
         rolled = camera(2, 4, random.normal(0, 1), (0, 0, 1.4))
@@ -270,10 +264,10 @@ def test_uncertainty_of_two_lines_holds_a_roll_of_a_degree(tool) -> None:
     assert solution.redundancy == 0
 
 
-def test_what_is_printed(tool, tmp_path, monkeypatch, capsys) -> None:
+def test_what_is_printed(tmp_path, monkeypatch, capsys) -> None:
     pose = camera(-1.77, -2, -3, (0.5, -0.2, 1.3))
     marks = [",".join(map(str, (*seen(pose, x, y), x, y))) for x, y in GROUND]
-    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", tmp_path / "c.json") == 0
+    assert run(monkeypatch, *GIVEN, "--points", *marks, "--out", tmp_path / "c.json") == 0
     said = capsys.readouterr().out
     number = r"\d+\.\d+"
     assert re.search(
@@ -283,10 +277,7 @@ def test_what_is_printed(tool, tmp_path, monkeypatch, capsys) -> None:
     assert re.search(rf"x = 0\.500 ± {number} m, y = -0\.200 ± {number} m, 1\.300 ± {number} m above the ground", said)
     assert re.search(rf"30 m ahead is put ± {number} m along, ± {number} m across", said)
     assert "doubt" not in said
-    assert (
-        run(tool, monkeypatch, "--calibration", tmp_path / "c.json", "--points", *marks, "--out", tmp_path / "c.json")
-        == 0
-    )
+    assert run(monkeypatch, "--calibration", tmp_path / "c.json", "--points", *marks, "--out", tmp_path / "c.json") == 0
     note = json.loads((tmp_path / "c.json").read_text())["note"]
     assert note.count("ego_from_cam from ground points") == 1  # that of the first time is replaced
 
@@ -310,21 +301,21 @@ def test_what_is_printed(tool, tmp_path, monkeypatch, capsys) -> None:
         (lambda m: m[[0, 0, 0, 0]], "1 different points were marked"),
     ],
 )
-def test_marks_that_fit_nothing_plausible_write_nothing(tool, tmp_path, monkeypatch, capsys, change, says) -> None:
+def test_marks_that_fit_nothing_plausible_write_nothing(tmp_path, monkeypatch, capsys, change, says) -> None:
     exact = np.array([(*seen(POSES[0], x, y), x, y) for x, y in [(5, 1.8), (5, -1.8), (20, 1.8), (14, -3.0), (9, 0.4)]])
     marks = [",".join(f"{value:.6f}" for value in mark) for mark in change(exact)]
     out = tmp_path / "calibration.json"
-    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 1
+    assert run(monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 1
     error = capsys.readouterr().err.replace("\n", " ")
     assert re.search(says, error), error
     assert not out.exists()
 
 
-def test_marks_that_lie_too_close_leave_the_pose_open(tool, tmp_path, monkeypatch, capsys) -> None:
+def test_marks_that_lie_too_close_leave_the_pose_open(tmp_path, monkeypatch, capsys) -> None:
     places = [10, 0] + 0.03 * (np.array(GROUND) - [10, 0])
     marks = [",".join(f"{value:.6f}" for value in (*seen(POSES[0], x, y), x, y)) for x, y in places]
     out = tmp_path / "calibration.json"
-    assert run(tool, monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 1
+    assert run(monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 1
     assert re.search("leave the pose open|fit two poses", capsys.readouterr().err.replace("\n", " "))
     assert not out.exists()
 
@@ -353,10 +344,10 @@ def test_marks_that_lie_too_close_leave_the_pose_open(tool, tmp_path, monkeypatc
         ("3.5", ("--line", "302,608", "527,443"), "the marks fit no pose|leave the pose open", 1),
     ],
 )
-def test_lines_of_any_spacing(tool, tmp_path, monkeypatch, capsys, spacing, arguments, says, code) -> None:
+def test_lines_of_any_spacing(tmp_path, monkeypatch, capsys, spacing, arguments, says, code) -> None:
     out = tmp_path / "calibration.json"
     given = ("--intrinsics", 1158, 1158, 640, 360, "--size", *SIZE, "--line", "302,608", "527,443", "--line", "978,609")
-    assert run(tool, monkeypatch, *given, "753,443", "--spacing", spacing, "--out", out, *arguments) == code
+    assert run(monkeypatch, *given, "753,443", "--spacing", spacing, "--out", out, *arguments) == code
     said = " ".join("".join(capsys.readouterr()).split())
     assert re.search(says, said), said
     assert out.exists() == (code == 0)
@@ -383,32 +374,30 @@ MARKS = ("302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.
         ({"version": 1, "cameras": [ENTRY], "colour": 1}, "'colour' is no key here"),
     ],
 )
-def test_a_calibration_that_cannot_be_is_refused_and_kept(tool, tmp_path, monkeypatch, capsys, content, says) -> None:
+def test_a_calibration_that_cannot_be_is_refused_and_kept(tmp_path, monkeypatch, capsys, content, says) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(content))
-    assert run(tool, monkeypatch, "--calibration", path, "--out", path, "--points", *MARKS) == 1
+    assert run(monkeypatch, "--calibration", path, "--out", path, "--points", *MARKS) == 1
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
     assert json.loads(path.read_text()) == content
 
 
-def test_the_commands_that_are_documented(tool, tmp_path, monkeypatch, capsys) -> None:
-    text = (TOOLS.parent / "data/README.md").read_text()
+def test_the_commands_that_are_documented(tmp_path, monkeypatch, capsys) -> None:
+    text = (ROOT / "data/README.md").read_text()
     commands = re.findall(r"python tools/calibrate_plane.py (.*?)(?:  +#.*)?\n(?!   +--)", text.replace("\\\n", " "))
     assert len(commands) == 2
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/mine").mkdir(parents=True)
     for line_of_readme in commands:
         (tmp_path / "data/mine/calibration.json").write_text(json.dumps({"version": 1, "cameras": [ENTRY]}))
-        assert run(tool, monkeypatch, *shlex.split(line_of_readme)) == 0
+        assert run(monkeypatch, *shlex.split(line_of_readme)) == 0
         said = capsys.readouterr().out
         assert float(said.split("residual ")[1].split()[0]) < 1
         height = read_calibration(tmp_path / "data/mine/calibration.json").of("any").ego_from_cam[0, 2, 3]
         assert height == pytest.approx(1.3, abs=0.05)
 
 
-def test_a_real_motorway_has_its_dashes_where_the_law_has_them(
-    tool, tmp_path, monkeypatch, shared_data, capsys
-) -> None:
+def test_a_real_motorway_has_its_dashes_where_the_law_has_them(tmp_path, monkeypatch, shared_data, capsys) -> None:
     """Lane lines of a photograph, marked by hand, 12 feet apart; the dashes between them, 48 feet, are not told."""
     with np.load(shared_data / "udacity_lanes/calib_estimated.npz") as given:
         intrinsics, coefficients = given["K"].tolist(), given["D"].ravel().tolist()
@@ -422,7 +411,7 @@ def test_a_real_motorway_has_its_dashes_where_the_law_has_them(
         ["--line", "979,498", "1081,518.5", "845,466.5"],
     )
     marks = [part for each in lines for part in each]
-    assert run(tool, monkeypatch, "--calibration", path, "--out", path, *marks, "--spacing", 3.66) == 0
+    assert run(monkeypatch, "--calibration", path, "--out", path, *marks, "--spacing", 3.66) == 0
     assert float(capsys.readouterr().out.split("residual ")[1].split()[0]) < 1
     rig = read_calibration(path).of("straight_lines1")
     assert rig.ego_from_cam[0, 2, 3] == pytest.approx(1.22, abs=0.05)

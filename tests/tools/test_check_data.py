@@ -1,25 +1,21 @@
+"""What the tool says of a camera folder, and where it draws things, against closed formulas."""
+
 import json
 import re
 from pathlib import Path
 
+import check_data
 import numpy as np
 import pytest
+from folder_check.frames import boxes_of
+from folder_check.overlay import mosaic, overlay, read_straight
 from PIL import Image
 
 from bevreshape.config import cli
 from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.geometry import BEVGrid
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 SIZE = (90, 160)
-
-
-@pytest.fixture
-def check_data(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(TOOLS)
-    import check_data
-
-    return check_data
 
 
 @pytest.fixture
@@ -48,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(check_data, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr("sys.argv", ["check_data.py", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(SystemExit) as end:
@@ -56,9 +52,9 @@ def run(check_data, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return end.value.code  # type: ignore[return-value]
 
 
-def test_a_sound_folder_is_described_and_drawn(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_a_sound_folder_is_described_and_drawn(folder: Path, monkeypatch, capsys) -> None:
     out = folder / "overlay.png"
-    assert run(check_data, monkeypatch, folder, "--out", out) == 0
+    assert run(monkeypatch, folder, "--out", out) == 0
     said = capsys.readouterr()
     assert "by hand [x]" in said.out
     for fact in ("2/2", "90×160", "1.50m", "5.7", " 34 ", "77×48"):  # degrees down, row of the horizon, field of view
@@ -70,10 +66,10 @@ def test_a_sound_folder_is_described_and_drawn(check_data, folder: Path, monkeyp
         assert drawn.width > 1000
 
 
-def test_the_overlay_shows_metres_where_they_are(check_data, folder: Path) -> None:
+def test_the_overlay_shows_metres_where_they_are(folder: Path) -> None:
     frames = open_frames(folder, SIZE)
     grid = BEVGrid((0, 20), (-10, 10), 0.1)
-    in_image, from_above = check_data.overlay(frames, 0, grid, None, None).axes
+    in_image, from_above = overlay(frames, 0, grid, None, None).axes
     camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
     cam_from_ego = np.linalg.inv(camera["ego_from_cam"])
     for metres in (4, 10, 20):
@@ -88,7 +84,7 @@ def test_the_overlay_shows_metres_where_they_are(check_data, folder: Path) -> No
         np.testing.assert_allclose(image.get_array()[row, col], value)
 
 
-def test_the_last_lines_name_every_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_the_last_lines_name_every_fault(folder: Path, monkeypatch, capsys) -> None:
     with_boxes(folder, CAR)
     (folder / "images/b.png").write_bytes(b"")
     Image.fromarray(np.full(SIZE, 9, np.uint8)).save(folder / "labels/b.png")
@@ -96,7 +92,7 @@ def test_the_last_lines_name_every_fault(check_data, folder: Path, monkeypatch, 
     (folder / "splits/split_b.txt").write_text("a\nx\n")
     (folder / "splits/twice.txt").write_text("b\nb\n")
     (folder / "splits/val.txt").write_text("\n \n")
-    assert run(check_data, monkeypatch, folder) == 1
+    assert run(monkeypatch, folder) == 1
     said = capsys.readouterr()
     *faults, last = said.err.splitlines()
     assert last == f"{len(faults)} faults, named above"
@@ -114,27 +110,27 @@ def test_the_last_lines_name_every_fault(check_data, folder: Path, monkeypatch, 
         assert words in fault
 
 
-def test_splits_that_are_not_there_or_share_images(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_splits_that_are_not_there_or_share_images(folder: Path, monkeypatch, capsys) -> None:
     (folder / "splits/split_a.txt").rename(folder / "splits/train.txt")
     (folder / "splits/split_b.txt").rename(folder / "splits/val.txt")
     (folder / "splits/._val.txt").write_bytes(b"\x00\x05")
     (folder / "images/b.png").write_bytes((folder / "images/a.png").read_bytes())
-    assert run(check_data, monkeypatch, folder) == 0
+    assert run(monkeypatch, folder) == 0
     said = capsys.readouterr().out
     assert "doubt: splits: there is no test.txt" in said
     assert "doubt: splits: 'a' of train and 'b' of val have the same image" in said
     for path in (folder / "splits").iterdir():
         path.unlink()
-    assert run(check_data, monkeypatch, folder) == 0
+    assert run(monkeypatch, folder) == 0
     said = capsys.readouterr().out
     assert "no splits/*.txt: list frames there" in said
     assert "remark" not in said
 
 
-def test_an_image_that_cannot_be_drawn_hides_no_other_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_an_image_that_cannot_be_drawn_hides_no_other_fault(folder: Path, monkeypatch, capsys) -> None:
     Image.fromarray(np.zeros((SIZE[0] * 2, SIZE[1] * 2, 3), np.uint8)).save(folder / "images/a.png")
     Image.fromarray(np.full(SIZE, 9, np.uint8)).save(folder / "labels/b.png")
-    assert run(check_data, monkeypatch, folder, "--out", str(folder / "overlay.png")) == 1
+    assert run(monkeypatch, folder, "--out", str(folder / "overlay.png")) == 1
     said = capsys.readouterr().err.replace("\n", " ")
     assert "the label holds 9" in said
     assert said.count("a.png: it is") == 2  # when it is checked, and when it is to be drawn
@@ -143,11 +139,11 @@ def test_an_image_that_cannot_be_drawn_hides_no_other_fault(check_data, folder: 
     assert not (folder / "overlay.png").exists()
 
 
-def test_a_sentence_where_nothing_can_be_checked(check_data, folder: Path, monkeypatch, capsys) -> None:
-    assert run(check_data, monkeypatch, folder, "--frame", "c", "--out", folder / "o.png") == 1
+def test_a_sentence_where_nothing_can_be_checked(folder: Path, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, folder, "--frame", "c", "--out", folder / "o.png") == 1
     assert "there is no frame 'c'" in capsys.readouterr().err
     (folder / "calibration.json").write_text("{")
-    assert run(check_data, monkeypatch, folder) == 1
+    assert run(monkeypatch, folder) == 1
     assert "not JSON" in capsys.readouterr().err
 
 
@@ -172,17 +168,15 @@ def with_boxes(folder: Path, *boxes: dict) -> None:
 CAR = {"category": "car", "center_m": [10, 2, 0.75], "size_m": [4, 2, 1.5], "yaw_deg": 90}
 
 
-def test_boxes_are_counted_and_drawn_where_they_are(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_boxes_are_counted_and_drawn_where_they_are(folder: Path, monkeypatch, capsys) -> None:
     with_boxes(folder, CAR, {**CAR, "category": "person", "center_m": [5, -1, 0.9], "size_m": [0.6, 0.6, 1.8]})
     out = folder / "overlay.png"
-    assert run(check_data, monkeypatch, folder, "--out", out, "--forward", 0, 20, "--left", -10, 10, "--cell", 0.5) == 0
+    assert run(monkeypatch, folder, "--out", out, "--forward", 0, 20, "--left", -10, 10, "--cell", 0.5) == 0
     said = capsys.readouterr().out
     (car,) = (line for line in said.splitlines() if line.strip().startswith("car"))
     assert car.split() == ["car", "2", "4.0×2.0×1.5m", "0.00±0.00m", "10m", f"{4 * 8 / 1600:.2%}", "0", "0"]
     frames = open_frames(folder, SIZE)
-    figure = check_data.overlay(
-        frames, 0, BEVGrid((0, 20), (-10, 10), 0.5), None, None, check_data.boxes_of(frames, 0, folder / "boxes")
-    )
+    figure = overlay(frames, 0, BEVGrid((0, 20), (-10, 10), 0.5), None, None, boxes_of(frames, 0, folder / "boxes"))
     in_image, from_above = figure.axes
     camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
     cam_from_ego = np.linalg.inv(camera["ego_from_cam"])
@@ -197,7 +191,7 @@ def test_boxes_are_counted_and_drawn_where_they_are(check_data, folder: Path, mo
     np.testing.assert_allclose(outline[-2:], [[2, 10], [4, 10]], atol=1e-9)
 
 
-def test_several_cameras_are_laid_onto_one_ground(check_data, folder: Path) -> None:
+def test_several_cameras_are_laid_onto_one_ground(folder: Path) -> None:
     """A white image to the left, a grey one to the right, both where they see the ground: a mean where both do."""
     content = json.loads((folder / "calibration.json").read_text())
     del content["labels"]
@@ -215,24 +209,24 @@ def test_several_cameras_are_laid_onto_one_ground(check_data, folder: Path) -> N
     (folder / "calibration.json").write_text(json.dumps(content))
     frames = open_frames(folder, SIZE)
     grid = BEVGrid((0, 20), (-10, 10), 0.5)
-    together, seen = check_data.mosaic(frames, 0, grid)
+    together, seen = mosaic(frames, 0, grid)
     values = {round(value.item() * 510) / 2 for value in together[0][seen]}
     assert values == {255, 100, 177.5}
     cells = {left: together[0, 24, int((10 - left) / 0.5)].item() * 255 for left in (4.0, 0.0, -4.0)}
     assert cells == {4.0: pytest.approx(255), 0.0: pytest.approx(177.5), -4.0: pytest.approx(100)}
-    figure = check_data.overlay(frames, 0, grid, None, None)
+    figure = overlay(frames, 0, grid, None, None)
     assert len(figure.axes) == 1 + 2 * 2
     assert figure.axes[0].get_title() == "the ground, from all cameras · a"
 
 
-def test_a_bent_image_is_described_and_shown_straight(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_a_bent_image_is_described_and_shown_straight(folder: Path, monkeypatch, capsys) -> None:
     distortion = {"model": "opencv", "coefficients": [-0.2, 0.03, 0, 0]}
     calibrated(folder, distortion=distortion)
-    assert run(check_data, monkeypatch, folder, "--out", folder / "overlay.png") == 0
+    assert run(monkeypatch, folder, "--out", folder / "overlay.png") == 0
     said = capsys.readouterr().out
     assert "front: opencv [-0.2, 0.03, 0, 0] moves pixels by up to" in said
     frames = open_frames(folder, SIZE)
-    shown = check_data.read_straight(frames, 0, 0)
+    shown = read_straight(frames, 0, 0)
     assert shown.shape == (3, *SIZE)
     rig = frames.calibration.of("a")
     expected = rig.intrinsics[0, 0, 2].item()  # where the white of the left half ends
@@ -248,15 +242,15 @@ def test_a_bent_image_is_described_and_shown_straight(check_data, folder: Path, 
         ([CAR] * 6, None),
     ],
 )
-def test_doubtful_boxes(check_data, folder: Path, monkeypatch, capsys, boxes, says) -> None:
+def test_doubtful_boxes(folder: Path, monkeypatch, capsys, boxes, says) -> None:
     with_boxes(folder, *boxes)
-    assert run(check_data, monkeypatch, folder) == 0
+    assert run(monkeypatch, folder) == 0
     said = capsys.readouterr().out.replace("\n", " ")
     assert ("doubt:" in said) == (says is not None)
     assert says is None or says in said
 
 
-def test_boxes_that_no_cell_shows_are_counted(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_boxes_that_no_cell_shows_are_counted(folder: Path, monkeypatch, capsys) -> None:
     """Cones of 0.3 m on cells of 0.5 m, whose centres are at odd multiples of 0.25 m."""
     cone = {"category": "person", "size_m": [0.3, 0.3, 0.7], "yaw_deg": 0}
     centers = [
@@ -266,7 +260,7 @@ def test_boxes_that_no_cell_shows_are_counted(check_data, folder: Path, monkeypa
         (60.0, 0.0),
     ]  # on a centre, between four, between four, outside
     with_boxes(folder, CAR, *({**cone, "center_m": [x, y, 0.35]} for x, y in centers))
-    assert run(check_data, monkeypatch, folder) == 0
+    assert run(monkeypatch, folder) == 0
     said = capsys.readouterr().out
     (row,) = (line for line in said.splitlines() if line.strip().startswith("person"))
     assert row.split()[-2:] == ["8", "4"]
@@ -276,7 +270,7 @@ def test_boxes_that_no_cell_shows_are_counted(check_data, folder: Path, monkeypa
     )
     assert f"doubt: boxes: {expected}" in said, said[-700:]
     assert "car have a side" not in said
-    assert run(check_data, monkeypatch, folder, "--forward", 0, 40, "--left", -20, 20, "--cell", 0.2) == 0
+    assert run(monkeypatch, folder, "--forward", 0, 40, "--left", -20, 20, "--cell", 0.2) == 0
     assert "cover no cell's centre" not in capsys.readouterr().out
 
 
@@ -304,18 +298,18 @@ def bottoms(values: list[float], category: str = "car") -> list[dict]:
         ),
     ],
 )
-def test_bottoms_beside_the_ground(check_data, folder: Path, monkeypatch, capsys, boxes, says) -> None:
+def test_bottoms_beside_the_ground(folder: Path, monkeypatch, capsys, boxes, says) -> None:
     with_boxes(folder, *boxes)
-    assert run(check_data, monkeypatch, folder) == 0
+    assert run(monkeypatch, folder) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert ("the bottoms of" in said) == (says is not None)
     assert says is None or re.search(says, said), said
 
 
-def test_a_box_that_cannot_be_is_a_fault(check_data, folder: Path, monkeypatch, capsys) -> None:
+def test_a_box_that_cannot_be_is_a_fault(folder: Path, monkeypatch, capsys) -> None:
     with_boxes(folder, CAR)
     (folder / "boxes/b.json").write_text(json.dumps([{**CAR, "category": "cat"}]))
-    assert run(check_data, monkeypatch, folder) == 1
+    assert run(monkeypatch, folder) == 1
     assert "boxes/b.json: box 0: category 'cat' is not in" in capsys.readouterr().err.replace("\n", " ")
 
 
@@ -338,11 +332,11 @@ ROBOT = [[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]]
         (lambda pose: pose + 58.5 * np.eye(4)[2][:, None] * np.eye(4)[3], "looks like centimetres", 1),
     ],
 )
-def test_a_wrong_pose_is_named(check_data, folder: Path, monkeypatch, capsys, change, says, code) -> None:
+def test_a_wrong_pose_is_named(folder: Path, monkeypatch, capsys, change, says, code) -> None:
     camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
     calibrated(folder, ego_from_cam=change(np.array(camera["ego_from_cam"])).tolist())
     grid = ("--forward", 0, 20, "--left", -10, 10, "--cell", 0.5)
-    assert run(check_data, monkeypatch, folder, *grid) == code
+    assert run(monkeypatch, folder, *grid) == code
     said = " ".join("".join(capsys.readouterr()).split())
     assert re.search(says, said), said
 
@@ -355,10 +349,8 @@ def test_a_wrong_pose_is_named(check_data, folder: Path, monkeypatch, capsys, ch
         (0.75, "about 120×68; multiply their first two rows by 1.33", 0),
     ],
 )
-def test_intrinsics_of_another_size_are_named(
-    check_data, folder: Path, monkeypatch, capsys, factor, says, code
-) -> None:
+def test_intrinsics_of_another_size_are_named(folder: Path, monkeypatch, capsys, factor, says, code) -> None:
     camera = json.loads((folder / "calibration.json").read_text())["cameras"][0]
     calibrated(folder, intrinsics=(np.array(camera["intrinsics"]) * [[factor], [factor], [1]]).tolist())
-    assert run(check_data, monkeypatch, folder) == code
+    assert run(monkeypatch, folder) == code
     assert says in " ".join("".join(capsys.readouterr()).split())

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import batches
+import check_data
 import cv2
 import numpy as np
 import pytest
@@ -715,11 +716,9 @@ def test_grey_images_go_through_the_commands(
         assert ended.code == 0, ended.err
     assert "grey in each channel" in ended.out
     assert (tmp_path / "out/a_bev.png").exists()
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[3] / "tools")
-    check = __import__("check_data").check
-    faults = check(one.root, None, None, tmp_path / "overlay.png", "grey")[0]
+    faults = check_data.check(one.root, None, None, tmp_path / "overlay.png", "grey")[0]
     assert not [fault for fault in faults if "the image is grey" in fault], "its splits share frames, no more"
-    faults = check(one.root, None, None, None)[0]
+    faults = check_data.check(one.root, None, None, None)[0]
     assert len([fault for fault in faults if "the image is grey" in fault]) == 3
 
 

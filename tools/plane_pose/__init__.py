@@ -1,0 +1,1 @@
+"""The pose of a camera from marks on flat ground, for ``calibrate_plane.py``."""
