@@ -1,6 +1,7 @@
 """What the READMEs show runs: their commands, their Python, their links, and the options that they name."""
 
 import argparse
+import json
 import os
 import re
 import runpy
@@ -138,7 +139,7 @@ def filled(arguments: list[str], trained: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("line", lines_of(r"python -m bevreshape\.(?!report)\w+( |$)"))
+@pytest.mark.parametrize("line", lines_of(r"python -m bevreshape\.(?!report)\w+( |$)(?!--config-dir)"))
 def test_commands_compose(command, trained: Path, line: str) -> None:
     module, *arguments = shlex.split(line)[2:]
     arguments = filled(arguments, trained)
@@ -229,7 +230,7 @@ def test_tools_are_all_listed() -> None:
     assert scripts == {name for row in table.splitlines() for name in re.findall(r"`(\w+\.py)`", row.split("|")[1])}
 
 
-def installed(project: Path, modules: dict[str, str], entry_points: str) -> Path:
+def installed(project: Path, modules: dict[str, str], entry_points: str = "") -> Path:
     """Install a package of these modules and entry points with pip; the folder to be put on ``PYTHONPATH``."""
     project.mkdir()
     for name, code in modules.items():
@@ -258,6 +259,40 @@ def test_your_own_reshaper_trains_as_described(worlds: Path, tmp_path: Path) -> 
         tiny = [*without("trainer.max_steps"), "trainer.max_steps=1", f"data.root={worlds}"]
         ended = finish(start("train", *tiny, *arguments, cwd=tmp_path, environment=environment))
         assert ended.code == 0, ended.err
+
+
+def write_archive(root: Path) -> None:
+    """Four frames a split, as the own data set of the README stores them."""
+    rig = ring(1, (64, 128), 2, torch.device("cpu"))
+    for split in ("train", "val", "test"):
+        (root / split).mkdir(parents=True)
+        for number in range(4):
+            images = torch.full((1, 3, 64, 128), 50 * number, dtype=torch.uint8)
+            road = (torch.arange(32) < 8 * number).expand(1, 32, -1).clone()
+            frame = {
+                "images": images,
+                "intrinsics": rig.intrinsics[0],
+                "ego_from_cam": rig.ego_from_cam[0],
+                "road": road,
+            }
+            torch.save(frame, root / split / f"{number:06d}.pt")
+
+
+def test_your_own_data_set_trains_as_described(tmp_path: Path) -> None:
+    code = block("data/README.md", "python", "class Archive")
+    assert len(code.strip().splitlines()) <= 30
+    site = installed(tmp_path / "mine", {"archive.py": code})
+    write_archive(tmp_path / "data/archive")
+    (tmp_path / "my_conf/data").mkdir(parents=True)
+    (tmp_path / "my_conf/data/archive.yaml").write_text(block("data/README.md", "yaml", "archive.Archive"))
+    (line,) = (line for page, line in COMMANDS if page == "data/README.md" and "data=archive" in line)
+    tiny = [argument for argument in without("trainer.max_steps") if not argument.startswith("data.")]
+    tiny += ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2", "data.num_workers=0"]
+    environment = {"PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
+    run = [*shlex.split(line)[3:], *tiny, "hydra.run.dir=run"]
+    ended = finish(start("train", *run, cwd=tmp_path, environment=environment))
+    assert ended.code == 0, ended.err
+    assert "test/iou/road" in json.loads((tmp_path / "run/metrics.json").read_text())
 
 
 def test_inference_in_plain_torch(trained: Path) -> None:
