@@ -1,4 +1,8 @@
-"""Bilinear reading of all feature scales at places that are learned, with gradients into the places."""
+"""Bilinear sampling of all feature scales at learned positions, with gradients into the positions.
+
+:class:`FeatureAtlas` lays all scales of a camera on one map, so that all scales are one gather; :func:`sample_pairs` is what
+deformable attention calls.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -13,21 +17,23 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bevreshape.geometry import FeatureShape
-from bevreshape.ops.sampling import spread, sum_rows
+from bevreshape.ops.tensors import flat_index, is_exporting
+from bevreshape.ops.visible_pairs import References
+from bevreshape.ops.weighted_gather import spread, sum_rows
 
-FRAME = 2
-"""Zeros around every map: whatever is read at -2 or beyond the last feature is 0, and so is its gradient."""
+BORDER = 2
+"""Rows and columns of zeros around every map: a sample at -2 or beyond the last feature is 0, and so is its gradient."""
 
-Taps = tuple[Tensor, Tensor, Tensor, Tensor]
+FourWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def bilinear(places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Taps]:
-    """Corners (N, 2, K), how far past them the places lie, and what the four features around weigh, (N, K) each.
+def bilinear(positions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, FourWeights]:
+    """Return the corners of positions, (N, 2, K), how far they are past them, and weights of the four features around.
 
-    The four are in the order of reading: here, right of it, below it, below and right.
+    The four, (N, K) each, are: the corner, right of it, below it, below and right.
     """
-    corner = places.floor()
-    past = places - corner
+    corner = positions.floor()
+    past = positions - corner
     below = weights * past[:, 1]
     above = weights - below
     above_right, below_right = above * past[:, 0], below * past[:, 0]
@@ -35,7 +41,7 @@ def bilinear(places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Taps]:
 
 
 def row_dots(left: Tensor, table: Tensor, columns: Tensor) -> Tensor:
-    """Row i of ``left`` times every row of ``table`` that row i of ``columns`` names, in the shape of ``columns``."""
+    """Multiply row i of ``left`` by every row of ``table`` that row i of ``columns`` names: (N, C)."""
     _accept_sparse()
     ends = torch.arange(0, columns.numel() + 1, columns.shape[1], dtype=columns.dtype, device=columns.device)
     nothing = left.new_zeros(columns.numel())
@@ -46,17 +52,17 @@ def row_dots(left: Tensor, table: Tensor, columns: Tensor) -> Tensor:
 
 @cache
 def _accept_sparse() -> None:
-    """Torch says once a process that its sparse matrices are in beta, which is no concern of the user's."""
+    """Silence torch's warning, once a process, that its sparse matrices are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 class FeatureAtlas(nn.Module):
-    """All feature scales of a camera on one map, below one another and framed by zeros.
+    """All feature scales of a camera on one map, below one another, with a border of zeros.
 
-    The frame makes zero padding a matter of clamping, of values and gradients alike, and one map makes all scales one
-    gather. K = heads · scales · points are the samples of a query, in this order.
+    The border makes zero padding a matter of clamping, of values and gradients alike. K = heads · scales · points are the
+    samples of a query, in this order.
 
     Args:
         sources: the scales.
@@ -71,15 +77,15 @@ class FeatureAtlas(nn.Module):
     def __init__(self, sources: Sequence[FeatureShape], heads: int, points: int) -> None:
         super().__init__()
         self.sizes = [(scale.height, scale.width) for scale in sources]
-        self.width = max(width for _, width in self.sizes) + 2 * FRAME
-        tops = [FRAME]
+        self.width = max(width for _, width in self.sizes) + 2 * BORDER
+        tops = [BORDER]
         for height, _ in self.sizes:
-            tops.append(tops[-1] + height + FRAME)
+            tops.append(tops[-1] + height + BORDER)
         self.height = tops.pop()
         self.heads, self.samples = heads, len(sources) * points
         per_scale = {
             "limit": [(width, height) for height, width in self.sizes],
-            "origin": [(FRAME, top) for top in tops],
+            "origin": [(BORDER, top) for top in tops],
         }
         for key, value in per_scale.items():
             # whole numbers, which a module cast to half precision leaves alone
@@ -87,102 +93,152 @@ class FeatureAtlas(nn.Module):
             self.register_buffer(key, samples, persistent=False)
         self.register_buffer("head", torch.arange(heads).repeat_interleave(self.samples), persistent=False)
 
-    def paint(self, values: Sequence[Float[Tensor, "bn _ d"]]) -> Float[Tensor, "bn rows cols d"]:
-        """Put the tokens of every scale in their place."""
-        framed: list[Tensor] = []
+    def pack(self, values: Sequence[Float[Tensor, "bn _ d"]]) -> Float[Tensor, "bn rows cols d"]:
+        """Lay the tokens of every scale on the atlas."""
+        bordered: list[Tensor] = []
         for value, (height, width) in zip(values, self.sizes, strict=True):
-            below = FRAME if len(framed) + 1 == len(self.sizes) else 0
-            sides = (0, 0, FRAME, self.width - FRAME - width, FRAME, below)
-            framed.append(F.pad(value.unflatten(1, (height, width)), sides))
-        return torch.cat(framed, dim=1) if len(framed) > 1 else framed[0]
+            below = BORDER if len(bordered) + 1 == len(self.sizes) else 0
+            sides = (0, 0, BORDER, self.width - BORDER - width, BORDER, below)
+            bordered.append(F.pad(value.unflatten(1, (height, width)), sides))
+        return torch.cat(bordered, dim=1) if len(bordered) > 1 else bordered[0]
 
-    def on_canvas(self, places: Float[Tensor, "N 2 K"]) -> Float[Tensor, "N 2 K"]:
-        """Columns and rows of the canvas of places given in features of their scale."""
-        return torch.minimum(places.clamp(min=-FRAME), self.limit.to(places.dtype)) + self.origin
+    def on_atlas(self, positions: Float[Tensor, "N 2 K"]) -> Float[Tensor, "N 2 K"]:
+        """Turn positions in features of their scale into columns and rows of the atlas."""
+        return torch.minimum(positions.clamp(min=-BORDER), self.limit.to(positions.dtype)) + self.origin
 
-    def look_up(self, places: Tensor, weights: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Taps]:
-        """Rows of the table of features (bn·rows·cols·heads, channels of a head) in which the corners of places are, on
-        canvases that begin at row ``first``, (N·heads, K / heads); with them what :func:`bilinear` says."""
-        corner, past, taps = bilinear(self.on_canvas(places), weights)
+    def corners(self, positions: Tensor, weights: Tensor, first: Tensor) -> tuple[Tensor, Tensor, FourWeights]:
+        """Return the rows of the table of features, (bn·rows·cols·heads, channels of a head), that hold the corners.
+
+        Args:
+            positions: (N, 2, K), in features.
+            weights: (N, K).
+            first: (N,), the row at which the atlas of the camera begins.
+
+        Returns:
+            Rows, (N·heads, K / heads), and the rest of what :func:`bilinear` returns.
+        """
+        corner, past, four = bilinear(self.on_atlas(positions), weights)
         row = (corner[:, 1] * self.width + corner[:, 0]) * self.heads + self.head
-        return (row.int() + first[:, None]).view(-1, self.samples), past, taps
+        return (row.int() + first[:, None]).view(-1, self.samples), past, four
 
     @property
     def steps(self) -> tuple[int, int, int, int]:
-        """Rows of the table from a corner to the four features."""
+        """Return the rows of the table from a corner to the four features."""
         below = self.width * self.heads
         return 0, self.heads, below, below + self.heads
 
     def around(self, rows: Tensor) -> Tensor:
-        """The rows of all four, (N·heads, 4·K / heads)."""
+        """Return the rows of all four, (N·heads, 4·K / heads)."""
         return torch.cat([rows + step for step in self.steps], dim=1)
 
-    def add_up(self, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
-        """What every head reads, (N·heads, channels of a head)."""
-        rows, _, taps = self.look_up(places, weights, first)
-        return sum_rows(table, self.around(rows), torch.cat([tap.view_as(rows) for tap in taps], dim=1))
+    def gather(self, table: Tensor, positions: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+        """Return the samples of every head, summed, (N·heads, channels of a head)."""
+        rows, _, four = self.corners(positions, weights, first)
+        return sum_rows(table, self.around(rows), torch.cat([weight.view_as(rows) for weight in four], dim=1))
 
-    def read(self, canvas: Tensor, places: Tensor, weights: Tensor, camera: Tensor) -> Tensor:
-        """Sum the samples of every head, bilinearly read: (N, d).
+    def sample(self, packed: Tensor, positions: Tensor, weights: Tensor, camera: Tensor) -> Tensor:
+        """Sum the samples of every head, bilinearly: (N, d).
 
         Args:
-            canvas: what :meth:`paint` made, (bn, rows, cols, d).
-            places: (N, 2, K), in features.
+            packed: from :meth:`pack`, (bn, rows, cols, d).
+            positions: (N, 2, K), in features.
             weights: (N, K).
-            camera: (N) which canvas.
+            camera: (N,), which of bn.
         """
-        table = canvas.view(-1, canvas.shape[-1] // self.heads)
+        table = packed.view(-1, packed.shape[-1] // self.heads)
         first = (camera * (self.height * self.width * self.heads)).int()
-        own_backward = canvas.device.type == "cpu" and not torch.compiler.is_compiling()
-        add_up = partial(DeformableSampling.apply, self) if own_backward else self.add_up
-        return add_up(table, places, weights, first).view(-1, canvas.shape[-1])
+        own_backward = packed.device.type == "cpu" and not torch.compiler.is_compiling()
+        gather = partial(DeformableSampling.apply, self) if own_backward else self.gather
+        return gather(table, positions, weights, first).view(-1, packed.shape[-1])
 
-    def read_all(self, canvas: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-        """:meth:`read` of equally many places in every camera, (bn, m, 2, K) → (bn, m, d), in operations that export."""
-        maps = rearrange(canvas, "bn y x (a e) -> (bn a) e y x", a=self.heads)
-        size = places.new_tensor([self.width - 1, self.height - 1])
-        x = self.on_canvas(places.flatten(0, 1)).unflatten(0, places.shape[:2])
+    def sample_all(self, packed: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+        """:meth:`sample` of equally many positions in every camera, in operations that export.
+
+        Args:
+            packed: from :meth:`pack`, (bn, rows, cols, d).
+            positions: (bn, m, 2, K), in features.
+            weights: (bn, m, K).
+
+        Returns:
+            (bn, m, d).
+        """
+        maps = rearrange(packed, "bn y x (a e) -> (bn a) e y x", a=self.heads)
+        size = positions.new_tensor([self.width - 1, self.height - 1])
+        x = self.on_atlas(positions.flatten(0, 1)).unflatten(0, positions.shape[:2])
         x = rearrange(x, "bn m xy (a s) -> (bn a) m s xy", a=self.heads) * (2 / size) - 1
         w = rearrange(weights, "bn m (a s) -> (bn a) 1 m s", a=self.heads)
-        read = (F.grid_sample(maps, x, align_corners=True) * w).sum(-1)  # (bn a) e m
-        return rearrange(read, "(bn a) e m -> bn m (a e)", a=self.heads)
+        sampled = (F.grid_sample(maps, x, align_corners=True) * w).sum(-1)  # (bn a) e m
+        return rearrange(sampled, "(bn a) e m -> bn m (a e)", a=self.heads)
+
+
+def sample_pairs(
+    atlas: FeatureAtlas,
+    packed: Float[Tensor, "bn rows cols d"],
+    offsets: Float[Tensor, "#b RC 2 K"],
+    weights: Float[Tensor, "#b RC K"],
+    references: References,
+) -> Float[Tensor, "b RC d"]:
+    """Average over the cameras that see a cell the weighted samples around its reference points.
+
+    Args:
+        atlas: of the scales.
+        packed: its features, of all cameras.
+        offsets: Δ of every cell from its reference points, in features.
+        weights: w of every sample.
+        references: reference points of the pairs of a camera and a cell, one for every scale and point, (b, m, 2, K / heads).
+    """
+    pairs, share, reference = references
+    cells, heads, (b, m) = offsets.shape[1], atlas.heads, pairs.shape
+    # the first layer has the same queries for all samples, later ones their own
+    chosen = flat_index(pairs % cells, offsets.shape[0], cells)
+    offsets = offsets.flatten(0, 1).index_select(0, chosen).view(b * m, 2, heads, -1)
+    weights = weights.flatten(0, 1).index_select(0, chosen)
+    positions = (offsets + reference.flatten(0, 1)[:, :, None]).flatten(2)  # bm 2 K
+    if is_exporting():
+        n = m // cells
+        sampled = atlas.sample_all(packed, positions.view(b * n, cells, 2, -1), weights.view(b * n, cells, -1))
+    else:
+        sampled = atlas.sample(packed, positions, weights, flat_index(pairs // cells, b, packed.shape[0] // b))
+    sampled = sampled.reshape(b, m, -1) * share[..., None]
+    total = sampled.new_zeros(b * cells, sampled.shape[-1])
+    return total.index_add_(0, flat_index(pairs % cells, b, cells), sampled.flatten(0, 1)).view(b, cells, -1)
 
 
 class DeformableSampling(torch.autograd.Function):
-    """:meth:`FeatureAtlas.read` on a CPU, with a backward of its own.
+    """:meth:`FeatureAtlas.gather` on a CPU, with a backward pass of its own.
 
     That of ``embedding_bag`` takes two to five times as long: it sorts four rows a sample where one will do, and
-    multiplies rows of a few channels by a routine made for long vectors. Indices are found again rather than kept.
+    multiplies rows of a few channels by a routine made for long vectors. Indices are computed again rather than kept.
     """
 
     @staticmethod
-    def forward(canvas: FeatureAtlas, table: Tensor, places: Tensor, weights: Tensor, first: Tensor) -> Tensor:
-        return canvas.add_up(table, places, weights, first)
+    def forward(atlas: FeatureAtlas, table: Tensor, positions: Tensor, weights: Tensor, first: Tensor) -> Tensor:
+        return atlas.gather(table, positions, weights, first)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.canvas, *tensors = inputs
+        ctx.atlas, *tensors = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        table, places, weights, first = ctx.saved_tensors
-        canvas: FeatureAtlas = ctx.canvas
-        rows, past, taps = canvas.look_up(places, weights, first)
+        table, positions, weights, first = ctx.saved_tensors
+        atlas: FeatureAtlas = ctx.atlas
+        rows, past, four = atlas.corners(positions, weights, first)
         grad = grad.contiguous()
-        grad_table = grad_places = grad_weights = None
+        grad_table = grad_positions = grad_weights = None
         if ctx.needs_input_grad[1]:
-            first_taps = rows.flatten()
-            readers = torch.arange(len(rows), dtype=rows.dtype, device=rows.device).repeat_interleave(canvas.samples)
-            grad_table = spread(grad, readers, first_taps, [tap.flatten() for tap in taps], canvas.steps, len(table))
+            corners = rows.flatten()
+            readers = torch.arange(len(rows), dtype=rows.dtype, device=rows.device).repeat_interleave(atlas.samples)
+            grad_table = spread(grad, readers, corners, [weight.flatten() for weight in four], atlas.steps, len(table))
         if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            dots = row_dots(grad, table, canvas.around(rows)).view(-1, 4, canvas.samples)
+            dots = row_dots(grad, table, atlas.around(rows)).view(-1, 4, atlas.samples)
             here, right, below, across = (dot.reshape(weights.shape) for dot in dots.unbind(1))
             along_above, along_below = right.sub_(here), across.sub_(below)
             above = torch.addcmul(here, along_above, past[:, 0])
             down = torch.addcmul(below, along_below, past[:, 0]).sub_(above)
             grad_weights = torch.addcmul(above, down, past[:, 1])
-            grad_places = torch.stack([torch.lerp(along_above, along_below, past[:, 1]), down], dim=1)
-            grad_places *= weights[:, None]
-        return None, grad_table, grad_places, grad_weights, None
+            grad_positions = torch.stack([torch.lerp(along_above, along_below, past[:, 1]), down], dim=1)
+            grad_positions *= weights[:, None]
+        return None, grad_table, grad_positions, grad_weights, None

@@ -9,20 +9,19 @@ that are exported use plain operations with the same result.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.geometry.cameras import NEAR, compose
 from bevreshape.geometry.ipm import sample
 from bevreshape.ops.tensors import constant, is_exporting
+from bevreshape.ops.weighted_gather import WeightedGather, owners
 
 PADDINGS = ("border", "zeros")
 
@@ -223,75 +222,12 @@ def sample_features(
     return WeightedGather.apply(table, rows, weights, starts.flatten(), _steps(h, w)).reshape(b, -1, c)
 
 
-class WeightedGather(torch.autograd.Function):
-    """Weighted sums of rows of a table; the gradient reads just like that, from the sums back to the rows.
-
-    PyTorch's own gradient of ``embedding_bag`` sorts all taps and adds them one by one. Here pairs are sorted by their
-    first tap, a quarter as many, and each of the four taps is read for itself and then moved to its place.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor, steps: tuple[int, ...]
-    ) -> Tensor:
-        ctx.save_for_backward(rows, weights, starts)
-        ctx.table_rows, ctx.steps = table.shape[0], steps
-        return sum_rows(table, rows, weights, starts * len(steps))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        rows, weights, starts = ctx.saved_tensors
-        readers = _owners(starts, rows.shape[0])
-        out = spread(gradient.contiguous(), readers, rows[:, 0], weights.unbind(1), ctx.steps, ctx.table_rows)
-        return out, None, None, None, None
-
-
-def spread(
-    gradient: Tensor, readers: Tensor, first: Tensor, weights: Sequence[Tensor], steps: Sequence[int], length: int
-) -> Tensor:
-    """What a table of ``length`` rows gets where it was read bilinearly: the same sums the other way round.
-
-    Pairs are sorted by their first tap once; each of the taps then takes its sums, moved by a step.
-
-    Args:
-        gradient: of the sums that were read.
-        readers: (m) which of them each pair belongs to.
-        first: (m) row of its first tap.
-        weights: (m) of every tap.
-        steps: from the first tap to every tap, in rows.
-        length: rows of the table.
-    """
-    first, order = first.contiguous().sort(stable=True)
-    rows = torch.arange(length, device=first.device, dtype=first.dtype)
-    starts = torch.searchsorted(first, rows).to(readers.dtype)
-    readers = readers[order]
-    table = gradient.new_zeros(length, gradient.shape[1])
-    for step, weight in zip(steps, weights, strict=True):
-        table[step:] += sum_rows(gradient, readers, weight[order], starts)[: length - step]
-    return table
-
-
-def sum_rows(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Weighted rows of a table: a sum for every row of ``rows`` or, with ``starts``, from one start to the next."""
-    if starts is not None:
-        rows, weights = rows.flatten(), weights.flatten()
-    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
-
-
-def _owners(starts: Tensor, pairs: int) -> Tensor:
-    """Which point each of so many pairs belongs to."""
-    begun = torch.zeros(pairs + 1, dtype=starts.dtype, device=starts.device)
-    begun = begun.index_add(0, starts, torch.ones_like(starts))
-    return begun[:pairs].cumsum(0, dtype=starts.dtype) - 1
-
-
 def _sample_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
     """The same as :class:`WeightedGather` with operations that every exported format has, for tables of one sample."""
-    owners = _owners(starts[0].long(), rows.shape[0])  # ONNX scatters no int32
+    owner = owners(starts[0].long(), rows.shape[0])  # ONNX scatters no int32
     points = tokens.new_zeros(tokens.shape[0], starts.shape[1], tokens.shape[2])
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
-        points = points.index_add(1, owners, tokens.index_select(1, row) * weight[:, None])
+        points = points.index_add(1, owner, tokens.index_select(1, row) * weight[:, None])
     return points
 
 

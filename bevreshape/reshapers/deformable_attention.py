@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
@@ -15,32 +15,15 @@ from bevreshape.config.options import Count, Heights, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.ops.deformable_sampling import FeatureAtlas
+from bevreshape.ops.deformable_sampling import FeatureAtlas, sample_pairs
 from bevreshape.ops.linear import Linear
-from bevreshape.ops.tensors import constant, flat_index, is_exporting
+from bevreshape.ops.tensors import constant, is_exporting
+from bevreshape.ops.visible_pairs import FAR, References, every_pair, visible_pairs
 from bevreshape.reshapers.base import GeometricReshaper
-
-FAR = -1e6
-"""Where a point lies that no image shows, in pixels or features."""
-
-
-class References(NamedTuple):
-    """Pairs of a camera and a cell that it sees, as many (m) for every sample.
-
-    Attributes:
-        pairs: (b, m), number ``camera·RC + cell`` of the pair.
-        share: (b, m), 1 / number of cameras that see the cell; 0 where a sample has fewer pairs than m.
-        positions: (b, m, 2, scales, heights), where the cell's reference points are located, in features of every scale.
-    """
-
-    pairs: Tensor
-    share: Tensor
-    positions: Tensor
 
 
 def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
-    """Where heads look at first: every head in its own direction, onto a square around the reference, 1 to p features
-    away."""
+    """Return the offsets that heads begin with, in features: every head in its own direction, 1 to p features away."""
     angle = torch.arange(heads) * (2 * math.pi / heads)
     way = torch.stack([angle.cos(), angle.sin()])  # 2 heads
     way = way / way.abs().amax(0)
@@ -48,7 +31,7 @@ def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
 
 
 class SpatialCrossAttention(nn.Module):
-    """What every query reads from the cameras that see it, plus the query."""
+    """``SCA(q) = q + out(1/|V| · Σ_i∈V concat_a Σ_l Σ_p w_alp · V_a F_il(P_i,z(p) + Δ_alp))``, see :class:`DeformableAttention`."""
 
     def __init__(self, dim: int, heads: int, scales: int, points: int) -> None:
         super().__init__()
@@ -71,30 +54,15 @@ class SpatialCrossAttention(nn.Module):
         query: Float[Tensor, "#b RC d"],
         position: Float[Tensor, "RC d"] | float,
         tokens: Sequence[tuple[Tensor, Tensor]],
-        located: References,
-        canvas: FeatureAtlas,
+        references: References,
+        atlas: FeatureAtlas,
     ) -> Float[Tensor, "b RC d"]:
-        index, share, reference = located  # b m, b m, b m 2 (scales points)
-        cells, (b, m) = query.shape[1], index.shape
-        painted = canvas.paint([self._values(x, embedding) for x, embedding in tokens])
+        values = atlas.pack([self._values(features, embedding) for features, embedding in tokens])
         with torch.autocast(query.device.type, enabled=False):
-            painted = painted.to(reference.dtype)
-            offsets, weights = self._samples(query + position, reference.dtype)  # #b RC 2 K, #b RC K
-            # the first layer has the same queries for all samples, later ones their own
-            chosen = flat_index(index % cells, query.shape[0], cells)
-            offsets = offsets.flatten(0, 1).index_select(0, chosen).view(b * m, *self.shape[:2], -1)
-            weights = weights.flatten(0, 1).index_select(0, chosen)
-            places = (offsets + reference.flatten(0, 1)[:, :, None]).flatten(2)  # bm 2 K
-            if is_exporting():
-                n = m // cells
-                read = canvas.read_all(painted, places.view(b * n, cells, 2, -1), weights.view(b * n, cells, -1))
-            else:
-                camera = flat_index(index // cells, b, painted.shape[0] // b)
-                read = canvas.read(painted, places, weights, camera)
-            read = read.reshape(b, m, -1) * share[..., None]
-            seen = read.new_zeros(b * cells, read.shape[-1])
-            seen = seen.index_add_(0, flat_index(index % cells, b, cells), read.flatten(0, 1)).view(b, cells, -1)
-        return query + self.out(seen.to(query.dtype))
+            exact = references.positions.dtype
+            offsets, weights = self._samples(query + position, exact)
+            found = sample_pairs(atlas, values.to(exact), offsets, weights, references)
+        return query + self.out(found.to(query.dtype))
 
     def _values(self, tokens: Float[Tensor, "bn t c"], embedding: Tensor) -> Float[Tensor, "bn t d"]:
         """``(tokens + embedding)·V``, the embedding taken into the bias."""
@@ -103,7 +71,7 @@ class SpatialCrossAttention(nn.Module):
         return torch.baddbmm(bias, tokens, self.value.weight.mT.expand(tokens.shape[0], -1, -1))
 
     def _samples(self, query: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Offsets in features, (#b, RC, 2, K), and weights that add up to 1 for every head, (#b, RC, K)."""
+        """Return offsets Δ in features, (#b, RC, 2, K), and weights w that add up to 1 for every head, (#b, RC, K)."""
         heads = self.shape[1]
         offsets, weights = (
             F.linear(query.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
@@ -131,38 +99,6 @@ class Layer(nn.Module):
             return query
         query = self.norm(query)
         return self.norm_out(query + self.feedforward(query))
-
-
-def pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n RC z"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of a camera and a cell of which it sees a point: numbers and shares (b, m), points (b, m, z, 2).
-
-    m is that of the sample with most pairs; in an exported program all pairs, those that do not see one another with
-    points far off.
-    """
-    visible = seen.any(-1)  # b n RC
-    share = (visible / visible.sum(1, keepdim=True).clamp(min=1)).flatten(1)
-    points, visible = points.flatten(1, 2), visible.flatten(1)
-    index = torch.arange(visible.shape[1], device=visible.device).expand_as(visible)
-    if not is_exporting():
-        rank = visible.cumsum(1)
-        most = max(1, int(rank[:, -1].max()))
-        slot = torch.where(visible, rank - 1, most)  # the last one takes what nobody sees
-        index = index.new_zeros(visible.shape[0], most + 1).scatter_(1, slot, index)[:, :most]
-        visible = torch.arange(most, device=visible.device) < rank[:, -1:]
-        share = share.gather(1, index) * visible
-        points = points.gather(1, index[..., None, None].expand(-1, -1, *points.shape[2:]))
-    return index, share, torch.where(visible[..., None, None], points, torch.full_like(points, FAR))
-
-
-def every_pair(seen: References, count: int) -> References:
-    """List all pairs in order, as an exported program needs them, where a fixed rig has kept those that see."""
-    index, share, positions = seen
-    if index.shape[1] == count:
-        return seen
-    all_shares = share.new_zeros(1, count).scatter(1, index, share)
-    where = index[(..., *[None] * (positions.ndim - 2))].expand_as(positions)
-    everywhere = positions.new_full((1, count, *positions.shape[2:]), FAR).scatter(1, where, positions)
-    return References(torch.arange(count, device=index.device)[None], all_shares, everywhere)
 
 
 def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -297,7 +233,7 @@ class DeformableAttention(GeometricReshaper):
         self.project = nn.ModuleList(
             nn.Identity() if scale.channels == dim else Linear(scale.channels, dim) for scale in self.sources
         )
-        self.canvas = FeatureAtlas(self.sources, heads, points)
+        self.atlas = FeatureAtlas(self.sources, heads, points)
         self.points = points
         self.layers = nn.ModuleList(Layer(dim, heads, scales, points, feedforward, bare) for _ in range(layers))
 
@@ -310,9 +246,9 @@ class DeformableAttention(GeometricReshaper):
         pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))
         seen = cameras.sees(pixels, depth)
         pixels = torch.where((depth > NEAR)[..., None], pixels, torch.full_like(pixels, FAR))
-        index, share, chosen = pairs(pixels.unflatten(2, (-1, len(z))), seen.unflatten(2, (-1, len(z))))
-        places = torch.stack([(chosen - scale.offset_px) / scale.stride for scale in self.sources], dim=-2)
-        return References(index, share, rearrange(places, "b m z scales xy -> b m xy scales z"))
+        found = visible_pairs(pixels.unflatten(2, (-1, len(z))), seen.unflatten(2, (-1, len(z))))
+        positions = [(found.positions - scale.offset_px) / scale.stride for scale in self.sources]
+        return self._by_scale(found, positions)
 
     def locate_original(self, points: Float[Tensor, "n b RC z 2"], seen: Bool[Tensor, "n b RC z"]) -> References:
         """Return what :meth:`locate` returns, from the published ``reference_points_cam`` and ``bev_mask``.
@@ -326,18 +262,21 @@ class DeformableAttention(GeometricReshaper):
         """
         rows = self.target_shape[0]
         points, seen = (x.transpose(0, 1).unflatten(2, (rows, -1)).flip(2).flatten(2, 3) for x in (points, seen.bool()))
-        index, share, chosen = pairs(points, seen)
-        sizes = [constant([scale.width, scale.height], chosen) for scale in self.sources]
-        places = torch.stack([chosen * size - 0.5 for size in sizes], dim=-2)
-        return References(index, share, rearrange(places, "b m z scales xy -> b m xy scales z"))
+        found = visible_pairs(points, seen)
+        sizes = [constant([scale.width, scale.height], found.positions) for scale in self.sources]
+        return self._by_scale(found, [found.positions * size - 0.5 for size in sizes])
+
+    def _by_scale(self, found: References, positions: list[Tensor]) -> References:
+        stacked = rearrange(torch.stack(positions, dim=-2), "b m z scales xy -> b m xy scales z")
+        return References(found.pairs, found.share, stacked)
 
     def gather(self, features: tuple[Tensor, ...], located: References) -> Tensor:
         b, n = features[0].shape[:2]
         dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-        index, share, positions = every_pair(located, n * len(self.query)) if is_exporting() else located
+        pairs, share, positions = every_pair(located, n * len(self.query)) if is_exporting() else located
         positions = positions.repeat(1, 1, 1, 1, self.points // len(self.heights_m)).flatten(3)  # b m 2 (scales points)
         references = References(
-            index.expand(b, -1), share.to(dtype).expand(b, -1), positions.to(dtype).expand(b, -1, -1, -1)
+            pairs.expand(b, -1), share.to(dtype).expand(b, -1), positions.to(dtype).expand(b, -1, -1, -1)
         )
         tokens = []
         for x, project, level in zip(features, self.project, self.level_embedding, strict=True):
@@ -345,7 +284,7 @@ class DeformableAttention(GeometricReshaper):
             tokens.append((project(rearrange(x, "b n c h w -> (b n) (h w) c")), embedding))
         query = self.query[None]
         for layer in self.layers:
-            query = layer(query, self._position(), tokens, references, self.canvas)
+            query = layer(query, self._position(), tokens, references, self.atlas)
         return rearrange(query.to(features[0].dtype), "b (R C) d -> b d R C", R=self.target_shape[0])
 
     def _position(self) -> Tensor | float:
@@ -378,7 +317,7 @@ class DeformableAttention(GeometricReshaper):
             {**kept, **found, **dict.fromkeys(left, torch.empty(0))},
             "build it with the same layers, dim, heads, points, scales, grid, bare, query_position and camera_embedding",
         )
-        order = self.canvas.heads, len(self.sources), self.points, 2
+        order = self.atlas.heads, len(self.sources), self.points, 2
         for name, value in found.items():
             if ".offsets." in name:
                 value = value.unflatten(0, order).movedim(3, 0).flatten(0, 3)

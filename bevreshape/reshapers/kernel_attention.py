@@ -7,7 +7,7 @@ from typing import Annotated, NamedTuple
 import torch
 from annotated_types import Len
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
@@ -16,6 +16,7 @@ from bevreshape.config.options import Count, CountOrNone, Height, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.ops.linear import Linear, linear
+from bevreshape.ops.windows import Arranged, Windows, arrange_windows, nearest_windows, rows_at, window_attention
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
@@ -35,110 +36,22 @@ RENAMED = {
 """Published names and ours."""
 
 
-class View(NamedTuple):
-    """What the cameras show of the cells at one scale; features of a camera are counted row by row.
-
-    Attributes:
-        points: (b, n, hw, 3), ego metres, of every feature the point 1 m deep on its ray.
-        windows: (b, n, p, g), whole numbers in 0..hw−1, the features around every cell's projection.
-        valid: (b, n, p, g), which of them are to be attended to.
-    """
-
-    points: Tensor
-    windows: Tensor
-    valid: Tensor
-
-
 class Sight(NamedTuple):
-    """A :class:`View` arranged for attention: t features of all cameras, each once; s cameras a cell, g features each.
+    """What the calibration decides at one scale.
 
     Attributes:
-        tokens: (b, t, a), the features that are read, with their a neighbours, counted over all cameras.
-        inside: (b, t, a), false where there is nothing to read.
-        embedding: (b, t, d), of the features.
-        windows: (b, p, s·g), which of the t tokens.
-        valid: (b, p, s·g).
-        cells: (b, p, s, d), embedding of every cell as its cameras see it.
-        seen: (b, p), whether images tell anything of a cell.
+        arranged: the windows, in a list of t features of all cameras.
+        embedding: (b, t, d), of these features.
+        cells: (b, p, s, d), embedding of every cell as each of its s cameras sees it.
     """
 
-    tokens: Tensor
-    inside: Tensor
+    arranged: Arranged
     embedding: Tensor
-    windows: Tensor
-    valid: Tensor
     cells: Tensor
-    seen: Tensor
-
-
-def rows_at(table: Float[Tensor, "b t d"], index: Int[Tensor, "_ ..."]) -> Tensor:
-    """(b, t, d) rows at an index (b or 1, ...) → (b, ..., d)."""
-    b, t, _ = table.shape
-    start = torch.arange(b, device=index.device).reshape(b, *[1] * (index.ndim - 1)) * t
-    return F.embedding(index + start, table.flatten(0, 1))
-
-
-def nearest(position: Float[Tensor, "*p"], size: int, cells: int) -> tuple[Int[Tensor, "*p g"], Bool[Tensor, "*p g"]]:
-    """The ``size`` numbers nearest to a position, and which of them are of the ``cells``; others are kept within.
-
-    Far outside they are moved until one, the first or the last, is there.
-    """
-    first = (position - size / 2 + 1).floor().clamp(1 - size, cells - 1).long()
-    numbers = first.unsqueeze(-1) + torch.arange(size, device=position.device)
-    return numbers.clamp(0, cells - 1), (numbers >= 0) & (numbers < cells)
-
-
-def over_cameras(windows: Int[Tensor, "b n p g"], tokens: int) -> Int[Tensor, "b n p g"]:
-    """Numbers of features in their camera → in all cameras one after another."""
-    return windows + torch.arange(windows.shape[1], device=windows.device)[:, None, None] * tokens
-
-
-def of_cameras(values: Tensor, camera: Int[Tensor, "b p s"]) -> Tensor:
-    """(b, n, p, g) → (b, p, s·g), of the cameras that every cell has."""
-    index = camera.mT.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])  # b s p g
-    return rearrange(values.gather(1, index), "b s p g -> b p (s g)")
-
-
-def used_tokens(windows: Int[Tensor, "b n p g"], wanted: Bool[Tensor, "b n p g"], tokens: int) -> Bool[Tensor, "b nt"]:
-    """Which features are in a window that is wanted, ``windows`` counted over all cameras."""
-    b, n = windows.shape[:2]
-    last = n * tokens  # where the others go
-    used = torch.zeros(b, last + 1, dtype=torch.bool, device=windows.device)
-    return used.scatter(1, windows.masked_fill(~wanted, last).flatten(1), True)[:, :last]
-
-
-def listed(
-    used: Bool[Tensor, "b nt"], windows: Int[Tensor, "b p w"], count: int
-) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"], Int[Tensor, "b p w"]]:
-    """The ``count`` features that are used, at most, which of the list there are, and the windows counted in the list.
-
-    Where they are most of all the list is all of them, which spares the way there.
-    """
-    b, total = used.shape
-    every = torch.arange(total, device=used.device).expand(b, -1)
-    if 4 * count > 3 * total:
-        return every, used, windows
-    number = used.cumsum(1) - 1
-    windows = number.gather(1, windows.flatten(1)).clamp(min=0).view_as(windows)
-    first = torch.zeros(b, count + 1, dtype=torch.long, device=used.device)
-    first = first.scatter(1, torch.where(used, number, count), every)[:, :count]
-    return first, every[:, :count] < used.sum(1, keepdim=True), windows
-
-
-def neighbours(
-    tokens: Int[Tensor, "b t"], there: Bool[Tensor, "b t"], source: FeatureShape, size: tuple[int, int]
-) -> tuple[Int[Tensor, "b t a"], Bool[Tensor, "b t a"]]:
-    """The features around features, counted over all cameras, and which of them there are."""
-    down, right = (torch.arange(cells, device=tokens.device) - cells // 2 for cells in size)
-    row = (tokens % source.tokens // source.width)[..., None, None] + down.unsqueeze(1)  # b t i 1
-    col = (tokens % source.width)[..., None, None] + right  # b t 1 j
-    inside = (row >= 0) & (row < source.height) & (col >= 0) & (col < source.width) & there[..., None, None]
-    index = tokens[..., None, None] + down.unsqueeze(1) * source.width + right
-    return index.masked_fill(~inside, 0).flatten(2), inside.flatten(2)
 
 
 class WindowAttention(nn.Module):
-    """One scale: cells ask the windows of features that :class:`Sight` names, in all their cameras at once."""
+    """One scale: cells attend to windows of features, in all their cameras at once."""
 
     def __init__(self, channels: int, dim: int, heads: int, neighbours: tuple[int, int] | None) -> None:
         super().__init__()
@@ -158,28 +71,22 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b p d"], features: Float[Tensor, "b n c h w"], sight: Sight) -> Tensor:
         embedding, cells = sight.embedding.to(x.dtype), sight.cells.to(x.dtype)
-        slots = cells.shape[2]
-        tokens = self.read(features, sight)  # b t c
-        k, v = (
-            rearrange(rows_at(table, sight.windows), "b p w (a d) -> b p w a d", a=self.heads)
-            for table in (self.to_k(self.key(tokens) + embedding), self.to_v(self.value(tokens)))
-        )
-        q = rearrange(self.to_q(x.unsqueeze(2) + cells), "b p s (a d) -> b p s 1 a d", a=self.heads)
-        dots = (q * k.unflatten(2, (slots, -1))).sum(-1).flatten(2, 3)  # b p w a
-        # finite, or a cell without any window would be NaN
-        dots = (dots * q.shape[-1] ** -0.5).masked_fill(~sight.valid.unsqueeze(-1), torch.finfo(dots.dtype).min)
-        z = (dots.softmax(2).to(v.dtype).unsqueeze(-1) * v).sum(2).flatten(2)  # b p d
-        z = self.prenorm(x + self.proj(z.masked_fill(~sight.seen.unsqueeze(-1), 0)))
+        tokens = self.read(features, sight.arranged)  # b t c
+        k = self.to_k(self.key(tokens) + embedding)
+        v = self.to_v(self.value(tokens))
+        q = self.to_q(x.unsqueeze(2) + cells)  # b p s d
+        z = window_attention(q, k, v, sight.arranged, self.heads)  # b p d
+        z = self.prenorm(x + self.proj(z.masked_fill(~sight.arranged.seen.unsqueeze(-1), 0)))
         return self.postnorm(z + self.feedforward(z))
 
-    def read(self, features: Float[Tensor, "b n c h w"], sight: Sight) -> Float[Tensor, "b t c"]:
-        """The tokens' features, ``widen`` done."""
+    def read(self, features: Float[Tensor, "b n c h w"], arranged: Arranged) -> Float[Tensor, "b t c"]:
+        """Return the features that are read, after the convolution."""
         _, n, _, h, w = features.shape
-        if sight.tokens.shape[1] < n * h * w:
-            rows = rows_at(rearrange(features, "b n c h w -> b (n h w) c"), sight.tokens)  # b t a c
-            rows = rows.masked_fill(~sight.inside.unsqueeze(-1), 0).flatten(2)
+        if arranged.tokens.shape[1] < n * h * w:
+            rows = rows_at(rearrange(features, "b n c h w -> b (n h w) c"), arranged.tokens)  # b t a c
+            rows = rows.masked_fill(~arranged.inside.unsqueeze(-1), 0).flatten(2)
             return rows if self.widen is None else linear(rows, self._weight(), self.widen.bias)
-        there = sight.inside.reshape(-1, n, h * w).any(-1)
+        there = arranged.inside.reshape(-1, n, h * w).any(-1)
         features = features.masked_fill(~there[..., None, None, None], 0).flatten(0, 1)
         wide = features if self.widen is None else self.widen(features)
         return rearrange(wide, "(b n) c h w -> b (n h w) c", n=n)
@@ -203,9 +110,8 @@ class KernelAttention(GeometricReshaper):
     with one softmax over the windows of all cameras, q being another for each of them. Then come residual bottlenecks
     among the cells. Several scales do so one after another, each with its own weights.
 
-    Only the features that some window holds are read, and only the cameras that see a cell are gathered for it; finding
-    out how many these are takes one look from the host at the device, which a fixed rig spares. While the model
-    is compiled or exported all are read, and the result is the same.
+    Only the features that some window holds are read, and only the cameras that see a cell are gathered for it. While the
+    model is compiled or exported all are read, and the result is the same.
 
     The original reads feature j as centred on pixel j·W/w, draws its rays and its cells on grids that include both
     edges, repeats the border in windows that cross it, and lets a cell that no camera sees average the windows of all.
@@ -273,76 +179,42 @@ class KernelAttention(GeometricReshaper):
         ground = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
         points = F.pad(ground, (0, 1), value=self.height_m)  # p 3
         pixels, depth = cameras.project(points.expand(cameras.batch_shape[0], -1, -1))  # b n p 2, b n p
-        seen = cameras.sees(pixels, depth).unsqueeze(-1)  # b n p 1
+        seen = cameras.sees(pixels, depth)  # b n p
         centers = cameras.centers.masked_fill(~there.squeeze(-1), 0)  # b n 3
-        views = []
+        windows, ray_points = [], []
         for scale in self.sources:
             rays = cameras.rays(scale.pixels(ground.device, ground.dtype).flatten(0, 1)).masked_fill(~there, 0)
-            windows, inside = self.windows(pixels, scale)
-            views.append(View(centers.unsqueeze(2) + rays, windows, inside & seen))
-        return self.arrange(ground, centers, views)
-
-    def windows(
-        self, pixels: Float[Tensor, "b n p 2"], scale: FeatureShape
-    ) -> tuple[Int[Tensor, "b n p g"], Bool[Tensor, "b n p g"]]:
-        """The features nearest to pixels, and which of them there are."""
-        k_h, k_w = self.window
-        positions = ((pixels - scale.offset_px) / scale.stride).unbind(-1)
-        (j, has_j), (i, has_i) = (
-            nearest(position, size, cells)
-            for position, size, cells in zip(positions, (k_w, k_h), (scale.width, scale.height), strict=True)
-        )
-        windows = i.unsqueeze(-1) * scale.width + j.unsqueeze(-2)  # b n p kh kw
-        return windows.flatten(3), (has_i.unsqueeze(-1) & has_j.unsqueeze(-2)).flatten(3)
+            ray_points.append(centers.unsqueeze(2) + rays)
+            windows.append(nearest_windows(pixels, scale, self.window, seen))
+        return self.arrange(ground, centers, ray_points, windows)
 
     def arrange(
         self,
         ground: Float[Tensor, "p 2"],
         centers: Float[Tensor, "b n 3"],
-        views: Sequence[View],
+        points: Sequence[Float[Tensor, "b n _ 3"]],
+        windows: Sequence[Windows],
         average_unseen: bool = False,
     ) -> tuple[Sight, ...]:
-        """What :meth:`gather` takes, of given coordinates: the way to those of the original.
+        """Return what :meth:`gather` takes, from given coordinates, such as those of the original.
 
         Args:
             ground: (x, y) of every cell in ego metres, row by row.
             centers: of the cameras, in ego metres.
-            views: of every scale.
+            points: of every feature of every scale, the point 1 m deep on its ray, in ego metres.
+            windows: of every scale.
             average_unseen: let a cell that has no valid feature average all its windows, as the original does.
         """
-        wanted = [view.valid for view in views]
-        if average_unseen:
-            wanted = [valid | ~valid.any(-1, keepdim=True).any(1, keepdim=True) for valid in wanted]
-        seeing = torch.stack([features.any(-1) for features in wanted]).any(0)  # b n p
-        windows = [over_cameras(view.windows, built.tokens) for view, built in zip(views, self.sources, strict=True)]
-        used = [
-            used_tokens(index, features, built.tokens)
-            for index, features, built in zip(windows, wanted, self.sources, strict=True)
-        ]
-        b, n, p = seeing.shape
-        if torch.compiler.is_compiling():
-            camera = torch.arange(n, device=seeing.device).expand(b, p, n)  # b p s
-            counts = [tokens.shape[1] for tokens in used]
-        else:
-            totals = torch.stack([seeing.sum(1).max(), *(tokens.sum(1).max() for tokens in used)])
-            slots, *counts = totals.clamp(min=1).tolist()
-            # those that see a cell come first, in their order
-            camera = seeing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :slots].mT
-        located: list[Sight] = []
-        for number, (built, scale, view) in enumerate(zip(self.sources, self.scales, views, strict=True)):
+        found, camera = arrange_windows(windows, self.sources, self.neighbours or (1, 1), average_unseen)
+        sights = []
+        for built, scale, arranged, all_points in zip(self.sources, self.scales, found, points, strict=True):
             assert isinstance(scale, WindowAttention)
-            first, inside, index = listed(used[number], of_cameras(windows[number], camera), counts[number])
             offset = scale.embedding.centers(centers)  # b n d
-            points = rows_at(view.points.flatten(1, 2), first)  # b t 3
-            embedding = scale.embedding.points(points, rows_at(offset, first // built.tokens))
+            rays_to = rows_at(all_points.flatten(1, 2), arranged.features)  # b t 3
+            embedding = scale.embedding.points(rays_to, rows_at(offset, arranged.features // built.tokens))
             cells = scale.embedding.cells(ground.unsqueeze(1), rows_at(offset, camera))
-            if first.shape[1] < used[number].shape[1]:
-                first, inside = neighbours(first, inside, built, self.neighbours or (1, 1))
-            else:
-                first, inside = first.unsqueeze(-1), inside.unsqueeze(-1)
-            valid = of_cameras(view.valid, camera)
-            located.append(Sight(first, inside, embedding, index, valid, cells, wanted[number].any(-1).any(1)))
-        return tuple(located)
+            sights.append(Sight(arranged, embedding, cells))
+        return tuple(sights)
 
     def gather(self, features: Sequence[Tensor], located: tuple[Sight, ...]) -> Tensor:
         x = rearrange(self.prior, "d R C -> 1 (R C) d").expand(features[0].shape[0], -1, -1)

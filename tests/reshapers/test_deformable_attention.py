@@ -147,7 +147,7 @@ def one_by_one(reshaper: DeformableAttention, features: list[np.ndarray], camera
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    heads, points, dim = reshaper.canvas.heads, reshaper.points, reshaper.out_channels
+    heads, points, dim = reshaper.atlas.heads, reshaper.points, reshaper.out_channels
     heights, height, width = reshaper.heights_m, *cameras.image_size
     rows, cols = GRID.shape
     query, asking = weights["query"], np.zeros((rows * cols, dim))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.ops.windows import Windows
 from bevreshape.reshapers import FeatureShape, KernelAttention
-from bevreshape.reshapers.kernel_attention import View
 
 FIXTURE = Path(__file__).parent / "fixtures" / "kernel_attention.pt"
 """``GeometryKernelEncoder`` of https://github.com/hustvl/GKT, commit 104c27f66799f620e54eb0242509ee3b041ae426
@@ -39,24 +39,22 @@ def as_published(**options: object) -> KernelAttention:
     return KernelAttention(sources, grid, **{"dim": 16, "heads": 2, "bottlenecks": 1} | options)
 
 
-def published_views(published: dict[str, Tensor]) -> list[View]:
-    return [
-        View(
-            published[f"points.{scale}"],
-            published[f"windows.{scale}"].long(),
-            published[f"valid.{scale}"].unsqueeze(-1).expand(-1, -1, -1, 7),
-        )
+def published_geometry(published: dict[str, Tensor]) -> tuple[list[Tensor], list[Windows]]:
+    """Points on the rays of every scale, and windows."""
+    windows = [
+        Windows(published[f"windows.{scale}"].long(), published[f"valid.{scale}"].unsqueeze(-1).expand(-1, -1, -1, 7))
         for scale in range(2)
     ]
+    return [published[f"points.{scale}"] for scale in range(2)], windows
 
 
 def test_parity_with_the_published_module(published) -> None:
     reshaper = as_published().eval().load_original(weights(published))
     features = [published[f"features.{scale}"] for scale in range(2)]
-    views = published_views(published)
-    located = reshaper.arrange(published["ground"], published["centers"], views, average_unseen=True)
+    points, windows = published_geometry(published)
+    located = reshaper.arrange(published["ground"], published["centers"], points, windows, average_unseen=True)
     torch.testing.assert_close(reshaper.gather(features, located), published["bev"], atol=1e-4, rtol=1e-4)
-    ours = reshaper.arrange(published["ground"], published["centers"], views)
+    ours = reshaper.arrange(published["ground"], published["centers"], points, windows)
     assert not torch.allclose(reshaper.gather(features, ours), published["bev"], atol=1e-2)
 
 
@@ -235,12 +233,12 @@ def test_reading_only_what_is_seen_changes_nothing(widen, rig, monkeypatch) -> N
     reshaper = KernelAttention(FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8, window=(3, 1), widen=widen).eval()
     cameras, x = rig(2, 6), torch.randn(2, 6, 4, 8, 12)
     (sight,) = reshaper.locate(cameras)
-    assert sight.tokens.shape[1] < 6 * 8 * 12
+    assert sight.arranged.tokens.shape[1] < 6 * 8 * 12
     assert sight.cells.shape[2] < 6
     few = run(reshaper, x, cameras)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     (sight,) = reshaper.locate(cameras)
-    assert sight.tokens.shape[1] == 6 * 8 * 12
+    assert sight.arranged.tokens.shape[1] == 6 * 8 * 12
     for one, other in zip(few, run(reshaper, x, cameras), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
