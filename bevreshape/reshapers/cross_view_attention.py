@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed.nn
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch import distributed as dist
 from torchvision.models.resnet import Bottleneck
 
 from bevreshape.config.options import Count, CountOrNone, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
+from bevreshape.ops.image_norm import ImageEmbedding, statistics_of, synchronised
 from bevreshape.ops.joint_attention import joint_attention, joint_matrix
-from bevreshape.ops.linear import Linear, linear
+from bevreshape.ops.linear import Linear
+from bevreshape.ops.normed_linear import NormedLinear
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
@@ -38,9 +38,6 @@ RENAMED = (
     ("cross_attend.", ""),
 )
 """What the original calls its weights, and what they are called here."""
-
-Statistics = tuple[Tensor, Tensor, Tensor]
-"""Mean and variance of every channel, and how many values they are of."""
 
 
 class Directions(NamedTuple):
@@ -67,135 +64,8 @@ class RigDirections(NamedTuple):
     camera_mask: Tensor | None
 
 
-class NormedLinear(nn.Module):
-    """``W · LayerNorm(x) + b`` of x that is the sum or the image of others, formed only where that is cheaper."""
-
-    def __init__(self, dim: int, out: int, bias: bool) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.linear = nn.Linear(dim, out, bias=bias)
-
-    def of_embedded(self, tokens: Float[Tensor, "p t k"], embed: Float[Tensor, "d k"]) -> Float[Tensor, "p t out"]:
-        """The same of ``x = E·z`` for tokens z, without x where it is wider than z.
-
-        With P, which subtracts the mean, ``LayerNorm(x)`` is ``g · PEz / √(zᵀ(PE)ᵀ(PE)z/d + ε) + h``: all but the
-        square root is linear, and is multiplied into one matrix.
-        """
-        wide = tokens.dtype
-        with torch.autocast(tokens.device.type, enabled=False):
-            centred = embed - embed.mean(0)
-            weight, bias = self._without_norm(wide)
-            if embed.shape[1] < len(embed):
-                gram = centred.mT @ centred / len(embed)  # k k
-                variance = (tokens * linear(tokens, gram)).sum(-1, keepdim=True).clamp(min=0)  # p t 1
-                weight = weight @ centred
-            else:
-                tokens = linear(tokens, centred)  # p t d
-                variance = tokens.square().mean(-1, keepdim=True)
-            tokens = tokens * torch.rsqrt(variance + self.norm.eps)
-        narrow = self.linear.weight.dtype
-        return linear(tokens.to(narrow), weight.to(narrow), bias.to(narrow))
-
-    def of_sum(
-        self, cells: Float[Tensor, "b q d"], seen: Float[Tensor, "#b n k1 q"], embed: Float[Tensor, "d k"]
-    ) -> Float[Tensor, "b n q out"]:
-        """The same of ``x = cells + E·z``, as n cameras see the cells, with one wide product for all cameras.
-
-        Of ``√(|Px|²/d + ε)`` as above, ``|Px|² = |P·cells|² + 2·zᵀ(PE)ᵀP·cells + |PEz|²``.
-
-        Args:
-            cells: what all cameras see.
-            seen: z, and last ``|PEz|²``, which comes along since E·z may be small and z large.
-            embed: E.
-        """
-        wide = torch.promote_types(cells.dtype, torch.float32)
-        narrow = self.linear.weight.dtype
-        with torch.autocast(cells.device.type, enabled=False):
-            cells, seen, embed = (x.to(wide) for x in (cells, seen, embed))
-            cells = cells - cells.mean(-1, keepdim=True)
-            centred = embed - embed.mean(0)
-            z, spread = seen[:, :, :-1], seen[:, :, -1]  # b n k q, b n q
-            cross = (cells @ (2 * centred)).mT.unsqueeze(1)  # b 1 k q
-            square = cells.square().sum(-1).unsqueeze(1) + (z * cross).sum(2) + spread
-            scale = torch.rsqrt(square.clamp(min=0) / len(embed) + self.norm.eps).unsqueeze(-1)  # b n q 1
-            weight, bias = self._without_norm(wide)
-        shared = linear(cells.to(narrow), weight.to(narrow)).unsqueeze(1)  # b 1 q out
-        with torch.autocast(cells.device.type, enabled=False):
-            own = torch.cat([z.mT * scale, torch.ones_like(scale)], dim=-1).flatten(0, 1)  # bn q k+1
-            factor = torch.cat([weight @ centred, bias[:, None]], dim=1).mT.expand(own.shape[0], -1, -1)
-            out = torch.baddbmm((scale * shared.to(wide)).flatten(0, 1), own, factor)
-        return out.unflatten(0, scale.shape[:2]).to(shared.dtype)
-
-    def _without_norm(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """W and b of what is left to do where the norm has only centred and divided."""
-        gain, shift, weight = (x.to(dtype) for x in (self.norm.weight, self.norm.bias, self.linear.weight))
-        bias = weight @ shift
-        return weight * gain, bias if self.linear.bias is None else bias + self.linear.bias.to(dtype)
-
-
-class ImageEmbedding(nn.Module):
-    """``W · relu(BatchNorm(x))``, of which forward leaves W to :meth:`NormedLinear.of_embedded`."""
-
-    def __init__(self, channels: int, dim: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels)
-        self.linear = nn.Linear(channels, dim, bias=False)
-
-    def forward(self, images: Float[Tensor, "p t c"], statistics: Statistics | None) -> Float[Tensor, "p t c"]:
-        """``relu(BatchNorm(x))``; the statistics are those of the images, needed in training."""
-        norm = self.norm
-        mean, var = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert var is not None
-        if norm.training:
-            assert statistics is not None
-            self._track(*statistics)
-            mean, var, _ = statistics
-        wide = images.dtype
-        scale = norm.weight.to(wide) * torch.rsqrt(var.to(wide) + norm.eps)
-        shift = norm.bias.to(wide) - mean.to(wide) * scale
-        return torch.addcmul(shift, images, scale).relu()
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        norm = self.norm
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.num_batches_tracked is not None
-        momentum = (norm.momentum or 0.0) * (count > 0)  # a batch without images says nothing
-        for running, value in ((norm.running_mean, mean), (norm.running_var, var * count / (count - 1).clamp(min=1))):
-            running.lerp_(value.to(running.dtype), momentum.to(running.dtype))
-        norm.num_batches_tracked += 1
-
-
-def statistics_of(
-    images: Float[Tensor, "p t c"], present: Bool[Tensor, " p"] | None, group: dist.ProcessGroup | None = None
-) -> Statistics:
-    """Mean and variance of the channels of those images that are there, in all processes of a group."""
-    p, t, _ = images.shape
-    if present is None and group is None:
-        var, mean = torch.var_mean(images, (0, 1), correction=0)
-        return mean, var, torch.full((), p * t, device=images.device, dtype=images.dtype)
-    weights = torch.ones_like(images[:, 0, :1]) if present is None else present.to(images.dtype)[:, None]
-    count = _total(weights.sum() * t, group)
-    mean = _total((images.sum(1) * weights).sum(0), group) / count.clamp(min=1)
-    var = _total(((images - mean).square().sum(1) * weights).sum(0), group) / count.clamp(min=1)
-    return mean, var, count
-
-
-def _total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    return value if group is None else dist.nn.functional.all_reduce(value, group=group)
-
-
-def _synchronised(norm: nn.Module) -> dist.ProcessGroup | None:
-    """The processes that a norm shares its statistics with, where ``sync_batchnorm`` has made it such a one."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not dist.is_initialized():
-        return None
-    return norm.process_group or dist.group.WORLD
-
-
 class CrossView(nn.Module):
-    """One scale: BEV queries, aware of the cameras, look up its tokens."""
+    """One scale: BEV queries, which know the cameras, attend to its tokens."""
 
     def __init__(
         self, channels: int, dim: int, heads: int, dim_head: int, qkv_bias: bool, skip: bool, image_features: bool
@@ -218,29 +88,30 @@ class CrossView(nn.Module):
         cells: Float[Tensor, "#b n 7 q"],
         present: Bool[Tensor, "b n"] | None,
     ) -> Float[Tensor, "b q d"]:
-        q, k, v = self._looking(bev, features, rays, cells, present)
-        found = self.project(rearrange(joint_attention(q, k, v, present), "b a q e -> b q (a e)"))
+        q, k, v = self.project_qkv(bev, features, rays, cells, present)
+        found = rearrange(joint_attention(q, k, v, present), "b a q e -> b q (a e)")
+        found = self.project(found)
         bev = self.prenorm(bev + found if self.skip else found)
         return self.postnorm(bev + self.feedforward(bev))
 
     def matrix(
         self, bev: Tensor, features: Tensor, rays: Tensor, cells: Tensor, present: Tensor | None
     ) -> Float[Tensor, "b a q n t"]:
-        """What every cell weighs every token by, given what :meth:`forward` is given."""
-        q, k, _ = self._looking(bev, features, rays, cells, present)
+        """Return the softmax of :meth:`forward`, given the same."""
+        q, k, _ = self.project_qkv(bev, features, rays, cells, present)
         return joint_matrix(q, k, present)
 
-    def _looking(
+    def project_qkv(
         self, bev: Tensor, features: Tensor, rays: Tensor, cells: Tensor, present: Tensor | None
     ) -> list[Tensor]:
-        """Q, K and V, (b, n, heads, q or t, e)."""
+        """Return ``to_q(cells + bev)``, ``to_k(rays + φ(X))`` and ``to_v(ψ(X))``, (b, n, heads, q or t, e)."""
         rays = rays.expand(features.shape[0], -1, -1, -1)
         keys, values = self._tokens(features, rays, present)
         queries = self.to_q.of_sum(bev, cells, self.embedding.cell_weight(cells.dtype))  # b n q (a e)
         return [rearrange(x, "b n t (a e) -> b n a t e", a=self.heads) for x in (queries, keys, values)]
 
     def _tokens(self, features: Tensor, rays: Tensor, present: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys and values, (b, n, t, heads · e) each."""
+        """Return keys and values, (b, n, t, heads · e) each."""
         wide = torch.promote_types(features.dtype, torch.float32)
         images = rearrange(features, "b n c h w -> (b n) (h w) c").to(wide).contiguous()  # p t c
         there = None if present is None else present.flatten()
@@ -249,7 +120,7 @@ class CrossView(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             embeddings = [x for x in (self.embed_key, self.embed_value) if x is not None]
             counted = any(x.norm.training for x in embeddings)
-            statistics = statistics_of(images, there, _synchronised(self.embed_value.norm)) if counted else None
+            statistics = statistics_of(images, there, synchronised(self.embed_value.norm)) if counted else None
             keys, embed = rays.flatten(0, 1).mT.to(wide), self.embedding.ray_weight(wide)
             if self.embed_key is not None:
                 keys = torch.cat([self.embed_key(images, statistics), keys], dim=2)
