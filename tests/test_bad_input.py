@@ -47,7 +47,7 @@ from commands import TINY, finish, start
         (("reshaper=cross_attention", "reshaper.dim=wide"), ("reshaper.dim='wide' must be an integer",)),
         (("reshaper=self_attention", "reshaper.heads=-1"), ("heads=-1",)),
         (("reshaper=column_attention", "reshaper.heads=0"), ("heads=0",)),
-        (("reshaper=column_attention", "reshaper.feedforward=0"), ("feedforward=0",)),
+        (("reshaper=column_attention", "reshaper.dim_feedforward=0"), ("dim_feedforward=0",)),
         (("reshaper=latent_attention", "reshaper.heads=0"), ("heads=0",)),
         (("reshaper.hidden=[0]",), ("hidden=[0] must be a list of integers from 1",)),
         (("reshaper.channels=0",), ("channels=0",)),

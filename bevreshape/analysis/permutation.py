@@ -390,7 +390,7 @@ def from_gram(reshaper: CrossAttention, gram: Float[Tensor, "b c c"]) -> Float[T
     tokens where the attention is.
 
     Args:
-        reshaper: with ``kernel="linear"``, ``bare`` and ``token_encoding="none"``, for which this is exact. An encoding
+        reshaper: with ``kernel="linear"``, ``attention_only`` and ``token_encoding="none"``, for which this is exact. An encoding
             of the queries is part of Ø.
         gram: XᵀX.
 
@@ -398,10 +398,10 @@ def from_gram(reshaper: CrossAttention, gram: Float[Tensor, "b c c"]) -> Float[T
         InputError: when it is another attention.
     """
     attention, kind = reshaper.attention, reshaper.encode_tokens.kind
-    if attention.kernel != "linear" or not reshaper.bare or kind != "none":
+    if attention.kernel != "linear" or not reshaper.attention_only or kind != "none":
         raise InputError(
-            f"from_gram: the attention has kernel={attention.kernel}, bare={reshaper.bare} and token_encoding={kind}, and "
-            "depends on more than XᵀX; build it with kernel=linear, bare=true and token_encoding=none"
+            f"from_gram: the attention has kernel={attention.kernel}, attention_only={reshaper.attention_only} and token_encoding={kind}, and "
+            "depends on more than XᵀX; build it with kernel=linear, attention_only=true and token_encoding=none"
         )
     to_q, to_k, to_v = (
         rearrange(projection.weight, "(a e) c -> a c e", a=attention.heads)

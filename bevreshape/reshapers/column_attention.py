@@ -163,7 +163,7 @@ class ColumnAttention(GeometricReshaper):
         heads: of every attention.
         encoder_layers: how many.
         decoder_layers: how many, at least one.
-        feedforward: width of the feed-forwards, one number or one a scale; ``None`` for 2·d.
+        dim_feedforward: width of the feed-forwards, one number or one a scale; ``None`` for 2·d.
         encoding: ``published`` or ``sincos``.
         depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
         bin_m: length of a bin of depth; ``None`` for that of a cell.
@@ -183,7 +183,7 @@ class ColumnAttention(GeometricReshaper):
         heads: Count = 4,
         encoder_layers: CountOrNone = 2,
         decoder_layers: Count = 2,
-        feedforward: Width | Sequence[Width] | None = None,
+        dim_feedforward: Width | Sequence[Width] | None = None,
         encoding: Encoding = "published",
         depth_m: Depths | None = None,
         bin_m: Length | None = None,
@@ -200,13 +200,13 @@ class ColumnAttention(GeometricReshaper):
             raise InputError(
                 f"ColumnAttention: {dim} channels cannot be divided among heads={heads} or into pairs; choose a multiple"
             )
-        if feedforward is None or isinstance(feedforward, int):
-            widths = [2 * dim if feedforward is None else feedforward] * len(self.sources)
+        if dim_feedforward is None or isinstance(dim_feedforward, int):
+            widths = [2 * dim if dim_feedforward is None else dim_feedforward] * len(self.sources)
         else:
-            widths = list(feedforward)
+            widths = list(dim_feedforward)
         if len(widths) != len(self.sources):
             raise InputError(
-                f"ColumnAttention: feedforward={feedforward} must be one width, or {len(self.sources)}, one a scale"
+                f"ColumnAttention: dim_feedforward={dim_feedforward} must be one width, or {len(self.sources)}, one a scale"
             )
         focal = nominal_focal(self.sources[0]) if focal_px is None else focal_px
         self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)

@@ -20,12 +20,12 @@ from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RayEnc
 class CrossAttention(Reshaper):
     """``O = softmax(Q·Kᵀ/√d)·V`` with K, V projected from the tokens X and Q from a learned query Ø of R×C cells.
 
-    With ``kernel="linear"``, ``bare`` and no encodings this is ``O = Ø·Wq·Wkᵀ·(XᵀX)·Wv`` (divided by the number of
+    With ``kernel="linear"``, ``attention_only`` and no encodings this is ``O = Ø·Wq·Wkᵀ·(XᵀX)·Wv`` (divided by the number of
     tokens, unless ``divide_by_tokens`` is off), in which XᵀX does not know the order of the tokens. The mapping from
     tokens to cells depends on the image. The tokens of all cameras stand in one softmax, those of dropped cameras
     left out.
 
-    Unless ``bare``, Q and K are projected from normalised queries and tokens, the output is projected, added to Ø, and
+    Unless ``attention_only``, Q and K are projected from normalised queries and tokens, the output is projected, added to Ø, and
     followed by a feed-forward with its own residual (Vaswani et al. 2017; after normalisation, Xiong et al. 2020). V is
     projected from the tokens as they are. Encodings are added to keys and queries, not to values (DETR, Carion et al.
     2020): they say where to look, not what is there.
@@ -45,10 +45,10 @@ class CrossAttention(Reshaper):
             from camera to camera, and the others have a learned vector a camera added, so their order matters then.
             ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), an image laid over the cells.
         query_encoding: the same for the cells; ``rotary`` for both or for neither.
-        feedforward: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
+        mlp_ratio: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
         normalise_values: project V from the normalised tokens, which lack each token's mean and length, instead of from
-            X; without effect when ``bare``.
-        bare: the equation alone, without norms, output projection, residuals and feed-forward.
+            X; without effect when ``attention_only``.
+        attention_only: the equation alone, without norms, output projection, residuals and feed-forward.
         calibration: read it: keys also hold the direction of every token's ray in the ego frame, see
             :class:`RayEncoding`, so that A follows the camera's pose; values stay as they are. Cameras must be given then,
             and a grid.
@@ -68,9 +68,9 @@ class CrossAttention(Reshaper):
         divide_by_tokens: bool = True,
         token_encoding: Encoding = "sinusoidal",
         query_encoding: Encoding = "sinusoidal",
-        feedforward: CountOrNone = 2,
+        mlp_ratio: CountOrNone = 2,
         normalise_values: bool = False,
-        bare: bool = False,
+        attention_only: bool = False,
         calibration: bool = False,
     ) -> None:
         super().__init__(source, grid, dim, needs_cameras=calibration)
@@ -80,10 +80,10 @@ class CrossAttention(Reshaper):
                 "turn tells how far a token is from a cell only if both are turned: set both to rotary, or neither"
             )
         rows, cols = self.target_shape
-        self.bare = bare
+        self.attention_only = attention_only
         self.normalise_values = normalise_values
         # where Ø is normalised to look things up, its own part of the output can start quietly
-        self.query = nn.Parameter(torch.randn(rows * cols, dim) * (1.0 if bare else 0.02))
+        self.query = nn.Parameter(torch.randn(rows * cols, dim) * (1.0 if attention_only else 0.02))
         self.encode_tokens = PositionalEncoding(
             token_encoding, (source.height, source.width), source.channels, source.cameras
         )
@@ -93,16 +93,16 @@ class CrossAttention(Reshaper):
         if token_encoding == "rotary":
             rotary = RotaryEncoding((rows, cols), (source.height, source.width), dim // heads, source.cameras)
         self.attention = Attention(dim, source.channels, dim, heads, kernel, divide_by_tokens, rotary=rotary)
-        if not bare:
+        if not attention_only:
             self.norm_tokens = nn.LayerNorm(source.channels)
             self.norm_query = nn.LayerNorm(dim)
             self.out = Linear(dim, dim)
-            self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, feedforward)) if feedforward else None
+            self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, mlp_ratio)) if mlp_ratio else None
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         queries, keys, values, present = self._looking(features, cameras)
         bev = self.attention(queries, keys, values, present)
-        if not self.bare:
+        if not self.attention_only:
             bev = self.query + self.out(bev)
             if self.feedforward is not None:
                 bev = bev + self.feedforward(bev)
@@ -127,7 +127,7 @@ class CrossAttention(Reshaper):
         """What attends to what: queries, keys, values, and which of the tokens are there."""
         tokens, query = rearrange(features, "b n c h w -> b (n h w) c"), self.query
         values = tokens
-        if not self.bare:
+        if not self.attention_only:
             tokens, query = self.norm_tokens(tokens), self.norm_query(query)
         if self.normalise_values:
             values = tokens

@@ -84,18 +84,18 @@ class SpatialCrossAttention(nn.Module):
 class Layer(nn.Module):
     """Spatial cross-attention and a feed-forward, each with its residual and then a norm."""
 
-    def __init__(self, dim: int, heads: int, scales: int, points: int, feedforward: int, bare: bool) -> None:
+    def __init__(self, dim: int, heads: int, scales: int, points: int, mlp_ratio: int, attention_only: bool) -> None:
         super().__init__()
         self.attention = SpatialCrossAttention(dim, heads, scales, points)
-        self.bare = bare
-        if not bare:
+        self.attention_only = attention_only
+        if not attention_only:
             self.norm = nn.LayerNorm(dim)
-            self.feedforward = nn.Sequential(Linear(dim, feedforward * dim), nn.ReLU(), Linear(feedforward * dim, dim))
+            self.feedforward = nn.Sequential(Linear(dim, mlp_ratio * dim), nn.ReLU(), Linear(mlp_ratio * dim, dim))
             self.norm_out = nn.LayerNorm(dim)
 
     def forward(self, query: Tensor, *args: Any) -> Tensor:
         query = self.attention(query, *args)
-        if self.bare:
+        if self.attention_only:
             return query
         query = self.norm(query)
         return self.norm_out(query + self.feedforward(query))
@@ -170,7 +170,7 @@ class DeformableAttention(GeometricReshaper):
     Only pairs of cells and cameras that see them are computed, so the host waits for the device once to know how many
     there are, except on a fixed rig and in an exported program, whose shapes must not depend on the calibration; memory grows with pairs · heads · scales · points, not with features.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes when ``bare``; otherwise nearly, since layer
+    Can it reproduce X at a cell that looks at exactly one token? Yes when ``attention_only``; otherwise nearly, since layer
     norms act after the sums with the residual (5e-4 of the variance is left after training).
 
     Args:
@@ -182,11 +182,11 @@ class DeformableAttention(GeometricReshaper):
         points: places that a head reads in every scale, shared out among the heights.
         layers: how often cells look; BEVFormer's 6.
         heights_m: z of the reference points above the ground, in metres.
-        feedforward: width of the feed-forward in multiples of ``dim``.
+        mlp_ratio: width of the feed-forward in multiples of ``dim``.
         query_position: add a learned position, half of a row and half of a column, to queries when they decide where
             to look.
         camera_embedding: add a learned vector to every camera's features; then the order of cameras matters.
-        bare: the attention and its residual alone, without norms and feed-forward.
+        attention_only: the attention and its residual alone, without norms and feed-forward.
 
     Raises:
         InputError: a width that heads do not divide, points that heights do not divide, or none of something.
@@ -204,10 +204,10 @@ class DeformableAttention(GeometricReshaper):
         points: Count = 8,
         layers: Count = 1,
         heights_m: Heights = (0.0, 1.0, 2.0, 3.0),
-        feedforward: Count = 2,
+        mlp_ratio: Count = 2,
         query_position: bool = False,
         camera_embedding: bool = False,
-        bare: bool = False,
+        attention_only: bool = False,
     ) -> None:
         super().__init__(source, grid, dim)
         if dim % heads:
@@ -235,7 +235,7 @@ class DeformableAttention(GeometricReshaper):
         )
         self.atlas = FeatureAtlas(self.sources, heads, points)
         self.points = points
-        self.layers = nn.ModuleList(Layer(dim, heads, scales, points, feedforward, bare) for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(dim, heads, scales, points, mlp_ratio, attention_only) for _ in range(layers))
 
     def locate(self, cameras: Cameras) -> References:
         """Project the cells' reference points into the cameras that see them."""
@@ -315,7 +315,7 @@ class DeformableAttention(GeometricReshaper):
         kept = {name: value for name, value in own.items() if name in optional}
         self.check_original(
             {**kept, **found, **dict.fromkeys(left, torch.empty(0))},
-            "build it with the same layers, dim, heads, points, scales, grid, bare, query_position and camera_embedding",
+            "build it with the same layers, dim, heads, points, scales, grid, attention_only, query_position and camera_embedding",
         )
         order = self.atlas.heads, len(self.sources), self.points, 2
         for name, value in found.items():

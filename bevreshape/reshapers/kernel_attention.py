@@ -24,7 +24,7 @@ from bevreshape.reshapers.camera_embedding import CameraEmbedding
 RENAMED = {
     r"bev_embedding\.learned_features": "prior",
     r"layers\.": "middle.",
-    r"cross_views\.(\d+)\.conv\.": r"scales.\1.widen.",
+    r"cross_views\.(\d+)\.conv\.": r"scales.\1.context.",
     r"cross_views\.(\d+)\.feature_proj\.": r"scales.\1.key.",
     r"cross_views\.(\d+)\.feature_linear\.": r"scales.\1.value.",
     r"cross_views\.(\d+)\.img_embed\.": r"scales.\1.embedding.point.",
@@ -56,10 +56,10 @@ class WindowAttention(nn.Module):
     def __init__(self, channels: int, dim: int, heads: int, neighbours: tuple[int, int] | None) -> None:
         super().__init__()
         self.heads = heads
-        self.widen = None
+        self.context = None
         if neighbours is not None:
             padding = (neighbours[0] // 2, neighbours[1] // 2)
-            self.widen = nn.Conv2d(channels, channels, neighbours, padding=padding)
+            self.context = nn.Conv2d(channels, channels, neighbours, padding=padding)
         self.key = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), Linear(channels, dim, bias=False))
         self.value = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), Linear(channels, dim, bias=False))
         self.embedding = CameraEmbedding(dim)
@@ -85,15 +85,15 @@ class WindowAttention(nn.Module):
         if arranged.tokens.shape[1] < n * h * w:
             rows = rows_at(rearrange(features, "b n c h w -> b (n h w) c"), arranged.tokens)  # b t a c
             rows = rows.masked_fill(~arranged.inside.unsqueeze(-1), 0).flatten(2)
-            return rows if self.widen is None else linear(rows, self._weight(), self.widen.bias)
+            return rows if self.context is None else linear(rows, self._weight(), self.context.bias)
         there = arranged.inside.reshape(-1, n, h * w).any(-1)
         features = features.masked_fill(~there[..., None, None, None], 0).flatten(0, 1)
-        wide = features if self.widen is None else self.widen(features)
+        wide = features if self.context is None else self.context(features)
         return rearrange(wide, "(b n) c h w -> b (n h w) c", n=n)
 
     def _weight(self) -> Tensor:
-        assert self.widen is not None
-        return rearrange(self.widen.weight, "o c i j -> o (i j c)")
+        assert self.context is not None
+        return rearrange(self.context.weight, "o c i j -> o (i j c)")
 
 
 @checked
@@ -127,8 +127,8 @@ class KernelAttention(GeometricReshaper):
         grid: the cells it fills.
         dim: d, channels of the cells; a multiple of 4.
         heads: of the attention.
-        window: (k_h, k_w), rows and columns of features; published are 7 × 1.
-        widen: rows and columns of the convolution that lets a feature know its neighbours first, odd; ``None`` leaves
+        kernel_size: (k_h, k_w), rows and columns of features; published are 7 × 1.
+        context_kernel: rows and columns of the convolution that lets a feature know its neighbours first, odd; ``None`` leaves
             it out. Published are 1 × 7, across the window.
         height_m: of the points that are projected, in metres above the ground.
         bottlenecks: after every scale.
@@ -146,8 +146,8 @@ class KernelAttention(GeometricReshaper):
         *,
         dim: Width = 64,
         heads: Count = 4,
-        window: Annotated[Sequence[Count], Len(2, 2)] = (7, 1),
-        widen: Annotated[Sequence[Count], Len(2, 2)] | None = (1, 7),
+        kernel_size: Annotated[Sequence[Count], Len(2, 2)] = (7, 1),
+        context_kernel: Annotated[Sequence[Count], Len(2, 2)] | None = (1, 7),
         height_m: Height = 1.0,
         bottlenecks: CountOrNone = 2,
     ) -> None:
@@ -157,13 +157,13 @@ class KernelAttention(GeometricReshaper):
                 f"KernelAttention: dim={dim} cannot be divided among heads={heads} and by 4, as its bottlenecks do; choose "
                 "a common multiple"
             )
-        if widen is not None and not all(size % 2 for size in widen):
+        if context_kernel is not None and not all(size % 2 for size in context_kernel):
             raise InputError(
-                f"KernelAttention: widen={list(widen)} must be [rows, columns] of a convolution, both odd, e.g. [1, 7]; null "
+                f"KernelAttention: context_kernel={list(context_kernel)} must be [rows, columns] of a convolution, both odd, e.g. [1, 7]; null "
                 "leaves it out"
             )
-        self.window = (window[0], window[1])
-        self.neighbours = None if widen is None else (widen[0], widen[1])
+        self.kernel_size = (kernel_size[0], kernel_size[1])
+        self.neighbours = None if context_kernel is None else (context_kernel[0], context_kernel[1])
         self.height_m = float(height_m)
         self.prior = nn.Parameter(torch.randn(dim, *self.target_shape))
         self.scales = nn.ModuleList(
@@ -185,7 +185,7 @@ class KernelAttention(GeometricReshaper):
         for scale in self.sources:
             rays = cameras.rays(scale.pixels(ground.device, ground.dtype).flatten(0, 1)).masked_fill(~there, 0)
             ray_points.append(centers.unsqueeze(2) + rays)
-            windows.append(nearest_windows(pixels, scale, self.window, seen))
+            windows.append(nearest_windows(pixels, scale, self.kernel_size, seen))
         return self.arrange(ground, centers, ray_points, windows)
 
     def arrange(

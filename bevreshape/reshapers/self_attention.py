@@ -23,7 +23,7 @@ class SelfAttention(Reshaper):
     Without an encoding it is equivariant to the order of the tokens. Every camera is attended to alone, with the same
     weights, and the cameras that are there are averaged.
 
-    Unless ``bare``, tokens are normalised, the output is projected back to c channels, added to X, and followed by a
+    Unless ``attention_only``, tokens are normalised, the output is projected back to c channels, added to X, and followed by a
     feed-forward with its own residual. Encodings are added to queries and keys, not to values.
 
     Can it reproduce X at a cell that looks at exactly one token? Yes, through the residual, at a cell that the
@@ -32,12 +32,12 @@ class SelfAttention(Reshaper):
     Args:
         source: the features it will get.
         grid: the cells it fills, or (R, C).
-        dim: channels of Q, K and V; with ``bare`` of the output too, which otherwise keeps c.
+        dim: channels of Q, K and V; with ``attention_only`` of the output too, which otherwise keeps c.
         heads: of the attention.
         token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``, the same for all cameras; ``rotary`` turns Q
             and K in place of adding to them (:class:`RotaryEncoding`).
-        feedforward: width of the feed-forward in multiples of c; 0 leaves it out.
-        bare: the equation alone, without norms, output projection, residuals and feed-forward.
+        mlp_ratio: width of the feed-forward in multiples of c; 0 leaves it out.
+        attention_only: the equation alone, without norms, output projection, residuals and feed-forward.
 
     Raises:
         InputError: an unknown encoding, or widths that do not fit.
@@ -51,25 +51,25 @@ class SelfAttention(Reshaper):
         dim: Width = 64,
         heads: Count = 4,
         token_encoding: Encoding = "sinusoidal",
-        feedforward: CountOrNone = 2,
-        bare: bool = False,
+        mlp_ratio: CountOrNone = 2,
+        attention_only: bool = False,
     ) -> None:
         c = source.channels
-        super().__init__(source, grid, dim if bare else c)
-        self.bare = bare
+        super().__init__(source, grid, dim if attention_only else c)
+        self.attention_only = attention_only
         shape = (source.height, source.width)
         self.encode = PositionalEncoding(token_encoding, shape, c)
         rotary = RotaryEncoding(shape, shape, dim // heads) if token_encoding == "rotary" else None
         self.attention = Attention(c, c, dim, heads, rotary=rotary)
-        if not bare:
+        if not attention_only:
             self.norm = nn.LayerNorm(c)
             self.out = Linear(dim, c)
-            self.feedforward = nn.Sequential(nn.LayerNorm(c), FeedForward(c, feedforward)) if feedforward else None
+            self.feedforward = nn.Sequential(nn.LayerNorm(c), FeedForward(c, mlp_ratio)) if mlp_ratio else None
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         x, placed, values = self._looking(features)
         found = self.attention(placed, placed, values)
-        if self.bare:
+        if self.attention_only:
             x = found
         else:
             x = x + self.out(found)
@@ -99,7 +99,7 @@ class SelfAttention(Reshaper):
     def _looking(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens of every image, queries or keys, and values, (bn, hw, c) each."""
         tokens = rearrange(features, "b n c h w -> (b n) (h w) c")
-        values = tokens if self.bare else self.norm(tokens)
+        values = tokens if self.attention_only else self.norm(tokens)
         return tokens, self.encode(values), values
 
     def _resized(self, tokens: Tensor) -> Tensor:

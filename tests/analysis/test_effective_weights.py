@@ -168,8 +168,8 @@ def test_an_mlp_whose_w_is_not_one_is_refused(options) -> None:
 
 def heads_of(reshaper: CrossAttention, x: np.ndarray, there: list[bool]) -> np.ndarray:
     """A of one sample, (a, q, n·t), one score at a time, for sinusoidal encodings or none."""
-    a, bare = reshaper.attention.heads, reshaper.bare
-    norm = (lambda rows: rows) if bare else standardised
+    a, attention_only = reshaper.attention.heads, reshaper.attention_only
+    norm = (lambda rows: rows) if attention_only else standardised
     query = norm(reshaper.query.detach().numpy())
     keys = norm(x)
     if reshaper.encode_queries.kind == "sinusoidal":
@@ -204,14 +204,14 @@ def tokens_of(x: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("kernel", ["softmax", "linear"])
 @pytest.mark.parametrize("encoding", ["none", "sinusoidal"])
-@pytest.mark.parametrize(("bare", "normalised"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(("attention_only", "normalised"), [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("mask", [None, [True, False]])
 def test_with_a_held_the_jacobian_of_cross_attention_is_that_of_its_matrices(
-    kernel: str, encoding: str, bare: bool, normalised: bool, mask: list[bool] | None
+    kernel: str, encoding: str, attention_only: bool, normalised: bool, mask: list[bool] | None
 ) -> None:
     """‖Σ_heads A_qk·Wv·Wo‖_F; where values are normalised first, behind the derivative of that."""
-    options = {"token_encoding": encoding, "query_encoding": encoding, "feedforward": 0, "normalise_values": normalised}
-    reshaper = build(CrossAttention, dim=8, heads=2, kernel=kernel, bare=bare, **options)
+    options = {"token_encoding": encoding, "query_encoding": encoding, "mlp_ratio": 0, "normalise_values": normalised}
+    reshaper = build(CrossAttention, dim=8, heads=2, kernel=kernel, attention_only=attention_only, **options)
     x, rig = (
         doubles(2, 2, 4, 2, 3),
         replace(cameras(2, 2), camera_mask=None if mask is None else torch.tensor([mask, mask])),
@@ -224,7 +224,7 @@ def test_with_a_held_the_jacobian_of_cross_attention_is_that_of_its_matrices(
     free = jacobian_norm(reshaper, x, rig, cells=cells)
     assert not torch.allclose(held, free, rtol=1e-2)  # A depends on X, which is the point of holding it
     w_v = reshaper.attention.to_v.weight.detach().numpy().T.reshape(4, 2, 4)  # c a d
-    w_o = np.eye(8) if bare else reshaper.out.weight.detach().numpy().T
+    w_o = np.eye(8) if attention_only else reshaper.out.weight.detach().numpy().T
     w_o = w_o.reshape(2, 4, 8)
     for sample in range(2):
         tokens = tokens_of(x[sample])
@@ -243,7 +243,13 @@ def test_with_a_held_the_jacobian_of_cross_attention_is_that_of_its_matrices(
 @pytest.mark.parametrize("kernel", ["softmax", "linear"])
 def test_rotary_matrices_times_values_are_the_output(kernel: str) -> None:
     reshaper = build(
-        CrossAttention, dim=8, heads=2, kernel=kernel, token_encoding="rotary", query_encoding="rotary", bare=True
+        CrossAttention,
+        dim=8,
+        heads=2,
+        kernel=kernel,
+        token_encoding="rotary",
+        query_encoding="rotary",
+        attention_only=True,
     )
     x = doubles(2, 2, 4, 2, 3)
     weights = attention_weights(reshaper, x)
@@ -254,7 +260,10 @@ def test_rotary_matrices_times_values_are_the_output(kernel: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["none", "sinusoidal", "rotary"])
 def test_matrices_of_self_attention_are_resized_and_averaged_like_its_output(encoding: str) -> None:
-    reshaper, x = build(SelfAttention, dim=8, heads=2, token_encoding=encoding, bare=True), doubles(2, 2, 4, 2, 3)
+    reshaper, x = (
+        build(SelfAttention, dim=8, heads=2, token_encoding=encoding, attention_only=True),
+        doubles(2, 2, 4, 2, 3),
+    )
     rig = replace(cameras(2, 2), camera_mask=torch.tensor([[True, True], [False, True]]))
     weights = attention_weights(reshaper, x, rig)
     values = torch.einsum("bnchw,dc->bnhwd", x, reshaper.attention.to_v.weight.detach()).unflatten(-1, (2, 4))

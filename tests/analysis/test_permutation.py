@@ -92,14 +92,14 @@ def test_permuting_is_a_loop_over_places(together: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("source", [ONE, THREE], ids=["one camera", "three"])
 @pytest.mark.parametrize("together", [False, True], ids=["each camera", "across cameras"])
-@pytest.mark.parametrize("bare", [False, True], ids=["whole", "bare"])
+@pytest.mark.parametrize("attention_only", [False, True], ids=["whole", "attention_only"])
 def test_cross_attention_is_invariant_where_encodings_move_along(
-    kind: str, source: FeatureShape, together: bool, bare: bool
+    kind: str, source: FeatureShape, together: bool, attention_only: bool
 ) -> None:
     """A10 and A11: without encodings it sees a set; encodings that stay tell the order, encodings that move do not."""
     x = doubles(2, source.cameras, 8, 3, 4)
     permutation = shuffled(12 * (source.cameras if together else 1))
-    reshaper = cross(source, kind, bare=bare)
+    reshaper = cross(source, kind, attention_only=attention_only)
     assert invariance_error(reshaper, x, permutation, move_encodings=True) < EXACT
     stays = invariance_error(reshaper, x, permutation)
     assert stays < EXACT if kind == "none" else stays > 1e-3
@@ -150,7 +150,7 @@ def test_moved_encodings_go_with_tokens_of_every_camera(kind: str) -> None:
 
 def test_encodings_that_stay_are_those_of_the_place() -> None:
     """By hand: the bare attention's own equation, with E where it was and with E permuted."""
-    reshaper, x, permutation = cross(ONE, "sinusoidal", bare=True), doubles(1, 8, 3, 4), shuffled(12)
+    reshaper, x, permutation = cross(ONE, "sinusoidal", attention_only=True), doubles(1, 8, 3, 4), shuffled(12)
     tokens = x.flatten(2).mT[0]
     wave = reshaper.encode_tokens.wave
     for move, encoding in ((False, wave), (True, wave[permutation])):
@@ -353,7 +353,7 @@ def test_linear_attention_is_the_simplified_form(heads: int, divide: bool, sourc
     torch.manual_seed(0)
     reshaper = CrossAttention(
         source, (5, 2), dim=8, heads=heads, kernel="linear", divide_by_tokens=divide, token_encoding="none",
-        query_encoding=queries, bare=True,
+        query_encoding=queries, attention_only=True,
     ).double()  # fmt: skip
     x = doubles(2, source.cameras, 8, 3, 4)
     out = reshaper(x)
@@ -368,9 +368,11 @@ def test_linear_attention_is_the_simplified_form(heads: int, divide: bool, sourc
         np.testing.assert_allclose(out.detach().flatten(2).mT[..., part].numpy(), expected, atol=EXACT)
 
 
-@pytest.mark.parametrize("options", [{"kernel": "softmax"}, {"bare": False}, {"token_encoding": "sinusoidal"}])
+@pytest.mark.parametrize(
+    "options", [{"kernel": "softmax"}, {"attention_only": False}, {"token_encoding": "sinusoidal"}]
+)
 def test_other_attention_has_no_simplified_form(options) -> None:
-    options = {"kernel": "linear", "bare": True, "token_encoding": "none"} | options
+    options = {"kernel": "linear", "attention_only": True, "token_encoding": "none"} | options
     with pytest.raises(InputError, match="depends on more than XᵀX"):
         from_gram(CrossAttention(ONE, (5, 2), dim=8, heads=1, **options), torch.zeros(1, 8, 8))
 
@@ -389,11 +391,11 @@ def test_cat_chases_dog() -> None:
 
     torch.manual_seed(0)
     for kernel in ("softmax", "linear"):
-        options = {"dim": 8, "heads": 1, "bare": True, "kernel": kernel}
+        options = {"dim": 8, "heads": 1, "attention_only": True, "kernel": kernel}
         assert tell_apart(CrossAttention(words, (1, 2), token_encoding="none", **options)) < EXACT
         assert tell_apart(CrossAttention(words, (1, 2), token_encoding="sinusoidal", **options)) > 0.01
     assert tell_apart(MLP(words, (1, 2))) > 0.01
-    spoken = SelfAttention(words, (1, 3), dim=8, heads=1, bare=True, token_encoding="none").double()
+    spoken = SelfAttention(words, (1, 3), dim=8, heads=1, attention_only=True, token_encoding="none").double()
     sentence = torch.stack([cat, chases, dog], -1)[None, :, None]
     mirrored = torch.tensor([2, 1, 0])
     assert equivariance_error(spoken, sentence, mirrored) < EXACT  # every word is told the same

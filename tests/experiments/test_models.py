@@ -92,7 +92,7 @@ def test_attention_is_the_cross_attention_of_the_program() -> None:
     world = World(FeatureShape(16, 4, 8, 1, 16, offset_px=7.5), GRID)
     model, batch = Attention(world, [0], dim=16), batch_of(world, 1)
     cells = len(world.cells)
-    theirs = CrossAttention(world.source, (1, cells), dim=16, heads=1, bare=True, query_encoding="none")
+    theirs = CrossAttention(world.source, (1, cells), dim=16, heads=1, attention_only=True, query_encoding="none")
     with torch.no_grad():
         theirs.query.copy_(model.query[0])
         theirs.attention.to_q.weight.copy_(model.to_q[0].T)

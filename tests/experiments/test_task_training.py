@@ -135,7 +135,7 @@ def test_the_mlps_activation_shows_in_the_jacobian_alone() -> None:
 
 def test_an_attention_that_looks_by_place_alone_does_not_follow_the_image() -> None:
     torch.manual_seed(0)
-    reshaper = CrossAttention(SOURCE, GRID, dim=12, heads=3, bare=True, token_encoding="none")
+    reshaper = CrossAttention(SOURCE, GRID, dim=12, heads=3, attention_only=True, token_encoding="none")
     follows = inspected(reshaper)
     with torch.no_grad():
         reshaper.attention.to_k.weight.zero_()

@@ -17,7 +17,7 @@ from bevreshape.reshapers import CrossAttention, FeatureShape, SelfAttention
 from bevreshape.reshapers.attention import Attention
 
 SOURCE = FeatureShape(8, 3, 4)
-PLAIN = {"bare": True, "token_encoding": "none", "query_encoding": "none"}
+PLAIN = {"attention_only": True, "token_encoding": "none", "query_encoding": "none"}
 
 
 def doubles(*shape: int) -> torch.Tensor:
@@ -83,9 +83,9 @@ def test_linear_kernel_costs_no_product_of_queries_and_tokens() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["softmax", "linear"])
-@pytest.mark.parametrize("bare", [True, False])
-def test_cross_attention_does_not_know_the_order_of_tokens(kernel: str, bare: bool) -> None:
-    options = {"kernel": kernel, "bare": bare}
+@pytest.mark.parametrize("attention_only", [True, False])
+def test_cross_attention_does_not_know_the_order_of_tokens(kernel: str, attention_only: bool) -> None:
+    options = {"kernel": kernel, "attention_only": attention_only}
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     x = doubles(2, 8, 12)
     shuffled = x[..., order].unflatten(-1, (3, 4))
@@ -181,7 +181,7 @@ def test_directions_are_as_exact_in_every_precision(rig) -> None:
 
 
 def test_gradients_reach_the_map_of_the_directions(rig) -> None:
-    reshaper, x, cameras = given_rays(bare=True), doubles(1, 2, 8, 4, 6), rig(1, 2)
+    reshaper, x, cameras = given_rays(attention_only=True), doubles(1, 2, 8, 4, 6), rig(1, 2)
 
     def output(weight: torch.Tensor) -> torch.Tensor:
         return functional_call(reshaper, {"encode_rays.weight": weight}, (x, cameras))
@@ -200,7 +200,7 @@ def test_directions_need_a_calibration_and_metres(rig) -> None:
 @pytest.mark.parametrize("normalise_values", [None, False, True])
 def test_the_default_is_attention_to_the_tokens_themselves_in_a_residual_block(normalise_values: bool | None) -> None:
     options = {} if normalise_values is None else {"normalise_values": normalise_values}
-    reshaper = cross(token_encoding="learned", query_encoding="learned", feedforward=2, **options)
+    reshaper = cross(token_encoding="learned", query_encoding="learned", mlp_ratio=2, **options)
     x = doubles(1, 8, 3, 4)
     state = {name: value.numpy() for name, value in reshaper.state_dict().items()}
 
@@ -223,7 +223,7 @@ def test_normalised_values_lack_what_the_tokens_themselves_have() -> None:
     """Mean and length of a token, 2 of its numbers, are in no output."""
     one, x = FeatureShape(16, 1, 1), doubles(3, 16, 1, 1)
     for normalise_values in (False, True):
-        reshaper = cross(one, dim=24, normalise_values=normalise_values, feedforward=0)
+        reshaper = cross(one, dim=24, normalise_values=normalise_values, mlp_ratio=0)
         changed = reshaper(7 * x + 5) - reshaper(x)
         if normalise_values:
             assert changed.abs().max() < 1e-4  # LayerNorm's epsilon
@@ -241,7 +241,7 @@ def self_attention(grid: tuple[int, int] = (3, 4), **options) -> SelfAttention:
 
 
 def test_self_attention_is_the_equation_and_keeps_the_shape() -> None:
-    reshaper, x = self_attention(bare=True, token_encoding="none"), doubles(2, 8, 3, 4)
+    reshaper, x = self_attention(attention_only=True, token_encoding="none"), doubles(2, 8, 3, 4)
     w_q, w_k, w_v = projections(reshaper.attention)
     for sample in range(2):
         tokens = x[sample].numpy().reshape(8, 12).T
@@ -250,20 +250,20 @@ def test_self_attention_is_the_equation_and_keeps_the_shape() -> None:
         np.testing.assert_allclose(out, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("bare", [True, False])
-def test_self_attention_is_equivariant_to_the_order_of_tokens(bare: bool) -> None:
+@pytest.mark.parametrize("attention_only", [True, False])
+def test_self_attention_is_equivariant_to_the_order_of_tokens(attention_only: bool) -> None:
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     x = doubles(2, 8, 12)
     shuffled = x[..., order].unflatten(-1, (3, 4))
-    without = self_attention(bare=bare, token_encoding="none")
+    without = self_attention(attention_only=attention_only, token_encoding="none")
     expected = without(x.unflatten(-1, (3, 4))).flatten(2)[..., order]
     torch.testing.assert_close(without(shuffled).flatten(2), expected, atol=1e-12, rtol=0)
-    placed = self_attention(bare=bare)
+    placed = self_attention(attention_only=attention_only)
     expected = placed(x.unflatten(-1, (3, 4))).flatten(2)[..., order]
     assert not torch.allclose(placed(shuffled).flatten(2), expected, atol=1e-3)
 
 
-ROTARY = {"bare": True, "token_encoding": "rotary", "query_encoding": "rotary", "dim": 16, "heads": 2}
+ROTARY = {"attention_only": True, "token_encoding": "rotary", "query_encoding": "rotary", "dim": 16, "heads": 2}
 
 
 def turned_products(q: np.ndarray, k: np.ndarray, queries: tuple[int, int], keys: tuple[int, int]) -> np.ndarray:
@@ -306,7 +306,7 @@ def test_rotary_cross_attention_weighs_by_how_far_places_lie_apart(kernel: str, 
 
 
 def test_rotary_self_attention_weighs_by_how_far_places_lie_apart() -> None:
-    reshaper = self_attention(bare=True, token_encoding="rotary", dim=16, heads=2)
+    reshaper = self_attention(attention_only=True, token_encoding="rotary", dim=16, heads=2)
     x = doubles(1, 8, 3, 4)
     w_q, w_k, w_v = projections(reshaper.attention)
     tokens = x[0].numpy().reshape(8, 12).T

@@ -31,7 +31,7 @@ def published() -> tuple[ColumnAttention, dict[str, Tensor]]:
     saved = torch.load(FIXTURE, weights_only=True)
     sources = [FeatureShape(12, *saved[f"features.{i}"].shape[-2:], stride=8 * 2**i) for i in range(2)]
     reshaper = ColumnAttention(
-        sources, BEVGrid((0.0, 6.0), (-3.0, 3.0), 1.0), depth_m=(1.0, 3.0, 7.0), feedforward=(20, 10)
+        sources, BEVGrid((0.0, 6.0), (-3.0, 3.0), 1.0), depth_m=(1.0, 3.0, 7.0), dim_feedforward=(20, 10)
     )
     return reshaper, saved
 
@@ -60,7 +60,7 @@ def test_published_weights_and_positions_give_the_published_output() -> None:
 def test_one_published_transformer_leaves_the_queries() -> None:
     whole, saved = published()
     whole.load_original(weights(saved))
-    one = ColumnAttention(whole.sources[1], GRID, depth_m=(1.0, 3.0), bin_m=1.0, feedforward=10)
+    one = ColumnAttention(whole.sources[1], GRID, depth_m=(1.0, 3.0), bin_m=1.0, dim_feedforward=10)
     queries = one.scales[0].query.detach().clone()
     state = {key.removeprefix("tbev16."): value for key, value in weights(saved).items() if key.startswith("tbev16.")}
     one.load_original(state)
@@ -191,7 +191,7 @@ def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
     [
         ({"heads": 3}, "4 channels cannot be divided among heads=3"),
         ({"encoding": "sincoz"}, "did you mean sincos"),
-        ({"feedforward": (8,)}, r"feedforward=\[8\] must be one width, or 2"),
+        ({"dim_feedforward": (8,)}, r"dim_feedforward=\[8\] must be one width, or 2"),
         ({"depth_m": (1, 5)}, r"2 borders but 2 scales need 3"),
     ],
 )
@@ -215,8 +215,8 @@ def test_weights_that_do_not_fit_are_refused() -> None:
         reshaper.load_original(
             {k.replace("tbev16.decoder.norm.bias", "tbev16.decoder.norm.extra"): v for k, v in state.items()}
         )
-    other = ColumnAttention(reshaper.sources, reshaper.grid, depth_m=(1.0, 3.0, 7.0), feedforward=20)
+    other = ColumnAttention(reshaper.sources, reshaper.grid, depth_m=(1.0, 3.0, 7.0), dim_feedforward=20)
     with pytest.raises(InputError, match=r"feedforward\.0\.weight is \(10, 12\) there and \(20, 12\) here"):
         other.load_original(state)
     with pytest.raises(InputError, match=r"scales\.tbev16\S* is unknown here"):
-        ColumnAttention(reshaper.sources[0], reshaper.grid, depth_m=(3.0, 7.0), feedforward=20).load_original(state)
+        ColumnAttention(reshaper.sources[0], reshaper.grid, depth_m=(3.0, 7.0), dim_feedforward=20).load_original(state)

@@ -61,7 +61,7 @@ def images(batch: int = 2) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("part", ["encoder", "alone"])
 def test_the_published_module_comes_out(part: str, original) -> None:
-    reshaper = like_original(layers=2) if part == "encoder" else like_original(bare=True)
+    reshaper = like_original(layers=2) if part == "encoder" else like_original(attention_only=True)
     reshaper.load_original(original[part])
     located = reshaper.locate_original(original["points"], original["seen"])
     bev = reshaper.gather((original["features_0"], original["features_1"]), located)
@@ -119,7 +119,7 @@ def test_weights_of_another_module_are_refused(original) -> None:
         like_original(layers=2).load_original({**original["encoder"], "decoder.layers.0.norms.0.bias": torch.zeros(16)})
     with pytest.raises(InputError, match=r"query is \(21, 16\) there and \(20, 16\) here"):
         like_original(layers=2).load_original({**original["encoder"], "bev_embedding.weight": torch.zeros(21, 16)})
-    reshaper = like_original(bare=True)
+    reshaper = like_original(attention_only=True)
     before = reshaper.query.clone()
     reshaper.load_original({k: v for k, v in original["alone"].items() if "embed" not in k})
     assert torch.equal(reshaper.query, before)
@@ -192,7 +192,7 @@ def one_by_one(reshaper: DeformableAttention, features: list[np.ndarray], camera
                 views.append(view.reshape(dim))
             found[cell] = np.mean(views, axis=0) if views else 0
         query = query + linear(found, f"{at}.attention.out")
-        if not layer.bare:
+        if not layer.attention_only:
             query = norm(query, f"{at}.norm")
             hidden = np.maximum(linear(query, f"{at}.feedforward.0"), 0)
             query = norm(query + linear(hidden, f"{at}.feedforward.2"), f"{at}.norm_out")
@@ -200,7 +200,8 @@ def one_by_one(reshaper: DeformableAttention, features: list[np.ndarray], camera
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"layers": 2, "query_position": True, "camera_embedding": True}, {"bare": True, "heads": 4}]
+    "options",
+    [{}, {"layers": 2, "query_position": True, "camera_embedding": True}, {"attention_only": True, "heads": 4}],
 )
 def test_every_sample_one_by_one(options: dict, rig) -> None:
     reshaper, x = built(**options), images()
@@ -238,7 +239,7 @@ def test_the_own_backward_is_that_of_torch(rig, request) -> None:
 
 def looking_straight(source: FeatureShape, grid: BEVGrid) -> DeformableAttention:
     """All heads and points at the reference, values and queries left as they are: it reads what lies under a cell."""
-    reshaper = DeformableAttention(source, grid, dim=2, heads=1, points=1, heights_m=[0.0], bare=True)
+    reshaper = DeformableAttention(source, grid, dim=2, heads=1, points=1, heights_m=[0.0], attention_only=True)
     attention = reshaper.layers[0].attention
     with torch.no_grad():
         for parameter in (reshaper.query, reshaper.level_embedding, attention.offsets.bias):

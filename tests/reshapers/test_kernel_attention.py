@@ -67,8 +67,8 @@ def test_weights_that_do_not_fit_are_refused(published) -> None:
         as_published().load_original(other)
     with pytest.raises(InputError, match=r"middle\.0\.1\.bn1\.bias is missing there; .*as many scales and bottlenecks"):
         as_published(bottlenecks=2).load_original(given)
-    with pytest.raises(InputError, match=r"scales\.1\.widen\.weight is \(8, 8, 1, 7\) there and \(8, 8, 1, 5\) here"):
-        as_published(widen=[1, 5]).load_original(given)
+    with pytest.raises(InputError, match=r"scales\.1\.context\.weight is \(8, 8, 1, 7\) there and \(8, 8, 1, 5\) here"):
+        as_published(context_kernel=[1, 5]).load_original(given)
 
 
 def normalised(x: np.ndarray, norm: torch.nn.LayerNorm) -> np.ndarray:
@@ -117,13 +117,20 @@ def window_of(position: float, size: int, cells: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("window", "widen", "drop", "offset_px"),
+    ("window", "context_kernel", "drop", "offset_px"),
     [((3, 1), (1, 3), None, 3.5), ((2, 3), (3, 1), 4, 3.5), ((7, 1), None, 0, 7.0), ((1, 1), None, None, 0.0)],
 )
-def test_against_a_loop(window, widen, drop, offset_px, rig) -> None:
+def test_against_a_loop(window, context_kernel, drop, offset_px, rig) -> None:
     torch.manual_seed(3)
     source = FeatureShape(5, 4, 6, 6, stride=8, offset_px=offset_px)
-    options = {"dim": 8, "heads": 2, "window": window, "widen": widen, "height_m": 0.4, "bottlenecks": 0}
+    options = {
+        "dim": 8,
+        "heads": 2,
+        "kernel_size": window,
+        "context_kernel": context_kernel,
+        "height_m": 0.4,
+        "bottlenecks": 0,
+    }
     reshaper = KernelAttention(source, GRID, **options).double()
     for parameter in reshaper.parameters():
         torch.nn.init.normal_(parameter, std=0.6)
@@ -156,7 +163,9 @@ def test_against_a_loop(window, widen, drop, offset_px, rig) -> None:
                 for i in rows:
                     for j in cols:
                         one_deep = np.linalg.inv(k) @ [8 * j + offset_px, 8 * i + offset_px, 1.0]
-                        feature = images[n, :, i, j] if widen is None else widened(images[n], layers.widen, i, j)
+                        feature = (
+                            images[n, :, i, j] if context_kernel is None else widened(images[n], layers.context, i, j)
+                        )
                         at = direction(linear(pose @ [*one_deep, 1.0], embedding.point) - center)
                         key = chain(at + chain(feature, layers.key), layers.to_k)
                         values.append(chain(chain(feature, layers.value), layers.to_v))
@@ -194,7 +203,7 @@ def test_a_feature_at_a_cells_projection_lights_that_very_cell(height_m, stride,
     cameras = tall_camera()
     torch.manual_seed(0)
     source = FeatureShape(4, 192 // stride, 256 // stride, 1, stride, offset_px)
-    options = {"dim": 16, "window": [1, 1], "widen": None, "height_m": height_m, "bottlenecks": 0}
+    options = {"dim": 16, "kernel_size": [1, 1], "context_kernel": None, "height_m": height_m, "bottlenecks": 0}
     reshaper = KernelAttention(source, GRID, **options)
     point = np.linalg.inv(cameras.ego_from_cam[0, 0].double().numpy())
     point = point @ [4.0 - (cell[0] + 0.5), 3.0 - (cell[1] + 0.5), height_m, 1.0]
@@ -227,10 +236,12 @@ def run(reshaper: KernelAttention, x: Tensor, cameras: Cameras) -> list[Tensor]:
     return [bev.detach(), x.grad, *(parameter.grad.clone() for parameter in reshaper.parameters())]
 
 
-@pytest.mark.parametrize("widen", [(3, 3), None])
-def test_reading_only_what_is_seen_changes_nothing(widen, rig, monkeypatch) -> None:
+@pytest.mark.parametrize("context_kernel", [(3, 3), None])
+def test_reading_only_what_is_seen_changes_nothing(context_kernel, rig, monkeypatch) -> None:
     torch.manual_seed(0)
-    reshaper = KernelAttention(FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8, window=(3, 1), widen=widen).eval()
+    reshaper = KernelAttention(
+        FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8, kernel_size=(3, 1), context_kernel=context_kernel
+    ).eval()
     cameras, x = rig(2, 6), torch.randn(2, 6, 4, 8, 12)
     (sight,) = reshaper.locate(cameras)
     assert sight.arranged.tokens.shape[1] < 6 * 8 * 12
@@ -272,7 +283,7 @@ def test_samples_meet_only_in_the_statistics_of_training(rig) -> None:
     [
         ({"dim": 30}, r"dim=30 cannot be divided among heads=4"),
         ({"dim": 6, "heads": 3}, r"dim=6 .* by 4"),
-        ({"widen": [1, 4]}, r"widen=\[1, 4\] .* both odd"),
+        ({"context_kernel": [1, 4]}, r"context_kernel=\[1, 4\] .* both odd"),
     ],
 )
 def test_options_that_cannot_be(options, message) -> None:
