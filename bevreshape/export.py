@@ -31,7 +31,8 @@ from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
 from bevreshape.data.batch import match_cameras
 from bevreshape.data.image_io import resize_and_crop_intrinsics
-from bevreshape.data.sources.folder.calibration import Rig, read_calibration
+from bevreshape.data.sources.folder.calibration import read_calibration
+from bevreshape.data.sources.folder.rig import Rig
 from bevreshape.deployment import preprocess as deploy
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels

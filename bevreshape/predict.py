@@ -21,7 +21,7 @@ from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
 from bevreshape.data.batch import collate, match_cameras
-from bevreshape.data.sources.folder.dataset import Frames, open_frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset, open_frames
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import ground_pixels
 from bevreshape.reporting.drawing import RGBImage, bev_sheet, overlay_sheet, paint_ground
@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
 def predict(
     model: torch.nn.Module,
     spec: BEVSpec,
-    frames: Frames,
+    frames: CameraFolderDataset,
     out: Path,
     batch_size: int = 8,
     num_workers: int = 0,
@@ -114,7 +114,7 @@ def _check_finite(probabilities: torch.Tensor, names: Sequence[str]) -> None:
         )
 
 
-def overlay(frames: Frames, index: int, order: list[int], bev: torch.Tensor, spec: BEVSpec) -> RGBImage:
+def overlay(frames: CameraFolderDataset, index: int, order: list[int], bev: torch.Tensor, spec: BEVSpec) -> RGBImage:
     """What is predicted, (k, rows, cols), painted into a frame's stored images; one that is missing is black."""
     rig = frames.calibration.of(frames.names[index])
     painted = []

@@ -28,11 +28,12 @@ from bevreshape.experiments.levels import PLAN_FILE, Study
 from bevreshape.experiments.page import claims, sections
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.model import BEVModel
-from bevreshape.reporting.explorer import Cells, Exhibit, Explorer, Scene, View, choose_cells, explorer_data
+from bevreshape.reporting.explorer import Cells, Explorer, ExplorerEntry, Scene, View, choose_cells
+from bevreshape.reporting.explorer_data import explorer_data
 from bevreshape.reporting.overview import costs, curves, examples, results, sweeps
 from bevreshape.reporting.page import FIGURE_STYLE, MOST_BYTES, Report, render, write
 from bevreshape.reporting.progress import Progress
-from bevreshape.reporting.reported_model import Shown, comparable, first_batch, mean_iou
+from bevreshape.reporting.reported_model import ReportedModel, comparable, first_batch, mean_iou
 from bevreshape.reporting.runs import Run, grouped, read_runs
 from bevreshape.reshapers import GeometricReshaper, Reshaper
 
@@ -117,7 +118,7 @@ def with_runs(
     page = replace(page, sections=[*page.sections, *(section for section in found if section is not None)])
     whole = explorer(shown, batch, exact.cameras, cells, probes)
     least = replace(
-        whole, scenes=whole.scenes[:1], exhibits=[replace(one, views=one.views[:1]) for one in whole.exhibits[:1]]
+        whole, scenes=whole.scenes[:1], entries=[replace(one, views=one.views[:1]) for one in whole.entries[:1]]
     )
     around = len(render(replace(page, explorer=least)).encode()) - len(json.dumps(explorer_data(least)))
     fitted, left_out = fitting(whole, MOST_BYTES - around - ROOM_FOR_REMARKS)
@@ -130,7 +131,7 @@ def _amounts(rows: Sequence[list[Run]], studies: Sequence[Study]) -> str:
     return " and ".join([*runs, *(f"the study in {study.records.folder.name}" for study in studies)])
 
 
-def explorer(shown: Sequence[Shown], batch: BEVBatch, true: Cameras, cells: int, probes: int) -> Explorer:
+def explorer(shown: Sequence[ReportedModel], batch: BEVBatch, true: Cameras, cells: int, probes: int) -> Explorer:
     """W of every model on every sample, and with tokens permuted where no calibration says where they are.
 
     Args:
@@ -145,7 +146,7 @@ def explorer(shown: Sequence[Shown], batch: BEVBatch, true: Cameras, cells: int,
         Scene(name, batch.images[i], true[i : i + 1], target.value[i].float(), target.valid[i])
         for i, name in enumerate(batch.names)
     ]
-    exhibits = []
+    entries = []
     with Progress("weights: samples", len(shown) * len(samples)) as progress:
         for one in shown:
             reshaper = one.reshaper
@@ -164,9 +165,9 @@ def explorer(shown: Sequence[Shown], batch: BEVBatch, true: Cameras, cells: int,
             kinds = len(views[0]["in order"].heads)
             attention = ("attention, mean", *(f"attention, head {number + 1}" for number in range(kinds - 2)))
             heads = ("effective weights", *attention) if kinds > 1 else ("effective weights",)
-            exhibits.append(Exhibit(one.label, reshaper.source, chosen, views, heads))
+            entries.append(ExplorerEntry(one.label, reshaper.source, chosen, views, heads))
     spec = shown[0].spec
-    return Explorer(scenes, exhibits, spec.classes, spec.grid, spec.camera_names)
+    return Explorer(scenes, entries, spec.classes, spec.grid, spec.camera_names)
 
 
 def view(model: BEVModel, reshaper: Reshaper, sample: BEVBatch, cells: Cells, probes: int) -> View:
@@ -197,13 +198,13 @@ def fitting(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
     while (size := len(json.dumps(explorer_data(found)))) > most_bytes:
         if len(found.scenes) > 1:
             count = len(found.scenes) - 1
-            exhibits = [replace(one, views=one.views[:count]) for one in found.exhibits]
-            found = replace(found, scenes=found.scenes[:count], exhibits=exhibits)
-        elif len(found.exhibits) > 1:
+            entries = [replace(one, views=one.views[:count]) for one in found.entries]
+            found = replace(found, scenes=found.scenes[:count], entries=entries)
+        elif len(found.entries) > 1:
             remarks.append(
-                f"Not in the explorer, to keep the page below {MOST_BYTES / 1e6:.0f} MB: {found.exhibits[-1].name}."
+                f"Not in the explorer, to keep the page below {MOST_BYTES / 1e6:.0f} MB: {found.entries[-1].name}."
             )
-            found = replace(found, exhibits=found.exhibits[:-1])
+            found = replace(found, entries=found.entries[:-1])
         else:
             raise InputError(
                 f"report: one reshaper on one sample takes {size / 1e6:.1f} MB and {most_bytes / 1e6:.1f} MB are left for it; set "

@@ -27,7 +27,8 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel
 from bevreshape.reporting import overview
-from bevreshape.reporting.explorer import choose_cells, explorer_data
+from bevreshape.reporting.explorer import choose_cells
+from bevreshape.reporting.explorer_data import explorer_data
 from bevreshape.reporting.reported_model import first_batch
 from bevreshape.reporting.runs import grouped, read_runs
 from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
@@ -144,10 +145,10 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
     assert (found, remarks) == (whole, [])
     found, remarks = report.fitting(whole, size - 1)
     assert len(found.scenes) == 1
-    assert all(len(one.views) == 1 for one in found.exhibits)
+    assert all(len(one.views) == 1 for one in found.entries)
     assert "1 of 2 samples" in remarks[0]
     found, remarks = report.fitting(whole, len(json.dumps(explorer_data(found))) - 1)
-    assert [one.name for one in found.exhibits] == ["ipm"]
+    assert [one.name for one in found.entries] == ["ipm"]
     assert remarks[-1].endswith("noise.")
     with pytest.raises(InputError, match="set cells= to fewer"):
         report.fitting(whole, 1000)
@@ -194,7 +195,7 @@ def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tm
     model, frame, _ = load_model(str(run.checkpoint))
     source = model.reshaper.source
     page = Explored(
-        browser.open(tmp_path / "page.html"), SimpleNamespace(exhibits=[SimpleNamespace(cells=None)], grid=frame.grid)
+        browser.open(tmp_path / "page.html"), SimpleNamespace(entries=[SimpleNamespace(cells=None)], grid=frame.grid)
     )
     compared = 0
     for x, y in choose_cells(frame.grid.coarsen(2), 4).centers.tolist():

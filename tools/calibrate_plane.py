@@ -41,7 +41,8 @@ from rich.markup import escape
 
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
-from bevreshape.data.sources.folder.calibration import VERSION, camera_entries, optics, read_calibration
+from bevreshape.data.sources.folder.calibration import VERSION, read_calibration
+from bevreshape.data.sources.folder.rig import camera_entries, optics
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry.calibration_checks import HEIGHTS_M
 from bevreshape.storage.files import write_text

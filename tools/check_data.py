@@ -32,7 +32,7 @@ from bevreshape.config.arguments import Parser
 from bevreshape.data.image_io import ImageMode
 from bevreshape.data.sources.folder.boxes import Boxes
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
-from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset
 from bevreshape.data.sources.folder.labels import BEVLabels, ImageLabels
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import (
@@ -45,7 +45,7 @@ TRAINING_CELL_M = 0.5
 """Length of a cell of data=folder, where none is given."""
 
 
-def doubts(frames: Frames, grid: BEVGrid, boxes: Mapping[str, Boxes]) -> list[str]:
+def doubts(frames: CameraFolderDataset, grid: BEVGrid, boxes: Mapping[str, Boxes]) -> list[str]:
     """Sentences on what can be read but is probably not what was meant."""
     sentences = []
     for number, name in enumerate(frames.calibration.cameras):
@@ -75,15 +75,15 @@ def check(
     targets = grid or _target_grid(calibration)
     grid = grid or default_grid(calibration)
     calibration.check_views(grid)
-    frames = Frames(root / "images", calibration, (32, 32), allow_missing=True, image_mode=image_mode)
+    frames = CameraFolderDataset(root / "images", calibration, (32, 32), allow_missing=True, image_mode=image_mode)
     if frame is not None and frame not in frames.names:
         raise InputError(f"{root}: there is no frame {frame!r}; {suggest(frame, frames.names)}")
-    images = truth = None
+    images = bev_labels = None
     if calibration.labels is not None:
         images = ImageLabels(root / "labels", calibration, {name: [name] for name in calibration.labels.members})
     if calibration.bev is not None and calibration.bev_grid is not None:
         own = {name: [name] for name in calibration.bev.members}
-        truth = BEVLabels(root / "bev", calibration, own, calibration.bev_grid)
+        bev_labels = BEVLabels(root / "bev", calibration, own, calibration.bev_grid)
     boxes = root / "boxes" if calibration.boxes is not None else None
     console.print(
         f"[bold]{escape(str(root))}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. {escape(calibration.note)}",
@@ -97,7 +97,7 @@ def check(
         print_table(splits)
     else:
         console.print("no splits/*.txt: list frames there, one a line, or in data.splits", soft_wrap=True)
-    labels, found, broken = check_frames(frames, images, truth, boxes)
+    labels, found, broken = check_frames(frames, images, bev_labels, boxes)
     faults += broken
     if labels.row_count:
         print_table(labels)
@@ -109,7 +109,7 @@ def check(
         console.print(f"[yellow]doubt:[/] {escape(sentence)}", soft_wrap=True)
     if out is not None:
         try:
-            _draw(frames, frame, grid, images, truth, boxes, out)
+            _draw(frames, frame, grid, images, bev_labels, boxes, out)
             console.print(
                 f"wrote {escape(str(out))}: are the lines on the road, straight and parallel from above?",
                 soft_wrap=True,
@@ -124,7 +124,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _target_grid(calibration: Calibration) -> BEVGrid:
-    """The cells of data=folder where they fit, or the truth's own."""
+    """The cells of data=folder where they fit, or the BEV labels' own."""
     drawn = default_grid(calibration)
     spans = [high - low for low, high in (drawn.forward_m, drawn.left_m)]
     whole = all(math.isclose(span, round(span / TRAINING_CELL_M) * TRAINING_CELL_M) for span in spans)
@@ -132,17 +132,17 @@ def _target_grid(calibration: Calibration) -> BEVGrid:
 
 
 def _draw(
-    frames: Frames,
+    frames: CameraFolderDataset,
     frame: str | None,
     grid: BEVGrid,
     images: ImageLabels | None,
-    truth: BEVLabels | None,
+    bev_labels: BEVLabels | None,
     boxes: Path | None,
     out: Path,
 ) -> None:
     index = frames.names.index(frame) if frame else 0
     drawn = None if boxes is None else boxes_of(frames, index, boxes)
-    fitting = truth if grid == frames.calibration.bev_grid else None
+    fitting = bev_labels if grid == frames.calibration.bev_grid else None
     figure = overlay(frames, index, grid, images, fitting, drawn)
     write_atomic(out, lambda file: figure.savefig(file, dpi=90, format="png"))
 

@@ -56,19 +56,19 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
     """Keyframes with their six cameras; the ego frame stands on the ground below the rear axle, where it was at the lidar's
     time, and the cameras where they were in it at theirs."""
     info = read_json(source / "info.json")
-    moments, categories = info["data_list"], list(info["metainfo"]["categories"])
-    cameras, names, size = list(moments[0]["images"]), [], (0, 0)
-    for moment in track(moments, "converting"):
-        names.append(moment["token"])
-        for camera, entry in moment["images"].items():
+    keyframes, categories = info["data_list"], list(info["metainfo"]["categories"])
+    cameras, names, size = list(keyframes[0]["images"]), [], (0, 0)
+    for keyframe in track(keyframes, "converting"):
+        names.append(keyframe["token"])
+        for camera, entry in keyframe["images"].items():
             path = source / "samples" / camera / entry["img_path"]
             size = read_image_size(path)
             folder.add(path, f"images/{camera}/{names[-1]}{path.suffix}")
         drivable = read_label_image(source / "bev_drivable_from_map_0.1m_60x60m.png").numpy() > 0
         Image.fromarray(drivable.astype(np.uint8)).save(folder.make(f"bev/{names[-1]}.png"))
-        ego_from_lidar = np.array(moment["lidar_points"]["lidar2ego"])
+        ego_from_lidar = np.array(keyframe["lidar_points"]["lidar2ego"])
         boxes = []
-        for instance in moment["instances"]:
+        for instance in keyframe["instances"]:
             *center, length, width, height, yaw = instance["bbox_3d"]
             pose = ego_from_lidar @ _standing(center, yaw)
             boxes.append(_box(categories[instance["bbox_label_3d"]], pose, [length, width, height]))
@@ -77,16 +77,16 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
     folder.calibrate(
         [{"name": camera, "image_size": size} for camera in cameras],
         frames={
-            moment["token"]: {
+            keyframe["token"]: {
                 camera: {
                     "intrinsics": rows(entry["cam2img"]),
                     "ego_from_cam": rows(
-                        np.array(moment["lidar_points"]["lidar2ego"]) @ np.linalg.inv(entry["lidar2cam"])
+                        np.array(keyframe["lidar_points"]["lidar2ego"]) @ np.linalg.inv(entry["lidar2cam"])
                     ),
                 }
-                for camera, entry in moment["images"].items()
+                for camera, entry in keyframe["images"].items()
             }
-            for moment in moments
+            for keyframe in keyframes
         },
         bev={"grid": NUSCENES_GRID, "bits": ["drivable"]},
         boxes={"categories": categories},
@@ -94,16 +94,16 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
 
 
 def dgp(folder: CameraFolder, source: Path) -> None:
-    """A scene's moments. The ego frame is the vehicle's at the lidar's time, whose z = 0 is the ground; the cameras stand
+    """A scene's keyframes. The ego frame is the vehicle's at the lidar's time, whose z = 0 is the ground; the cameras stand
     where they were in it at theirs."""
     scene = read_json(_only(source, "scene_*.json"))
     data = {item["key"]: item for item in scene["data"]}
     names = {item["id"]: item["name"] for item in read_json(_only(source / "ontology", "*.json"))["items"]}
     frames: dict[str, dict[str, Any]] = {}
-    for number, moment in enumerate(track(scene["samples"], "converting")):
-        calibration = read_json(source / "calibration" / f"{moment['calibration_key']}.json")
+    for number, keyframe in enumerate(track(scene["samples"], "converting")):
+        calibration = read_json(source / "calibration" / f"{keyframe['calibration_key']}.json")
         rig = frames[f"{number:06d}"] = {}
-        items = [data[key] for key in moment["datum_keys"]]
+        items = [data[key] for key in keyframe["datum_keys"]]
         lidar = next(item for item in items if "point_cloud" in item["datum"])
         cloud, sensor = lidar["datum"]["point_cloud"], calibration["names"].index(lidar["id"]["name"])
         ego_from_lidar = _pose(calibration["extrinsics"][sensor])

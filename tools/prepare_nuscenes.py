@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
-from bevreshape.data.sources.folder.calibration import numbers
+from bevreshape.data.sources.folder.entries import numbers
 from bevreshape.data.sources.nuscenes.prepared import Content, prepare_release
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
@@ -75,7 +75,7 @@ def prepare(arguments: list[str]) -> None:
     shown = ", ".join(f"{number} {split}" for split, number in sorted(counts.items()))
     print(f"{index.records.parent}: {shown}; {size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s")
     if skipped:
-        print(f"left out: {len(skipped)} moments or shapes of maps, listed in index.json, first {skipped[0]}")
+        print(f"left out: {len(skipped)} keyframes or shapes of maps, listed in index.json, first {skipped[0]}")
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ def sheet(batch: BEVBatch, grid: BEVGrid, classes: tuple[str, ...]) -> RGBImage:
         width = round(overlay.shape[1] * len(ground) / len(overlay))
         seen = np.asarray(Image.fromarray(overlay).resize((width, len(ground)), Image.Resampling.BILINEAR))
         gap = np.full((len(ground), GAP_PX, 3), 255, np.uint8)
-        truth = draw_bev(cells, classes, known, scale=CELL_PX)
-        row = np.concatenate([seen, gap, ground, gap, truth], axis=1)
+        bev_labels = draw_bev(cells, classes, known, scale=CELL_PX)
+        row = np.concatenate([seen, gap, ground, gap, bev_labels], axis=1)
         rows += [row, np.full((GAP_PX, row.shape[1], 3), 255, np.uint8)]
     return np.concatenate(rows[:-1])
 

@@ -1,11 +1,11 @@
 """Write the synthetic world as a nuScenes release, v1.0-mini with its map expansion, to try out what reads nuScenes.
 
 Tables, images, lidar points and maps are of nuScenes' own schema, so its devkit reads them. The vehicle drives along the
-first road, pitches and rolls a little, and takes its six images at slightly different moments, as the real one does. All
+first road, pitches and rolls a little, and takes its six images at slightly different times, as the real one does. All
 of it is drawn from the world's own description; real scenes have nothing to do with the names that are borrowed for the
 official splits.
 
-    python tools/write_nuscenes.py --out data/nuscenes --train 4 --val 2 --moments 3
+    python tools/write_nuscenes.py --out data/nuscenes --train 4 --val 2 --keyframes 3
 """
 
 import hashlib
@@ -49,7 +49,7 @@ REACH_M = 90.0
 STEP_M = 0.2
 """Of the raster on which outlines are found; their distance to the edge is interpolated."""
 DRIVE_M = 4.0
-"""Between moments."""
+"""Between keyframes."""
 WALKWAY_FROM_M = 0.2
 LIDAR_FROM_EGO = np.array([[0.0, 1, 0, 0], [-1, 0, 0, 0.9], [0, 0, 1, -1.8], [0, 0, 0, 1]])
 
@@ -67,13 +67,13 @@ class Release:
     Args:
         out: folder of the release.
         world: whose scenes are written; its grid does not matter.
-        moments: of every scene.
+        keyframes: of every scene.
     """
 
-    def __init__(self, out: Path, world: World, moments: int) -> None:
+    def __init__(self, out: Path, world: World, keyframes: int) -> None:
         self.out = out
         self.world = world
-        self.moments = moments
+        self.keyframes = keyframes
         self.tables: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.map: dict[str, Any] = {
             "version": "1.3", "canvas_edge": [4000.0, 4000.0], "polygon": [], "line": [], "node": [],
@@ -102,24 +102,24 @@ class Release:
         log = self._add(
             "log", token("log", name), logfile=name, vehicle="n000", date_captured="2026-01-01", location=LOCATION
         )
-        samples = [token("sample", name, moment) for moment in range(self.moments)]
+        samples = [token("sample", name, keyframe) for keyframe in range(self.keyframes)]
         calibrated = self._calibrate(name)
-        for moment, sample in enumerate(samples):
+        for keyframe, sample in enumerate(samples):
             self._add(
-                "sample", sample, timestamp=self._time(moment), scene_token=token("scene", name),
-                prev=samples[moment - 1] if moment else "", next=samples[moment + 1] if moment + 1 < self.moments else "",
+                "sample", sample, timestamp=self._time(keyframe), scene_token=token("scene", name),
+                prev=samples[keyframe - 1] if keyframe else "", next=samples[keyframe + 1] if keyframe + 1 < self.keyframes else "",
             )  # fmt: skip
-            self._sense(name, scene, number, moment, sample, calibrated, world_from_scene)
+            self._sense(name, scene, number, keyframe, sample, calibrated, world_from_scene)
         self._annotate(name, scene.vehicles, samples, world_from_scene)
         self._add(
             "scene", token("scene", name), name=name, description=f"synthetic{', night' if number % 3 == 2 else ''}",
-            log_token=log, nbr_samples=self.moments, first_sample_token=samples[0], last_sample_token=samples[-1],
+            log_token=log, nbr_samples=self.keyframes, first_sample_token=samples[0], last_sample_token=samples[-1],
         )  # fmt: skip
         self._draw_map(scene, world_from_scene)
 
     @staticmethod
-    def _time(moment: int, late_s: float = 0.0) -> int:
-        return round((1.7e9 + 0.5 * moment + late_s) * 1e6)
+    def _time(keyframe: int, late_s: float = 0.0) -> int:
+        return round((1.7e9 + 0.5 * keyframe + late_s) * 1e6)
 
     def _calibrate(self, name: str) -> dict[str, str]:
         found = {}
@@ -137,7 +137,7 @@ class Release:
         name: str,
         scene: Scene,
         number: int,
-        moment: int,
+        keyframe: int,
         sample: str,
         calibrated: dict[str, str],
         world_from_scene: Matrix,
@@ -145,13 +145,13 @@ class Release:
         height, width = self.world.image_size
         _, mounted = nominal("surround", self.world.image_size)
         late = {channel: 0.008 * i - 0.02 for i, channel in enumerate(CAMERAS.values())} | {LIDAR: 0.0}
-        at = {channel: drive(scene, DRIVE_M * (moment + late_s / 0.5)) for channel, late_s in late.items()}
+        at = {channel: drive(scene, DRIVE_M * (keyframe + late_s / 0.5)) for channel, late_s in late.items()}
         poses = np.stack([at[channel] @ own for channel, own in zip(CAMERAS.values(), mounted, strict=True)])
         images = dict(zip(CAMERAS.values(), self.world.images(number, scene, poses.astype(np.float32)), strict=True))
         for channel, scene_from_vehicle in at.items():
-            own = token("data", name, moment, channel)
+            own = token("data", name, keyframe, channel)
             suffix = "pcd.bin" if channel == LIDAR else "jpg"
-            file = f"samples/{channel}/{name}__{channel}__{self._time(moment, late[channel])}.{suffix}"
+            file = f"samples/{channel}/{name}__{channel}__{self._time(keyframe, late[channel])}.{suffix}"
             path = self.out / file
             path.parent.mkdir(parents=True, exist_ok=True)
             if channel == LIDAR:
@@ -161,14 +161,14 @@ class Release:
             vehicle = self._add(
                 "ego_pose",
                 own,
-                timestamp=self._time(moment, late[channel]),
+                timestamp=self._time(keyframe, late[channel]),
                 **posed(world_from_scene @ scene_from_vehicle),
             )
             self._add(
                 "sample_data", own, sample_token=sample, ego_pose_token=vehicle,
                 calibrated_sensor_token=calibrated[channel], filename=file, fileformat=suffix.removesuffix(".bin"),
                 width=0 if channel == LIDAR else width, height=0 if channel == LIDAR else height,
-                timestamp=self._time(moment, late[channel]), is_key_frame=True, prev="", next="",
+                timestamp=self._time(keyframe, late[channel]), is_key_frame=True, prev="", next="",
             )  # fmt: skip
 
     def _annotate(
@@ -322,24 +322,24 @@ def posed(pose: Matrix) -> dict[str, list[float]]:
     return {"rotation": [w, x, y, z], "translation": pose[:3, 3].tolist()}
 
 
-def write(out: Path, train: int, val: int, moments: int, image_size: tuple[int, int], seed: int) -> None:
+def write(out: Path, train: int, val: int, keyframes: int, image_size: tuple[int, int], seed: int) -> None:
     """The whole release.
 
     Raises:
         InputError: more scenes than there are names, or a folder that holds something.
     """
-    if not (1 <= train <= len(TRAIN) and 1 <= val <= len(VAL) and moments >= 1):
+    if not (1 <= train <= len(TRAIN) and 1 <= val <= len(VAL) and keyframes >= 1):
         raise InputError(
-            f"--train {train} --val {val} --moments {moments}: v1.0-mini has 1 to {len(TRAIN)} and 1 to {len(VAL)} scenes, and each a "
-            "moment at least"
+            f"--train {train} --val {val} --keyframes {keyframes}: v1.0-mini has 1 to {len(TRAIN)} and 1 to {len(VAL)} scenes, and each a "
+            "keyframe at least"
         )
     world = SyntheticSource(rig="surround", image_size=image_size, seed=seed, root=out / "unused").world("train")
     with made_whole(out) as folder:
-        release = Release(folder, world, moments)
+        release = Release(folder, world, keyframes)
         for number, name in enumerate(track((*TRAIN[:train], *VAL[:val]), "drawing scenes")):
             release.add_scene(name, number)
         release.write()
-    print(f"{out}: {train} + {val} scenes of {moments} moments, six images of {image_size[0]}×{image_size[1]} each")
+    print(f"{out}: {train} + {val} scenes of {keyframes} keyframes, six images of {image_size[0]}×{image_size[1]} each")
 
 
 def main() -> None:
@@ -348,14 +348,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the release, new or empty")
     parser.add_argument("--train", type=integer(1, len(TRAIN)), default=4, help="scenes to train on, up to 8 (4)")
     parser.add_argument("--val", type=integer(1, len(VAL)), default=2, help="scenes to validate on, up to 2 (2)")
-    parser.add_argument("--moments", type=integer(1, 10_000), default=3, help="of every scene (3)")
+    parser.add_argument("--keyframes", type=integer(1, 10_000), default=3, help="of every scene (3)")
     parser.add_argument(
         "--image-size", type=integer(1, 10_000), nargs=2, default=(225, 400), metavar=("HEIGHT", "WIDTH"),
         help="of its images (225 400)",
     )  # fmt: skip
     parser.add_argument("--seed", type=integer(0, 2**31 - 1), default=0, help="of the world (0)")
     given = parser.parse_args()
-    write(given.out, given.train, given.val, given.moments, tuple(given.image_size), given.seed)
+    write(given.out, given.train, given.val, given.keyframes, tuple(given.image_size), given.seed)
 
 
 if __name__ == "__main__":

@@ -181,9 +181,9 @@ def undistort(image: UInt8[Tensor, "3 H W"], lens: DistortionModel) -> UInt8[Ten
     return resize_and_crop(image, pinhole_intrinsics(lens), lens.image_size, lens)[0]
 
 
-def straighten_codes(codes: UInt8[Tensor, "H W"], lens: DistortionModel) -> UInt8[Tensor, "H W"]:
+def undistort_labels(labels: UInt8[Tensor, "H W"], lens: DistortionModel) -> UInt8[Tensor, "H W"]:
     """The pinhole label image of a stored one: of every pixel the nearest."""
-    return codes.flatten()[_nearest(lens)].reshape(codes.shape)
+    return labels.flatten()[_nearest(lens)].reshape(labels.shape)
 
 
 def _fit_bent(image: Tensor, lens: DistortionModel, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:

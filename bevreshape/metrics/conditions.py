@@ -25,7 +25,7 @@ def conditions_of(description: str) -> tuple[str, ...]:
 
 
 class ConditionIoU(Metric):
-    """IoU over the whole data set and over the moments of each condition, at two thresholds.
+    """IoU over the whole data set and over the keyframes of each condition, at two thresholds.
 
     Args:
         classes: names of the k channels.

@@ -25,7 +25,7 @@ UNKNOWN = (128, 128, 128)
 PAPER = (255, 255, 255)
 INK = (0, 0, 0)
 # after Okabe and Ito (2008), whose colours the colour-blind can tell apart; the usual first class, road, is large and calm
-COLOURS = (
+COLORS = (
     (92, 106, 158),
     (240, 228, 66),
     (86, 180, 233),
@@ -45,9 +45,9 @@ STRIP_PIXELS = 500_000
 
 def class_palette(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
     """A colour for every class, a function of its position."""
-    more = (colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(classes) - len(COLOURS)))
-    colours = [*COLOURS, *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
-    return dict(zip(classes, colours, strict=False))
+    more = (colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(classes) - len(COLORS)))
+    colors = [*COLORS, *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
+    return dict(zip(classes, colors, strict=False))
 
 
 def draw_bev(
@@ -61,7 +61,7 @@ def draw_bev(
     """The class map of one bird's-eye view.
 
     Args:
-        bev: probabilities or truth, (k, rows, cols).
+        bev: probabilities or labels, (k, rows, cols).
         classes: names of the k channels.
         valid: where each class is known, (k, rows, cols); elsewhere it is not drawn, and a cell of which nothing is
             known is grey.
@@ -78,7 +78,7 @@ def draw_bev(
         )
     known = torch.ones_like(bev, dtype=torch.bool) if valid is None else valid
     layer, covered = _paint((bev >= threshold) & known, classes)
-    ground = torch.where(known.any(0)[..., None], _colour(GROUND, bev), _colour(UNKNOWN, bev))
+    ground = torch.where(known.any(0)[..., None], _color(GROUND, bev), _color(UNKNOWN, bev))
     image = torch.where(covered[..., None], layer, ground).byte().cpu().numpy()
     scale = scale or math.ceil(PANEL_PX / image.shape[0])
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -106,21 +106,21 @@ def draw_sample(
             lie in the rig's order, three in a row.
         threshold: from which probability a class is drawn as predicted.
     """
-    truth = draw_bev(target, classes, valid)
+    labelled = draw_bev(target, classes, valid)
     predicted = draw_bev(probabilities, classes, valid, threshold=threshold)
     images = _tile([*_bytes(image)], _in_order(len(image)) if ego_from_cam is None else as_they_look(ego_from_cam))
-    size = (round(images.shape[1] * len(truth) / len(images)), len(truth))
+    size = (round(images.shape[1] * len(labelled) / len(images)), len(labelled))
     shown = np.asarray(Image.fromarray(images).resize(size, Image.Resampling.BILINEAR))
-    panels = {"input": shown, "target": truth, "prediction": predicted}
+    panels = {"input": shown, "target": labelled, "prediction": predicted}
     width = sum(panel.shape[1] for panel in panels.values()) + GAP_PX * (len(panels) - 1)
     legend = _Legend(_meanings(classes), width, TEXT_PX)
-    sheet = Image.new("RGB", (width, len(truth) + CAPTION_PX + legend.height), PAPER)
+    sheet = Image.new("RGB", (width, len(labelled) + CAPTION_PX + legend.height), PAPER)
     draw, left = ImageDraw.Draw(sheet), 0
     for caption, panel in panels.items():
         draw.text((left + 2, CAPTION_PX // 2), caption, fill=INK, anchor="lm", font=ImageFont.load_default(TEXT_PX))
         sheet.paste(Image.fromarray(panel), (left, CAPTION_PX))
         left += panel.shape[1] + GAP_PX
-    legend.draw(draw, 0, CAPTION_PX + len(truth))
+    legend.draw(draw, 0, CAPTION_PX + len(labelled))
     return np.asarray(sheet)
 
 
@@ -138,7 +138,7 @@ def overlay_on_images(
 
     Args:
         images: in 0..1.
-        bev: probabilities or truth.
+        bev: probabilities or labels.
         cameras: of the images.
         grid: of the bird's-eye views.
         classes: names of the k channels.
@@ -174,7 +174,7 @@ def paint_ground(
 
     Args:
         image: as stored.
-        bev: probabilities or truth.
+        bev: probabilities or labels.
         rays: gives rays (p, 3) in the camera frame for pixels (p, 2), NaN where there is none.
         ego_from_cam: of the camera.
         grid: of the bird's-eye view.
@@ -234,13 +234,13 @@ def bev_sheet(
 def _paint(there: Bool[Tensor, "k rows cols"], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Colours (rows, cols, 3) of the topmost class, and where there is any."""
     layer = torch.zeros(*there.shape[1:], 3, dtype=torch.uint8, device=there.device)
-    for plane, colour in zip(there, class_palette(classes).values(), strict=True):
-        layer[plane] = _colour(colour, there)
+    for plane, color in zip(there, class_palette(classes).values(), strict=True):
+        layer[plane] = _color(color, there)
     return layer, there.any(0)
 
 
-def _colour(colour: tuple[int, int, int], like: Tensor) -> Tensor:
-    return torch.tensor(colour, dtype=torch.uint8, device=like.device)
+def _color(color: tuple[int, int, int], like: Tensor) -> Tensor:
+    return torch.tensor(color, dtype=torch.uint8, device=like.device)
 
 
 def _bytes(images: Float[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:

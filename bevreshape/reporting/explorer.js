@@ -6,14 +6,14 @@ const byId = (id) => document.getElementById(id);
 // What is pointed at is a place, not a number, so that it stays where it is when the reshaper changes: on the ground
 // { x, y } in metres, in an image { camera, u, v } in pixels. The latest of both is kept, `onGround` says which is shown.
 const state = {
-  exhibit: 0, scene: 0, head: 0, order: 0, behind: "target", onGround: true, ground: null, pixel: null, held: false,
+  entry: 0, scene: 0, head: 0, order: 0, behind: "target", onGround: true, ground: null, pixel: null, held: false,
 };
 
-const exhibit = () => data.exhibits[state.exhibit];
+const entry = () => data.entries[state.entry];
 const scene = () => data.scenes[state.scene];
-const view = () => exhibit().views[state.scene][state.order];
-const cells = () => data.cells[exhibit().cells];
-const features = () => data.features[exhibit().features];
+const view = () => entry().views[state.scene][state.order];
+const cells = () => data.cells[entry().cells];
+const features = () => data.features[entry().features];
 
 const unpacked = new Map();
 
@@ -234,7 +234,7 @@ function drawCell(w, cell) {
     const edge = offset - stride / 2; // of the first feature, in pixels
     lay(heat, acrossImage(edge), downImage(edge), (width * stride) / scene().width, (height * stride) / scene().height);
   });
-  for (const [camera, u, v] of scene().projections[exhibit().cells][cell]) {
+  for (const [camera, u, v] of scene().projections[entry().cells][cell]) {
     lay(panels[camera].cross, acrossImage(u), downImage(v));
   }
   const { x, y } = groundOf(cell);
@@ -254,7 +254,7 @@ function drawToken(w, token) {
   const { stride } = features();
   const { width, height } = scene();
   lay(panels[camera].box, acrossImage(u - stride / 2), downImage(v - stride / 2), stride / width, stride / height);
-  const ground = scene().grounds[exhibit().features][token];
+  const ground = scene().grounds[entry().features][token];
   if (ground) lay(map.cross, acrossMap(ground[1]), downMap(ground[0]));
 }
 
@@ -275,7 +275,7 @@ function cellInWords(w, cell) {
   const values = rowOf(w, cell);
   const best = strongest(values);
   const place = `Cell ${groundInWords(groundOf(cell))}.`;
-  const seen = scene().projections[exhibit().cells][cell];
+  const seen = scene().projections[entry().cells][cell];
   const truth = seen.length
     ? `True place: ${seen.map(([camera, u, v]) => pixelInWords({ camera, u, v })).join(" and ")}`
     : "No camera sees this cell";
@@ -292,7 +292,7 @@ function tokenInWords(w, token) {
   const values = columnOf(w, token);
   const best = strongest(values);
   const place = `Feature on ${pixelInWords(pixelOf(token))}.`;
-  const ground = scene().grounds[exhibit().features][token];
+  const ground = scene().grounds[entry().features][token];
   const truth = ground ? `True place: ${groundInWords({ x: ground[0], y: ground[1] })}` : "It shows no ground on this map";
   if (!(values[best] > 0)) return `${place} It feeds none of the cells shown. ${truth}.`;
   const at = groundOf(best);
@@ -382,20 +382,20 @@ function fill(id, names) {
 }
 
 function fillLists() {
-  state.head = Math.min(state.head, exhibit().heads.length - 1);
-  state.order = Math.min(state.order, exhibit().orders.length - 1);
-  fill("exhibit", data.exhibits.map(({ name }) => name));
+  state.head = Math.min(state.head, entry().heads.length - 1);
+  state.order = Math.min(state.order, entry().orders.length - 1);
+  fill("entry", data.entries.map(({ name }) => name));
   fill("scene", data.scenes.map(({ name }) => name));
-  fill("head", exhibit().heads);
-  fill("order", exhibit().orders);
+  fill("head", entry().heads);
+  fill("order", entry().orders);
 }
 
 function buildSwitches() {
   fillLists();
-  for (const id of ["exhibit", "scene", "head", "order"]) {
+  for (const id of ["entry", "scene", "head", "order"]) {
     byId(id).addEventListener("change", (event) => {
       state[id] = Number(event.target.value);
-      if (id === "exhibit") fillLists();
+      if (id === "entry") fillLists();
       show();
     });
   }
@@ -421,7 +421,7 @@ function firstPlace() {
   const { forward_m: [near, far], left_m: [right, left] } = data.grid;
   const distance = ([x, y]) => Math.hypot(x - (near + far) / 2, y - (right + left) / 2);
   const all = cells().centers.map((_, cell) => cell);
-  const seen = all.filter((cell) => scene().projections[exhibit().cells][cell].length);
+  const seen = all.filter((cell) => scene().projections[entry().cells][cell].length);
   const sorted = (seen.length ? seen : all).sort((a, b) => distance(cells().centers[a]) - distance(cells().centers[b]));
   return groundOf(sorted[0]);
 }

@@ -1,36 +1,18 @@
-"""What the explorer shows: images, bird's-eye views, and how much every image feature feeds the cells; packed for a page.
+"""What the explorer shows: scenes, and what every reshaper makes of them."""
 
-Everything geometric is computed here, by :class:`~bevreshape.geometry.Cameras`; the page only looks it up and draws.
-"""
-
-import base64
-import io
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
-import matplotlib
-import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.geometry.cameras import NEAR, apply_homography
-from bevreshape.reporting.drawing import GROUND, UNKNOWN, as_they_look, class_palette, draw_bev
 from bevreshape.reshapers import FeatureShape
 
-IMAGE_WIDTH_PX = 640
-"""Wider images are shown at this width; pixels in words stay those of the full size."""
-JPEG_QUALITY = 90
 ROUNDING = 1e-3
 """How far what lies in 0..1 may be outside it, as resizing leaves it."""
-COLOUR_MAP = "inferno"
-"""Perceptually uniform and readable with any colour vision."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +155,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ExplorerEntry:
     """One reshaper and what it makes of every scene.
 
     Attributes:
@@ -222,7 +204,7 @@ class Explorer:
 
     Attributes:
         scenes: the inputs.
-        exhibits: the reshapers.
+        entries: the reshapers.
         classes: names of the k channels of targets and predictions.
         grid: of targets and predictions.
         camera_names: of the n cameras.
@@ -233,15 +215,15 @@ class Explorer:
     """
 
     scenes: Sequence[Scene]
-    exhibits: Sequence[Exhibit]
+    entries: Sequence[ExplorerEntry]
     classes: Sequence[str]
     grid: BEVGrid
     camera_names: Sequence[str]
 
     def __post_init__(self) -> None:
-        if not self.scenes or not self.exhibits:
+        if not self.scenes or not self.entries:
             raise InputError(
-                f"explorer: {len(self.scenes)} scenes and {len(self.exhibits)} reshapers; it needs at least one of each"
+                f"explorer: {len(self.scenes)} scenes and {len(self.entries)} reshapers; it needs at least one of each"
             )
         bev, n = (len(self.classes), *self.grid.shape), len(self.camera_names)
         for scene in self.scenes:
@@ -250,14 +232,14 @@ class Explorer:
                     f"explorer: scene {scene.name!r} has target {tuple(scene.target.shape)} and {len(scene.images)} cameras but "
                     f"classes, grid and camera_names say {bev} and {n}; make them of one source"
                 )
-        for exhibit in self.exhibits:
-            self._check(exhibit, bev)
+        for entry in self.entries:
+            self._check(entry, bev)
 
-    def _check(self, exhibit: Exhibit, bev: tuple[int, ...]) -> None:
-        who, source, cells = f"explorer: reshaper {exhibit.name!r}", exhibit.source, exhibit.cells.grid
-        if len(exhibit.views) != len(self.scenes) or source.cameras != len(self.camera_names):
+    def _check(self, entry: ExplorerEntry, bev: tuple[int, ...]) -> None:
+        who, source, cells = f"explorer: reshaper {entry.name!r}", entry.source, entry.cells.grid
+        if len(entry.views) != len(self.scenes) or source.cameras != len(self.camera_names):
             raise InputError(
-                f"{who} has views of {len(exhibit.views)} scenes and {source.cameras} cameras but there are {len(self.scenes)} and "
+                f"{who} has views of {len(entry.views)} scenes and {source.cameras} cameras but there are {len(self.scenes)} and "
                 f"{len(self.camera_names)}; show every scene to every reshaper"
             )
         if (cells.forward_m, cells.left_m) != (self.grid.forward_m, self.grid.left_m):
@@ -265,7 +247,7 @@ class Explorer:
                 f"{who} fills forward_m={cells.forward_m}, left_m={cells.left_m} but the target covers {self.grid.forward_m}, "
                 f"{self.grid.left_m}; they must be the same ground: use grid.coarsen(…)"
             )
-        for scene, views in zip(self.scenes, exhibit.views, strict=True):
+        for scene, views in zip(self.scenes, entry.views, strict=True):
             for order, view in views.items():
                 if tuple(view.prediction.shape) != bev:
                     raise InputError(
@@ -273,179 +255,3 @@ class Explorer:
                         f"{bev}; upsample it as the head does"
                     )
             source.check_covers(scene.cameras.image_size, f"{who}, scene {scene.name!r}")
-
-
-def quantise(
-    weights: Float[Tensor, "q n h w"],
-) -> tuple[UInt8[np.ndarray, "q t"], Float32[np.ndarray, "q"], Float32[np.ndarray, "q"]]:
-    """8 bits a weight: a cell's largest is 255.
-
-    Returns:
-        The bytes, of the tokens camera by camera and row by row; the value of one step, so that ``bytes · step`` is W to
-        half a step; and the sum of each cell's weights before rounding.
-    """
-    values = weights.detach().double().cpu().flatten(1).numpy()
-    largest = values.max(axis=1)
-    levels = np.rint(values / np.where(largest > 0, largest, 1)[:, None] * 255).astype(np.uint8)
-    return levels, (largest / 255).astype(np.float32), values.sum(axis=1).astype(np.float32)
-
-
-def pack(weights: Float[Tensor, "q n h w"]) -> str:
-    """W as text: base64 of zlib of the steps, the sums (both little-endian float32) and the bytes of :func:`quantise`."""
-    levels, step, total = quantise(weights)
-    content = step.astype("<f4").tobytes() + total.astype("<f4").tobytes() + levels.tobytes()
-    return base64.b64encode(zlib.compress(content, 9)).decode()
-
-
-def explorer_data(explorer: Explorer) -> dict[str, Any]:
-    """All that the page needs, as plain values for JSON.
-
-    Weights stand once under ``weights``, also where several scenes or orders share them, and views hold their numbers.
-    """
-    store: dict[str, int] = {}
-    lattices = list(dict.fromkeys(exhibit.cells for exhibit in explorer.exhibits))
-    sources = list(dict.fromkeys(exhibit.source for exhibit in explorer.exhibits))
-    exhibits = [
-        {
-            "name": exhibit.name,
-            "cells": lattices.index(exhibit.cells),
-            "features": sources.index(exhibit.source),
-            "heads": list(exhibit.heads),
-            "orders": exhibit.orders,
-            "views": [[_view(view, explorer.classes, store) for view in views.values()] for views in exhibit.views],
-        }
-        for exhibit in explorer.exhibits
-    ]
-    palette = class_palette(explorer.classes) | {"none of them": GROUND, "unknown": UNKNOWN}
-    return {
-        "legend": [{"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*rgb)} for name, rgb in palette.items()],
-        "grid": _grid(explorer.grid),
-        "cells": [
-            {"rows": cells.rows, "cols": cells.cols, "grid": _grid(cells.grid), "centers": _rounded(cells.centers)}
-            for cells in lattices
-        ],
-        "features": [
-            {"height": s.height, "width": s.width, "stride": s.stride, "offset_px": s.offset_px} for s in sources
-        ],
-        "scenes": [_scene(scene, explorer, lattices, sources) for scene in explorer.scenes],
-        "exhibits": exhibits,
-        "weights": list(store),
-        "colours": _colours(),
-    }
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    """Content that stands in the page itself."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def image_uri(image: UInt8[np.ndarray, "height width 3"]) -> str:
-    """An image as JPEG or PNG, whichever is smaller."""
-    files = {}
-    for kind, options in (("jpeg", {"quality": JPEG_QUALITY, "subsampling": 0}), ("png", {"optimize": True})):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, kind, **options)
-        files[kind] = file.getvalue()
-    kind = min(files, key=lambda kind: len(files[kind]))
-    return data_uri(f"image/{kind}", files[kind])
-
-
-def _view(view: View, classes: Sequence[str], store: dict[str, int]) -> dict[str, Any]:
-    return {
-        "prediction": _bev_uri(view.prediction.detach().float(), classes, None),
-        "weights": [store.setdefault(pack(head), len(store)) for head in view.heads],
-    }
-
-
-def _scene(
-    scene: Scene, explorer: Explorer, lattices: Sequence[Cells], sources: Sequence[FeatureShape]
-) -> dict[str, Any]:
-    height, width = scene.cameras.image_size
-    places = _places(scene.cameras.ego_from_cam[0])
-    return {
-        "name": scene.name,
-        "height": height,
-        "width": width,
-        "cameras": [
-            {"name": name, "image": _camera_uri(image), "place": place}
-            for name, image, place in zip(explorer.camera_names, scene.images, places, strict=True)
-        ],
-        "target": _bev_uri(scene.target.bool(), explorer.classes, scene.valid),
-        # where the calibration sees each chosen cell: [camera, u, v]
-        "projections": [_projections(scene.cameras, cells) for cells in lattices],
-        # what ground each feature's centre shows: [x, y], null where none of the grid's
-        "grounds": [_grounds(scene.cameras, source, explorer.grid) for source in sources],
-    }
-
-
-def _projections(cameras: Cameras, cells: Cells) -> list[list[list[float | int]]]:
-    """For every cell, [camera, u, v] of its centre on the ground in each camera that sees it."""
-    ground = cells.centers.to(cameras.intrinsics)
-    pixels, depth = cameras.project(torch.cat([ground, torch.zeros_like(ground[:, :1])], dim=1)[None])
-    seen = cameras.sees(pixels, depth)[0].cpu()  # n q
-    places = pixels[0].double().cpu()
-    return [
-        [[camera, *_rounded(places[camera, cell])] for camera in seen[:, cell].nonzero().flatten().tolist()]
-        for cell in range(len(cells))
-    ]
-
-
-def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list[float | int] | None]:
-    """For every feature, camera by camera, the ground (x, y) on which its centre looks; ``None`` where outside the grid."""
-    pixels = source.pixels(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)
-    ground, side = (part[0] for part in apply_homography(cameras.ground_from_pixel, pixels))  # n t 2, n t
-    inside = (
-        (side > NEAR)
-        & cameras.full_mask[0, :, None]
-        & (ground[..., 0] >= grid.forward_m[0])
-        & (ground[..., 0] <= grid.forward_m[1])
-        & (ground[..., 1] >= grid.left_m[0])
-        & (ground[..., 1] <= grid.left_m[1])
-    )
-    found = zip(_rounded(ground.flatten(0, 1)), inside.flatten().tolist(), strict=True)
-    return [place if shown else None for place, shown in found]
-
-
-def _places(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
-    """[row, column] of every camera's image: those that look ahead above those that look back, each from left to right."""
-    rows = as_they_look(ego_from_cam)
-    places = {camera: [row, column] for row, cameras in enumerate(rows) for column, camera in enumerate(cameras)}
-    return [places[camera] for camera in range(len(ego_from_cam))]
-
-
-def _grid(grid: BEVGrid) -> dict[str, Any]:
-    return {
-        "forward_m": grid.forward_m,
-        "left_m": grid.left_m,
-        "cell_m": grid.cell_m,
-        "rows": grid.rows,
-        "cols": grid.cols,
-    }
-
-
-def _rounded(values: Tensor) -> Any:
-    """To hundredths, of a metre or a pixel."""
-    return np.round(values.detach().double().cpu().numpy(), 2).tolist()
-
-
-def _camera_uri(image: Float[Tensor, "3 H W"]) -> str:
-    rgb = (image.detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    height, width = rgb.shape[:2]
-    if width > IMAGE_WIDTH_PX:
-        size = (IMAGE_WIDTH_PX, max(1, round(height * IMAGE_WIDTH_PX / width)))
-        rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.LANCZOS))
-    return image_uri(rgb)
-
-
-def _bev_uri(bev: Tensor, classes: Sequence[str], valid: Tensor | None) -> str:
-    file = io.BytesIO()
-    image = draw_bev(bev, classes, None if valid is None else valid.bool(), scale=1)
-    Image.fromarray(image).save(file, "png", optimize=True)
-    return data_uri("image/png", file.getvalue())
-
-
-@cache
-def _colours() -> str:
-    """256 colours as hexadecimal RGB."""
-    table = matplotlib.colormaps[COLOUR_MAP](np.arange(256), bytes=True)[:, :3]
-    return table.tobytes().hex()

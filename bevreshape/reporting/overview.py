@@ -12,7 +12,7 @@ from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.reporting.drawing import draw_sample
 from bevreshape.reporting.labels import figure_text, labels, told_apart
 from bevreshape.reporting.page import FIGURE_STYLE, Chart, Section, Table
-from bevreshape.reporting.reported_model import IOU, Shown, mean_iou
+from bevreshape.reporting.reported_model import IOU, ReportedModel, mean_iou
 from bevreshape.reporting.runs import Run, differing, mean_spread, stopped_early
 from bevreshape.reshapers import Reshaper
 
@@ -71,7 +71,7 @@ def curves(rows: Sequence[list[Run]]) -> Section | None:
     return Section("Learning curves", "Bands span the seeds.", (Chart(figure, alt),))
 
 
-def costs(shown: Sequence[Shown]) -> Section:
+def costs(shown: Sequence[ReportedModel]) -> Section:
     """IoU against operations of the view transformer."""
     figure, axes = _figure()
     lines = []
@@ -140,7 +140,7 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
     figure.legend(loc="outside lower left", ncols=columns, fontsize=8)
 
 
-def examples(shown: Sequence[Shown], batch: BEVBatch) -> Section:
+def examples(shown: Sequence[ReportedModel], batch: BEVBatch) -> Section:
     """Image, target and prediction of the first sample."""
     charts, first = [], batch[:1]
     target = first.targets[SEGMENTATION]

@@ -21,7 +21,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from bevreshape.errors import InputError
-from bevreshape.reporting.explorer import Explorer, data_uri, explorer_data, image_uri
+from bevreshape.reporting.explorer import Explorer
+from bevreshape.reporting.explorer_data import data_uri, explorer_data, image_uri
 from bevreshape.storage.files import write_text
 
 MOST_BYTES = 8_000_000

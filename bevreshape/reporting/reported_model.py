@@ -20,7 +20,7 @@ IOU = "iou/mean"
 
 
 @dataclass(frozen=True)
-class Shown:
+class ReportedModel:
     """A configuration and its first seed's model."""
 
     label: str
@@ -52,19 +52,19 @@ class Shown:
         return found
 
 
-def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Shown], list[str]]:
+def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[ReportedModel], list[str]]:
     """Those of the configurations that look through the same cameras at the same cells as the best one that can be loaded,
     and why the others are not compared.
 
     Raises:
         InputError: when none can be loaded.
     """
-    shown: list[Shown] = []
+    shown: list[ReportedModel] = []
     remarks: list[str] = []
     for runs, label in zip(rows, labels(rows), strict=True):
         try:
             model, spec, _ = load_model(str(runs[0].checkpoint), trust)
-            one = Shown(label, runs, model, spec)
+            one = ReportedModel(label, runs, model, spec)
             one.reshaper  # noqa: B018  # refused here if it is of a foreign kind
         except InputError as error:
             remarks.append(f"Not compared: {label}, {error}.")

@@ -15,8 +15,8 @@ from bevreshape.data.image_io import (
     read_label_image,
     reduction,
     resize_and_crop,
-    straighten_codes,
     undistort,
+    undistort_labels,
 )
 from bevreshape.errors import InputError
 from bevreshape.geometry import DistortionModel, pinhole_intrinsics
@@ -366,7 +366,7 @@ def test_labels_are_undistorted_by_the_nearest_pixel(lens: DistortionModel) -> N
     codes = np.random.default_rng(6).integers(0, 256, BENT, dtype=np.uint8)
     u, v = opencv_map(lens)
     expected = codes[np.rint(v).astype(int), np.rint(u).astype(int)]
-    found = straighten_codes(torch.from_numpy(codes), lens).numpy()
+    found = undistort_labels(torch.from_numpy(codes), lens).numpy()
     rounds_alike = (np.abs(u % 1 - 0.5) > 1e-3) & (np.abs(v % 1 - 0.5) > 1e-3)
     np.testing.assert_array_equal(found[rounds_alike], expected[rounds_alike])
     assert rounds_alike.mean() > 0.99

@@ -21,18 +21,8 @@ from torch import Tensor
 from bevreshape.analysis.costs import ring
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
-from bevreshape.reporting.explorer import (
-    Cells,
-    Exhibit,
-    Explorer,
-    Scene,
-    View,
-    choose_cells,
-    explorer_data,
-    image_uri,
-    pack,
-    quantise,
-)
+from bevreshape.reporting.explorer import Cells, Explorer, ExplorerEntry, Scene, View, choose_cells
+from bevreshape.reporting.explorer_data import explorer_data, image_uri, pack, quantise
 from bevreshape.reporting.page import Chart, Claim, Report, Section, Table, render, write
 from bevreshape.reshapers import IPM, FeatureShape
 
@@ -73,16 +63,16 @@ def explorer(cameras: int) -> Explorer:
     geometric = [weights_of_ipm(source, cells, scene) for scene in scenes]
     permuted = [w.flatten(2)[..., ORDER].reshape(w.shape) for w in geometric]
     noise = [torch.rand(2, len(cells), *geometric[0].shape[1:], generator=lots) for _ in scenes]
-    exhibits = [
-        Exhibit(
+    entries = [
+        ExplorerEntry(
             "ipm",
             source,
             cells,
             [{"in order": view(w), "permuted": view(p)} for w, p in zip(geometric, permuted, strict=True)],
         ),
-        Exhibit("noise", source, cells, [{"in order": view(w)} for w in noise], ("first", "second")),
+        ExplorerEntry("noise", source, cells, [{"in order": view(w)} for w in noise], ("first", "second")),
     ]
-    return Explorer(scenes, exhibits, CLASSES, grid, [f"camera {i}" for i in range(cameras)])
+    return Explorer(scenes, entries, CLASSES, grid, [f"camera {i}" for i in range(cameras)])
 
 
 def projected(scene: Scene, x: float, y: float) -> dict[int, tuple[float, float]]:
@@ -136,9 +126,9 @@ def test_eight_bits_keep_weights_to_half_a_step() -> None:
 
 def test_weights_that_are_shared_stand_once() -> None:
     shown = explorer(1)
-    same = shown.exhibits[0].views[0]["in order"]
-    exhibit = replace(shown.exhibits[0], views=[{"in order": same, "permuted": same}] * 2)
-    data = explorer_data(replace(shown, exhibits=[exhibit]))
+    same = shown.entries[0].views[0]["in order"]
+    entry = replace(shown.entries[0], views=[{"in order": same, "permuted": same}] * 2)
+    data = explorer_data(replace(shown, entries=[entry]))
     assert len(data["weights"]) == 1
     assert len(explorer_data(shown)["weights"]) == 8
 
@@ -168,9 +158,9 @@ def test_chosen_cells_stand_in_equal_steps_at_their_centres(most: int) -> None:
         (lambda s: View(3 * torch.ones(2, 10, 9), torch.ones(25, 1, 8, 16)), "sigmoid"),
         (lambda s: View(torch.ones(2, 10, 9), torch.ones(25, 8, 16)), r"\(25, 8, 16\)"),
         (lambda s: View(torch.ones(2, 10, 9), torch.ones(0, 1, 8, 16)), r"\(0, 1, 8, 16\)"),
-        (lambda s: replace(s.exhibits[0], heads=("a", "b")), r"\(1, 25, 1, 8, 16\).*\(2, 25, 1, 8, 16\)"),
-        (lambda s: replace(s.exhibits[0], cells=choose_cells(s.grid, 4)), "cells.queries"),
-        (lambda s: replace(s.exhibits[0], views=[s.exhibits[0].views[0], {}]), "same orders"),
+        (lambda s: replace(s.entries[0], heads=("a", "b")), r"\(1, 25, 1, 8, 16\).*\(2, 25, 1, 8, 16\)"),
+        (lambda s: replace(s.entries[0], cells=choose_cells(s.grid, 4)), "cells.queries"),
+        (lambda s: replace(s.entries[0], views=[s.entries[0].views[0], {}]), "same orders"),
         (lambda s: Cells(s.grid, (0, 10), (0,)), "0..9"),
         (lambda s: Cells(s.grid, (0,), (3, 3)), "ascend"),
         (lambda s: choose_cells(s.grid, 0), "at least 1"),
@@ -181,7 +171,7 @@ def test_chosen_cells_stand_in_equal_steps_at_their_centres(most: int) -> None:
         (lambda s: replace(s, camera_names=("a", "b")), "1 cameras"),
         (
             lambda s: replace(
-                s, exhibits=[replace(s.exhibits[0], source=replace(s.exhibits[0].source, stride=8))]
+                s, entries=[replace(s.entries[0], source=replace(s.entries[0].source, stride=8))]
             ),
             "do not cover",
         ),
@@ -305,12 +295,12 @@ def test_a_page_over_eight_megabytes_is_refused_and_the_old_file_stays(tmp_path:
     noise = torch.rand(600, len(cells), 1, 8, 16)
     view = View(torch.zeros(2, 10, 9), noise)
     names = tuple(str(i) for i in range(600))
-    exhibit = Exhibit("noise", shown.exhibits[0].source, cells, [{"in order": view}] * 2, names)
+    entry = ExplorerEntry("noise", shown.entries[0].source, cells, [{"in order": view}] * 2, names)
     path = tmp_path / "page.html"
     write(Report("small"), path)
     before = path.read_bytes()
     with pytest.raises(InputError, match=r"MB, more than 8\.0 MB \(weights .*fewer scenes, reshapers, heads"):
-        write(Report("large", explorer=replace(shown, exhibits=[exhibit])), path)
+        write(Report("large", explorer=replace(shown, entries=[entry])), path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -330,7 +320,7 @@ class Explored:
     def __init__(self, page: Page, shown: Explorer) -> None:
         self.page = page
         self.shown = shown
-        self.cells = shown.exhibits[0].cells
+        self.cells = shown.entries[0].cells
         page.wait_for("document.getElementById('shown').textContent")
         page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
         self.scroll_to("explorer")
@@ -518,8 +508,8 @@ def test_arrow_keys_alone_reach_and_move_cell_and_feature(explored: Callable[[in
             assert page.words.startswith(f"Feature on pixel ({OFFSET + 8 * STRIDE:.0f}, {OFFSET + 5 * STRIDE:.0f})")
         if reached[-1] == "map":
             break
-    assert [name for name in reached if name in ("exhibit", "scene", "order", "panel", "map")] == [
-        "exhibit",
+    assert [name for name in reached if name in ("entry", "scene", "order", "panel", "map")] == [
+        "entry",
         "scene",
         "order",
         "panel",
@@ -549,19 +539,19 @@ def test_switches_change_what_is_shown_and_keep_the_place(explored: Callable[[in
     cell = centers(page.cells).index((6.5, 0.5))
     place = page.words.split(".")[1]
 
-    def expect(exhibit: int, scene: int, order: str, head: int) -> None:
-        w = page.shown.exhibits[exhibit].views[scene][order].heads[head, cell].numpy()
+    def expect(entry: int, scene: int, order: str, head: int) -> None:
+        w = page.shown.entries[entry].views[scene][order].heads[head, cell].numpy()
         np.testing.assert_allclose(page.heat_over_images(), w / w.max(), atol=0.02)
         assert page.words.split(".")[1] == place
 
-    hidden = "['exhibit', 'scene', 'head', 'order'].filter((id) => document.getElementById(id).parentElement.hidden)"
+    hidden = "['entry', 'scene', 'head', 'order'].filter((id) => document.getElementById(id).parentElement.hidden)"
     assert page.page.evaluate(hidden) == ["head"]
     expect(0, 0, "in order", 0)
     page.choose("order", 1)
     expect(0, 0, "permuted", 0)
     page.choose("scene", 1)
     expect(0, 1, "permuted", 0)
-    page.choose("exhibit", 1)
+    page.choose("entry", 1)
     assert page.page.evaluate(hidden) == ["order"]
     expect(1, 1, "in order", 0)
     page.choose("head", 1)
@@ -570,7 +560,7 @@ def test_switches_change_what_is_shown_and_keep_the_place(explored: Callable[[in
     data = explorer_data(page.shown)
     behind = "(() => { const p = document.querySelector('#map img'); return p.hidden ? null : p.src })()"
     assert page.page.evaluate(behind) == data["scenes"][1]["target"]
-    for choice, address in (("prediction", data["exhibits"][1]["views"][1][0]["prediction"]), ("nothing", None)):
+    for choice, address in (("prediction", data["entries"][1]["views"][1][0]["prediction"]), ("nothing", None)):
         page.page.evaluate(f"document.querySelector('input[value={choice}]').click()")
         assert page.page.evaluate(behind) == address
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bevreshape.data.sources.folder.boxes import Boxes, read_boxes
-from bevreshape.data.sources.folder.dataset import Frames, open_frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset, open_frames
 from bevreshape.geometry import Cameras
 from bevreshape.geometry.distortion import source_pixels
 
@@ -32,7 +32,7 @@ def converted(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return convert
 
 
-def cameras(root: Path, size: tuple[int, int]) -> Frames:
+def cameras(root: Path, size: tuple[int, int]) -> CameraFolderDataset:
     return open_frames(root, size)
 
 
@@ -78,17 +78,17 @@ def upright_corners(path: Path) -> np.ndarray:
 
 def test_nuscenes(converted) -> None:
     source, root = converted("nuscenes", "nuscenes_frame1")
-    (moment,) = json.loads((source / "info.json").read_text())["data_list"]
+    (keyframe,) = json.loads((source / "info.json").read_text())["data_list"]
     frames = cameras(root, (900, 1600))
-    sample, boxes = frames[0], boxes_of(root, moment["token"])
+    sample, boxes = frames[0], boxes_of(root, keyframe["token"])
     cloud = np.fromfile(next((source / "samples/LIDAR_TOP").iterdir()), np.float32).reshape(-1, 5)[:, :3].astype(float)
-    centers = np.array([instance["bbox_3d"][:3] for instance in moment["instances"]])
-    ego_from_lidar = np.array(moment["lidar_points"]["lidar2ego"])
-    corners = moved(np.linalg.inv(ego_from_lidar), upright_corners(root / f"boxes/{moment['token']}.json"))
+    centers = np.array([instance["bbox_3d"][:3] for instance in keyframe["instances"]])
+    ego_from_lidar = np.array(keyframe["lidar_points"]["lidar2ego"])
+    corners = moved(np.linalg.inv(ego_from_lidar), upright_corners(root / f"boxes/{keyframe['token']}.json"))
     assert len(centers) == 69
     counts = np.zeros(3, int)
     for number, camera in enumerate(frames.calibration.cameras):
-        entry = moment["images"][camera]
+        entry = keyframe["images"][camera]
         k, cam_from_lidar = np.array(entry["cam2img"]), np.array(entry["lidar2cam"])
         given = (moved(ego_from_lidar, cloud), boxes.centers.numpy(), boxes.corners.flatten(0, 1).numpy())
         for which, (ours, theirs) in enumerate(zip(given, (cloud, centers, corners), strict=True)):
@@ -119,9 +119,9 @@ def test_dgp(converted) -> None:
     (rig,) = (json.loads(path.read_text()) for path in (source / "calibration").iterdir())
     frames = cameras(root, (1216, 1936))
     counts = np.zeros(3, int)
-    for index, moment in enumerate(scene["samples"]):
+    for index, keyframe in enumerate(scene["samples"]):
         sample, boxes = frames[index], boxes_of(root, frames.names[index])
-        items = {data[key]["id"]["name"]: data[key]["datum"] for key in moment["datum_keys"]}
+        items = {data[key]["id"]["name"]: data[key]["datum"] for key in keyframe["datum_keys"]}
         lidar = items.pop("LIDAR")["point_cloud"]
         with np.load(source / lidar["filename"]) as arrays:
             cloud = arrays["data"][:, :3].astype(float)

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from bevreshape.data.sources.folder.boxes import Boxes
-from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset
 from bevreshape.geometry import (
     BEVGrid,
 )
@@ -98,12 +98,12 @@ def describe_boxes(found: Mapping[str, Category], grid: BEVGrid) -> Table:
     return table
 
 
-def box_doubts(frames: Frames, grid: BEVGrid, found: Mapping[str, Category]) -> list[str]:
+def box_doubts(frames: CameraFolderDataset, grid: BEVGrid, found: Mapping[str, Category]) -> list[str]:
     """Sentences on boxes that stand beside the ground, or that no cell shows."""
     return [*_bottom_doubts(frames, found), *_size_doubts(grid, found)]
 
 
-def _bottom_doubts(frames: Frames, found: Mapping[str, Category]) -> Iterator[str]:
+def _bottom_doubts(frames: CameraFolderDataset, found: Mapping[str, Category]) -> Iterator[str]:
     near = {name: category.bottoms[category.distances < FLAT_M] for name, category in found.items()}
     bottoms = torch.cat([*near.values(), torch.zeros(0)])
     if len(bottoms) and abs(median_of(bottoms)) > FLOATING_M:

@@ -8,8 +8,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Column, Table
 
-from bevreshape.data.sources.folder.calibration import Calibration, Rig
-from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.data.sources.folder.calibration import Calibration
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset
+from bevreshape.data.sources.folder.rig import Rig
 from bevreshape.geometry import (
     BEVGrid,
     Cameras,
@@ -34,7 +35,7 @@ def camera_of(calibration: Calibration, frame: str, number: int) -> Cameras:
 
 
 def default_grid(calibration: Calibration) -> BEVGrid:
-    """The truth's own grid, or 40 m ahead of one camera and 30 m around several."""
+    """The BEV labels' own grid, or 40 m ahead of one camera and 30 m around several."""
     if calibration.bev_grid is not None:
         return calibration.bev_grid
     if len(calibration.cameras) == 1:
@@ -42,7 +43,7 @@ def default_grid(calibration: Calibration) -> BEVGrid:
     return BEVGrid((-30.0, 30.0), (-30.0, 30.0), 0.15)
 
 
-def describe_cameras(frames: Frames, grid: BEVGrid) -> Table:
+def describe_cameras(frames: CameraFolderDataset, grid: BEVGrid) -> Table:
     """What every camera is and sees; a range where the frames differ."""
     columns = ("frames", "size", "height", "left°", "down°", "horizon", "view°", "sees")
     table = Table("camera", *(Column(name, no_wrap=True) for name in columns), box=SIMPLE_HEAD)
@@ -74,7 +75,7 @@ def describe_cameras(frames: Frames, grid: BEVGrid) -> Table:
     return table
 
 
-def describe_lenses(frames: Frames) -> list[str]:
+def describe_lenses(frames: CameraFolderDataset) -> list[str]:
     """A line for every camera with distortion: what its lens does, and what is left of the image."""
     lines = []
     for number, camera in enumerate(frames.calibration.cameras):

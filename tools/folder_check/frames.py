@@ -9,14 +9,14 @@ from rich.table import Table
 from torch import Tensor
 
 from bevreshape.data.sources.folder.boxes import Boxes, read_boxes
-from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset
 from bevreshape.data.sources.folder.labels import BEVLabels, ImageLabels
 from bevreshape.errors import InputError
 from bevreshape.reporting.progress import track
 
 
 def check_frames(
-    frames: Frames, images: ImageLabels | None, truth: BEVLabels | None, boxes: Path | None
+    frames: CameraFolderDataset, images: ImageLabels | None, bev_labels: BEVLabels | None, boxes: Path | None
 ) -> tuple[Table, dict[str, Boxes], list[str]]:
     """Decode every image, label and list of boxes once.
 
@@ -31,8 +31,8 @@ def check_frames(
         parts: list[Callable[[], object]] = [lambda index=index: frames[index]]  # type: ignore[misc]
         if images is not None:
             parts.append(lambda name=name, present=present: pixels.add_(_count(images.read(name, present))))  # type: ignore[misc]
-        if truth is not None:
-            parts.append(lambda name=name: cells.add_(_count(truth.read(name))))  # type: ignore[misc]
+        if bev_labels is not None:
+            parts.append(lambda name=name: cells.add_(_count(bev_labels.read(name))))  # type: ignore[misc]
         if boxes is not None:
             parts.append(lambda index=index, name=name: found.update({name: boxes_of(frames, index, boxes)}))  # type: ignore[misc]
         for part in parts:
@@ -53,7 +53,7 @@ def check_frames(
     return table, found, faults
 
 
-def boxes_of(frames: Frames, index: int, folder: Path) -> Boxes:
+def boxes_of(frames: CameraFolderDataset, index: int, folder: Path) -> Boxes:
     """The 3D boxes of a frame."""
     return read_boxes(folder / f"{frames.names[index]}.json", frames.calibration.boxes or ())
 

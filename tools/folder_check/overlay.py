@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bevreshape.data.image_io import read_image, read_image_size, undistort
 from bevreshape.data.sources.folder.boxes import Boxes
-from bevreshape.data.sources.folder.dataset import Frames, check_size
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset, check_size
 from bevreshape.data.sources.folder.labels import BEVLabels, ImageLabels
 from bevreshape.geometry import (
     BEVGrid,
@@ -29,11 +29,11 @@ NEAREST_M = 0.2
 
 @rc_context({"text.parse_math": False})  # names may hold a dollar
 def overlay(
-    frames: Frames,
+    frames: CameraFolderDataset,
     index: int,
     grid: BEVGrid,
     images: ImageLabels | None,
-    truth: BEVLabels | None,
+    bev_labels: BEVLabels | None,
     boxes: Boxes | None = None,
 ) -> Figure:
     """A frame's cameras, one a row: the image with the ground's lines, and the ground from the image. Of several cameras,
@@ -45,7 +45,7 @@ def overlay(
     if count > 1:
         above, rest = figure.subfigures(2, 1, squeeze=False, height_ratios=(together, count))[:, 0]
         axes = above.subplots()
-        _draw_bev(axes, *mosaic(frames, index, grid), grid, _true_planes(truth, name), boxes)
+        _draw_bev(axes, *mosaic(frames, index, grid), grid, _bev_planes(bev_labels, name), boxes)
         axes.set(title=f"the ground, from all cameras · {name}")
     mask = torch.tensor([frames.image_path(index, number) is not None for number in range(count)])
     ids = None if images is None else images.read(name, mask)
@@ -60,7 +60,7 @@ def overlay(
             height, width = camera.image_size
             laid = images.lay(ids[None, [row], :height, :width], camera, grid)
             planes = {f"{key} (IPM)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
-        planes |= _true_planes(truth, name)
+        planes |= _bev_planes(bev_labels, name)
         _draw_image(axes[0], image, camera, grid, planes, f"{frames.calibration.cameras[row]} · {name}")
         if boxes is not None:
             _draw_wireframes(axes[0], camera, boxes)
@@ -68,12 +68,12 @@ def overlay(
     return figure
 
 
-def _true_planes(truth: BEVLabels | None, name: str) -> dict[str, Tensor]:
-    laid = {} if truth is None else truth.lay(truth.read(name)[None])
-    return {f"{key} (truth)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
+def _bev_planes(bev_labels: BEVLabels | None, name: str) -> dict[str, Tensor]:
+    laid = {} if bev_labels is None else bev_labels.lay(bev_labels.read(name)[None])
+    return {f"{key} (labels)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
 
 
-def read_straight(frames: Frames, index: int, camera: int) -> Tensor:
+def read_straight(frames: CameraFolderDataset, index: int, camera: int) -> Tensor:
     """A frame's image as large as it is stored, undistorted, in 0..1; black where it is missing."""
     rig, path = frames.calibration.of(frames.names[index]), frames.image_path(index, camera)
     if path is None:
@@ -83,7 +83,7 @@ def read_straight(frames: Frames, index: int, camera: int) -> Tensor:
     return (image if lens is None else undistort(image, lens)).float() / 255
 
 
-def mosaic(frames: Frames, index: int, grid: BEVGrid) -> tuple[Tensor, Tensor]:
+def mosaic(frames: CameraFolderDataset, index: int, grid: BEVGrid) -> tuple[Tensor, Tensor]:
     """All images of a frame on one ground, their mean where several see it (3, rows, cols), and where one does."""
     total, count = torch.zeros(3, *grid.shape), torch.zeros(grid.shape)
     for number in range(len(frames.calibration.cameras)):

@@ -9,13 +9,13 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from bevreshape.data.batch import SPLITS
-from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset
 from bevreshape.data.sources.folder.source import read_split
 from bevreshape.errors import InputError
 from bevreshape.storage.files import visible
 
 
-def check_splits(root: Path, frames: Frames) -> tuple[Table, list[str], list[str]]:
+def check_splits(root: Path, frames: CameraFolderDataset) -> tuple[Table, list[str], list[str]]:
     """The lists under ``splits/``, what is wrong with them, and what is doubtful."""
     table, faults, remarkable = Table("split", "frames", "remark", box=SIMPLE_HEAD), [], []
     seen: dict[str, str] = {}
@@ -48,7 +48,7 @@ def check_splits(root: Path, frames: Frames) -> tuple[Table, list[str], list[str
     return table, faults, remarkable
 
 
-def _copies(frames: Frames, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _copies(frames: CameraFolderDataset, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Frames of different splits whose first images are the same file, byte for byte."""
     paths: dict[str, Path] = {}
     for index, name in enumerate(frames.names):

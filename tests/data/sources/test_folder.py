@@ -15,7 +15,7 @@ from bevreshape.config.load_model import load_model
 from bevreshape.data.batch import BEVBatch
 from bevreshape.data.image_io import read_image, resize_and_crop
 from bevreshape.data.sources.folder.calibration import read_calibration
-from bevreshape.data.sources.folder.dataset import Frames, open_frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset, open_frames
 from bevreshape.data.sources.folder.labels import BEVLabels, matching_cells
 from bevreshape.data.sources.folder.source import FolderSource
 from bevreshape.errors import InputError
@@ -223,7 +223,7 @@ def test_a_damaged_image_is_refused_or_masked(two: Builder, capsys: pytest.Captu
     np.testing.assert_array_equal(batch.targets["segmentation"].value[0].numpy(), target)
     np.testing.assert_array_equal(batch.targets["segmentation"].valid[0].numpy(), valid)
     with pytest.raises(InputError, match=r"a\.png: the image is truncated or damaged \([^;]*; copy it again$"):
-        Frames(two.root / "images", two.source().calibration, (30, 40))[0]
+        CameraFolderDataset(two.root / "images", two.source().calibration, (30, 40))[0]
     for pixels, says in ((np.zeros((60, 80), np.uint8), "grey"), (np.zeros((30, 40, 3), np.uint8), "it is 30×40")):
         Image.fromarray(pixels).save(path)
         with pytest.raises(InputError, match=says) as refused:  # it can be read, and is not what it should be
@@ -242,7 +242,7 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
     stored.save(one.root / "images/a.jpg", quality=95)
     one.content["cameras"][0] |= {"image_size": [384, 512], "intrinsics": [[500, 0, 250], [0, 510, 180], [0, 0, 1]]}
     one.calibrate()
-    frames = Frames(one.root / "images", read_calibration(one.root / "calibration.json"), (48, 64))
+    frames = CameraFolderDataset(one.root / "images", read_calibration(one.root / "calibration.json"), (48, 64))
     sample = frames[0]
     whole, _ = resize_and_crop(read_image(frames.image_path(0, 0)), torch.eye(3), (48, 64))
     for seen in (whole.numpy(), smooth.transpose(2, 0, 1)):  # half a row would be 2.5 grey levels
@@ -262,7 +262,7 @@ def test_a_class_with_both_sources_is_switched_by_one_word(one: Builder) -> None
     assert torch.equal(bev.targets["segmentation"].value[:, 0], reference.targets["segmentation"].value[:, 1])
 
 
-def test_truth_of_ids_has_void(one: Builder) -> None:
+def test_bev_labels_by_ids_have_void(one: Builder) -> None:
     one.content["bev"] = {**one.content["bev"], "ids": {"0": "free", "1": "car", "2": "truck"}, "void": [3]}
     del one.content["bev"]["bits"]
     one.calibrate()
@@ -299,7 +299,7 @@ def test_images_alone_need_no_labels(one: Builder) -> None:
         BEVGrid((2.25, 4), (-3, -1.75), 0.25),
     ],
 )
-def test_truth_is_read_at_the_centres_of_the_wanted_cells(wanted: BEVGrid) -> None:
+def test_bev_labels_are_read_at_the_centres_of_the_wanted_cells(wanted: BEVGrid) -> None:
     rows, cols = matching_cells(GRID, wanted, "here")
     assert (len(rows), len(cols)) == wanted.shape
     for row, stored in enumerate(rows.squeeze(1).tolist()):
@@ -319,7 +319,7 @@ def test_truth_is_read_at_the_centres_of_the_wanted_cells(wanted: BEVGrid) -> No
         BEVGrid((2, 8), (-3, 3), 0.2),
     ],
 )
-def test_truth_is_not_moved_by_part_of_a_cell(wanted: BEVGrid) -> None:
+def test_bev_labels_off_by_part_of_a_cell_are_refused(wanted: BEVGrid) -> None:
     with pytest.raises(InputError, match="cannot be read on"):
         matching_cells(GRID, wanted, "here")
 
@@ -355,7 +355,7 @@ def test_cells_of_an_even_multiple_take_the_four_around_their_centre(one: Builde
     assert batch.targets["segmentation"].valid.float().mean() > 0.2
 
 
-def test_an_even_multiple_moves_no_truth(one: Builder) -> None:
+def test_cells_of_an_even_multiple_keep_places(one: Builder) -> None:
     """A disc's centre of gravity stays where it is, ahead and aside, though its cells become twice as long."""
     fine, coarse = BEVGrid((2, 8), (-3, 3), 0.1), BEVGrid((2, 8), (-3, 3), 0.2)
     disc = (np.linalg.norm(fine.centers().numpy() - [5.03, 0.41], axis=-1) < 1.4).astype(np.uint8)
@@ -363,8 +363,8 @@ def test_an_even_multiple_moves_no_truth(one: Builder) -> None:
     one.calibrate()
     for name in "abc":
         one.save(f"bev/{name}.png", disc)
-    truth = BEVLabels(one.root / "bev", read_calibration(one.root / "calibration.json"), {"disc": ["disc"]}, coarse)
-    plane = truth.lay(truth.read("a")[None])["disc"][0][0].numpy()
+    bev = BEVLabels(one.root / "bev", read_calibration(one.root / "calibration.json"), {"disc": ["disc"]}, coarse)
+    plane = bev.lay(bev.read("a")[None])["disc"][0][0].numpy()
     middle = coarse.centers().numpy()[plane].mean(0)
     np.testing.assert_allclose(middle, [5.03, 0.41], atol=0.02)
     assert abs(plane.sum() * 0.04 - np.pi * 1.4**2) < 0.3, "a ring of a quarter of a cell"
@@ -480,7 +480,7 @@ def no_label(one: Builder) -> None:
     (one.root / "labels/a.png").unlink()
 
 
-def no_truth(one: Builder) -> None:
+def without_bev_labels(one: Builder) -> None:
     (one.root / "bev/a.png").unlink()
 
 
@@ -489,12 +489,12 @@ def no_truth(one: Builder) -> None:
     [
         (unlisted_id, r"labels/a.png: the label holds 5, which calibration.json does not explain"),
         (unlisted_bit, r"bev/a.png: the label holds 4, which"),
-        (other_grid, r"bev/a.png: the truth is 5×6 cells but calibration.json states a grid of 12×12"),
+        (other_grid, r"bev/a.png: the BEV labels have 5×6 cells but calibration.json states a grid of 12×12"),
         (other_label_size, r"labels/a.png: it is 30×40 \(height×width\) but .*calibration.json is for 60×80"),
         (other_image_size, r"images/a.png: it is 120×160 \(height×width\) but .*calibration.json is for 60×80"),
         (grey, r"images/a.png: the image is grey"),
         (no_label, r"frame 'a' has no label of camera 'front'"),
-        (no_truth, r"frame 'a' has no truth"),
+        (without_bev_labels, r"frame 'a' has no BEV labels"),
     ],
 )
 def test_what_is_wrong_with_the_first_frame_is_told_before_training(one: Builder, spoil, says: str) -> None:
@@ -570,7 +570,7 @@ def test_sections_and_folders_that_are_needed(one: Builder) -> None:
 def test_several_cameras_need_their_folders(two: Builder) -> None:
     (two.root / "images/right").rename(two.root / "images/rihgt")
     with pytest.raises(InputError, match=r"right: there is no such folder, but calibration.json lists camera 'right'"):
-        Frames(two.root / "images", two.source().calibration, (30, 40))
+        CameraFolderDataset(two.root / "images", two.source().calibration, (30, 40))
 
 
 def with_boxes(builder: Builder) -> dict[str, Any]:

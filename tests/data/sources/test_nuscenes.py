@@ -47,7 +47,7 @@ CLASSES = {
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("nuscenes") / "release"
-    writer.write(out, train=3, val=1, moments=2, image_size=SIZE, seed=0)
+    writer.write(out, train=3, val=1, keyframes=2, image_size=SIZE, seed=0)
     return out
 
 
@@ -68,14 +68,14 @@ def source(release: Path, ready: Path, **changes: object) -> NuScenesSource:
 def test_trainval_would_fit_in_two_gigabytes(release: Path, tmp_path: Path) -> None:
     content = prepared.Content("v1.0-mini", BEVGrid((-50, 50), (-50, 50), 0.5), None)
     index, _ = prepared.prepare_release(release, tmp_path, content, workers=1)
-    moments = sum(scene["count"] for scene in index.scenes)
-    bytes_each = sum(path.stat().st_size for path in index.records.glob("*.record")) / moments
-    assert moments == 8
+    keyframes = sum(scene["count"] for scene in index.scenes)
+    bytes_each = sum(path.stat().st_size for path in index.records.glob("*.record")) / keyframes
+    assert keyframes == 8
     assert 1000 < bytes_each < 2e9 / 34149
 
 
-def test_memory_does_not_grow_while_moments_are_read(release: Path, ready: Path) -> None:
-    """Nothing of a moment is kept: images alone are 6 × 45×80×3 bytes."""
+def test_memory_does_not_grow_while_keyframes_are_read(release: Path, ready: Path) -> None:
+    """Nothing of a keyframe is kept: images alone are 6 × 45×80×3 bytes."""
     data = source(release, ready).split("train")
 
     def epoch() -> int:
@@ -105,20 +105,20 @@ def test_the_devkits_own_checks_pass(release: Path) -> None:
 
 
 def test_boxes_and_points_fall_where_the_devkit_sees_them(release: Path) -> None:
-    """The devkit goes from the world through each camera's own moment; here all goes through the level ego frame."""
+    """The devkit goes from the world through each camera's own keyframe; here all goes through the level ego frame."""
     from nuscenes.utils.data_classes import LidarPointCloud
     from nuscenes.utils.geometry_utils import view_points
 
     found = tables.open_tables(release, "v1.0-mini")
-    _, moments, skipped = tables.read_moments(found, release)
+    _, keyframes, skipped = tables.read_keyframes(found, release)
     assert not skipped
     compared = 0
-    for moment in moments:
-        sample = found.get("sample", moment["token"])
-        for name, camera in moment["cameras"].items():
+    for keyframe in keyframes:
+        sample = found.get("sample", keyframe["token"])
+        for name, camera in keyframe["cameras"].items():
             _, boxes, k = found.get_sample_data(sample["data"][name], box_vis_level=0)
             cam_from_ego = np.linalg.inv(np.array(camera.ego_from_cam))
-            own = dict(zip(sample["anns"], moment["boxes"], strict=True))
+            own = dict(zip(sample["anns"], keyframe["boxes"], strict=True))
             for box in boxes:
                 theirs = view_points(box.center[:, None], k, normalize=True)[:2, 0]
                 ours = cam_from_ego @ [*own[box.token]["center_m"], 1]
@@ -144,12 +144,12 @@ def _pose(record: dict) -> np.ndarray:
     return pose
 
 
-def truth(number: int, moment: tables.Keyframe) -> dict[str, np.ndarray]:
+def truth(number: int, keyframe: tables.Keyframe) -> dict[str, np.ndarray]:
     """What the world's own functions say at the cells' centres."""
     world = SyntheticSource(rig="surround", image_size=SIZE, seed=0).world("train")
     scene = world.scene(number)
     world_from_scene = writer.pose(0.7 * number, (300.0 + writer.APART_M * number, 500.0 + 37.0 * number, 0.0))
-    scene_from_ego = np.linalg.inv(world_from_scene) @ np.array(moment["world_from_ego"])
+    scene_from_ego = np.linalg.inv(world_from_scene) @ np.array(keyframe["world_from_ego"])
     centers = GRID.centers().double().numpy()
     x, y = np.moveaxis(centers @ scene_from_ego[:2, :2].T + scene_from_ego[:2, 3], -1, 0)
     ground = scene.ground(x, y)
@@ -174,8 +174,8 @@ def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
         data = found.split(split)
         for i, number in enumerate(data.numbers):
             scene = names.index(index.scenes[index.scene_of()[number]]["name"])
-            moment, _ = prepared.read_keyframe(index.records, int(number), "", "exact", GRID.shape)
-            for name, plane in truth(scene, moment).items():
+            keyframe, _ = prepared.read_keyframe(index.records, int(number), "", "exact", GRID.shape)
+            for name, plane in truth(scene, keyframe).items():
                 target = data[i].targets["segmentation"].value[found.classes.index(name)].numpy()
                 both[name][0] += (target & plane).sum()
                 both[name][1] += (target | plane).sum()
@@ -287,12 +287,14 @@ def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, ras
         instances=["vehicle"],
         targets=["vehicle"],
     )
-    moments = made.split("train")
+    keyframes = made.split("train")
     counted = 0
-    for number in range(len(moments)):
-        sample = moments[number]
-        moment, _ = prepared.read_keyframe(moments.index.records, int(moments.numbers[number]), "", "exact", GRID.shape)
-        boxes = [box for box in moment["boxes"] if box["category"].startswith("vehicle") and box["visibility"] >= 2]
+    for number in range(len(keyframes)):
+        sample = keyframes[number]
+        keyframe, _ = prepared.read_keyframe(
+            keyframes.index.records, int(keyframes.numbers[number]), "", "exact", GRID.shape
+        )
+        boxes = [box for box in keyframe["boxes"] if box["category"].startswith("vehicle") and box["visibility"] >= 2]
         there = sample.targets["segmentation"].value[0]
         centers = sample.targets["centers"]
         assert torch.equal(centers.inside, sample.targets["segmentation"].value)
@@ -322,8 +324,8 @@ def test_an_image_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, ca
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
     data = source(copied, ready).split("train")
-    moment, _ = prepared.read_keyframe(data.index.records, int(data.numbers[0]), "", "exact", GRID.shape)
-    path = copied / moment["cameras"]["CAM_BACK"]["file"]
+    keyframe, _ = prepared.read_keyframe(data.index.records, int(data.numbers[0]), "", "exact", GRID.shape)
+    path = copied / keyframe["cameras"]["CAM_BACK"]["file"]
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match=r"CAM_BACK.*truncated or damaged.*data.on_corrupt_image=mask"):
         data[0]
@@ -338,8 +340,8 @@ def test_what_is_cut_off_is_the_bottom(release: Path, ready: Path, tmp_path: Pat
     shutil.copytree(release, copied)
     made = source(copied, ready, crop_bottom=0.2, image_size=(36, 80))
     data = made.split("train")
-    moment, _ = prepared.read_keyframe(data.index.records, int(data.numbers[0]), "", "exact", GRID.shape)
-    camera = moment["cameras"]["CAM_FRONT"]
+    keyframe, _ = prepared.read_keyframe(data.index.records, int(data.numbers[0]), "", "exact", GRID.shape)
+    camera = keyframe["cameras"]["CAM_FRONT"]
     rows = np.broadcast_to(np.arange(SIZE[0], dtype=np.uint8)[:, None, None] * 2, (*SIZE, 3))
     Image.fromarray(np.ascontiguousarray(rows)).save(copied / camera["file"], quality=100, subsampling=0)
     image, intrinsics, there = made.read_image(camera)
@@ -406,7 +408,7 @@ def test_preparing_goes_on_and_tells_what_it_left_out(release: Path, tmp_path: P
     assert after.keys() == before.keys()
     assert [path for path in before if before[path] != after[path]] == [lost]
     shutil.copy(release / "samples" / "CAM_FRONT" / gone.name, gone)
-    whole, skipped = prepared.prepare_release(copied, out, CONTENT, workers=1)  # other moments: nothing old is taken
+    whole, skipped = prepared.prepare_release(copied, out, CONTENT, workers=1)  # other keyframes: nothing old is taken
     assert not skipped
     assert whole.records != index.records
     assert len(source(copied, out).split("train")) == 6
@@ -628,7 +630,7 @@ def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
         build_data({"data": data, "augment": augment, "seed": 0})
 
 
-def test_iou_by_condition_is_that_of_the_moments_alone() -> None:
+def test_iou_by_condition_is_that_of_the_keyframes_alone() -> None:
     rng = np.random.default_rng(0)
     p, there, valid = rng.random((6, 2, 8, 9)), rng.random((6, 2, 8, 9)) < 0.3, rng.random((6, 2, 8, 9)) < 0.8
     said_of = [conditions_of(said) for said in ("Night", "Parked", "Rain, night", "rain", "x", "night")]
@@ -641,8 +643,8 @@ def test_iou_by_condition_is_that_of_the_moments_alone() -> None:
     chosen = {"all": [0, 1, 2, 3, 4, 5], "day": [1, 3, 4], "night": [0, 2, 5], "rain": [2, 3]}
     for threshold in (0.4, 0.5):
         for k, name in enumerate("ab"):
-            for word, moments in chosen.items():
-                said = (p[moments, k] >= threshold) & valid[moments, k]
-                true = there[moments, k] & valid[moments, k]
+            for word, keyframes in chosen.items():
+                said = (p[keyframes, k] >= threshold) & valid[keyframes, k]
+                true = there[keyframes, k] & valid[keyframes, k]
                 expected = (said & true).sum() / (said | true).sum()
                 assert float(found[f"iou_{threshold}/{name}/{word}"]) == pytest.approx(expected)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bevreshape.data.sources.folder.calibration import numbers
+from bevreshape.data.sources.folder.entries import numbers
 from bevreshape.errors import InputError, shown, suggest
 from bevreshape.storage.files import read_json
 

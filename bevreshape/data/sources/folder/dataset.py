@@ -76,7 +76,7 @@ def _plain_name(frame: str) -> str:
     return bare.lstrip("0").casefold()
 
 
-class Frames(Dataset[Sample]):
+class CameraFolderDataset(Dataset[Sample]):
     """Calibrated images without labels, one sample a frame.
 
     Args:
@@ -187,14 +187,14 @@ def open_frames(
     calibration: Path | None = None,
     image_mode: str = "rgb",
     cameras: Sequence[str] = (),
-) -> Frames:
+) -> CameraFolderDataset:
     """The images of a camera folder, of a plain folder of images, or one image.
 
     Args:
         path: any of them.
         image_size: (H, W) that the network wants.
         calibration: a ``calibration.json``; a camera folder brings its own.
-        image_mode: see :class:`Frames`.
+        image_mode: see :class:`CameraFolderDataset`.
         cameras: of a model; where the calibration has all of these and more, the others are not read.
 
     Raises:
@@ -208,4 +208,4 @@ def open_frames(
     found = read_calibration(calibration or path / "calibration.json")
     if cameras and set(cameras) < set(found.cameras):
         found = found.only(cameras)
-    return Frames(images, found, image_size, allow_missing=True, image_mode=image_mode)
+    return CameraFolderDataset(images, found, image_size, allow_missing=True, image_mode=image_mode)

@@ -1,4 +1,4 @@
-"""What targets are made from: labels of images, laid onto the ground, truth from above, or 3D boxes."""
+"""What targets are made from: labels of images, laid onto the ground, labels from above, or 3D boxes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Integer, UInt8
 from torch import Tensor
 
-from bevreshape.data.image_io import read_label_image, straighten_codes
+from bevreshape.data.image_io import read_label_image, undistort_labels
 from bevreshape.data.sources.folder.boxes import read_boxes
 from bevreshape.data.sources.folder.calibration import Calibration
 from bevreshape.data.sources.folder.dataset import camera_folders, check_size, files_by_frame
@@ -30,7 +30,7 @@ def matching_cells(
     corner of four (s = 2).
 
     Raises:
-        InputError: when they are not, since the truth would move by part of a cell.
+        InputError: when they are not, since the labels would move by part of a cell.
     """
     ratio = wanted.cell_m / stored.cell_m
     unit = min(wanted.cell_m, stored.cell_m)
@@ -43,7 +43,7 @@ def matching_cells(
     inside = edges[0] < 1e-4 and edges[1] > -1e-4 and edges[2] < 1e-4 and edges[3] > -1e-4
     if not (whole and inside):
         raise InputError(
-            f"{where}: the truth is on {stored.rows}×{stored.cols} cells of {stored.cell_m:g} m, forward {stored.forward_m}, "
+            f"{where}: the BEV labels are on {stored.rows}×{stored.cols} cells of {stored.cell_m:g} m, forward {stored.forward_m}, "
             f"left {stored.left_m}, and cannot be read on {wanted.rows}×{wanted.cols} cells of {wanted.cell_m:g} m, forward "
             f"{wanted.forward_m}, left {wanted.left_m}, without moving it; choose cells inside it that are a whole "
             "number of times as long, or a whole fraction as long, and in line with it"
@@ -78,12 +78,12 @@ class ImageLabels:
     """
 
     def __init__(self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]]) -> None:
-        codes = _explained(calibration.labels, calibration.path, "labels", classes)
+        label_map = _explained(calibration.labels, calibration.path, "labels", classes)
         self._calibration = calibration
         self._folder = folder
-        self._codes = codes
+        self._label_map = label_map
         self._files = [files_by_frame(part) for part in camera_folders(folder, calibration)]
-        self._classes = {name: _ids(codes.any_of(names, f"class {name!r}")) for name, names in classes.items()}
+        self._classes = {name: _ids(label_map.any_of(names, f"class {name!r}")) for name, names in classes.items()}
 
     def read(self, name: str, camera_mask: Tensor) -> UInt8[Tensor, "n H W"]:
         """The label images of a frame, undistorted, void beyond their edge and where a camera is missing."""
@@ -99,14 +99,14 @@ class ImageLabels:
                 )
             labels = read_label_image(files[name])
             check_size(files[name], (labels.shape[0], labels.shape[1]), size, self._calibration.path)
-            self._codes.check(labels, files[name])
+            self._label_map.check(labels, files[name])
             lens = rig.lenses[number]
-            canvas[number, : size[0], : size[1]] = labels if lens is None else straighten_codes(labels, lens)
+            canvas[number, : size[0], : size[1]] = labels if lens is None else undistort_labels(labels, lens)
         return canvas
 
     def lay(self, labels: Tensor, cameras: Cameras, grid: BEVGrid) -> dict[str, tuple[Tensor, Tensor]]:
         """For every class, target and where it is known, both (b, rows, cols)."""
-        target, known = labels_to_bev(labels, cameras, grid, list(self._classes.values()), _ids(self._codes.void))
+        target, known = labels_to_bev(labels, cameras, grid, list(self._classes.values()), _ids(self._label_map.void))
         return {name: (plane, known) for name, plane in zip(self._classes, target.unbind(1), strict=True)}
 
 
@@ -119,44 +119,46 @@ class BEVLabels:
     Args:
         folder: of ``<frame>.png``.
         calibration: explains the bytes and states their grid.
-        classes: for every class, the names of the truth that count as it.
+        classes: for every class, the names of the labels that count as it.
         grid: the cells that are wanted.
 
     Raises:
-        InputError: when the calibration does not explain the truth, a name is none of it, or the grids do not fit.
+        InputError: when the calibration does not explain the labels, a name is none of them, or the grids do not fit.
     """
 
     def __init__(
         self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]], grid: BEVGrid
     ) -> None:
-        codes = _explained(calibration.bev, calibration.path, "bev", classes)
+        label_map = _explained(calibration.bev, calibration.path, "bev", classes)
         assert calibration.bev_grid is not None  # it is part of the same section
         self._files = files_by_frame(folder)
         self._folder = folder
-        self._codes = codes
+        self._label_map = label_map
         self._stored = calibration.bev_grid
         self._rows, self._cols = matching_cells(calibration.bev_grid, grid, str(calibration.path))
-        self._classes = {name: codes.any_of(names, f"class {name!r}") for name, names in classes.items()}
+        self._classes = {name: label_map.any_of(names, f"class {name!r}") for name, names in classes.items()}
 
     def read(self, name: str) -> UInt8[Tensor, "q R C"]:
-        """The truth of a frame, of the one or four stored cells at every wanted centre."""
+        """The labels of a frame, of the one or four stored cells at every wanted centre."""
         if name not in self._files:
-            raise InputError(f"{self._folder}: frame {name!r} has no truth; add it, or take the frame out of the split")
-        truth = read_label_image(self._files[name])
-        if tuple(truth.shape) != self._stored.shape:
             raise InputError(
-                f"{self._files[name]}: the truth is {truth.shape[0]}×{truth.shape[1]} cells but calibration.json states a "
+                f"{self._folder}: frame {name!r} has no BEV labels; add them, or take the frame out of the split"
+            )
+        labels = read_label_image(self._files[name])
+        if tuple(labels.shape) != self._stored.shape:
+            raise InputError(
+                f"{self._files[name]}: the BEV labels have {labels.shape[0]}×{labels.shape[1]} cells but calibration.json states a "
                 f"grid of {self._stored.rows}×{self._stored.cols}; correct its bounds or cell_m"
             )
-        self._codes.check(truth, self._files[name])
+        self._label_map.check(labels, self._files[name])
         q, (rows, cols) = self._rows.shape[1] * self._cols.shape[1], (len(self._rows), len(self._cols))
-        found = truth[self._rows[:, None, :, None], self._cols[None, :, None, :]]  # R C s s
+        found = labels[self._rows[:, None, :, None], self._cols[None, :, None, :]]  # R C s s
         return found.permute(2, 3, 0, 1).reshape(q, rows, cols)
 
-    def lay(self, truth: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def lay(self, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """For every class, target and where it is known, both (b, rows, cols)."""
-        values = truth.long()  # b q rows cols
-        labelled = ~self._codes.void.to(values.device)[values]
+        values = labels.long()  # b q rows cols
+        labelled = ~self._label_map.void.to(values.device)[values]
         count = labelled.sum(1)
         known = 2 * count >= values.shape[1]
         planes = {}

@@ -21,7 +21,7 @@ from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
-from bevreshape.data.sources.folder.dataset import Frames
+from bevreshape.data.sources.folder.dataset import CameraFolderDataset
 from bevreshape.data.sources.folder.labels import BEVLabels, BoxLabels, ImageLabels
 from bevreshape.data.targets import Annotation, BEVTarget
 from bevreshape.errors import InputError, suggest
@@ -36,7 +36,7 @@ class ClassSpec(TypedDict):
     labels: NotRequired[Sequence[str]]
     """For ``ipm``: names of image labels that count as this class."""
     bev: NotRequired[Sequence[str]]
-    """For ``bev``: names of the BEV truth that count as this class."""
+    """For ``bev``: names of the BEV labels that count as this class."""
     boxes: NotRequired[Sequence[str]]
     """For ``boxes``: categories of the 3D boxes that count as this class."""
 
@@ -62,7 +62,7 @@ def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
     classes |= {name: {"source": "ipm", "labels": [name]} for name in imaged if name not in classes}
     if not classes:
         raise InputError(
-            f"{calibration.path}: it names no labels, no bev truth and no boxes, so there is nothing to train on; add a section"
+            f"{calibration.path}: it names no labels, no bev labels and no boxes, so there is nothing to train on; add a section"
         )
     return classes
 
@@ -135,11 +135,11 @@ class LabelledFrames(Dataset[Sample]):
     """Frames with :class:`FolderLabels`."""
 
     def __init__(
-        self, frames: Frames, images: ImageLabels | None, truth: BEVLabels | None, boxes: BoxLabels | None
+        self, frames: CameraFolderDataset, images: ImageLabels | None, bev: BEVLabels | None, boxes: BoxLabels | None
     ) -> None:
         self.frames = frames
         self._images = images
-        self._truth = truth
+        self._bev = bev
         self._boxes = boxes
 
     def __len__(self) -> int:
@@ -148,11 +148,11 @@ class LabelledFrames(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         sample = self.frames[index]
         name = sample.meta.name
-        images, truth, boxes = self._images, self._truth, self._boxes
+        images, bev, boxes = self._images, self._bev, self._boxes
         labels = FolderLabels(
             images=None if images is None else images.read(name, sample.full_mask),
             intrinsics=None if images is None else self.frames.calibration.of(name).intrinsics.float(),
-            bev=None if truth is None else truth.read(name),
+            bev=None if bev is None else bev.read(name),
             boxes=None if boxes is None else boxes.read(name),
         )
         return replace(sample, labels=labels)
@@ -167,9 +167,9 @@ class FolderSource:
         grid: the cells that are wanted.
         image_size: (H, W) that the network wants.
         classes: for every target class, where it comes from; left out, all that the calibration names, those of the
-            truth from above before boxes, and boxes before labels of the same name.
+            labels from above before boxes, and boxes before labels of the same name.
         splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
-        allow_missing: see :class:`Frames`.
+        allow_missing: see :class:`CameraFolderDataset`.
         cameras: which of the calibration's, in order; all when left out.
         image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their hue.
         on_corrupt_image: likewise, one of :data:`~bevreshape.data.image_io.OnCorruptImage`; labels that cannot be read are always refused.
@@ -211,7 +211,7 @@ class FolderSource:
         self.camera_names = self.calibration.cameras
         ipm, bev, boxes = (_by_source(classes, source) for source in ("ipm", "bev", "boxes"))
         self._images = ImageLabels(self.root / "labels", self.calibration, ipm) if ipm else None
-        self._truth = BEVLabels(self.root / "bev", self.calibration, bev, grid) if bev else None
+        self._bev = BEVLabels(self.root / "bev", self.calibration, bev, grid) if bev else None
         self._boxes = BoxLabels(self.root / "boxes", self.calibration, boxes, grid) if boxes else None
         self._splits: dict[str, str | Sequence[str]] = dict(splits)  # type: ignore[arg-type]
         self._allow_missing = allow_missing
@@ -230,7 +230,7 @@ class FolderSource:
         """
         if name not in self._splits:
             raise InputError(f"{self.root}: there is no split {name!r}; {suggest(name, self._splits)}")
-        frames = Frames(
+        frames = CameraFolderDataset(
             self.root / "images",
             self.calibration,
             self.image_size,
@@ -239,7 +239,7 @@ class FolderSource:
             on_corrupt_image=self._on_corrupt_image,
             image_mode=self.image_mode,
         )
-        return LabelledFrames(frames, self._images, self._truth, self._boxes)
+        return LabelledFrames(frames, self._images, self._bev, self._boxes)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Make the classes of all cells, which are valid where a camera observes them; the labels are not kept."""
@@ -250,8 +250,8 @@ class FolderSource:
             size = (labels.images.shape[-2], labels.images.shape[-1])
             stored = replace(cameras, intrinsics=labels.intrinsics, image_size=size)
             planes |= self._images.lay(labels.images, stored, self.grid)
-        if self._truth is not None and labels.bev is not None:
-            planes |= self._truth.lay(labels.bev)
+        if self._bev is not None and labels.bev is not None:
+            planes |= self._bev.lay(labels.bev)
         if self._boxes is not None and labels.boxes is not None:
             planes |= self._boxes.lay(labels.boxes)
         observed = ground_pixels(cameras, self.grid)[1].any(1)  # b R C

@@ -20,7 +20,7 @@ from bevreshape.data.batch import SPLITS, Meta, Sample
 from bevreshape.data.image_io import read_image, read_image_size, read_or_mask, resize_and_crop
 from bevreshape.data.sources.folder.source import split_names
 from bevreshape.errors import InputError, suggest
-from bevreshape.geometry import check_calibration
+from bevreshape.geometry import BEVGrid, check_calibration
 from bevreshape.storage.files import read_text, visible
 
 VELODYNE_HEIGHT_M = 1.73
@@ -112,7 +112,7 @@ class KITTIFrames(Dataset[Sample]):
         names: of the frames.
         image_size: (H, W) that the network wants.
         ego_from_rectified: makes the ego frame out of a frame's matrices.
-        image_mode: see :class:`~bevreshape.data.sources.folder.dataset.Frames`.
+        image_mode: see :class:`~bevreshape.data.sources.folder.dataset.CameraFolderDataset`.
         on_corrupt_image: likewise; the header of a masked image still has to tell its size.
     """
 
@@ -252,3 +252,82 @@ class KITTISplits:
             if name not in known:
                 raise InputError(f"{self.root}: there is no image of frame {name!r}; {suggest(name, known)}")
         return tuple(names)
+
+
+class LabelledKITTI(Dataset[Sample]):
+    """Frames with their labels; each benchmark reads its own.
+
+    Args:
+        frames: the images.
+    """
+
+    def __init__(self, frames: KITTIFrames) -> None:
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def check(self, name: str) -> None:
+        """Read what belongs to a frame besides its images.
+
+        Raises:
+            InputError: when it is missing or damaged.
+        """
+        self.frames.camera(name)
+
+
+class KITTISource:
+    """What the sources of both benchmarks have in common; each says how a split is labelled.
+
+    Args:
+        splits: the frames of every split.
+        grid: the cells that are wanted.
+        image_size: (H, W) that the network wants.
+        classes: names of the target classes.
+        ego_from_rectified, on_corrupt_image, image_mode: see :class:`KITTIFrames`.
+    """
+
+    camera_names = ("left",)
+
+    def __init__(
+        self,
+        splits: KITTISplits,
+        *,
+        grid: BEVGrid,
+        image_size: Sequence[int],
+        classes: tuple[str, ...],
+        ego_from_rectified: Callable[[Matrices], Tensor],
+        on_corrupt_image: str,
+        image_mode: str,
+    ) -> None:
+        self.root = splits.root
+        self.grid = grid
+        self.image_size = (image_size[0], image_size[1])
+        self.classes = classes
+        self.image_mode = image_mode
+        self._splits = splits
+        self._ego_from_rectified = ego_from_rectified
+        self._on_corrupt_image = on_corrupt_image
+
+    def frames(self, split: str) -> KITTIFrames:
+        """Return the images of ``train``, ``val`` or ``test``."""
+        return KITTIFrames(
+            self.root / "training",
+            self._splits.of(split),
+            self.image_size,
+            self._ego_from_rectified,
+            on_corrupt_image=self._on_corrupt_image,
+            image_mode=self.image_mode,
+        )
+
+    def split(self, name: str) -> LabelledKITTI:
+        """Return the labelled frames of ``train``, ``val`` or ``test``."""
+        raise NotImplementedError
+
+    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
+        """Read every calibration and one frame of every split, so that the training does not end on a broken one."""
+        for split in splits:
+            labelled = self.split(split)
+            for name in labelled.frames.names:
+                labelled.check(name)
+            labelled[0]

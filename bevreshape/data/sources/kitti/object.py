@@ -14,13 +14,19 @@ import torch
 from annotated_types import Len
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from bevreshape.config.options import ImageSize, LocalPath, checked
-from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Sample
+from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
 from bevreshape.data.names import check_classes
-from bevreshape.data.sources.kitti.benchmark import KITTIFrames, KITTISplits, RuleSplits, ego_from_velodyne_ground
+from bevreshape.data.sources.kitti.benchmark import (
+    KITTIFrames,
+    KITTISource,
+    KITTISplits,
+    LabelledKITTI,
+    RuleSplits,
+    ego_from_velodyne_ground,
+)
 from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
@@ -123,7 +129,7 @@ def split_of(name: str) -> str:
     return ("train", "val", "train", "test")[int(name) % 4]
 
 
-class LabelledObjects(Dataset[Sample]):
+class LabelledObjects(LabelledKITTI):
     """Frames with the classes of all cells.
 
     Args:
@@ -136,15 +142,12 @@ class LabelledObjects(Dataset[Sample]):
     """
 
     def __init__(self, frames: KITTIFrames, grid: BEVGrid, classes: Mapping[str, Sequence[str]]) -> None:
-        self.frames = frames
+        super().__init__(frames)
         self._grid = grid
         self._classes = classes
         for name in frames.names:
             if not self._path(name).exists():
                 raise InputError(f"{self._path(name)}: {_NO_LABELS}")
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.frames[index]
@@ -164,6 +167,10 @@ class LabelledObjects(Dataset[Sample]):
         valid = (observed & ~behind_windows(labels, stored, self._grid)).expand_as(value).clone()
         return replace(sample, targets={SEGMENTATION: BEVTarget(value, valid)})
 
+    def check(self, name: str) -> None:
+        super().check(name)
+        self.labels(name)
+
     def labels(self, name: str) -> list[Label]:
         """The lines of a frame's label file."""
         return read_labels(self._path(name))
@@ -173,7 +180,7 @@ class LabelledObjects(Dataset[Sample]):
 
 
 @checked
-class KITTIObjectSource:
+class KITTIObjectSource(KITTISource):
     """KITTI's object benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
     The ego frame is the velodyne's, lowered onto the ground. A cell belongs to a class where its centre lies in a box of it, and
@@ -193,8 +200,6 @@ class KITTIObjectSource:
         InputError: when the folder is not the benchmark's, or a class names no type.
     """
 
-    camera_names = ("left",)
-
     def __init__(
         self,
         root: LocalPath,
@@ -206,45 +211,27 @@ class KITTIObjectSource:
         on_corrupt_image: OnCorruptImage = "raise",
         image_mode: ImageMode = "rgb",
     ) -> None:
-        self.root = Path(root)
-        self.grid = grid
-        self.image_size = (image_size[0], image_size[1])
-        self.classes = check_classes(classes, "data.classes")
         self._kinds = dict(classes)
-        self._on_corrupt_image = on_corrupt_image
-        self.image_mode = image_mode
-        self._splits = KITTISplits(
-            self.root,
+        frames = KITTISplits(
+            Path(root),
             pattern=r"\d{6}",
             example="000000",
             rule=split_of,
             rule_text="even numbers train, 1 modulo 4 validate, 3 modulo 4 test",
             splits=splits,
         )
-
-    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Read every calibration and label file and one frame of every split, so that the training does not end on a broken one."""
-        for split in splits:
-            objects = self._labelled(split)
-            for name in objects.frames.names:
-                objects.frames.camera(name)
-                objects.labels(name)
-            objects[0]
-
-    def split(self, name: str) -> Dataset[Sample]:
-        """The frames of ``train``, ``val`` or ``test``."""
-        return self._labelled(name)
-
-    def _labelled(self, name: str) -> LabelledObjects:
-        frames = KITTIFrames(
-            self.root / "training",
-            self._splits.of(name),
-            self.image_size,
-            ego_from_velodyne_ground,
-            on_corrupt_image=self._on_corrupt_image,
-            image_mode=self.image_mode,
+        super().__init__(
+            frames,
+            grid=grid,
+            image_size=image_size,
+            classes=check_classes(classes, "data.classes"),
+            ego_from_rectified=ego_from_velodyne_ground,
+            on_corrupt_image=on_corrupt_image,
+            image_mode=image_mode,
         )
-        return LabelledObjects(frames, self.grid, self._kinds)
+
+    def split(self, name: str) -> LabelledObjects:
+        return LabelledObjects(self.frames(name), self.grid, self._kinds)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Batches come complete."""

@@ -3,7 +3,7 @@
 ``training/`` holds ``image_2/um_000000.png``, ``calib/um_000000.txt``, and in ``gt_image_2`` the masks
 ``um_road_000000.png`` of every frame and ``um_lane_000000.png`` of those with a marked ego lane. Categories are urban
 marked (``um``), urban multiple marked lanes (``umm``), and urban unmarked (``uu``). Masks are RGB: red where the benchmark
-evaluates, blue on the road or the lane. Their inverse perspective mapping onto the road plane is the benchmark's truth.
+evaluates, blue on the road or the lane. Their inverse perspective mapping onto the road plane is the benchmark's ground truth.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,14 +16,20 @@ import torch
 from annotated_types import Len
 from jaxtyping import Bool, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchmetrics import Metric
 
 from bevreshape.config.options import ImageSize, LocalPath, checked
-from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Sample
+from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage, read_image
 from bevreshape.data.names import check_classes
-from bevreshape.data.sources.kitti.benchmark import KITTIFrames, KITTISplits, RuleSplits, ego_from_road_plane
+from bevreshape.data.sources.kitti.benchmark import (
+    KITTIFrames,
+    KITTISource,
+    KITTISplits,
+    LabelledKITTI,
+    RuleSplits,
+    ego_from_road_plane,
+)
 from bevreshape.data.targets import Annotation, BEVTarget, Window
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
@@ -136,7 +142,7 @@ def lay_masks(
     return target[:, chosen], known[:, chosen]
 
 
-class LabelledRoads(Dataset[Sample]):
+class LabelledRoads(LabelledKITTI):
     """Frames with :class:`RoadMasks`.
 
     Args:
@@ -148,7 +154,7 @@ class LabelledRoads(Dataset[Sample]):
     """
 
     def __init__(self, frames: KITTIFrames, wanted: Collection[str] = MASKS) -> None:
-        self.frames = frames
+        super().__init__(frames)
         self._wanted = wanted
         found = set().union(*(mask_paths(frames.training, name, wanted) for name in frames.names))
         for mask in MASKS:
@@ -160,9 +166,6 @@ class LabelledRoads(Dataset[Sample]):
                 )
         sizes = [frames.size(name) for name in frames.names]
         self._canvas = max(height for height, _ in sizes), max(width for _, width in sizes)
-
-    def __len__(self) -> int:
-        return len(self.frames)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.frames[index]
@@ -177,7 +180,7 @@ class LabelledRoads(Dataset[Sample]):
 
 
 @checked
-class KITTIRoadSource:
+class KITTIRoadSource(KITTISource):
     """KITTI's road benchmark (a :class:`~bevreshape.data.batch.SourceWithMetrics`).
 
     The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class is
@@ -186,7 +189,7 @@ class KITTIRoadSource:
 
     Args:
         root: the folder with ``training/``.
-        grid: the cells that are wanted; metric and truth of the benchmark are on its own, whatever these are.
+        grid: the cells that are wanted; the benchmark's metric and labels are on its own, whatever these are.
         image_size: (H, W) that the network wants.
         classes: for every target class, the mask it is made from: ``road`` or ``lane``.
         splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, numbers below 60 train, below 80 validate,
@@ -196,8 +199,6 @@ class KITTIRoadSource:
     Raises:
         InputError: when the folder is not the benchmark's, or a class is made from no mask.
     """
-
-    camera_names = ("left",)
 
     def __init__(
         self,
@@ -210,40 +211,27 @@ class KITTIRoadSource:
         on_corrupt_image: OnCorruptImage = "raise",
         image_mode: ImageMode = "rgb",
     ) -> None:
-        self.root = Path(root)
-        self.grid = grid
-        self.image_size = (image_size[0], image_size[1])
-        self.classes = check_classes(classes, "data.classes")
         self._masks = dict(classes)
-        self._on_corrupt_image = on_corrupt_image
-        self.image_mode = image_mode
-        self._splits = KITTISplits(
-            self.root,
+        frames = KITTISplits(
+            Path(root),
             pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",
             example="um_000000",
             rule=split_of,
             rule_text=f"numbers below {TRAIN_BELOW} train, below {VAL_BELOW} validate, the others test",
             splits=splits,
         )
+        super().__init__(
+            frames,
+            grid=grid,
+            image_size=image_size,
+            classes=check_classes(classes, "data.classes"),
+            ego_from_rectified=ego_from_road_plane,
+            on_corrupt_image=on_corrupt_image,
+            image_mode=image_mode,
+        )
 
-    def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Read every calibration and one frame of every split, so that the training does not end on a broken one."""
-        for split in splits:
-            roads = self._labelled(split)
-            for name in roads.frames.names:
-                roads.frames.camera(name)
-            roads[0]
-
-    def split(self, name: str) -> Dataset[Sample]:
-        """The frames of ``train``, ``val`` or ``test``."""
-        return self._labelled(name)
-
-    def _labelled(self, name: str) -> LabelledRoads:
-        frames = KITTIFrames(
-            self.root / "training", self._splits.of(name), self.image_size, ego_from_road_plane,
-            on_corrupt_image=self._on_corrupt_image, image_mode=self.image_mode,
-        )  # fmt: skip
-        return LabelledRoads(frames, tuple(self._masks.values()))
+    def split(self, name: str) -> LabelledRoads:
+        return LabelledRoads(self.frames(name), tuple(self._masks.values()))
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Make the classes of all cells; the masks stay, the benchmark's metric lays them onto its own cells."""

@@ -80,12 +80,12 @@ class Content:
 
 @dataclass(frozen=True)
 class Index:
-    """Which moments there are.
+    """Which keyframes there are.
 
     Attributes:
         records: folder of the keyframes.
-        scenes: in the order of their moments.
-        places: (m, 2) metres of the map at which the vehicle stood at every moment.
+        scenes: in the order of their keyframes.
+        places: (m, 2) metres of the map at which the vehicle stood at every keyframe.
     """
 
     records: Path
@@ -93,7 +93,7 @@ class Index:
     places: NDArray[np.float64]
 
     def scene_of(self) -> NDArray[np.intp]:
-        """(m,) number of every moment's scene."""
+        """(m,) number of every keyframe's scene."""
         return np.repeat(np.arange(len(self.scenes)), [scene["count"] for scene in self.scenes])
 
 
@@ -109,18 +109,18 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
         workers: processes that draw maps.
 
     Returns:
-        What is there now, and for every moment and shape of a map that was left out why.
+        What is there now, and for every keyframe and shape of a map that was left out why.
 
     Raises:
         InputError: when something is missing, or the folder cannot be written.
     """
     folder = content.folder(out)
     found = tables.open_tables(root, content.version)
-    scenes, moments, skipped = tables.read_moments(found, root)
+    scenes, keyframes, skipped = tables.read_keyframes(found, root)
     del found  # gigabytes, which the workers would inherit
-    if not moments:
+    if not keyframes:
         raise InputError(
-            f"{root}: none of the {len(skipped)} moments of {content.version} is complete, first {skipped[0] if skipped else ''}; "
+            f"{root}: none of the {len(skipped)} keyframes of {content.version} is complete, first {skipped[0] if skipped else ''}; "
             "unpack the archives of images too"
         )
     locations = sorted({scene["location"] for scene in scenes if scene["count"]})
@@ -129,28 +129,28 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
         layers[place], lost = maps.read_layers(tables.open_map(root, place), content.width_m)
         skipped += [f"map of {place}: {what}" for what in lost]
     drawn = partial(
-        _draw, moments, [scene["location"] for scene in scenes for _ in range(scene["count"])], layers, content.grid
+        _draw, keyframes, [scene["location"] for scene in scenes for _ in range(scene["count"])], layers, content.grid
     )
     _inherited["draw"] = drawn
-    records = folder / _fingerprint(moments)
-    prepare(records, content.meta(), len(moments), _make, workers if START_METHOD == "fork" else 1, "out")
-    places = np.array([[moment["world_from_ego"][axis][3] for axis in (0, 1)] for moment in moments])
+    records = folder / _fingerprint(keyframes)
+    prepare(records, content.meta(), len(keyframes), _make, workers if START_METHOD == "fork" else 1, "out")
+    places = np.array([[keyframe["world_from_ego"][axis][3] for axis in (0, 1)] for keyframe in keyframes])
     with explained(folder, "out"), alone(folder):
         plain = {"records": records.name, "skipped": skipped, "scenes": scenes, "places": places.round(3).tolist()}
         write_text(folder / INDEX, json.dumps(plain) + "\n")
     return Index(records, scenes, places), skipped
 
 
-def _fingerprint(moments: Sequence[Keyframe]) -> str:
+def _fingerprint(keyframes: Sequence[Keyframe]) -> str:
     """Of all that is known of them, so that records of fewer images or older tables are not taken for these."""
     digest = hashlib.sha256()
-    for moment in moments:
-        digest.update(json.dumps(moment).encode())
+    for keyframe in keyframes:
+        digest.update(json.dumps(keyframe).encode())
     return digest.hexdigest()[:12]
 
 
 _inherited: dict[str, Any] = {}
-"""What workers have from the process that they were forked from: moments and maps, which are long to send."""
+"""What workers have from the process that they were forked from: keyframes and maps, which are long to send."""
 
 
 def _make(first: int, stop: int) -> list[bytes]:
@@ -159,16 +159,16 @@ def _make(first: int, stop: int) -> list[bytes]:
 
 
 def _draw(
-    moments: Sequence[Keyframe], locations: Sequence[str], layers: Mapping[str, Mapping[str, maps.Layer]], grid: BEVGrid,
+    keyframes: Sequence[Keyframe], locations: Sequence[str], layers: Mapping[str, Mapping[str, maps.Layer]], grid: BEVGrid,
     first: int, stop: int,
 ) -> list[bytes]:  # fmt: skip
-    return [_encode(moments[i], layers[locations[i]], grid) for i in range(first, stop)]
+    return [_encode(keyframes[i], layers[locations[i]], grid) for i in range(first, stop)]
 
 
-def _encode(moment: Keyframe, layers: Mapping[str, maps.Layer], grid: BEVGrid) -> bytes:
-    world_from_ego = np.array(moment["world_from_ego"])
+def _encode(keyframe: Keyframe, layers: Mapping[str, maps.Layer], grid: BEVGrid) -> bytes:
+    world_from_ego = np.array(keyframe["world_from_ego"])
     drawn = [draw(layers, world_from_ego, grid) for draw in (maps.draw_exact, maps.draw_published)]
-    parts = [json.dumps(moment).encode(), *(plane.astype("<u2").tobytes() for plane in drawn)]
+    parts = [json.dumps(keyframe).encode(), *(plane.astype("<u2").tobytes() for plane in drawn)]
     packed = [zlib.compress(part, 6) for part in parts]
     return PARTS.pack(*map(len, packed)) + b"".join(packed)
 
@@ -198,11 +198,11 @@ def read_index(root: Path, out: Path, content: Content) -> Index:
 def read_keyframe(
     records: Path, number: int, remedy: str, raster: str, shape: tuple[int, int]
 ) -> tuple[Keyframe, NDArray[np.uint16]]:
-    """A moment and its map, a bit of every layer, (rows, cols).
+    """A keyframe and its map, a bit of every layer, (rows, cols).
 
     Args:
         records: of an :class:`Index`.
-        number: of the moment.
+        number: of the keyframe.
         remedy: what prepares it again.
         raster: one of :data:`RASTERS`.
         shape: (rows, cols).
@@ -214,6 +214,6 @@ def read_keyframe(
     lengths = PARTS.unpack(record[: PARTS.size])
     bounds = np.cumsum([PARTS.size, *lengths])
     which = 1 + RASTERS.index(raster)
-    moment: Keyframe = json.loads(zlib.decompress(record[bounds[0] : bounds[1]]))
+    keyframe: Keyframe = json.loads(zlib.decompress(record[bounds[0] : bounds[1]]))
     plane = np.frombuffer(zlib.decompress(record[bounds[which] : bounds[which + 1]]), "<u2").reshape(shape)
-    return moment, plane
+    return keyframe, plane

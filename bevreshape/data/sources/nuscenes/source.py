@@ -55,7 +55,7 @@ class ClassSpec(TypedDict):
 
 
 class NuScenesDataset(Dataset[Sample]):
-    """One split, read moment by moment; holds nothing in memory but the moments' numbers."""
+    """One split, read keyframe by keyframe; holds nothing in memory but the keyframes' numbers."""
 
     def __init__(self, source: "NuScenesSource", index: Index, numbers: NDArray[np.intp]) -> None:
         self.source = source
@@ -68,7 +68,7 @@ class NuScenesDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         source, grid = self.source, self.source.grid
-        moment, layers = read_keyframe(
+        keyframe, layers = read_keyframe(
             self.index.records,
             int(self.numbers[index]),
             source.remedy,
@@ -77,17 +77,17 @@ class NuScenesDataset(Dataset[Sample]):
         )
         images, intrinsics, mask = [], [], []
         for name in source.camera_names:
-            image, fitted, there = source.read_image(moment["cameras"][name])
+            image, fitted, there = source.read_image(keyframe["cameras"][name])
             images.append(image)
             intrinsics.append(fitted)
             mask.append(there)
-        planes = [source.class_planes(spec, moment["boxes"], layers) for spec in source.specs]
-        poses = [moment["cameras"][name]["ego_from_cam"] for name in source.camera_names]
+        planes = [source.class_planes(spec, keyframe["boxes"], layers) for spec in source.specs]
+        poses = [keyframe["cameras"][name]["ego_from_cam"] for name in source.camera_names]
         segmentation = BEVTarget(*(torch.from_numpy(np.stack(part)) for part in zip(*planes, strict=True)))
         targets: dict[str, Target] = {SEGMENTATION: segmentation}
         if source.instances:
             channels = [source.classes.index(name) for name in source.instances]
-            found = [source.object_centers(source.specs[channel], moment["boxes"]) for channel in channels]
+            found = [source.object_centers(source.specs[channel], keyframe["boxes"]) for channel in channels]
             targets["centers"] = ObjectCenters(
                 torch.from_numpy(np.stack(found)), segmentation.valid[channels], segmentation.value[channels]
             )
@@ -96,7 +96,7 @@ class NuScenesDataset(Dataset[Sample]):
             torch.stack(images),
             torch.stack(intrinsics).float(),
             torch.tensor(poses, dtype=torch.float64).float(),
-            Meta(moment["token"], index, scene["name"], conditions=conditions_of(scene["description"])),
+            Meta(keyframe["token"], index, scene["name"], conditions=conditions_of(scene["description"])),
             targets,
             camera_mask=torch.tensor(mask),
         )
@@ -200,12 +200,12 @@ class NuScenesSource:
             _import_cv2()
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Read a moment of every split, so that what is wrong with all of them is told before the training starts."""
+        """Read a keyframe of every split, so that what is wrong with all of them is told before the training starts."""
         for name in splits:
             self.split(name)[0]
 
     def split(self, name: str) -> Dataset[Sample]:
-        """The moments of ``train``, ``val`` or ``test``.
+        """The keyframes of ``train``, ``val`` or ``test``.
 
         Raises:
             InputError: an unknown split.

@@ -1,4 +1,4 @@
-"""Which moments are trained on: the official splits, or places apart from each other."""
+"""Which keyframes are trained on: the official splits, or places apart from each other."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -14,17 +14,17 @@ from bevreshape.geometry import BEVGrid
 Division = Literal["official", "geographic"]
 
 SHARES = {"val": 0.15, "test": 0.15}
-"""Of the moments of every city, the rest being trained on."""
+"""Of the keyframes of every city, the rest being trained on."""
 
 Numbers = NDArray[np.intp]
 
 
 def split_moments(index: Index, split: str, grid: BEVGrid) -> Mapping[str, Numbers]:
-    """Numbers of the moments of ``train``, ``val`` and ``test``.
+    """Numbers of the keyframes of ``train``, ``val`` and ``test``.
 
     ``official`` takes the release's own; since nobody has labels of its test split, ``test`` is ``val`` there, as all
     published numbers are. It shares streets between both: most places of the validation split are driven through in
-    training too. ``geographic`` cuts every city twice from north to south: its western 15 % of moments are tested on, the
+    training too. ``geographic`` cuts every city twice from north to south: its western 15 % of keyframes are tested on, the
     next 15 % validated on, all others trained on, and those so near to a cut that cells might lie beyond it are left out: no
     ground is in two of them.
 
@@ -41,7 +41,7 @@ def split_moments(index: Index, split: str, grid: BEVGrid) -> Mapping[str, Numbe
     for name, numbers in chosen.items():
         if not len(numbers):
             raise InputError(
-                f"data.split={split}: no moment is left for {name}; prepare a larger release, or set data.split="
+                f"data.split={split}: no keyframe is left for {name}; prepare a larger release, or set data.split="
                 f"{'geographic' if split == 'official' else 'official'}"
             )
     return chosen

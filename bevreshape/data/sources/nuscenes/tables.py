@@ -1,7 +1,7 @@
-"""The tables of a nuScenes release, moment by moment, in the conventions of this package.
+"""The tables of a nuScenes release, keyframe by keyframe, in the conventions of this package.
 
 The ego frame is the published protocols': the vehicle at the time of the lidar sweep, turned about the vertical alone, as
-CVT has it. Every camera is where it was when its own image was taken, so a rig differs a little from moment to moment.
+CVT has it. Every camera is where it was when its own image was taken, so a rig differs a little from keyframe to keyframe.
 """
 
 import math
@@ -69,7 +69,7 @@ class SceneRecord(TypedDict):
     split: str
     """Its official one: ``train``, ``val``, ``test`` (which has no labels), or ``unlisted``."""
     first: int
-    """Number of its first moment."""
+    """Number of its first keyframe."""
     count: int
 
 
@@ -137,31 +137,31 @@ def open_map(root: Path, location: str) -> Any:
         raise InputError(f"{path}: it cannot be read ({error}); download the map expansion v1.3 again") from None
 
 
-def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Keyframe], list[str]]:
-    """All moments of a release, scene by scene, in the order of time.
+def read_keyframes(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Keyframe], list[str]]:
+    """All keyframes of a release, scene by scene, in the order of time.
 
     Args:
         tables: from :func:`open_tables`.
         root: of the release.
 
     Returns:
-        The scenes, their moments, and for every moment that was left out why.
+        The scenes, their keyframes, and for every keyframe that was left out why.
     """
     from nuscenes.utils.splits import create_splits_scenes
 
     names = ("mini_train", "mini_val") if "mini" in tables.version else ("train", "val", "test")
     splits = {name: split.removeprefix("mini_") for split in names for name in create_splits_scenes()[split]}
     scenes: list[SceneRecord] = []
-    moments: list[Keyframe] = []
+    keyframes: list[Keyframe] = []
     skipped: list[str] = []
     for scene in track(sorted(tables.scene, key=lambda record: record["name"]), "reading scenes"):
-        first, token = len(moments), scene["first_sample_token"]
+        first, token = len(keyframes), scene["first_sample_token"]
         while token:
             sample = _referred(tables, "sample", token, scene["name"])
             try:
                 lacking = _lacking(tables, root, sample)
                 if not lacking:
-                    moments.append(_moment(tables, sample))
+                    keyframes.append(_keyframe(tables, sample))
             except KeyError as error:
                 lacking = f"a table refers to {error}, which is not there"
             if lacking:
@@ -171,10 +171,10 @@ def read_moments(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Keyfr
             SceneRecord(
                 name=scene["name"], location=_referred(tables, "log", scene["log_token"], scene["name"])["location"],
                 description=scene["description"], split=splits.get(scene["name"], "unlisted"), first=first,
-                count=len(moments) - first,
+                count=len(keyframes) - first,
             )
         )  # fmt: skip
-    return scenes, moments, skipped
+    return scenes, keyframes, skipped
 
 
 def _referred(tables: Any, table: str, token: str, where: str) -> Mapping[str, Any]:
@@ -193,7 +193,7 @@ def _referred(tables: Any, table: str, token: str, where: str) -> Mapping[str, A
 
 
 def _lacking(tables: Any, root: Path, sample: Mapping[str, Any]) -> str:
-    """Why a moment cannot be used, or nothing."""
+    """Why a keyframe cannot be used, or nothing."""
     for channel in (*CAMERAS, LIDAR):
         if channel not in sample["data"]:
             return f"it has no {channel}"
@@ -204,7 +204,7 @@ def _lacking(tables: Any, root: Path, sample: Mapping[str, Any]) -> str:
     return ""
 
 
-def _moment(tables: Any, sample: Mapping[str, Any]) -> Keyframe:
+def _keyframe(tables: Any, sample: Mapping[str, Any]) -> Keyframe:
     lidar = tables.get("sample_data", sample["data"][LIDAR])
     world_from_ego = levelled(_pose(tables.get("ego_pose", lidar["ego_pose_token"])))
     ego_from_world = inverse(world_from_ego)
