@@ -3,17 +3,18 @@
 From points: four or more pixels whose places on the ground are known, as ``u,v,x,y``: pixels of the stored image, and
 metres ahead and to the left of the ego origin, which may be anywhere on the ground. Finds all of the pose.
 
-From lanes: two or more straight, parallel lines on the ground, equally far apart, each by two or more pixels ``u,v``. The
-ego frame then has its origin on the ground below the camera and its x along the lines. Two lines give yaw, pitch and height
-of a camera that is assumed not to roll; three give the roll too.
+From lanes: two or more straight, parallel lines on the ground, equally far apart, each by two or more pixels ``u,v``.
+The ego frame then has its origin on the ground below the camera and its x along the lines. Two lines give yaw, pitch
+and height of a camera that is assumed not to roll; three give the roll too.
 
 The camera's intrinsics, and its distortion if it has one, stand in a ``calibration.json`` whose camera still lacks
-``ego_from_cam``, or are given by ``--intrinsics fx fy cx cy --size height width``. The pose with the least squared distance
-in pixels between marks and their places is written to ``--out``, a ``calibration.json`` for a camera folder.
+``ego_from_cam``, or are given by ``--intrinsics fx fy cx cy --size height width``. The pose with the least squared
+distance in pixels between marks and their places is written to ``--out``, a ``calibration.json`` for a camera folder.
 
-Behind each ± is one standard error: what marks that are off by ``--mark-px`` pixels, or by more where the residuals say so,
-do to it. Errors of the intrinsics, and ground that is not flat, come on top. Marks that do not fit one pose, fit several, or
-leave the pose open are refused, and so is a camera in a height where no vehicle has one; then nothing is written.
+Behind each ± is one standard error: what marks that are off by ``--mark-px`` pixels, or by more where the residuals say
+so, do to it. Errors of the intrinsics, and ground that is not flat, come on top. Marks that do not fit one pose, fit
+several, or leave the pose open are refused, and so is a camera in a height where no vehicle has one; then nothing is
+written.
 
     python tools/calibrate_plane.py --calibration data/mine/calibration.json --out data/mine/calibration.json \\
         --points 302,608,6,1.75 978,609,6,-1.75 527,443,18,1.75 753,443,18,-1.75
@@ -121,13 +122,13 @@ def _check_plausible(solution: Solution, low: float, high: float) -> None:
     height, roll = solution.ego_from_cam[2, 3], solution.angles_deg[2]
     if not low <= height <= high:
         raise InputError(
-            f"the camera would stand {height:.2f} m above the ground, not {low:g} to {high:g} m; are the places on the ground, or "
-            "--spacing, in metres? If it does stand there, say so with --camera-height LOW HIGH"
+            f"the camera would stand {height:.2f} m above the ground, not {low:g} to {high:g} m; are the places on the "
+            "ground, or --spacing, in metres? If it does stand there, say so with --camera-height LOW HIGH"
         )
     if abs(roll) > 45:
         raise InputError(
-            f"the camera would be rolled by {roll:.0f}°; are u, the column, and v, the row, in the right order, and is the image "
-            "stored upright?"
+            f"the camera would be rolled by {roll:.0f}°; are u, the column, and v, the row, in the right order, and is "
+            "the image stored upright?"
         )
 
 
@@ -143,14 +144,24 @@ def _with_note(note: Any, camera: str, solution: Solution) -> str:
 
 def _doubts(solution: Solution, camera: Camera, content: dict[str, Any], name: str, any_height: bool) -> Iterator[str]:
     if solution.marks_px > DOUBTFUL * camera.mark_px:
-        yield f"the residual is {solution.marks_px / camera.mark_px:.1f} times what marks of {camera.mark_px:g} pixels have; mark more exactly, on ground that is flat"
+        yield (
+            f"the residual is {solution.marks_px / camera.mark_px:.1f} times what marks of {camera.mark_px:g} "
+            f"pixels "
+            f"have; mark more exactly, on ground that is flat"
+        )
     if solution.redundancy == 0:
-        yield "these marks fit some pose in any case, so nothing checks them; mark a third place on a line, or a third line"
+        yield (
+            "these marks fit some pose in any case, so nothing checks them; mark a third place on a line, or a "
+            "third "
+            "line"
+        )
     if solution.ahead_error_m[0] > AHEAD_M / 2:
         yield f"what is {AHEAD_M:g} m ahead cannot be placed; mark farther apart, and far ahead"
     height = solution.ego_from_cam[2, 3]
     if any_height and height > HIGH_M:
-        yield f"{height:.2f} m is higher than cars carry cameras; are the places on the ground, or --spacing, in metres?"
+        yield (
+            f"{height:.2f} m is higher than cars carry cameras; are the places on the ground, or --spacing, in metres?"
+        )
     own = [frame for frame, rig in content.get("frames", {}).items() if "ego_from_cam" in rig.get(name, {})]
     if own:
         yield f"{len(own)} frames, {own[0]!r} first, have an ego_from_cam of their own, which this one does not replace"
@@ -209,7 +220,8 @@ def describe(solution: Solution) -> Iterator[str]:
     """Sentences on a pose, each figure with one standard error."""
     (yaw, pitch, roll), (yaw_error, pitch_error, roll_error) = solution.angles_deg, solution.angles_error_deg
     yield (
-        f"looks {direction(yaw, 'to the left', 'to the right', yaw_error)}, {direction(pitch, 'down', 'up', pitch_error)}, rolled "
+        f"looks {direction(yaw, 'to the left', 'to the right', yaw_error)}, "
+        f"{direction(pitch, 'down', 'up', pitch_error)}, rolled "
         f"{direction(roll, 'clockwise', 'counterclockwise', roll_error)} ({solution.note})"
     )
     x, y, z = (
@@ -218,7 +230,10 @@ def describe(solution: Solution) -> Iterator[str]:
     )
     yield f"stands at x = {x}, y = {y}, {z} above the ground"
     along, across = solution.ahead_error_m
-    yield f"so a place on the ground {AHEAD_M:g} m ahead is put ± {along:.2g} m along, ± {across:.2g} m across (one standard error)"
+    yield (
+        f"so a place on the ground {AHEAD_M:g} m ahead is put ± {along:.2g} m along, ± {across:.2g} m across (one "
+        f"standard error)"
+    )
     yield f"residual {solution.rms_px:.2f} pixels (root mean square), {solution.residuals_px.max():.2f} at most"
 
 

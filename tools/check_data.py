@@ -1,13 +1,14 @@
 """Check a camera folder, print what is in it, and draw its images with the ground, and the ground from the images.
 
-In the overlay the lines on the ground are straight and a round number of metres apart. The calibration is right where the
-left column's lines lie on the road, and where, in the right column, lane lines are straight, parallel and as wide near as
-far. What is labelled is drawn into both, 3D boxes with a stroke from their middle to their front. Several cameras are laid
-onto one ground as well, where their images must fit together. Images are shown undistorted, as they are read.
+In the overlay the lines on the ground are straight and a round number of metres apart. The calibration is right where
+the left column's lines lie on the road, and where, in the right column, lane lines are straight, parallel and as wide
+near as far. What is labelled is drawn into both, 3D boxes with a stroke from their middle to their front. Several
+cameras are laid onto one ground as well, where their images must fit together. Images are shown undistorted, as they
+are read.
 
 What can be read but is probably not meant, such as an inverse, boxes that stand below the ground or vanish between the
-centres of cells, or an image that is in two splits, is printed as a doubt. What cannot be used is a fault: the last lines
-name every one, and the exit code is 1.
+centres of cells, or an image that is in two splits, is printed as a doubt. What cannot be used is a fault: the last
+lines name every one, and the exit code is 1.
 
     python tools/check_data.py data/duckietown_fixed --out overlay.png
 """
@@ -58,7 +59,8 @@ def doubts(frames: CameraFolderDataset, grid: BEVGrid, boxes: Mapping[str, Boxes
     unknown = sorted(set(frames.calibration.frames) - set(frames.names))
     if unknown:
         sentences.append(
-            f"calibration.json calibrates {len(unknown)} frames that have no image, first {unknown[0]!r}; is it the frames' names?"
+            f"calibration.json calibrates {len(unknown)} frames that have no image, first {unknown[0]!r}; is it the "
+            "frames' names?"
         )
     yaws = torch.cat([each.yaws.rad2deg() for each in boxes.values()]) if boxes else torch.zeros(0)
     if len(yaws) >= 5 and yaws.abs().max() <= math.pi and yaws.abs().max() > 0:
@@ -86,7 +88,8 @@ def check(
         bev_labels = BEVLabels(root / "bev", calibration, own, calibration.bev_grid)
     boxes = root / "boxes" if calibration.boxes is not None else None
     console.print(
-        f"[bold]{escape(str(root))}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. {escape(calibration.note)}",
+        f"[bold]{escape(str(root))}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. "
+        f"{escape(calibration.note)}",
         soft_wrap=True,
     )
     print_table(describe_cameras(frames, grid))

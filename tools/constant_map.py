@@ -1,4 +1,5 @@
-"""What a model must beat: the map of how often each cell is of each class in the training split, the same for every image.
+"""What a model must beat: the map of how often each cell is of each class in the training split, the same for every
+image.
 
     python tools/constant_map.py data=duckietown_fixed
     python tools/constant_map.py data=synthetic data.scenes.train=1000

@@ -26,8 +26,8 @@ LABELS = (
 )  # fmt: skip
 VOID = 11
 NOTE = (
-    "Assumed calibration, not a measured one: fx = fy = 515 pixels, height 1.4 m, no roll; yaw and pitch of each sequence "
-    "from its vanishing point. Distances are true only as far as that is."
+    "Assumed calibration, not a measured one: fx = fy = 515 pixels, height 1.4 m, no roll; yaw and pitch of each "
+    "sequence from its vanishing point. Distances are true only as far as that is."
 )
 
 

@@ -1,4 +1,5 @@
-"""Duckietown images → the camera folders ``duckietown_fixed`` (one camera pose) and ``duckietown_jitter`` (one a frame).
+"""Duckietown images → the camera folders ``duckietown_fixed`` (one camera pose) and ``duckietown_jitter`` (one a
+frame).
 
 ``splits/test.txt`` lists the two maps that are only in the source's test sets, ``val`` every 8th frame of its training
 sets in alphabetical order, ``train`` the others.

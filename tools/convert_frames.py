@@ -1,9 +1,10 @@
 """Single frames of public driving data → camera folders, for overlays and prediction.
 
-``nuscenes``: ``info.json`` with calibration and boxes, ``samples/``, and the drivable area of the map from above. ``dgp``: a
-scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json`` and an image and semantic labels a
-camera, with the lens' distortion. ``kitti-object``, ``kitti-semantics``, ``kitti-road``: the left colour camera of KITTI's
-benchmarks. Boxes become upright in the ego frame: what they are tilted in the source is left out.
+``nuscenes``: ``info.json`` with calibration and boxes, ``samples/``, and the drivable area of the map from above.
+``dgp``: a scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json`` and an image and
+semantic labels a camera, with the lens' distortion. ``kitti-object``, ``kitti-semantics``, ``kitti-road``: the left
+colour camera of KITTI's benchmarks. Boxes become upright in the ego frame: what they are tilted in the source is left
+out.
 
     python tools/convert_frames.py nuscenes --source SOURCE/nuscenes_frame1 --out data/nuscenes_frame
 """
@@ -41,7 +42,8 @@ NUSCENES_GRID = {"forward_m": [-30.0, 30.0], "left_m": [-30.0, 30.0], "cell_m": 
 CITYSCAPES = (
     "unlabeled", "ego vehicle", "rectification border", "out of roi", "static", "dynamic", "ground", "road", "sidewalk",
     "parking", "rail track", "building", "wall", "fence", "guard rail", "bridge", "tunnel", "pole", "polegroup",
-    "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "caravan",
+    "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus",
+    "caravan",
     "trailer", "train", "motorcycle", "bicycle",
 )  # fmt: skip
 WAYMO = (
@@ -53,8 +55,8 @@ WAYMO = (
 
 
 def nuscenes(folder: CameraFolder, source: Path) -> None:
-    """Keyframes with their six cameras; the ego frame stands on the ground below the rear axle, where it was at the lidar's
-    time, and the cameras where they were in it at theirs."""
+    """Keyframes with their six cameras; the ego frame stands on the ground below the rear axle, where it was at the
+    lidar's time, and the cameras where they were in it at theirs."""
     info = read_json(source / "info.json")
     keyframes, categories = info["data_list"], list(info["metainfo"]["categories"])
     cameras, names, size = list(keyframes[0]["images"]), [], (0, 0)
@@ -94,8 +96,8 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
 
 
 def dgp(folder: CameraFolder, source: Path) -> None:
-    """A scene's keyframes. The ego frame is the vehicle's at the lidar's time, whose z = 0 is the ground; the cameras stand
-    where they were in it at theirs."""
+    """A scene's keyframes. The ego frame is the vehicle's at the lidar's time, whose z = 0 is the ground; the cameras
+    stand where they were in it at theirs."""
     scene = read_json(_only(source, "scene_*.json"))
     data = {item["key"]: item for item in scene["data"]}
     names = {item["id"]: item["name"] for item in read_json(_only(source / "ontology", "*.json"))["items"]}

@@ -2,7 +2,8 @@
 
     pip install 'bevreshape[nuscenes]'      # into an environment of its own, if its old numpy is not wanted
     python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-mini
-    python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-trainval 'left_m=[-25,25]' cell_m=0.25   # setting 1
+    python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-trainval 'left_m=[-25,25]' cell_m=0.25   # setting
+    1
 
 Goes on where it was stopped. Training then needs images and what is prepared, no tables and no devkit.
 """

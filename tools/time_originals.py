@@ -1,4 +1,5 @@
-"""Our view transformers beside the code that was published with them, timed in turn in one process, at published shapes.
+"""Our view transformers beside the code that was published with them, timed in turn in one process, at published
+shapes.
 
 Clone the repositories of ``ORIGINALS`` below into one folder, then
 

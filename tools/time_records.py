@@ -78,7 +78,8 @@ WAYS: dict[str, Callable[[Path, list[bytes]], Reader]] = {
 
 
 def time_records(count: int, size: int, rounds: int) -> None:
-    """Print microseconds of the processor a record, the ways in turn in every round, and their ratio to this package's."""
+    """Print microseconds of the processor a record, the ways in turn in every round, and their ratio to this
+    package's."""
     lots = random.Random(0)
     records = [lots.randbytes(lots.randint(size // 2, size * 3 // 2)) for _ in range(count)]
     with tempfile.TemporaryDirectory() as root:

@@ -1,9 +1,9 @@
 """Write the synthetic world as a nuScenes release, v1.0-mini with its map expansion, to try out what reads nuScenes.
 
-Tables, images, lidar points and maps are of nuScenes' own schema, so its devkit reads them. The vehicle drives along the
-first road, pitches and rolls a little, and takes its six images at slightly different times, as the real one does. All
-of it is drawn from the world's own description; real scenes have nothing to do with the names that are borrowed for the
-official splits.
+Tables, images, lidar points and maps are of nuScenes' own schema, so its devkit reads them. The vehicle drives along
+the first road, pitches and rolls a little, and takes its six images at slightly different times, as the real one does.
+All of it is drawn from the world's own description; real scenes have nothing to do with the names that are borrowed for
+the official splits.
 
     python tools/write_nuscenes.py --out data/nuscenes --train 4 --val 2 --keyframes 3
 """
@@ -107,7 +107,8 @@ class Release:
         for keyframe, sample in enumerate(samples):
             self._add(
                 "sample", sample, timestamp=self._time(keyframe), scene_token=token("scene", name),
-                prev=samples[keyframe - 1] if keyframe else "", next=samples[keyframe + 1] if keyframe + 1 < self.keyframes else "",
+                prev=samples[keyframe - 1] if keyframe else "",
+                next=samples[keyframe + 1] if keyframe + 1 < self.keyframes else "",
             )  # fmt: skip
             self._sense(name, scene, number, keyframe, sample, calibrated, world_from_scene)
         self._annotate(name, scene.vehicles, samples, world_from_scene)
@@ -184,12 +185,14 @@ class Release:
             for j, (own, sample) in enumerate(zip(tokens, samples, strict=True)):
                 self._add(
                     "sample_annotation", own, sample_token=sample, instance_token=instance, **box,
-                    size=[vehicle.width_m, vehicle.length_m, high], visibility_token=str(max(1, 4 - int(distance / 15))),
+                    size=[vehicle.width_m, vehicle.length_m, high],
+                    visibility_token=str(max(1, 4 - int(distance / 15))),
                     attribute_tokens=[token("attribute")], num_lidar_pts=5, num_radar_pts=0,
                     prev=tokens[j - 1] if j else "", next=tokens[j + 1] if j + 1 < len(tokens) else "",
                 )  # fmt: skip
             self._add(
-                "instance", instance, category_token=token("category", f"vehicle.{category}"), nbr_annotations=len(tokens),
+                "instance", instance, category_token=token("category", f"vehicle.{category}"),
+                nbr_annotations=len(tokens),
                 first_annotation_token=tokens[0], last_annotation_token=tokens[-1],
             )  # fmt: skip
 
@@ -330,8 +333,8 @@ def write(out: Path, train: int, val: int, keyframes: int, image_size: tuple[int
     """
     if not (1 <= train <= len(TRAIN) and 1 <= val <= len(VAL) and keyframes >= 1):
         raise InputError(
-            f"--train {train} --val {val} --keyframes {keyframes}: v1.0-mini has 1 to {len(TRAIN)} and 1 to {len(VAL)} scenes, and each a "
-            "keyframe at least"
+            f"--train {train} --val {val} --keyframes {keyframes}: v1.0-mini has 1 to {len(TRAIN)} and 1 to {len(VAL)} "
+            "scenes, and each a keyframe at least"
         )
     world = SyntheticSource(rig="surround", image_size=image_size, seed=seed, root=out / "unused").world("train")
     with made_whole(out) as folder:

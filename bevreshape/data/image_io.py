@@ -37,7 +37,8 @@ ImageMode = Literal["rgb", "grey"]
 
 
 class CorruptImageError(InputError):
-    """An image's file is missing, or is no whole JPEG or PNG; what is wrong with one that can be read is no such damage."""
+    """An image's file is missing, or is no whole JPEG or PNG; what is wrong with one that can be read is no such
+    damage."""
 
 
 _ORIENTATION = 0x0112  # EXIF
@@ -57,17 +58,19 @@ def read_image(
 
     A palette, and an alpha channel that is opaque throughout, are resolved, since nothing is lost by it.
 
-    As ``grey`` a single channel is read exactly, and colours become their luma (ITU-R 601); all three channels are that.
+    As ``grey`` a single channel is read exactly, and colours become their luma (ITU-R 601); all three channels are
+    that.
 
     Args:
         path: of the file.
-        image_size: (H, W) that :func:`resize_and_crop` will make of it; then a JPEG that is twice, four or eight times as large
-            is decoded at a half, a quarter or an eighth of its size, which is much faster, where that divides both sides.
+        image_size: (H, W) that :func:`resize_and_crop` will make of it; then a JPEG that is twice, four or eight times
+            as large is decoded at a half, a quarter or an eighth of its size, which is much faster, where that divides
+            both sides.
         image_mode: one of :data:`ImageMode`.
 
     Raises:
-        InputError: missing, empty, truncated, not an image, larger than ``MAX_MEGAPIXELS``, 16-bit, grey unless it shall be,
-            CMYK, transparent, or stored rotated (the calibration is for pixels as stored).
+        InputError: missing, empty, truncated, not an image, larger than ``MAX_MEGAPIXELS``, 16-bit, grey unless it
+            shall be, CMYK, transparent, or stored rotated (the calibration is for pixels as stored).
     """
     image, _, orientation = _decode(path, image_size)
     if image.mode == "P" or (image.mode == "RGB" and "transparency" in image.info):
@@ -81,7 +84,8 @@ def read_image(
     if image.mode not in (("RGB", "L") if image_mode == "grey" else ("RGB",)):
         grey = "; train with data.image_mode=grey, or" if image.mode == "L" else ";"
         raise InputError(
-            f"{path}: the image is {_MODES.get(image.mode, image.mode)}, not RGB{grey} save it with three channels of 8 bits"
+            f"{path}: the image is {_MODES.get(image.mode, image.mode)}, not RGB{grey} save it with three channels of "
+            "8 bits"
         )
     if orientation != 1:
         raise InputError(
@@ -115,8 +119,8 @@ def read_or_mask(read: Callable[[], Tensor], on_corrupt_image: str | None) -> Te
 
 
 def read_label_image(path: Path) -> UInt8[Tensor, "H W"]:
-    """Decode a PNG of one number a pixel, such as class ids, exactly as stored: of a palette PNG the indices count, and grey
-    of 1, 2 or 4 bits is not stretched to 0..255.
+    """Decode a PNG of one number a pixel, such as class ids, exactly as stored: of a palette PNG the indices count, and
+    grey of 1, 2 or 4 bits is not stretched to 0..255.
 
     Raises:
         InputError: missing, empty, truncated, not a PNG, too large, or of another kind of pixel.
@@ -203,7 +207,8 @@ def _fit_bent(image: Tensor, lens: DistortionModel, intrinsics: Tensor, image_si
 def _sources(
     lens: DistortionModel, size: tuple[int, int], image_size: tuple[int, int], over: int, intrinsics: tuple[float, ...]
 ) -> Tensor:
-    """Where in the stored image, resized to ``size``, ``over`` by ``over`` points of every pixel are: float32 (…, 2)."""
+    """Where in the stored image, resized to ``size``, ``over`` by ``over`` points of every pixel are: float32 (…,
+    2)."""
     finer = resize_intrinsics(torch.tensor(intrinsics, dtype=torch.float64).reshape(3, 3), over, over)
     pixels = source_pixels(lens, finer, (image_size[0] * over, image_size[1] * over))
     scale = torch.tensor([size[1] / lens.image_size[1], size[0] / lens.image_size[0]], dtype=torch.float64)
@@ -244,8 +249,8 @@ _STRETCHED = {"1": 1, "L;2": 85, "L;4": 17, "L": 1, "P;1": 1, "P;2": 1, "P;4": 1
 
 @contextmanager
 def _opened(path: Path, *, whole: bool = False) -> Iterator[Image.Image]:
-    """An image whose header is read and judged, and for a ``whole`` one also the check sums of a PNG, which Pillow leaves out
-    where it decodes."""
+    """An image whose header is read and judged, and for a ``whole`` one also the check sums of a PNG, which Pillow
+    leaves out where it decodes."""
     try:
         file = open_regular(path)
     except FileNotFoundError:

@@ -1,4 +1,5 @@
-"""Names that people give to classes, cameras and labels, refused where a key, a column, a folder or a console would break."""
+"""Names that people give to classes, cameras and labels, refused where a key, a column, a folder or a console would
+break."""
 
 from collections.abc import Iterable
 from typing import Any

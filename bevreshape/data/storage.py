@@ -1,11 +1,12 @@
 """Records, a file each: generated once, on all cores, and read one at a time.
 
-A file is a header, with checksum and length, and the record. It is written beside its place and moved there in one step,
-so that what has its name is whole; what something else has damaged is recognised by its header. Generation resumes at
-the first record that is missing.
+A file is a header, with checksum and length, and the record. It is written beside its place and moved there in one
+step, so that what has its name is whole; what something else has damaged is recognised by its header. Generation
+resumes at the first record that is missing.
 
-Reading 40 kB takes 34 to 54 µs of a processor's time, where a sample of the synthetic world takes 700 µs. From files of 64
-records it takes 0.5 to 0.7 of that, from SQLite 1.1 to 1.2 (``tools/time_records.py``), so the simplest way was chosen.
+Reading 40 kB takes 34 to 54 µs of a processor's time, where a sample of the synthetic world takes 700 µs. From files of
+64 records it takes 0.5 to 0.7 of that, from SQLite 1.1 to 1.2 (``tools/time_records.py``), so the simplest way was
+chosen.
 """
 
 import errno
@@ -140,8 +141,8 @@ def _generate(folder: Path, runs: dict[int, int], make: MakeRecords, workers: in
                         raise
                     needed = sum(map(len, records)) / len(records) * left / 1e6
                     raise InputError(
-                        f"{folder}: the disk is full, about {needed:.0f} MB more are needed for the {left} records that are left; "
-                        f"free some space or set {key} to another disk (what is there already is kept)"
+                        f"{folder}: the disk is full, about {needed:.0f} MB more are needed for the {left} records "
+                        f"that are left; free some space or set {key} to another disk (what is there already is kept)"
                     ) from error
                 left -= 1
                 progress.advance(1)
@@ -178,7 +179,8 @@ def _made(sizes: dict[int, int], make: MakeRecords, workers: int) -> Iterator[tu
 
 
 def _join() -> None:
-    """Set up a worker: it has one thread, and ends with its parent, for whose work it would wait for ever, not before."""
+    """Set up a worker: it has one thread, and ends with its parent, for whose work it would wait for ever, not
+    before."""
     outlive_stops()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -30,8 +30,8 @@ def _rank(results: Results) -> list[Row]:
     return [
         Row(
             "beyond", "Of what rank is the matrix that is learned?",
-            "fixed camera: effective rank (exponential of the entropy of the singular values) of the mean of A over inputs; S the "
-            "bilinear sampling matrix",
+            "fixed camera: effective rank (exponential of the entropy of the singular values) of the mean of A over "
+            "inputs; S the bilinear sampling matrix",
             {"S": f"{true:.3g}", **{name: f"{rank:.3g}" for name, rank in found.items()}}, "measured",
         )
     ]  # fmt: skip
@@ -64,8 +64,8 @@ def _grid(results: Results) -> list[Row]:
     return [
         Row(
             "beyond", "Does it serve another grid without training anew?",
-            "fixed camera, cells half as long: error of an attention whose queries are a function of the cell’s place, asked for the "
-            "new cells; of the others bilinearly resized",
+            "fixed camera, cells half as long: error of an attention whose queries are a function of the cell’s place, "
+            "asked for the new cells; of the others bilinearly resized",
             {"MLP, resized / continuous queries, asked": str(ratio)}, f"continuous queries {ratio.verdict()}",
             absolute={"S, resized": f"{floor:.2g}", **{name: mean_words(errors) for name, errors in found.items()}},
         )

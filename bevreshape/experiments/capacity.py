@@ -46,8 +46,8 @@ def rows(results: Results) -> list[Row]:
 
 
 def on_paper(method: str, size: Size) -> dict[str, int]:
-    """Parameters, FLOPs and bytes, as :func:`~bevreshape.experiments.runs.count` would find them at any size, exactly: each is
-    linear in tokens and in cells, ``a·t·q + b·t + c·q + d``, and follows from four small ones."""
+    """Parameters, FLOPs and bytes, as :func:`~bevreshape.experiments.runs.count` would find them at any size, exactly:
+    each is linear in tokens and in cells, ``a·t·q + b·t + c·q + d``, and follows from four small ones."""
     (small, more_cells), (more_tokens, large) = ((_counts(method, *of) for of in line) for line in CORNERS)
     t, q = (
         Fraction(wanted - low, high - low)
@@ -90,8 +90,8 @@ def _counted(results: Results) -> list[Row]:
     return [
         Row(
             "A8", "Capacity: parameters and memory",
-            f"exponents of growth with features times cells, from {_sizes(results)}; bytes kept for the backward pass of a sample; Q of the form "
-            f"that was chosen: direct, it has no Wq",
+            f"exponents of growth with features times cells, from {_sizes(results)}; bytes kept for the backward pass "
+            "of a sample; Q of the form that was chosen: direct, it has no Wq",
             {
                 what: ", ".join(
                     f"{name} {exponent([scale**4 for scale in scales], [float(one[what]) for one in found]).high:.2f}"
@@ -101,7 +101,8 @@ def _counted(results: Results) -> list[Row]:
             },
             "measured",
             absolute={
-                name: "; ".join(f"{what} {', '.join(f'{one[what]:,}' for one in found)}" for what in ("parameters", "bytes"))
+                name: "; ".join(f"{what} {', '.join(f'{one[what]:,}' for one in found)}" for what in ("parameters",
+                "bytes"))
                 for name, found in counts.items()
             },
         )
@@ -114,10 +115,12 @@ def _paper(results: Results) -> list[Row]:
     return [
         Row(
             "A8", "Capacity on paper: six cameras of nuScenes",
-            f"{NUSCENES.tokens:,} features of {channels} channels, {NUSCENES.cells:,} cells, every cell may use every feature; Q projected, "
-            "as in the article: parameters; kept for the backward pass of a sample; a forward pass of it",
+            f"{NUSCENES.tokens:,} features of {channels} channels, {NUSCENES.cells:,} cells, every cell may use every "
+            "feature; Q projected, as in the article: parameters; kept for the backward pass of a sample; a forward "
+            "pass of it",
             {
-                name: f"{of['parameters'] / 1e6:,.3g} million; {of['bytes'] / 2**30:.2g} GiB; {of['flops'] / 1e9:,.3g} GFLOPs"
+                name: f"{of['parameters'] / 1e6:,.3g} million; {of['bytes'] / 2**30:.2g} GiB; {of['flops'] / 1e9:,.3g} "
+                      f"GFLOPs"
                 for name, of in found.items()
             },
             f"the MLP has as many equations as unknowns from {math.ceil(samples_for_w(NUSCENES, channels))} samples on",
@@ -152,7 +155,8 @@ def _samples(results: Results) -> list[Row]:
     return [
         Row(
             "A8", "Capacity: samples needed on larger maps",
-            f"exponent e of samples to {1 - TO:.0%} ∝ featuresᵉ, at {_sizes(results)}; n·c ≥ h·w lets expect 1 of the MLP",
+            f"exponent e of samples to {1 - TO:.0%} ∝ featuresᵉ, at {_sizes(results)}; n·c ≥ h·w lets expect 1 of the "
+            "MLP",
             {
                 # a scale on which a primary row rests has more seeds
                 name: _words([exponent(tokens, amounts) for amounts in zip(*by_scale, strict=False)])

@@ -29,7 +29,8 @@ MOST = math.log(20)
 
 
 def crossover_chart(results: Results) -> Figure:
-    """Log ratio of errors, MLP over attention, in a panel for each way in which the pose can be known and each budget of steps.
+    """Log ratio of errors, MLP over attention, in a panel for each way in which the pose can be known and each budget
+    of steps.
 
     A contour is where both are alike on the mean; a dot is a cell whose verdict is open.
     """

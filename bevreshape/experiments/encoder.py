@@ -1,9 +1,9 @@
 """Features of an encoder instead of random fields: images of one camera through a network whose padding can be chosen.
 
 The network is resnet18 to its stride of 8 (He et al. 2016), with random weights: what it is asked is what a convolution
-does to a place, not to a street. Its 128 channels are brought to 16 by a fixed random projection, as an untrained neck of
-1×1 convolutions would do it: the encoder's correlation between channels stays, which principal components would remove.
-Each of the 16 is then standardised over the images to train on.
+does to a place, not to a street. Its 128 channels are brought to 16 by a fixed random projection, as an untrained neck
+of 1×1 convolutions would do it: the encoder's correlation between channels stays, which principal components would
+remove. Each of the 16 is then standardised over the images to train on.
 """
 
 from dataclasses import dataclass
@@ -31,11 +31,12 @@ Padding = Literal["zeros", "reflect", "circular"]
 they are; a network with circular padding commutes with every shift, and reveals nothing."""
 
 Content = Literal["streets", "noise"]
-"""Images of the synthetic world, or white noise, which is alike everywhere: what reveals a position in it is the padding alone."""
+"""Images of the synthetic world, or white noise, which is alike everywhere: what reveals a position in it is the
+padding alone."""
 
 Part = Literal["tune", "choose", "train", "test"]
-"""What images are for: to train on and to measure with while recipes are chosen, then the same with those chosen. No image
-is in two of them."""
+"""What images are for: to train on and to measure with while recipes are chosen, then the same with those chosen. No
+image is in two of them."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -87,8 +88,8 @@ class Encoder:
         """
         if count > self.count(part):
             raise InputError(
-                f"study: {count} samples at a time are more than the {self.count(part)} images that there are to {part}; "
-                "choose a smaller batch, fewer held-out samples, or more images"
+                f"study: {count} samples at a time are more than the {self.count(part)} images that there are to "
+                f"{part}; choose a smaller batch, fewer held-out samples, or more images"
             )
         kept = features(self, part)
         return kept[torch.randperm(len(kept), generator=generator)[:count]]

@@ -39,8 +39,8 @@ class FeaturesPlan(SettingPlan):
         ):
             if getattr(self, key) < least:
                 raise InputError(
-                    f"plan.features.{key}={getattr(self, key)} must be at least {least}: a batch is of {self.budget.batch} images "
-                    f"and errors are measured on {self.budget.held_out}"
+                    f"plan.features.{key}={getattr(self, key)} must be at least {least}: a batch is of "
+                    f"{self.budget.batch} images and errors are measured on {self.budget.held_out}"
                 )
 
     def encoder(self, padding: Padding = "zeros", content: Content = "streets") -> Encoder:

@@ -54,21 +54,25 @@ def _control(results: FeatureResults) -> list[Row]:
     return [
         Row(
             "control", "Encoder features: tokens in another order from the start: an MLP cannot tell",
-            f"{WHERE}: error after {results.longest} steps", {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
-            absolute={"in order": mean_words(results.errors(ordered)), "permuted": mean_words(results.errors(permuted))},
+            f"{WHERE}: error after {results.longest} "
+            f"steps", {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
+            absolute={"in order": mean_words(results.errors(ordered)),
+            "permuted": mean_words(results.errors(permuted))},
         )
     ]  # fmt: skip
 
 
 def _a7(results: FeatureResults) -> list[Row]:
     found = {
-        name: f"W 0 by construction, A {results.mean(setting, 'spread_of_a'):.2g}, Jacobian {results.mean(setting, 'spread_of_jacobian'):.2g}"
+        name: f"W 0 by construction, A {results.mean(setting, 'spread_of_a'):.2g}, Jacobian "
+        f"{results.mean(setting, 'spread_of_jacobian'):.2g}"
         for name, setting in _pair(results).items()
     }
     return [
         Row(
             "A7", "Encoder features: the MLP's W is fixed after training, the attention's changes with X",
-            f"{WHERE}: spread over images of the parameters W, of A, and of the Jacobian, relative to their mean", found, "measured",
+            f"{WHERE}: spread over images of the parameters W, of A, and of the Jacobian, relative to their "
+            f"mean", found, "measured",
         )
     ]  # fmt: skip
 
@@ -78,7 +82,8 @@ def _a8_error(results: FeatureResults) -> list[Row]:
     found = results.compare(pair["attention"], pair["MLP"])
     return [
         Row(
-            "A8", "Encoder features: who comes nearer to the homography?", f"{WHERE}: error after {results.longest} steps",
+            "A8", "Encoder features: who comes nearer to the "
+                  "homography?", f"{WHERE}: error after {results.longest} steps",
             {"MLP / attention": str(found)}, f"attention {found.verdict()}",
             absolute={name: mean_words(results.errors(setting)) for name, setting in pair.items()},
         )
@@ -123,7 +128,8 @@ def _a11_need(results: FeatureResults) -> list[Row]:
             "A11", "Encoder features: attention needs positional encoding even where zero padding leaks position",
             f"{WHERE}: error after {results.longest} steps", {"with it / without it": str(found)},
             f"without encoding {found.verdict()}",
-            absolute={"with it": mean_words(results.errors(placed)), "without it": mean_words(results.errors(unplaced))},
+            absolute={"with it": mean_words(results.errors(placed)),
+            "without it": mean_words(results.errors(unplaced))},
         )
     ]  # fmt: skip
 
@@ -143,7 +149,8 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
     return [
         Row(
             "A11", "Encoder features: does zero padding stand in for positional encoding?",
-            f"{WHERE}: error after {results.longest} steps of an attention without positional encoding, relative to the variance "
+            f"{WHERE}: error after {results.longest} steps of an attention without positional encoding, relative to "
+            "the variance "
             "of each network’s own target", value, "; ".join(verdicts),
         )
     ]  # fmt: skip
@@ -154,7 +161,8 @@ def _a11_place(results: FeatureResults) -> list[Row]:
     return [
         Row(
             "A11", "Encoder features: how much of its position does a feature reveal?",
-            "share of the variance of row and column that is linear in a feature's channels; circular padding on noise reveals nothing",
+            "share of the variance of row and column that is linear in a feature's channels; circular padding on noise "
+            "reveals nothing",
             {_called(encoder): f"row {row:.2f}, column {col:.2f}" for encoder, (row, col) in found.items()}, "measured",
         )
     ]  # fmt: skip

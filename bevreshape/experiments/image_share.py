@@ -5,16 +5,16 @@ from torch import Tensor
 
 
 def image_share(bev: Float[Tensor, "b d R C"]) -> float:
-    """The image's share of a map's variance, ``V / (V + U)``: 0 where all samples have the same map, 1 where all cells have the
-    same mean.
+    """The image's share of a map's variance, ``V / (V + U)``: 0 where all samples have the same map, 1 where all cells
+    have the same mean.
 
     With O the map of a sample, V is what varies from sample to sample in a cell, ``Σ_cells Var_samples O``, and U what
-    varies from cell to cell in the mean over all samples, ``Σ_cells (E O − mean_cells E O)²``, both summed over channels:
-    the two parts of the variance over samples and cells. The mean over b samples varies by chance too, which on average
-    adds ``Σ_cells Var(O − mean_cells O) / b`` to U and is taken off, so that both are unbiased.
+    varies from cell to cell in the mean over all samples, ``Σ_cells (E O − mean_cells E O)²``, both summed over
+    channels: the two parts of the variance over samples and cells. The mean over b samples varies by chance too, which
+    on average adds ``Σ_cells Var(O − mean_cells O) / b`` to U and is taken off, so that both are unbiased.
 
-    Learned queries, biases and encodings of cells are in U, and so is what images have in common, such as the road ahead:
-    V is what tells one image from another.
+    Learned queries, biases and encodings of cells are in U, and so is what images have in common, such as the road
+    ahead: V is what tells one image from another.
 
     Args:
         bev: of b ≥ 2 samples, whose cameras are to be the same, or V has the pose in it.

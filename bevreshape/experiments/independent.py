@@ -1,4 +1,5 @@
-"""The study compared with an independent re-implementation of its tensor level: own geometry, own MLP, own attention."""
+"""The study compared with an independent re-implementation of its tensor level: own geometry, own MLP, own
+attention."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -37,7 +38,8 @@ class Known:
 
 
 def compared(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and lines of a table; figures whose entries are missing, or that the plan does not have, are left out."""
+    """Headings and lines of a table; figures whose entries are missing, or that the plan does not have, are left
+    out."""
     budgets = [steps for steps in results.plan.budget.steps if steps >= LEAST_STEPS] or [results.longest]
     headings = ["", "independent"]
     for steps in budgets:

@@ -93,8 +93,8 @@ def entropy(shares: Float[Tensor, "*b t"]) -> Float[Tensor, "*b"]:
 
 
 def effective_rank(matrix: Float[Tensor, "q t"]) -> float:
-    """``exp(H(σ / Σσ))``, H the entropy of the singular values made to sum to 1 (Roy and Vetterli 2007): r where r of them
-    are alike and the others 0."""
+    """``exp(H(σ / Σσ))``, H the entropy of the singular values made to sum to 1 (Roy and Vetterli 2007): r where r of
+    them are alike and the others 0."""
     shares = torch.linalg.svdvals(matrix.double())
     shares = shares / shares.sum()
     return (-(shares * shares.clamp(min=1e-300).log()).sum()).exp().item()

@@ -1,4 +1,5 @@
-"""From paired measurements of several seeds to a verdict, by rules that do not know which way the article expects it."""
+"""From paired measurements of several seeds to a verdict, by rules that do not know which way the article expects
+it."""
 
 import math
 import statistics
@@ -43,7 +44,8 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many times better the first of two methods is, seed by seed: ``log(other / own)`` of what is better when less.
+    """How many times better the first of two methods is, seed by seed: ``log(other / own)`` of what is better when
+    less.
 
     Attributes:
         seeds: paired log ratios, above 0 where the first is ahead.
@@ -121,7 +123,8 @@ def holm(comparisons: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[st
 
 
 def reached(steps: Sequence[int], values: Sequence[float], threshold: float) -> Bounds:
-    """When a falling curve is at a threshold or below for the first time: between which of the steps it was looked at."""
+    """When a falling curve is at a threshold or below for the first time: between which of the steps it was looked
+    at."""
     before = 0.0
     for step, value in zip(steps, values, strict=True):
         if value <= threshold:
@@ -138,8 +141,8 @@ def crossover(levels: Sequence[float], advantages: Sequence[float]) -> Bounds:
         advantages: log ratios at each of them.
 
     Returns:
-        Where it turns positive; below the lowest positive level where it is positive throughout, beyond the highest where it
-        is not positive there.
+        Where it turns positive; below the lowest positive level where it is positive throughout, beyond the highest
+        where it is not positive there.
 
     Raises:
         InputError: when levels do not ascend, or there are not as many advantages.

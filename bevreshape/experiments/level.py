@@ -22,7 +22,8 @@ class Work:
 
     Attributes:
         entry: which.
-        do: makes its result, plain values for a line of JSON. It is called once, by the process that has claimed the entry.
+        do: makes its result, plain values for a line of JSON. It is called once, by the process that has claimed the
+            entry.
     """
 
     entry: Entry
@@ -48,7 +49,8 @@ class Level(Protocol):
         ...
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> Sequence[Work]:
-        """All entries that can be begun, done ones too; one that needs the result of another is left out until that is there.
+        """All entries that can be begun, done ones too; one that needs the result of another is left out until that is
+        there.
 
         Args:
             records: :meth:`Records.read`.

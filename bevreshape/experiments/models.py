@@ -14,15 +14,15 @@ continuous attention, Q a function of the cell's place in metres X
 ========== ===================================================== ======================
 
 ``attention`` is the article's (its equation of cross-attention); ``mlp`` its single fully connected layer without σ.
-``adaptive`` is :class:`bevreshape.reshapers.mlp.Rectify` written as a matrix. Where the pose is in X, ``adaptive`` reads it
-by linear maps of all of X, which mix channels and then tokens, and the keys of an attention are normalised, which is not in
-the article. Either was chosen among 14 variants of its side.
+``adaptive`` is :class:`bevreshape.reshapers.mlp.Rectify` written as a matrix. Where the pose is in X, ``adaptive``
+reads it by linear maps of all of X, which mix channels and then tokens, and the keys of an attention are normalised,
+which is not in the article. Either was chosen among 14 variants of its side.
 
-Q is learned in one of two forms that can hold the same matrices (:data:`Query`) but are not trained alike: which of them is
-the better depends on the setting, so it is chosen like a learning rate.
+Q is learned in one of two forms that can hold the same matrices (:data:`Query`) but are not trained alike: which of
+them is the better depends on the setting, so it is chosen like a learning rate.
 
-Every parameter has a leading dimension s: runs of other seeds, learning rates, forms or data are trained side by side, and
-none knows of the others.
+Every parameter has a leading dimension s: runs of other seeds, learning rates, forms or data are trained side by side,
+and none knows of the others.
 """
 
 import math
@@ -41,13 +41,14 @@ from bevreshape.reshapers.positional import sinusoidal
 Encoding = Literal["sinusoidal", "learned", "none"]
 
 Query = Literal["projected", "direct"]
-"""How Q is learned: as the product of a query a cell and a matrix Wq, both learned, as in the article; or itself, without Wq.
+"""How Q is learned: as the product of a query a cell and a matrix Wq, both learned, as in the article; or itself,
+without Wq.
 
 A product of two learned matrices is any matrix, but gradient descent moves a product otherwise. After 300 steps of 16
-samples (geometric mean of the error over six seeds, each form at the better of the rates .01 and .03): of a fixed camera
-8.5e-5 direct and 1.5e-3 projected, whose seeds lie between 1e-4 and 1e-2 since single cells look at a wrong place; but of one
-that moves (σ = 2°) with the pose given 5.2e-3 direct and 2.2e-3 projected, with the pose in X .045 and 5.7e-3 (four
-seeds, rates up to .04).
+samples (geometric mean of the error over six seeds, each form at the better of the rates .01 and .03): of a fixed
+camera 8.5e-5 direct and 1.5e-3 projected, whose seeds lie between 1e-4 and 1e-2 since single cells look at a wrong
+place; but of one that moves (σ = 2°) with the pose given 5.2e-3 direct and 2.2e-3 projected, with the pose in X .045
+and 5.7e-3 (four seeds, rates up to .04).
 """
 
 
@@ -104,25 +105,27 @@ class MLP(ViewTransformer):
 class AdaptiveMLP(MLP):
     """A = W·(R ⊗ C), R (h×h) and C (w×w) the identity plus what a small MLP makes of the pose.
 
-    The pose is three angles, each with sine and cosine at five frequencies; where it is in X, six numbers take the place of
-    the angles. Each is a learned sum of channels, then a learned weighted sum of that over tokens, as MLP-Mixer (Tolstikhin
-    et al. 2021) mixes channels and tokens by turns; it begins as nearly nothing of every channel and with equal weights.
+    The pose is three angles, each with sine and cosine at five frequencies; where it is in X, six numbers take the
+    place of the angles. Each is a learned sum of channels, then a learned weighted sum of that over tokens, as
+    MLP-Mixer (Tolstikhin et al. 2021) mixes channels and tokens by turns; it begins as nearly nothing of every channel
+    and with equal weights.
 
-    With the pose given (σ = 2°, 300 steps of 16 samples, the better of two or three rates, geometric mean over four seeds
-    that nothing is judged on) its error is 6.1e-3 with a warm-up of 50 steps, 6.9e-3 without it; with 64 hidden numbers
-    7.3e-3 and 7.9e-3; on four other seeds the first is 7.1e-3 and the last 8.0e-3. No other form of the same function was
-    better by a fifth: 256 hidden numbers (7.6e-3), ``outer`` drawn at random (7.8e-3), 2 or 3 octaves (9.6e-3, 8.6e-3), W
-    ten times as large or small (2.0e-2, 7.9e-3), what the pose adds three times as large or small (7.7e-3, 7.4e-3).
+    With the pose given (σ = 2°, 300 steps of 16 samples, the better of two or three rates, geometric mean over four
+    seeds that nothing is judged on) its error is 6.1e-3 with a warm-up of 50 steps, 6.9e-3 without it; with 64 hidden
+    numbers 7.3e-3 and 7.9e-3; on four other seeds the first is 7.1e-3 and the last 8.0e-3. No other form of the same
+    function was better by a fifth: 256 hidden numbers (7.6e-3), ``outer`` drawn at random (7.8e-3), 2 or 3 octaves
+    (9.6e-3, 8.6e-3), W ten times as large or small (2.0e-2, 7.9e-3), what the pose adds three times as large or small
+    (7.7e-3, 7.4e-3).
 
     With the pose in X it is .0113; .0295 where the six numbers are one linear map of all 2,560 entries of X (σ = 2°, a
-    warm-up of 50 steps, the best of two or three rates, seeds as above). At σ = 8° it is .090 against .121, of a fixed camera
-    5.0e-5 against 2.0e-4, and on four other seeds at σ = 2° .0135 against .0412. It is one of 14 variants, as many as
-    attention had, each an MLP. The others: weights of tokens drawn at random (.0120; with layer normalisation of the hidden
-    numbers .0141, and of weights three times as large .0136); sums over channels as large as those of an ordinary layer, too
-    (.0218; normalised .0166, of 16 numbers .0175, of 32 ten times as large without sines .0170); a small MLP of 64 hidden
-    numbers at every token, its weighted sum over tokens mapped to six numbers (.090) or taken as it is, without sines (.0232,
-    normalised .0192); and the one linear map with normalised hidden numbers (.0258), with the six numbers normalised (.0288),
-    or to 32 numbers without sines, normalised (.0266).
+    warm-up of 50 steps, the best of two or three rates, seeds as above). At σ = 8° it is .090 against .121, of a fixed
+    camera 5.0e-5 against 2.0e-4, and on four other seeds at σ = 2° .0135 against .0412. It is one of 14 variants, as
+    many as attention had, each an MLP. The others: weights of tokens drawn at random (.0120; with layer normalisation
+    of the hidden numbers .0141, and of weights three times as large .0136); sums over channels as large as those of an
+    ordinary layer, too (.0218; normalised .0166, of 16 numbers .0175, of 32 ten times as large without sines .0170); a
+    small MLP of 64 hidden numbers at every token, its weighted sum over tokens mapped to six numbers (.090) or taken as
+    it is, without sines (.0232, normalised .0192); and the one linear map with normalised hidden numbers (.0258), with
+    the six numbers normalised (.0288), or to 32 numbers without sines, normalised (.0266).
     """
 
     HIDDEN = 128
@@ -163,18 +166,18 @@ class AdaptiveMLP(MLP):
 class Attention(ViewTransformer):
     """A = softmax(Q·Kᵀ/√d), Q of a learned query a cell, K from what ``content``, ``place`` and ``direction`` allow.
 
-    A direct run of a model that has projected ones too has Wq = 1, of which it learns nothing; a model of direct runs alone
-    has no Wq.
+    A direct run of a model that has projected ones too has Wq = 1, of which it learns nothing; a model of direct runs
+    alone has no Wq.
 
     Where the pose is in X, a key is brought to mean 0 and variance 1 over its d channels: layer normalisation without
-    parameters (of queries and keys: Dehghani et al. 2023). With it the error is 5.7e-3, without it .042; on four other seeds
-    5.2e-3 and .032 (σ = 2°, 300 steps of 16 samples, projected Q, a warm-up of 50 steps, the best of up to three rates from
-    .01 to .03, geometric mean over four seeds that nothing is judged on). Keys from content by a small MLP of 64 hidden
-    numbers (6.7e-3, on the others 5.0e-3) are as good, with more parameters; worse are sines of six numbers read from
-    content (8.9e-3), content's rate three times as large (.032; with smaller queries .030, with d = 128 .19) or small
-    (.086), and logits four times as large (.069). At σ = 8° it is 7.6e-3 against .035; of a fixed camera, each at its best
-    form of Q, 8.7e-5 against 7.8e-5. With the pose given it is no better (2.4e-3 against 2.0e-3), and there K is as in the
-    article, as it is where the pose is unknown.
+    parameters (of queries and keys: Dehghani et al. 2023). With it the error is 5.7e-3, without it .042; on four other
+    seeds 5.2e-3 and .032 (σ = 2°, 300 steps of 16 samples, projected Q, a warm-up of 50 steps, the best of up to three
+    rates from .01 to .03, geometric mean over four seeds that nothing is judged on). Keys from content by a small MLP
+    of 64 hidden numbers (6.7e-3, on the others 5.0e-3) are as good, with more parameters; worse are sines of six
+    numbers read from content (8.9e-3), content's rate three times as large (.032; with smaller queries .030, with d =
+    128 .19) or small (.086), and logits four times as large (.069). At σ = 8° it is 7.6e-3 against .035; of a fixed
+    camera, each at its best form of Q, 8.7e-5 against 7.8e-5. With the pose given it is no better (2.4e-3 against
+    2.0e-3), and there K is as in the article, as it is where the pose is unknown.
 
     Args:
         world: whose shapes it has.
@@ -250,8 +253,8 @@ class Attention(ViewTransformer):
 class ContinuousAttention(Attention):
     """Queries by a small MLP from sines and cosines of the cell's place, so that there is one for every place.
 
-    The waves are from four cells of the grid that it is trained on, so that neighbours say what is between them, to twice
-    as long as its longer side, in a geometric row.
+    The waves are from four cells of the grid that it is trained on, so that neighbours say what is between them, to
+    twice as long as its longer side, in a geometric row.
     """
 
     HIDDEN = 128

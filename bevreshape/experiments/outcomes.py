@@ -61,7 +61,8 @@ class Outcomes(Generic[P]):
         return self.spent_to(setting, threshold, lambda _: 1.0)
 
     def spent_to(self, setting: Setting, threshold: float, price: Callable[[Recipe], float]) -> list[Bounds]:
-        """What the steps until then cost, by the recipe that gets there for least, one a seed; ``price(recipe)`` of a step."""
+        """What the steps until then cost, by the recipe that gets there for least, one a seed; ``price(recipe)`` of a
+        step."""
         outcome = self.outcome(setting)
         found = []
         for seed in range(len(outcome.seeds)):

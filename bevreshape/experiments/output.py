@@ -1,4 +1,5 @@
-"""What a study writes into its folder: README.md with its tables, the crossover chart, and all rows for other programs."""
+"""What a study writes into its folder: README.md with its tables, the crossover chart, and all rows for other
+programs."""
 
 import json
 from dataclasses import asdict
@@ -58,7 +59,8 @@ def _values(row: Row) -> list[dict[str, Any]]:
     """Split a row into a line for every value, so that spreadsheets need not take it apart."""
     return [
         {
-            "claim": row.claim, "question": row.question, "measured": row.measured, "condition": condition, "value": value,
+            "claim": row.claim, "question": row.question, "measured": row.measured, "condition": condition,
+            "value": value,
             "verdict": row.verdict, "primary": row.primary,
         }
         for condition, value in [*row.value.items(), *row.absolute.items()]

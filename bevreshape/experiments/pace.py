@@ -1,4 +1,5 @@
-"""How long a step of training takes: of all methods by turns in one process, so that what else the machine does meets all."""
+"""How long a step of training takes: of all methods by turns in one process, so that what else the machine does meets
+all."""
 
 import platform
 import statistics

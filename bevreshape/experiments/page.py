@@ -94,8 +94,8 @@ def _curves(results: Results) -> Section | None:
     for axes in (learning, moving):
         axes.legend(fontsize=7)
     text = (
-        "Mean errors over the seeds, on samples never trained on; new samples in every step. Above, a line for every recipe that is "
-        f"best for some number of steps; dotted: an error of {TO:g}."
+        "Mean errors over the seeds, on samples never trained on; new samples in every step. Above, a line for every "
+        f"recipe that is best for some number of steps; dotted: an error of {TO:g}."
     )
     return Section(
         "Curves", text, (Chart(figure, "Errors of MLP and attention over steps, and over the jitter of the camera."),)

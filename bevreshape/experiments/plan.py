@@ -101,7 +101,8 @@ class SettingPlan(ABC):
         return _seconds(setting, steps * self.budget.tuning_seeds)
 
     def judging_seconds(self, setting: Setting) -> float:
-        """About how long it takes to judge it, on one core: half of its budgets have a recipe of their own, more or less."""
+        """About how long it takes to judge it, on one core: half of its budgets have a recipe of their own, more or
+        less."""
         longest, *shorter = reversed(self.budget.steps)
         return _seconds(setting, (longest + sum(shorter) / 2) * len(self.seeds_of(setting)))
 
@@ -159,8 +160,8 @@ class TensorPlan(SettingPlan):
                 yield Setting(method, pose, sigma, samples)
 
     def others(self) -> Iterator[Setting]:
-        """Settings of single rows: white noise, keys of place alone, encodings, permuted tokens, larger maps, continuous
-        queries."""
+        """Settings of single rows: white noise, keys of place alone, encodings, permuted tokens, larger maps,
+        continuous queries."""
         yield Setting("positional")
         yield Setting("continuous")
         for method in ("mlp", "attention"):

@@ -43,21 +43,23 @@ averaged, so that every point of a curve is what a run of that length ends with.
 """
 
 CHART_WORDS = (
-    "Who is ahead, over the jitter of the camera, the samples to train on and the steps: orange where the MLP's error is lower, "
-    "purple where the attention's is. The line is where both are alike, a dot where these seeds do not decide it. In the left panel "
-    "no method can know the pose; in the middle one X shows it, channels with the direction of every feature's ray; in the right "
-    "one it is given: to the MLP as three angles, to attention as the direction of every token."
+    "Who is ahead, over the jitter of the camera, the samples to train on and the steps: orange where the MLP's error "
+    "is lower, purple where the attention's is. The line is where both are alike, a dot where these seeds do not "
+    "decide it. In the left panel no method can know the pose; in the middle one X shows it, channels with the "
+    "direction of every feature's ray; in the right one it is given: to the MLP as three angles, to attention as the "
+    "direction of every token."
 )
 
 
 COSTS_WORDS = (
-    "Of one sample of 8×16 features of 16 channels: a multiply-add of a forward pass counts as two FLOPs, and bytes are those kept "
-    "for the backward pass. Direct, Q is what is learned; otherwise it is the product of a learned query a cell and a learned matrix."
+    "Of one sample of 8×16 features of 16 channels: a multiply-add of a forward pass counts as two FLOPs, and bytes "
+    "are those kept for the backward pass. Direct, Q is what is learned; otherwise it is the product of a learned "
+    "query a cell and a learned matrix."
 )
 
 INDEPENDENT_WORDS = (
-    "Own geometry, own MLP, own attention, no line of this package. A figure agrees where both intervals overlap, or, where theirs "
-    "has none, where it is within the study's."
+    "Own geometry, own MLP, own attention, no line of this package. A figure agrees where both intervals overlap, or, "
+    "where theirs has none, where it is within the study's."
 )
 
 
@@ -66,7 +68,8 @@ def primary_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str,
     headings = ("", "measured", "MLP", "attention", "MLP / attention [95 %]", "verdict", "in a sentence")
     lines = [
         (
-            row.question, row.measured, row.absolute["MLP"], row.absolute["attention"], *row.value.values(), row.verdict,
+            row.question, row.measured, row.absolute["MLP"], row.absolute["attention"], *row.value.values(),
+            row.verdict,
             row.sentence,
         )
         for row in rows
@@ -135,7 +138,8 @@ def rows_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ..
     )
     lines: list[tuple[str, ...]] = [
         (
-            row.claim, row.question, row.measured, "<br>".join(f"{name}: {value}" if name else value for name, value in row.value.items()),
+            row.claim, row.question, row.measured,
+            "<br>".join(f"{name}: {value}" if name else value for name, value in row.value.items()),
             "<br>".join(f"{name}: {value}" for name, value in row.absolute.items()), row.verdict,
         )
         for row in ordered
@@ -182,6 +186,6 @@ def progress_words(study: Study) -> str:
     if not missing:
         return ""
     return (
-        f"Not complete: {planned - missing} of {planned} entries are done. Rows whose entries are missing are left out; started again, "
-        "the study resumes."
+        f"Not complete: {planned - missing} of {planned} entries are done. Rows whose entries are missing are left "
+        "out; started again, the study resumes."
     )

@@ -1,7 +1,7 @@
 """What a study leaves behind: one line of JSON an entry, so that it can be kept in git and goes on in another clone.
 
-Several processes and machines that see the folder share the work: a lock, which the system frees when its process ends, keeps
-two of them off the same entry.
+Several processes and machines that see the folder share the work: a lock, which the system frees when its process ends,
+keeps two of them off the same entry.
 """
 
 import hashlib
@@ -88,8 +88,8 @@ class Records:
         if made != entry.made_with and made != (wanted := json.loads(json.dumps(entry.made_with))):
             key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
             raise InputError(
-                f"{self.path}: {entry.name} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; begin another "
-                "study with name=, or delete its line"
+                f"{self.path}: {entry.name} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; "
+                "begin another study with name=, or delete its line"
             )
         return dict(record["result"])
 

@@ -1,7 +1,8 @@
-"""Another grid without training anew: cells half as long, of which the trained ones are bilinearly resized, or asked for.
+"""Another grid without training anew: cells half as long, of which the trained ones are bilinearly resized, or asked
+for.
 
-An attention whose queries are a function of a cell's place is asked for the new cells. Any other method has an output for
-its own cells alone, and the fair substitute is to resize that as an image.
+An attention whose queries are a function of a cell's place is asked for the new cells. Any other method has an output
+for its own cells alone, and the fair substitute is to resize that as an image.
 """
 
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""From the outcomes of a study's tensor level to its rows: a measurement, an interval over the seeds and a verdict each."""
+"""From the outcomes of a study's tensor level to its rows: a measurement, an interval over the seeds and a verdict
+each."""
 
 import math
 import statistics
@@ -64,10 +65,12 @@ def _primary(results: Results) -> list[Row]:
     moving = f", σ = {sigma:g}°"
     asked = {
         "fixed camera, error": error("A8", "unknown", 0.0, ""),
-        "fixed camera, steps": amount("steps", "many steps", {name: range_words(found) for name, found in steps.items()}),
+        "fixed camera, "
+        "steps": amount("steps", "many steps", {name: range_words(found) for name, found in steps.items()}),
         "fixed camera, compute": amount(
             "MFLOPs of forward passes", "much computation",
-            {name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found]) for name, found in flops.items()},
+            {name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found]) for name,
+            found in flops.items()},
         ),
         "fixed camera, samples": amount(
             "samples to train on", "many samples", {name: range_words(found) for name, found in samples.items()}
@@ -78,7 +81,8 @@ def _primary(results: Results) -> list[Row]:
     verdicts = holm(results.primary)
     return [
         Row(
-            asked[name].claim, name, asked[name].measured, {"MLP / attention": str(comparison)}, f"attention {verdicts[name]}",
+            asked[name].claim, name, asked[name].measured, {"MLP / attention": str(comparison)}, f"attention "
+                                                                                                 f"{verdicts[name]}",
             primary=True, absolute=asked[name].sides, sentence=_sentence(asked[name], comparison, verdicts[name]),
         )
         for name, comparison in results.primary.items()
@@ -108,7 +112,8 @@ def _controls(results: Results) -> list[Row]:
     return [
         Row(
             "control", "The pose is nowhere to be found: no method can be ahead",
-            f"error after {longest} steps, σ = {sigma:g}°", {"MLP / attention": str(nowhere)}, f"attention {nowhere.verdict()}",
+            f"error after {longest} steps, σ = "
+            f"{sigma:g}°", {"MLP / attention": str(nowhere)}, f"attention {nowhere.verdict()}",
             absolute={
                 name: mean_words(results.errors(Setting(method, "unknown", sigma)))
                 for name, method in zip(("MLP", "attention"), PAIRS["unknown"], strict=True)
@@ -117,7 +122,8 @@ def _controls(results: Results) -> list[Row]:
         Row(
             "control", "Tokens in another order from the start: an MLP cannot tell", f"error after {longest} steps",
             {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
-            absolute={"in order": mean_words(results.errors(ordered)), "permuted": mean_words(results.errors(permuted))},
+            absolute={"in order": mean_words(results.errors(ordered)),
+            "permuted": mean_words(results.errors(permuted))},
         ),
     ]  # fmt: skip
 
@@ -132,7 +138,8 @@ def _a7(results: Results) -> list[Row]:
     return [
         Row(
             "A7", "After training the MLP's W is fixed, the attention's changes with X",
-            "fixed camera: spread over inputs of the parameters W, of A and of the Jacobian, relative to their mean", found,
+            "fixed camera: spread over inputs of the parameters W, of A and of the Jacobian, relative to their "
+            "mean", found,
             "measured",
         )
     ]  # fmt: skip
@@ -182,8 +189,8 @@ def _a8_cost(results: Results) -> list[Row]:
     return [
         Row.compared(
             "A8", "Attention needs more samples, steps, compute and time",
-            f"to {1 - TO:.0%} of what can be had, MLP / attention; FLOPs of forward passes, one sample each; seconds of training "
-            f"alone on {results.pace.processor}, {results.pace.threads} thread(s)",
+            f"to {1 - TO:.0%} of what can be had, MLP / attention; FLOPs of forward passes, one sample each; seconds "
+            f"of training alone on {results.pace.processor}, {results.pace.threads} thread(s)",
             found, "attention",
             {
                 name: ", ".join(f"{range_words(sides[name])} {what}" for what, sides in needed.items()) for name in pair
@@ -217,7 +224,8 @@ def _a9(results: Results) -> list[Row]:
         )
     return [
         Row(
-            "A9", "From which jitter on is attention ahead?", f"σ of yaw at which errors after {results.longest} steps are alike", found,
+            "A9", "From which jitter on is attention "
+                  "ahead?", f"σ of yaw at which errors after {results.longest} steps are alike", found,
             "measured",
         )
     ]  # fmt: skip
@@ -230,7 +238,8 @@ def _a11(results: Results) -> list[Row]:
         Row(
             "A11", "Attention needs positional encoding", f"error after {results.longest} steps",
             {"with it / without it": str(found)}, f"without encoding {found.verdict()}",
-            absolute={"with it": mean_words(results.errors(placed)), "without it": mean_words(results.errors(unplaced))},
+            absolute={"with it": mean_words(results.errors(placed)),
+            "without it": mean_words(results.errors(unplaced))},
         )
     ]  # fmt: skip
 
@@ -238,7 +247,8 @@ def _a11(results: Results) -> list[Row]:
 def _a12(results: Results) -> list[Row]:
     return [
         permuted_row(
-            results, partial(Setting, "attention"), "A fixed permutation that is there in training already harms an attention",
+            results, partial(Setting, "attention"), "A fixed permutation that is there in training already harms an "
+                                                    "attention",
             f"error after {results.longest} steps, in order / permuted",
         )
     ]  # fmt: skip

@@ -155,7 +155,8 @@ class Outcome:
         seeds: of it.
         curves: one for every recipe that is best for some number of steps, as long as it is.
         best: which curve that is, by number of steps.
-        examined: of a fixed camera, tokens in order and features of scale 1, what the run of most steps has learned, one a seed.
+        examined: of a fixed camera, tokens in order and features of scale 1, what the run of most steps has learned,
+            one a seed.
     """
 
     setting: Setting
@@ -215,8 +216,8 @@ def held_out_of(setting: Setting, seeds: Sequence[int], count: int) -> Batch:
 
 
 def cost(setting: Setting, query: Query = "projected") -> dict[str, int]:
-    """What :func:`count` finds in a setting, of an attention with this form of Q: direct, it has no Wq, neither its parameters
-    nor its product."""
+    """What :func:`count` finds in a setting, of an attention with this form of Q: direct, it has no Wq, neither its
+    parameters nor its product."""
     return count(setting.build([0], [query]), stream_of(setting, 0, TRAINING).next(1))
 
 

@@ -1,4 +1,5 @@
-"""Levels whose entries are settings: what is left to do, and the outcomes of all of it; the tensor level is the first."""
+"""Levels whose entries are settings: what is left to do, and the outcomes of all of it; the tensor level is the
+first."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

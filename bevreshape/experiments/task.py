@@ -1,4 +1,5 @@
-"""The task level of a study: models trained on the synthetic world, by the rates that are best on a world of its own."""
+"""The task level of a study: models trained on the synthetic world, by the rates that are best on a world of its
+own."""
 
 import hashlib
 import json

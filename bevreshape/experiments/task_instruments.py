@@ -1,4 +1,5 @@
-"""What a trained model of the task level has learned: whether A follows the image, and how much the image counts for."""
+"""What a trained model of the task level has learned: whether A follows the image, and how much the image counts
+for."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def _first(cameras: Cameras, count: int) -> Cameras:
 
 
 def costs(model: BEVModel, batch: BEVBatch) -> dict[str, int]:
-    """Parameters, and FLOPs of a forward pass of one sample (a multiply-add counted as two), of the model and its reshaper."""
+    """Parameters, and FLOPs of a forward pass of one sample (a multiply-add counted as two), of the model and its
+    reshaper."""
     image, cameras = batch.images[:1], batch.cameras[:1]
     with torch.no_grad():
         features = model.encoder(image)

@@ -1,4 +1,5 @@
-"""Rows on what the models of a study's task level have learned: whether A follows the image, and how much the image counts."""
+"""Rows on what the models of a study's task level have learned: whether A follows the image, and how much the image
+counts."""
 
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.task_plan import TaskSetting
@@ -21,7 +22,8 @@ def _a7(results: TaskResults) -> list[Row]:
     return [
         Row(
             "A7", "On the task: the MLP's W is fixed after training, the attention's changes with X",
-            "fixed camera where no σ is named: spread over images of the parameters W, of A, and of the Jacobian, relative to their mean", value,
+            "fixed camera where no σ is named: spread over images of the parameters W, of A, and of the Jacobian, "
+            "relative to their mean", value,
             "measured",
         )
     ]  # fmt: skip
@@ -37,7 +39,8 @@ def _permuted_after(results: TaskResults) -> list[Row]:
         )
     return [
         Row(
-            "A12", "On the task, a permutation after training destroys the result", "fixed camera: mean test IoU", value,
+            "A12", "On the task, a permutation after training destroys the "
+                   "result", "fixed camera: mean test IoU", value,
             "measured",
         )
     ]  # fmt: skip
@@ -50,8 +53,10 @@ def _image(results: TaskResults) -> list[Row]:
         value[name] = f"{mean(shares):.0%} ({min(shares):.0%} to {max(shares):.0%} by seed)"
     return [
         Row(
-            "beyond", "On the task, how much of the bird's-eye view comes from the image, and how much is learned for its cells?",
-            "fixed camera: variance over images in a cell, of all variance over images and cells, in the reshaper's output; what IPM "
+            "beyond", "On the task, how much of the bird's-eye view comes from the image, and how much is learned for "
+                      "its cells?",
+            "fixed camera: variance over images in a cell, of all variance over images and cells, in the reshaper's "
+            "output; what IPM "
             "lacks of 100 % is what images have in common", value,
             "measured",
         )

@@ -1,4 +1,5 @@
-"""The task level of a study: which models are trained on the synthetic world, and by which arguments of ``bevreshape.train``."""
+"""The task level of a study: which models are trained on the synthetic world, and by which arguments of
+``bevreshape.train``."""
 
 import math
 from collections.abc import Iterator
@@ -28,19 +29,21 @@ ALONE = (
 """Arguments that decide how a training is watched and nothing of what comes of it."""
 
 SAMPLE_S = 0.006
-"""About how many seconds one core takes for a sample of 64×128 pixels, forward and backward; to say how long a study takes."""
+"""About how many seconds one core takes for a sample of 64×128 pixels, forward and backward; to say how long a study
+takes."""
 
 APART_S, INSPECTED_S = 4.0, 8.0
-"""And about how many for all that is not training; and for the instruments and unseen cameras of the longest trainings."""
+"""And about how many for all that is not training; and for the instruments and unseen cameras of the longest
+trainings."""
 
 
 @dataclass(frozen=True)
 class TaskSetting:
     """What is trained on which cameras.
 
-    IPM has the pose and nothing to learn of it; it is the reference. An MLP that is given the pose moves the image's rows
-    and columns by it, an attention has keys that hold the direction of every ray: yaw, pitch and roll, all that varies in
-    training, are known to both. (A camera's height is not known to the attention.)
+    IPM has the pose and nothing to learn of it; it is the reference. An MLP that is given the pose moves the image's
+    rows and columns by it, an attention has keys that hold the direction of every ray: yaw, pitch and roll, all that
+    varies in training, are known to both. (A camera's height is not known to the attention.)
 
     Attributes:
         method: which.
@@ -146,7 +149,8 @@ class TaskPlan:
             )
         if self.variant_seeds not in (0, *range(2, self.seeds + 1)):
             raise InputError(
-                f"plan.task.variant_seeds={self.variant_seeds} must be 0, which leaves them out, or 2 to seeds={self.seeds}"
+                f"plan.task.variant_seeds={self.variant_seeds} must be 0, which leaves them out, or 2 to "
+                f"seeds={self.seeds}"
             )
 
     @property

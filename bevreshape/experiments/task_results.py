@@ -89,8 +89,8 @@ class TaskResults:
         return [mine / theirs if theirs else math.nan for mine, theirs in zip(own, whole, strict=False)]
 
     def unseeing(self, sigma: float) -> list[float]:
-        """Mean IoU of IPM with the images of other samples, one a seed: what is right without looking, since streets are
-        alike.
+        """Mean IoU of IPM with the images of other samples, one a seed: what is right without looking, since streets
+        are alike.
 
         Raises:
             NotDoneError: when one has diverged.
@@ -110,7 +110,8 @@ class TaskResults:
         return ahead(self.iou(own), self.iou(other))
 
     def steps_to(self, setting: TaskSetting, share: float) -> list[Bounds]:
-        """Steps of whole trainings, each with its own schedule, until the test IoU is such a share of IPM's; one a seed."""
+        """Steps of whole trainings, each with its own schedule, until the test IoU is such a share of IPM's; one a
+        seed."""
         curves = [self.shares(setting, steps) for steps in self.plan.steps]
         return [crossed(self.plan.steps, curve, share) for curve in zip(*curves, strict=True)]
 
@@ -146,8 +147,8 @@ def ahead(own: Sequence[float], other: Sequence[float]) -> Comparison:
     """How many times larger the first of two methods' IoU is, or what looking adds to it, seed by seed.
 
     IoU and not what it lacks of 1: as a share of IPM's it is what the task level measures by, IPM's own cancels, and
-    within 10 % of each other means as much of IPM's IoU whatever that is. What images do not show keeps 1 − IoU far from
-    0, so that a ratio of these would call alike what is not.
+    within 10 % of each other means as much of IPM's IoU whatever that is. What images do not show keeps 1 − IoU far
+    from 0, so that a ratio of these would call alike what is not.
     """
     shared = min(len(own), len(other))
     return Comparison.of([_lacking(value) for value in own[:shared]], [_lacking(value) for value in other[:shared]])
@@ -169,8 +170,8 @@ def between(steps: Sequence[int], values: Sequence[float], at: float) -> float:
 
 
 def crossed(steps: Sequence[int], values: Sequence[float], threshold: float) -> Bounds:
-    """When a curve is at a threshold for the first time, by the same interpolation; up to the first step, or beyond the last,
-    it is not known when."""
+    """When a curve is at a threshold for the first time, by the same interpolation; up to the first step, or beyond the
+    last, it is not known when."""
     if not values:  # it diverged
         return Bounds(1.0, math.inf)
     if values[0] >= threshold:

@@ -79,8 +79,8 @@ def _steps(results: TaskResults) -> list[Row]:
     return _delay(
         {share: (results.steps_to(ATTENTION, share), results.steps_to(MLP, share)) for share in SHARES},
         "fixed camera: who learns faster?",
-        f"steps of whole trainings ({steps}) to so much of IPM's test IoU, of which {least:.0%} takes no look, MLP relative to "
-        "attention",
+        f"steps of whole trainings ({steps}) to so much of IPM's test IoU, of which {least:.0%} takes no look, MLP "
+        "relative to attention",
     )
 
 
@@ -88,7 +88,8 @@ def _history(results: TaskResults) -> list[Row]:
     return _delay(
         {share: (results.history_to(ATTENTION, share), results.history_to(MLP, share)) for share in SHARES},
         "fixed camera: who learns faster within one training?",
-        f"steps to so much of IPM's validation IoU in one schedule of {results.plan.longest} steps, MLP relative to attention",
+        f"steps to so much of IPM's validation IoU in one schedule of {results.plan.longest} steps, MLP relative to "
+        "attention",
     )
 
 
@@ -127,7 +128,8 @@ def _equal_compute(results: TaskResults) -> list[Row]:
     return [
         _compared(
             "A8", "fixed camera: who is better at equal compute?",
-            f"mean test IoU after {flops / 1e9:.3g} GFLOPs of forward passes of the whole model, attention relative to MLP",
+            f"mean test IoU after {flops / 1e9:.3g} GFLOPs of forward passes of the whole model, attention relative to "
+            "MLP",
             {"": ahead(own, other)}, "attention", {"attention": f"{mean(own):.3f}", "MLP": f"{mean(other):.3f}"},
         )
     ]  # fmt: skip
@@ -147,7 +149,8 @@ def _moving(results: TaskResults) -> list[Row]:
         found.append(
             _compared(
                 "A9", f"moving camera, pose {'given' if pose else 'not given'}: who is better?",
-                f"mean test IoU after {results.plan.longest} steps, attention relative to MLP", compared, "attention", absolute,
+                f"mean test IoU after {results.plan.longest} steps, attention relative to "
+                f"MLP", compared, "attention", absolute,
             )
         )  # fmt: skip
     return found

@@ -61,8 +61,8 @@ class Results(Outcomes[TensorPlan]):
         return self.compare(attention, mlp, steps)
 
     def samples_to(self, method: str, threshold: float) -> list[Bounds]:
-        """Samples with which the error of a fixed camera gets to the threshold, one a seed; trained for as many steps as
-        was best on the tuning seeds."""
+        """Samples with which the error of a fixed camera gets to the threshold, one a seed; trained for as many steps
+        as was best on the tuning seeds."""
         return self._samples_to(method, threshold, 1.0, self.plan.samples)
 
     def samples_at(self, method: str, threshold: float, scale: float) -> list[Bounds]:

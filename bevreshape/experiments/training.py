@@ -16,8 +16,8 @@ from bevreshape.ops.internals import lerp_all_
 class Recipe:
     """How one run is trained: AdamW (Loshchilov and Hutter 2019) at a constant rate after a linear warm-up.
 
-    A rate that falls to 0 over the last 40 or 80 % of the steps made both sides worse or equal to the running average of a
-    constant one, so there is none to choose. The form of Q is: no single one is fair in all settings, see
+    A rate that falls to 0 over the last 40 or 80 % of the steps made both sides worse or equal to the running average
+    of a constant one, so there is none to choose. The form of Q is: no single one is fair in all settings, see
     :data:`~bevreshape.experiments.models.Query`.
 
     Attributes:
@@ -34,7 +34,8 @@ class Recipe:
 
 
 class StackedAdamW:
-    """AdamW whose every run, a slice along the first dimension, has a recipe of its own. torch's own has one rate a tensor.
+    """AdamW whose every run, a slice along the first dimension, has a recipe of its own. torch's own has one rate a
+    tensor.
 
     Args:
         parameters: (s, …) each.
@@ -169,7 +170,8 @@ def error(model: ViewTransformer, held_out: Batch, size: int = 64) -> Tensor:
 
 
 def tally(output: Tensor, batch: Batch) -> Float[Tensor, "4 s o"]:
-    """Of the visible cells, by channel: how many there are, sums of the target and of its square, and of the squared error."""
+    """Of the visible cells, by channel: how many there are, sums of the target and of its square, and of the squared
+    error."""
     there = batch.visible[..., None].expand_as(batch.target).double()
     missed, target = ((output - batch.target) * there).double(), batch.target.double()
     return torch.stack([there, target, target.square(), missed.square()]).sum((2, 3))

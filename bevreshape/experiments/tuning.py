@@ -73,8 +73,8 @@ class Tuned:
 class Halving:
     """Successive halving over recipes, with as many rungs as there are budgets.
 
-    After the steps of a rung the better half of what is left goes on to the next, longer one. Where the best rate of a rung
-    is at an end of the rates that were tried, the grid is extended beyond it until it is not.
+    After the steps of a rung the better half of what is left goes on to the next, longer one. Where the best rate of a
+    rung is at an end of the rates that were tried, the grid is extended beyond it until it is not.
 
     Args:
         candidates: recipes to begin with.

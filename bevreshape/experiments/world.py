@@ -22,8 +22,8 @@ from bevreshape.geometry.ipm import sample
 from bevreshape.reshapers import FeatureShape
 
 Pose = Literal["unknown", "visible", "given"]
-"""Where the pose of the camera can be known from: from nothing, from X (its channels show where every feature looks), or
-from the calibration, which a method is given."""
+"""Where the pose of the camera can be known from: from nothing, from X (its channels show where every feature looks),
+or from the calibration, which a method is given."""
 
 DIRECTION_CHANNELS = 4
 """Of X where the pose is in X: cosine and sine of azimuth and of elevation, standardised over the nominal camera."""
@@ -40,7 +40,8 @@ class Batch(NamedTuple):
     pose: Float[Tensor, "s b 3"]
     """Yaw, pitch and roll relative to the nominal pose, in radians; zeros where they are not given."""
     directions: Float[Tensor, "s b t 2"]
-    """Azimuth and elevation of every token's ray in the ego frame, in radians; the nominal ones where they are not given."""
+    """Azimuth and elevation of every token's ray in the ego frame, in radians; the nominal ones where they are not
+    given."""
     target: Float[Tensor, "s b q o"]
     visible: Bool[Tensor, "s b q"]
 
@@ -207,9 +208,9 @@ def stack(batches: Sequence[Batch]) -> Batch:
 def best_fixed_map(world: World, angles: Float[Tensor, "b 3"]) -> tuple[Float[Tensor, "q t"], float]:
     """W* and its error: the best that any mapping can do which does not know the pose, by closed form.
 
-    Features of every channel are alike and independent of the pose, with covariance Σ over tokens, so row q of W* is the
-    mean of the sampling matrices' rows over the poses from which cell q is visible, ``E[v_q s_q] / E[v_q]``, whatever Σ.
-    What remains is ``Σ_q E[v_q (s_q − w_q) Σ (s_q − w_q)ᵀ]``, here relative to the target's variance.
+    Features of every channel are alike and independent of the pose, with covariance Σ over tokens, so row q of W* is
+    the mean of the sampling matrices' rows over the poses from which cell q is visible, ``E[v_q s_q] / E[v_q]``,
+    whatever Σ. What remains is ``Σ_q E[v_q (s_q − w_q) Σ (s_q − w_q)ᵀ]``, here relative to the target's variance.
 
     Args:
         world: whose.

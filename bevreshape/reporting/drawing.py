@@ -1,7 +1,8 @@
 """Tensors as RGB images: bird's-eye views, panels of a sample, and overlays. Pure functions; they write nothing.
 
-All return (height, width, 3) uint8 arrays. In a bird's-eye view later classes lie on top of earlier ones, ground that is
-known to hold no class is dark, and what nobody knows is grey. The view is as the grid lays it: ahead is up, left is left.
+All return (height, width, 3) uint8 arrays. In a bird's-eye view later classes lie on top of earlier ones, ground that
+is known to hold no class is dark, and what nobody knows is grey. The view is as the grid lays it: ahead is up, left is
+left.
 """
 
 import colorsys
@@ -24,7 +25,8 @@ GROUND = (24, 24, 28)
 UNKNOWN = (128, 128, 128)
 PAPER = (255, 255, 255)
 INK = (0, 0, 0)
-# after Okabe and Ito (2008), whose colours the colour-blind can tell apart; the usual first class, road, is large and calm
+# after Okabe and Ito (2008), whose colours the colour-blind can tell apart; the usual first class, road, is large and
+# calm
 COLORS = (
     (92, 106, 158),
     (240, 228, 66),
@@ -102,8 +104,8 @@ def draw_sample(
         probabilities: of the prediction.
         valid: where each class is known; nothing else is drawn, in target and prediction alike.
         classes: names of the k channels.
-        ego_from_cam: arranges the cameras as they look, those ahead above and the left ones on the left; without it they
-            lie in the rig's order, three in a row.
+        ego_from_cam: arranges the cameras as they look, those ahead above and the left ones on the left; without it
+            they lie in the rig's order, three in a row.
         threshold: from which probability a class is drawn as predicted.
     """
     labelled = draw_bev(target, classes, valid)
@@ -134,7 +136,8 @@ def overlay_on_images(
     threshold: float = 0.5,
     opacity: float = 0.5,
 ) -> list[RGBImage]:
-    """Bird's-eye views painted onto the ground that the cameras see, one image a sample, its cameras arranged as they look.
+    """Bird's-eye views painted onto the ground that the cameras see, one image a sample, its cameras arranged as they
+    look.
 
     Args:
         images: in 0..1.

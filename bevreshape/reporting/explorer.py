@@ -83,7 +83,8 @@ class Scene:
         valid: (k, rows, cols), where the target is known; left out, everywhere.
 
     Raises:
-        InputError: when images are not in 0..1 or not of the cameras' number and size, or ``valid`` is not of the target's.
+        InputError: when images are not in 0..1 or not of the cameras' number and size, or ``valid`` is not of the
+            target's.
     """
 
     name: str
@@ -96,13 +97,15 @@ class Scene:
         b, n = self.cameras.batch_shape
         if b != 1 or tuple(self.images.shape) != (n, 3, *self.cameras.image_size):
             raise InputError(
-                f"explorer: scene {self.name!r} has images {tuple(self.images.shape)} and cameras of {(b, n)} (batch, cameras) "
-                f"for {self.cameras.image_size[0]}×{self.cameras.image_size[1]} pixels; give (n, 3, H, W) and the cameras of one sample"
+                f"explorer: scene {self.name!r} has images {tuple(self.images.shape)} and cameras of {(b, n)} (batch, "
+                f"cameras) for {self.cameras.image_size[0]}×{self.cameras.image_size[1]} pixels; give (n, 3, H, W) and "
+                "the cameras of one sample"
             )
         low, high = (float(value) for value in self.images.aminmax())
         if not (-ROUNDING <= low <= high <= 1 + ROUNDING):
             raise InputError(
-                f"explorer: images of scene {self.name!r} lie in {low:g}..{high:g} but 0 is black and 1 is white; divide bytes by 255"
+                f"explorer: images of scene {self.name!r} lie in {low:g}..{high:g} but 0 is black and 1 is white; "
+                "divide bytes by 255"
             )
         if self.target.ndim != 3 or (self.valid is not None and self.valid.shape != self.target.shape):
             raise InputError(
@@ -121,7 +124,8 @@ class View:
             cell. A feature stands where it lies in the images, also where tokens were permuted: moved back then.
 
     Raises:
-        InputError: when these have other dimensions, a prediction is no probability, or weights are negative or not finite.
+        InputError: when these have other dimensions, a prediction is no probability, or weights are negative or not
+            finite.
     """
 
     prediction: Tensor
@@ -145,7 +149,8 @@ class View:
         low, high = (float(value) for value in self.weights.aminmax())
         if not (0 <= low <= high < float("inf")):
             raise InputError(
-                f"explorer: weights lie in {low:g}..{high:g}; the heat map shows how much, from 0: give finite magnitudes, as W.abs()"
+                f"explorer: weights lie in {low:g}..{high:g}; the heat map shows how much, from 0: give finite "
+                "magnitudes, as W.abs()"
             )
 
     @property
@@ -162,8 +167,8 @@ class ExplorerEntry:
         name: in the list of reshapers.
         source: the features it reads; says which pixel a feature is centred on.
         cells: those whose weights are shown.
-        views: for every scene, its views by how the tokens were ordered, such as ``{"in order": …, "permuted": …}``; the
-            first is shown first.
+        views: for every scene, its views by how the tokens were ordered, such as ``{"in order": …, "permuted": …}``;
+            the first is shown first.
         heads: names of the a heads.
 
     Raises:
@@ -180,16 +185,17 @@ class ExplorerEntry:
         orders = [list(views) for views in self.views]
         if not orders or not orders[0] or any(one != orders[0] for one in orders):
             raise InputError(
-                f"explorer: reshaper {self.name!r} has views by order {orders}; give every scene the same orders, at least one"
+                f"explorer: reshaper {self.name!r} has views by order {orders}; give every scene the same orders, at "
+                "least one"
             )
         wanted = (len(self.heads), len(self.cells), self.source.cameras, self.source.height, self.source.width)
         for number, views in enumerate(self.views):
             for order, view in views.items():
                 if tuple(view.heads.shape) != wanted:
                     raise InputError(
-                        f"explorer: reshaper {self.name!r}, scene {number}, {order}: weights are {tuple(view.heads.shape)} "
-                        f"(heads, cells, cameras, h, w) but its heads, cells and source say {wanted}; take the rows "
-                        "cells.queries of W, and name every head"
+                        f"explorer: reshaper {self.name!r}, scene {number}, {order}: weights are "
+                        f"{tuple(view.heads.shape)} (heads, cells, cameras, h, w) but its heads, cells and source say "
+                        f"{wanted}; take the rows cells.queries of W, and name every head"
                     )
 
     @property
@@ -210,8 +216,8 @@ class Explorer:
         camera_names: of the n cameras.
 
     Raises:
-        InputError: when there is nothing to show, or scenes and reshapers are not of these classes, grid and cameras, or
-            of each other.
+        InputError: when there is nothing to show, or scenes and reshapers are not of these classes, grid and cameras,
+            or of each other.
     """
 
     scenes: Sequence[Scene]
@@ -229,8 +235,8 @@ class Explorer:
         for scene in self.scenes:
             if tuple(scene.target.shape) != bev or len(scene.images) != n:
                 raise InputError(
-                    f"explorer: scene {scene.name!r} has target {tuple(scene.target.shape)} and {len(scene.images)} cameras but "
-                    f"classes, grid and camera_names say {bev} and {n}; make them of one source"
+                    f"explorer: scene {scene.name!r} has target {tuple(scene.target.shape)} and {len(scene.images)} "
+                    f"cameras but classes, grid and camera_names say {bev} and {n}; make them of one source"
                 )
         for entry in self.entries:
             self._check(entry, bev)
@@ -239,19 +245,19 @@ class Explorer:
         who, source, cells = f"explorer: reshaper {entry.name!r}", entry.source, entry.cells.grid
         if len(entry.views) != len(self.scenes) or source.cameras != len(self.camera_names):
             raise InputError(
-                f"{who} has views of {len(entry.views)} scenes and {source.cameras} cameras but there are {len(self.scenes)} and "
-                f"{len(self.camera_names)}; show every scene to every reshaper"
+                f"{who} has views of {len(entry.views)} scenes and {source.cameras} cameras but there are "
+                f"{len(self.scenes)} and {len(self.camera_names)}; show every scene to every reshaper"
             )
         if (cells.forward_m, cells.left_m) != (self.grid.forward_m, self.grid.left_m):
             raise InputError(
-                f"{who} fills forward_m={cells.forward_m}, left_m={cells.left_m} but the target covers {self.grid.forward_m}, "
-                f"{self.grid.left_m}; they must be the same ground: use grid.coarsen(…)"
+                f"{who} fills forward_m={cells.forward_m}, left_m={cells.left_m} but the target covers "
+                f"{self.grid.forward_m}, {self.grid.left_m}; they must be the same ground: use grid.coarsen(…)"
             )
         for scene, views in zip(self.scenes, entry.views, strict=True):
             for order, view in views.items():
                 if tuple(view.prediction.shape) != bev:
                     raise InputError(
-                        f"{who}, scene {scene.name!r}, {order}: prediction is {tuple(view.prediction.shape)} but classes and grid say "
-                        f"{bev}; upsample it as the head does"
+                        f"{who}, scene {scene.name!r}, {order}: prediction is {tuple(view.prediction.shape)} but "
+                        f"classes and grid say {bev}; upsample it as the head does"
                     )
             source.check_covers(scene.cameras.image_size, f"{who}, scene {scene.name!r}")

@@ -36,8 +36,8 @@ def quantise(
     """8 bits a weight: a cell's largest is 255.
 
     Returns:
-        The bytes, of the tokens camera by camera and row by row; the value of one step, so that ``bytes · step`` is W to
-        half a step; and the sum of each cell's weights before rounding.
+        The bytes, of the tokens camera by camera and row by row; the value of one step, so that ``bytes · step`` is W
+        to half a step; and the sum of each cell's weights before rounding.
     """
     values = weights.detach().double().cpu().flatten(1).numpy()
     largest = values.max(axis=1)
@@ -46,7 +46,8 @@ def quantise(
 
 
 def pack(weights: Float[Tensor, "q n h w"]) -> str:
-    """W as text: base64 of zlib of the steps, the sums (both little-endian float32) and the bytes of :func:`quantise`."""
+    """W as text: base64 of zlib of the steps, the sums (both little-endian float32) and the bytes of
+    :func:`quantise`."""
     levels, step, total = quantise(weights)
     content = step.astype("<f4").tobytes() + total.astype("<f4").tobytes() + levels.tobytes()
     return base64.b64encode(zlib.compress(content, 9)).decode()
@@ -146,7 +147,8 @@ def _projections(cameras: Cameras, cells: Cells) -> list[list[list[float | int]]
 
 
 def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list[float | int] | None]:
-    """For every feature, camera by camera, the ground (x, y) on which its centre looks; ``None`` where outside the grid."""
+    """For every feature, camera by camera, the ground (x, y) on which its centre looks; ``None`` where outside the
+    grid."""
     pixels = source.pixels(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)
     ground, side = (part[0] for part in apply_homography(cameras.ground_from_pixel, pixels))  # n t 2, n t
     inside = (
@@ -162,7 +164,8 @@ def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list
 
 
 def _places(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
-    """[row, column] of every camera's image: those that look ahead above those that look back, each from left to right."""
+    """[row, column] of every camera's image: those that look ahead above those that look back, each from left to
+    right."""
     rows = as_they_look(ego_from_cam)
     places = {camera: [row, column] for row, cameras in enumerate(rows) for column, camera in enumerate(cameras)}
     return [places[camera] for camera in range(len(ego_from_cam))]

@@ -92,8 +92,8 @@ def costs(shown: Sequence[ReportedModel]) -> Section:
 
 
 def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
-    """IoU against every number that was swept, such as calibration jitter or the number of training scenes; of numbers that
-    were swept together against the first."""
+    """IoU against every number that was swept, such as calibration jitter or the number of training scenes; of numbers
+    that were swept together against the first."""
     sections = []
     axes_of: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for key in differing(rows):

@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Progress:
     """Says on stderr how much of a piece of work is done, for ``with``.
 
-    No thread of its own draws it: processes may be forked meanwhile, and nothing is printed but in :meth:`advance`. Work
-    of less than ten seconds prints nothing where stderr is no terminal.
+    No thread of its own draws it: processes may be forked meanwhile, and nothing is printed but in :meth:`advance`.
+    Work of less than ten seconds prints nothing where stderr is no terminal.
 
     Args:
         what: is being done, such as ``predicting``.

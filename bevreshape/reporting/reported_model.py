@@ -53,8 +53,8 @@ class ReportedModel:
 
 
 def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[ReportedModel], list[str]]:
-    """Those of the configurations that look through the same cameras at the same cells as the best one that can be loaded,
-    and why the others are not compared.
+    """Those of the configurations that look through the same cameras at the same cells as the best one that can be
+    loaded, and why the others are not compared.
 
     Raises:
         InputError: when none can be loaded.
@@ -71,7 +71,8 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Re
             continue
         if shown and spec != shown[0].spec:
             remarks.append(
-                f"Not compared: {label}, whose cameras, images, classes or cells are others than those of {shown[0].label}."
+                f"Not compared: {label}, whose cameras, images, classes or cells are others than those of "
+                f"{shown[0].label}."
             )
             continue
         if shown and one.data != shown[0].data:

@@ -54,7 +54,8 @@ class Run:
         return self.folder / "checkpoints" / "best.ckpt"
 
     def curve(self, key: str) -> list[tuple[int, float]]:
-        """Step and value of a metric that was logged while it ran, such as ``val/iou/mean``; none where nothing was kept."""
+        """Step and value of a metric that was logged while it ran, such as ``val/iou/mean``; none where nothing was
+        kept."""
         if not (self.folder / "history.csv").is_file():
             return []
         return [
@@ -141,8 +142,8 @@ def chosen(rows: Sequence[list[Run]], key: str) -> list[list[Run]]:
 
 
 def differing(rows: Sequence[list[Run]]) -> list[str]:
-    """The settings that tell rows apart: of the options of a class, such as a reshaper or a data source, those that tell its
-    own rows apart, and no class that a run's kind tells already."""
+    """The settings that tell rows apart: of the options of a class, such as a reshaper or a data source, those that
+    tell its own rows apart, and no class that a run's kind tells already."""
     keys = dict.fromkeys(key for runs in rows for key in runs[0].settings)
     return [key for key in keys if counts(key) and _differs(rows, key)]
 

@@ -31,9 +31,9 @@ def print_table(table: Table) -> None:
     """Print a table on stdout so that every word of it can be read, its title above it and its caption below.
 
     In a file or a pipe every row is printed whole, however long its lines get; only headings wrap where 80 characters a
-    line suffice then, and long sentences do. On a terminal that is too narrow, words wrap first; where that is not enough,
-    the table goes on in further blocks of columns, each of which begins with those that tell the rows apart. Square
-    brackets are no markup and colons no emoji; colour is given as :class:`~rich.text.Text`.
+    line suffice then, and long sentences do. On a terminal that is too narrow, words wrap first; where that is not
+    enough, the table goes on in further blocks of columns, each of which begins with those that tell the rows apart.
+    Square brackets are no markup and colons no emoji; colour is given as :class:`~rich.text.Text`.
     """
     console = Console()
     if table.title:
@@ -148,7 +148,8 @@ def _text(cell: object) -> Text:
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """The last part of every dotted key; where that is another one's too, as many parts as it takes to tell them apart."""
+    """The last part of every dotted key; where that is another one's too, as many parts as it takes to tell them
+    apart."""
     names = []
     for key in keys:
         parts = key.split(".")
@@ -174,7 +175,8 @@ def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: s
 
 
 def own_table(values: Mapping[str, float], title: str | None = None) -> Table:
-    """Scalars named ``row/column``, where a row's name may have slashes of its own; a figure that does not exist is left blank."""
+    """Scalars named ``row/column``, where a row's name may have slashes of its own; a figure that does not exist is
+    left blank."""
     cells = {tuple(key.rpartition("/")[::2]): value for key, value in values.items()}
     columns = list(dict.fromkeys(column for _, column in cells))
     table = Table(title=title)

@@ -45,7 +45,8 @@ LONGEST_NAME = 500
 """Characters of an entry's name; torch cuts longer ones off."""
 
 LOCAL = struct.Struct("<4sHHHHHIIIHH")
-"""Before an entry: signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra fields."""
+"""Before an entry: signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra
+fields."""
 
 END = struct.Struct("<4sHHHHIIH")
 """Of the archive: signature, disks, entries here and in all, size and start of their directory, length of a comment."""
@@ -57,7 +58,8 @@ RECORD = struct.Struct("<4sQHHIIQQQQ")
 """Of zip64: signature, bytes that follow, versions, disks, and as at the end."""
 
 FOLDER = 0x10
-"""The attribute of DOS for one; miniz, by which torch reads archives, then leaves the memory for its content as it was."""
+"""The attribute of DOS for one; miniz, by which torch reads archives, then leaves the memory for its content as it
+was."""
 
 
 def check_archive(file: BinaryIO, path: Path) -> None:
@@ -86,15 +88,16 @@ def check_archive(file: BinaryIO, path: Path) -> None:
                         pass
             except (zipfile.BadZipFile, EOFError) as error:
                 raise InputError(
-                    f"checkpoint {path} is damaged: {entry.filename!r} differs from its checksum; copy it anew, or use another one"
+                    f"checkpoint {path} is damaged: {entry.filename!r} differs from its checksum; copy it anew, or use "
+                    "another one"
                 ) from error
         _check_named(archive, archive.getinfo(f"{folder}/data.pkl"), path)
     file.seek(0)
     offsets = archive_offsets(file)
     if offsets is None:
         raise InputError(
-            f"checkpoint {path} cannot be judged: torch {torch.__version__} does not tell which entries it reads; install the "
-            "version that bevreshape names"
+            f"checkpoint {path} cannot be judged: torch {torch.__version__} does not tell which entries it reads; "
+            "install the version that bevreshape names"
         )
     if {f"{folder}/{name}": start for name, start in offsets.items()} != starts:
         raise _unlike(path, "is an archive of which torch reads other entries than Python")
@@ -122,7 +125,8 @@ def _check_names(entries: Sequence[zipfile.ZipInfo], path: Path) -> str:
 def _check_directory(file: BinaryIO, entries: int, start: int, path: Path) -> None:
     """Refuse an archive that might have another directory than the one that Python has read.
 
-    Torch takes the zip64 record to which its locator points, Python the one just before the locator; both then believe it.
+    Torch takes the zip64 record to which its locator points, Python the one just before the locator; both then believe
+    it.
 
     Args:
         file: of the archive.
@@ -146,14 +150,15 @@ def _check_directory(file: BinaryIO, entries: int, start: int, path: Path) -> No
 
 
 def _check_places(file: BinaryIO, entries: Sequence[zipfile.ZipInfo], end: int, path: Path) -> dict[str, int]:
-    """Where the content of each entry starts, in bytes; entries are plain, and in the order in which they lie before ``end``."""
+    """Where the content of each entry starts, in bytes; entries are plain, and in the order in which they lie before
+    ``end``."""
     size, starts = file.seek(0, 2), {}
     for entry, after in zip(entries, [*(entry.header_offset for entry in entries[1:]), end], strict=True):
         name = entry.filename
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise InputError(
-                f"checkpoint {path} holds {name!r} compressed or encrypted, which torch does not write; unpacked it would have "
-                f"{entry.file_size:,} bytes, so it is refused"
+                f"checkpoint {path} holds {name!r} compressed or encrypted, which torch does not write; unpacked it "
+                f"would have {entry.file_size:,} bytes, so it is refused"
             )
         if name.endswith("/") or entry.external_attr & FOLDER:
             raise _unlike(path, f"holds {name!r} as a folder")
@@ -165,8 +170,8 @@ def _check_places(file: BinaryIO, entries: Sequence[zipfile.ZipInfo], end: int, 
         starts[name] = entry.header_offset + LOCAL.size + letters + extra
         if entry.file_size != entry.compress_size or starts[name] + entry.file_size > after:
             raise InputError(
-                f"checkpoint {path} says that {name!r} has {entry.file_size:,} bytes, for which there is no room in its {size:,}; "
-                "it is damaged"
+                f"checkpoint {path} says that {name!r} has {entry.file_size:,} bytes, for which there is no room in "
+                f"its {size:,}; it is damaged"
             )
     return starts
 
@@ -180,13 +185,14 @@ def _check_named(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -
     """Refuse a pickle that names anything but tensors or holds too much, without running it."""
     if entry.file_size > MOST_PICKLE_BYTES:
         raise InputError(
-            f"checkpoint {path} holds {entry.file_size:,} bytes in addition to its tensors, at most {MOST_PICKLE_BYTES:,} are read; "
-            "use a file that bevreshape wrote"
+            f"checkpoint {path} holds {entry.file_size:,} bytes in addition to its tensors, at most "
+            f"{MOST_PICKLE_BYTES:,} are read; use a file that bevreshape wrote"
         )
     for number, (opcode, argument, _) in enumerate(pickletools.genops(archive.read(entry))):
         if number >= MOST_OPCODES:
             raise InputError(
-                f"checkpoint {path} holds more than {MOST_OPCODES:,} values in addition to its tensors; use a file that bevreshape wrote"
+                f"checkpoint {path} holds more than {MOST_OPCODES:,} values in addition to its tensors; use a file "
+                "that bevreshape wrote"
             )
         named = opcode.name in ("GLOBAL", "STACK_GLOBAL", "INST") or opcode.name.startswith("EXT")
         if named and (opcode.name != "GLOBAL" or argument not in NAMED):

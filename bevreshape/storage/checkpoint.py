@@ -48,7 +48,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise InputError(f"checkpoint {path} holds Python objects that loading would execute; it is refused") from error
     except (
-        ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError,
+        ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError,
+        OSError,
         RuntimeError, TypeError, ValueError, struct.error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
         raise InputError(
@@ -62,7 +63,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     check_plain(recipe, f"checkpoint {path}")
     if recipe.get("format") != FORMAT:
         raise InputError(
-            f"checkpoint {path} has format {recipe.get('format')}, this version reads {FORMAT}; use the version that wrote it"
+            f"checkpoint {path} has format {recipe.get('format')}, this version reads {FORMAT}; use the version that "
+            "wrote it"
         )
     return {**checkpoint, "state_dict": _weights(checkpoint["state_dict"], path)}
 
@@ -79,8 +81,8 @@ def _plain(loaded: Any, path: Path) -> Any:
         left -= 1
         if depth > MOST_DEPTH or left < 0:
             raise InputError(
-                f"checkpoint {path} is nested deeper than {MOST_DEPTH} or has more than {MOST_OPCODES:,} values; use a file that "
-                "bevreshape wrote"
+                f"checkpoint {path} is nested deeper than {MOST_DEPTH} or has more than {MOST_OPCODES:,} values; use a "
+                "file that bevreshape wrote"
             )
         if isinstance(value, dict):
             return {key: copied(inner, depth + 1) for key, inner in dict.items(value)}
@@ -103,8 +105,8 @@ def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
         named = isinstance(key, str) and key.isprintable() and len(key) <= LONGEST_NAME
         if not named or not isinstance(value, torch.Tensor):
             raise InputError(
-                f"checkpoint {path}: state_dict has a {type(value).__name__} under {shown(key)}, where weights by name belong; it is "
-                "damaged"
+                f"checkpoint {path}: state_dict has a {type(value).__name__} under {shown(key)}, where weights by name "
+                "belong; it is damaged"
             )
     total, size = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
     if total > 2 * size:  # some models hold a weight twice
@@ -115,8 +117,8 @@ def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """How given weights differ from a module's own in names, shapes and types, the first two of each kind; empty where they
-    fit."""
+    """How given weights differ from a module's own in names, shapes and types, the first two of each kind; empty where
+    they fit."""
     kinds = (
         [
             f"{key} is {_kind(given[key], own[key])} there and {_kind(own[key], given[key])} here"
@@ -135,8 +137,8 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str |
     """Put a checkpoint's weights into a model.
 
     Raises:
-        InputError: when the model is of another architecture, naming the first tensors that differ, or a weight is NaN or
-            infinite.
+        InputError: when the model is of another architecture, naming the first tensors that differ, or a weight is NaN
+            or infinite.
     """
     weights = model_weights(checkpoint)
     check_architecture(model, weights, path)
@@ -145,8 +147,8 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str |
         broken = ~weights[key].isfinite() & own.isfinite()
         if broken.any():
             raise InputError(
-                f"checkpoint {path}: {key} holds {int(broken.sum())} values that are NaN or infinite, so the run had diverged; "
-                "use an earlier checkpoint, or train again with a lower optimizer.lr"
+                f"checkpoint {path}: {key} holds {int(broken.sum())} values that are NaN or infinite, so the run had "
+                "diverged; use an earlier checkpoint, or train again with a lower optimizer.lr"
             )
     model.load_state_dict(weights)
 
@@ -160,7 +162,8 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def check_architecture(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Compare a model, which may be on the device ``meta`` where nothing is allocated, with weights that are to be loaded.
+    """Compare a model, which may be on the device ``meta`` where nothing is allocated, with weights that are to be
+    loaded.
 
     Raises:
         InputError: when the model is of another architecture; names the first tensors that differ.
@@ -168,7 +171,8 @@ def check_architecture(model: torch.nn.Module, weights: Mapping[str, torch.Tenso
     wrong = differences(model.state_dict(), weights)
     if wrong:
         raise InputError(
-            f"checkpoint {path} is of another architecture: {wrong}; set the encoder, reshaper, head and data it was trained with"
+            f"checkpoint {path} is of another architecture: {wrong}; set the encoder, reshaper, head and data it was "
+            "trained with"
         )
 
 
@@ -188,8 +192,8 @@ def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[st
     if isinstance(stored, dict) and (found := difference(stored, config)) is not None:
         key, saved, given = found
         raise InputError(
-            f"checkpoint {path} was saved with {key}={saved} but its run's config has {key}={given}; restore the config.yaml that it "
-            "was begun with, or start a new run"
+            f"checkpoint {path} was saved with {key}={saved} but its run's config has {key}={given}; restore the "
+            "config.yaml that it was begun with, or start a new run"
         )
     kinds = {
         "epoch": int,
@@ -204,7 +208,8 @@ def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[st
         if type(found) is not kind or (isinstance(found, list) and len(found) != 1):
             what = "a list of one" if kind is list else f"of kind {kind.__name__}"
             raise InputError(
-                f"checkpoint {path}: {key} must be {what}, not {type(found).__name__}; nothing can go on from it, so start a new run"
+                f"checkpoint {path}: {key} must be {what}, not {type(found).__name__}; nothing can go on from it, so "
+                "start a new run"
             )
     if _counted_steps(checkpoint["loops"]) != checkpoint["global_step"]:
         raise InputError(
@@ -243,8 +248,8 @@ def restoring(path: str | Path, began: Callable[[], bool]) -> Iterator[None]:
         if began():
             raise
         raise InputError(
-            f"checkpoint {path} cannot be resumed from ({type(error).__name__}: {_first_line(error)}); it is damaged or of another "
-            "version, so start a new run"
+            f"checkpoint {path} cannot be resumed from ({type(error).__name__}: {_first_line(error)}); it is damaged "
+            "or of another version, so start a new run"
         ) from error
 
 

@@ -26,7 +26,8 @@ MAX_PARSED_MB = 1000
 """Of memory that the values of a JSON file may take: the poses of four cameras in 100,000 frames take 750."""
 
 _TAKEN = {"{": 72, "[": 72, ",": 40, ":": 250}
-"""Bytes of memory for what a sign of JSON begins: an empty object or list, a number in a list, a key with its number."""
+"""Bytes of memory for what a sign of JSON begins: an empty object or list, a number in a list, a key with its
+number."""
 
 _ENCODINGS = (  # the byte order mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -198,8 +199,8 @@ def read_json(path: Path, missing: str = "there is no such file; copy it again",
         most_mb: megabytes of memory that its values may take, see :func:`parsed_mb`.
 
     Raises:
-        InputError: as :func:`read_text`, when it is not JSON, has more values, an object has a key twice, or it is nested too
-            deeply.
+        InputError: as :func:`read_text`, when it is not JSON, has more values, an object has a key twice, or it is
+            nested too deeply.
     """
 
     def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -213,7 +214,8 @@ def read_json(path: Path, missing: str = "there is no such file; copy it again",
     text = read_text(path, missing)
     if parsed_mb(text) > most_mb:
         raise InputError(
-            f"{path}: its values would take about {parsed_mb(text):,.0f} MB of memory, more than {most_mb:,.0f}; is it the right file?"
+            f"{path}: its values would take about {parsed_mb(text):,.0f} MB of memory, more than {most_mb:,.0f}; is it "
+            "the right file?"
         )
     try:
         return json.loads(text, object_pairs_hook=each_once)
@@ -224,7 +226,8 @@ def read_json(path: Path, missing: str = "there is no such file; copy it again",
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:
-    """The files of a folder that match a pattern, sorted, without hidden ones such as ``._a.jpg``, which copying from a Mac leaves.
+    """The files of a folder that match a pattern, sorted, without hidden ones such as ``._a.jpg``, which copying from a
+    Mac leaves.
 
     Raises:
         InputError: when the folder cannot be listed.

@@ -37,8 +37,8 @@ def held(folder: Path) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             lock.seek(0)
             raise InputError(
-                f"{folder} is in use by {lock.read().strip() or 'another process'}; wait for its end, or set hydra.run.dir to another "
-                "folder"
+                f"{folder} is in use by {lock.read().strip() or 'another process'}; wait for its end, or set "
+                "hydra.run.dir to another folder"
             ) from None
         except OSError as error:  # some network file systems have no locks
             Console(stderr=True).print(
@@ -91,8 +91,8 @@ def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
     if (found := difference(read_yaml(path), cfg)) is not None:
         key, begun, given = found
         raise InputError(
-            f"{folder} holds a run with {key}={begun} but this one has {key}={given}; set hydra.run.dir to another folder, or start it "
-            "with the same settings to resume"
+            f"{folder} holds a run with {key}={begun} but this one has {key}={given}; set hydra.run.dir to another "
+            "folder, or start it with the same settings to resume"
         )
 
 

@@ -75,8 +75,9 @@ def wandb_options(node: Mapping[str, Any]) -> dict[str, Any] | None:
         raise InputError(f"logger.log_model={options['log_model']!r} must be true, false or all")
     if options.get("log_model") and options["mode"] == "offline":
         raise InputError(
-            f"logger.log_model={str(options['log_model']).lower()}: an offline run cannot upload checkpoints ({where}); log in "
-            "with `wandb login`, set logger.mode=online, or leave log_model=false: they stay in the run's folder"
+            f"logger.log_model={str(options['log_model']).lower()}: an offline run cannot upload checkpoints "
+            f"({where}); log in with `wandb login`, set logger.mode=online, or leave log_model=false: they stay in the "
+            "run's folder"
         )
     tags = options.get("tags")
     if tags is not None and not (
@@ -111,7 +112,8 @@ def begin(logger: Logger) -> None:
     except (wandb.Error, OSError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())
         raise InputError(
-            f"logger: W&B cannot begin a run ({said}); log in with `wandb login`, or set logger.mode=offline, or logger=csv"
+            f"logger: W&B cannot begin a run ({said}); log in with `wandb login`, or set logger.mode=offline, or "
+            "logger=csv"
         ) from error
 
 

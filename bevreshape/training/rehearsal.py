@@ -45,8 +45,8 @@ def rehearse(model: nn.Module, spec: BEVSpec, samples: int, backward: bool = Fal
         if "Expected more than 1" not in str(error):
             raise
         raise InputError(
-            f"data.batch_size={samples}: {entered} normalises over a single value per channel in training ({error}); set "
-            "data.batch_size=2, or choose larger images or a smaller stride"
+            f"data.batch_size={samples}: {entered} normalises over a single value per channel in training ({error}); "
+            "set data.batch_size=2, or choose larger images or a smaller stride"
         ) from error
     finally:
         for hook in hooks:
@@ -73,7 +73,10 @@ def compile_failure(error: BaseException) -> str:
     """Why torch could not compile, in a sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
-    return f"trainer.compile=true: torch {torch.__version__} cannot compile here ({reason[:200]}); set trainer.compile=false"
+    return (
+        f"trainer.compile=true: torch {torch.__version__} cannot compile here ({reason[:200]}); set "
+        f"trainer.compile=false"
+    )
 
 
 def _small(x: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ ABSENT = "absent"
 def check_optimizer(
     checkpoint: Mapping[str, Any], optimizer: AdamWOneCycle, model: nn.Module, total_steps: int, path: str | Path
 ) -> None:
-    """Compare rates and schedule with those that follow from the options and the number of steps, and moments with the weights.
+    """Compare rates and schedule with those that follow from the options and the number of steps, and moments with the
+    weights.
 
     Args:
         checkpoint: of Lightning.
@@ -36,7 +37,8 @@ def check_optimizer(
     steps = checkpoint["global_step"]
     if not 0 <= steps <= total_steps:
         raise InputError(
-            f"checkpoint {path}: global_step={steps} is not among the {total_steps} steps of its run; it is damaged, so start a new run"
+            f"checkpoint {path}: global_step={steps} is not among the {total_steps} steps of its run; it is damaged, "
+            "so start a new run"
         )
     own, schedule = optimizer.after(model, total_steps, steps)
     given = _entries(checkpoint["optimizer_states"][0])
@@ -47,8 +49,8 @@ def check_optimizer(
     for name, expected, found in pairs:
         for key, wanted, stored in _unequal(name, expected, found):
             raise InputError(
-                f"checkpoint {path}: {key} is {shown(stored)} but follows as {shown(wanted)} from its run's config after {steps} steps; it "
-                "is damaged or of another version, so start a new run"
+                f"checkpoint {path}: {key} is {shown(stored)} but follows as {shown(wanted)} from its run's config "
+                f"after {steps} steps; it is damaged or of another version, so start a new run"
             )
     wrong = _wrong_moments(given.get("state"), own, steps)
     scaled = "MixedPrecision" in checkpoint  # then the first steps may have been left out, until their scale was found
@@ -70,8 +72,8 @@ def check_callbacks(checkpoint: Mapping[str, Any], callbacks: Sequence[Callback]
             if key not in stored or not _fits(own, stored[key]):
                 found = shown(stored[key]) if key in stored else "missing"
                 raise InputError(
-                    f"checkpoint {path}: callbacks: {key} of {type(callback).__name__} is {found}; it is damaged or of another version, "
-                    "so start a new run"
+                    f"checkpoint {path}: callbacks: {key} of {type(callback).__name__} is {found}; it is damaged or of "
+                    "another version, so start a new run"
                 )
 
 
@@ -112,14 +114,18 @@ def _wrong_moments(state: Any, optimizer: Optimizer, steps: int) -> str:
                 what = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
                 return f"[{number}].{key} is {what}, where {tuple(shape)} floats belong"
             if not value.isfinite().all() or (key == "exp_avg_sq" and (value < 0).any()):
-                return f"[{number}].{key} holds values that no step leaves, such as {value.flatten()[value.argmin()].item():g}"
+                return (
+                    f"[{number}].{key} holds values that no step leaves, such as "
+                    f"{value.flatten()[value.argmin()].item():g}"
+                )
         if not 1 <= entry["step"].item() <= steps:
             return f"[{number}].step is {entry['step'].item():g} after {steps} steps"
     return ""
 
 
 def _fits(own: Any, found: Any) -> bool:
-    """Whether a value is of the kind that a callback saves; ``None`` is a score that it has not had yet, a mapping has scores."""
+    """Whether a value is of the kind that a callback saves; ``None`` is a score that it has not had yet, a mapping has
+    scores."""
     if isinstance(own, dict):
         return isinstance(found, dict) and all(isinstance(key, str) and _fits(0, found[key]) for key in found)
     if isinstance(own, str):

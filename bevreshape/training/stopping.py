@@ -15,8 +15,8 @@ from bevreshape.training.processes import rank
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
-"""What terminals, batch systems and supervisors send to end a command; batch systems announce with the last two that its time
-runs out."""
+"""What terminals, batch systems and supervisors send to end a command; batch systems announce with the last two that
+its time runs out."""
 
 AGAIN_S = 2.0
 """A launcher passes on what the terminal has sent already; what comes later was typed again."""
@@ -29,7 +29,8 @@ class TrainingInterrupted(BaseException):
 class StopRequest:
     """Whether a signal has asked this process to stop, while it listens.
 
-    A second Ctrl-C, two seconds or more after the first, stops at once. Other signals are sent repeatedly without meaning it.
+    A second Ctrl-C, two seconds or more after the first, stops at once. Other signals are sent repeatedly without
+    meaning it.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,8 @@ class StopRequest:
 
 @contextmanager
 def interrupted_by_stops() -> Iterator[None]:
-    """Take every stop as Ctrl-C, so that what is half done is cleaned up and what runs in other processes is stopped too."""
+    """Take every stop as Ctrl-C, so that what is half done is cleaned up and what runs in other processes is stopped
+    too."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -95,7 +97,8 @@ def interrupted_by_stops() -> Iterator[None]:
 
 
 class Loader(DataLoader):
-    """A loader whose workers outlive a stop of the whole process group, since the step that is under way still needs them."""
+    """A loader whose workers outlive a stop of the whole process group, since the step that is under way still needs
+    them."""
 
     def __init__(self, dataset: Any, batch_size: int, **kwargs: Any) -> None:
         super().__init__(dataset, batch_size, **{**kwargs, "worker_init_fn": outlive_stops})

@@ -43,7 +43,8 @@ def weights_of_ipm(source: FeatureShape, cells: Cells, scene: Scene) -> Tensor:
 
 
 def explorer(cameras: int) -> Explorer:
-    """Two scenes of turned rigs; IPM, in order and permuted, on every other cell for one camera; and two heads of noise."""
+    """Two scenes of turned rigs; IPM, in order and permuted, on every other cell for one camera; and two heads of
+    noise."""
     lots = torch.Generator().manual_seed(cameras)
     grid, rig = GRIDS[cameras], ring(cameras, SIZE, 2, torch.device("cpu"), reach_m=8.0)
     turned = rig.ego_from_cam.clone()
@@ -89,7 +90,8 @@ def projected(scene: Scene, x: float, y: float) -> dict[int, tuple[float, float]
 
 
 def bilinear(scene: Scene, x: float, y: float) -> NDArray[np.float64]:
-    """What each feature (n, h, w) gives to a cell: tents about the projection, averaged over the cameras that see it."""
+    """What each feature (n, h, w) gives to a cell: tents about the projection, averaged over the cameras that see
+    it."""
     found = projected(scene, x, y)
     height, width = SIZE[0] // STRIDE, SIZE[1] // STRIDE
     given = np.zeros((len(scene.images), height, width))
@@ -356,7 +358,8 @@ class Explored:
 
     def choose(self, name: str, number: int) -> None:
         self.page.evaluate(
-            f"((list) => {{ list.value = {number}; list.dispatchEvent(new Event('change')) }})(document.getElementById('{name}'))"
+            f"((list) => {{ list.value = {number}; list.dispatchEvent(new Event('change')) "
+            f"}})(document.getElementById('{name}'))"
         )
         self.settle()
 
@@ -365,7 +368,8 @@ class Explored:
         # of a copy: reading from the page's own canvases would itself make Chromium complain
         covers = self.page.evaluate(
             f"""[...document.querySelectorAll('{where} canvas.heat')].map((canvas) => {{
-              const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {{ willReadFrequently: true }});
+              const off = new OffscreenCanvas(canvas.width, canvas.height);
+              const copy = off.getContext("2d", {{ willReadFrequently: true }});
               copy.drawImage(canvas, 0, 0);
               const {{ data }} = copy.getImageData(0, 0, canvas.width, canvas.height);
               return [canvas.hidden, canvas.height, canvas.width, [...data].filter((_, i) => i % 4 === 3)];
@@ -382,7 +386,8 @@ class Explored:
     def crosses(self, where: str) -> list[tuple[int, float, float]]:
         """Panel and middle of every cross that is shown, in the window."""
         found = self.page.evaluate(
-            f"[...document.querySelectorAll('{where} i.cross')].map((c, i) => [i, c.hidden, c.getBoundingClientRect().toJSON()])"
+            f"[...document.querySelectorAll('{where} i.cross')].map((c, i) => [i, c.hidden, "
+            "c.getBoundingClientRect().toJSON()])"
         )
         return [(i, b["left"] + b["width"] / 2, b["top"] + b["height"] / 2) for i, hidden, b in found if not hidden]
 

@@ -113,7 +113,8 @@ def test_the_table_of_a_run_fits_a_log_of_80_columns(pipe, capsys) -> None:
 def test_the_table_of_a_sweep_fits_a_log_of_80_columns(pipe, capsys) -> None:
     rows = [
         {
-            "job": str(job), "status": "done", "reason": "", "reshaper": name, "optimizer.lr": "0.01", "data.root": "/a/path",
+            "job": str(job), "status": "done", "reason": "", "reshaper": name, "optimizer.lr": "0.01",
+            "data.root": "/a/path",
             "test/iou/drivable": 0.7, "test/iou/lane": 0.2, "test/iou/crossing": 0.1, "test/iou/vehicle": 0.3,
             "test/iou/mean": 0.325, "fit/seconds": 12.3, "fit/steps": 10, "fit/samples_per_second": 99.0,
         }

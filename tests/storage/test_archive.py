@@ -123,7 +123,8 @@ def test_names_that_torch_does_not_tell_apart(tmp_path: Path, untouched: None, n
 
 @pytest.mark.parametrize(
     "names",
-    [["data.pkl"], ["a/data.pkl", "b/data.pkl"], ["a/data.pkl", "version"], ["a/data.pkl", "a/größe"], ["a/data.pkl", "a/" + "x" * 999], []],
+    [["data.pkl"], ["a/data.pkl", "b/data.pkl"], ["a/data.pkl", "version"], ["a/data.pkl", "a/größe"],
+    ["a/data.pkl", "a/" + "x" * 999], []],
     ids=["bare", "two folders", "beside", "not ASCII", "long", "none"],
 )  # fmt: skip
 def test_entries_lie_in_one_folder(tmp_path: Path, untouched: None, names: list[str]) -> None:
@@ -161,7 +162,8 @@ def test_only_the_end_that_torch_writes_is_read(tmp_path: Path) -> None:
 
 
 def test_entry_that_torch_would_leave_unread(tmp_path: Path, untouched: None) -> None:
-    """Torch takes an entry with the attribute of a folder for an empty one, and what its memory held for the content."""
+    """Torch takes an entry with the attribute of a folder for an empty one, and what its memory held for the
+    content."""
     path = tmp_path / "a.ckpt"
     entries, first = saved(path)
     changed = bytearray(first)

@@ -205,7 +205,8 @@ def test_evaluation_writes_no_scenes_where_a_checkpoint_says(command, best: dict
 
 
 def data_of(path: Path) -> list[tuple[int, int]]:
-    """Where the numbers of the tensors lie in the file: first byte and number of bytes, read from the headers themselves."""
+    """Where the numbers of the tensors lie in the file: first byte and number of bytes, read from the headers
+    themselves."""
     content, found = path.read_bytes(), []
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
@@ -368,23 +369,33 @@ def test_infinities_on_purpose_are_loaded(tmp_path: Path) -> None:
 WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("format",), None), (("format",), "1"), (("format",), [1]), (("format",), 10**30), (("format",), 99),
     *((("config",), value) for value in (None, [], "x", 7, {})),
-    *((("config", part), value) for part in ("encoder", "reshaper", "head") for value in (None, [], "x", 7, {}, {"_target_": 7})),
-    (("config", "instances"), 7), (("config", "instances"), {"classes": 7}), (("config", "instances"), {"classes": [7]}),
-    (("config", "encoder", "strides"), 8), (("config", "encoder", "strides"), [8.5]), (("config", "encoder", "strides"), []),
-    (("config", "encoder", "strides"), ["x"]), (("config", "encoder", "channels"), -1), (("config", "encoder", "channels"), 10**12),
-    (("config", "encoder", "name"), 7), (("config", "encoder", "name"), "hf-hub:timm/resnet18"), (("config", "encoder", "x"), 1),
-    (("config", "reshaper", "hidden"), [10**9]), (("config", "reshaper", "hidden"), [-1]), (("config", "reshaper", "hidden"), "x"),
+    *((("config", part), value) for part in ("encoder", "reshaper", "head") for value in (None, [], "x", 7, {},
+    {"_target_": 7})),
+    (("config", "instances"), 7), (("config", "instances"), {"classes": 7}),
+    (("config", "instances"), {"classes": [7]}),
+    (("config", "encoder", "strides"), 8), (("config", "encoder", "strides"), [8.5]),
+    (("config", "encoder", "strides"), []),
+    (("config", "encoder", "strides"), ["x"]), (("config", "encoder", "channels"), -1),
+    (("config", "encoder", "channels"), 10**12),
+    (("config", "encoder", "name"), 7), (("config", "encoder", "name"), "hf-hub:timm/resnet18"),
+    (("config", "encoder", "x"), 1),
+    (("config", "reshaper", "hidden"), [10**9]), (("config", "reshaper", "hidden"), [-1]),
+    (("config", "reshaper", "hidden"), "x"),
     (("config", "reshaper", "_partial_"), True), (("config", "reshaper", "channels"), 10**9),
     (("config", "head", "upsample"), 0), (("config", "head", "upsample"), None), (("config", "head", "upsample"), [2]),
-    (("config", "head", "upsample"), 10**20), (("config", "head", "blocks"), -3), (("config", "head", "channels"), 10**7),
+    (("config", "head", "upsample"), 10**20), (("config", "head", "blocks"), -3),
+    (("config", "head", "channels"), 10**7),
     *((("spec",), value) for value in (None, [], "x", {})),
     *((("spec", key), value) for key in ("forward_m", "left_m") for value in (
-        None, [], [1], ["a", "b"], [0, 1, 2], [32, 0], [0, float("nan")], [0, float("inf")], [0, 1e300], [True, 2], "ab", [[0], [1]],
+        None, [], [1], ["a", "b"], [0, 1, 2], [32, 0], [0, float("nan")], [0, float("inf")], [0, 1e300], [True, 2],
+        "ab", [[0], [1]],
     )),
     *((("spec", "cell_m"), value) for value in (None, 0, -1, "2", [2], float("nan"), 1e-300, 1e-4, 7, 10**18, True)),
-    *((("spec", key), value) for key in ("classes", "camera_names") for value in (None, [], "ab", [1], [[1]], ["a", "a"], [""], [None], 7)),
+    *((("spec", key), value) for key in ("classes", "camera_names") for value in (None, [], "ab", [1], [[1]],
+    ["a", "a"], [""], [None], 7)),
     *((("spec", "image_size"), value) for value in (
-        None, [], [32], [32, 64, 3], ["a", "b"], [0, 64], [-32, 64], [32.0, 64.0], [10**6, 10**6], 32, [True, 64], [3, 5],
+        None, [], [32], [32, 64, 3], ["a", "b"], [0, 64], [-32, 64], [32.0, 64.0], [10**6, 10**6], 32, [True, 64],
+        [3, 5],
     )),
 ]  # fmt: skip
 

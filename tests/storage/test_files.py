@@ -174,8 +174,10 @@ def test_only_regular_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "linked").symlink_to("text")
     (tmp_path / "text").write_text("a\n")
     for name, says in (
-        ("pipe", "it is a pipe, not a file"), ("folder", "it is a folder"), ("zeros", "it is a device"), ("loop", "links"),
-        ("text/below", "cannot be read"), ("a\0b", "null character"), ("x" * 3000, "too long"), ("none", "there is none"),
+        ("pipe", "it is a pipe, not a "
+                 "file"), ("folder", "it is a folder"), ("zeros", "it is a device"), ("loop", "links"),
+        ("text/below", "cannot be "
+                       "read"), ("a\0b", "null character"), ("x" * 3000, "too long"), ("none", "there is none"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
             read_text(tmp_path / name, "there is none")

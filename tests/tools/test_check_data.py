@@ -20,7 +20,8 @@ SIZE = (90, 160)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One camera 1.5 m high that looks down by a slope of 1/10, over an image that is white on the ground left of it."""
+    """One camera 1.5 m high that looks down by a slope of 1/10, over an image that is white on the ground left of
+    it."""
     slope = np.array([1.0, 0.1]) / np.hypot(1, 0.1)
     pose = np.array([[0, -slope[1], slope[0], 0], [-1, 0, 0, 0], [0, -slope[0], -slope[1], 1.5], [0, 0, 0, 1]])
     camera = {

@@ -148,7 +148,8 @@ def test_kitti_projects_lidar_as_the_benchmark_does(tool, shared_data: Path, tmp
 
 
 def test_kitti_road_projects_the_road_as_the_benchmark_does(tool, shared_data: Path, tmp_path: Path) -> None:
-    """P2 · R0_rect · Tr_cam_to_road⁻¹ · point: the road plane is given in the frame of camera 0 before its rectification."""
+    """P2 · R0_rect · Tr_cam_to_road⁻¹ · point: the road plane is given in the frame of camera 0 before its
+    rectification."""
     tool("convert_frames").convert("kitti-road", shared_data / "kitti_road", tmp_path / "kitti")
     lines = (shared_data / "kitti_road/training/calib/um_000000.txt").read_text().splitlines()
     raw = {line.split(":")[0]: np.array(line.split()[1:], float) for line in lines if line}

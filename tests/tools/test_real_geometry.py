@@ -1,7 +1,8 @@
-"""Boxes and lidar points of real recordings fall onto their images where numpy has them, from the sources' own matrices.
+"""Boxes and lidar points of real recordings fall onto their images where numpy has them, from the sources' own
+matrices.
 
-What is compared is what a network is given: images read at their stored size, float32 cameras. The sources' matrices are
-multiplied here in float64, in the sources' own frames, with nothing of the package or the converter in between.
+What is compared is what a network is given: images read at their stored size, float32 cameras. The sources' matrices
+are multiplied here in float64, in the sources' own frames, with nothing of the package or the converter in between.
 """
 
 import json

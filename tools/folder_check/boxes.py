@@ -18,9 +18,11 @@ from bevreshape.geometry.rasterize import rasterize_boxes
 from folder_check.summaries import median_of, spread_of, value_range
 
 FLOATING_M, FLAT_M = 0.8, 30.0
-"""Median height from which the bottoms of boxes are doubted, and how far away they are asked; farther there are hills."""
+"""Median height from which the bottoms of boxes are doubted, and how far away they are asked; farther there are
+hills."""
 SUNKEN_M, FEWEST = 0.1, 5
-"""Median height of a category's bottoms from which they are doubted if it is systematic, and of how many boxes at least."""
+"""Median height of a category's bottoms from which they are doubted if it is systematic, and of how many boxes at
+least."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def describe_boxes(found: Mapping[str, Category], grid: BEVGrid) -> Table:
             str(category.lost),
         )
     table.caption = (
-        f"size: length×width×height. bottom: above the ground, median ± spread. covers: of forward {grid.forward_m}, left "
-        f"{grid.left_m} m. < cell: a side below {grid.cell_m:g} m. no cell: in there, but over no cell's centre."
+        f"size: length×width×height. bottom: above the ground, median ± spread. covers: of forward {grid.forward_m}, "
+        f"left {grid.left_m} m. < cell: a side below {grid.cell_m:g} m. no cell: in there, but over no cell's centre."
     )
     return table
 
@@ -108,8 +110,8 @@ def _bottom_doubts(frames: CameraFolderDataset, found: Mapping[str, Category]) -
     bottoms = torch.cat([*near.values(), torch.zeros(0)])
     if len(bottoms) and abs(median_of(bottoms)) > FLOATING_M:
         yield (
-            f"boxes: the bottoms of those within {FLAT_M:g} m stand {median_of(bottoms):.1f} m above the ground (median); center_m must "
-            "be the middle of the box in the ego frame, not in a sensor's"
+            f"boxes: the bottoms of those within {FLAT_M:g} m stand {median_of(bottoms):.1f} m above the ground "
+            "(median); center_m must be the middle of the box in the ego frame, not in a sensor's"
         )
         return
     height_m = frames.calibration.rigs[0].ego_from_cam[0, 2, 3].item()
@@ -122,14 +124,15 @@ def _bottom_doubts(frames: CameraFolderDataset, found: Mapping[str, Category]) -
             continue  # what hangs high, such as a sign, may well do so
         moved = FLAT_M * middle / (height_m - middle)
         effect = (
-            f"; seen from {height_m:.2f} m they are laid {abs(moved):.1f} m too {'far' if moved > 0 else 'near'} where they are {FLAT_M:g} "
-            "m ahead"
+            f"; seen from {height_m:.2f} m they are laid {abs(moved):.1f} m too {'far' if moved > 0 else 'near'} where "
+            f"they are {FLAT_M:g} m ahead"
             if height_m > middle
             else ""
         )
         yield (
-            f"boxes: the bottoms of {name} within {FLAT_M:g} m lie {abs(middle):.2f} ± {spread:.2f} m {'above' if middle > 0 else 'below'} "
-            f"the ground (median and spread of {len(values)}){effect}; z = 0 of the ego frame must be the ground that they stand on"
+            f"boxes: the bottoms of {name} within {FLAT_M:g} m lie {abs(middle):.2f} ± {spread:.2f} m "
+            f"{'above' if middle > 0 else 'below'} the ground (median and spread of {len(values)}){effect}; z = 0 of "
+            "the ego frame must be the ground that they stand on"
         )
 
 
@@ -137,7 +140,7 @@ def _size_doubts(grid: BEVGrid, found: Mapping[str, Category]) -> Iterator[str]:
     for name, category in found.items():
         if category.lost:
             yield (
-                f"boxes: {category.narrow} of {len(category.centers)} {name} have a side shorter than a cell of {grid.cell_m:g} m, and "
-                f"{category.lost} of them in the grid cover no cell's centre, so no target shows them; choose smaller cells with "
-                "data.grid.cell_m, or leave the class out"
+                f"boxes: {category.narrow} of {len(category.centers)} {name} have a side shorter than a cell of "
+                f"{grid.cell_m:g} m, and {category.lost} of them in the grid cover no cell's centre, so no target "
+                "shows them; choose smaller cells with data.grid.cell_m, or leave the class out"
             )

@@ -88,8 +88,8 @@ def describe_lenses(frames: CameraFolderDataset) -> list[str]:
             moved = (distorted - plain).norm(dim=-1).max().item()
             fx, fy, cx, cy = (shown[i, j].item() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
             lines.append(
-                f"{camera}: {lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}] moves pixels by up to "
-                f"{moved:.0f}; undistorted to fx {fx:.0f}, fy {fy:.0f}, cx {cx:.0f}, cy {cy:.0f}"
+                f"{camera}: {lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}] moves pixels by up "
+                f"to {moved:.0f}; undistorted to fx {fx:.0f}, fy {fy:.0f}, cx {cx:.0f}, cy {cy:.0f}"
             )
     return lines
 
@@ -125,7 +125,8 @@ def twins(calibration: Calibration) -> list[str]:
     """Sentences on cameras that have pose and intrinsics in common, as a copied entry has."""
     rig = calibration.rigs[0]
     return [
-        f"cameras {calibration.cameras[a]!r} and {calibration.cameras[b]!r} have the same pose and intrinsics; was one copied?"
+        f"cameras {calibration.cameras[a]!r} and {calibration.cameras[b]!r} have the same pose and intrinsics; was one "
+        "copied?"
         for a, b in combinations(range(len(calibration.cameras)), 2)
         if torch.equal(rig.ego_from_cam[a], rig.ego_from_cam[b]) and torch.equal(rig.intrinsics[a], rig.intrinsics[b])
     ]

@@ -36,8 +36,8 @@ def overlay(
     bev_labels: BEVLabels | None,
     boxes: Boxes | None = None,
 ) -> Figure:
-    """A frame's cameras, one a row: the image with the ground's lines, and the ground from the image. Of several cameras,
-    the ground from all of them comes first."""
+    """A frame's cameras, one a row: the image with the ground's lines, and the ground from the image. Of several
+    cameras, the ground from all of them comes first."""
     name, count = frames.names[index], len(frames.calibration.cameras)
     together = 2.5 if count > 1 else 0.0  # rows
     figure = Figure(figsize=(15, 5.2 * (count + together)), layout="constrained")

@@ -43,7 +43,8 @@ def check_splits(root: Path, frames: CameraFolderDataset) -> tuple[Table, list[s
         remarkable.append(f"splits: there is no {missing}; training asks for it, or for data.splits")
     for one, other in _copies(frames, seen):
         remarkable.append(
-            f"splits: {one!r} of {seen[one]} and {other!r} of {seen[other]} have the same image: results would be too good"
+            f"splits: {one!r} of {seen[one]} and {other!r} of {seen[other]} have the same image: results would be too "
+            "good"
         )
     return table, faults, remarkable
 

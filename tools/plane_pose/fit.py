@@ -22,7 +22,8 @@ class Fit:
         unknown: the solution.
         pose: ``ego_from_cam`` of such unknowns.
         errors: residuals in pixels of the stored image of such unknowns.
-        free: how many of the unknowns, the first ones, were solved for; the roll of two lines, the last one, is assumed.
+        free: how many of the unknowns, the first ones, were solved for; the roll of two lines, the last one, is
+            assumed.
     """
 
     unknown: Array
@@ -57,7 +58,8 @@ class Fit:
 
 
 def fit_points(camera: Camera, places: Array, most: int = 12) -> list[Fit]:
-    """Every pose of a least sum of squares from which all points lie in front of the camera, the best first, of so many starts.
+    """Every pose of a least sum of squares from which all points lie in front of the camera, the best first, of so many
+    starts.
 
     Raises:
         InputError: when there is none.
@@ -96,8 +98,8 @@ def fit_points(camera: Camera, places: Array, most: int = 12) -> list[Fit]:
     if not before:
         u, v, x, y = places[depths(solved[0]).argmin()]
         raise InputError(
-            f"point ({u:g}, {v:g}) would lie above the horizon for ({x:g}, {y:g}) m to be seen there with the others; are u "
-            "and v, or x (ahead) and y (left), in the right order?"
+            f"point ({u:g}, {v:g}) would lie above the horizon for ({x:g}, {y:g}) m to be seen there with the others; "
+            "are u and v, or x (ahead) and y (left), in the right order?"
         )
     return [Fit(unknown, posed, errors, 6) for unknown in before]
 

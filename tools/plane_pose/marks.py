@@ -46,8 +46,8 @@ def from_lines(camera: Camera, lines: Sequence[Array], spacing_m: float) -> Solu
     """Pose from parallel lines on the ground, each (p, 2) pixels, neighbours ``spacing_m`` apart.
 
     Raises:
-        InputError: fewer than two lines or two pixels a line, no spacing, lines that do not meet, marks above where they
-            do, or marks that fit no pose or leave it open.
+        InputError: fewer than two lines or two pixels a line, no spacing, lines that do not meet, marks above where
+            they do, or marks that fit no pose or leave it open.
     """
     if len(lines) < 2 or min(map(len, lines)) < 2:
         raise InputError(
@@ -66,14 +66,15 @@ def from_lines(camera: Camera, lines: Sequence[Array], spacing_m: float) -> Solu
     meet = vanishing_point(camera, marks)
     if meet is None:
         raise InputError(
-            "the lines are parallel or the same in the image, so they show no horizon; mark other lines, or points with --points"
+            "the lines are parallel or the same in the image, so they show no horizon; mark other lines, or points "
+            "with --points"
         )
     for each in marks:
         if (each.straight[:, 1] <= meet[1]).any():
             u, v = each.stored[each.straight[:, 1].argmin()]
             raise InputError(
-                f"mark ({u:g}, {v:g}) lies above the horizon, row {meet[1]:.0f}, where the lines meet; mark the ground only, and "
-                "lines that are parallel on it"
+                f"mark ({u:g}, {v:g}) lies above the horizon, row {meet[1]:.0f}, where the lines meet; mark the ground "
+                "only, and lines that are parallel on it"
             )
     marks.sort(key=lambda line: math.atan2(*(line.straight.mean(0) - meet)))  # from left to right
     names = [f"({u:g}, {v:g})" for line in marks for u, v in line.stored]

@@ -78,8 +78,9 @@ def solution_of(
     if best.mark_px > UNFIT * camera.mark_px:
         worst = int(residuals.argmax())
         raise InputError(
-            f"the marks fit no pose: {names[worst]} is {residuals[worst]:.1f} pixels off, all of them {np.sqrt(np.mean(residuals**2)):.1f} "
-            f"(root mean square), which is {best.mark_px / camera.mark_px:.0f} times what marks of {camera.mark_px:g} pixels have; "
+            f"the marks fit no pose: {names[worst]} is {residuals[worst]:.1f} pixels off, all of them "
+            f"{np.sqrt(np.mean(residuals**2)):.1f} (root mean square), which is {best.mark_px / camera.mark_px:.0f} "
+            f"times what marks of {camera.mark_px:g} pixels have; "
             + (hint() or "correct it, mark ground that is flat, or say with --mark-px how exactly pixels can be marked")
         )
     mark_px = max(camera.mark_px, best.mark_px)
@@ -97,8 +98,8 @@ def solution_of(
     if error[:2].max() > math.radians(OPEN_DEG) or error[5] > OPEN_SHARE * ego_from_cam[2, 3]:
         yaw, pitch = (math.degrees(value) for value in error[:2])
         raise InputError(
-            f"marks that are {mark_px:.2g} pixels off leave the pose open: yaw ± {yaw:.1f}°, pitch ± {pitch:.1f}°, height "
-            f"{ego_from_cam[2, 3]:.2f} ± {error[5]:.2f} m; mark more, farther apart"
+            f"marks that are {mark_px:.2g} pixels off leave the pose open: yaw ± {yaw:.1f}°, pitch ± {pitch:.1f}°, "
+            f"height {ego_from_cam[2, 3]:.2f} ± {error[5]:.2f} m; mark more, farther apart"
         )
     return Solution(
         ego_from_cam, _degrees(angles), _degrees(error[:3]), tuple(error[3:6]), tuple(error[6:]), residuals,
@@ -107,7 +108,8 @@ def solution_of(
 
 
 def _figures(camera: Camera, fit: Fit) -> Callable[[Array], Array]:
-    """Yaw, pitch, roll, x, y, z, and where a place ``AHEAD_M`` ahead is put along and across, relative to the solution's."""
+    """Yaw, pitch, roll, x, y, z, and where a place ``AHEAD_M`` ahead is put along and across, relative to the
+    solution's."""
     solved = fit.pose(fit.unknown)
     yaw = angles_of(solved)[0]
     ahead, left = np.array([math.cos(yaw), math.sin(yaw)]), np.array([-math.sin(yaw), math.cos(yaw)])
@@ -142,7 +144,10 @@ def _degrees(angles: Sequence[float] | Array) -> tuple[float, float, float]:
 
 def _in_words(ego_from_cam: Array) -> str:
     yaw, pitch, _ = _degrees(angles_of(ego_from_cam))
-    return f"{ego_from_cam[2, 3]:.2f} m high, looking {direction(yaw, 'to the left', 'to the right')}, {direction(pitch, 'down', 'up')}"
+    return (
+        f"{ego_from_cam[2, 3]:.2f} m high, looking {direction(yaw, 'to the left', 'to the right')}, "
+        f"{direction(pitch, 'down', 'up')}"
+    )
 
 
 def direction(degrees: float, positive: str, negative: str, error: float | None = None) -> str:

@@ -99,10 +99,11 @@ def _check(entry: Any, known: Sequence[str], where: str) -> None:
         raise InputError(f"{where}: size_m is {entry['size_m']}; length, width and height must be positive")
     if max(entry["size_m"]) > LONGEST_M or max(map(abs, entry["center_m"])) > FARTHEST_M:
         raise InputError(
-            f"{where}: size_m is {entry['size_m']} and center_m {entry['center_m']}, above {LONGEST_M} or beyond {FARTHEST_M} metres; are "
-            "they millimetres, or places in the world? They must be metres in the ego frame"
+            f"{where}: size_m is {entry['size_m']} and center_m {entry['center_m']}, above {LONGEST_M} or beyond "
+            f"{FARTHEST_M} metres; are they millimetres, or places in the world? They must be metres in the ego frame"
         )
     if not numbers([entry["yaw_deg"]], 1) or abs(entry["yaw_deg"]) > MOST_DEG:
         raise InputError(
-            f"{where}: yaw_deg is {shown(entry['yaw_deg'])}; it must be a number of degrees, at most {MOST_DEG} either way"
+            f"{where}: yaw_deg is {shown(entry['yaw_deg'])}; it must be a number of degrees, at most {MOST_DEG} either "
+            "way"
         )

@@ -110,8 +110,9 @@ class Calibration:
             if not any(_sees(rig.camera(number), grid) for rig in self.rigs):
                 mistake = diagnose_pose(self.rigs[0].camera(number), grid)
                 raise InputError(
-                    f"{self.path}: camera {camera!r} never sees the grid ({_bounds(grid)}); {_view(self.rigs[0], number)}; "
-                    f"{f'{mistake}; ' if mistake else ''}correct ego_from_cam, choose other bounds, or leave the camera out (data.cameras)"
+                    f"{self.path}: camera {camera!r} never sees the grid ({_bounds(grid)}); "
+                    f"{_view(self.rigs[0], number)}; {f'{mistake}; ' if mistake else ''}correct ego_from_cam, choose "
+                    "other bounds, or leave the camera out (data.cameras)"
                 )
 
 
@@ -127,7 +128,8 @@ def read_calibration(path: Path) -> Calibration:
     check_keys(content, top, {"version", "cameras"}, str(path))
     if content["version"] != VERSION:
         raise InputError(
-            f"{path}: version is {shown(content['version'])}, this program reads {VERSION}; see data/README.md for the schema"
+            f"{path}: version is {shown(content['version'])}, this program reads {VERSION}; see data/README.md for the "
+            "schema"
         )
     entries = camera_entries(content["cameras"], str(path))
     frames = content.get("frames", {})

@@ -26,8 +26,8 @@ def matching_cells(
     """Rows and columns of ``stored`` that lie at the centres of ``wanted``.
 
     The wanted cells must lie inside, in line with the stored ones, and be a whole number of times as long, or a whole
-    fraction as long. A centre then lies in one stored cell (s = 1), or, where it is an even number of times as long, on the
-    corner of four (s = 2).
+    fraction as long. A centre then lies in one stored cell (s = 1), or, where it is an even number of times as long, on
+    the corner of four (s = 2).
 
     Raises:
         InputError: when they are not, since the labels would move by part of a cell.
@@ -43,10 +43,10 @@ def matching_cells(
     inside = edges[0] < 1e-4 and edges[1] > -1e-4 and edges[2] < 1e-4 and edges[3] > -1e-4
     if not (whole and inside):
         raise InputError(
-            f"{where}: the BEV labels are on {stored.rows}×{stored.cols} cells of {stored.cell_m:g} m, forward {stored.forward_m}, "
-            f"left {stored.left_m}, and cannot be read on {wanted.rows}×{wanted.cols} cells of {wanted.cell_m:g} m, forward "
-            f"{wanted.forward_m}, left {wanted.left_m}, without moving it; choose cells inside it that are a whole "
-            "number of times as long, or a whole fraction as long, and in line with it"
+            f"{where}: the BEV labels are on {stored.rows}×{stored.cols} cells of {stored.cell_m:g} m, forward "
+            f"{stored.forward_m}, left {stored.left_m}, and cannot be read on {wanted.rows}×{wanted.cols} cells of "
+            f"{wanted.cell_m:g} m, forward {wanted.forward_m}, left {wanted.left_m}, without moving them; choose cells "
+            "inside theirs that are a whole number of times as long, or a whole fraction as long, and in line with them"
         )
     centers = stored.metric_to_cell(wanted.centers(dtype=torch.float64))  # R C (col, row)
     on_corners = ratio > 1.5 and round(ratio) % 2 == 0
@@ -94,8 +94,8 @@ class ImageLabels:
                 continue
             if name not in files:
                 raise InputError(
-                    f"{self._folder}: frame {name!r} has no label of camera {self._calibration.cameras[number]!r}; add it, "
-                    "or take the frame out of the split"
+                    f"{self._folder}: frame {name!r} has no label of camera {self._calibration.cameras[number]!r}; add "
+                    "it, or take the frame out of the split"
                 )
             labels = read_label_image(files[name])
             check_size(files[name], (labels.shape[0], labels.shape[1]), size, self._calibration.path)
@@ -113,8 +113,8 @@ class ImageLabels:
 class BEVLabels:
     """Truth seen from above, one byte a cell, read at the centres of the wanted cells.
 
-    Where these lie on the corners of four stored cells, a class is there if at least half of those that are known are of it,
-    and known if at least half of them are: no side is preferred, so nothing moves by half a cell.
+    Where these lie on the corners of four stored cells, a class is there if at least half of those that are known are
+    of it, and known if at least half of them are: no side is preferred, so nothing moves by half a cell.
 
     Args:
         folder: of ``<frame>.png``.
@@ -147,8 +147,9 @@ class BEVLabels:
         labels = read_label_image(self._files[name])
         if tuple(labels.shape) != self._stored.shape:
             raise InputError(
-                f"{self._files[name]}: the BEV labels have {labels.shape[0]}×{labels.shape[1]} cells but calibration.json states a "
-                f"grid of {self._stored.rows}×{self._stored.cols}; correct its bounds or cell_m"
+                f"{self._files[name]}: the BEV labels have {labels.shape[0]}×{labels.shape[1]} cells but "
+                f"calibration.json states a grid of {self._stored.rows}×{self._stored.cols}; correct its bounds or "
+                "cell_m"
             )
         self._label_map.check(labels, self._files[name])
         q, (rows, cols) = self._rows.shape[1] * self._cols.shape[1], (len(self._rows), len(self._cols))

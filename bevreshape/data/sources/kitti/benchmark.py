@@ -1,8 +1,8 @@
 """What KITTI's benchmarks share, read as they are unpacked: ``training/`` with ``image_2``, ``calib`` and labels.
 
 The camera is the left colour one. From its P2 = K · [I | t] follow the intrinsics K and, in the fourth column, where it
-stands in the frame of the rectified camera 0: at −t. ``P2 · R0_rect · Tr_velo_to_cam`` projects the velodyne's points and
-``P2 · R0_rect · Tr_cam_to_road⁻¹`` the road's (the readme files of the development kits).
+stands in the frame of the rectified camera 0: at −t. ``P2 · R0_rect · Tr_velo_to_cam`` projects the velodyne's points
+and ``P2 · R0_rect · Tr_cam_to_road⁻¹`` the road's (the readme files of the development kits).
 """
 
 import math
@@ -39,7 +39,8 @@ class Matrices(dict[str, Tensor]):
 
     def __missing__(self, name: str) -> Tensor:
         raise InputError(
-            f"{self.path}: there is no {name}, only {', '.join(self) or 'nothing'}; copy the file from the benchmark again"
+            f"{self.path}: there is no {name}, only {', '.join(self) or 'nothing'}; copy the file from the benchmark "
+            "again"
         )
 
 
@@ -60,7 +61,8 @@ def read_matrices(path: Path) -> Matrices:
             numbers = []
         if len(numbers) not in (9, 12) or not all(map(math.isfinite, numbers)):
             raise InputError(
-                f"{path}: {name} is {rest.strip()[:60]!r}, not the 9 or 12 finite numbers of a matrix; copy the file again"
+                f"{path}: {name} is {rest.strip()[:60]!r}, not the 9 or 12 finite numbers of a matrix; copy the file "
+                "again"
             )
         matrix = torch.eye(4, dtype=torch.float64)
         matrix[:3, : len(numbers) // 3] = torch.tensor(numbers, dtype=torch.float64).view(3, -1)
@@ -195,7 +197,8 @@ class KITTISplits:
         example: of such a name.
         rule: the split that a frame falls into, by its name.
         rule_text: the rule as a person reads it.
-        splits: for each split ``None`` (the rule), or as :func:`~bevreshape.data.sources.folder.source.split_names` takes it.
+        splits: for each split ``None`` (the rule), or as :func:`~bevreshape.data.sources.folder.source.split_names`
+            takes it.
 
     Raises:
         InputError: when there is no such folder, or an image's name is none of the benchmark's.
@@ -226,8 +229,8 @@ class KITTISplits:
         for name in self.frames:
             if not re.fullmatch(pattern, name):
                 raise InputError(
-                    f"{images / name}.png: the name is none of this benchmark's, such as {example}; move the file away, or set "
-                    "data.root to the benchmark"
+                    f"{images / name}.png: the name is none of this benchmark's, such as {example}; move the file "
+                    "away, or set data.root to the benchmark"
                 )
 
     def of(self, split: str) -> tuple[str, ...]:
@@ -243,8 +246,8 @@ class KITTISplits:
             names = [name for name in self.frames if self._rule(name) == split]
             if not names:
                 raise InputError(
-                    f"{self.root}: none of its {len(self.frames)} frames falls into {split!r} ({self._rule_text}); list frames "
-                    f"with data.splits.{split}=[{self.frames[0]}]"
+                    f"{self.root}: none of its {len(self.frames)} frames falls into {split!r} ({self._rule_text}); "
+                    f"list frames with data.splits.{split}=[{self.frames[0]}]"
                 )
             return tuple(names)
         names, known = split_names(self.root, split, given), set(self.frames)

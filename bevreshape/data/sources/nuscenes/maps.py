@@ -1,9 +1,9 @@
 """Layers of a nuScenes map expansion as cells around the vehicle.
 
-``exact`` counts the cells whose centres lie inside; lines are as wide as asked for, and polygons that are not simple are
-mended. ``published`` draws as CVT and the code that builds on it does: corners, measured in cells from the grid's edge, are
-rounded to cell numbers, then filled with their border. That makes areas a cell longer and wider on average, and moves them
-half a cell backwards and to the right.
+``exact`` counts the cells whose centres lie inside; lines are as wide as asked for, and polygons that are not simple
+are mended. ``published`` draws as CVT and the code that builds on it does: corners, measured in cells from the grid's
+edge, are rounded to cell numbers, then filled with their border. That makes areas a cell longer and wider on average,
+and moves them half a cell backwards and to the right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -133,9 +133,9 @@ def draw_published(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVG
 def rounded_cells(points: Floats, grid: BEVGrid, *, from_near: bool = False) -> NDArray[np.int32]:
     """Ground points (p, 2) as the whole (col, row) that published code draws them at.
 
-    Cells are numbered by their edges and then taken for their centres, so what is drawn lies half a cell off: backwards and to
-    the right where they are counted from the far left corner, as in CVT, ahead and to the left where ``from_near`` counts
-    them from the near right one, as in LSS.
+    Cells are numbered by their edges and then taken for their centres, so what is drawn lies half a cell off: backwards
+    and to the right where they are counted from the far left corner, as in CVT, ahead and to the left where
+    ``from_near`` counts them from the near right one, as in LSS.
     """
     near = np.array([grid.left_m[0], grid.forward_m[0]])
     far = np.array([grid.left_m[1], grid.forward_m[1]])

@@ -1,7 +1,8 @@
 """What ``tools/prepare_nuscenes.py`` leaves behind, and how it is read: no devkit is needed any more.
 
-A folder ``VERSION-DIGEST``, of the digest of cells and width of lines, holds ``index.json`` and, in a folder named after
-their content, records. A record is a keyframe: its JSON and its map on the cells, exact and as published, all compressed.
+A folder ``VERSION-DIGEST``, of the digest of cells and width of lines, holds ``index.json`` and, in a folder named
+after their content, records. A record is a keyframe: its JSON and its map on the cells, exact and as published, all
+compressed.
 """
 
 import hashlib
@@ -120,8 +121,8 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
     del found  # gigabytes, which the workers would inherit
     if not keyframes:
         raise InputError(
-            f"{root}: none of the {len(skipped)} keyframes of {content.version} is complete, first {skipped[0] if skipped else ''}; "
-            "unpack the archives of images too"
+            f"{root}: none of the {len(skipped)} keyframes of {content.version} is complete, first "
+            f"{skipped[0] if skipped else ''}; unpack the archives of images too"
         )
     locations = sorted({scene["location"] for scene in scenes if scene["count"]})
     layers = {}
@@ -159,7 +160,8 @@ def _make(first: int, stop: int) -> list[bytes]:
 
 
 def _draw(
-    keyframes: Sequence[Keyframe], locations: Sequence[str], layers: Mapping[str, Mapping[str, maps.Layer]], grid: BEVGrid,
+    keyframes: Sequence[Keyframe], locations: Sequence[str], layers: Mapping[str, Mapping[str, maps.Layer]],
+    grid: BEVGrid,
     first: int, stop: int,
 ) -> list[bytes]:  # fmt: skip
     return [_encode(keyframes[i], layers[locations[i]], grid) for i in range(first, stop)]

@@ -24,9 +24,9 @@ def split_moments(index: Index, split: str, grid: BEVGrid) -> Mapping[str, Numbe
 
     ``official`` takes the release's own; since nobody has labels of its test split, ``test`` is ``val`` there, as all
     published numbers are. It shares streets between both: most places of the validation split are driven through in
-    training too. ``geographic`` cuts every city twice from north to south: its western 15 % of keyframes are tested on, the
-    next 15 % validated on, all others trained on, and those so near to a cut that cells might lie beyond it are left out: no
-    ground is in two of them.
+    training too. ``geographic`` cuts every city twice from north to south: its western 15 % of keyframes are tested on,
+    the next 15 % validated on, all others trained on, and those so near to a cut that cells might lie beyond it are
+    left out: no ground is in two of them.
 
     Raises:
         InputError: when a split would be empty.

@@ -1,7 +1,8 @@
 """The tables of a nuScenes release, keyframe by keyframe, in the conventions of this package.
 
-The ego frame is the published protocols': the vehicle at the time of the lidar sweep, turned about the vertical alone, as
-CVT has it. Every camera is where it was when its own image was taken, so a rig differs a little from keyframe to keyframe.
+The ego frame is the published protocols': the vehicle at the time of the lidar sweep, turned about the vertical alone,
+as CVT has it. Every camera is where it was when its own image was taken, so a rig differs a little from keyframe to
+keyframe.
 """
 
 import math
@@ -113,7 +114,8 @@ def open_tables(root: Path, version: str) -> Any:
         ValueError,
     ) as error:
         raise InputError(
-            f"{folder}: a table is damaged or refers to what is not there ({error!r}); unpack the release's metadata again"
+            f"{folder}: a table is damaged or refers to what is not there ({error!r}); unpack the release's metadata "
+            "again"
         ) from None
 
 
@@ -128,8 +130,8 @@ def open_map(root: Path, location: str) -> Any:
     path = root / "maps" / "expansion" / f"{location}.json"
     if not path.is_file():
         raise InputError(
-            f"{path}: the map expansion is missing; download nuScenes-map-expansion-v1.3.zip from nuscenes.org and unpack it "
-            f"in {root / 'maps'}"
+            f"{path}: the map expansion is missing; download nuScenes-map-expansion-v1.3.zip from nuscenes.org and "
+            f"unpack it in {root / 'maps'}"
         )
     try:
         return NuScenesMap(str(root), location)
@@ -187,7 +189,8 @@ def _referred(tables: Any, table: str, token: str, where: str) -> Mapping[str, A
         found: Mapping[str, Any] = tables.get(table, token)
     except KeyError:
         raise InputError(
-            f"{tables.version}/{table}.json: {where} refers to {token}, which is not there; unpack the release's metadata again"
+            f"{tables.version}/{table}.json: {where} refers to {token}, which is not there; unpack the release's "
+            "metadata again"
         ) from None
     return found
 

@@ -51,7 +51,8 @@ def draw_scene(*key: int) -> Scene:
     scenery = _roadside(rng, roads, look.pavement_m)
     s_ego = _ego_s(main)
     patches = [
-        (s_ego + rng.uniform(-5, 45), rng.uniform(main.right_m, main.left_m), rng.uniform(0.5, 5), rng.uniform(0.3, 1.6),
+        (s_ego + rng.uniform(-5, 45), rng.uniform(main.right_m, main.left_m), rng.uniform(0.5, 5),
+        rng.uniform(0.3, 1.6),
          rng.uniform(0.75, 1.08))
         for _ in range(rng.integers(2, 7))
     ]  # fmt: skip

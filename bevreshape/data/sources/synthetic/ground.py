@@ -126,7 +126,8 @@ def _dashes(marking: Marking, s: Array, width: Array) -> Array:
 
 
 def pattern(look: Look, x: Array, y: Array, texel_m: float) -> Array:
-    """The texture at ground points (h, w), its tile turned, shifted and repeated in mirror image; mean 0, deviation ½."""
+    """The texture at ground points (h, w), its tile turned, shifted and repeated in mirror image; mean 0, deviation
+    ½."""
     turn, shift_x, shift_y = look.surface
     half_m = 0.5 * (TILE - 1) * texel_m  # of a tile, from the centre of its first texel to that of its last
     cos, sin = math.cos(turn) / half_m, math.sin(turn) / half_m

@@ -1,9 +1,9 @@
 """Images of a scene: the ground through a homography, what stands on it by ray casting.
 
-The ground is drawn by :mod:`bevreshape.data.sources.synthetic.ground`, one ray a pixel. What stands on it, and its shadows, are
-met by two, a quarter of a pixel to the upper left and to the lower right of the pixel's centre, which smooths edges of
-every direction: solids by :class:`~bevreshape.data.sources.synthetic.solids.Bounds` within their projected rectangles, against
-a buffer of nearness, which is 1 over depth.
+The ground is drawn by :mod:`bevreshape.data.sources.synthetic.ground`, one ray a pixel. What stands on it, and its
+shadows, are met by two, a quarter of a pixel to the upper left and to the lower right of the pixel's centre, which
+smooths edges of every direction: solids by :class:`~bevreshape.data.sources.synthetic.solids.Bounds` within their
+projected rectangles, against a buffer of nearness, which is 1 over depth.
 """
 
 from functools import cache
@@ -60,8 +60,8 @@ def render(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Normal deviates of a shape, every row a stretch of one long sequence: drawing them all anew takes as long as drawing
-    the ground."""
+    """Normal deviates of a shape, every row a stretch of one long sequence: drawing them all anew takes as long as
+    drawing the ground."""
     rows = sliding_window_view(_normals(), shape[-1])
     return rows[rng.integers(len(rows), size=shape[:-1])]
 

@@ -75,8 +75,8 @@ class Solids:
         """How the rays to the sun from the ground in the pixels meet the solids; nearness is more than 0 in a shadow.
 
         In homogeneous coordinates the ground point is linear in the pixel, and so is, times the point's weight, the way
-        from it to where the sun's ray enters or leaves through a plane. Above the horizon, where the weight is negative,
-        the values mean nothing.
+        from it to where the sun's ray enters or leaves through a plane. Above the horizon, where the weight is
+        negative, the values mean nothing.
         """
         half = self.frames[5:].T.astype(np.float64)[..., None]  # m 3 1
         weight = -rays.ego_from_pixel[2]  # linear in the pixel as well
