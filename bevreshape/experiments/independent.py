@@ -19,7 +19,7 @@ Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Known:
+class IndependentFigure:
     """A figure of theirs.
 
     Attributes:
@@ -119,18 +119,22 @@ def _power(comparison: Comparison) -> Interval:
 
 
 KNOWN = (
-    Known("steps to 90 %, MLP, fixed camera", 30.0, 30.0, _steps("mlp"), "30"),
-    Known("steps to 90 %, attention, fixed camera", 60.0, 60.0, _steps("attention"), "60"),
-    Known("error of the MLP, fixed camera", 5.6e-5, 5.6e-5, _error("mlp"), "5.6e-05"),
-    Known("error of attention, fixed camera", 9e-5, 9e-5, _error("attention"), "9e-05"),
-    Known("MLP / attention error, pose given, σ = .5°", 0.19, 0.47, _ratio(0.5), "0.30 [0.19, 0.47]"),
-    Known("MLP / attention error, pose given, σ = 2°", 3.1, 5.1, _ratio(2.0), "3.97 [3.1, 5.1]"),
-    Known("MLP / attention error, pose given, σ = 8°", 10.4, 18.2, _ratio(8.0), "13.7 [10.4, 18.2]"),
-    Known("σ of yaw from which on attention is ahead, pose given", 1.17, 1.23, _crossover, "1.17, 1.19, 1.23 (seeds)"),
-    Known("attention / MLP error, fixed camera, 8 samples", 54.0, 54.0, _samples(8), "54"),
-    Known("attention / MLP error, fixed camera, 32 samples", 1.0, 1.0, _samples(32), "1.0"),
-    Known("permuted / in order, sinusoidal encodings", 500.0, 500.0, _permuted("sinusoidal"), "≈ 500"),
-    Known("permuted / in order, learned encodings", 1.0, 1.0, _permuted("learned"), "1"),
-    Known("spread of the attention’s A over inputs, fixed camera", 0.0044, 0.0044, _spread("spread_of_a"), ".0044"),
-    Known("spread of its Jacobian", 0.0021, 0.0021, _spread("spread_of_jacobian"), ".0021"),
+    IndependentFigure("steps to 90 %, MLP, fixed camera", 30.0, 30.0, _steps("mlp"), "30"),
+    IndependentFigure("steps to 90 %, attention, fixed camera", 60.0, 60.0, _steps("attention"), "60"),
+    IndependentFigure("error of the MLP, fixed camera", 5.6e-5, 5.6e-5, _error("mlp"), "5.6e-05"),
+    IndependentFigure("error of attention, fixed camera", 9e-5, 9e-5, _error("attention"), "9e-05"),
+    IndependentFigure("MLP / attention error, pose given, σ = .5°", 0.19, 0.47, _ratio(0.5), "0.30 [0.19, 0.47]"),
+    IndependentFigure("MLP / attention error, pose given, σ = 2°", 3.1, 5.1, _ratio(2.0), "3.97 [3.1, 5.1]"),
+    IndependentFigure("MLP / attention error, pose given, σ = 8°", 10.4, 18.2, _ratio(8.0), "13.7 [10.4, 18.2]"),
+    IndependentFigure(
+        "σ of yaw from which on attention is ahead, pose given", 1.17, 1.23, _crossover, "1.17, 1.19, 1.23 (seeds)"
+    ),
+    IndependentFigure("attention / MLP error, fixed camera, 8 samples", 54.0, 54.0, _samples(8), "54"),
+    IndependentFigure("attention / MLP error, fixed camera, 32 samples", 1.0, 1.0, _samples(32), "1.0"),
+    IndependentFigure("permuted / in order, sinusoidal encodings", 500.0, 500.0, _permuted("sinusoidal"), "≈ 500"),
+    IndependentFigure("permuted / in order, learned encodings", 1.0, 1.0, _permuted("learned"), "1"),
+    IndependentFigure(
+        "spread of the attention’s A over inputs, fixed camera", 0.0044, 0.0044, _spread("spread_of_a"), ".0044"
+    ),
+    IndependentFigure("spread of its Jacobian", 0.0021, 0.0021, _spread("spread_of_jacobian"), ".0021"),
 )

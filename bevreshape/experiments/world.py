@@ -147,10 +147,10 @@ class World:
         target, visible = self.project(fields, cameras)
         x = rearrange(fields, "b c h w -> b (h w) c")
         if self.pose == "visible":
-            x = torch.cat([x, self._shown(self.directions(cameras))], -1)
+            x = torch.cat([x, self._visible_pose(self.directions(cameras))], -1)
         given = self.pose == "given"
-        told = self.directions(cameras) if given else self.nominal_directions.expand(len(fields), -1, -1)
-        batch = Batch(x, angles if given else torch.zeros_like(angles), told, target, visible)
+        directions = self.directions(cameras) if given else self.nominal_directions.expand(len(fields), -1, -1)
+        batch = Batch(x, angles if given else torch.zeros_like(angles), directions, target, visible)
         return Batch(*(part[None] for part in batch))
 
     @cached_property
@@ -158,7 +158,7 @@ class World:
         """Of the nominal camera."""
         return self.directions(self.rig)
 
-    def _shown(self, directions: Tensor) -> Float[Tensor, "b t 4"]:
+    def _visible_pose(self, directions: Tensor) -> Float[Tensor, "b t 4"]:
         def raw(angles: Tensor) -> Tensor:
             return torch.cat([angles.cos(), angles.sin()], -1)
 
