@@ -1,17 +1,23 @@
-# Two commands: `make train` trains the main job, `make test` runs every check. Both set up .venv on the first call.
+# `make train` trains the main job, `make test` runs every check, `make check` those that take at most two minutes.
+# Each sets up .venv on the first call.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test lint clean
+.PHONY: train test check lint clean
 
 train: $(INSTALLED)
 	$(RUN) -m bevreshape.train
 
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
+	$(TESTS)
+
+check: $(INSTALLED) lint
+	$(TESTS) -m "not slow"
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

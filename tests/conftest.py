@@ -28,6 +28,17 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+WHOLE_COMMANDS = {"command", "trained"}
+"""Fixtures that run a whole command."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests that run a whole command as slow, so that ``make check`` leaves them out."""
+    for item in items:
+        if WHOLE_COMMANDS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Images that nobody of this project made, beside the checkout; not part of it, since their terms differ."""

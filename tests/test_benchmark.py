@@ -11,6 +11,8 @@ from PIL import Image
 
 from bevreshape.reshapers import MLP
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("features=[4,6]", "cells=[8,8]", "channels=8", "rounds=1", "hydra.run.dir=out")
 
 

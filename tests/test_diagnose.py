@@ -21,6 +21,8 @@ from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, ColumnMLP, FeatureShape, Pool
 
+pytestmark = pytest.mark.slow
+
 GRID = BEVGrid((3.0, 11.0), (-4.0, 4.0), 1.0)
 SIZE = (64, 128)
 PLAN = Plan(

@@ -13,6 +13,8 @@ from commands import ROOT, TINY, finish, start
 
 from bevreshape.config import cli
 
+pytestmark = pytest.mark.slow
+
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 COMMANDS = sorted(
     path for path in (ROOT / "bevreshape").rglob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")

@@ -16,6 +16,8 @@ from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, FeatureShape
 
+pytestmark = pytest.mark.slow
+
 
 def metrics_of(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text())

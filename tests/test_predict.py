@@ -16,6 +16,8 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.predict import overlay
 from bevreshape.reporting.drawing import class_palette
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ("road", "lane")
 GRID = BEVGrid((1.0, 9.0), (-4.0, 4.0), 0.5)
 

@@ -20,6 +20,8 @@ from commands import ROOT, finish, start, without
 from bevreshape.analysis.costs import ring
 from bevreshape.config.arguments import Parser
 
+pytestmark = pytest.mark.slow
+
 CONF = ROOT / "conf"
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")

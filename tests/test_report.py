@@ -33,6 +33,8 @@ from bevreshape.reporting.reported_model import first_batch
 from bevreshape.reporting.runs import grouped, read_runs
 from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Browser]:

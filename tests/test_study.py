@@ -9,6 +9,8 @@ import pytest
 import yaml
 from commands import finish, start
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "tensor": {
         "budget": {

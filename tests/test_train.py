@@ -19,6 +19,8 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.training.task import BEVTask
 
+pytestmark = pytest.mark.slow
+
 
 def losses(run: Path) -> dict[int, str]:
     """Training loss by step, as text, of the last logger version in a run's folder."""

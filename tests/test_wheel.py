@@ -6,7 +6,10 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from commands import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_wheel_ships_its_configuration(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from bevreshape.config.build_logger import wandb_identity
 from bevreshape.config.sweep import write_summary
 from bevreshape.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def rows_of(sweep: Path) -> list[dict[str, str]]:
     with (sweep / "summary.csv").open(newline="") as file:

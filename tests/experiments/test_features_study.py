@@ -12,6 +12,8 @@ from bevreshape.experiments.level import Level, missing, run
 from bevreshape.experiments.records import Records
 from bevreshape.experiments.runs import Budget, Setting
 
+pytestmark = pytest.mark.slow
+
 PLAN = FeaturesPlan(
     budget=Budget((2, 4), 4, (0.01, 0.03), (0,), (0.0,), ("projected", "direct"), tuning_seeds=2, held_out=8),
     seeds=2,

@@ -16,6 +16,8 @@ from bevreshape.experiments.task_instruments import Inspected
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
 from bevreshape.experiments.task_training import TaskOutcome, Trained
 
+pytestmark = pytest.mark.slow
+
 PLAN = TaskPlan(
     arguments=("data.image_size=[32,64]",),
     batch=4,

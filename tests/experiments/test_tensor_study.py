@@ -16,6 +16,8 @@ from bevreshape.experiments.records import Records
 from bevreshape.experiments.runs import Budget, Setting, cost, held_out_of, tune
 from bevreshape.experiments.study import TensorStudy
 
+pytestmark = pytest.mark.slow
+
 PLAN = TensorPlan(
     budget=Budget((2, 4), 4, (0.01, 0.03), (0,), (0.0,), ("projected", "direct"), tuning_seeds=2, held_out=16),
     seeds=2,

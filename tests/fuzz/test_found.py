@@ -12,6 +12,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from bevreshape.config import cli
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = "checkpoint={run}/checkpoints/best.ckpt"
 
 

@@ -21,6 +21,8 @@ from cases import UNCHANGED
 from commands import ROOT
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 WAITING_SECONDS = 600
 """After which a worker is taken to hang in a place where no signal reaches it."""
 

@@ -93,6 +93,7 @@ def test_gradients_reach_every_parameter_and_every_camera(cls: type[Reshaper], c
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.slow
 @every_reshaper
 @one_and_six
 def test_gradients_are_those_of_finite_differences(cls: type[Reshaper], cameras: int, rig) -> None:
@@ -330,6 +331,7 @@ def test_export_with_any_batch(cls: type[Reshaper], rig) -> None:
         torch.testing.assert_close(program.module()(*cut), module(*cut), **EXACT)
 
 
+@pytest.mark.slow
 @every_reshaper
 @pytest.mark.usefixtures("no_shape_checks")
 def test_onnx_with_any_batch(cls: type[Reshaper], rig, tmp_path: Path) -> None:
@@ -350,6 +352,7 @@ def compare_onnx(written: Path, module: nn.Module, inputs: list[Tensor]) -> None
         torch.testing.assert_close(torch.from_numpy(found), module(*inputs), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_shape_checks")
 @pytest.mark.parametrize(
     "cls", [cls for cls in RESHAPERS if issubclass(cls, GeometricReshaper)], ids=lambda cls: cls.__name__

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from commands import ROOT
 from PIL import Image
+
+pytestmark = pytest.mark.slow
 
 
 def reading(*arguments: object) -> subprocess.CompletedProcess[str]:

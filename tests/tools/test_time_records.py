@@ -4,7 +4,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 from commands import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_all_ways_are_timed() -> None:

@@ -16,6 +16,8 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.train import choose_strategy, torch_says
 from bevreshape.training.rehearsal import rehearse
 
+pytestmark = pytest.mark.slow
+
 SPEC = BEVSpec(BEVGrid((0, 32), (-16, 16), 2.0), ("a", "b"), ("front",), (32, 64))
 SMALL = ("encoder.channels=8", "head.channels=8", "head.blocks=1", "trainer.accelerator=cpu")
 

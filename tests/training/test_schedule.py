@@ -28,6 +28,8 @@ from bevreshape.training.launch import make_trainer, quiet
 from bevreshape.training.optimizer import AdamWOneCycle
 from bevreshape.training.task import BEVTask
 
+pytestmark = pytest.mark.slow
+
 GRID = BEVGrid((0, 2), (-1, 1), 1.0)
 
 

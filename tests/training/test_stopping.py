@@ -22,6 +22,8 @@ from bevreshape.training.callbacks import LastCheckpoint
 from bevreshape.training.stopping import STOPS, StopRequest, TrainingInterrupted, interrupted_by_stops, outlive_stops
 from bevreshape.training.task import BEVTask
 
+pytestmark = pytest.mark.slow
+
 
 def step_of(run: Path) -> int:
     return int(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])

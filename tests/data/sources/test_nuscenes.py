@@ -74,6 +74,7 @@ def test_trainval_would_fit_in_two_gigabytes(release: Path, tmp_path: Path) -> N
     assert 1000 < bytes_each < 2e9 / 34149
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_while_keyframes_are_read(release: Path, ready: Path) -> None:
     """Nothing of a keyframe is kept: images alone are 6 × 45×80×3 bytes."""
     data = source(release, ready).split("train")
@@ -165,6 +166,7 @@ def truth(number: int, keyframe: tables.Keyframe) -> dict[str, np.ndarray]:
     return {"vehicle": vehicle, "drivable": ground.surface() <= 0, "crossing": crossing, "lane": lane}
 
 
+@pytest.mark.slow
 def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
     found = source(release, ready)
     both = {name: [0, 0] for name in CLASSES}
@@ -439,6 +441,7 @@ def test_a_full_disk_keeps_what_is_there(release: Path, tmp_path: Path, monkeypa
     assert len(source(release, tmp_path).split("train")) == 6
 
 
+@pytest.mark.slow
 def test_two_preparations_at_once(release: Path, ready: Path, tmp_path: Path) -> None:
     """The second waits for the first, and both leave the same."""
     tool = Path(writer.__file__).with_name("prepare_nuscenes.py")
@@ -497,6 +500,7 @@ def test_a_damaged_table_is_one_sentence(release: Path, tmp_path: Path, content:
         tables.open_tables(copied, "v1.0-mini")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
@@ -562,6 +566,7 @@ def test_settings_that_are_refused(release: Path, ready: Path, change: dict, mes
         source(release, ready, **change)
 
 
+@pytest.mark.slow
 def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     """The two commands of a user, and a third."""
     grid = ["forward_m=[-16,16]", "left_m=[-16,16]", "cell_m=1"]
