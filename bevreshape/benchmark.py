@@ -22,7 +22,7 @@ from rich.table import Table
 from bevreshape.analysis.costs import Cost, Workload, growth, measure, ring
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
-from bevreshape.config.build_model import build_model, build_reshaper
+from bevreshape.config.build_model import build_model, build_reshaper, upsampling
 from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.config.stored import entry_point_reshapers
@@ -174,7 +174,7 @@ def measure_case(
             workload = Workload(module, (features, cameras), autocast, into_input=not cfg["whole"])
             if cfg["fixed"] and isinstance(reshaper, GeometricReshaper):
                 fixed = FixedRig(reshaper.eval(), ring(case.cameras, case.image_size, 1, device))
-                module = BEVModel(module.encoder, fixed, module.head) if isinstance(module, BEVModel) else fixed
+                module = BEVModel(module.encoder, fixed, module.heads) if isinstance(module, BEVModel) else fixed
                 workload = Workload(module, (features, None), autocast)
             (workload.step if cfg["backward"] else workload.forward)()
         except InputError as error:
@@ -203,7 +203,7 @@ def _subject(
         shape = (case.batch, case.cameras, case.channels, case.height, case.width)
         return reshaper, reshaper, torch.randn(shape, device=device)
     names = tuple(f"camera{i}" for i in range(case.cameras))
-    spec = BEVSpec(case.grid(cfg["head"]["upsample"]), ("class",), names, case.image_size)
+    spec = BEVSpec(case.grid(upsampling(cfg["head"])), ("class",), names, case.image_size)
     model = build_model({**cfg, "reshaper": node}, spec).to(device).eval()
     assert isinstance(model.reshaper, Reshaper)
     return model, model.reshaper, torch.rand(case.batch, case.cameras, 3, *case.image_size, device=device)

@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     logger_options(plain)
     device = read_device(str(plain["device"]))
     model, spec, _ = load_model(plain["checkpoint"], plain["trust"])
-    data = build_data({"data": data_for(plain["data"], spec), "seed": 0})
+    data = build_data({"data": data_for(plain["data"], spec), "loader": plain["loader"], "seed": 0})
     found = BEVSpec.of(data.source)
     if found.classes != spec.classes:
         raise InputError(
@@ -59,7 +59,9 @@ def main(cfg: DictConfig) -> None:
     metric = BEVIoU(spec.classes, spec.grid).to(device)
     true = None
     if plain["data"].get("calibration", "exact") != "exact":  # of a world that can tell where the cameras really are
-        exact = build_data({"data": data_for({**plain["data"], "calibration": "exact"}, spec), "seed": 0})
+        exact = build_data(
+            {"data": data_for({**plain["data"], "calibration": "exact"}, spec), "loader": plain["loader"], "seed": 0}
+        )
         exact.tested_split, exact.camera_order = plain["split"], data.camera_order
         true = first_cameras(OnDevice(exact, device), plan.samples)
     batches = partial(OnDevice, data, device)

@@ -7,113 +7,76 @@ if __name__ == "__main__":  # before anything loads torch
 
 import re
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import LightningModule
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
-from torchmetrics import Metric, SumMetric
 
+from bevreshape.analysis.evaluation import Change, Evaluation, Variant
+from bevreshape.analysis.robustness import drop_camera
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import cli, settings
 from bevreshape.config.build_data import build_data
 from bevreshape.config.compose import plain_config
+from bevreshape.config.groups import build_named
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import LocalPath, read_settings, read_value
 from bevreshape.config.stored import check_cache, check_targets, typed_trust
-from bevreshape.data.batch import SEGMENTATION, BEVBatch, SourceWithMetrics, match_cameras
+from bevreshape.data.batch import SEGMENTATION, BEVBatch, match_cameras
 from bevreshape.errors import InputError
-from bevreshape.geometry import Cameras
-from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reporting.tables import metrics_table, own_table, print_table, write_metrics
 from bevreshape.storage.checkpoint import read_checkpoint
 from bevreshape.training.callbacks import RunProgress
 from bevreshape.training.launch import in_processes, make_trainer, process_count, quiet
 
+FROM_CHECKPOINT = ("data", "loader", "metric")
+"""Groups that a checkpoint's run brings, unless others are chosen."""
 
-class Evaluation(LightningModule):
-    """IoU of the classes that a model and a data source both know, compared by name.
+IOU = {"iou": {"_target_": "bevreshape.metrics.BEVIoU"}}
+
+
+class SelectChannels(nn.Module):
+    """Some channels of what a head makes."""
+
+    def __init__(self, head: nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.head, self.channels = head, list(channels)
+
+    def forward(self, bev: Tensor) -> Tensor:
+        """(b, d, R, C) → (b, channels, rows, cols)."""
+        return self.head(bev)[:, self.channels]
+
+
+def among(model: BEVModel, predicted: Sequence[str], classes: Sequence[str]) -> BEVModel:
+    """A model of some of the classes that it predicts."""
+    channels = [list(predicted).index(name) for name in classes]
+    return BEVModel(model.encoder, model.reshaper, {SEGMENTATION: SelectChannels(model.heads[SEGMENTATION], channels)})
+
+
+def variants(labelled: Sequence[str], classes: Sequence[str], dropped: Sequence[str]) -> dict[str, Variant]:
+    """The batches with some of the classes that their labels have, and with each camera dropped in turn.
 
     Args:
-        model: gives logits of ``predicted`` classes.
-        predicted: the model's classes.
-        labelled: the data's classes.
-        metric: on the classes to be compared.
-        own: the data's own metrics on these, see :class:`~bevreshape.data.batch.SourceWithMetrics`.
-        without: cameras of the model, each of which is dropped in turn; all, in their order, or none.
-
-    ``tables`` holds titles and figures of all but the first metric.
+        labelled: classes of the labels.
+        classes: those that are compared.
+        dropped: cameras; all of the model's, in their order, or none.
     """
+    channels = [list(labelled).index(name) for name in classes]
 
-    def __init__(
-        self,
-        model: BEVModel,
-        predicted: tuple[str, ...],
-        labelled: tuple[str, ...],
-        metric: BEVIoU,
-        own: Sequence[Metric] = (),
-        without: Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.metric = metric
-        self.own = nn.ModuleList(own)
-        self.dropped = tuple(without)
-        self.without = nn.ModuleList(deepcopy(metric) for _ in without)
-        self.masked = SumMetric(nan_strategy="disable")
-        self.tables: list[tuple[str | None, dict[str, float]]] = []
-        self.predicted = [predicted.index(name) for name in metric.classes]
-        self.labelled = [labelled.index(name) for name in metric.classes]
+    def select(batch: BEVBatch) -> BEVBatch:
+        target = batch.targets[SEGMENTATION].map(lambda cells: cells[:, channels])
+        return replace(batch, targets={**batch.targets, SEGMENTATION: target})
 
-    @property
-    def _own(self) -> list[Metric]:
-        return cast(list[Metric], list(self.own))
+    def without(camera: int) -> Change:
+        return lambda batch: drop_camera(camera)(select(batch))
 
-    @property
-    def _without(self) -> list[BEVIoU]:
-        return cast(list[BEVIoU], list(self.without))
-
-    def test_step(self, batch: BEVBatch, batch_idx: int) -> None:
-        cameras = batch.cameras
-        self.masked.update((~cameras.full_mask).sum())
-        features = self.model.encoder(batch.images)
-        logits = self._logits(features, cameras)
-        labelled = batch.targets[SEGMENTATION]
-        target, valid = labelled.value[:, self.labelled], labelled.valid[:, self.labelled]
-        self.metric.update(logits, target, valid)
-        for metric in self._own:
-            metric.update(logits.float().sigmoid(), target, valid, batch)
-        for number, metric in enumerate(self._without):
-            mask = cameras.full_mask.clone()
-            mask[:, number] = False
-            metric.update(self._logits(features, replace(cameras, camera_mask=mask)), target, valid)
-
-    def _logits(self, features: Tensor, cameras: Cameras) -> Tensor:
-        return self.model.head(self.model.reshaper(features, cameras))[:, self.predicted]  # b k rows cols
-
-    def on_test_epoch_end(self) -> None:
-        found = [(getattr(metric, "title", None), metric.compute()) for metric in self._own]
-        if self.without:
-            dropped = {camera: metric.compute() for camera, metric in zip(self.dropped, self._without, strict=True)}
-            named = (*self.metric.classes, "mean")
-            values = {
-                f"iou_without/{name}/{camera}": iou[f"iou/{name}"] for name in named for camera, iou in dropped.items()
-            }
-            found.append(("IoU without one camera", values))
-        for values in (self.metric.compute(), *(values for _, values in found)):
-            self.log_dict({f"test/{key}": value for key, value in values.items()}, sync_dist=False)
-        self.tables = [(title, {key: float(value) for key, value in values.items()}) for title, values in found]
-        if (masked := self.masked.compute()) > 0:
-            self.log("test/masked_cameras", masked, sync_dist=False)
-        for metric in (self.metric, self.masked, *self._own, *self._without):
-            metric.reset()
+    return {"": Variant(select), **{name: Variant(without(number)) for number, name in enumerate(dropped)}}
 
 
 def main(cfg: DictConfig) -> None:
@@ -134,7 +97,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
     """
     quiet()
     model, spec, _ = load_model(cfg["checkpoint"], cfg["trust"])
-    data = build_data({"data": data_for(cfg["data"], spec), "seed": cfg["seed"]})
+    data = build_data({"data": data_for(cfg["data"], spec), "loader": cfg["loader"], "seed": cfg["seed"]})
     found = BEVSpec.of(data.source)
     data.camera_order = match_cameras(spec.camera_names, found.camera_names, "data")
     classes = tuple(name for name in spec.classes if name in found.classes)
@@ -143,21 +106,29 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> dict[str, float]:
             f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(spec.classes)}) have no name in "
             "common; name them alike in data.classes"
         )
-    own = data.source.metrics(classes) if isinstance(data.source, SourceWithMetrics) else ()
-    without = spec.camera_names if cfg["drop_each_camera"] else ()
-    task = Evaluation(model, spec.classes, found.classes, BEVIoU(classes, spec.grid), own, without)
+    measured = build_named("metric", cfg["metric"], classes=classes, grid=spec.grid)
+    dropped = spec.camera_names if cfg["drop_each_camera"] else ()
+    task = Evaluation(among(model, spec.classes, classes), measured, variants(found.classes, classes, dropped))
     bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
     data.tested_split = cfg["split"]
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key: float(value) for key, value in tested.items()}
+    without = {
+        f"iou_without/{name}/{camera}": task.results[camera][f"iou/{name}"]
+        for name in (*classes, "mean")
+        for camera in dropped
+    }
+    metrics |= {f"test/{key}": value for key, value in without.items()}
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
         left_out = sorted({*spec.classes, *found.classes} - {*classes})
         console = Console()
         print_table(metrics_table(metrics, classes, f"{cfg['checkpoint']} on {cfg['split']}"))
-        for title, values in task.tables:
-            print_table(own_table(values, title))
+        for values in task.tables:
+            print_table(own_table(values, getattr(data.source, "protocol", None)))
+        if without:
+            print_table(own_table(without, "IoU without one camera"))
         if "test/masked_cameras" in metrics:
             console.print(
                 f"images masked, missing or not to be read: {metrics['test/masked_cameras']:.0f}", soft_wrap=True
@@ -200,19 +171,23 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
                 "for others"
             )
     path = cli.typed_value(arguments, "checkpoint")
+    offered: dict[str, Any] = {group: {} for group in FROM_CHECKPOINT}
     if path is not None:
-        stored, where = stored_data(read_value("checkpoint", LocalPath, path))
-        if not _names_other_data(cli.typed_value(arguments, "data")):
-            check_targets(stored, "data", where, typed_trust(arguments))
+        stored, where = stored_groups(read_value("checkpoint", LocalPath, path))
+        offered = stored
+        if _names_other_data(cli.typed_value(arguments, "data")):
+            offered["metric"] = IOU  # others may need what that data does not have
+        else:
+            for group in FROM_CHECKPOINT:
+                check_targets(stored[group], group, where, typed_trust(arguments))
             if cli.typed_value(arguments, "data.root") is None:
-                check_cache(stored, where)
-        ConfigStore.instance().store(group="data", name="from_checkpoint", node=stored)
+                check_cache(stored["data"], where)
     elif not {"--help", "-h"} & {*arguments}:
         raise InputError(
             "checkpoint=FILE must be given, for instance checkpoint=runs/<date>/<time>/checkpoints/best.ckpt"
         )
-    else:
-        ConfigStore.instance().store(group="data", name="from_checkpoint", node={})
+    for group, node in offered.items():
+        ConfigStore.instance().store(group=group, name="from_checkpoint", node=node)
     return config_name, arguments
 
 
@@ -221,16 +196,17 @@ def _names_other_data(typed: str | None) -> bool:
     return bool(typed) and typed != "from_checkpoint" and re.fullmatch(r"[\w-]+(/[\w-]+)*", str(typed)) is not None
 
 
-def stored_data(path: str) -> tuple[dict[str, Any], str]:
-    """The ``data`` group of a checkpoint's run, and what to call the file in a message."""
+def stored_groups(path: str) -> tuple[dict[str, Any], str]:
+    """The groups of a checkpoint's run that say what is tested, and what to call the file in a message."""
     where = f"checkpoint {path}"
     config = read_checkpoint(path)["bevreshape"].get("config")
-    data = config.get("data") if isinstance(config, dict) else None
-    if not isinstance(data, dict) or "defaults" in data:  # of which Hydra would compose another config
-        raise InputError(
-            f"{where}: bevreshape.config.data must be the options of a data source, not {data!r:.80}; it is damaged"
-        )
-    return data, where
+    found = {group: config.get(group) if isinstance(config, dict) else None for group in FROM_CHECKPOINT}
+    for group, node in found.items():
+        if not isinstance(node, dict) or "defaults" in node:  # of which Hydra would compose another config
+            raise InputError(
+                f"{where}: bevreshape.config.{group} must be a mapping of options, not {node!r:.80}; it is damaged"
+            )
+    return found, where
 
 
 if __name__ == "__main__":

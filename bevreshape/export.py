@@ -29,7 +29,7 @@ from bevreshape.config import cli, settings
 from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
-from bevreshape.data.batch import match_cameras
+from bevreshape.data.batch import SEGMENTATION, match_cameras
 from bevreshape.data.image_io import resize_and_crop_intrinsics
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.data.sources.folder.rig import Rig
@@ -64,7 +64,7 @@ class Inference(nn.Module):
 
     def forward(self, image: Tensor, intrinsics: Tensor, ego_from_cam: Tensor) -> Tensor:
         """(b, n, 3, H, W) in 0..1, (b, n, 3, 3), (b, n, 4, 4) → (b, k, rows, cols)."""
-        return self.model(image, Cameras(intrinsics, ego_from_cam, self.image_size)).sigmoid()
+        return self.model(image, Cameras(intrinsics, ego_from_cam, self.image_size)).heads[SEGMENTATION].sigmoid()
 
 
 class FixedInference(Inference):
@@ -77,11 +77,11 @@ class FixedInference(Inference):
 
     def __init__(self, model: BEVModel, rig: Cameras) -> None:
         assert isinstance(model.reshaper, Reshaper)
-        super().__init__(BEVModel(model.encoder, FixedRig(model.reshaper, rig), model.head), rig.image_size)
+        super().__init__(BEVModel(model.encoder, FixedRig(model.reshaper, rig), model.heads), rig.image_size)
 
     def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # the rig is known
         """(b, n, 3, H, W) in 0..1 → (b, k, rows, cols)."""
-        return self.model(image).sigmoid()
+        return self.model(image).heads[SEGMENTATION].sigmoid()
 
 
 def main(cfg: DictConfig) -> None:

@@ -20,7 +20,7 @@ from bevreshape.config import cli, settings
 from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.options import read_settings
-from bevreshape.data.batch import collate, match_cameras
+from bevreshape.data.batch import SEGMENTATION, collate, match_cameras
 from bevreshape.data.sources.folder.dataset import CameraFolderDataset, open_frames
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import ground_pixels
@@ -83,7 +83,8 @@ def predict(
     written = 0
     for batch in track(loader, "predicting: batches"):
         batch = batch.to(device).select_cameras(order)
-        probabilities = model(batch.images.float() / 255, batch.cameras).float().sigmoid()  # b k rows cols
+        outputs = model(batch.images.float() / 255, batch.cameras)
+        probabilities = outputs.heads[SEGMENTATION].float().sigmoid()  # b k rows cols
         _check_finite(probabilities, batch.names)
         looks = ground_pixels(batch.cameras, spec.grid)[1].any(1)  # b rows cols
         for i, name in enumerate(batch.names):

@@ -176,7 +176,7 @@ def view(model: BEVModel, reshaper: Reshaper, sample: BEVBatch, cells: Cells, pr
     cameras = sample.cameras
     with torch.no_grad():
         features = model.encoder(sample.images)
-        bev = model.head(reshaper(features, cameras)).sigmoid()[0]
+        bev = model.decode(features, cameras, reshaper).heads[SEGMENTATION].sigmoid()[0]
     at = [divmod(number, cells.grid.cols) for number in cells.queries.tolist()]
     weights = jacobian_norm(reshaper, features, cameras, cells=at, probes=probes)  # 1 q n h w
     if hasattr(reshaper, "attention_weights"):

@@ -36,6 +36,7 @@ from bevreshape.config.stored import check_cache, read_config, read_history, typ
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, ResumableShuffleSampler, evaluation_sampler
 from bevreshape.errors import Divergence, InputError
+from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reporting.tables import metrics_table, print_table, write_metrics
 from bevreshape.reshapers import FeatureShape
@@ -61,7 +62,7 @@ from bevreshape.training.task import BEVTask
 from bevreshape.training.trainer import check_options
 
 NEEDED = (
-    "data", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "log_images",
+    "data", "loader", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "trainer", "seed", "name", "checkpoint_every_n_steps", "log_images",
 )  # fmt: skip
 """What the config of a run that goes on must have."""
 
@@ -240,7 +241,9 @@ def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) 
     """Validation and test metrics of the best checkpoint, the test also at the thresholds best on the validation set."""
     load_weights(task.model, read_checkpoint(best), best)
     validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[0]
-    task.test_thresholds = {name: validated[f"val/best_threshold/{name}"] for name in data.source.classes}
+    for metric in task.metrics_of("test").values():
+        if isinstance(metric, BEVIoU):
+            metric.chosen = {name: validated[f"val/best_threshold/{name}"] for name in metric.classes}
     tested = trainer.test(task, datamodule=data, verbose=False, weights_only=True)[0]
     return {key: float(value) for key, value in {**tested, **validated}.items()}
 
@@ -361,7 +364,7 @@ def prepare(config_name: str, arguments: list[str]) -> tuple[str, list[str]]:
 
 def _print_summary(cfg: dict[str, Any], model: BEVModel, spec: BEVSpec, folder: Path) -> None:
     encoder, reshaper, head = (
-        sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.reshaper, model.head)
+        sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.reshaper, model.heads)
     )
     sources: tuple[FeatureShape, ...] = model.encoder.sources  # type: ignore[assignment]
     features = " + ".join(f"{s.cameras}×{s.channels}×{s.height}×{s.width}" for s in sources)

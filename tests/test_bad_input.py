@@ -14,12 +14,12 @@ from commands import TINY, finish, start
         (("data=synthetik",), ("did you mean synthetic",)),
         (("encoder.name=mobilnetv3_small_050",), ("mobilnetv3_small_050", "mobilenetv3_small_050")),
         (("encoder.strides=[7]",), ("strides=[7]", "offers")),
-        (("head.upsample=3",), ("16×16", "3")),
-        (("head.upsample=0",), ("head.upsample=0",)),
+        (("head.segmentation.upsample=3",), ("16×16", "3")),
+        (("head.segmentation.upsample=0",), ("head.segmentation.upsample=0",)),
         (("data.grid.cell_m=0.7",), ("cell_m=0.7", "whole number of cells")),
         (("data.grid.forward_m=[40,0]",), ("forward_m", "ascend")),
-        (("data.batch_size=0",), ("data.batch_size=0",)),
-        (("data.batch_size=64",), ("24 training samples", "data.batch_size")),
+        (("loader.batch_size=0",), ("loader.batch_size=0",)),
+        (("loader.batch_size=64",), ("24 training samples", "loader.batch_size")),
         (("data.rig=surrund",), ("surrund", "surround")),
         (("data.jitter.yaw_deg=-1",), ("yaw_deg",)),
         (("data.calibration=exakt",), ("exakt", "exact")),
@@ -39,7 +39,7 @@ from commands import TINY, finish, start
         (("reshaper.hidden_layers=3",), ("hidden_layers",)),
         (("+reshaper.hidden_layers=3",), ("hidden_layers",)),
         (("data.scenes.train=a=b",), ("data.scenes.train",)),
-        (("loss=bce", "loss.pos_weight=-1.0"), ("pos_weight", "-1")),
+        (("objective=bce", "objective.segmentation.pos_weight=-1.0"), ("pos_weight", "-1")),
         (("log_images.num_samples=-1",), ("log_images.num_samples=-1",)),
         (("checkpoint_every_n_steps=0",), ("checkpoint_every_n_steps=0",)),
         (("data=folder",), ("data.root",)),
@@ -57,7 +57,7 @@ from commands import TINY, finish, start
         (("reshaper._target_=bevreshape.reshapers.mlp",), ("bevreshape.reshapers.mlp is a module, not a class",)),
         (("data._target_=pathlib.Path",), ("data: PosixPath has no grid, so it is no data; choose data=NAME",)),
         (("encoder._target_=argparse.Namespace",), ("encoder: Namespace has no sources, so it is no encoder",)),
-        (("loss._target_=argparse.Namespace",), ("loss: Namespace has no forward, so it is no loss",)),
+        (("objective.segmentation._target_=argparse.Namespace",), ("objective.segmentation: Namespace has no forward, so it is no objective",)),
         (("optimizer._target_=builtins.dict",), ("optimizer._target_=builtins.dict does not say which options it takes",)),
         (("logger=tensorboard", "+logger.max_queues=9"), ("logger: TensorBoardLogger has no option max_queues; did you mean max_queue",)),
         (("logger=wandb", "+logger.entiti=x"), ("logger: WandbLogger has no option entiti; did you mean entity",)),
@@ -140,5 +140,6 @@ def test_no_room_for_a_batch(command, worlds: Path, monkeypatch: pytest.MonkeyPa
     ended = command("train", *TINY, f"data.root={worlds}")
     assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
     assert (
-        "memory does not suffice (CUDA out of memory. Tried to allocate 3.00 GiB.); lower data.batch_size" in ended.err
+        "memory does not suffice (CUDA out of memory. Tried to allocate 3.00 GiB.); lower loader.batch_size"
+        in ended.err
     )

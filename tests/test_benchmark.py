@@ -74,7 +74,7 @@ def test_a_fixed_rig(command, tmp_path: Path) -> None:
 def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None:
     ended = command(
         "benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=16", "whole=true", "backward=false",
-        "encoder.channels=8", "head.channels=8", *SMALL,
+        "encoder.channels=8", "head.segmentation.channels=8", *SMALL,
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "frames/s" in ended.out

@@ -46,7 +46,7 @@ def batch(cameras: int = 1) -> BEVBatch:
 def model(reshaper_class: type, cameras: int = 1) -> BEVModel:
     torch.manual_seed(0)
     source = FeatureShape(3, *SIZE, cameras)
-    return BEVModel(nn.Identity(), reshaper_class(source, GRID), nn.Conv2d(3, 1, 1))
+    return BEVModel(nn.Identity(), reshaper_class(source, GRID), {"segmentation": nn.Conv2d(3, 1, 1)})
 
 
 def test_ipm_takes_every_cell_from_where_it_is_and_no_image_changes_that() -> None:
@@ -80,10 +80,10 @@ def test_every_camera_of_a_rig_is_dropped_in_turn() -> None:
 def test_what_does_not_apply_leaves_its_reason() -> None:
     torch.manual_seed(0)
     sources = (FeatureShape(3, *SIZE), FeatureShape(3, *SIZE))
-    two = BEVModel(Twice(), ColumnMLP(sources, GRID, dim=4, depth_m=(3, 6, 12)), nn.Conv2d(4, 1, 1))
+    two = BEVModel(Twice(), ColumnMLP(sources, GRID, dim=4, depth_m=(3, 6, 12)), {"segmentation": nn.Conv2d(4, 1, 1)})
     numbers = diagnose(two, lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
     assert "takes 2 scales" in numbers["order"]["not_measured"]
-    other = BEVModel(nn.Identity(), nn.Identity(), nn.Identity())
+    other = BEVModel(nn.Identity(), nn.Identity(), {"segmentation": nn.Identity()})
     with pytest.raises(InputError, match="derive it from Reshaper"):
         diagnose(other, lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN)
 

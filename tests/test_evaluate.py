@@ -10,7 +10,8 @@ from commands import finish, start
 from torch import nn
 
 from bevreshape.analysis.costs import ring
-from bevreshape.evaluate import Evaluation
+from bevreshape.analysis.evaluation import Evaluation
+from bevreshape.evaluate import among, variants
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
@@ -42,7 +43,7 @@ def test_two_processes_count_every_sample_once(trained: Path, tmp_path: Path) ->
             "trainer.accelerator=cpu",
             "trainer.devices=2",
             "trainer.strategy=ddp",
-            "data.batch_size=2",
+            "loader.batch_size=2",
             cwd=tmp_path,
         )
     )
@@ -82,20 +83,37 @@ def test_nonsense_gets_a_sentence(command, trained: Path, arguments: tuple[str, 
 def test_what_is_left_without_a_camera() -> None:
     """Images are read by IPM as they are, so every class's prediction is known by hand."""
     grid = BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0)
-    model = BEVModel(nn.Identity(), IPM(FeatureShape(3, 32, 48, 3), grid), nn.Identity()).eval()
+    model = BEVModel(nn.Identity(), IPM(FeatureShape(3, 32, 48, 3), grid), {"segmentation": nn.Identity()}).eval()
     rig = ring(3, (32, 48), 2, torch.device("cpu"))
     images, target, valid = torch.randn(2, 3, 3, 32, 48), torch.rand(2, 3, 8, 8) < 0.5, torch.rand(2, 3, 8, 8) < 0.9
     batch = batch_of(images, rig, target, valid)
     classes, cameras = ("x", "y", "z"), ("c0", "c1", "c2")
-    task = Evaluation(model, classes, classes, BEVIoU(classes, grid), without=cameras)
+    task = Evaluation(model, {"iou": BEVIoU(classes, grid)}, variants(classes, classes, cameras))
     task.test_step(batch, 0)
-    for number, metric in enumerate(task.without):
+    results = task.compute()
+    for number, camera in enumerate(cameras):
         seen = [i for i in range(3) if i != number]
         left = Cameras(rig.intrinsics[:, seen], rig.ego_from_cam[:, seen], (32, 48))
         two = IPM(FeatureShape(3, 32, 48, 2), grid)
         said = two(images[:, seen], left) >= 0
         both = (said & target & valid).sum((0, 2, 3))
         either = ((said | target) & valid).sum((0, 2, 3))
-        found = metric.compute()
-        assert [float(found[f"iou/{name}"]) for name in classes] == pytest.approx((both / either).tolist())
-        assert float(found["iou/x"]) != float(task.metric.compute()["iou/x"])
+        found = results[camera]
+        assert [found[f"iou/{name}"] for name in classes] == pytest.approx((both / either).tolist())
+        assert found["iou/x"] != results[""]["iou/x"]
+
+
+def test_classes_are_compared_by_name() -> None:
+    """A model of y, z and x on labels of x and y: channels are matched, those of one side are left out."""
+    grid = BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0)
+    model = BEVModel(nn.Identity(), IPM(FeatureShape(3, 32, 48, 1), grid), {"segmentation": nn.Identity()}).eval()
+    rig, images = ring(1, (32, 48), 2, torch.device("cpu")), torch.randn(2, 1, 3, 32, 48)
+    batch = batch_of(images, rig, torch.rand(2, 2, 8, 8) < 0.5)
+    metric = BEVIoU(("y", "x"), grid)
+    task = Evaluation(among(model, ("y", "z", "x"), ("y", "x")), {"iou": metric}, variants(("x", "y"), ("y", "x"), ()))
+    task.test_step(batch, 0)
+    found, said = task.compute()[""], model(images, rig).heads["segmentation"] >= 0
+    for name, predicted, labelled in (("y", 0, 1), ("x", 2, 0)):
+        there = batch.targets["segmentation"].value[:, labelled]
+        iou = (said[:, predicted] & there).sum() / (said[:, predicted] | there).sum()
+        assert found[f"iou/{name}"] == pytest.approx(iou.item())

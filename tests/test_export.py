@@ -46,7 +46,7 @@ def test_onnx_gives_the_models_probabilities(command, trained: Path, tmp_path: P
     cameras = ring(1, (32, 64), 5, torch.device("cpu"))
     image = torch.rand(5, 1, 3, 32, 64)
     with torch.no_grad():
-        expected = model(image, cameras).sigmoid()
+        expected = model(image, cameras).heads["segmentation"].sigmoid()
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [
         ("image", ["batch", 1, 3, 32, 64]), ("intrinsics", ["batch", 1, 3, 3]), ("ego_from_cam", ["batch", 1, 4, 4]),
@@ -69,7 +69,9 @@ def test_a_fixed_rig_leaves_the_image_as_the_only_input(command, trained: Path, 
 def geometric_model(grid: BEVGrid = GRID) -> BEVModel:
     torch.manual_seed(0)
     encoder = TimmEncoder(image_size=(32, 64), cameras=1, channels=8)
-    return BEVModel(encoder, IPM(encoder.sources[0], grid), ConvHead(8, 2, upsample=1, channels=8)).eval()
+    return BEVModel(
+        encoder, IPM(encoder.sources[0], grid), {"segmentation": ConvHead(8, 2, upsample=1, channels=8)}
+    ).eval()
 
 
 def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
@@ -79,7 +81,11 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
     intrinsics = torch.tensor([[40, 0, 31.5], [0, 40, 15.5], [0, 0, 1.0]])[None, None]
     image = torch.rand(3, 1, 3, 32, 64)
     with torch.no_grad():
-        expected = model(image, Cameras(intrinsics.expand(3, 1, 3, 3), pose.expand(3, 1, 4, 4), (32, 64))).sigmoid()
+        expected = (
+            model(image, Cameras(intrinsics.expand(3, 1, 3, 3), pose.expand(3, 1, 4, 4), (32, 64)))
+            .heads["segmentation"]
+            .sigmoid()
+        )
     spec = exporting.BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
     fixed = exporting.FixedInference(
         model, exporting.fitted_rig(exporting.stored_rig(tmp_path / "calibration.json", spec), spec)
@@ -188,9 +194,9 @@ def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
 def test_images_alone_on_a_fixed_rig() -> None:
     model, rig = geometric_model(), ring(1, (32, 64), 1, torch.device("cpu"))
     images = torch.rand(1, 1, 3, 32, 64)
-    expected = model(images, rig)
+    expected = model(images, rig).heads["segmentation"]
     assert isinstance(model.reshaper, IPM)
-    fixed = BEVModel(model.encoder, FixedRig(model.reshaper, rig), model.head)
+    fixed = BEVModel(model.encoder, FixedRig(model.reshaper, rig), model.heads)
     torch.testing.assert_close(fixed(images), expected, atol=0, rtol=0)
 
 

@@ -1,37 +1,25 @@
-"""Decoders: where their cells are, and what they keep for the loss."""
+"""Decoders: where their cells are."""
 
 import pytest
 import torch
 from torch import nn
 
 from bevreshape.errors import InputError
-from bevreshape.heads import ConvHead, Head, PyramidHead
+from bevreshape.heads import ConvHead, PyramidHead
 
 
-def build(name: str, instances: int = 0) -> Head:
+def build(name: str) -> nn.Module:
     if name == "conv":
-        return ConvHead(4, 2, upsample=4, channels=8, final_channels=8, instances=instances)
-    return PyramidHead(4, 2, widths=[8, 6], upsample=4, final_channels=8, instances=instances)
-
-
-@pytest.mark.parametrize("name", ["conv", "pyramid"])
-def test_objects_are_kept_for_the_loss_and_for_nobody_else(name: str) -> None:
-    head = build(name, instances=2)
-    bev = torch.randn(3, 4, 5, 7)
-    assert head(bev).shape == (3, 2, 20, 28)
-    maps = head.pop_instances()
-    assert maps is not None
-    assert maps.shape == (3, 6, 20, 28)
-    assert head.pop_instances() is None
-    assert head.eval()(bev).shape == (3, 2, 20, 28)
-    assert head.pop_instances() is None
+        return ConvHead(4, 2, upsample=4, channels=8, final_channels=8)
+    return PyramidHead(4, 2, widths=[8, 6], upsample=4, final_channels=8)
 
 
 @pytest.mark.parametrize("name", ["conv", "pyramid"])
 def test_every_parameter_has_a_gradient(name: str) -> None:
-    head = build(name, instances=1)
-    loss = head(torch.randn(3, 4, 5, 7)).square().sum()
-    (loss + head.pop_instances().square().sum()).backward()
+    head = build(name)
+    maps = head(torch.randn(3, 4, 5, 7))
+    assert maps.shape == (3, 2, 20, 28)
+    maps.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in head.parameters())
 
 
@@ -56,6 +44,6 @@ def test_a_coarse_cell_is_seen_where_it_lies(row: int, col: int) -> None:
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
-        InputError, match=r"head.upsample=8 but .*\[8, 6\] double the grid 2 times; set head.upsample=4"
+        InputError, match=r"upsample=8 but .*\[8, 6\] double the grid 2 times; set upsample=4"
     ):
         PyramidHead(4, 2, widths=[8, 6], upsample=8)

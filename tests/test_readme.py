@@ -289,7 +289,7 @@ def test_your_own_data_set_trains_as_described(tmp_path: Path) -> None:
     (tmp_path / "my_conf/data/archive.yaml").write_text(block("data/README.md", "yaml", "archive.Archive"))
     (line,) = (line for page, line in COMMANDS if page == "data/README.md" and "data=archive" in line)
     tiny = [argument for argument in without("trainer.max_steps") if not argument.startswith("data.")]
-    tiny += ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.batch_size=2", "data.num_workers=0"]
+    tiny += ["trainer.max_steps=2", "trainer.val_check_interval=2", "loader.batch_size=2"]
     environment = {"PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
     run = [*shlex.split(line)[3:], *tiny, "hydra.run.dir=run"]
     ended = finish(start("train", *run, cwd=tmp_path, environment=environment))

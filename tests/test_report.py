@@ -166,7 +166,7 @@ def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_image(kind: str
         else CrossAttention(source, grid, dim=8, heads=2, token_encoding="learned")
     )
     order = torch.randperm(24)
-    model = BEVModel(nn.Identity(), inner, nn.Conv2d(inner.out_channels, 1, 1)).eval()
+    model = BEVModel(nn.Identity(), inner, {"segmentation": nn.Conv2d(inner.out_channels, 1, 1)}).eval()
     rig = ring(1, (4, 6), 1, torch.device("cpu"))
     sample = batch_of(torch.rand(1, 1, 3, 4, 6), rig)
     cells = choose_cells(grid, 4)

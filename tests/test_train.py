@@ -60,8 +60,8 @@ def test_checkpoint_holds_plain_values_and_rebuilds_the_model(trained: Path, nam
     assert frame.classes == ("drivable", "lane", "crossing", "vehicle")
     assert config["reshaper"]["_target_"] == "bevreshape.reshapers.MLP"
     eye = torch.eye(4).expand(1, 1, 4, 4)
-    logits = model(torch.rand(1, 1, 3, 32, 64), Cameras(eye[..., :3, :3], eye, (32, 64)))
-    assert logits.shape == (1, 4, 16, 16)
+    outputs = model(torch.rand(1, 1, 3, 32, 64), Cameras(eye[..., :3, :3], eye, (32, 64)))
+    assert outputs.heads["segmentation"].shape == (1, 4, 16, 16)
 
 
 @pytest.mark.parametrize("reshaper", sorted(p.stem for p in (ROOT / "conf" / "reshaper").glob("*.yaml")))
@@ -85,8 +85,8 @@ def test_several_feature_scales(command, worlds: Path, reshaper: str) -> None:
 
 def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
     arguments = [
-        *without("logger", "data.num_workers", "trainer.max_steps"),
-        f"data.root={worlds}", "data.num_workers=2", "trainer.max_steps=30", "logger=csv", "+logger.flush_logs_every_n_steps=1",
+        *without("logger", "loader.num_workers", "trainer.max_steps"),
+        f"data.root={worlds}", "loader.num_workers=2", "trainer.max_steps=30", "logger=csv", "+logger.flush_logs_every_n_steps=1",
         "trainer.log_every_n_steps=1", "augment=photometric", "reshaper=cross_attention",
     ]  # fmt: skip
     whole = start("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path)

@@ -18,6 +18,7 @@ from bevreshape.config.build_data import build_data
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, collate
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.metrics.iou import BEVIoU
+from bevreshape.model import Outputs
 from bevreshape.reporting.progress import track
 from bevreshape.reporting.tables import metrics_table, print_table
 from bevreshape.training.stopping import Loader
@@ -48,8 +49,8 @@ def measure(arguments: list[str]) -> None:
     frequency = frequencies(data)
     metric = BEVIoU(data.source.classes, data.source.grid)
     for batch in _batches(data, "test"):
-        target = batch.targets[SEGMENTATION]
-        metric.update(frequency.logit().expand_as(target.value), target.value, target.valid)
+        logits = frequency.logit().expand_as(batch.targets[SEGMENTATION].value)
+        metric.update(Outputs({SEGMENTATION: logits}, logits, {}), batch)
     metrics = {f"test/{key}": float(value) for key, value in metric.compute().items()}
     print_table(metrics_table(metrics, data.source.classes, "constant map: test"))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.model import Outputs
 from bevreshape.ops.flops import count_flops
 from bevreshape.ops.linear import linear
 from bevreshape.ops.memory import peak_bytes
@@ -80,7 +81,7 @@ class Workload:
         """Where it runs."""
         return _tensors(self.arguments)[0].device
 
-    def forward(self) -> Tensor:
+    def forward(self) -> object:
         """Infer."""
         with torch.no_grad():
             return self._call()
@@ -90,16 +91,20 @@ class Workload:
         inputs = _tensors(self.arguments) if self.into_input else []
         for x in inputs:
             x.requires_grad_()
-        loss = self._call().sum()
-        reshaper = getattr(self.module, "reshaper", self.module)
-        auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
-        (loss if auxiliary is None else loss + auxiliary).backward()
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            if isinstance(self.module, Reshaper):
+                bev, auxiliary = self.module.forward_with_auxiliary(*self.arguments)
+                loss = sum(auxiliary.values(), start=bev.sum())
+            else:
+                made = self.module(*self.arguments)
+                loss = made.total() if isinstance(made, Outputs) else made.sum()
+        loss.backward()
         for x in (*inputs, *self.module.parameters()):
             x.grad = None
         for x in inputs:
             x.requires_grad_(False)
 
-    def _call(self) -> Tensor:
+    def _call(self) -> Any:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return self.module(*self.arguments)
 

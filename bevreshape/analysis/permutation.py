@@ -219,8 +219,12 @@ class PermutedReshaper(Reshaper):
                 f"{self.source.tokens} tokens of a camera alone, or drop none"
             )
 
-    def pop_auxiliary_loss(self) -> Tensor | None:
-        return self.reshaper.pop_auxiliary_loss()
+    def forward_with_auxiliary(self, features: Any, cameras: Cameras | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        (given,) = self.checked(features, cameras)
+        self._check_present(cameras)
+        moved = moved_encodings(self.reshaper, self.permutation) if self.move_encodings else nullcontext()
+        with moved:
+            return self.reshaper.forward_with_auxiliary(_permute(given, self.permutation), cameras)
 
 
 def invariance_error(
@@ -328,7 +332,7 @@ def iou_when_permuted(
     batches: Iterable[BEVBatch],
     metric: BEVIoU,
     permutation: Int[Tensor, " t"],
-    step: Callable[[], object] | None = None,
+    step: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """IoU of a trained model with its features in order and permuted, at task level (A12).
 
@@ -364,7 +368,7 @@ def iou_when_permuted(
             return replace(batch, images=image.roll(1, 0))
         if before is None:
             raise InputError(
-                "iou_when_permuted: the first batch has one sample, so there is no image of another; raise data.batch_size"
+                "iou_when_permuted: the first batch has one sample, so there is no image of another; raise loader.batch_size"
             )
         return replace(batch, images=before)
 

@@ -159,7 +159,7 @@ def iou_under(
     batches: Iterable[BEVBatch],
     metric: BEVIoU,
     changes: Mapping[str, Change],
-    step: Callable[[], object] | None = None,
+    step: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """IoU of a model under every change, see :func:`~bevreshape.analysis.evaluation.iou_of`; ``unchanged`` comes first."""
     variants = {"unchanged": Variant(), **{name: Variant(change) for name, change in changes.items()}}

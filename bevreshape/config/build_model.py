@@ -5,29 +5,41 @@ from typing import Any
 
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.construct import locate
-from bevreshape.config.groups import build_part, instance_classes
+from bevreshape.config.groups import build_named, build_part
 from bevreshape.config.options import Upsample, read_value
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
-from bevreshape.heads import Head
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape, Reshaper
 
 
 def build_model(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVModel:
-    """Encoder, reshaper and head of a config, each built for the sizes that the one before it delivers."""
+    """Encoder, reshaper and heads of a config, each built for the sizes that the one before it delivers."""
     encoder = build_part("encoder", cfg["encoder"], image_size=spec.image_size, cameras=len(spec.camera_names))
-    sources = encoder.sources
-    upsample = read_value("head.upsample", Upsample, cfg["head"].get("upsample"))
-    reshaper = build_reshaper(cfg["reshaper"], sources, spec.grid.coarsen(upsample))
-    instances = {"instances": len(instance_classes(cfg))} if instance_classes(cfg) else {}
-    head = build_part("head", cfg["head"], in_channels=reshaper.out_channels, classes=len(spec.classes), **instances)
-    if instances and not isinstance(head, Head):
+    reshaper = build_reshaper(cfg["reshaper"], encoder.sources, spec.grid.coarsen(upsampling(cfg["head"])))
+    sizes = {"in_channels": reshaper.out_channels, "out_channels": len(spec.classes)}
+    return BEVModel(encoder, reshaper, build_named("head", cfg["head"], **sizes))
+
+
+def upsampling(heads: Mapping[str, Any]) -> int:
+    """Fine cells per coarse cell along a side, of all heads alike, since they read the same features.
+
+    Raises:
+        InputError: when heads differ, or there is none.
+    """
+    found = {
+        name: read_value(f"head.{name}.upsample", Upsample, node.get("upsample") if isinstance(node, Mapping) else None)
+        for name, node in heads.items()
+    }
+    if not found:
+        raise InputError("head: there is none; choose head=conv, or several by head=[conv,centers]")
+    if len(set(found.values())) > 1:
+        (one, other), *_ = zip(found.items(), list(found.items())[1:], strict=False)
         raise InputError(
-            f"instances.classes={instance_classes(cfg)}: {type(head).__name__} makes no maps of objects; derive it from "
-            "bevreshape.heads.Head, or set instances.classes=[]"
+            f"head.{one[0]}.upsample={one[1]} but head.{other[0]}.upsample={other[1]}; heads read the same cells, so set "
+            "both alike"
         )
-    return BEVModel(encoder, reshaper, head)
+    return next(iter(found.values()))
 
 
 def build_reshaper(node: Mapping[str, Any], sources: Sequence[FeatureShape], grid: BEVGrid) -> Reshaper:

@@ -160,7 +160,7 @@ def explain(error: BaseException) -> str | None:
     if any(map(out_of_memory, chain)):
         link = next(filter(out_of_memory, chain))
         reason = " ".join(str(link).split())[:160]
-        return f"memory does not suffice ({reason}); lower data.batch_size, or choose smaller images, fewer cells or a smaller model"
+        return f"memory does not suffice ({reason}); lower loader.batch_size, or choose smaller images, fewer cells or a smaller model"
     system = system_error(error)
     if system is not None and (system.errno in REMEDIES or (system in chain and system.filename)):
         remedy = REMEDIES.get(system.errno or 0, f"{system.strerror}: choose another one")

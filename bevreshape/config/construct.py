@@ -2,7 +2,8 @@
 
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from bevreshape.config.options import read_options
@@ -10,6 +11,11 @@ from bevreshape.errors import InputError, suggest
 
 TARGET = "_target_"
 """The key of a node that names the class to call."""
+
+PARTIAL = "_partial_"
+"""The key of a node that becomes a function of the arguments that it lacks, such as an optimizer before its parameters."""
+
+RESERVED = (TARGET, PARTIAL)
 
 
 def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
@@ -27,8 +33,10 @@ def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     """
     target = _target(key, node)
     check_options(key, target, node, given)
-    options = {option: _built(f"{key}.{option}", value) for option, value in node.items() if option != TARGET}
+    options = {option: _built(f"{key}.{option}", value) for option, value in node.items() if option not in RESERVED}
     options = read_options(key, target, options)
+    if node.get(PARTIAL):
+        return partial(target, **options, **given)
     try:
         return target(**options, **given)
     except InputError:
@@ -57,8 +65,14 @@ def check_node(key: str, node: Mapping[str, Any], given: Collection[str] = ()) -
         inner = _nodes(f"{key}.{option}", value)
         for place, found in inner:
             check_node(place, found)
-        if not inner and option != TARGET:
+        if not inner and option not in RESERVED:
             read_options(key, target, {option: value})
+
+
+def accepted(key: str, node: Mapping[str, Any], offered: Iterable[str]) -> tuple[str, ...]:
+    """Those arguments on offer that the class of a node takes and the node does not set."""
+    parameters = inspect.signature(_target(key, node)).parameters
+    return tuple(name for name in offered if name in parameters and name not in node)
 
 
 def _target(key: str, node: Mapping[str, Any]) -> Any:
@@ -108,17 +122,23 @@ def check_options(key: str, target: Callable[..., Any], node: Mapping[str, Any],
         InputError: for an option that the class does not have, or one that it needs and that is missing.
     """
     parameters = inspect.signature(target).parameters
-    hydra = [option for option in node if str(option).startswith("_") and option != TARGET and option not in parameters]
+    hydra = [
+        option for option in node if str(option).startswith("_") and option not in RESERVED and option not in parameters
+    ]
     if hydra:
-        raise InputError(f"{key}.{hydra[0]} is not supported; a node has {TARGET} and the options of its class")
+        raise InputError(
+            f"{key}.{hydra[0]} is not supported; a node has {TARGET} (and {PARTIAL}) and the options of its class"
+        )
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     options = [name for name in parameters if name not in given and name != "self"]
     for name in node:
-        if name not in options and name != TARGET:
+        if name not in options and name not in RESERVED:
             raise InputError(
                 f"{key}: {target.__name__} has no option {name}; {suggest(str(name), options) if options else 'it has none'}"
             )
+    if node.get(PARTIAL):
+        return
     missing = [
         n for n, p in parameters.items() if p.default is p.empty and n not in given and n not in node and n != "self"
     ]

@@ -1,18 +1,18 @@
 """The groups of a config: what the program passes to their classes, and what it needs from their objects."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from bevreshape.config.construct import check_node, construct
-from bevreshape.config.options import BatchSize, CountOrNone
+from bevreshape.config.construct import accepted, check_node, construct
 from bevreshape.errors import InputError
 
 MODEL_PARTS = ("encoder", "reshaper", "head")
 """Groups of a config that make the model."""
 
 
-LOADER_KEYS = {"batch_size": BatchSize, "num_workers": CountOrNone}
-"""Keys of the ``data`` group that are the datamodule's; all others are the source's."""
+NAMED = ("head", "objective", "metric")
+"""Groups that hold several nodes by name; what the program offers, their classes may leave out, and a node may set itself."""
 
 
 GIVEN: Mapping[str, tuple[str, ...]] = {
@@ -20,8 +20,9 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "augment": ("grid", "camera_names", "image_mode"),
     "encoder": ("image_size", "cameras"),
     "reshaper": ("source", "grid"),
-    "head": ("in_channels", "classes"),
-    "loss": ("classes",),
+    "head": ("in_channels", "out_channels"),
+    "objective": ("classes", "grid"),
+    "metric": ("classes", "grid"),
     "optimizer": (),
     "logger": ("save_dir",),
 }
@@ -33,7 +34,8 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "encoder": ("sources", "forward"),
     "reshaper": ("out_channels", "forward"),
     "head": ("forward",),
-    "loss": ("forward",),
+    "objective": ("forward",),
+    "metric": ("update", "compute", "reset"),
     "optimizer": ("build",),
 }
 """What the program asks of the objects of a group; a class of another kind lacks some of it."""
@@ -49,33 +51,54 @@ def check_nodes(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: naming the key.
     """
-    given = {**GIVEN, "head": (*GIVEN["head"], *(["instances"] if instance_classes(cfg) else ()))}
-    for key, names in given.items():
+    for key, names in GIVEN.items():
         node = dict(cfg.get(key) or {})
-        if key == "data":
-            names = ("instances",) if instance_classes(cfg) else ()
-            node = {name: value for name, value in node.items() if name not in LOADER_KEYS}
-        if node or key not in ("augment", "logger"):
+        if key in NAMED:
+            for name, one in node.items():
+                check_node(f"{key}.{name}", _node(f"{key}.{name}", one), accepted(f"{key}.{name}", one, names))
+        elif node or key not in ("augment", "logger"):
             check_node(key, node, names)
 
 
-def build_part(key: str, node: Mapping[str, Any], **given: Any) -> Any:
-    """The object of one node."""
-    made = construct(key, node, **given)
+def build_part(key: str, node: Mapping[str, Any], where: str = "", **given: Any) -> Any:
+    """The object of one node.
+
+    Args:
+        key: of its group.
+        node: plain values.
+        where: the node's own key, if it is not the group's.
+        given: further arguments of its class.
+    """
+    made = construct(where or key, node, **given)
     missing = [name for name in NEEDED.get(key, ()) if not hasattr(made, name)]
     if missing:
         raise InputError(
-            f"{key}: {type(made).__name__} has no {missing[0]}, so it is no {key}; {ADVICE.get(missing[0], f'choose {key}=NAME')}"
+            f"{where or key}: {type(made).__name__} has no {missing[0]}, so it is no {key}; "
+            f"{ADVICE.get(missing[0], f'choose {key}=NAME')}"
         )
     return made
 
 
-def instance_classes(cfg: Mapping[str, Any]) -> list[str]:
-    """The classes whose objects' centres are learned too; data alone, and models of before, have none."""
-    node = cfg.get("instances") or {}
-    if not isinstance(node, Mapping):
-        raise InputError(f"instances={node!r} must be a mapping, such as classes: [vehicle]")
-    found = node.get("classes") or []
-    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
-        raise InputError(f"instances.classes={found} must be a list of classes, such as [vehicle]")
-    return list(found)
+def build_named(key: str, nodes: Mapping[str, Any], **offered: Any) -> dict[str, Any]:
+    """The objects of a group of several nodes, by name.
+
+    Args:
+        key: of the group.
+        nodes: by name.
+        offered: arguments for the classes that take them, where the node does not set them.
+
+    Raises:
+        InputError: naming the key.
+    """
+    made = {}
+    for name, node in nodes.items():
+        where = f"{key}.{name}"
+        given = {option: offered[option] for option in accepted(where, _node(where, node), offered)}
+        made[name] = build_part(key, node, where, **given)
+    return made
+
+
+def _node(where: str, node: Any) -> Mapping[str, Any]:
+    if not isinstance(node, Mapping) or not re.fullmatch(r"\w+\.\w+", where):
+        raise InputError(f"{where}={node!r:.80} must be a node with _target_ under a name of letters, digits and _")
+    return node

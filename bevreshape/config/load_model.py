@@ -35,7 +35,7 @@ def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, BEVSpec,
     cfg, spec = _read_recipe(checkpoint["bevreshape"], f"checkpoint {path}", read_trust(trust))
     weights = model_weights(checkpoint)
     try:
-        if all(cfg[part]["_target_"].startswith("bevreshape.") for part in MODEL_PARTS):
+        if all(node["_target_"].startswith("bevreshape.") for node in _model_nodes(cfg, path).values()):
             # a sketch that takes no memory, since numbers in the recipe may ask for any amount; other packages' classes
             # may need real tensors
             with torch.device("meta"):
@@ -65,18 +65,30 @@ def _read_recipe(recipe: Mapping[str, Any], where: str, trust: Sequence[str]) ->
     cfg = recipe.get("config")
     if not isinstance(cfg, dict):
         raise InputError(f"{where}: bevreshape.config must be a mapping, not {cfg!r:.80}; it is damaged")
+    for key, node in _model_nodes(cfg, where).items():
+        if "_target_" not in node:
+            raise InputError(f"{where}: bevreshape.config.{key} has no _target_; it is damaged")
     for part in MODEL_PARTS:
-        if not isinstance(cfg.get(part), dict):
-            raise InputError(
-                f"{where}: bevreshape.config.{part} must be a mapping, not {cfg.get(part)!r:.80}; it is damaged"
-            )
-        if "_target_" not in cfg[part]:
-            raise InputError(f"{where}: bevreshape.config.{part} has no _target_; it is damaged")
         check_targets(cfg[part], part, where, trust)
     cfg = dict(cfg)
     if "pretrained" in cfg["encoder"]:
         cfg["encoder"] = {**cfg["encoder"], "pretrained": False}  # the weights are in the checkpoint
     return cfg, BEVSpec.from_plain(recipe.get("spec"), f"{where}: bevreshape.spec")
+
+
+def _model_nodes(cfg: Mapping[str, Any], where: str) -> dict[str, Mapping[str, Any]]:
+    """The nodes of a model by their keys, of heads each."""
+    nodes = {part: cfg.get(part) for part in MODEL_PARTS}
+    heads = nodes.pop("head")
+    nodes |= (
+        {f"head.{name}": node for name, node in heads.items()} if isinstance(heads, dict) and heads else {"head": None}
+    )
+    found: dict[str, Mapping[str, Any]] = {}
+    for key, node in nodes.items():
+        if not isinstance(node, dict):
+            raise InputError(f"{where}: bevreshape.config.{key} must be a mapping, not {node!r:.80}; it is damaged")
+        found[key] = node
+    return found
 
 
 def _check_buffers(sketch: torch.nn.Module, path: str) -> None:

@@ -16,7 +16,6 @@ from bevreshape.config.options import (
     Seed,
     Share,
     Steps,
-    Weight,
     Width,
 )
 
@@ -35,14 +34,6 @@ Sizes = Annotated[Sequence[Width], Len(2, 2)]
 """Rows and columns."""
 
 
-class Instances(TypedDict):
-    """Centres of objects, learned too."""
-
-    classes: Sequence[str]
-    center: Weight
-    offset: Weight
-
-
 class LogImages(TypedDict):
     """What is drawn while training."""
 
@@ -50,19 +41,27 @@ class LogImages(TypedDict):
     num_samples: Count
 
 
+class Loader(TypedDict):
+    """How samples are read."""
+
+    batch_size: BatchSize
+    num_workers: CountOrNone
+
+
 class Train(TypedDict):
     """Of ``bevreshape.train``."""
 
     data: Node
+    loader: Loader
     augment: Node | None
     encoder: Node
     reshaper: Node
     head: Node
-    loss: Node
+    objective: Node
+    metric: Node
     optimizer: Node
     trainer: Node
     logger: Node | None
-    instances: Instances
     seed: Seed
     name: str
     resume: LocalPath | None
@@ -75,6 +74,8 @@ class Evaluate(TypedDict):
     """Of ``bevreshape.evaluate``."""
 
     data: Node
+    loader: Loader
+    metric: Node
     trainer: Node
     checkpoint: LocalPath
     split: Split
@@ -135,6 +136,8 @@ class Diagnose(TypedDict):
     """Of ``bevreshape.diagnose``."""
 
     data: Node
+    loader: Loader
+    metric: Node
     logger: Node | None
     checkpoint: LocalPath
     split: Split

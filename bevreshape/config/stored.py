@@ -31,7 +31,7 @@ MOST_VALUES, MOST_DEPTH, MOST_CHARACTERS, MOST_BYTES = 100_000, 32, 100_000, 64 
 MOST_YAML_BYTES, MOST_JSON_MB = 4 << 20, 100
 """Of a text in YAML, a megabyte of which is read in about a second, and of the memory that one in JSON takes when read."""
 
-LOSSES = tuple(f"bevreshape.objectives.{name}" for name in ("BCE", "Dice", "Focal", "WeightedSum"))
+OBJECTIVES = tuple(f"bevreshape.objectives.{name}" for name in ("BCE", "CentersLoss", "Dice", "Focal", "WeightedSum"))
 
 PLACES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("data",): (
@@ -52,10 +52,22 @@ PLACES: Mapping[tuple[str, ...], tuple[str, ...]] = {
             "SelfAttention", "StridedConv",
         )
     ),
-    ("head",): ("bevreshape.heads.ConvHead", "bevreshape.heads.PyramidHead"),
-    ("loss",): LOSSES,
-    ("loss", "terms", "*"): LOSSES,
-    ("optimizer",): ("bevreshape.training.optimizer.AdamWOneCycle",),
+    ("head", "*"): ("bevreshape.heads.ConvHead", "bevreshape.heads.PyramidHead"),
+    ("objective", "*"): OBJECTIVES,
+    ("objective", "*", "terms", "*"): OBJECTIVES,
+    ("metric", "*"): tuple(f"bevreshape.metrics.{name}" for name in ("BEVIoU", "ConditionIoU", "RoadMetric")),
+    ("optimizer",): tuple(f"bevreshape.training.optimizer.{name}" for name in ("AdamWOneCycle", "TorchOptimizer")),
+    ("optimizer", "optimizer"): tuple(
+        f"torch.optim.{name}"
+        for name in ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
+    ),
+    ("optimizer", "scheduler"): tuple(
+        f"torch.optim.lr_scheduler.{name}"
+        for name in (
+            "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LinearLR",
+            "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
+        )
+    ),
     ("logger",): tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger")),
 }  # fmt: skip
 """The classes that a stored config may name without being trusted, by their place in it; * is any name."""
@@ -299,7 +311,7 @@ def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = (
     missing = [key for key in needed if config.get(key) is None]
     if missing:
         raise InputError(f"{path} has no {missing[0]}; it is damaged, so restore it")
-    for part in (*GROUPS, "trainer", "log_images", "instances"):
+    for part in (*GROUPS, "loader", "trainer", "log_images"):
         if not isinstance(config.get(part), dict | None):
             raise InputError(
                 f"{path}: {part}={_short(config[part])!r} must be a mapping of options; it is damaged, so restore it"

@@ -11,7 +11,6 @@ from einops import repeat
 from jaxtyping import Bool
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from torchmetrics import Metric
 
 from bevreshape.data.targets import Annotation, Target, Window, like
 from bevreshape.errors import InputError
@@ -234,7 +233,7 @@ def collate(samples: Sequence[Sample]) -> BEVBatch:
 
 @runtime_checkable
 class BEVSource(Protocol):
-    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it. See also :class:`SourceWithMetrics`."""
+    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it."""
 
     grid: BEVGrid
     classes: tuple[str, ...]
@@ -249,19 +248,6 @@ class BEVSource(Protocol):
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Complete a batch on its device, for instance with targets made from labelled images; augmented only afterwards."""
-
-
-@runtime_checkable
-class SourceWithMetrics(BEVSource, Protocol):
-    """A source with metrics of its own, which ``evaluate`` prints and writes beside IoU: a benchmark's, or by what a sample shows."""
-
-    def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
-        """New metrics of the channels ``classes``, some of the source's, on its grid.
-
-        Each batch is counted by ``metric.update(probabilities, target, valid, batch)``: (b, k, rows, cols) each, and what
-        :meth:`finish` made, with all that it left there and ``name``. ``compute()`` returns scalars by names, parts of which are
-        parted by slashes, as in ``iou/vehicle/night``; the last part heads a column of the printed table.
-        """
 
 
 def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> list[int]:

@@ -56,7 +56,7 @@ class ResumableShuffleSampler(Sampler[int]):
             several = accumulated > 1
             raise InputError(
                 f"data: {length} training samples do not fill one {f'step of {accumulated} batches' if several else 'batch'} of "
-                f"{batch_size} on {world} process(es); lower data.batch_size"
+                f"{batch_size} on {world} process(es); lower loader.batch_size"
                 f"{' or trainer.accumulate_grad_batches' if several else ''}, or add samples"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed

@@ -2,7 +2,7 @@
 ``bevreshape.train``."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -21,12 +21,18 @@ RESHAPERS: dict[Method, str] = {"ipm": "ipm", "mlp": "mlp", "attention": "cross_
 
 ALONE = (
     "logger=none",
-    "data.num_workers=0",
+    "loader.num_workers=0",
     "log_images.num_samples=1",
     "log_images.every_n_validations=1000",
     "+trainer.enable_progress_bar=false",
 )
 """Arguments that decide how a training is watched and nothing of what comes of it."""
+
+
+def typed(arguments: Sequence[str]) -> list[str]:
+    """Arguments as records keep them, as the program is given them: records outlive the names of its keys."""
+    return [argument.replace("data.batch_size=", "loader.batch_size=") for argument in arguments]
+
 
 SAMPLE_S = 0.006
 """About how many seconds one core takes for a sample of 64×128 pixels, forward and backward; to say how long a study

@@ -17,7 +17,7 @@ from bevreshape.data.batch import BEVBatch
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import Divergence
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
-from bevreshape.experiments.task_plan import ALONE
+from bevreshape.experiments.task_plan import ALONE, typed
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import load_weights, read_checkpoint
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
         InputError: for arguments that no training takes.
         TrainingInterrupted: after a signal has asked for it.
     """
-    config = composed([*arguments, *ALONE])
+    config = composed([*typed(arguments), *ALONE])
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder), (folder / "train.log").open("a", encoding="utf-8") as log, _speaking_to(log):
         if not (folder / "metrics.json").exists():
@@ -90,7 +90,7 @@ def best_model(trained: Trained) -> tuple[BEVModel, BEVDataModule]:
 def data_of(config: Mapping[str, Any], jitter: Mapping[str, float] | None = None) -> BEVDataModule:
     """The data of a run, with cameras that move otherwise where a jitter is given, its test split prepared."""
     node = dict(config["data"]) if jitter is None else {**config["data"], "jitter": dict(jitter)}
-    data = build_data({"data": node, "seed": 0})
+    data = build_data({"data": node, "loader": config["loader"], "seed": 0})
     data.source.prepare(("test",))
     return data
 

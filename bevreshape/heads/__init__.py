@@ -1,7 +1,6 @@
-"""From BEV features to class logits."""
+"""From BEV features to maps of a task."""
 
-from bevreshape.heads.base import Head
 from bevreshape.heads.conv import ConvHead
 from bevreshape.heads.pyramid import PyramidHead
 
-__all__ = ["ConvHead", "Head", "PyramidHead"]
+__all__ = ["ConvHead", "PyramidHead"]

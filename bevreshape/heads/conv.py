@@ -1,14 +1,13 @@
-"""A small convolutional decoder from coarse BEV features to class logits on the target grid."""
+"""A small convolutional decoder from coarse BEV features to the target grid."""
 
 import torch
 from torch import Tensor, nn
 
 from bevreshape.config.options import Count, Upsample, Width, checked
-from bevreshape.heads.base import Head
 
 
 @checked
-class ConvHead(Head):
+class ConvHead(nn.Module):
     """Residual blocks on the coarse grid, then upsampling by ``upsample`` in steps, narrow where cells are many.
 
     A convolution at full BEV resolution costs several times the image encoder on a CPU, so the width is spent on the
@@ -17,26 +16,24 @@ class ConvHead(Head):
 
     Args:
         in_channels: d of the reshaper.
-        classes: k.
+        out_channels: k.
         upsample: fine cells per coarse cell along a side; the reshaper fills ``grid.coarsen(upsample)``.
         channels: width on the coarse grid.
         blocks: residual blocks on the coarse grid.
         final_channels: width at full resolution.
-        instances: see :class:`~bevreshape.heads.base.Head`.
     """
 
     def __init__(
         self,
         in_channels: int,
-        classes: int,
+        out_channels: Width,
         *,
         upsample: Upsample = 2,
         channels: Width = 32,
         blocks: Count = 2,
         final_channels: Width = 16,
-        instances: int = 0,
     ) -> None:
-        super().__init__(classes, instances)
+        super().__init__()
         self.upsample = upsample
         self.coarse = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
@@ -49,13 +46,13 @@ class ConvHead(Head):
             nn.PixelShuffle(upsample),
             nn.BatchNorm2d(final_channels),
             nn.ReLU(),
-            nn.Conv2d(final_channels, self.maps, 3, padding=1),
+            nn.Conv2d(final_channels, out_channels, 3, padding=1),
         )
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, more on tensor cores
 
     def forward(self, bev: Tensor) -> Tensor:
-        """(b, d, R, C) → logits (b, k, R·upsample, C·upsample)."""
-        return self.logits(self.fine(self.coarse(bev.contiguous(memory_format=torch.channels_last))))
+        """(b, d, R, C) → (b, k, R·upsample, C·upsample)."""
+        return self.fine(self.coarse(bev.contiguous(memory_format=torch.channels_last)))
 
 
 class ResidualBlock(nn.Module):

@@ -9,11 +9,10 @@ from torch.nn import functional as F
 
 from bevreshape.config.options import Upsample, Width, checked
 from bevreshape.errors import InputError
-from bevreshape.heads.base import Head
 
 
 @checked
-class PyramidHead(Head):
+class PyramidHead(nn.Module):
     """Decoder of Cross-View Transformers (Zhou and Krähenbühl 2022), for 25×25 → 200×200.
 
     A step doubles rows and columns bilinearly, then relu(conv1×1(relu(conv3×3(x))) + conv1×1(the coarse features)), normalised.
@@ -22,11 +21,10 @@ class PyramidHead(Head):
 
     Args:
         in_channels: d of the reshaper.
-        classes: k.
+        out_channels: k.
         widths: of every step's result, at least 2; inside a step it is half as wide.
         upsample: 2 to the number of steps.
         final_channels: width of the last 3×3 convolution.
-        instances: see :class:`~bevreshape.heads.base.Head`.
 
     Raises:
         InputError: when upsample does not agree with the number of steps.
@@ -35,18 +33,17 @@ class PyramidHead(Head):
     def __init__(
         self,
         in_channels: int,
-        classes: int,
+        out_channels: Width,
         *,
         widths: Annotated[Sequence[Annotated[int, Ge(2), Le(65_536)]], Len(1)] = (128, 128, 64),
         upsample: Upsample = 8,
         final_channels: Width = 64,
-        instances: int = 0,
     ) -> None:
-        super().__init__(classes, instances)
+        super().__init__()
         if upsample != 2 ** len(widths):
             raise InputError(
-                f"head.upsample={upsample} but head.widths={list(widths)} double the grid {len(widths)} times; set "
-                f"head.upsample={2 ** len(widths)}, or other widths"
+                f"upsample={upsample} but widths={list(widths)} double the grid {len(widths)} times; set "
+                f"upsample={2 ** len(widths)}, or other widths"
             )
         self.steps = nn.ModuleList(
             Step(own, width, in_channels) for own, width in zip((in_channels, *widths), widths, strict=False)
@@ -55,15 +52,15 @@ class PyramidHead(Head):
             nn.Conv2d(widths[-1], final_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(final_channels),
             nn.ReLU(),
-            nn.Conv2d(final_channels, self.maps, 1),
+            nn.Conv2d(final_channels, out_channels, 1),
         )
 
     def forward(self, bev: Tensor) -> Tensor:
-        """(b, d, R, C) → logits (b, k, R·upsample, C·upsample)."""
+        """(b, d, R, C) → (b, k, R·upsample, C·upsample)."""
         x = bev
         for step in self.steps:
             x = step(x, bev)
-        return self.logits(self.last(x))
+        return self.last(x)
 
 
 class Step(nn.Module):

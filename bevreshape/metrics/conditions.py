@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
-from torchmetrics import Metric
 
-from bevreshape.data.batch import BEVBatch
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
+from bevreshape.metrics.base import ThresholdCounts, reaching
+from bevreshape.model import Outputs
+from bevreshape.objectives.base import compared
 
 CONDITIONS = ("day", "night", "rain")
 """By words of a scene's description; a scene may be both night and rain, what is not night is day, "after rain" is rain."""
@@ -24,49 +24,35 @@ def conditions_of(description: str) -> tuple[str, ...]:
     return tuple(name for name, holds in zip(CONDITIONS, found, strict=True) if holds)
 
 
-class ConditionIoU(Metric):
+class ConditionIoU(ThresholdCounts):
     """IoU over the whole data set and over the keyframes of each condition, at two thresholds.
 
     Args:
         classes: names of the k channels.
-        title: what the data's settings are, to be printed above.
     """
 
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, classes: Sequence[str], title: str) -> None:
-        super().__init__()
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__(len(classes), 1 + len(CONDITIONS), torch.tensor(THRESHOLDS))
         self.classes = tuple(classes)
-        self.title = title
-        shape = len(self.classes), 1 + len(CONDITIONS), len(THRESHOLDS), 2
-        self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(
-        self,
-        probabilities: Float[Tensor, "b k rows cols"],
-        target: Bool[Tensor, "b k rows cols"],
-        valid: Bool[Tensor, "b k rows cols"],
-        batch: BEVBatch,
-    ) -> None:
+    def update(self, outputs: Outputs, batch: BEVBatch) -> None:
         """Count a batch, under the conditions of its samples."""
-        known = [[name in meta.conditions for name in CONDITIONS] for meta in batch.meta]
-        shown = torch.tensor(known, device=target.device)  # b 3
-        of = torch.cat([torch.ones_like(shown[:, :1]), shown], dim=1).long()  # b c
-        there = target.bool() & valid
-        for number, threshold in enumerate(THRESHOLDS):
-            said = (probabilities >= threshold) & valid
-            counted = torch.stack([(said & there).sum((2, 3)), (said | there).sum((2, 3))], dim=-1)  # b k 2
-            self.counts[:, :, number] += (of[:, None, :, None] * counted[:, :, None]).sum(0)  # k c 2
+        logits, target = compared(outputs, batch, SEGMENTATION)
+        probabilities = logits.float().sigmoid()
+        for number, condition in enumerate((None, *CONDITIONS)):
+            holds = [condition is None or condition in meta.conditions for meta in batch.meta]
+            valid = target.valid & torch.tensor(holds, device=logits.device)[:, None, None, None]
+            group = torch.full((1, 1, 1), number, device=logits.device)
+            self.count(probabilities, group, target.value, valid)
 
-    def compute(self) -> dict[str, Any]:
+    def compute(self) -> dict[str, Tensor]:
         """``iou_0.5/<class>/<condition>`` as scalars, NaN where the union is empty."""
-        values: dict[str, Any] = {}
+        values: dict[str, Tensor] = {}
+        false, true = reaching(self.counts).unbind(2)  # k c t
+        positive = self.counts[:, :, 1].sum(-1, keepdim=True)
+        iou = (true.double() / (positive + false).double()).float()
         for number, threshold in enumerate(THRESHOLDS):
-            both, either = self.counts[:, :, number].double().unbind(-1)  # k c
-            for name, row in zip(self.classes, (both / either).float(), strict=True):
-                values |= {
-                    f"iou_{threshold}/{name}/{word}": value
-                    for word, value in zip(("all", *CONDITIONS), row, strict=True)
-                }
+            for k, name in enumerate(self.classes):
+                named = zip(("all", *CONDITIONS), iou[k, :, number], strict=True)
+                values |= {f"iou_{threshold}/{name}/{word}": value for word, value in named}
         return values

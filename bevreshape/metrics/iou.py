@@ -3,18 +3,25 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float, Int
+from annotated_types import Ge, Le
+from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
+from bevreshape.config.options import checked
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.data.names import check_classes
 from bevreshape.errors import Divergence, InputError, suggest
 from bevreshape.geometry import BEVGrid
+from bevreshape.metrics.base import ThresholdCounts, reaching
+from bevreshape.model import Outputs
+from bevreshape.objectives.base import compared
 
 
-class BEVIoU(Metric):
+@checked
+class BEVIoU(ThresholdCounts):
     """IoU per class, at probability 0.5, at every threshold, and by distance from the ego origin.
 
     A cell is positive at threshold t where its probability is at least t, compared as ``logit ≥ log(t / (1 − t))``:
@@ -31,30 +38,29 @@ class BEVIoU(Metric):
         bands_m: ascending edges of the distance bands in metres, each band from its first edge up to, not including, its
             second; a band without cells has IoU NaN. Left out, at most six bands of 1, 2 or 5 · 10ⁿ m that hold every cell.
         thresholds: how many thresholds; odd, so that 0.5 is one.
+        task: name of the head and the target.
+
+    Set ``chosen`` (a threshold per class, such as the best ones of the validation set) to have ``iou_at_val_threshold/…`` too.
 
     Raises:
         InputError: a name that cannot be part of a key, an even number of thresholds, or edges that do not ascend.
     """
 
-    full_state_update = False
     higher_is_better = True
-    counts: Tensor
     band_of_cell: Tensor
     thresholds: Tensor
-    logits_at: Tensor
 
     def __init__(
         self,
         classes: Sequence[str],
         grid: BEVGrid,
-        bands_m: Sequence[float | int] | None = None,
-        thresholds: int = 51,
+        bands_m: Sequence[Annotated[float, Ge(-10_000), Le(10_000)]] | None = None,
+        thresholds: Annotated[int, Ge(1), Le(1001)] = 51,
+        task: str = SEGMENTATION,
     ) -> None:
-        super().__init__()
         if thresholds < 3 or thresholds % 2 == 0:
             raise InputError(f"metrics: thresholds={thresholds} must be odd and at least 3, so that 0.5 is one of them")
-        self.classes, self.grid = check_classes(classes, "metrics"), grid
-        self.shape = (len(self.classes), *grid.shape)
+        values = torch.arange(thresholds, dtype=torch.float64) / (thresholds - 1)
         distance = grid.centers(dtype=torch.float64).norm(dim=-1).flatten()
         edges = (
             _bands(distance.min().item(), distance.max().item())
@@ -64,48 +70,32 @@ class BEVIoU(Metric):
         ascend = all(low < high for low, high in pairwise(edges))
         if len(edges) < 2 or not ascend or edges[0] < 0:
             raise InputError(f"metrics: bands_m={edges} must be two or more ascending distances in metres")
+        names = check_classes(classes, "metrics")
+        outside = len(edges) - 1  # cells in no band count for the whole alone
+        super().__init__(len(names), outside + 1, values.logit().float())
+        self.classes, self.grid, self.task = names, grid, task
+        self.shape = (len(names), *grid.shape)
         self.bands = tuple(f"{low:g}-{high:g}m" for low, high in pairwise(edges))
-        outside = len(self.bands)  # cells in no band count for the whole alone
+        self.chosen: Mapping[str, float | int] | None = None
         band = torch.bucketize(distance, torch.tensor(edges, dtype=torch.float64), right=True) - 1
         band = torch.where((band < 0) | (band >= outside), outside, band)
-        values = torch.arange(thresholds, dtype=torch.float64) / (thresholds - 1)
-        self.register_buffer("band_of_cell", band, persistent=False)
+        self.register_buffer("band_of_cell", band.view(1, *grid.shape), persistent=False)
         self.register_buffer("thresholds", values, persistent=False)
-        self.register_buffer("logits_at", values.logit().float(), persistent=False)
-        # Cells by class, band, target, and number of thresholds that they reach; only NaN reaches none.
-        bins = torch.zeros(len(self.classes), outside + 1, 2, thresholds + 1, dtype=torch.int64)
-        self.add_state("counts", bins, dist_reduce_fx="sum")
 
-    def update(
-        self,
-        logits: Float[Tensor, "b k rows cols"],
-        target: Bool[Tensor, "_ _ _ _"] | Float[Tensor, "_ _ _ _"],
-        valid: Bool[Tensor, "_ _ _ _"],
-    ) -> None:
-        """Count a batch, without waiting for the device.
-
-        Args:
-            logits: of the network; of probabilities p, pass ``p.logit()``.
-            target: 0 or 1.
-            valid: cells that count.
+    def update(self, outputs: Outputs, batch: BEVBatch) -> None:
+        """Count a batch: logits of the head against the target of the same name.
 
         Raises:
             InputError: when a shape is not that of the classes and the grid.
         """
-        for name, given in (("logits", logits), ("target", target), ("valid", valid)):
+        logits, target = compared(outputs, batch, self.task)
+        for name, given in (("logits", logits), ("target", target.value), ("valid", target.valid)):
             if tuple(given.shape) != (len(logits), *self.shape):
                 raise InputError(
                     f"metrics: {name} {tuple(given.shape)} must be (b, k, rows, cols) = ({len(logits)}, "
                     f"{', '.join(map(str, self.shape))}); build the metric with the classes and the grid of the data"
                 )
-        k, bands, _, bins = self.counts.shape
-        logits = logits.detach().float().flatten(2).contiguous()  # b k cells
-        reached = torch.bucketize(logits, self.logits_at, right=True, out_int32=True)
-        reached = reached.masked_fill(logits.isnan(), 0)
-        row = torch.arange(k, device=logits.device)[:, None] * bands + self.band_of_cell  # k cells
-        index = (row * 2 + target.flatten(2).bool()) * bins + reached
-        # not bincount, which makes the host wait for the device
-        self.counts.view(-1).scatter_add_(0, index.flatten(), valid.long().flatten())
+        self.count(logits, self.band_of_cell, target.value, target.valid)
 
     def compute(self) -> dict[str, Tensor]:
         """IoUs as scalars: ``iou/<class>``, ``iou/mean``, ``best_iou/<class>``, ``best_iou/mean``,
@@ -121,6 +111,9 @@ class BEVIoU(Metric):
         for number, name in enumerate(self.classes):
             values[f"best_threshold/{name}"] = self.thresholds[best[number]].float()
             values |= {f"iou/{name}/{band}": by_band[number, j].float() for j, band in enumerate(self.bands)}
+        if self.chosen is not None:
+            at_chosen = self.iou_at(self.chosen)
+            values |= {key.replace("iou/", "iou_at_val_threshold/"): value for key, value in at_chosen.items()}
         return values
 
     def iou_at(self, thresholds: Mapping[str, float | int]) -> dict[str, Tensor]:
@@ -152,9 +145,7 @@ class BEVIoU(Metric):
             raise Divergence(
                 f"metrics: the network's output is NaN in {lost} valid cells; it has diverged, lower optimizer.lr"
             )
-        # reversed cumulative sum: what reaches threshold t is all that reaches t or more
-        reaching = counts[..., 1:].flip(-1).cumsum(-1).flip(-1)
-        false, true = reaching.unbind(-2)
+        false, true = reaching(counts).unbind(-2)
         positive = counts[..., 1, :].sum(-1, keepdim=True)
         return true.double() / (positive + false).double()
 

@@ -1,21 +1,22 @@
 """The metric of KITTI's road benchmark: how well a confidence separates road from what is none, on cells of 5 cm."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from functools import cache
 
 import torch
 from einops import repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
-from bevreshape.data.batch import BEVBatch
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
+from bevreshape.data.sources.kitti.road import CATEGORIES, RoadMasks
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.geometry.ipm import sample
-
-CATEGORIES = ("um", "umm", "uu")
-"""Urban marked, urban multiple marked lanes, urban unmarked: how a frame's name begins."""
+from bevreshape.metrics.base import ThresholdCounts
+from bevreshape.model import Outputs
+from bevreshape.objectives.base import compared
 
 BENCHMARK_GRID = BEVGrid((6.0, 46.0), (-10.0, 10.0), 0.05)
 """The benchmark's cells, 800×400."""
@@ -24,6 +25,7 @@ LEVELS = 256
 """Confidence is compared with 0/255, 1/255, … 255/255, as the benchmark's 8-bit maps are."""
 
 
+@cache
 def covers_benchmark(grid: BEVGrid) -> bool:
     """Whether predictions on ``grid`` can be judged on the benchmark's cells; where not, it is printed why."""
     wanted = BENCHMARK_GRID
@@ -67,54 +69,47 @@ def road_scores(counts: Int[Tensor, "2 levels"]) -> dict[str, Tensor]:
     return scores if positive > 0 else dict.fromkeys(scores, torch.full_like(positive, torch.nan))
 
 
-class RoadMetric(Metric):
+class RoadMetric(ThresholdCounts):
     """MaxF, AP and what goes with them, per category and over all, counted over all cells of a split before anything is divided.
 
-    Predictions are upsampled bilinearly onto the benchmark's cells. What the network's image does not show counts too.
+    Predictions are upsampled bilinearly onto the benchmark's cells. What the network's image does not show counts too. It
+    is left out, which is reported, where the grid does not hold the benchmark's.
 
     Args:
-        masks: for every class, ``road``, or ``lane``, which the category ``um`` alone has.
-        grid: of the predictions; it holds the benchmark's.
-        truth: target and where it is known, both (b, k, R, C), of a batch on given cells.
+        classes: names of the k channels, made from the masks of :class:`~bevreshape.data.sources.kitti.road.RoadMasks`.
+        grid: of the predictions.
     """
 
-    full_state_update = False
     higher_is_better = True
-    counts: Tensor
     cells: Tensor
-    levels: Tensor
 
-    def __init__(
-        self, masks: Mapping[str, str], grid: BEVGrid, truth: Callable[[BEVBatch, BEVGrid], tuple[Tensor, Tensor]]
-    ) -> None:
-        super().__init__()
-        self.masks = dict(masks)
+    def __init__(self, classes: Sequence[str], grid: BEVGrid) -> None:
+        super().__init__(len(classes), len(CATEGORIES), torch.arange(LEVELS).double().div(LEVELS - 1).float())
+        self.classes = tuple(classes)
         self.grid = grid
-        self._truth = truth
+        self.covers = covers_benchmark(grid)
+        self.lanes: set[str] = set()
         self.register_buffer("cells", grid.metric_to_cell(BENCHMARK_GRID.centers()), persistent=False)
-        self.register_buffer("levels", torch.arange(LEVELS).double().div(LEVELS - 1).float(), persistent=False)
-        # Cells by class, category, target, and number of levels that they reach; only NaN reaches none.
-        bins = torch.zeros(len(self.masks), len(CATEGORIES), 2, LEVELS + 1, dtype=torch.int64)
-        self.add_state("counts", bins, dist_reduce_fx="sum")
 
-    def update(
-        self,
-        probabilities: Float[Tensor, "b k rows cols"],
-        target: Bool[Tensor, "b k rows cols"],
-        valid: Bool[Tensor, "b k rows cols"],
-        batch: BEVBatch,
-    ) -> None:
-        """Count a batch: its own ``labels`` on the benchmark's cells, in place of ``target`` and ``valid``."""
-        truth, known = self._truth(batch, BENCHMARK_GRID)  # b k R C
-        categories = torch.tensor([CATEGORIES.index(name.partition("_")[0]) for name in batch.names])
-        confidence = self.upsampled(probabilities)
-        reached = torch.bucketize(confidence, self.levels, right=True, out_int32=True).masked_fill(
-            confidence.isnan(), 0
-        )
-        row = torch.arange(len(self.masks))[:, None] * len(CATEGORIES) + categories  # k b
-        row = row.T[..., None, None].to(reached.device)
-        index = (row * 2 + truth) * (LEVELS + 1) + reached
-        self.counts.view(-1).scatter_add_(0, index.flatten(), known.long().flatten())
+    def update(self, outputs: Outputs, batch: BEVBatch) -> None:
+        """Count a batch: its masks on the benchmark's cells.
+
+        Raises:
+            InputError: when it has none.
+        """
+        if not self.covers:
+            return
+        masks = batch.labels
+        if not isinstance(masks, RoadMasks):
+            raise InputError(
+                "metric.kitti_road: batches have no masks of KITTI's road benchmark; choose data=kitti_road, or metric=iou"
+            )
+        self.lanes = {name for name in self.classes if masks.mask_of[name] == "lane"}
+        truth, known = masks.on_ground(batch.cameras, BENCHMARK_GRID, self.classes)  # b k R C
+        logits, _ = compared(outputs, batch, SEGMENTATION)
+        categories = [CATEGORIES.index(name.partition("_")[0]) for name in batch.names]
+        group = torch.tensor(categories, device=logits.device)[:, None, None]
+        self.count(self.upsampled(logits.float().sigmoid()), group, truth, known)
 
     def upsampled(self, probabilities: Float[Tensor, "b k rows cols"]) -> Float[Tensor, "b k R C"]:
         """Predictions on the benchmark's cells."""
@@ -127,15 +122,14 @@ class RoadMetric(Metric):
         Raises:
             InputError: when probabilities were NaN.
         """
-        lost = int(self.counts[..., 0].sum())
-        if lost:
+        if self.lost:
             raise InputError(
-                f"metrics: the network's output is NaN in {lost} cells; it has diverged, lower optimizer.lr"
+                f"metrics: the network's output is NaN in {self.lost} cells; it has diverged, lower optimizer.lr"
             )
         values: dict[str, Tensor] = {}
-        for (name, mask), counts in zip(self.masks.items(), self.counts[..., 1:], strict=True):
+        for name, counts in zip(self.classes, self.counts[..., 1:], strict=True) if self.covers else ():
             parts = dict(zip(CATEGORIES, counts, strict=True))
-            shown = {"um": parts["um"]} if mask == "lane" else parts | {"urban": counts.sum(0)}
+            shown = {"um": parts["um"]} if name in self.lanes else parts | {"urban": counts.sum(0)}
             for part, counted in shown.items():
                 values |= {f"kitti/{name}/{part}/{key}": v.float() for key, v in road_scores(counted).items()}
         return values

@@ -1,5 +1,7 @@
 """Objectives: what training minimises."""
 
-from bevreshape.objectives.losses import BCE, Dice, Focal, InstanceLoss, WeightedSum
+from bevreshape.objectives.base import Objective
+from bevreshape.objectives.centers import CentersLoss
+from bevreshape.objectives.losses import BCE, Dice, Focal, WeightedSum
 
-__all__ = ["BCE", "Dice", "Focal", "InstanceLoss", "WeightedSum"]
+__all__ = ["BCE", "CentersLoss", "Dice", "Focal", "Objective", "WeightedSum"]

@@ -1,6 +1,6 @@
 """Losses on the logits of overlapping classes, counted only where the label is known.
 
-Every loss is ``loss(logits, target, valid) -> scalar`` on (b, k, rows, cols). A class's loss is a mean over its valid
+Every loss is an objective of the head and target ``segmentation``, (b, k, rows, cols) each. A class's loss is a mean over its valid
 cells in the whole batch; the result is the weighted mean over the classes that have such cells, so neither a rare label
 nor a narrow view changes a class's share. Without any valid cell it is zero, with a gradient of zero. All of it is
 computed in float32 (float64 if given), also under autocast.
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from bevreshape.config.options import Factor, OpenShare, Weight, checked
-from bevreshape.data.targets import ObjectCenters, Target
+from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.errors import InputError, suggest
+from bevreshape.model import Outputs
+from bevreshape.objectives.base import compared
 
 PerClass = Weight | Sequence[Weight] | Mapping[str, Weight]
 """One number for all classes, one per class in their order, or some by name, the others being 1."""
@@ -79,7 +81,12 @@ class ClassLoss(nn.Module):
             raise InputError(f"{type(self).__name__}.class_weight: all are zero; at least one class must count")
         self.classes = tuple(classes)
 
-    def forward(
+    def forward(self, outputs: Outputs, batch: BEVBatch) -> Float[Tensor, ""]:
+        """The loss of the head of the classes on their target."""
+        logits, target = compared(outputs, batch, SEGMENTATION)
+        return self.masked(logits, target.value, target.valid)
+
+    def masked(
         self,
         logits: Float[Tensor, "b k rows cols"],
         target: Bool[Tensor, "_ _ _ _"] | Float[Tensor, "_ _ _ _"],
@@ -205,7 +212,7 @@ class WeightedSum(nn.Module):
     """Σ weight · loss.
 
     Args:
-        terms: losses by name.
+        terms: objectives by name.
         weights: factor of each, under the same names.
         classes: names of the k channels, handed to the terms.
 
@@ -233,52 +240,6 @@ class WeightedSum(nn.Module):
             if classes and isinstance(term, ClassLoss):
                 term.bind(classes)
 
-    def forward(self, logits: Tensor, target: Tensor, valid: Tensor) -> Float[Tensor, ""]:
+    def forward(self, outputs: Outputs, batch: BEVBatch) -> Float[Tensor, ""]:
         """The weighted sum of all terms."""
-        return torch.stack([w * self.terms[name](logits, target, valid) for name, w in self.weights.items()]).sum()
-
-
-@checked
-class InstanceLoss(nn.Module):
-    """Of the maps that a head makes of objects' centres: focal loss of the heat, by which CVT trains with weight 0.1, and L1 of
-    the way to the centre on the objects' cells, in cells, as FIERY (Hu et al. 2021) and Simple-BEV have it.
-
-    Args:
-        channels: of the m classes among all.
-        center: weight of the focal loss (γ = 2, no α), the mean over valid cells.
-        offset: weight of the L1, the mean over valid cells of objects.
-
-    Raises:
-        InputError: when both weights are 0.
-    """
-
-    def __init__(self, channels: Sequence[int], center: Weight, offset: Weight) -> None:
-        super().__init__()
-        if not center and not offset:
-            raise InputError(
-                "instances.center=0 and instances.offset=0 teach nothing; set one of them, or instances.classes=[]"
-            )
-        self.channels = list(channels)
-        self.center, self.offset = center, offset
-        self.focal = Focal()
-
-    def forward(
-        self,
-        maps: Float[Tensor, "b maps rows cols"],
-        target: Target,
-    ) -> Float[Tensor, ""]:
-        """The weighted sum.
-
-        Args:
-            maps: of :meth:`bevreshape.heads.Head.pop_instances`.
-            target: of the same classes.
-        """
-        assert isinstance(target, ObjectCenters)
-        m = len(self.channels)
-        center, offset = target.value[:, :, 0], target.value[:, :, 1:]
-        with torch.autocast(maps.device.type, enabled=False):
-            ways = (maps[:, m:].float().unflatten(1, (m, 2)) - offset).abs().sum(2)  # b m rows cols
-            return (
-                self.center * self.focal(maps[:, :m], center, target.valid)
-                + self.offset * masked_mean(ways, target.inside & target.valid).mean()
-            )
+        return torch.stack([w * self.terms[name](outputs, batch) for name, w in self.weights.items()]).sum()

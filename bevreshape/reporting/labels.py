@@ -7,7 +7,7 @@ from bevreshape.reporting.runs import Run, differing
 from bevreshape.reporting.tables import short_names
 from bevreshape.training.loggers import snake_case
 
-GROUPS = ("reshaper", "data", "encoder", "head", "loss", "optimizer", "augment", "instances", "trainer")
+GROUPS = ("reshaper", "data", "encoder", "head", "objective", "metric", "optimizer", "augment", "trainer")
 """Of settings, the first of which says most about a run."""
 
 LONGEST = 28

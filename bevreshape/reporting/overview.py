@@ -146,7 +146,7 @@ def examples(shown: Sequence[ReportedModel], batch: BEVBatch) -> Section:
     target = first.targets[SEGMENTATION]
     for one in shown:
         with torch.no_grad():
-            bev = one.model(first.images, first.cameras).sigmoid()[0]
+            bev = one.model(first.images, first.cameras).heads[SEGMENTATION].sigmoid()[0]
         image = draw_sample(
             first.images[0], target.value[0], bev, target.valid[0], one.spec.classes,
             ego_from_cam=first.cameras.ego_from_cam[0],

@@ -31,7 +31,7 @@ class ReportedModel:
     @property
     def data(self) -> dict[str, Any]:
         """What its test samples depend on."""
-        apart = ("data.batch_size", "data.scenes.train", "data.scenes.val")
+        apart = ("data.scenes.train", "data.scenes.val")
         settings = self.runs[0].settings
         return {
             key: value
@@ -94,9 +94,8 @@ def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: An
     """
     config = stored_data(run, trust)
     config |= {key: value for key, value in changes.items() if key in config}
-    data = build_data({"data": {**config, "num_workers": 0}, "seed": 0})
+    data = build_data({"data": config, "loader": {"batch_size": samples, "num_workers": 0}, "seed": 0})
     data.source.prepare(("test",))
-    data.batch_size = samples
     return data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
 
 

@@ -13,7 +13,7 @@ from bevreshape.config.stored import read_history, read_json, read_yaml
 from bevreshape.errors import InputError
 
 UNCOUNTED = (
-    "seed", "name", "resume", "data.root", "data.num_workers", "data.workers", "trainer.accelerator", "trainer.devices",
+    "seed", "name", "resume", "data.root", "loader.num_workers", "data.workers", "trainer.accelerator", "trainer.devices",
 )  # fmt: skip
 """What may differ between the seeds of a row."""
 

@@ -55,7 +55,6 @@ class Reshaper(nn.Module):
         self.grid = grid
         self.out_channels = out_channels
         self._needs_cameras = needs_cameras
-        self.auxiliary_loss: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -92,6 +91,15 @@ class Reshaper(nn.Module):
         """
         scales = self.checked(features, cameras)
         return self.reshape(scales if self.takes_scales else scales[0], cameras)
+
+    def forward_with_auxiliary(
+        self, features: Any, cameras: Cameras | None = None
+    ) -> tuple[Float[Tensor, "b d R C"], dict[str, Tensor]]:
+        """The bird's-eye view, and losses of the method's own by name, weighted, which training adds.
+
+        A method that has such losses overrides this; :class:`~bevreshape.model.BEVModel` calls it in training.
+        """
+        return self(features, cameras), {}
 
     def checked(
         self,
@@ -161,11 +169,6 @@ class Reshaper(nn.Module):
         wrong = differences(self.state_dict(), weights)
         if wrong:
             raise InputError(f"{self.name}: the original's weights do not fit: {wrong}; {remedy}")
-
-    def pop_auxiliary_loss(self) -> Tensor | None:
-        """What the method itself adds to the loss of the latest forward in training, weighted, once; ``None``: nothing."""
-        auxiliary, self.auxiliary_loss = self.auxiliary_loss, None
-        return auxiliary
 
 
 class GeometricReshaper(Reshaper):

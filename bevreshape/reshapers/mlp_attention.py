@@ -116,6 +116,19 @@ class MLPAttention(Reshaper):
         self.fuse = nn.Conv2d(2 * channels, channels, 3, padding=1)
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
+        return self.cycle(features, cameras)[0]
+
+    def forward_with_auxiliary(self, features: Any, cameras: Cameras | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        (given,) = self.checked(features, cameras)
+        bev, x, again = self.cycle(given, cameras)
+        if not self.cycle_weight:
+            return bev, {}
+        return bev, {"cycle": self.cycle_weight * cycle_loss(again, x, present_weights(given, cameras))}
+
+    def cycle(
+        self, features: Float[Tensor, "b n c h w"], cameras: Cameras | None
+    ) -> tuple[Float[Tensor, "b c R C"], Float[Tensor, "z c t"], Float[Tensor, "z c t"]]:
+        """The bird's-eye view, X and X''."""
         b = features.shape[0]
         x = rearrange(features, "b n c h w -> (b n) c (h w)")
         bev = self.transform(x)  # z c RC, z = b·n
@@ -124,15 +137,13 @@ class MLPAttention(Reshaper):
         chosen = (q.detach().mT @ k.detach()).argmax(-1)  # z RC
         score = (q * _gather(k, chosen)).sum(1)  # z RC
         again = self.retransform(bev)  # z c hw
-        if self.training and self.cycle_weight:
-            self.auxiliary_loss = self.cycle_weight * cycle_loss(again, x, present_weights(features, cameras))
         found = _gather(_project(self.to_v, again), chosen)  # z c RC
         base = x if self.residual == "image" else bev
         out = self.fuse(torch.cat([base, found], 1).unflatten(2, self.target_shape))  # z c R C
         out = torch.addcmul(
             base.unflatten(2, self.target_shape), out, score.unflatten(1, self.target_shape).unsqueeze(1)
         )
-        return average_views(out.unflatten(0, (b, -1)), cameras)
+        return average_views(out.unflatten(0, (b, -1)), cameras), x, again
 
     @torch.no_grad()
     def load_original(self, state_dict: Mapping[str, Any]) -> "MLPAttention":

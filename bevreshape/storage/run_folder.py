@@ -16,7 +16,7 @@ from bevreshape.config.stored import read_yaml
 from bevreshape.errors import InputError
 from bevreshape.storage.files import remove_abandoned, write_text
 
-CHANGEABLE = ("trainer.accelerator", "data.root", "data.num_workers", "logger.")
+CHANGEABLE = ("trainer.accelerator", "data.root", "loader.num_workers", "logger.")
 """What may differ when a run resumes; everything else would make it another run."""
 
 

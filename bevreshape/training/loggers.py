@@ -126,7 +126,7 @@ def summarize(logger: Logger, metrics: Mapping[str, float]) -> None:
 
 def described(model: BEVModel, image_size: tuple[int, int]) -> dict[str, Any]:
     """Name, parameters and millions of operations of a model's parts, the latter of a forward pass of one sample."""
-    parts = {"encoder": model.encoder, "reshaper": model.reshaper, "head": model.head}
+    parts = {"encoder": model.encoder, "reshaper": model.reshaper, "head": model.heads}
     sources: Sequence[FeatureShape] = model.encoder.sources  # type: ignore[assignment]
     cameras = ring(sources[0].cameras, image_size, 1, torch.device("cpu"))
     image = torch.zeros(1, sources[0].cameras, 3, *image_size)

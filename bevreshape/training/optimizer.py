@@ -1,15 +1,72 @@
 """How weights are updated."""
 
+import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from bevreshape.config.options import OpenShare, checked
+
+LENGTHS = ("total_steps", "T_max", "total_iters")
+"""Options of torch's schedules that are their number of steps."""
+
+
+@runtime_checkable
+class OptimizerSchedule(Protocol):
+    """What updates the weights, and its schedule."""
+
+    def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``, stepped after each."""
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters: matrices and kernels, which decay, and all others, which do not."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (decayed if name.endswith("weight") and parameter.ndim > 1 else others).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of a whole run."""
+    return trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+
+
+@dataclass(frozen=True)
+class TorchOptimizer:
+    """Any optimizer of ``torch.optim`` on any of its schedules; weight decay acts as in :class:`AdamWOneCycle`.
+
+    Attributes:
+        optimizer: makes the optimizer of parameter groups, such as ``partial(torch.optim.SGD, lr=0.1)``.
+        scheduler: makes the schedule of the optimizer; where it takes the number of steps and none is set, it gets the
+            run's. ``None``: a constant rate.
+    """
+
+    optimizer: Callable[..., Optimizer]
+    scheduler: Callable[..., LRScheduler] | None = None
+
+    def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``."""
+        options = inspect.signature(self.optimizer).parameters
+        decay = options["weight_decay"].default if "weight_decay" in options else 0.0
+        groups = parameter_groups(module, decay)
+        if "weight_decay" not in options:
+            groups = [{"params": group["params"]} for group in groups]
+        optimizer = self.optimizer(groups)
+        if self.scheduler is None:
+            return optimizer, ConstantLR(optimizer, factor=1.0)
+        set_ = getattr(self.scheduler, "keywords", {})
+        free = [name for name in inspect.signature(self.scheduler).parameters if name in LENGTHS and name not in set_]
+        return optimizer, self.scheduler(optimizer, **dict.fromkeys(free, total_steps))
 
 
 @checked
@@ -22,34 +79,25 @@ class AdamWOneCycle:
     Attributes:
         lr: peak learning rate.
         weight_decay: decoupled, per step and learning rate.
-        warmup: share of the steps in which the rate rises.
+        pct_start: share of the steps in which the rate rises.
         div_factor: the first rate is ``lr / div_factor``.
         final_div_factor: the last rate is the first rate ``/ final_div_factor``.
     """
 
     lr: Annotated[float, Gt(0), Le(10)] = 4e-3
     weight_decay: Annotated[float, Ge(0), Le(100)] = 0.01
-    warmup: OpenShare = 0.3
+    pct_start: OpenShare = 0.3
     div_factor: Annotated[float, Ge(1), Le(1e9)] = 10.0
     final_div_factor: Annotated[float, Ge(1), Le(1e9)] = 100.0
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``."""
-        decayed: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                (decayed if name.endswith("weight") and parameter.ndim > 1 else others).append(parameter)
-        groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        optimizer = AdamW(groups, lr=self.lr)
+        optimizer = AdamW(parameter_groups(module, self.weight_decay), lr=self.lr)
         schedule = OneCycleLR(
             optimizer,
             max_lr=self.lr,
             total_steps=total_steps,
-            pct_start=self.warmup,
+            pct_start=self.pct_start,
             div_factor=self.div_factor,
             final_div_factor=self.final_div_factor,
         )

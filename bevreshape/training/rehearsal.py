@@ -6,8 +6,6 @@ from torch import Tensor, nn
 from bevreshape.analysis.costs import ring
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.errors import InputError
-from bevreshape.heads import Head
-from bevreshape.reshapers import Reshaper
 
 
 def rehearse(model: nn.Module, spec: BEVSpec, samples: int, backward: bool = False) -> list[str]:
@@ -40,13 +38,13 @@ def rehearse(model: nn.Module, spec: BEVSpec, samples: int, backward: bool = Fal
     model.train()
     try:
         with torch.set_grad_enabled(backward):
-            loss = _everything(model, model(image, ring(cameras, spec.image_size, samples, image.device)))
+            loss = model(image, ring(cameras, spec.image_size, samples, image.device)).total()
     except ValueError as error:
         if "Expected more than 1" not in str(error):
             raise
         raise InputError(
-            f"data.batch_size={samples}: {entered} normalises over a single value per channel in training ({error}); "
-            "set data.batch_size=2, or choose larger images or a smaller stride"
+            f"loader.batch_size={samples}: {entered} normalises over a single value per channel in training ({error}); "
+            "set loader.batch_size=2, or choose larger images or a smaller stride"
         ) from error
     finally:
         for hook in hooks:
@@ -81,14 +79,3 @@ def compile_failure(error: BaseException) -> str:
 
 def _small(x: Tensor) -> Tensor:
     return x.sin() + 1
-
-
-def _everything(model: nn.Module, logits: Tensor) -> Tensor:
-    """A number that depends on all that losses see."""
-    total = logits.sum()
-    reshaper, head = getattr(model, "reshaper", None), getattr(model, "head", None)
-    auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
-    if auxiliary is not None:
-        total = total + auxiliary
-    instances = head.pop_instances() if isinstance(head, Head) and head.maps > head.classes else None
-    return total if instances is None else total + instances.sum()

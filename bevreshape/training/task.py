@@ -1,184 +1,124 @@
 """The Lightning task: steps, logging and the optimizer; no architecture."""
 
-from collections.abc import Callable
-from copy import deepcopy
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import Metric, MetricCollection
 
-from bevreshape.data.batch import SEGMENTATION, BEVBatch, seeded
-from bevreshape.errors import Divergence
-from bevreshape.heads import Head
-from bevreshape.metrics.iou import BEVIoU
-from bevreshape.objectives.losses import InstanceLoss
-from bevreshape.reshapers import Reshaper
-from bevreshape.training.optimizer import AdamWOneCycle
+from bevreshape.data.batch import BEVBatch, seeded
+from bevreshape.metrics import BEVMetric, MaskedCameras
+from bevreshape.model import Outputs
+from bevreshape.training.divergence import StopOnDivergence
+from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, total_steps
 
 STAGES = ("train", "val", "test")
 
 
+def collected(metrics: Mapping[str, Metric], stage: str) -> MetricCollection:
+    """Metrics of a stage, in whose names it is the first part."""
+    return MetricCollection(dict(metrics), prefix=f"{stage}/" if stage else "", compute_groups=False).clone()
+
+
 class BEVTask(LightningModule):
-    """BEV segmentation with any model ``model(images, cameras) -> logits``.
+    """Train, validate and test any model ``model(images, cameras) -> Outputs``.
 
     Args:
-        model: the network; where it has a ``reshaper`` with a loss of its own, that is added in training.
-        loss: ``loss(logits, target, valid) -> scalar``.
-        metric: IoU on the classes and grid of the data; one clone each for validation and test.
+        model: the network; losses that its view transformer brings itself are added in training.
+        objectives: by name, see :class:`~bevreshape.objectives.Objective`; their sum is the loss.
+        metrics: by name; one clone each for validation and test.
         optimizer: what updates the weights, and its schedule.
         seed: random numbers of a training step (dropout and the like) are a function of seed, step and process.
         recipe: plain values that rebuild the model; stored in every checkpoint.
-        instance_loss: of the maps that the model's ``head`` makes of objects, added in training; see
-            :class:`~bevreshape.objectives.losses.InstanceLoss`.
-
-    Set ``test_thresholds`` (per class, from the validation set) to have the test's IoU at these beside that at 0.5.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        loss: nn.Module,
-        metric: BEVIoU,
-        optimizer: AdamWOneCycle | None = None,
+        objectives: Mapping[str, nn.Module],
+        metrics: Mapping[str, BEVMetric],
+        optimizer: OptimizerSchedule | None = None,
         *,
         seed: int = 0,
         recipe: dict[str, Any] | None = None,
-        instance_loss: InstanceLoss | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss
-        self.instance_loss = instance_loss
-        self.val_metric: BEVIoU = deepcopy(metric)
-        self.test_metric: BEVIoU = deepcopy(metric)
+        self.objectives = nn.ModuleDict(objectives)
+        counted: dict[str, Metric] = {"masked_cameras": MaskedCameras()}
+        own = (counted, {**metrics, **counted}, {**metrics, **counted})
+        self.metrics = nn.ModuleList(collected(*pair) for pair in zip(own, STAGES, strict=True))
         self.optimizer = optimizer or AdamWOneCycle()
         self.seed = seed
         self.recipe = recipe
-        self.test_thresholds: dict[str, float] | None = None
-        self.masked = nn.ModuleList(SumMetric(nan_strategy="disable") for _ in STAGES)
-        self._latest: tuple[Tensor, int, list[str]] | None = None
-        self._compiled: Callable[..., Tensor] | None = None
+        self._compiled: Callable[..., Outputs] | None = None
 
     def compile_training(self) -> None:
-        """Compile the training steps' forward and backward pass by ``torch.compile``.
-
-        The weights keep their names. Validation and test run as written, so their figures are those that anything else
-        reads from the checkpoint.
-        """
+        """Compile the training steps' forward and backward pass by ``torch.compile``; validation and test run as written."""
         # a function, since a module would be saved with the task; and with the random numbers of steps not compiled
         self._compiled = torch.compile(self.model.forward, options={"fallback_random": True})
 
-    def forward(self, batch: BEVBatch) -> Tensor:
-        """Logits (b, k, rows, cols) of a batch on its device."""
+    def forward(self, batch: BEVBatch) -> Outputs:
         network = self._compiled if self._compiled is not None and self.training else self.model
         return network(batch.images, batch.cameras)
 
+    def metrics_of(self, stage: str) -> MetricCollection:
+        """The metrics of ``train``, ``val`` or ``test``, by name."""
+        return cast(MetricCollection, self.metrics[STAGES.index(stage)])
+
+    def step(self, batch: BEVBatch, stage: str) -> Tensor:
+        """The loss of a batch; its metrics are counted."""
+        outputs = self(batch)
+        self.metrics_of(stage).update(outputs, batch)
+        losses = {name: objective(outputs, batch) for name, objective in self.objectives.items()}
+        own: Tensor | int = sum(outputs.auxiliary.values())
+        total: Tensor = sum(losses.values()) + own
+        named = {f"{name}_loss": one for name, one in losses.items()} if len(losses) > 1 else {}
+        named |= {"loss": total} | ({"auxiliary_loss": own} if isinstance(own, Tensor) else {})
+        over_epoch = {"on_step": False, "on_epoch": True, "sync_dist": True} if stage != "train" else {}
+        logged = {f"{stage}/{name}": one.detach() for name, one in named.items()}
+        self.log_dict(logged, batch_size=len(batch), **over_epoch)  # type: ignore[arg-type]
+        return total
+
     def on_train_batch_start(self, batch: BEVBatch, batch_idx: int) -> None:
-        # A run that goes on from a checkpoint draws what the uninterrupted one would have drawn.
-        self.check_finite()
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
-        torch.manual_seed(seeded(self.seed, self.global_step, batch_idx, self.global_rank).initial_seed())
+        # A run that resumes draws what the uninterrupted one would have drawn.
+        torch.manual_seed(seeded(self.seed, self.trainer.global_step, batch_idx, self.global_rank).initial_seed())
 
     def training_step(self, batch: BEVBatch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train")
+        return self.step(batch, "train")
 
     def validation_step(self, batch: BEVBatch, batch_idx: int) -> None:
-        self._step(batch, "val")
+        self.step(batch, "val")
 
     def test_step(self, batch: BEVBatch, batch_idx: int) -> None:
-        self._step(batch, "test")
-
-    def _step(self, batch: BEVBatch, stage: str) -> Tensor:
-        self._masked_metric(stage).update((~batch.cameras.full_mask).sum())
-        logits = self(batch)  # b k rows cols
-        target = batch.targets[SEGMENTATION]
-        loss = self.loss(logits, target.value, target.valid)
-        if stage == "train":
-            reshaper = getattr(self.model, "reshaper", None)
-            auxiliary = reshaper.pop_auxiliary_loss() if isinstance(reshaper, Reshaper) else None
-            if auxiliary is not None:
-                self.log("train/auxiliary_loss", auxiliary.detach())
-                loss = loss + auxiliary
-            if self.instance_loss is not None:
-                head = self.model.head
-                assert isinstance(head, Head)
-                maps = head.pop_instances()
-                own = self.instance_loss(maps, batch.targets["centers"])
-                self.log("train/instance_loss", own.detach())
-                loss = loss + own
-            self._latest = (loss.detach(), self.global_step, batch.names)
-            self.log("train/loss", loss.detach())
-        else:
-            self._metric(stage).update(logits, target.value, target.valid)
-            self.log(f"{stage}/loss", loss, batch_size=len(batch), on_epoch=True, sync_dist=True)
-        return loss
-
-    def check_finite(self) -> None:
-        """Stop when the latest training loss was NaN or infinite; looked at a step late, so that no GPU is waited for.
-
-        Raises:
-            InputError: naming the step and the batch.
-        """
-        if self._latest is not None:
-            loss, step, names = self._latest
-            if not torch.isfinite(loss):
-                raise Divergence(
-                    f"training: the loss is {loss.item()} at step {step}, on the batch {', '.join(names)}; look at these "
-                    "samples, or lower optimizer.lr"
-                )
-
-    def on_validation_epoch_start(self) -> None:
-        self.check_finite()
+        self.step(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
+        self._log_metrics("train")  # counted since training was started or resumed
         self._log_metrics("val")
+        self.metrics_of("val").reset()
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
-
-    def _metric(self, stage: str) -> BEVIoU:
-        return self.test_metric if stage == "test" else self.val_metric
+        self.metrics_of("test").reset()
 
     def _log_metrics(self, stage: str) -> None:
-        metric = self._metric(stage)
-        values = {f"{stage}/{key}": value for key, value in metric.compute().items()}
-        if stage == "test" and self.test_thresholds is not None:
-            at_chosen = metric.iou_at(self.test_thresholds)
-            values |= {key.replace("iou/", "test/iou_at_val_threshold/"): value for key, value in at_chosen.items()}
-        values |= self._masked(stage) | (self._masked("train") if stage == "val" else {})
-        # The metric itself has added up all processes' counts.
-        self.log_dict(values, rank_zero_only=False, sync_dist=False)
-        metric.reset()
-
-    def _masked(self, stage: str) -> dict[str, Tensor]:
-        """How many images were missing or could not be read, if any: in training since it was started or resumed, else of the
-        split."""
-        metric = self._masked_metric(stage)
-        if not metric.update_called:
-            return {}  # a run that had been trained to its end was resumed to be tested
-        count = metric.compute()
-        if stage != "train":
-            metric.reset()
-        return {f"{stage}/masked_cameras": count} if count > 0 else {}
-
-    def _masked_metric(self, stage: str) -> SumMetric:
-        metric = self.masked[STAGES.index(stage)]
-        assert isinstance(metric, SumMetric)
-        return metric
+        metrics = self.metrics_of(stage)
+        if all(metric.update_called for metric in metrics.values()):
+            # Metrics have added up all processes' counts themselves.
+            self.log_dict(metrics.compute(), rank_zero_only=False, sync_dist=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer, schedule = self.optimizer.build(self.model, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_callbacks(self) -> list[Callback]:
+        return [StopOnDivergence()]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_finite()
         if self.recipe is not None:
             checkpoint["bevreshape"] = self.recipe
-
-
-def total_steps(trainer: Trainer) -> int:
-    """Optimizer steps of a whole run."""
-    return trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)

@@ -237,10 +237,9 @@ def test_a_permuted_reshaper_is_one() -> None:
     permutation = shuffled(12)
     permuted = PermutedReshaper(MLPAttention(ONE, (5, 2)), permutation)
     x = torch.randn(2, 8, 3, 4)
-    bev = permuted.train()(x)
+    bev, auxiliary = permuted.train().forward_with_auxiliary(x)
     assert bev.shape == (2, permuted.out_channels, 5, 2)
-    assert permuted.pop_auxiliary_loss() is not None
-    assert permuted.reshaper.auxiliary_loss is None
+    assert auxiliary["cycle"] > 0
     other = PermutedReshaper(MLPAttention(ONE, (5, 2)), shuffled(12, seed=1))
     other.load_state_dict(permuted.state_dict())
     torch.testing.assert_close(other(x), bev)
@@ -428,7 +427,7 @@ def whole_model(reshaper: Reshaper, seen: list | None = None) -> BEVModel:
             mean = bev.mean(1, keepdim=True)
             return mean - mean.mean((2, 3), keepdim=True)  # about half of the cells are positive
 
-    return BEVModel(Encoder(), reshaper, nn.Sequential(Head(), nn.Upsample(GRID.shape)))
+    return BEVModel(Encoder(), reshaper, {"segmentation": nn.Sequential(Head(), nn.Upsample(GRID.shape))})
 
 
 def iou_oracle(model: BEVModel, given: list[BEVBatch], permutation: Tensor | None) -> float:
@@ -436,7 +435,7 @@ def iou_oracle(model: BEVModel, given: list[BEVBatch], permutation: Tensor | Non
     for batch in given:
         target = batch.targets["segmentation"]
         images = batch.images if permutation is None else permute_tokens(batch.images, permutation)
-        predicted = model(images, batch.cameras).detach() >= 0
+        predicted = model(images, batch.cameras).heads["segmentation"].detach() >= 0
         both += (predicted & target.value & target.valid).sum().item()
         either += ((predicted | target.value) & target.valid).sum().item()
     return both / either

@@ -70,9 +70,9 @@ def scene(cameras: int = 1) -> tuple[BEVModel, BEVBatch]:
     with torch.no_grad():
         head.weight.fill_(20.0)
         head.bias.fill_(-30.0)
-    model = BEVModel(nn.Identity(), IPM(source, grid), head)
+    model = BEVModel(nn.Identity(), IPM(source, grid), {"segmentation": head})
     with torch.no_grad():
-        return model, batch_of(image, rig, model(image, rig) >= 0)
+        return model, batch_of(image, rig, model(image, rig).heads["segmentation"] >= 0)
 
 
 def test_iou_falls_as_the_error_grows_and_is_whole_without_one() -> None:
@@ -122,7 +122,7 @@ def test_who_reads_the_calibration_bears_a_rig_that_is_turned() -> None:
         def forward(self, features: torch.Tensor, cameras: Cameras) -> torch.Tensor:
             return fixed(features)
 
-    blindfolded = BEVModel(nn.Identity(), Blind(), model.head)
+    blindfolded = BEVModel(nn.Identity(), Blind(), model.heads)
     changes = {"turned": rotate_rig("yaw_deg", 4.0, grid)}
     told, blind = (
         iou_under(m, [batch], BEVIoU(("white",), grid), changes)["turned"]["iou/mean"] for m in (model, blindfolded)

@@ -5,26 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 from omegaconf import open_dict
 
+from bevreshape.analysis.costs import ring
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config import settings
 from bevreshape.config.build_data import build_data
 from bevreshape.config.build_logger import make_logger
-from bevreshape.config.build_model import build_model
+from bevreshape.config.build_model import build_model, upsampling
 from bevreshape.config.build_task import build_task
 from bevreshape.config.compose import plain_config
 from bevreshape.config.groups import build_part, check_nodes
 from bevreshape.config.options import read_settings
 from bevreshape.data.batch import BEVBatch
 from bevreshape.data.datamodule import BEVDataModule
-from bevreshape.errors import InputError
 from bevreshape.experiments.levels import StudyPlan
-from bevreshape.experiments.task_plan import ALONE
+from bevreshape.experiments.task_plan import ALONE, typed
 from bevreshape.geometry import BEVGrid
 from bevreshape.train import resolve_schedule
 
@@ -42,14 +43,14 @@ def composed(*overrides: str, command: str = "train") -> dict[str, Any]:
     return plain_config(cfg)
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("/")[0] in ("encoder", "reshaper", "head")])
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("/")[0] in ("encoder", "reshaper")])
 def test_model_parts_are_built(choice: str) -> None:
     group, _, name = choice.partition("/")
     cfg = composed(f"{group}={name}", "encoder.channels=8" if group != "encoder" else "seed=0")
     assert build_model(cfg, SPEC).reshaper.out_channels > 0
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("/")[0] in ("loss", "optimizer")])
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.split("/")[0] in ("objective", "metric", "optimizer")])
 def test_training_parts_are_built(choice: str) -> None:
     group, _, name = choice.partition("/")
     cfg = composed(f"{group}={name}")
@@ -81,10 +82,10 @@ def test_options_of_every_yaml_pass_their_check(choice: str) -> None:
     ("name", "schema", "given"),
     [
         ("train", settings.Train, ()),
-        ("evaluate", settings.Evaluate, ("data=synthetic", "checkpoint=best.ckpt")),
+        ("evaluate", settings.Evaluate, ("loader=default", "metric=iou", "data=synthetic", "checkpoint=best.ckpt")),
         ("predict", settings.Predict, ("checkpoint=best.ckpt", "input=here")),
         ("export", settings.Export, ("checkpoint=best.ckpt",)),
-        ("diagnose", settings.Diagnose, ("data=synthetic", "checkpoint=best.ckpt")),
+        ("diagnose", settings.Diagnose, ("loader=default", "metric=iou", "data=synthetic", "checkpoint=best.ckpt")),
         ("benchmark", settings.Benchmark, ("+reshaper@reshapers.mlp=mlp",)),
         ("study", settings.Study, ()),
     ],
@@ -105,7 +106,7 @@ def test_the_rest_is_composed(choice: str) -> None:
     prefix = "+" if group == "experiment" else ""
     root = ("data.root=here",) if group == "data" and name == "folder" else ()
     cfg = composed(f"{prefix}{group}={name}", *root)
-    assert cfg["data"]["batch_size"] > 0
+    assert cfg["loader"]["batch_size"] > 0
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("plan/")])
@@ -118,7 +119,7 @@ def test_plans_are_composed_and_make_sense(choice: str) -> None:
     assert plan.tensor.primary_sigma_deg == 2
     if plan.task is not None:
         for setting in (*plan.task.compared(), *plan.task.variants()):
-            composed(*plan.task.common(setting, 0), *ALONE)
+            composed(*typed(plan.task.common(setting, 0)), *ALONE)
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose", "study"])
@@ -131,14 +132,23 @@ def test_help_explains_and_shows_examples(command, name: str) -> None:
             assert group in ended.out
 
 
-def test_objects_are_learned_only_where_something_tells_them_apart() -> None:
-    cfg = composed("instances.classes=[vehicle]")
-    with pytest.raises(InputError, match=r"SyntheticSource does not tell objects apart; choose data=nuscenes"):
-        build_data(cfg)
-    model = build_model(cfg, SPEC)
-    assert model.head.maps == 2 + 3
-    with pytest.raises(InputError, match=r"instances.classes=vehicle must be a list"):
-        build_model(composed("instances.classes=vehicle"), SPEC)
+@pytest.mark.parametrize("choices", [("conv",), ("pyramid",), ("conv", "centers")])
+def test_heads_are_built(choices: tuple[str, ...]) -> None:
+    model = build_model(composed(f"head=[{','.join(choices)}]", "encoder.channels=8"), SPEC)
+    outputs = model.eval()(torch.rand(2, 1, 3, 32, 64), ring(1, (32, 64), 2, torch.device("cpu")))
+    shapes = {name: tuple(head.shape) for name, head in outputs.heads.items()}
+    expected = {"segmentation": (2, 2, 24, 24), "centers": (2, 3, 24, 24)}
+    assert shapes == {name: expected[name] for name in ("segmentation", "centers")[: len(choices)]}
+
+
+def test_data_chooses_how_it_is_read_and_measured() -> None:
+    """A data file overrides the groups loader and metric, and the command line overrides both."""
+    kitti = composed("data=kitti_road")
+    assert (kitti["loader"]["batch_size"], set(kitti["metric"])) == (8, {"iou", "kitti_road"})
+    assert set(composed("data=nuscenes")["metric"]) == {"iou", "conditions"}
+    other = composed("data=kitti_road", "metric=iou", "loader=default", "loader.num_workers=0")
+    assert (other["loader"], set(other["metric"])) == ({"batch_size": 16, "num_workers": 0}, {"iou"})
+    assert composed("+experiment=kitti_road")["loader"]["batch_size"] == 8
 
 
 class Keyframes:
@@ -167,9 +177,10 @@ def test_published_protocols_fit_together(choice: str) -> None:
     classes = tuple(data["targets"] or data["classes"])
     spec = BEVSpec(BEVGrid(**bounds), classes, tuple(data["cameras"]), tuple(data["image_size"]))
     model = build_model(cfg, spec)
-    assert model.reshaper.grid.coarsen(1).rows * cfg["head"]["upsample"] == spec.grid.rows == 200
-    assert build_task(cfg, spec, model).instance_loss is None or cfg["instances"]["classes"] == ["vehicle"]
-    trainer = resolve_schedule(cfg["trainer"], BEVDataModule(Keyframes(spec), batch_size=data["batch_size"]))
+    assert model.reshaper.grid.coarsen(1).rows * upsampling(cfg["head"]) == spec.grid.rows == 200
+    task = build_task(cfg, spec, model)
+    assert ("centers" in task.objectives) == ("centers" in model.heads) == (cfg["data"]["centers"] == ["vehicle"])
+    trainer = resolve_schedule(cfg["trainer"], BEVDataModule(Keyframes(spec), batch_size=cfg["loader"]["batch_size"]))
     assert 25_000 <= trainer["max_steps"] <= 1_000_000
     augment = (
         build_part("augment", cfg["augment"], grid=spec.grid, camera_names=spec.camera_names)

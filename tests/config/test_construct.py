@@ -65,7 +65,6 @@ def test_node_is_left_as_it_was() -> None:
         ({"_target_": KEPT, "sise": 2}, "part: Kept has no option sise; did you mean size"),
         ({"_target_": KEPT, "grid": None}, "part: Kept has no option grid"),  # it is given
         ({"_target_": KEPT, "_args_": [1]}, "part._args_ is not supported"),
-        ({"_target_": KEPT, "_partial_": True}, "part._partial_ is not supported"),
         ({"_target_": OPEN, "_convert_": "all"}, "part._convert_ is not supported"),
         ({"_target_": OPEN, "value": {"_target_": KEPT, "_recursive_": 1}}, "part.value._recursive_ is not supported"),
         ({"_target_": KEPT, "value": [0, {"_target_": "bevreshape.reshapers.IPM"}]}, "part.value[1]: IPM needs source"),

@@ -26,13 +26,13 @@ from bevreshape.geometry import BEVGrid
 CONF = ROOT / "conf"
 
 GROUPS = {
-    "data": {"instances"},
+    "data": set(),
     "augment": {"grid", "camera_names", "image_mode"},
     "encoder": {"image_size", "cameras"},
     "reshaper": {"source", "grid"},
-    "head": {"in_channels", "classes", "instances"},
-    "loss": {"classes", "terms"},
-    "optimizer": set(),
+    "head": {"in_channels", "out_channels"},
+    "objective": {"classes", "terms"},
+    "metric": {"classes", "grid"},
 }
 """Arguments of a group's classes that the program gives, or that are nodes of their own."""
 
@@ -42,7 +42,7 @@ SCHEMAS = (
 )  # fmt: skip
 
 NODES = {
-    "data", "augment", "encoder", "reshaper", "head", "loss", "optimizer", "trainer", "logger", "reshapers", "plan",
+    "data", "augment", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "trainer", "logger", "reshapers", "plan",
 }  # fmt: skip
 """Keys of commands that are groups."""
 

@@ -19,8 +19,9 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("+trainer.max_step=10",), "trainer.max_step is unknown; did you mean trainer.max_steps"),
     (("trainer.limit_val_batches=3",), "trainer.limit_val_batches is not in the config; +trainer.limit_val_batches=VALUE adds it"),
     (("+callbacks=[x]",), "callbacks is no key of this command; known are augment, checkpoint_every_n_steps, data"),
-    (("+metric=iou",), "metric is no key of this command; known are "),
-    (("instances.rain=1",), "instances.rain is no key of this command; known are instances.center"),
+    (("+metrics=iou",), "metrics is no key of this command; did you mean metric"),
+    (("loader.rain=1",), "loader.rain is no key of this command; known are loader.batch_size"),
+    (("head=[conv,centre]",), "head=centre is unknown; did you mean centers"),
     (("data.scenes.vla=7",), "data.scenes.vla is no key of this command; did you mean data.scenes.val?"),
     (("~x",), "x is no key of this command; known are "),
     (("~data.rigg",), "data.rigg is no key of this command; did you mean data.rig"),
@@ -48,20 +49,21 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     # the nonsense, through the real composition
     (("seed=4294967296",), "seed=4294967296 must be an integer from 0 to 4294967295"),
     (("seed=true",), "seed=true must be an integer"),
-    (("instances.center=-1",), "instances.center=-1 must be a number from 0"),
+    (("objective=[bce,centers]", "objective.centers.center=-1"), "objective.centers.center=-1 must be a number from 0"),
+    (("head=[conv,centers]", "head.centers.upsample=4"), "head.segmentation.upsample=2 but head.centers.upsample=4; heads read the same cells"),
     (("log_images.num_samples=true",), "log_images.num_samples=true must be an integer"),
     (("reshaper=kernel_attention", "reshaper.height_m=.nan"), "reshaper.height_m='.nan' must be a number from -100 to 100"),
     (("reshaper=kernel_attention", "reshaper.height_m=nan"), "reshaper.height_m=nan must be a number from -100 to 100"),
     (("reshaper=kernel_attention", "reshaper.height_m=1e9"), "reshaper.height_m=1e+09 must be a number from -100 to 100"),
     (("reshaper=deformable_attention", "reshaper.heights_m=[nan]"), "reshaper.heights_m=[nan] must be a list of 1 or more numbers"),
     (("encoder.offset_px=1e9",), "encoder.offset_px=1e+09 must be a number from -1024 to 1024"),
-    (("loss.terms.bce.class_weight=-1",), "loss.terms.bce.class_weight=-1 must be a number from 0"),
-    (("loss.weights.bce=0", "loss.weights.dice=0"), "WeightedSum: weights={'bce': 0.0, 'dice': 0.0} are all 0; at least one term must count"),
+    (("objective.segmentation.terms.bce.class_weight=-1",), "objective.segmentation.terms.bce.class_weight=-1 must be a number from 0"),
+    (("objective.segmentation.weights.bce=0", "objective.segmentation.weights.dice=0"), "WeightedSum: weights={'bce': 0.0, 'dice': 0.0} are all 0; at least one term must count"),
     (("augment.zoom=[1e9,1e9]",), "augment.zoom=[1e+09, 1e+09] must be a list of 2 numbers from 1 to 10"),
     (("data.jitter.yaw_deg=1e9",), "data.jitter.yaw_deg=1e+09 must be a number from 0 to 45"),
     (("reshaper.calibration=abc",), "reshaper.calibration='abc' must be true or false"),
     (("reshaper.calibration=1",), "reshaper.calibration=1 must be true or false"),
-    (("data.batch_size=true",), "data.batch_size=true must be an integer"),
+    (("loader.batch_size=true",), "loader.batch_size=true must be an integer"),
     (("data.root=s3://bucket/x",), "data.root='s3://bucket/x' is an address, not a path on this machine"),
     (("hydra.run.dir=s3://bucket/x",), "hydra.run.dir='s3://bucket/x' is an address"),
     (("resume=s3://bucket/x",), "resume='s3://bucket/x' is an address"),
@@ -127,7 +129,13 @@ def test_all_is_checked_before_anything_is_loaded(command, monkeypatch: pytest.M
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("timm.create_model", load)
-    for wrong in ("loss.terms.bce.pos_weight=0", "optimizer.lr=0", "head.blocks=0", "reshaper.rank=0", "augment.hue=1"):
+    for wrong in (
+        "objective.segmentation.terms.bce.pos_weight=0",
+        "optimizer.lr=0",
+        "head.segmentation.blocks=0",
+        "reshaper.rank=0",
+        "augment.hue=1",
+    ):
         ended = command("train", "logger=none", "encoder.pretrained=true", wrong)
         assert ended.code == 1
         assert f"error: {wrong} must be a" in ended.err, ended.err

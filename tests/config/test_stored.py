@@ -99,7 +99,7 @@ def test_every_class_of_conf_is_allowed_in_its_place() -> None:
         node, part = yaml.safe_load(path.read_text()), path.parent.name
         if part in {place[0] for place in PLACES}:
             check_targets(node, part, str(path))
-            found.add(node.get("_target_"))
+            found |= {*targets(node)}
     assert len(found) > 25
 
 
@@ -127,7 +127,7 @@ def concrete(base: type) -> Iterator[type]:
 
 
 @pytest.mark.parametrize(
-    "part", ["data", "augment", "encoder", "reshaper", "head", "loss", "optimizer", "logger", "trainer"]
+    "part", ["data", "augment", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "logger", "trainer"]
 )
 @pytest.mark.parametrize(
     "target",
@@ -453,7 +453,9 @@ def test_resume_calls_no_stranger(command, run: Path, config: dict[str, Any], tm
     for hostile in (
         {"hydra": {"callbacks": {"x": {"_target_": "os.mkdir", "path": CANARY}}}},
         {"head": {**config["head"], "x": {"_target_": "os.mkdir", "path": CANARY}}},
-        {"loss": {"_target_": "os.mkdir", "path": CANARY}},
+        {"objective": {"a": {"_target_": "os.mkdir", "path": CANARY}}},
+        {"metric": {"a": {"_target_": "os.mkdir", "path": CANARY}}},
+        {"optimizer": {"optimizer": {"_target_": "os.mkdir", "_partial_": True, "path": CANARY}}},
     ):
         (run / "config.yaml").write_text(yaml.safe_dump(config | hostile))
         ended = command("train", f"resume={run}")

@@ -74,7 +74,7 @@ def spec_of(size: tuple[int, int], image_mode: str = "rgb") -> BEVSpec:
 def test_a_fixed_rigs_images_are_the_programs_own(stored, wanted, lens: str, tmp_path: Path) -> None:
     image = scene(stored)
     path = folder(tmp_path, stored, LENSES[lens], image)
-    expected = open_frames(tmp_path / "images", wanted, calibration=path)[0]["image"][0].numpy()
+    expected = open_frames(tmp_path / "images", wanted, calibration=path)[0].images[0].numpy()
     spec = spec_of(wanted)
     about = json.dumps(exporting.metadata(spec, exporting.stored_rig(path, spec)))
     prepared = deploy.Preprocessing(about)({"front": image})
@@ -118,7 +118,7 @@ def test_grey_images_are_the_programs_own(mode: str, tmp_path: Path) -> None:
     image = scene((90, 160))
     image = np.asarray(Image.fromarray(image).convert(mode))
     path = folder(tmp_path, (90, 160), None, image)
-    expected = open_frames(tmp_path / "images", (40, 64), calibration=path, image_mode="grey")[0]["image"][0].numpy()
+    expected = open_frames(tmp_path / "images", (40, 64), calibration=path, image_mode="grey")[0].images[0].numpy()
     spec = spec_of((40, 64), "grey")
     prepare = deploy.Preprocessing(exporting.metadata(spec, exporting.stored_rig(path, spec)))
     assert np.abs(prepare({"front": image})["image"][0, 0] * 255 - expected).max() < 1.01
@@ -144,12 +144,16 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
     path, spec = folder(tmp_path, (64, 128), LENSES["opencv"], image), spec_of((32, 64))
     torch.manual_seed(0)
     encoder = TimmEncoder(image_size=spec.image_size, cameras=1, channels=8)
-    model = BEVModel(encoder, IPM(encoder.sources[0], GRID), ConvHead(8, 2, upsample=1, channels=8)).eval()
+    model = BEVModel(
+        encoder, IPM(encoder.sources[0], GRID), {"segmentation": ConvHead(8, 2, upsample=1, channels=8)}
+    ).eval()
     rig = exporting.stored_rig(path, spec)
     given = open_frames(tmp_path / "images", spec.image_size, calibration=path)[0]
     pixels = given["image"][None].float() / 255
     with torch.no_grad():
-        expected, mirrored = (model(x, exporting.fitted_rig(rig, spec)).sigmoid() for x in (pixels, pixels.flip(-1)))
+        expected, mirrored = (
+            model(x, exporting.fitted_rig(rig, spec)).heads["segmentation"].sigmoid() for x in (pixels, pixels.flip(-1))
+        )
     fixed = exporting.FixedInference(model, exporting.fitted_rig(rig, spec))
     exporting.export(fixed, (pixels.repeat(3, 1, 1, 1, 1),), tmp_path / "fixed.onnx", "onnx", spec, rig)
     session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"), providers=["CPUExecutionProvider"])

@@ -115,7 +115,7 @@ def inspected(reshaper: Reshaper) -> Inspected:
 
 
 def model(reshaper: Reshaper) -> BEVModel:
-    return BEVModel(Patches(), reshaper, nn.Conv2d(reshaper.out_channels, 1, 1)).eval()
+    return BEVModel(Patches(), reshaper, {"segmentation": nn.Conv2d(reshaper.out_channels, 1, 1)}).eval()
 
 
 def test_a_linear_mapping_does_not_follow_the_image() -> None:

@@ -564,7 +564,7 @@ def camera_folders(random: Random, box: Box) -> Attempt:
 
 def read_samples(folder: Path) -> None:
     """Every sample of a camera folder, with its target."""
-    base = ["data=folder", f"data.root={folder}", "data.image_size=[32,64]", "data.num_workers=0", "logger=none"]
+    base = ["data=folder", f"data.root={folder}", "data.image_size=[32,64]", "loader.num_workers=0", "logger=none"]
     base += [
         "data.grid.forward_m=[0,16]",
         "data.grid.left_m=[-8,8]",

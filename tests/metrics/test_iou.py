@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from batches import labelled, outputs_of
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
@@ -23,8 +24,12 @@ def batch(seed, size=3):
     return p, target, valid
 
 
+def count(metric, logits, target, valid):
+    metric.update(outputs_of(logits), labelled(target, valid))
+
+
 def update(metric, p, target, valid):
-    metric.update(torch.from_numpy(p).logit().float(), torch.from_numpy(target), torch.from_numpy(valid))
+    count(metric, torch.from_numpy(p).logit().float(), torch.from_numpy(target), torch.from_numpy(valid))
 
 
 def iou_oracle(p, target, valid, threshold, where=None):
@@ -75,7 +80,7 @@ def test_a_probability_that_equals_its_threshold_is_positive(seen):
 def test_logit_zero_is_positive_and_the_next_smaller_number_is_not():
     metric = BEVIoU(["road"], BEVGrid((0, 2), (0, 1), 1.0))
     logits = torch.tensor([0.0, -1e-45])[None, None, :, None]
-    metric.update(logits, torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1, dtype=torch.bool))
+    count(metric, logits, torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1, dtype=torch.bool))
     assert metric.compute()["iou/road"] == 0.5
 
 
@@ -143,7 +148,7 @@ def test_the_mean_over_images_would_be_another_number():
     logits = torch.where(target, 5.0, -5.0)
     logits[0, 0, 3:] = -5.0
     for number in range(2):
-        metric.update(logits[[number]], target[[number]], torch.ones(1, 1, 6, 8, dtype=torch.bool))
+        count(metric, logits[[number]], target[[number]], torch.ones(1, 1, 6, 8, dtype=torch.bool))
     assert metric.compute()["iou/road"].item() == pytest.approx(25 / 49)
 
 
@@ -163,7 +168,7 @@ def test_an_absent_class_is_left_out_of_the_mean_and_keeps_half_as_threshold():
     metric = BEVIoU(CLASSES, GRID)
     target = torch.zeros(1, 2, 6, 8, dtype=torch.bool)
     target[0, 0, :3] = True
-    metric.update(torch.where(target, 1.0, -1.0), target, torch.ones_like(target))
+    count(metric, torch.where(target, 1.0, -1.0), target, torch.ones_like(target))
     result = metric.compute()
     assert result["iou/road"] == result["iou/mean"] == result["best_iou/mean"] == 1
     assert result["iou/lane"].isnan()
@@ -177,14 +182,14 @@ def test_counts_are_integers_beyond_the_exact_range_of_floats():
     metric.counts += 2**40
     update_one = torch.full((1, 1, 6, 8), 9.0)
     before = metric.counts.sum()
-    metric.update(update_one, torch.ones_like(update_one), torch.ones_like(update_one, dtype=torch.bool))
+    count(metric, update_one, torch.ones_like(update_one), torch.ones_like(update_one, dtype=torch.bool))
     assert metric.counts.sum() - before == 48
 
 
 def test_infinite_logits_are_certain_predictions():
     metric = BEVIoU(["road"], BEVGrid((0, 2), (0, 1), 1.0), thresholds=3)
     logits = torch.tensor([torch.inf, -torch.inf])[None, None, :, None]
-    metric.update(logits, torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1, dtype=torch.bool))
+    count(metric, logits, torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1, dtype=torch.bool))
     assert [metric.iou_at({"road": t})["iou/road"].item() for t in (0, 0.5, 1)] == [1, 0.5, 0.5]
 
 
@@ -193,9 +198,9 @@ def test_nan_counts_only_where_valid_and_is_refused():
     logits = torch.zeros(1, 1, 6, 8)
     logits[..., :2] = torch.nan
     valid = ~logits.isnan()
-    metric.update(logits, torch.ones(1, 1, 6, 8), valid)
+    count(metric, logits, torch.ones(1, 1, 6, 8), valid)
     assert metric.compute()["iou/road"] == 1
-    metric.update(logits, torch.ones(1, 1, 6, 8), torch.ones_like(valid))
+    count(metric, logits, torch.ones(1, 1, 6, 8), torch.ones_like(valid))
     with pytest.raises(InputError, match="NaN in 12 valid cells"):
         metric.compute()
 
@@ -205,7 +210,7 @@ def test_half_precision_logits_and_resets_between_epochs(seen):
     metric.reset()
     target = torch.zeros(1, 2, 6, 8, dtype=torch.bool)
     target[..., 0] = True
-    metric.update(torch.where(target, 1.0, -1.0).bfloat16(), target, torch.ones_like(target))
+    count(metric, torch.where(target, 1.0, -1.0).bfloat16(), target, torch.ones_like(target))
     assert metric.compute()["iou/mean"] == 1
     assert metric.state_dict() == {}
 
@@ -218,8 +223,8 @@ def test_refusals():
     metric = BEVIoU(CLASSES, GRID)
     ones = torch.ones(1, 2, 6, 8)
     with pytest.raises(InputError, match=r"target \(1, 2, 6, 7\) must be \(b, k, rows, cols\) = \(1, 2, 6, 8\)"):
-        metric.update(ones, ones[..., 1:], ones.bool())
-    metric.update(ones, ones, ones.bool())
+        count(metric, ones, ones[..., 1:], ones.bool())
+    count(metric, ones, ones, ones.bool())
     with pytest.raises(InputError, match=r"0\.51 of class 'road' was not counted; choose a multiple of 0\.02"):
         metric.iou_at({"road": 0.51, "lane": 0.5})
     with pytest.raises(InputError, match="no threshold for class 'lane'"):

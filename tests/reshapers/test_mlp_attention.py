@@ -9,6 +9,7 @@ import torch
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape, MLPAttention
 
 FIXTURE = Path(__file__).parent / "fixtures" / "mlp_attention.pt"
@@ -25,10 +26,8 @@ def original() -> dict:
 
 def cycle(reshaper: MLPAttention, x: torch.Tensor, cameras: Cameras | None = None) -> torch.Tensor:
     """The cycle's error in one forward of training."""
-    reshaper.train()(x, cameras)
-    loss = reshaper.pop_auxiliary_loss()
-    assert loss is not None
-    return loss / reshaper.cycle_weight
+    _, auxiliary = reshaper.train().forward_with_auxiliary(x, cameras)
+    return auxiliary["cycle"] / reshaper.cycle_weight
 
 
 def double(**options) -> MLPAttention:
@@ -159,12 +158,12 @@ def test_the_cycle_joins_the_loss_in_training_alone(rig) -> None:
     torch.manual_seed(0)
     reshaper = MLPAttention(FeatureShape(3, 4, 6, 6, 8, 3.5), (8, 6), cycle_weight=0.5)
     x, rigs = torch.rand(2, 6, 3, 4, 6), rig(2, 6)
-    reshaper.eval()(x, rigs)
-    assert reshaper.pop_auxiliary_loss() is None
-    found = cycle(reshaper, x, rigs)
-    assert reshaper.pop_auxiliary_loss() is None  # it counts once
-    found.backward()
+    model = BEVModel(torch.nn.Identity(), reshaper, {})
+    trained, evaluated = model.train()(x, rigs), model.eval()(x, rigs)
+    assert evaluated.auxiliary == {}
+    torch.testing.assert_close(trained.bev, evaluated.bev)
+    torch.testing.assert_close(trained.auxiliary["cycle"], 0.5 * cycle(reshaper, x, rigs))
+    trained.auxiliary["cycle"].backward()
     assert reshaper.retransform[0].weight.grad.abs().max() > 0
     reshaper.cycle_weight = 0.0
-    reshaper(x, rigs)
-    assert reshaper.pop_auxiliary_loss() is None
+    assert model.train()(x, rigs).auxiliary == {}

@@ -80,7 +80,7 @@ def test_another_architecture_is_named(trained: Path) -> None:
 )
 def test_config_in_a_checkpoint_cannot_call_strangers(trained: Path, tmp_path: Path, target: str) -> None:
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
-    checkpoint["bevreshape"]["config"]["head"]["inner"] = {"_target_": target, "command": "true"}
+    checkpoint["bevreshape"]["config"]["head"]["segmentation"]["inner"] = {"_target_": target, "command": "true"}
     torch.save(checkpoint, tmp_path / "evil.ckpt")
     with pytest.raises(InputError, match="wants to call"):
         load_model(str(tmp_path / "evil.ckpt"))
@@ -120,7 +120,7 @@ def test_data_of_a_checkpoint_is_compared_however_it_is_chosen(
     )
     monkeypatch.syspath_prepend(tmp_path)
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
-    checkpoint["bevreshape"]["config"]["data"] = {"_target_": "stranger.Source", "batch_size": 1, "num_workers": 0}
+    checkpoint["bevreshape"]["config"]["data"] = {"_target_": "stranger.Source"}
     torch.save(checkpoint, tmp_path / "evil.ckpt")
     ended = command(name, "checkpoint=evil.ckpt", chosen)
     assert (ended.code, "Traceback" in ended.err) == (1, False)
@@ -142,7 +142,8 @@ def best(trained: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "part", ["encoder", "reshaper", "head", "data", "loss", "optimizer", "trainer", "logger", "name"]
+    "part",
+    ["encoder", "reshaper", "head", "data", "objective", "metric", "loader", "optimizer", "trainer", "logger", "name"],
 )
 @pytest.mark.parametrize("text", CALLS)
 def test_nothing_in_a_recipe_is_resolved(
@@ -172,7 +173,7 @@ def test_no_command_resolves_or_calls_what_a_checkpoint_says(
         ("data", {"noise": {"_target_": "os.mkdir", "path": CANARY}}),
         ("encoder", {"name": CALLS[0]}),
         ("reshaper", {"hidden": CALLS[0]}),
-        ("head", {"channels": {"_target_": "os.mkdir", "path": CANARY}}),
+        ("head", {"segmentation": {"_target_": "os.mkdir", "path": CANARY}}),
     ):
         if name in ("predict", "export") and "noise" in hostile:
             continue  # they build no data
@@ -187,10 +188,10 @@ def test_no_command_resolves_or_calls_what_a_checkpoint_says(
 @pytest.mark.parametrize("trust", ["mypost", "[mypost]", "post"])
 def test_trust_of_one_package_is_none_of_another(command, best: dict[str, Any], trust: str, tmp_path: Path) -> None:
     recipe = best["bevreshape"]
-    config = {**recipe["config"], "head": {"_target_": "os.mkdir", "path": CANARY}}
+    config = {**recipe["config"], "head": {"segmentation": {"_target_": "os.mkdir", "path": CANARY}}}
     torch.save({**best, "bevreshape": {**recipe, "config": config}}, tmp_path / "evil.ckpt")
     ended = command("export", "checkpoint=evil.ckpt", f"trust={trust}")
-    assert (ended.code, "head wants to call os.mkdir" in ended.err) == (1, True)
+    assert (ended.code, "head.segmentation wants to call os.mkdir" in ended.err) == (1, True)
     assert not (tmp_path / CANARY).exists()
 
 
@@ -371,8 +372,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     *((("config",), value) for value in (None, [], "x", 7, {})),
     *((("config", part), value) for part in ("encoder", "reshaper", "head") for value in (None, [], "x", 7, {},
     {"_target_": 7})),
-    (("config", "instances"), 7), (("config", "instances"), {"classes": 7}),
-    (("config", "instances"), {"classes": [7]}),
+    *((("config", "head", "segmentation"), value) for value in (None, [], "x", 7, {}, {"_target_": 7})),
     (("config", "encoder", "strides"), 8), (("config", "encoder", "strides"), [8.5]),
     (("config", "encoder", "strides"), []),
     (("config", "encoder", "strides"), ["x"]), (("config", "encoder", "channels"), -1),
@@ -382,9 +382,9 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("config", "reshaper", "hidden"), [10**9]), (("config", "reshaper", "hidden"), [-1]),
     (("config", "reshaper", "hidden"), "x"),
     (("config", "reshaper", "_partial_"), True), (("config", "reshaper", "channels"), 10**9),
-    (("config", "head", "upsample"), 0), (("config", "head", "upsample"), None), (("config", "head", "upsample"), [2]),
-    (("config", "head", "upsample"), 10**20), (("config", "head", "blocks"), -3),
-    (("config", "head", "channels"), 10**7),
+    (("config", "head", "segmentation", "upsample"), 0), (("config", "head", "segmentation", "upsample"), None), (("config", "head", "segmentation", "upsample"), [2]),
+    (("config", "head", "segmentation", "upsample"), 10**20), (("config", "head", "segmentation", "blocks"), -3),
+    (("config", "head", "segmentation", "channels"), 10**7),
     *((("spec",), value) for value in (None, [], "x", {})),
     *((("spec", key), value) for key in ("forward_m", "left_m") for value in (
         None, [], [1], ["a", "b"], [0, 1, 2], [32, 0], [0, float("nan")], [0, float("inf")], [0, 1e300], [True, 2],

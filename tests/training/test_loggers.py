@@ -122,7 +122,7 @@ def test_costs_of_a_model_are_those_of_its_products_and_leave_it_as_it_was() -> 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return images.forward(x)
 
-    model = BEVModel(Encoder(), MLP(source, grid, activation="none"), nn.Conv2d(4, 2, 1)).train()
+    model = BEVModel(Encoder(), MLP(source, grid, activation="none"), {"segmentation": nn.Conv2d(4, 2, 1)}).train()
     state = torch.get_rng_state()
     found = described(model, (24, 32))
     assert found["reshaper"] == "mlp"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from batches import outputs_of
 from commands import TINY, finish, start, without
 from test_conf import composed
 from torch import nn
@@ -13,13 +14,14 @@ from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.build_model import build_model
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import BEVGrid
+from bevreshape.model import Outputs
 from bevreshape.train import choose_strategy, torch_says
 from bevreshape.training.rehearsal import rehearse
 
 pytestmark = pytest.mark.slow
 
 SPEC = BEVSpec(BEVGrid((0, 32), (-16, 16), 2.0), ("a", "b"), ("front",), (32, 64))
-SMALL = ("encoder.channels=8", "head.channels=8", "head.blocks=1", "trainer.accelerator=cpu")
+SMALL = ("encoder.channels=8", "head.segmentation.channels=8", "head.segmentation.blocks=1", "trainer.accelerator=cpu")
 
 
 def test_branches_that_are_not_read_are_found() -> None:
@@ -51,9 +53,9 @@ def test_processes_do_not_wait_for_gradients_that_never_come(overrides: tuple[st
 
 
 def test_two_processes_train_hrnet_with_accumulated_batches(worlds: Path, tmp_path: Path) -> None:
-    arguments = without("trainer.max_steps", "trainer.val", "data.batch_size", "data.scenes.train")
+    arguments = without("trainer.max_steps", "trainer.val", "loader.batch_size", "data.scenes.train")
     process = start(
-        "train", *arguments, f"data.root={worlds}", "data.batch_size=2", "data.scenes.train=9", "encoder.name=hrnet_w18_small", "trainer.devices=2",
+        "train", *arguments, f"data.root={worlds}", "loader.batch_size=2", "data.scenes.train=9", "encoder.name=hrnet_w18_small", "trainer.devices=2",
         "trainer.max_steps=3", "trainer.val_check_interval=2", "trainer.accumulate_grad_batches=2", "hydra.run.dir=run",
         cwd=tmp_path,
     )  # fmt: skip
@@ -88,20 +90,20 @@ class Single(nn.Module):
         super().__init__()
         self.encoder, self.norm = nn.AdaptiveAvgPool2d(1), layer
 
-    def forward(self, image: torch.Tensor, cameras: object) -> torch.Tensor:
-        return self.norm(self.encoder(image.flatten(0, 1)))
+    def forward(self, image: torch.Tensor, cameras: object) -> Outputs:
+        return outputs_of(self.norm(self.encoder(image.flatten(0, 1))))
 
 
 def test_a_single_value_is_not_normalised() -> None:
-    with pytest.raises(InputError, match=r"data\.batch_size=1: norm normalises over a single value per channel"):
+    with pytest.raises(InputError, match=r"loader\.batch_size=1: norm normalises over a single value per channel"):
         rehearse(Single(nn.BatchNorm2d(3)), SPEC, 1)
     assert rehearse(Single(nn.BatchNorm2d(3)), SPEC, 2) == []
 
 
 def test_command_refuses_a_single_value_before_it_writes(command, worlds: Path, tmp_path: Path) -> None:
-    arguments = [*without("data.image_size", "data.batch_size", "data.grid"), f"data.root={worlds}"]
+    arguments = [*without("data.image_size", "loader.batch_size", "data.grid"), f"data.root={worlds}"]
     ended = command(
-        "train", *arguments, "data.image_size=[32,32]", "encoder.strides=[32]", "data.batch_size=1", "data.grid.cell_m=2",
+        "train", *arguments, "data.image_size=[32,32]", "encoder.strides=[32]", "loader.batch_size=1", "data.grid.cell_m=2",
         "hydra.run.dir=run",
     )  # fmt: skip
     assert (ended.code, "single value per channel" in ended.err) == (1, True), ended.err
@@ -124,10 +126,10 @@ def test_what_torch_says_in_mid_training_is_a_sentence(error: str, group: dict, 
 
 
 def test_an_anomaly_is_told_with_its_function(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def poisoned(logits: torch.Tensor, *others: object) -> torch.Tensor:
-        return (logits * 0).sqrt().sum() * 0  # finite, with a gradient of NaN
+    def poisoned(loss: object, outputs: Outputs, batch: object) -> torch.Tensor:
+        return (outputs.heads["segmentation"] * 0).sqrt().sum() * 0  # finite, with a gradient of NaN
 
-    monkeypatch.setattr("bevreshape.objectives.WeightedSum.forward", lambda loss, *given: poisoned(*given))
+    monkeypatch.setattr("bevreshape.objectives.WeightedSum.forward", poisoned)
     ended = command("train", *TINY, f"data.root={worlds}", "+trainer.detect_anomaly=true")
     assert ended.code == 3, ended.err
     assert "error: training: Function 'SqrtBackward0' returned nan values" in ended.err

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import outputs_of
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.metrics.iou import BEVIoU
+from bevreshape.model import Outputs
 from bevreshape.objectives.losses import BCE
 from bevreshape.storage.checkpoint import FORMAT
 from bevreshape.train import make_early_stop, resolve_schedule
@@ -65,8 +67,8 @@ class Net(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.3), nn.Linear(8, 4))
 
-    def forward(self, image: Tensor, cameras: object) -> Tensor:
-        return self.layers(image.flatten(1)).view(-1, 1, 2, 2)
+    def forward(self, image: Tensor, cameras: object) -> Outputs:
+        return outputs_of(self.layers(image.flatten(1)).view(-1, 1, 2, 2))
 
 
 @dataclass
@@ -140,7 +142,13 @@ def fit(case: Case, folder: Path, killed_in: int | None = None, resumed: bool = 
     quiet()
     torch.manual_seed(0)
     data = BEVDataModule(Dots(case.samples), batch_size=case.batch_size)
-    task = BEVTask(Net(), BCE(classes=("a",)), BEVIoU(("a",), GRID), AdamWOneCycle(lr=0.1), recipe={"format": FORMAT})
+    task = BEVTask(
+        Net(),
+        {"segmentation": BCE(classes=("a",))},
+        {"iou": BEVIoU(("a",), GRID)},
+        AdamWOneCycle(lr=0.1),
+        recipe={"format": FORMAT},
+    )
     if case.compiled:
         task.compile_training()
     recorder = Recorder(killed_in=killed_in)
@@ -289,7 +297,10 @@ def test_early_stop_is_remembered(tmp_path: Path) -> None:
     [
         (Case(3, accumulated=4, steps=8), "3 training samples do not fill one step of 4 batches of 1"),
         (Case(6, batch_size=16, steps=8), "6 training samples do not fill one batch of 16"),
-        (Case(6, batch_size=2, accumulated=4, epochs=2), r"lower data\.batch_size or trainer\.accumulate_grad_batches"),
+        (
+            Case(6, batch_size=2, accumulated=4, epochs=2),
+            r"lower loader\.batch_size or trainer\.accumulate_grad_batches",
+        ),
     ],
 )
 def test_what_fills_no_step_is_refused(case: Case, words: str) -> None:

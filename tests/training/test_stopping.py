@@ -140,7 +140,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(
 ) -> None:
     """With workers, as batch systems and ``timeout`` send it; then as SLURM's requeue starts it again."""
     arguments = [
-        *without("data.num_workers", "trainer.max_steps", "trainer.val"), f"data.root={worlds}", "data.num_workers=2",
+        *without("loader.num_workers", "trainer.max_steps", "trainer.val"), f"data.root={worlds}", "loader.num_workers=2",
         "trainer.max_steps=100000", "trainer.val_check_interval=100000", "hydra.run.dir=run",
     ]  # fmt: skip
     for _ in range(2):
@@ -222,7 +222,7 @@ def test_begun_folders(command, worlds: Path, tmp_path: Path, trained: Path, mon
     shutil.rmtree(run / "checkpoints")  # as after a kill before there was anything to resume from
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / ".best.ckpt.abcd.part").write_bytes(b"half of a checkp")
-    ended = command("train", *arguments, "data.num_workers=1")
+    ended = command("train", *arguments, "loader.num_workers=1")
     assert ended.code == 0, ended.err
     assert history_of(run) == history_of(trained)
     assert not list(run.rglob("*.part"))

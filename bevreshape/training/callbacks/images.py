@@ -69,10 +69,12 @@ class ImageLogger(Callback):
         if not trainer.is_global_zero:
             return
         batch = batch[: self.num_samples]
-        target = batch.targets[SEGMENTATION]
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            probabilities = pl_module(batch).float().sigmoid()
-        panels = []
+            outputs = pl_module(batch)
+        if SEGMENTATION not in outputs.heads or SEGMENTATION not in batch.targets:
+            return
+        probabilities = outputs.heads[SEGMENTATION].float().sigmoid()
+        panels, target = [], batch.targets[SEGMENTATION]
         for i in range(len(batch)):
             panel = draw_sample(
                 batch.images[i],

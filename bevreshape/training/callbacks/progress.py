@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from bevreshape.data.batch import BEVBatch
 from bevreshape.reporting.progress import Progress
-from bevreshape.training.task import total_steps
+from bevreshape.training.optimizer import total_steps
 
 
 class RunProgress(ProgressBar):

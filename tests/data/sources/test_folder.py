@@ -675,7 +675,7 @@ def test_a_bent_folder_with_boxes_goes_through_the_commands(command, one: Builde
     small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
     classes = "data.classes={vehicle: {source: boxes, boxes: [car, van]}, road: {source: ipm, labels: [road]}}"
     ended = command(
-        "train", *small, "data=folder", f"data.root={one.root}", *sizes, classes, "data.batch_size=2", "head.upsample=1",
+        "train", *small, "data=folder", f"data.root={one.root}", *sizes, classes, "loader.batch_size=2", "head.segmentation.upsample=1",
         "trainer.max_steps=2", "trainer.val_check_interval=1", "hydra.run.dir=run",
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -700,8 +700,8 @@ def test_grey_images_go_through_the_commands(
     sizes = ("data.image_size=[32,64]", "data.grid.forward_m=[2,8]", "data.grid.left_m=[-3,3]", "data.grid.cell_m=0.5")
     small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
     ended = command(
-        "train", *small, "data=folder", f"data.root={one.root}", *sizes, "data.image_mode=grey", "data.batch_size=2",
-        "head.upsample=1", "trainer.max_steps=1", "trainer.val_check_interval=1", "augment=full", "augment.noise=0.1",
+        "train", *small, "data=folder", f"data.root={one.root}", *sizes, "data.image_mode=grey", "loader.batch_size=2",
+        "head.segmentation.upsample=1", "trainer.max_steps=1", "trainer.val_check_interval=1", "augment=full", "augment.noise=0.1",
         "hydra.run.dir=run",
     )  # fmt: skip
     assert ended.code == 0, ended.err

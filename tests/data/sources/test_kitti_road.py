@@ -1,10 +1,9 @@
 """KITTI's road benchmark: truth against the development kit's projection cell by cell, metric against a count over thresholds."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import batches
@@ -12,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from batches import labelled, outputs_of
 from commands import TINY
 from kitti_folder import pixel_of, road_folder, write_calibration
 from PIL import Image
 
 from bevreshape.config.load_model import load_model
-from bevreshape.data.batch import BEVBatch, BEVSource, SourceWithMetrics
-from bevreshape.data.sources.kitti.road import KITTIRoadSource
+from bevreshape.data.batch import BEVBatch, BEVSource, Meta
+from bevreshape.data.sources.kitti.road import KITTIRoadSource, RoadMasks
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.metrics.kitti_road import BENCHMARK_GRID, RoadMetric, road_scores
@@ -152,17 +152,28 @@ def test_scores_of_the_perfect_and_of_nothing() -> None:
     assert blind["ap"].item() == pytest.approx(0.3)
 
 
-def laid(truth: np.ndarray, known: np.ndarray, names: list[str]) -> SimpleNamespace:
-    return SimpleNamespace(truth=torch.from_numpy(truth), known=torch.from_numpy(known), names=names)
+@dataclass(frozen=True, eq=False)
+class Laid(RoadMasks):
+    """Masks that are on the benchmark's cells already."""
+
+    truth: torch.Tensor
+    known: torch.Tensor
+
+    def on_ground(self, cameras, grid, classes):
+        assert grid == BENCHMARK_GRID
+        channels = [list(CLASSES).index(name) for name in classes]
+        return self.truth[:, channels], self.known[:, channels]
 
 
-def truth_of(batch: SimpleNamespace, grid: BEVGrid) -> tuple[torch.Tensor, torch.Tensor]:
-    assert grid == BENCHMARK_GRID
-    return batch.truth, batch.known
+def laid(truth: np.ndarray, known: np.ndarray, names: list[str]) -> BEVBatch:
+    batch = labelled(torch.zeros(len(names), 2, *GRID.shape))
+    nothing = torch.zeros(len(names), 1, 1, 1)
+    masks = Laid(nothing, nothing, CLASSES, torch.from_numpy(truth), torch.from_numpy(known))
+    return replace(batch, meta=[Meta(name, 0) for name in names], labels=masks)
 
 
 @pytest.fixture
-def stream() -> list[tuple[torch.Tensor, SimpleNamespace]]:
+def stream() -> list[tuple[torch.Tensor, BEVBatch]]:
     """Two batches of predictions on metre cells with truth on the benchmark's."""
     random = np.random.default_rng(0)
     made = []
@@ -178,12 +189,12 @@ def stream() -> list[tuple[torch.Tensor, SimpleNamespace]]:
 
 def updated(metric: RoadMetric, stream) -> RoadMetric:
     for p, batch in stream:
-        metric.update(p, torch.zeros_like(p).bool(), torch.zeros_like(p).bool(), batch)
+        metric.update(outputs_of(p.logit()), batch)
     return metric
 
 
 def test_metric_counts_every_category_on_the_benchmarks_cells(stream) -> None:
-    values = updated(RoadMetric(CLASSES, GRID, truth_of), stream).compute()
+    values = updated(RoadMetric(tuple(CLASSES), GRID), stream).compute()
     assert {key.rpartition("/")[0] for key in values} == {
         *(f"kitti/road/{part}" for part in ("um", "umm", "uu", "urban")), "kitti/ego_lane/um",
     }  # fmt: skip
@@ -201,9 +212,9 @@ def test_metric_counts_every_category_on_the_benchmarks_cells(stream) -> None:
                 fine = F.interpolate(p, BENCHMARK_GRID.shape, mode="bilinear", align_corners=False)
                 for i, frame in enumerate(batch.names):
                     if frame.startswith(tuple(beginnings)):
-                        known = batch.known[i, k]
+                        known = batch.labels.known[i, k]
                         confidence.append(fine[i, k][known].numpy())
-                        truth.append(batch.truth[i, k][known].numpy())
+                        truth.append(batch.labels.truth[i, k][known].numpy())
             expected = oracle(np.concatenate(confidence), np.concatenate(truth))
             found = {key: values[f"kitti/{name}/{part}/{key}"].item() for key in FIGURES}
             assert found == pytest.approx(expected, abs=2e-5), (name, part)
@@ -211,7 +222,7 @@ def test_metric_counts_every_category_on_the_benchmarks_cells(stream) -> None:
 
 def test_predictions_are_upsampled_bilinearly() -> None:
     p = torch.rand(2, 2, *GRID.shape)
-    fine = RoadMetric(CLASSES, GRID, truth_of).upsampled(p)
+    fine = RoadMetric(tuple(CLASSES), GRID).upsampled(p)
     assert fine.shape[-2:] == (800, 400)
     torch.testing.assert_close(
         fine, F.interpolate(p, (800, 400), mode="bilinear", align_corners=False), atol=1e-4, rtol=0
@@ -221,34 +232,34 @@ def test_predictions_are_upsampled_bilinearly() -> None:
 def test_a_larger_grid_is_cut_to_the_benchmarks() -> None:
     wide = BEVGrid((0, 48), (-16, 16), 0.5)
     ramp = wide.centers()[..., 0][None, None] / 48
-    fine = RoadMetric({"road": "road"}, wide, truth_of).upsampled(ramp)[0, 0]
+    fine = RoadMetric(("road",), wide).upsampled(ramp)[0, 0]
     torch.testing.assert_close(fine, BENCHMARK_GRID.centers()[..., 0] / 48, atol=1e-5, rtol=0)
 
 
 def test_no_confidence_reaches_the_lowest_threshold_alone(stream) -> None:
-    metric = RoadMetric(CLASSES, GRID, truth_of)
+    metric = RoadMetric(tuple(CLASSES), GRID)
     (p, batch), _ = stream
-    metric.update(torch.zeros_like(p), p > 2, p > 2, batch)
+    metric.update(outputs_of(torch.full_like(p, -torch.inf)), batch)
     values = metric.compute()
     assert values["kitti/road/urban/threshold"] == 0
     assert values["kitti/road/urban/recall"] == 1
 
 
 def test_shares_of_processes_add_up(stream) -> None:
-    whole = updated(RoadMetric(CLASSES, GRID, truth_of), stream)
-    share, other = (updated(RoadMetric(CLASSES, GRID, truth_of), part) for part in (stream[:1], stream[1:]))
+    whole = updated(RoadMetric(tuple(CLASSES), GRID), stream)
+    share, other = (updated(RoadMetric(tuple(CLASSES), GRID), part) for part in (stream[:1], stream[1:]))
     share.merge_state(other)
     assert torch.equal(share.counts, whole.counts)
-    assert share.counts.sum() == sum(int(batch.known.sum()) for _, batch in stream)
+    assert share.counts.sum() == sum(int(batch.labels.known.sum()) for _, batch in stream)
 
 
 def test_nan_is_refused_and_unknown_cells_are_not_counted(stream) -> None:
     (p, batch), _ = stream
-    metric = RoadMetric(CLASSES, GRID, truth_of)
-    nothing = batch | {"known": torch.zeros_like(batch.known)}
-    metric.update(p * torch.nan, p > 2, p > 2, nothing)
+    metric = RoadMetric(tuple(CLASSES), GRID)
+    nothing = replace(batch, labels=replace(batch.labels, known=torch.zeros_like(batch.labels.known)))
+    metric.update(outputs_of(p * torch.nan), nothing)
     assert all(value.isnan() for value in metric.compute().values())
-    metric.update(p * torch.nan, p > 2, p > 2, batch)
+    metric.update(outputs_of(p * torch.nan), batch)
     with pytest.raises(InputError, match=r"NaN in \d+ cells"):
         metric.compute()
 
@@ -260,8 +271,8 @@ DATA = (
     "data.splits.train=[um_000000,umm_000001,uu_000002,um_000003]",
     "data.splits.val=[um_000000]",
     "data.splits.test=[um_000000,umm_000001,uu_000002]",
-    "data.batch_size=2",
-    "data.num_workers=0",
+    "loader.batch_size=2",
+    "loader.num_workers=0",
 )
 REST = [a for a in TINY if not a.startswith("data.")]
 
@@ -286,10 +297,9 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     made = KITTIRoadSource(
         root, grid=frame.grid, image_size=frame.image_size, classes=CLASSES, splits={"test": [*NAMES[:3]]}
     )
-    assert isinstance(made, SourceWithMetrics)
     batch = finished(made)
     with torch.no_grad():
-        p = model(batch.images, batch.cameras).sigmoid()
+        p = model(batch.images, batch.cameras).heads["segmentation"].sigmoid()
     fine = F.interpolate(p, (800, 400), mode="bilinear", align_corners=False)[:, 0].numpy()
     confidence, truth = [], []
     for number, name in enumerate(NAMES[:3]):
@@ -306,7 +316,7 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
 
 def test_cells_that_do_not_hold_the_benchmarks_have_iou_alone(tmp_path: Path, capsys) -> None:
     made = source(road_folder(tmp_path, NAMES[:1]), grid=BEVGrid((8, 40), (-10, 10), 1.0), splits=None)
-    assert made.metrics(("road",)) == ()
+    assert RoadMetric(("road",), made.grid).compute() == {}
     assert "the benchmark's metric is left out" in capsys.readouterr().err
 
 
@@ -342,12 +352,12 @@ def test_a_frame_whose_image_is_masked_counts_for_nothing(tmp_path: Path) -> Non
     batch = finished(source(root, **given))
     assert batch.cameras.full_mask.tolist() == [[False], [True]]
     assert batch.targets["segmentation"].valid.flatten(1).any(1).tolist() == [False, True]
-    (metric,) = source(root, grid=BENCHMARK_GRID, **given).metrics(("road",))
+    metric = RoadMetric(("road",), BENCHMARK_GRID)
     chance = torch.rand(2, 1, *BENCHMARK_GRID.shape, generator=torch.Generator().manual_seed(0))
-    metric.update(chance, chance > 2, chance > 2, batch)
+    metric.update(outputs_of(chance.logit()), batch)
     of_both = metric.compute()
     metric.reset()
-    metric.update(chance[1:], chance[1:] > 2, chance[1:] > 2, {key: value[1:] for key, value in batch.items()})
+    metric.update(outputs_of(chance[1:].logit()), batch[1:])
     assert str(metric.compute()) == str(of_both)  # NaN is not itself, and there are no other categories
     assert torch.isnan(of_both["kitti/road/um/max_f"])
 
@@ -436,13 +446,8 @@ def test_what_coarser_cells_cost_at_most(shared_data: Path, cell_m: float, expec
     grid = BEVGrid((6, 46), (-10, 10), cell_m)
     made = source(shared_data / "kitti_road", splits={"test": ["um_000000"]}, grid=grid, image_size=(375, 1242))
     batch = finished(made)
-    (metric,) = made.metrics(tuple(CLASSES))
-    metric.update(
-        batch.targets["segmentation"].value.float(),
-        batch.targets["segmentation"].value,
-        batch.targets["segmentation"].valid,
-        batch,
-    )
+    metric = RoadMetric(tuple(CLASSES), grid)
+    metric.update(outputs_of(batch.targets["segmentation"].value.float().logit()), batch)
     scores = metric.compute()
     found = tuple(scores[f"kitti/{name}/um/max_f"].item() for name in CLASSES)
     assert found == pytest.approx(expected, abs=6e-4)

@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import write_nuscenes as writer
+from batches import labelled, outputs_of
 from commands import finish, start
 from PIL import Image
 
@@ -286,7 +287,7 @@ def test_cells_of_objects_point_to_their_centres(release: Path, ready: Path, ras
         raster=raster,
         visibility="erase",
         min_visibility=2,
-        instances=["vehicle"],
+        centers=["vehicle"],
         targets=["vehicle"],
     )
     keyframes = made.split("train")
@@ -553,8 +554,8 @@ def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> 
         ({"line_width_m": -1}, "line_width_m=-1 must be a number from 0.001"),
         ({"min_visibility": 5}, "min_visibility=5 must be an integer from 1 to 4"),
         ({"classes": {}}, "classes={} must be a mapping, not empty"),
-        ({"instances": ["vehicles"]}, "instances.classes: 'vehicles' is not sought; did you mean vehicle"),
-        ({"instances": ["lane"]}, "'lane' is of the map"),
+        ({"centers": ["vehicles"]}, "data.centers: 'vehicles' is not sought; did you mean vehicle"),
+        ({"centers": ["lane"]}, "'lane' is of the map"),
         ({"targets": ["vehicles"]}, "no class 'vehicles' in data.classes; did you mean vehicle"),
         ({"classes": {"a": {"boxes": []}}}, "data.classes.a: name what counts"),
         ({"classes": {"a": {"map": ["street"]}}}, "no layer 'street'"),
@@ -579,12 +580,12 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     assert "6 train, 2 val; " in made.stdout
     data = [
         "data=nuscenes", f"data.root={release}", "data.version=v1.0-mini", f"data.prepared={tmp_path / 'prepared'}",
-        *(f"data.grid.{bound}" for bound in grid), "data.image_size=[48,80]", "data.batch_size=2", "data.num_workers=1",
+        *(f"data.grid.{bound}" for bound in grid), "data.image_size=[48,80]", "loader.batch_size=2", "loader.num_workers=1",
     ]  # fmt: skip
     tiny = [
-        "encoder.channels=8", "head.channels=8", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none",
-        "reshaper=ipm", "trainer.accelerator=cpu", "log_images.num_samples=1", "instances.classes=[vehicle]",
-        "instances.offset=0.1",
+        "encoder.channels=8", "head.segmentation.channels=8", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none",
+        "reshaper=ipm", "trainer.accelerator=cpu", "log_images.num_samples=1", "data.centers=[vehicle]", "head=[conv,centers]",
+        "objective=[bce_dice,centers]", "objective.centers.offset=0.1",
     ]  # fmt: skip
     run = tmp_path / "run"
     ended = finish(start("train", *data, *tiny, f"hydra.run.dir={run}", cwd=tmp_path))
@@ -628,22 +629,21 @@ def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
             "cell_m": GRID.cell_m,
         },
         "prepared": str(ready), "classes": CLASSES, "image_size": [45, 80], "line_width_m": LINE_M, "raster": "published",
-        "batch_size": 1, "num_workers": 0,
     }  # fmt: skip
     augment = {"_target_": "bevreshape.data.augment.Augment", "flip_p": 0.5}
     with pytest.raises(InputError, match=r"data.raster=published draws half a cell to one side.* set augment.flip_p=0"):
-        build_data({"data": data, "augment": augment, "seed": 0})
+        build_data({"data": data, "loader": {"batch_size": 1, "num_workers": 0}, "augment": augment, "seed": 0})
 
 
 def test_iou_by_condition_is_that_of_the_keyframes_alone() -> None:
     rng = np.random.default_rng(0)
     p, there, valid = rng.random((6, 2, 8, 9)), rng.random((6, 2, 8, 9)) < 0.3, rng.random((6, 2, 8, 9)) < 0.8
     said_of = [conditions_of(said) for said in ("Night", "Parked", "Rain, night", "rain", "x", "night")]
-    metric = ConditionIoU(("a", "b"), "")
+    metric = ConditionIoU(("a", "b"))
     for part in (slice(0, 2), slice(2, 6)):
-        tensors = (torch.from_numpy(x[part]) for x in (p.astype(np.float32), there, valid))
+        logits, target, known = (torch.from_numpy(x[part]) for x in (p.astype(np.float32), there, valid))
         meta = [Meta("", 0, conditions=found) for found in said_of[part]]
-        metric.update(*tensors, SimpleNamespace(meta=meta))
+        metric.update(outputs_of(logits.logit()), replace(labelled(target, known), meta=meta))
     found = metric.compute()
     chosen = {"all": [0, 1, 2, 3, 4, 5], "day": [1, 3, 4], "night": [0, 2, 5], "rain": [2, 3]}
     for threshold in (0.4, 0.5):

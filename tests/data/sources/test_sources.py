@@ -7,9 +7,10 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 import yaml
+from batches import labelled, outputs_of
 
 from bevreshape.config.construct import locate
-from bevreshape.data.batch import BEVSource, SourceWithMetrics
+from bevreshape.data.batch import BEVSource
 from bevreshape.data.names import check_classes
 from bevreshape.data.sources.nuscenes import NuScenesSource
 from bevreshape.errors import InputError
@@ -35,7 +36,7 @@ def signature(owner: type, name: str) -> tuple[list[tuple[str, Any, Any, bool]],
 def test_sources_implement_the_protocol_to_the_letter(target: str) -> None:
     """LightningCLI's parser compares names and types of parameters, and types returned, for equality."""
     source = locate(target)
-    protocol = SourceWithMetrics if hasattr(source, "metrics") else BEVSource
+    protocol = BEVSource
     methods = [name for name, _ in inspect.getmembers(protocol, inspect.isfunction) if not name.startswith("_")]
     assert {"prepare", "split", "make_targets"} <= set(methods)
     for name in methods:
@@ -51,7 +52,7 @@ def test_the_metric_refuses_names_that_collide_with_its_keys() -> None:
     grid = BEVGrid((0, 8), (-4, 4), 1)
     metric = BEVIoU(["Mean", "a b", "mean_2", "0-2m", "möglich"], grid)
     cells = (1, 5, *grid.shape)
-    metric.update(torch.zeros(cells), torch.zeros(cells), torch.ones(cells, dtype=torch.bool))
+    metric.update(outputs_of(torch.zeros(cells)), labelled(torch.zeros(cells)))
     keys = list(metric.compute())
     assert len(keys) == len(set(keys)) == 5 * (3 + len(metric.bands)) + 2
     for names in (["mean"], ["a/0-2m", "a"], ["a", "a"], ["a "], ["\ud800"]):

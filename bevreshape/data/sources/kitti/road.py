@@ -8,7 +8,6 @@ evaluates, blue on the road or the lane. Their inverse perspective mapping onto 
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -16,7 +15,6 @@ import torch
 from annotated_types import Len
 from jaxtyping import Bool, UInt8
 from torch import Tensor
-from torchmetrics import Metric
 
 from bevreshape.config.options import ImageSize, LocalPath, checked
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
@@ -34,7 +32,9 @@ from bevreshape.data.targets import Annotation, BEVTarget, Window
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
 from bevreshape.geometry.cameras import mirror_intrinsics
-from bevreshape.metrics.kitti_road import CATEGORIES, RoadMetric, covers_benchmark
+
+CATEGORIES = ("um", "umm", "uu")
+"""Urban marked, urban multiple marked lanes, urban unmarked: how a frame's name begins."""
 
 Mask = Literal["road", "lane"]
 MASKS: tuple[str, ...] = get_args(Mask)
@@ -102,22 +102,39 @@ def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> di
 
 @dataclass(frozen=True, eq=False)
 class RoadMasks(Annotation):
-    """The benchmark's masks of images as they are stored.
+    """The benchmark's masks of images as they are stored, from which classes are made on any cells.
 
     Attributes:
         masks: (b, 1, H, W) uint8, see ``KNOWN``; unknown beyond the image's edge.
         intrinsics: (b, 1, 3, 3), of these.
+        mask_of: for every class, the mask it is made from.
     """
 
     masks: Tensor
     intrinsics: Tensor
+    mask_of: Mapping[str, str]
 
-    def cameras(self, cameras: Cameras) -> Cameras:
-        """The cameras of a batch, for the masks in place of its images."""
-        return replace(cameras, intrinsics=self.intrinsics, image_size=(self.masks.shape[-2], self.masks.shape[-1]))
+    def on_ground(
+        self, cameras: Cameras, grid: BEVGrid, classes: Sequence[str]
+    ) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b k R C"]]:
+        """Where classes are, and where that is known, nowhere for a missing image.
+
+        Args:
+            cameras: of the batch.
+            grid: the cells.
+            classes: some of ``mask_of``.
+        """
+        size = (self.masks.shape[-2], self.masks.shape[-1])
+        stored = replace(cameras, intrinsics=self.intrinsics, image_size=size)
+        bits = [[value for value in range(16) if value >> bit & 1] for bit in range(4)]
+        planes, _ = labels_to_bev(self.masks, stored, grid, bits, unknown=())
+        target, known = planes.split(2, dim=1)
+        chosen = [MASKS.index(self.mask_of[name]) for name in classes]
+        return target[:, chosen], known[:, chosen]
 
     def flip(self, cameras: Sequence[int]) -> "RoadMasks":
-        return RoadMasks(self.masks.flip(-1), mirror_intrinsics(self.intrinsics, self.masks.shape[-1]))
+        mirrored = mirror_intrinsics(self.intrinsics, self.masks.shape[-1])
+        return replace(self, masks=self.masks.flip(-1), intrinsics=mirrored)
 
     def zoom(self, window: Window) -> "RoadMasks":
         return self  # whole images, whatever part of them the network sees
@@ -129,36 +146,23 @@ class RoadMasks(Annotation):
         return self  # the benchmark counts what the network's image does not show, too
 
 
-def lay_masks(
-    batch: BEVBatch, grid: BEVGrid, masks: Collection[str] = MASKS
-) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b k R C"]]:
-    """Where these masks are on any cells, and where that is known, nowhere for a missing image."""
-    labels = batch.labels
-    assert isinstance(labels, RoadMasks)
-    bits = [[value for value in range(16) if value >> bit & 1] for bit in range(4)]
-    planes, _ = labels_to_bev(labels.masks, labels.cameras(batch.cameras), grid, bits, unknown=())
-    target, known = planes.split(2, dim=1)
-    chosen = [MASKS.index(mask) for mask in masks]
-    return target[:, chosen], known[:, chosen]
-
-
 class LabelledRoads(LabelledKITTI):
     """Frames with :class:`RoadMasks`.
 
     Args:
         frames: the images.
-        wanted: the masks that are read.
+        mask_of: for every class, the mask it is made from; others are not read.
 
     Raises:
         InputError: when a frame has no road mask, though it is wanted, or none of them has a mask of another kind that is.
     """
 
-    def __init__(self, frames: KITTIFrames, wanted: Collection[str] = MASKS) -> None:
+    def __init__(self, frames: KITTIFrames, mask_of: Mapping[str, str]) -> None:
         super().__init__(frames)
-        self._wanted = wanted
-        found = set().union(*(mask_paths(frames.training, name, wanted) for name in frames.names))
+        self._mask_of, self._wanted = dict(mask_of), tuple(mask_of.values())
+        found = set().union(*(mask_paths(frames.training, name, self._wanted) for name in frames.names))
         for mask in MASKS:
-            if mask in wanted and mask not in found:
+            if mask in self._wanted and mask not in found:
                 raise InputError(
                     f"{frames.training / 'gt_image_2'}: none of the {len(frames.names)} frames from {frames.names[0]} on has a "
                     f"{mask} mask; copy them from the benchmark, list other frames in data.splits, or leave the classes of "
@@ -176,12 +180,12 @@ class LabelledRoads(LabelledKITTI):
             self.frames.training, name, size, self.frames.image_path(name), self._wanted
         )
         intrinsics = self.frames.camera(name)[0][None].float()
-        return replace(sample, labels=RoadMasks(labels, intrinsics))
+        return replace(sample, labels=RoadMasks(labels, intrinsics, self._mask_of))
 
 
 @checked
 class KITTIRoadSource(KITTISource):
-    """KITTI's road benchmark (a :class:`~bevreshape.data.batch.SourceWithMetrics`).
+    """KITTI's road benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
     The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class is
     valid where its mask is evaluated and the network's image shows the cell; ``lane`` nowhere in frames without it.
@@ -231,17 +235,11 @@ class KITTIRoadSource(KITTISource):
         )
 
     def split(self, name: str) -> LabelledRoads:
-        return LabelledRoads(self.frames(name), tuple(self._masks.values()))
+        return LabelledRoads(self.frames(name), self._masks)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Make the classes of all cells; the masks stay, the benchmark's metric lays them onto its own cells."""
-        value, known = lay_masks(batch, self.grid, self._masks.values())
+        assert isinstance(batch.labels, RoadMasks)
+        value, known = batch.labels.on_ground(batch.cameras, self.grid, self.classes)
         observed = ground_pixels(batch.cameras, self.grid)[1]  # b 1 R C
         return replace(batch, targets={SEGMENTATION: BEVTarget(value, known & observed)})
-
-    def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
-        """The benchmark's own metric; none, which is said, where the cells do not hold the benchmark's."""
-        if not covers_benchmark(self.grid):
-            return ()
-        masks = {name: self._masks[name] for name in classes}
-        return (RoadMetric(masks, self.grid, partial(lay_masks, masks=masks.values())),)

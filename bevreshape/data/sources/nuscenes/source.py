@@ -10,7 +10,6 @@ from annotated_types import Ge, Le, Len
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchmetrics import Metric
 from typing_extensions import TypedDict
 
 from bevreshape.config.options import ImageSize, Length, LocalPath, checked
@@ -34,7 +33,7 @@ from bevreshape.data.targets import BEVTarget, ObjectCenters, Target
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.geometry.rasterize import corners, rasterize_polygons
-from bevreshape.metrics.conditions import ConditionIoU, conditions_of
+from bevreshape.metrics.conditions import conditions_of
 
 Raster = Literal["exact", "published", "lss"]
 """How boxes are drawn: the cells whose centres lie inside; as CVT does; as LSS does, which has no map."""
@@ -85,8 +84,8 @@ class NuScenesDataset(Dataset[Sample]):
         poses = [keyframe["cameras"][name]["ego_from_cam"] for name in source.camera_names]
         segmentation = BEVTarget(*(torch.from_numpy(np.stack(part)) for part in zip(*planes, strict=True)))
         targets: dict[str, Target] = {SEGMENTATION: segmentation}
-        if source.instances:
-            channels = [source.classes.index(name) for name in source.instances]
+        if source.centers:
+            channels = [source.classes.index(name) for name in source.centers]
             found = [source.object_centers(source.specs[channel], keyframe["boxes"]) for channel in channels]
             targets["centers"] = ObjectCenters(
                 torch.from_numpy(np.stack(found)), segmentation.valid[channels], segmentation.value[channels]
@@ -104,7 +103,7 @@ class NuScenesDataset(Dataset[Sample]):
 
 @checked
 class NuScenesSource:
-    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.SourceWithMetrics`).
+    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.BEVSource`).
 
     The ego frame is the vehicle's at the time of the lidar sweep, level; cameras are where they were when their images
     were taken.
@@ -129,7 +128,8 @@ class NuScenesSource:
         visible_only: whether cells that no camera looks at count for nothing; published numbers count all cells.
         on_corrupt_image: whether an image that cannot be read ends the run (``raise``), or is named and masked (``mask``).
         image_mode: ``rgb``, or ``grey`` for images without colours, their one channel repeated.
-        instances: the classes, of objects alone, whose samples tell the centres of these.
+        centers: the classes, of objects alone, whose objects' centres are a target too, see
+            :class:`~bevreshape.data.targets.ObjectCenters`.
 
     Raises:
         InputError: a value that cannot be, or what is not prepared.
@@ -155,7 +155,7 @@ class NuScenesSource:
         visible_only: bool = True,
         on_corrupt_image: OnCorruptImage = "raise",
         image_mode: ImageMode = "rgb",
-        instances: Sequence[str] = (),
+        centers: Sequence[str] = (),
     ) -> None:
         if len(set(cameras)) < len(cameras):
             raise InputError(f"data.cameras={list(cameras)} must name no camera twice")
@@ -175,16 +175,16 @@ class NuScenesSource:
             raise InputError(
                 "data.classes is empty; name what is to be found, for instance vehicle: {boxes: [vehicle]}"
             )
-        for name in instances:
+        for name in centers:
             if name not in self.classes:
-                raise InputError(f"instances.classes: {name!r} is not sought; {suggest(str(name), self.classes)}")
+                raise InputError(f"data.centers: {name!r} is not sought; {suggest(str(name), self.classes)}")
             if classes[name].get("map"):
-                raise InputError(f"instances.classes: {name!r} is of the map, where there are no objects")
+                raise InputError(f"data.centers: {name!r} is of the map, where there are no objects")
         if raster == "lss" and any(spec.get("map") for spec in self.specs):
             raise InputError(
                 "data.raster=lss draws boxes alone, but a class is of the map; set data.raster=exact or published"
             )
-        self.instances = tuple(instances)
+        self.centers = tuple(centers)
         self.raster = raster
         self.visibility = visibility
         self.min_visibility = min_visibility
@@ -214,15 +214,15 @@ class NuScenesSource:
             raise InputError(f"data: unknown split {name!r}; {suggest(name, self._numbers)}")
         return NuScenesDataset(self, self._index, self._numbers[name])
 
-    def metrics(self, classes: Sequence[str]) -> Sequence[Metric]:
-        """IoU by the sky, under a title that says by which protocol."""
+    @property
+    def protocol(self) -> str:
+        """What figures on this data depend on, to be printed above them."""
         cells = f"{self.grid.rows}×{self.grid.cols} cells of {self.grid.cell_m:g} m"
         hidden = "" if self.visibility == "all" else f" below {self.min_visibility}"
         counted = "cells that a camera sees" if self.visible_only else "all cells"
-        title = (
+        return (
             f"{cells}, raster {self.raster}, visibility {self.visibility}{hidden}, {counted}, {self.split_name} split"
         )
-        return [ConditionIoU(classes, title)]
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Take the cells out that no camera observes, if so wished."""

@@ -1,0 +1,74 @@
+"""What all metrics have in common, and the one histogram that they count cells in."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+from bevreshape.data.batch import BEVBatch
+from bevreshape.model import Outputs
+
+
+class BEVMetric(Metric):
+    """A metric of outputs and batches; ``compute`` returns scalars by names whose parts are separated by slashes."""
+
+    full_state_update = False
+
+    def update(self, outputs: Outputs, batch: BEVBatch) -> None:
+        """Count a batch, without waiting for the device."""
+        raise NotImplementedError
+
+
+class ThresholdCounts(BEVMetric):
+    """Counts valid cells by class, group, target, and how many thresholds their score reaches; only NaN reaches none.
+
+    Counts are int64 sums over all images before anything is divided, so shares of a data set that several processes count
+    add up to the whole exactly.
+
+    Args:
+        classes: k.
+        groups: into which cells or samples are divided.
+        thresholds: ascending.
+    """
+
+    counts: Tensor
+    levels: Tensor
+
+    def __init__(self, classes: int, groups: int, thresholds: Float[Tensor, " t"]) -> None:
+        super().__init__()
+        self.register_buffer("levels", thresholds, persistent=False)
+        bins = torch.zeros(classes, groups, 2, len(thresholds) + 1, dtype=torch.int64)
+        self.add_state("counts", bins, dist_reduce_fx="sum")
+
+    def count(
+        self,
+        scores: Float[Tensor, "b k rows cols"],
+        group: Int[Tensor, "#b #rows #cols"],
+        target: Bool[Tensor, "b k rows cols"] | Float[Tensor, "b k rows cols"],
+        valid: Bool[Tensor, "b k rows cols"],
+    ) -> None:
+        """Add cells, without waiting for the device.
+
+        Args:
+            scores: compared with the thresholds.
+            group: of samples or cells.
+            target: 0 or 1.
+            valid: cells that count.
+        """
+        k, groups, _, bins = self.counts.shape
+        scores = scores.detach().float().contiguous()
+        reached = torch.bucketize(scores, self.levels, right=True, out_int32=True).masked_fill(scores.isnan(), 0)
+        row = torch.arange(k, device=scores.device)[:, None, None] * groups + group[:, None]  # b k rows cols
+        index = (row * 2 + target.bool()) * bins + reached
+        # not bincount, which makes the host wait for the device
+        self.counts.view(-1).scatter_add_(0, index.flatten(), valid.long().flatten())
+
+    @property
+    def lost(self) -> int:
+        """Valid cells whose score is NaN."""
+        return int(self.counts[..., 0].sum())
+
+
+def reaching(counts: Int[Tensor, "*m bins"]) -> Int[Tensor, "*m t"]:
+    """How many cells reach each threshold: all that reach it or more."""
+    return counts[..., 1:].flip(-1).cumsum(-1).flip(-1)

@@ -1,0 +1,36 @@
+"""What objectives read: outputs of a head, and the target of the same task."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from bevreshape.data.batch import BEVBatch
+from bevreshape.data.targets import Target
+from bevreshape.errors import InputError, suggest
+from bevreshape.model import Outputs
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """What training minimises; the sum of all objectives is the loss."""
+
+    def __call__(self, outputs: Outputs, batch: BEVBatch) -> Tensor:
+        """A scalar."""
+
+
+def compared(outputs: Outputs, batch: BEVBatch, task: str) -> tuple[Tensor, Target]:
+    """What the head ``task`` makes, and the target of that name.
+
+    Raises:
+        InputError: when there is no such head or target.
+    """
+    if task not in outputs.heads:
+        raise InputError(
+            f"there is no head {task!r}; {suggest(task, outputs.heads)} Add one by head=[…,NAME], or leave out what reads it"
+        )
+    if task not in batch.targets:
+        raise InputError(
+            f"batches have no target {task!r}; {suggest(task, batch.targets)} Choose data that makes it, or leave out what "
+            "reads it"
+        )
+    return outputs.heads[task], batch.targets[task]
