@@ -43,7 +43,5 @@ def test_a_coarse_cell_is_seen_where_it_lies(row: int, col: int) -> None:
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(
-        InputError, match=r"upsample=8 but .*\[8, 6\] double the grid 2 times; set upsample=4"
-    ):
+    with pytest.raises(InputError, match=r"upsample=8 but .*\[8, 6\] double the grid 2 times; set upsample=4"):
         PyramidHead(4, 2, widths=[8, 6], upsample=8)
