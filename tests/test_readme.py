@@ -20,8 +20,6 @@ from commands import ROOT, finish, start, without
 from bevreshape.analysis.costs import ring
 from bevreshape.config.arguments import Parser
 
-pytestmark = pytest.mark.slow
-
 CONF = ROOT / "conf"
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
@@ -248,6 +246,7 @@ def installed(project: Path, modules: dict[str, str], entry_points: str = "") ->
     return site
 
 
+@pytest.mark.slow
 def test_your_own_reshaper_trains_as_described(worlds: Path, tmp_path: Path) -> None:
     code = block("README.md", "python", "(Reshaper)")
     assert len(code.strip().splitlines()) <= 15
@@ -280,6 +279,7 @@ def write_archive(root: Path) -> None:
             torch.save(frame, root / split / f"{number:06d}.pt")
 
 
+@pytest.mark.slow
 def test_your_own_data_set_trains_as_described(tmp_path: Path) -> None:
     code = block("data/README.md", "python", "class Archive")
     assert len(code.strip().splitlines()) <= 30
