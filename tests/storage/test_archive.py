@@ -13,12 +13,12 @@ import torch
 
 from bevreshape.errors import InputError
 from bevreshape.storage import archive
-from bevreshape.storage.checkpoint import read_checkpoint
+from bevreshape.storage.checkpoint import FORMAT, read_checkpoint
 
 TAKING = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\xc0\x00\x85R."
 """A pickle that takes 3 GB."""
 
-CHECKPOINT = {"bevreshape": {"format": 2, "config": {}}, "state_dict": {"model.weight": torch.arange(6.0)}}
+CHECKPOINT = {"bevreshape": {"format": FORMAT, "config": {}}, "state_dict": {"model.weight": torch.arange(6.0)}}
 
 
 @pytest.fixture

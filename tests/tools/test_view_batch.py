@@ -1,44 +1,33 @@
 """The drawing of samples shows the images, the ground and the target with ahead up and left on the left."""
 
-import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+import view_batch
+from batches import batch_of
 from PIL import Image
 
 from bevreshape.config import cli
-from bevreshape.geometry import BEVGrid
+from bevreshape.data.batch import BEVBatch
+from bevreshape.geometry import BEVGrid, Cameras
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 GRID = BEVGrid((4.0, 12.0), (-4.0, 4.0), 1.0)
 
 
-@pytest.fixture
-def view_batch(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOOLS)
-    return importlib.import_module("view_batch")
-
-
-def batch() -> dict[str, torch.Tensor]:
+def batch() -> BEVBatch:
     """One camera 4 m up that looks straight down on a white image; one cell of the target is set."""
     down = torch.tensor([[0.0, -1.0, 0.0, 8.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
+    intrinsics = torch.tensor([[40.0, 0.0, 39.5], [0.0, 40.0, 39.5], [0.0, 0.0, 1.0]])
     target = torch.zeros(1, 2, 8, 8, dtype=torch.bool)
     target[0, 1, 2, 5] = True
-    return {
-        "image": torch.ones(1, 1, 3, 80, 80),
-        "intrinsics": torch.tensor([[[[40.0, 0.0, 39.5], [0.0, 40.0, 39.5], [0.0, 0.0, 1.0]]]]),
-        "ego_from_cam": down[None, None],
-        "camera_mask": torch.ones(1, 1, dtype=torch.bool),
-        "target": target,
-        "valid": torch.ones_like(target),
-    }
+    rig = Cameras(intrinsics[None, None], down[None, None], (80, 80))
+    return batch_of(torch.ones(1, 1, 3, 80, 80), rig, target)
 
 
-def test_outlines_surround_the_cells_of_the_target(view_batch: ModuleType) -> None:
+def test_outlines_surround_the_cells_of_the_target() -> None:
     ground = view_batch.outlined_ground(batch(), GRID, ("road", "lane"))[0]
     assert ground.shape == (3, 64, 64)
     rows, columns = (ground < 0.999).any(0).nonzero().T
@@ -47,7 +36,7 @@ def test_outlines_surround_the_cells_of_the_target(view_batch: ModuleType) -> No
     assert (ground[:, 18:22, 42:46] > 0.999).all()
 
 
-def test_a_sheet_is_written(view_batch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sheet_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "batch.png"
     small = [
         "image_size=[32,64]",
@@ -73,7 +62,7 @@ def test_a_sheet_is_written(view_batch: ModuleType, tmp_path: Path, monkeypatch:
 
 
 def test_a_sample_that_is_not_there_is_a_sentence(
-    view_batch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["view_batch.py", "data=synthetic", "data.rig=frnt", f"data.root={tmp_path}"])
     with pytest.raises(SystemExit) as exit_:
