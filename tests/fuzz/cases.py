@@ -341,69 +341,84 @@ def studies(random: Random, box: Box) -> Attempt:
     return Attempt(changes, call, must_refuse)
 
 
+MARKS = ("302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.75", "640,500,10,0", "400,520,9.5,2")
+"""Of calibrate_plane."""
+
+ODD = [
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e308",
+    "1e-308",
+    "abc",
+    "",
+    "²",
+    "--",
+    "-h",
+    "1,2",
+    "1;2",
+    "'",
+    "99999999999999999999",
+]
+"""Values that command lines of tools may have in place of a number or a name."""
+
+
+def _marked_points(random: Random, box: Box) -> list[str]:
+    given = [
+        ",".join(random.choice([part, part, part, random.choice(ODD)]) for part in mark.split(",")) for mark in MARKS
+    ]
+    random.shuffle(given)
+    changed = ["--points", *given[: random.randrange(1, 7)]]
+    intrinsics = [random.choice(["1158", "1158", random.choice(ODD)]) for _ in range(4)]
+    return ["--intrinsics", *intrinsics, "--size", "720", "1280", "--out", "calibration.json", *changed]
+
+
+def _marked_lines(random: Random, box: Box) -> list[str]:
+    pixels = [",".join(mark.split(",")[:2]) for mark in MARKS]
+    lines = [["--line", *random.sample(pixels, random.randrange(1, 4))] for _ in range(random.randrange(1, 4))]
+    spacing = random.choice(["3.5", "3.5", random.choice(ODD)])
+    given = ["--intrinsics", "1158", "1158", "640", "360", "--size", "720", "1280", "--out", "calibration.json"]
+    return [*given, *(part for each in lines for part in each), "--spacing", spacing]
+
+
+def _check_data(random: Random, box: Box) -> list[str]:
+    grid = [random.choice([number, number, random.choice(ODD)]) for number in ("0", "20", "-10", "10", "0.5")]
+    line = [str(box.frames), "--forward", *grid[:2], "--left", *grid[2:4], "--cell", grid[4]]
+    more = [[], ["--frame", random.choice(["a", "c", *ODD])], ["--out", random.choice(["o.png", "no/o.png"])]]
+    return line + random.choice(more)
+
+
+def _view_batch(random: Random, box: Box) -> list[str]:
+    samples, split = random.choice(["1", *ODD]), random.choice(["val", "train", "x"])
+    data = ["data=folder", f"data.root={box.frames}", "data.classes=null", "data.grid.forward_m=[0,16]"]
+    return [*data, "data.grid.left_m=[-8,8]", "--samples", samples, "--split", split]
+
+
+def _compare_runs(random: Random, box: Box) -> list[str]:
+    key = random.choice(["optimizer.lr", "nope", *ODD])
+    return [str(box.run), *random.choice([[], ["--markdown"], ["--choose", key]])]
+
+
+def _constant_map(random: Random, box: Box) -> list[str]:
+    changes = arguments(random, composed("train", TINY), SMALL)[0]
+    return [*TINY, f"data.root={box.worlds}", *changes]
+
+
+TOOLS: dict[str, tuple[str, Callable[[Random, Box], list[str]]]] = {
+    "points": ("calibrate_plane", _marked_points),
+    "lines": ("calibrate_plane", _marked_lines),
+    "check_data": ("check_data", _check_data),
+    "view_batch": ("view_batch", _view_batch),
+    "compare_runs": ("compare_runs", _compare_runs),
+    "constant_map": ("constant_map", _constant_map),
+}
+
+
 def tool_arguments(random: Random, box: Box) -> Attempt:
     """Numbers and names on the command lines of tools."""
-    marks = [
-        "302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.75", "640,500,10,0", "400,520,9.5,2"
-    ]  # fmt: skip
-    odd = [
-        "nan",
-        "inf",
-        "-1",
-        "0",
-        "1e308",
-        "1e-308",
-        "abc",
-        "",
-        "²",
-        "--",
-        "-h",
-        "1,2",
-        "1;2",
-        "'",
-        "99999999999999999999",
-    ]
-    kind = random.choice(["points", "lines", "check_data", "view_batch", "compare_runs", "constant_map"])
-    out = ["--out", "calibration.json"]
-    if kind == "points":
-        given = [
-            ",".join(random.choice([part, part, part, random.choice(odd)]) for part in mark.split(","))
-            for mark in marks
-        ]
-        random.shuffle(given)
-        changed = ["--points", *given[: random.randrange(1, 7)]]
-        intrinsics = [random.choice(["1158", "1158", random.choice(odd)]) for _ in range(4)]
-        line = ["--intrinsics", *intrinsics, "--size", "720", "1280", *out, *changed]
-    elif kind == "lines":
-        pixels = [",".join(mark.split(",")[:2]) for mark in marks]
-        lines = [["--line", *random.sample(pixels, random.randrange(1, 4))] for _ in range(random.randrange(1, 4))]
-        spacing = random.choice(["3.5", "3.5", random.choice(odd)])
-        given = ["--intrinsics", "1158", "1158", "640", "360", "--size", "720", "1280", *out]
-        line = [*given, *(part for each in lines for part in each), "--spacing", spacing]
-    elif kind == "check_data":
-        grid = [random.choice([number, number, random.choice(odd)]) for number in ("0", "20", "-10", "10", "0.5")]
-        line = [str(box.frames), "--forward", *grid[:2], "--left", *grid[2:4], "--cell", grid[4]]
-        line += random.choice(
-            [[], ["--frame", random.choice(["a", "c", *odd])], ["--out", random.choice(["o.png", "no/o.png"])]]
-        )
-    elif kind == "view_batch":
-        line = ["data=folder", f"data.root={box.frames}", "data.classes=null", "data.grid.forward_m=[0,16]"]
-        line += [
-            "data.grid.left_m=[-8,8]",
-            "--samples",
-            random.choice(["1", *odd]),
-            "--split",
-            random.choice(["val", "train", "x"]),
-        ]
-    elif kind == "compare_runs":
-        line = [
-            str(box.run),
-            *random.choice([[], ["--markdown"], ["--choose", random.choice(["optimizer.lr", "nope", *odd])]]),
-        ]
-    else:
-        changes = arguments(random, composed("train", TINY), SMALL)[0]
-        line = [*TINY, f"data.root={box.worlds}", *changes]
-    name = {"points": "calibrate_plane", "lines": "calibrate_plane"}.get(kind, kind)
+    name, make = TOOLS[random.choice(list(TOOLS))]
+    line = make(random, box)
 
     def call(numbers: Sequence[int]) -> str | None:
         refusal = script(name, line)
