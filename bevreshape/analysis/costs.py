@@ -43,7 +43,8 @@ class Cost:
         matmul_flops_per_s: of this machine's own product of two square matrices, multiplied as the reshapers
             multiply, timed in the rounds of the forward pass.
         of_matmul: operations per second of the forward pass in parts of these.
-        step_of_matmul: of forward and backward, in parts of those of products timed in its rounds; NaN where not measured.
+        step_of_matmul: of forward and backward, in parts of those of products timed in its rounds; NaN where not
+            measured.
     """
 
     parameters: int
@@ -112,8 +113,8 @@ class Workload:
 def measure(
     workloads: Sequence[Workload], rounds: int, backward: bool, each_round: Callable[[], object] | None = None
 ) -> list[Cost]:
-    """Cost of every workload. Each round times all of them and a product of two matrices, one after another, so that what
-    disturbs the machine disturbs all.
+    """Cost of every workload. Each round times all of them and a product of two matrices, one after another, so that
+    what disturbs the machine disturbs all.
 
     Args:
         workloads: on one device, of one precision.

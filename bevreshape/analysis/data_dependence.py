@@ -28,7 +28,8 @@ def data_dependence(
     images alone. A mapping that only turns channels into others, at the same strength, does not show.
 
     Args:
-        reshaper: as in :func:`~bevreshape.analysis.effective_weights.jacobian_norm`, which explains the other arguments too.
+        reshaper: as in :func:`~bevreshape.analysis.effective_weights.jacobian_norm`, which explains the other
+            arguments too.
         inputs: batches of features and cameras, ``None`` where it reads none; every sample counts as one input.
         cells: measured; all where it is ``None``.
         probes: per cell; ``None`` for exact.
@@ -65,8 +66,8 @@ def relative_spread(batches: Iterable[Float[Tensor, "_ ..."]]) -> float:
                 mean, scatter = weights.clone(), torch.zeros_like(weights)
             elif weights.shape != mean.shape:
                 raise InputError(
-                    f"relative_spread: weights of {tuple(weights.shape)} follow on {tuple(mean.shape)}; choose the same cells "
-                    "and tokens for all inputs"
+                    f"relative_spread: weights of {tuple(weights.shape)} follow on {tuple(mean.shape)}; choose the "
+                    "same cells and tokens for all inputs"
                 )
             count += 1
             away = weights - mean

@@ -48,7 +48,8 @@ class Plan:
     Attributes:
         samples: of the split, whose weights are measured, and which are permuted.
         cells: about k × k cells, evenly over the map, whose weights are measured.
-        probes: random probes a cell; ``None`` measures exactly, at as many times the cost as the map has channels over them.
+        probes: random probes a cell; ``None`` measures exactly, at as many times the cost as the map has channels over
+            them.
         errors: amounts by which the calibration is misread, by name of the error.
         corruptions: severities by name of the corruption.
         rigs: degrees by which all cameras are turned, images and calibration alike, by name of the turn.
@@ -102,8 +103,8 @@ def diagnose(
     reshaper = model.reshaper
     if not isinstance(reshaper, Reshaper) or not isinstance(reshaper.grid, BEVGrid):
         raise InputError(
-            f"diagnose: the model's reshaper, a {type(reshaper).__name__}, does not say which cells it fills; derive it from "
-            "Reshaper and build it with a BEVGrid"
+            f"diagnose: the model's reshaper, a {type(reshaper).__name__}, does not say which cells it fills; derive "
+            "it from Reshaper and build it with a BEVGrid"
         )
     images, scales, cameras = first_samples(model, batches(), plan.samples)
     features = scales[0] if len(scales) == 1 else scales

@@ -38,7 +38,7 @@ COPIES = 16
 
 
 def product_count(samples: int, cells: int, probes: int) -> int:
-    """Products that :func:`jacobian_norm` takes with ``COPIES``; ``probes`` is the number of channels where it is exact."""
+    """Return the products that :func:`jacobian_norm` takes; ``probes`` is the number of channels where it is exact."""
     return samples * -(-cells // min(COPIES, cells)) * probes
 
 
@@ -86,7 +86,8 @@ def attention_held(module: nn.Module) -> Iterator[None]:
     held = [x for part in module.modules() if isinstance(part, Attention) for x in (part.to_q, part.to_k)]
     if not held:
         raise InputError(
-            f"attention_held: {type(module).__name__} holds no bevreshape.reshapers.attention.Attention; measure it without"
+            f"attention_held: {type(module).__name__} holds no bevreshape.reshapers.attention.Attention; measure it "
+            "without"
         )
     with ExitStack() as hooks:
         for projection in held:
@@ -148,8 +149,8 @@ def jacobian_norm(
         )
     if cameras is not None and cameras.batch_shape[0] != b:
         raise InputError(
-            f"jacobian_norm: features are of {b} samples but the calibration is of {cameras.batch_shape[0]}; give every "
-            "sample its own"
+            f"jacobian_norm: features are of {b} samples but the calibration is of {cameras.batch_shape[0]}; give "
+            "every sample its own"
         )
     copies = min(copies, len(cells)) if cells else copies
     found = []
@@ -233,7 +234,8 @@ def attention_weights(
     offered = getattr(reshaper, "attention_weights", None)
     if offered is None:
         raise InputError(
-            f"attention_weights: {type(reshaper).__name__} offers no attention matrix; take jacobian_norm, which any has"
+            f"attention_weights: {type(reshaper).__name__} offers no attention matrix; take jacobian_norm, which any "
+            "has"
         )
     with evaluating(reshaper), torch.no_grad():
         weights: Tensor = offered(features, cameras)
@@ -249,8 +251,8 @@ def mlp_weights(mlp: MLP, *, cells: Cells | None = None) -> Float[Tensor, "q n h
     (layer, *hidden), source = mlp.layers, mlp.source
     if hidden or mlp.rectify is not None:
         raise InputError(
-            f"mlp_weights: it has {len(hidden)} hidden layers and calibration={mlp.rectify is not None}, so W depends on "
-            "what it is given; take jacobian_norm"
+            f"mlp_weights: it has {len(hidden)} hidden layers and calibration={mlp.rectify is not None}, so W depends "
+            "on what it is given; take jacobian_norm"
         )
     weight = layer.weight
     assert isinstance(weight, Tensor)

@@ -1,4 +1,5 @@
-"""Geometry agreement: does a BEV cell take its features from where the calibration says that it is seen? (claims A8, A9)
+"""Geometry agreement: does a BEV cell take its features from where the calibration says that it is seen? (claims A8,
+A9)
 
 Where W says that a cell comes from is told twice, camera by camera: by the weighted centroid of its tokens, which is
 exact for bilinear reading and moves with every weight far off, and by the peak, the token of the largest W, which a
@@ -82,8 +83,8 @@ def projections(
     """Where the centre of each cell, on the ground, appears in every camera's features.
 
     Returns:
-        (column, row), whole numbers being the centres of features, and whether the camera sees it. Where it does not the
-        position means nothing.
+        (column, row), whole numbers being the centres of features, and whether the camera sees it. Where it does not
+        the position means nothing.
 
     Raises:
         InputError: a cell outside the grid, or features that cannot be of these images.
@@ -139,17 +140,18 @@ def geometry_agreement(
     if (q, n, h, w) != (positions.shape[1], source.cameras, source.height, source.width) or seen.shape[2] != n:
         raise InputError(
             f"geometry_agreement: weights of {q} cells × {n} cameras × {h}×{w} tokens, but {positions.shape[1]} cells, "
-            f"{seen.shape[2]} calibrated cameras and features of {source.cameras} × {source.height}×{source.width}; give "
-            "those that the weights were measured with"
+            f"{seen.shape[2]} calibrated cameras and features of {source.cameras} × {source.height}×{source.width}; "
+            "give those that the weights were measured with"
         )
     if len(positions) not in (1, b):
         raise InputError(
-            f"geometry_agreement: weights are of {b} samples but the calibration is of {len(positions)}; give each its own, "
-            "or one for all"
+            f"geometry_agreement: weights are of {b} samples but the calibration is of {len(positions)}; give each "
+            "its own, or one for all"
         )
     if not (weights.isfinite() & (weights >= 0)).all():
         raise InputError(
-            "geometry_agreement: some weights are negative or not finite; give Jacobian norms, or the abs() of what has a sign"
+            "geometry_agreement: some weights are negative or not finite; give Jacobian norms, or the abs() of what "
+            "has a sign"
         )
     if not band_m > 0:
         raise InputError(f"geometry_agreement: band_m={band_m} must be a positive width in metres")

@@ -1,8 +1,8 @@
 """What the order of tokens means to a reshaper (claims A5, A10, A11 and A12).
 
-A permutation π is a tensor of whole numbers, one a token: after it, place j holds the token that was at place π[j]. It is
-of the h·w tokens of a camera, row by row, and then moves those of every camera alike; or of all n·h·w, camera by camera,
-and may move tokens from one camera to another.
+A permutation π is a tensor of whole numbers, one a token: after it, place j holds the token that was at place π[j]. It
+is of the h·w tokens of a camera, row by row, and then moves those of every camera alike; or of all n·h·w, camera by
+camera, and may move tokens from one camera to another.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ from bevreshape.reshapers import CrossAttention, GeometricReshaper, Reshaper, Se
 from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
 
 Encodings = list[tuple[nn.Module, tuple[int, ...]]]
-"""Modules that tell source tokens their places, and which of their inputs (and outputs) are tokens, (b, …, tokens, c)."""
+"""Modules that encode the positions of tokens, and which of their inputs and outputs are tokens, (b, …, tokens, c)."""
 
 
 def permute_tokens(
@@ -81,8 +81,8 @@ def token_encodings(reshaper: Reshaper) -> Encodings:
     """
     if any(isinstance(module, PositionalEncoding | RotaryEncoding) for module in reshaper.modules()):
         raise InputError(
-            f"{reshaper.name}: it has positional encodings, but which are those of its tokens is not known; register it "
-            "with bevreshape.analysis.permutation.token_encodings"
+            f"{reshaper.name}: it has positional encodings, but which are those of its tokens is not known; register "
+            "it with bevreshape.analysis.permutation.token_encodings"
         )
     return []
 
@@ -170,8 +170,9 @@ class PermutedReshaper(Reshaper):
     Args:
         reshaper: of one scale.
         permutation: of the tokens of a camera or of all.
-        move_encodings: give every token the encoding that it had before, see :func:`moved_encodings`; else encodings stay
-            and place j has the encoding of place j, whatever token it holds. The same to a reshaper without encodings.
+        move_encodings: give every token the encoding that it had before, see :func:`moved_encodings`; else encodings
+            stay and place j has the encoding of place j, whatever token it holds. The same to a reshaper without
+            encodings.
 
     Raises:
         InputError: when it is no permutation of that many tokens; when the reshaper takes several scales; when its
@@ -184,8 +185,8 @@ class PermutedReshaper(Reshaper):
         super().__init__(reshaper.sources, reshaper.grid, reshaper.out_channels, needs_cameras=reshaper.needs_cameras)
         if len(reshaper.sources) > 1:
             raise InputError(
-                f"{reshaper.name}: it takes {len(reshaper.sources)} scales, whose tokens are of different places; permute "
-                "a reshaper of one"
+                f"{reshaper.name}: it takes {len(reshaper.sources)} scales, whose tokens are of different places; "
+                "permute a reshaper of one"
             )
         if move_encodings:
             token_encodings(reshaper)
@@ -215,8 +216,8 @@ class PermutedReshaper(Reshaper):
         camera = torch.arange(len(self.permutation), device=self.permutation.device) // self.source.tokens
         if not torch.equal(self.permutation // self.source.tokens, camera):
             raise InputError(
-                f"{self.name}: its permutation moves tokens from camera to camera, but cameras were dropped; permute the "
-                f"{self.source.tokens} tokens of a camera alone, or drop none"
+                f"{self.name}: its permutation moves tokens from camera to camera, but cameras were dropped; permute "
+                f"the {self.source.tokens} tokens of a camera alone, or drop none"
             )
 
     def forward_with_auxiliary(self, features: Any, cameras: Cameras | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -277,8 +278,8 @@ def equivariance_error(
     source = reshaper.source
     if reshaper.target_shape != (source.height, source.width):
         raise InputError(
-            f"{reshaper.name}: it turns {source.height}×{source.width} features into {reshaper.target_shape} cells, which "
-            "cannot be permuted alike; build it for a grid of the same shape"
+            f"{reshaper.name}: it turns {source.height}×{source.width} features into {reshaper.target_shape} cells, "
+            "which cannot be permuted alike; build it for a grid of the same shape"
         )
     permuted = PermutedReshaper(reshaper, permutation, move_encodings=move_encodings)
     with evaluating(reshaper), torch.no_grad():
@@ -300,8 +301,8 @@ def destruction(
 
     Args:
         reshaper: f, looked at in evaluation mode.
-        features: X, of two samples at least, which have nothing to do with each other; the Y of a sample is the X of the
-            one before it.
+        features: X, of two samples at least, which have nothing to do with each other; the Y of a sample is the X of
+            the one before it.
         permutation: π, of the tokens of a camera or of all.
         cameras: as f wants them; they stay where they are.
         move_encodings: see :class:`PermutedReshaper`.
@@ -345,8 +346,9 @@ def iou_when_permuted(
 
     Returns:
         What :meth:`BEVIoU.compute` gives, as ``intact``, ``permuted`` (encodings stay) and ``unrelated``, which is what
-        chance gives: of images of another sample of the batch, or of the batch before where that has a single sample; and
-        as ``encodings_moved`` where the reshaper has encodings that are known and can move along with their tokens.
+        chance gives: of images of another sample of the batch, or of the batch before where that has a single
+        sample; and as ``encodings_moved`` where the reshaper has encodings that are known and can move along with
+        their tokens.
 
     Raises:
         InputError: when there is no batch, or the first has a single sample, when images are not floats, or see
@@ -355,8 +357,8 @@ def iou_when_permuted(
     own = model.reshaper
     if not isinstance(own, Reshaper):
         raise InputError(
-            f"iou_when_permuted: the model's reshaper is a {type(own).__name__}; derive it from Reshaper, which knows how "
-            "many tokens there are"
+            f"iou_when_permuted: the model's reshaper is a {type(own).__name__}; derive it from Reshaper, which knows "
+            "how many tokens there are"
         )
     latest: Tensor | None = None
 
@@ -368,7 +370,8 @@ def iou_when_permuted(
             return replace(batch, images=image.roll(1, 0))
         if before is None:
             raise InputError(
-                "iou_when_permuted: the first batch has one sample, so there is no image of another; raise loader.batch_size"
+                "iou_when_permuted: the first batch has one sample, so there is no image of another; raise "
+                "loader.batch_size"
             )
         return replace(batch, images=before)
 
@@ -394,8 +397,8 @@ def from_gram(reshaper: CrossAttention, gram: Float[Tensor, "b c c"]) -> Float[T
     tokens where the attention is.
 
     Args:
-        reshaper: with ``kernel="linear"``, ``attention_only`` and ``token_encoding="none"``, for which this is exact. An encoding
-            of the queries is part of Ø.
+        reshaper: with ``kernel="linear"``, ``attention_only`` and ``token_encoding="none"``, for which this is exact.
+            An encoding of the queries is part of Ø.
         gram: XᵀX.
 
     Raises:
@@ -404,8 +407,9 @@ def from_gram(reshaper: CrossAttention, gram: Float[Tensor, "b c c"]) -> Float[T
     attention, kind = reshaper.attention, reshaper.encode_tokens.kind
     if attention.kernel != "linear" or not reshaper.attention_only or kind != "none":
         raise InputError(
-            f"from_gram: the attention has kernel={attention.kernel}, attention_only={reshaper.attention_only} and token_encoding={kind}, and "
-            "depends on more than XᵀX; build it with kernel=linear, attention_only=true and token_encoding=none"
+            f"from_gram: the attention has kernel={attention.kernel}, attention_only={reshaper.attention_only} and "
+            f"token_encoding={kind}, and depends on more than XᵀX; build it with kernel=linear, attention_only=true "
+            "and token_encoding=none"
         )
     to_q, to_k, to_v = (
         rearrange(projection.weight, "(a e) c -> a c e", a=attention.heads)

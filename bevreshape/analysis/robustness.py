@@ -1,4 +1,4 @@
-"""What errors cost a trained model: a calibration that is off, another rig, cameras that fail, images that are spoilt."""
+"""What errors cost a trained model: a wrong calibration, another rig, cameras that fail, corrupt images."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -65,11 +65,11 @@ def perturb_calibration(error: str, amount: float) -> Change:
 
 
 def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
-    """Every camera is mounted otherwise, turned where it stands by the same amount, and the calibration says so: a rig that the
-    model has never seen, but may adapt to.
+    """Every camera is mounted otherwise, turned where it stands by the same amount, and the calibration says so: a rig
+    that the model has never seen, but may adapt to.
 
-    Its images follow from the old ones by the homography ``K·R·K⁻¹``; beyond the old border the border's colour goes on.
-    Cells that no camera sees any more count for nothing.
+    Its images follow from the old ones by the homography ``K·R·K⁻¹``; beyond the old border the border's colour goes
+    on. Cells that no camera sees any more count for nothing.
 
     Args:
         turn: ``yaw_deg``, ``pitch_deg`` or ``roll_deg`` of :data:`ERRORS`.
@@ -161,6 +161,7 @@ def iou_under(
     changes: Mapping[str, Change],
     step: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """IoU of a model under every change, see :func:`~bevreshape.analysis.evaluation.iou_of`; ``unchanged`` comes first."""
+    """Return the IoU of a model under every change, ``unchanged`` first, as
+    :func:`~bevreshape.analysis.evaluation.iou_of` does."""
     variants = {"unchanged": Variant(), **{name: Variant(change) for name, change in changes.items()}}
     return iou_of(model, batches, metric, variants, step)

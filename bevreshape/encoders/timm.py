@@ -77,7 +77,8 @@ class TimmEncoder(nn.Module):
             offsets = [float(offset_px)] if isinstance(offset_px, int | float) else [float(o) for o in offset_px]
             if len(offsets) != len(strides):
                 raise InputError(
-                    f"encoder: offset_px={offset_px} has {len(offsets)} numbers for strides={list(strides)}; give one a stride"
+                    f"encoder: offset_px={offset_px} has {len(offsets)} numbers for strides={list(strides)}; give one "
+                    "a stride"
                 )
         self.sources: tuple[FeatureShape, ...] = tuple(
             FeatureShape(channels, *size, cameras, stride, offset)
@@ -147,7 +148,8 @@ def _cut(trunk: Any, name: str, strides: Sequence[int]) -> tuple[list[int], list
     offered = [reduction for reduction, _ in info]
     if not strides or len(set(strides)) < len(strides) or not set(strides) <= set(offered):
         raise InputError(
-            f"encoder: strides={list(strides)} but {name} offers {sorted(set(offered))}; choose one or several of these, each once"
+            f"encoder: strides={list(strides)} but {name} offers {sorted(set(offered))}; choose one or several of "
+            "these, each once"
         )
     # of several levels at one stride the last has seen most
     levels = [len(offered) - 1 - offered[::-1].index(stride) for stride in strides]
@@ -243,8 +245,8 @@ def _offset(
         down, right = _offset_by_gradient(name, image_size, stride, _base(lattices, stride, name, image_size, offered))
     if down != right:
         raise InputError(
-            f"encoder: the padding of {name} puts feature 0 on pixel {down:g} down but {right:g} to the right; choose a "
-            f"image size of which stride {stride} divides both sides"
+            f"encoder: the padding of {name} puts feature 0 on pixel {down:g} down but {right:g} to the right; choose "
+            f"a image size of which stride {stride} divides both sides"
         )
     return down
 
@@ -252,7 +254,7 @@ def _offset(
 def _base(
     lattices: dict[Size, Lattice], stride: int, name: str, image_size: Size, offered: Collection[int]
 ) -> tuple[int, float, float]:
-    """Stride and offsets (down, right) of the coarsest lattice before a level, which tell how far off that one can be."""
+    """Return stride and offsets (down, right) of the coarsest lattice before a level, which bound its offset."""
     followed = max(
         (known.stride[0], *known.offset)
         for known in lattices.values()
@@ -326,8 +328,8 @@ def _offset_by_gradient(
             return nearest[0], nearest[1]
     v, u = mean.tolist()
     raise InputError(
-        f"encoder: the features of {name} at stride {stride} have no clear centre (about {v:.1f} down, {u:.1f} to the right, "
-        f"± {doubt.max():.1f}); give the pixel on which the first one is centred: encoder.offset_px=…"
+        f"encoder: the features of {name} at stride {stride} have no clear centre (about {v:.1f} down, {u:.1f} to the "
+        f"right, ± {doubt.max():.1f}); give the pixel on which the first one is centred: encoder.offset_px=…"
     )
 
 
@@ -356,7 +358,7 @@ def _centre_of_gradient(
 
 
 def _inner(side: int, number: int) -> Tensor:
-    """Features along a side, ``APART``, other ones for every number, two away from the border where there are so many."""
+    """Return features along a side, ``APART``, others for every number, two away from the border where possible."""
     border = min(2, (side - 1) // 2)
     inner = torch.arange(border, side - border)
     return inner[number % min(APART, len(inner)) :: APART]

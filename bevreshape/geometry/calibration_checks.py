@@ -36,12 +36,12 @@ AXES = {
 
 
 def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
-    """What was probably written in place of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other camera
-    axes, or two of these.
+    """What was probably written in place of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other
+    camera axes, or two of these.
 
     A pose is taken for right where the camera is mounted in ``HEIGHTS_M`` above the ground, about level, and sees cells
-    of the grid. Of others that would be right in this sense, the one with the fewest changes, and of these the most level, and
-    then the nearest to the vehicle's middle, is named.
+    of the grid. Of others that would be right in this sense, the one with the fewest changes, and of these the most
+    level, and then the nearest to the vehicle's middle, is named.
 
     Args:
         camera: one.
@@ -66,8 +66,9 @@ def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
         return "its y axis points up, so its image would be upside down; y must point down"
     if abs(tilt := camera.ego_from_cam[0, 0, 2, 0].item()) > math.sin(math.radians(ROLL_DEG)):
         return (
-            f"its x axis points {abs(math.degrees(math.asin(max(-1.0, min(1.0, tilt))))):.0f}° {'up' if tilt > 0 else 'down'}, so it "
-            "would be rolled by that; x must point to the right of the stored image"
+            f"its x axis points {abs(math.degrees(math.asin(max(-1.0, min(1.0, tilt))))):.0f}° "
+            f"{'up' if tilt > 0 else 'down'}, so it would be rolled by that; x must point to the right of the stored "
+            "image"
         )
     if (up := math.degrees(math.asin(max(-1.0, min(1.0, camera.ego_from_cam[0, 0, 2, 2].item()))))) > UP_DEG:
         return f"it looks up by {up:.0f}°, away from the ground"
@@ -84,20 +85,21 @@ def intrinsics_mistakes(intrinsics: Tensor, image_size: tuple[int, int]) -> list
     meant = size_meant(cx, cy, width, height)
     if meant is not None:
         found.append(
-            f"its principal point ({cx:g}, {cy:g}) is far from the middle of an image of {width}×{height} pixels: {meant}"
+            f"its principal point ({cx:g}, {cy:g}) is far from the middle of an image of {width}×{height} pixels: "
+            f"{meant}"
         )
     elif _off_middle(cx, cy, width, height) > 0.15 and _off_middle(cy, cx, width, height) < 0.05:
         found.append(f"its principal point ({cx:g}, {cy:g}) looks given as (row, column); it must be (cx, cy)")
     ratio = max(fx / fy, fy / fx)
     if ratio > ASPECT:
         found.append(
-            f"fx={fx:g} and fy={fy:g} differ by a factor of {ratio:.3g}, but sensors have nearly square pixels; was one row "
-            "scaled and not the other, or the image squeezed?"
+            f"fx={fx:g} and fy={fy:g} differ by a factor of {ratio:.3g}, but sensors have nearly square pixels; was "
+            "one row scaled and not the other, or the image squeezed?"
         )
     if abs(skew) > SKEW * min(fx, fy):
         found.append(
-            f"its skew of {skew:g} pixels tilts the columns by {math.degrees(math.atan(skew / fy)):.2g}°, but sensors have upright "
-            "ones; write 0 unless the image was sheared"
+            f"its skew of {skew:g} pixels tilts the columns by {math.degrees(math.atan(skew / fy)):.2g}°, but sensors "
+            "have upright ones; write 0 unless the image was sheared"
         )
     for name, focal, side, what in (("fx", fx, width, "across"), ("fy", fy, height, "from top to bottom")):
         view = math.degrees(2 * math.atan(side / 2 / focal))
@@ -116,19 +118,23 @@ def tangential_mistake(lens: DistortionModel) -> str | None:
     if lens.model != "opencv" or max(map(abs, lens.coefficients[2:4])) <= TANGENTIAL:
         return None
     p1, p2 = lens.coefficients[2:4]
-    return f"its distortion has p1={p1:g} and p2={p2:g}, many times what lenses have; the order is k1, k2, p1, p2, k3, k4, k5, k6"
+    return (
+        f"its distortion has p1={p1:g} and p2={p2:g}, many times what lenses have; the order is k1, k2, p1, p2, k3, "
+        "k4, k5, k6"
+    )
 
 
 def magnification_mistake(lens: DistortionModel) -> str | None:
-    """Whether a lens would stretch its image outwards by more than lenses do, so that little is left when it is undone."""
+    """Return why a distortion is implausible that would stretch the image outwards by more than lenses do."""
     if lens.chosen is not None:
         return None
     stored, pinhole = lens.intrinsics[0][0], pinhole_intrinsics(lens)[0, 0].item()
     if pinhole <= MAGNIFIED * stored:
         return None
     return (
-        f"its distortion {[round(value, 6) for value in lens.coefficients]} would have stretched the image by {pinhole / stored:.2g}: undistorted, "
-        f"fx={stored:g} becomes {pinhole:.4g}; coefficients belong to coordinates divided by the focal length, in OpenCV's order"
+        f"its distortion {[round(value, 6) for value in lens.coefficients]} would have stretched the image by "
+        f"{pinhole / stored:.2g}: undistorted, fx={stored:g} becomes {pinhole:.4g}; coefficients belong to "
+        "coordinates divided by the focal length, in OpenCV's order"
     )
 
 
@@ -144,7 +150,7 @@ def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
     inverse, transposed = invert_rigid(given), given.clone()
     transposed[..., :3, :3] = given[..., :3, :3].mT
     once = {
-        "its rotation looks transposed, as in cam_from_ego, beside the right translation; transpose its 3×3": transposed,
+        "its rotation looks transposed, as in cam_from_ego, its translation right; transpose its 3×3": transposed,
         "ego_from_cam looks given the wrong way round, as cam_from_ego; invert it": inverse,
     }
     unit = length_unit(given[0, 0])
@@ -162,8 +168,8 @@ def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
         turn = torch.eye(4, dtype=given.dtype)
         turn[:3, :3] = torch.tensor(other_from_cam, dtype=given.dtype)
         mended = (
-            f"its camera axes look like {axes}, not x right, y down, z forward; multiply ego_from_cam from the right by "
-            f"{[[int(value) for value in row] for row in other_from_cam]}"
+            f"its camera axes look like {axes}, not x right, y down, z forward; multiply ego_from_cam from the right "
+            f"by {[[int(value) for value in row] for row in other_from_cam]}"
         )
         once[mended] = compose(given, turn)
         wrong_way = "ego_from_cam looks given the wrong way round, as cam_from_ego; "

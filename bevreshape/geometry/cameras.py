@@ -193,7 +193,7 @@ class Cameras:
         return replace(self, intrinsics=shift_intrinsics(self.intrinsics, -left, -top), image_size=image_size)
 
     def zoomed(self, scale: Float[Tensor, " b"], left: Float[Tensor, " b"], top: Float[Tensor, " b"]) -> "Cameras":
-        """The cameras of windows of ``image_size`` that begin at pixel (left, top) of the images enlarged by ``scale``."""
+        """Crop ``image_size`` from pixel (left, top) of the images enlarged by ``scale``."""
         scale, left, top = (x[:, None, None] for x in (scale, left, top))
         resized = resize_intrinsics(self.intrinsics, scale, scale)
         return replace(self, intrinsics=shift_intrinsics(resized, -left, -top))
@@ -259,7 +259,7 @@ class Cameras:
 
 
 def resize_intrinsics(intrinsics: Tensor, scale_u: float | int | Tensor, scale_v: float | int | Tensor) -> Tensor:
-    """Intrinsics (..., 3, 3) after resizing: ``u → s·(u + ½) − ½`` (Kornia's ``PinholeCamera.scale`` omits the halves)."""
+    """Resize intrinsics (..., 3, 3): ``u → s·(u + ½) − ½`` (Kornia's ``PinholeCamera.scale`` omits the halves)."""
     return torch.stack(
         [
             intrinsics[..., 0, :] * scale_u + intrinsics[..., 2, :] * (0.5 * scale_u - 0.5),
@@ -302,8 +302,8 @@ def check_calibration(
     height, width = image_size
     if intrinsics.shape[-2:] != (3, 3) or (*intrinsics.shape[:-2], 4, 4) != tuple(ego_from_cam.shape):
         raise InputError(
-            f"{where}: intrinsics {tuple(intrinsics.shape)} and ego_from_cam {tuple(ego_from_cam.shape)} must be (n, 3, 3) "
-            "and (n, 4, 4) with the same n"
+            f"{where}: intrinsics {tuple(intrinsics.shape)} and ego_from_cam {tuple(ego_from_cam.shape)} must be (n, "
+            "3, 3) and (n, 4, 4) with the same n"
         )
     rig = zip(intrinsics.reshape(-1, 3, 3).double(), ego_from_cam.reshape(-1, 4, 4).double(), strict=True)
     for number, (k, pose) in enumerate(rig):
@@ -330,7 +330,8 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
         )
     if max(fx, fy) < 0.1 * max(width, height):
         raise InputError(
-            f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for an image of {width}×{height}; they must be in pixels, "
+            f"{at}: focal lengths fx={fx:g}, fy={fy:g} are tiny for an image of {width}×{height}; they must be in "
+            "pixels, "
             + (
                 f"and look normalised: multiply the first row by {width} and the second by {height}"
                 if max(abs(cx), abs(cy)) <= 1
@@ -341,20 +342,21 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
         if not FOCAL_LENGTHS[0] <= focal / side <= FOCAL_LENGTHS[1]:
             raise InputError(
                 f"{at}: {name}={focal:g} makes an image of {width}×{height} pixels show "
-                f"{math.degrees(2 * math.atan(side / 2 / focal)):.3g}° {what}, which no pinhole camera does; focal lengths must "
-                "be in pixels"
+                f"{math.degrees(2 * math.atan(side / 2 / focal)):.3g}° {what}, which no pinhole camera does; focal "
+                "lengths must be in pixels"
             )
     if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
         raise InputError(
-            f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the image of {width}×{height} pixels; the intrinsics "
-            f"are for another image size: {size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
+            f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the image of {width}×{height} pixels; the "
+            "intrinsics are for another image size: "
+            f"{size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
     # A window cut out of an image moves the principal point on one axis or both, but hardly into a corner.
     across, down = cx / (width - 1), cy / (height - 1)
     if (across < 0.35 and down < 0.35) or (across > 0.9 and down > 0.9):
         raise InputError(
-            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the {'upper left' if down < 0.5 else 'lower right'} corner of the image of {width}×{height} "
-            f"pixels; the intrinsics are for another image size: "
+            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the {'upper left' if down < 0.5 else 'lower right'} "
+            f"corner of the image of {width}×{height} pixels; the intrinsics are for another image size: "
             f"{size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
 
@@ -372,14 +374,14 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
         )
     if determinant < 0:
         raise InputError(
-            f"{at}: the rotation of ego_from_cam is mirrored (det={determinant:.3f}); it must be 1: the camera frame is x right, "
-            f"y down, z forward and the ego frame x forward, y left, z up; {_mirrored_axis(rotation)}"
+            f"{at}: the rotation of ego_from_cam is mirrored (det={determinant:.3f}); it must be 1: the camera frame "
+            f"is x right, y down, z forward and the ego frame x forward, y left, z up; {_mirrored_axis(rotation)}"
         )
     error = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype)).abs().max().item()
     if error > 1e-3:  # its transpose is taken for its inverse: 1e-3 is half a pixel at a focal length of 1000
         raise InputError(
-            f"{at}: the rotation of ego_from_cam is not orthonormal (off by {error:.3g}); remove scale and shear from it, "
-            "and write it with at least five decimals"
+            f"{at}: the rotation of ego_from_cam is not orthonormal (off by {error:.3g}); remove scale and shear from "
+            "it, and write it with at least five decimals"
         )
     distance = translation.norm().item()
     if distance > extent_m:
@@ -390,8 +392,8 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
             else "is it in millimetres, or a pose in the world?"
         )
         raise InputError(
-            f"{at}: the camera stands {distance:g} from the ego origin, more than {extent_m:g} m; ego_from_cam must be in metres "
-            f"({meant})"
+            f"{at}: the camera stands {distance:g} from the ego origin, more than {extent_m:g} m; ego_from_cam must "
+            f"be in metres ({meant})"
         )
 
 
@@ -402,7 +404,8 @@ def _mirrored_axis(rotation: Tensor) -> str:
 
 
 def length_unit(ego_from_cam: Tensor) -> tuple[str, int] | None:
-    """The unit in which the translation of a pose (4, 4) would be that of a camera on a vehicle, and how many are a metre.
+    """The unit in which the translation of a pose (4, 4) would be that of a camera on a vehicle, and how many are a
+    metre.
 
     ``None`` where metres will do, or no unit.
     """

@@ -173,8 +173,8 @@ _REMEDY = (
 
 
 def _widest(lens: DistortionModel) -> Tensor:
-    """The rectangle between the stored image's sides. Corners that cannot be undone are left out: a chessboard hardly gets
-    there, and where they matter the rectangle turns out not to be covered."""
+    """The rectangle between the stored image's sides. Corners that cannot be undone are left out: a chessboard hardly
+    gets there, and where they matter the rectangle turns out not to be covered."""
     height, width = lens.image_size
     sides = _edges(lens.image_size)
     points, found = (part.split(EDGE_POINTS) for part in lens.undistort(torch.cat([*sides])))
@@ -182,8 +182,8 @@ def _widest(lens: DistortionModel) -> Tensor:
         if not known.any():
             (u, v), (to_u, to_v) = pixels[0].tolist(), pixels[-1].tolist()
             raise InputError(
-                f"the distortion {_written(lens)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, {to_v:.0f}) of "
-                f"the image: it folds over, or shows nothing in front of the camera; {_REMEDY}"
+                f"the distortion {_written(lens)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, "
+                f"{to_v:.0f}) of the image: it folds over, or shows nothing in front of the camera; {_REMEDY}"
             )
     top, bottom, left, right = (side[known] for side, known in zip(points, found, strict=True))
     low = torch.stack([left[:, 0].max(), top[:, 1].max()])
@@ -191,8 +191,8 @@ def _widest(lens: DistortionModel) -> Tensor:
     focal = torch.tensor([width - 1, height - 1], dtype=torch.float64) / (high - low)
     if not (focal > NARROWEST_FOCAL * max(width, height)).all():
         raise InputError(
-            f"the distortion {_written(lens)} would need focal lengths of {focal[0]:.0f} and {focal[1]:.0f} pixels for all of "
-            f"it to be shown by a pinhole camera; {_REMEDY}"
+            f"the distortion {_written(lens)} would need focal lengths of {focal[0]:.0f} and {focal[1]:.0f} pixels "
+            f"for all of it to be shown by a pinhole camera; {_REMEDY}"
         )
     center = -low * focal
     return torch.tensor([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]], dtype=torch.float64)

@@ -56,6 +56,6 @@ class FeatureShape:
             if abs(cells * self.stride - pixels) > 2 * self.stride:
                 raise InputError(
                     f"{who}: features of {self.height}×{self.width} at stride {self.stride} do not cover images of "
-                    f"{image_size[0]}×{image_size[1]}; set FeatureShape's stride, or call it with cameras.resized(...) to "
-                    "the size that the encoder sees"
+                    f"{image_size[0]}×{image_size[1]}; set FeatureShape's stride, or call it with "
+                    "cameras.resized(...) to the size that the encoder sees"
                 )

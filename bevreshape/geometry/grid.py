@@ -44,13 +44,13 @@ class BEVGrid:
             cells = (high - low) / self.cell_m
             if abs(cells - round(cells)) > 1e-6:
                 raise InputError(
-                    f"grid: {key}=({low}, {high}) is {high - low:g} m, which is {cells:.3f} cells of cell_m={self.cell_m}; "
-                    "choose bounds that are a whole number of cells apart"
+                    f"grid: {key}=({low}, {high}) is {high - low:g} m, which is {cells:.3f} cells of "
+                    f"cell_m={self.cell_m}; choose bounds that are a whole number of cells apart"
                 )
             if cells > MOST_CELLS:
                 raise InputError(
-                    f"grid: {key}=({low}, {high}) is {cells:.0f} cells of cell_m={self.cell_m}, more than {MOST_CELLS}; choose "
-                    "larger cells or closer bounds"
+                    f"grid: {key}=({low}, {high}) is {cells:.0f} cells of cell_m={self.cell_m}, more than "
+                    f"{MOST_CELLS}; choose larger cells or closer bounds"
                 )
 
     @property
@@ -76,8 +76,8 @@ class BEVGrid:
         """
         if factor < 1 or self.rows % factor or self.cols % factor:
             raise InputError(
-                f"grid: {self.rows}×{self.cols} cells cannot be coarsened by {factor}; choose a factor that divides both, "
-                "or other bounds"
+                f"grid: {self.rows}×{self.cols} cells cannot be coarsened by {factor}; choose a factor that divides "
+                "both, or other bounds"
             )
         return BEVGrid(self.forward_m, self.left_m, self.cell_m * factor)
 
@@ -101,7 +101,8 @@ class BEVGrid:
         return torch.stack([col, row], dim=-1)
 
     def metric_to_cell_edges(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
-        """Fractional (ahead, left) of ground points (x, y) in metres: cells counted from the nearest and the rightmost edge.
+        """Fractional (ahead, left) of ground points (x, y) in metres: cells counted from the nearest and the rightmost
+        edge.
 
         Whole numbers are edges, so rounded down it says which cell holds a point, and one on an edge lies in the cell
         ahead of it or left of it.

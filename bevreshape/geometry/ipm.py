@@ -161,6 +161,6 @@ def _is_any(ids: Tensor, members: Sequence[int]) -> Tensor:
 def _check_size(what: str, images: Tensor, cameras: Cameras) -> None:
     if tuple(images.shape[-2:]) != tuple(cameras.image_size):
         raise InputError(
-            f"{what}: images are {tuple(images.shape[-2:])} (H, W) but the cameras are calibrated for {cameras.image_size}; "
-            "resize both together"
+            f"{what}: images are {tuple(images.shape[-2:])} (H, W) but the cameras are calibrated for "
+            f"{cameras.image_size}; resize both together"
         )

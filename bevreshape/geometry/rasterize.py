@@ -51,9 +51,9 @@ def rasterize_boxes(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, 
 def rasterize_polygons(rings: Sequence[Ring], grid: BEVGrid) -> NDArray[np.bool_]:
     """The cells (rows, cols) whose centres lie in the union of areas.
 
-    A centre lies inside where the rings wind around it. The winding number is summed along a row of cells from the edges
-    that the row crosses, so the cost is that of the edges, not of edges times cells. A centre on an edge belongs to one
-    of the two areas that meet there.
+    A centre lies inside where the rings wind around it. The winding number is summed along a row of cells from the
+    edges that the row crosses, so the cost is that of the edges, not of edges times cells. A centre on an edge belongs
+    to one of the two areas that meet there.
 
     Args:
         rings: of any number of areas, which may overlap; a hole counts for its own area only.

@@ -1,7 +1,7 @@
 """Bilinear sampling of all feature scales at learned positions, with gradients into the positions.
 
-:class:`FeatureAtlas` lays all scales of a camera on one map, so that all scales are one gather; :func:`sample_pairs` is what
-deformable attention calls.
+:class:`FeatureAtlas` lays all scales of a camera on one map, so that all scales are one gather; :func:`sample_pairs`
+is what deformable attention calls.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from bevreshape.ops.visible_pairs import References
 from bevreshape.ops.weighted_gather import spread, sum_rows
 
 BORDER = 2
-"""Rows and columns of zeros around every map: a sample at -2 or beyond the last feature is 0, and so is its gradient."""
+"""Rows and columns of zeros around every map: samples at -2 or beyond the last feature are 0, with their gradient."""
 
 FourWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -61,8 +61,8 @@ def _accept_sparse() -> None:
 class FeatureAtlas(nn.Module):
     """All feature scales of a camera on one map, below one another, with a border of zeros.
 
-    The border makes zero padding a matter of clamping, of values and gradients alike. K = heads · scales · points are the
-    samples of a query, in this order.
+    The border makes zero padding a matter of clamping, of values and gradients alike. K = heads · scales · points are
+    the samples of a query, in this order.
 
     Args:
         sources: the scales.
@@ -185,7 +185,8 @@ def sample_pairs(
         packed: its features, of all cameras.
         offsets: Δ of every cell from its reference points, in features.
         weights: w of every sample.
-        references: reference points of the pairs of a camera and a cell, one for every scale and point, (b, m, 2, K / heads).
+        references: reference points of the pairs of a camera and a cell, one for every scale and point, (b, m, 2, K /
+            heads).
     """
     pairs, share, reference = references
     cells, heads, (b, m) = offsets.shape[1], atlas.heads, pairs.shape

@@ -1,8 +1,9 @@
 """Torch's fused attention kernels, with the logarithms of their softmaxes' denominators.
 
-The public ``scaled_dot_product_attention`` returns outputs alone. The kernels beneath it, which torch keeps to itself, return
-the denominators too and take them back in the backward pass. There is one for CPUs and two for CUDA. Each is tried once with
-small tensors; where this torch does not have it, :func:`fused_kernel` does not offer it, and callers form the matrix.
+The public ``scaled_dot_product_attention`` returns outputs alone. The kernels beneath it, which torch keeps to itself,
+return the denominators too and take them back in the backward pass. There is one for CPUs and two for CUDA. Each is
+tried once with small tensors; where this torch does not have it, :func:`fused_kernel` does not offer it, and callers
+form the matrix.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,8 @@ class Kernel(NamedTuple):
     Attributes:
         forward: Q (b, a, q, e), K and V (b, a, t, e) and the scale → the outputs (b, a, q, e), the logarithms of the
             denominators (b, a, q), and what the backward pass wants besides.
-        backward: the gradient of the outputs; Q, K and V; outputs and logarithms; what forward returned besides; the scale
-            → the gradients of Q, K and V.
+        backward: the gradient of the outputs; Q, K and V; outputs and logarithms; what forward returned besides; the
+            scale → the gradients of Q, K and V.
     """
 
     forward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, tuple[Any, ...]]]

@@ -1,18 +1,19 @@
 """Matrix products by the library that is faster at them on this processor.
 
-Torch multiplies float32 on x86 CPUs by MKL, and has oneDNN for its convolutions. Which is faster follows from the processor's
-maker, because MKL takes its widest instructions on Intel's processors alone. So the maker decides (:data:`LIBRARY`), not a
-measurement, which could choose otherwise from run to run: a resumed run and all processes of one machine must round alike.
+Torch multiplies float32 on x86 CPUs by MKL, and has oneDNN for its convolutions. Which is faster follows from the
+processor's maker, because MKL takes its widest instructions on Intel's processors alone. So the maker decides
+(:data:`LIBRARY`), not a measurement, which could choose otherwise from run to run: a resumed run and all processes of
+one machine must round alike.
 
-===============  ==================================  ==================================================  ================
-maker            1536×1536 numbers, MKL · oneDNN     next to the originals by oneDNN, forward · both     taken
-===============  ==================================  ==================================================  ================
-AuthenticAMD     34 ms · 16 to 18 ms (2 cores)       VPN .51 · .54, PON .80 · .80, HDMapNet .46 · .73    oneDNN
-GenuineIntel     310 to 330 GFLOP/s · the same       VPN .97 · 1.13, PON .95 · .92, HDMapNet .70 · 1.02  torch's own (MKL)
-===============  ==================================  ==================================================  ================
+============  =============================  =================================================  ===========
+maker         1536×1536, MKL · oneDNN        oneDNN beside the originals, forward · both         taken
+============  =============================  =================================================  ===========
+AuthenticAMD  34 ms · 16 to 18 ms (2 cores)  VPN .51 · .54, PON .80 · .80, HDMapNet .46 · .73   oneDNN
+GenuineIntel  both 310 to 330 GFLOP/s        VPN .97 · 1.13, PON .95 · .92, HDMapNet .70 · 1.02  torch's own
+============  =============================  =================================================  ===========
 
-Measured by ``tools/time_originals.py`` on an EPYC and on a Xeon. Other makers of x86 processors are treated as AMD. Where the
-maker is unknown or torch has no MKL (ARM), torch's own product is taken, forward and backward.
+Measured by ``tools/time_originals.py`` on an EPYC and on a Xeon. Other makers of x86 processors are treated as AMD.
+Where the maker is unknown or torch has no MKL (ARM), torch's own product is taken, forward and backward.
 """
 
 import platform
@@ -60,8 +61,9 @@ def linear(
 ) -> Tensor:
     """``x·Wᵀ + b``, (*m, out), with its derivatives, as ``torch.nn.functional.linear`` gives it.
 
-    On CPUs a large float32 product is multiplied by the library that :data:`LIBRARY` names. On GPUs, in other precisions,
-    under autocast, in compiled and exported graphs, and where operations are counted or transformed, it is torch's own.
+    On CPUs a large float32 product is multiplied by the library that :data:`LIBRARY` names. On GPUs, in other
+    precisions, under autocast, in compiled and exported graphs, and where operations are counted or transformed, it is
+    torch's own.
     """
     if not _by_onednn(x, weight, bias):
         return F.linear(x, weight, bias)

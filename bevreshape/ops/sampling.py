@@ -1,11 +1,11 @@
 """Bilinear sampling of features where cameras see the points of a scene, shared by reshapers that project.
 
-Most cameras do not see most points. So the pairs of a point and a camera that sees it are listed, by point, and the four
-features around each pair's position, its taps, are summed with their weights. Only these are ever touched: a feature
-of a camera that sees nothing, or was dropped, may even be NaN.
+Most cameras do not see most points. So the pairs of a point and a camera that sees it are listed, by point, and the
+four features around each pair's position, its taps, are summed with their weights. Only these are ever touched: a
+feature of a camera that sees nothing, or was dropped, may even be NaN.
 
-:func:`project_points` finds the taps, :func:`sample_features` sums them. :class:`WeightedGather` is the fast path; programs
-that are exported use plain operations with the same result.
+:func:`project_points` finds the taps, :func:`sample_features` sums them. :class:`WeightedGather` is the fast path;
+programs that are exported use plain operations with the same result.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from bevreshape.ops.weighted_gather import WeightedGather, owners
 PADDINGS = ("border", "zeros")
 
 SLACK = 0.5
-"""By how many pixels times metres (metres for depth) a cell may miss an image before it is culled: far more than float32
+"""How far a cell may miss an image before it is culled, in pixels times metres (metres for depth): more than float32
 rounds off."""
 
 
@@ -34,8 +34,8 @@ class Taps(NamedTuple):
     """The features around the projections of points.
 
     Attributes:
-        rows: (m, 4), of m pairs of a point and a camera that sees it, by point: the rows of their taps in the features of
-            all b samples as a table, (b·n·h·w, c).
+        rows: (m, 4), of m pairs of a point and a camera that sees it, by point: the rows of their taps in the features
+            of all b samples as a table, (b·n·h·w, c).
         weights: (m, 4), of the taps.
         starts: (b, p), the first pair of every point.
     """

@@ -51,7 +51,7 @@ def visible_pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n R
 
 
 def every_pair(seen: References, count: int) -> References:
-    """List all ``count`` pairs in order, as an exported program needs them, where a fixed rig has kept those that see."""
+    """List all ``count`` pairs in order, as an exported program needs them, where a fixed rig has kept visible ones."""
     pairs, share, positions = seen
     if pairs.shape[1] == count:
         return seen

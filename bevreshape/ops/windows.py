@@ -1,6 +1,7 @@
 """Windows of features that cells attend to, arranged so that only features in a window are read, each of them once.
 
-:func:`nearest_windows` finds the windows, :func:`arrange_windows` lists their features, :func:`window_attention` attends.
+:func:`nearest_windows` finds the windows, :func:`arrange_windows` lists their features, :func:`window_attention`
+attends.
 """
 
 from collections.abc import Sequence
@@ -77,8 +78,8 @@ def arrange_windows(
 ) -> tuple[list[Arranged], Int[Tensor, "b p s"]]:
     """List the features of all scales that some window holds, and the cameras that see a cell.
 
-    Finding out how many these are takes one look from the host at the device. While a program is compiled or exported all
-    are listed, since its shapes must not depend on values.
+    Finding out how many these are takes one look from the host at the device. While a program is compiled or exported
+    all are listed, since its shapes must not depend on values.
 
     Args:
         windows: of every scale.

@@ -21,8 +21,8 @@ Kernel = Literal["softmax", "linear"]
 class Attention(nn.Module):
     """``softmax(Q·Kᵀ/√d)·V``, or without softmax and scale ``Q·(KᵀV)``, whose cost grows linearly with tokens.
 
-    Q, K and V are projections from the right, ``X·W``, without bias unless asked for. With several heads each works on its own part of
-    the channels and d is the width of a head (Vaswani et al. 2017).
+    Q, K and V are projections from the right, ``X·W``, without bias unless asked for. With several heads each works on
+    its own part of the channels and d is the width of a head (Vaswani et al. 2017).
 
     Args:
         query_width: channels of the queries.

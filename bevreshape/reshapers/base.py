@@ -49,7 +49,8 @@ class Reshaper(nn.Module):
         self.sources = (source,) if isinstance(source, FeatureShape) else tuple(source)
         if len({scale.cameras for scale in self.sources}) > 1:
             raise InputError(
-                f"{self.name}: its scales are of {[scale.cameras for scale in self.sources]} cameras; they must be of the same rig"
+                f"{self.name}: its scales are of {[scale.cameras for scale in self.sources]} cameras; they must be of "
+                "the same rig"
             )
         self.source = self.sources[0]
         self.grid = grid
@@ -118,21 +119,23 @@ class Reshaper(nn.Module):
         for x in scales:
             if x.ndim not in (4, 5):
                 raise InputError(
-                    f"{self.name}: features are {tuple(x.shape)}; they must be (b, n, c, h, w), or (b, c, h, w) of one camera"
+                    f"{self.name}: features are {tuple(x.shape)}; they must be (b, n, c, h, w), or (b, c, h, w) of "
+                    "one camera"
                 )
         scales = tuple(x.unsqueeze(1) if x.ndim == 4 else x for x in scales)
         if len(scales) != len(self.sources):
             raise InputError(
-                f"{self.name}: features are of {len(scales)} scales but it was built for {len(self.sources)}; rebuild it, or "
-                "change encoder.strides"
+                f"{self.name}: features are of {len(scales)} scales but it was built for {len(self.sources)}; rebuild "
+                "it, or change encoder.strides"
             )
         for x, built in zip(scales, self.sources, strict=True):
             if tuple(x.shape[1:]) != (built.cameras, built.channels, built.height, built.width):
                 n, c, h, w = x.shape[1:]
                 raise InputError(
-                    f"{self.name}: features are {n} cameras × {c} channels × {h}×{w} but it was built for {built.cameras} × "
-                    f"{built.channels} × {built.height}×{built.width}; rebuild it with source=FeatureShape(channels={c}, "
-                    f"height={h}, width={w}, cameras={n}), or change the encoder's stride"
+                    f"{self.name}: features are {n} cameras × {c} channels × {h}×{w} but it was built for "
+                    f"{built.cameras} × {built.channels} × {built.height}×{built.width}; rebuild it with "
+                    f"source=FeatureShape(channels={c}, height={h}, width={w}, cameras={n}), or change the encoder's "
+                    "stride"
                 )
         if self.needs_cameras:
             self.check_cameras(cameras)

@@ -24,8 +24,8 @@ class Bilinear(GeometricReshaper):
     """Every voxel above a cell reads the features where it appears, and a convolution folds the heights (Harley et al.,
     "Simple-BEV: What Really Matters for Multi-Sensor BEV Perception?", ICRA 2023).
 
-    Space above the grid is cut into k heights. A voxel's centre x is projected into every camera n that sees it, n ∈ N(x),
-    the features F are read there bilinearly, π(x), and averaged; a voxel that nobody sees is 0::
+    Space above the grid is cut into k heights. A voxel's centre x is projected into every camera n that sees it, n ∈
+    N(x), the features F are read there bilinearly, π(x), and averaged; a voxel that nobody sees is 0::
 
         V(x) = 1/|N(x)| · Σ_{n ∈ N(x)} F_n(π_n(x))                          b·R·C·k voxels of c channels
         out  = GELU(InstanceNorm(Conv3×3(V)))     heights folded into channels, b (k·c) R C → b d R C
@@ -71,7 +71,8 @@ class Bilinear(GeometricReshaper):
             raise InputError(f"Bilinear: height_m={list(height_m)} must ascend; write the lower edge first")
         if channels is not None and not compress:
             raise InputError(
-                f"Bilinear: channels={channels} with compress=false, which sums; leave channels out, or set compress=true"
+                f"Bilinear: channels={channels} with compress=false, which sums; leave channels out, or set "
+                "compress=true"
             )
         low, high = height_m
         self.heights_m = tuple(low + (level + 0.5) * (high - low) / heights for level in range(heights))
@@ -134,7 +135,8 @@ class Bilinear(GeometricReshaper):
         given = {name.removeprefix(COMPRESSOR): value for name, value in state.items() if not name.startswith(OTHERS)}
         self.check_original(
             {f"compressor.{name}": value for name, value in given.items()},
-            "give the state of Segnet for images alone, or of its bev_compressor, and build it with as many channels and heights",
+            "give the state of Segnet for images alone, or of its bev_compressor, and build it with as many channels "
+            "and heights",
         )
         turned = rearrange(given["0.weight"], "d (c Y) i j -> d Y c i j", Y=len(self.heights_m)).flip(1, 3)
         self.compressor.load_state_dict({"0.weight": rearrange(turned, "d Y c i j -> d (Y c) i j")})

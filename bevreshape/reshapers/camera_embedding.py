@@ -38,7 +38,8 @@ class CameraEmbedding(nn.Module):
         return unit(affine(points, weight[:, :3], weight[:, 3] - centers))
 
     def rays(self, rays: Float[Tensor, "*n t 3"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 7 t"]:
-        """What :meth:`ray_weight` takes to the same as :meth:`points` of ``centers + rays``, for one linear map to follow.
+        """What :meth:`ray_weight` takes to the same as :meth:`points` of ``centers + rays``, for one linear map to
+        follow.
 
         It is 7 wide, however wide the embedding, whose length comes from the weights' own products.
         """
@@ -59,8 +60,8 @@ class CameraEmbedding(nn.Module):
         return unit(self._away(ground, centers))
 
     def seen_cells(self, ground: Float[Tensor, "p 2"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 7 p"]:
-        """What :meth:`cell_weight` takes to the same as :meth:`cells`, for one linear map to follow, and last the sum of
-        their squared distances from their mean, for a LayerNorm to follow."""
+        """What :meth:`cell_weight` takes to the same as :meth:`cells`, for one linear map to follow, and last the sum
+        of their squared distances from their mean, for a LayerNorm to follow."""
         away = self._away(ground, self.centers(centers).unsqueeze(-2))  # n p d
         norm = torch.linalg.vector_norm(away, dim=-1).unsqueeze(-2)  # n 1 p
         length = norm + TINY

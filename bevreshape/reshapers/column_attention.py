@@ -71,8 +71,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of a ray's queries, attention to the column's tokens and a feed-forward, each added and then
-    normalised."""
+    """Self-attention of a ray's queries, attention to the column's tokens, feed-forward, each added and normalised."""
 
     def __init__(self, dim: int, heads: int, width: int) -> None:
         super().__init__()
@@ -144,9 +143,10 @@ class ColumnAttention(GeometricReshaper):
     several cameras see is their average, one that nobody sees is 0.
 
     This is the published single-frame network between its backbone and its head; its models with time, its auxiliary
-    heads and its monotonic attention, which are not its defaults, are left out, and so is dropout. As published (``encoding="published"``), what is added to tokens where they are looked up is their own
-    features again, with the encoding: keys of the decoder are ``M + X + E``, of the encoder's first layer ``2·X + E``;
-    and in E both channels of a pair are the sine. With ``sincos`` E alone is added, of sines and cosines.
+    heads and its monotonic attention, which are not its defaults, are left out, and so is dropout. As published
+    (``encoding="published"``), what is added to tokens where they are looked up is their own features again, with the
+    encoding: keys of the decoder are ``M + X + E``, of the encoder's first layer ``2·X + E``; and in E both channels
+    of a pair are the sine. With ``sincos`` E alone is added, of sines and cosines.
 
     What else differs from the original: it looks up one learned vector for all bins, the first of a hundred, here there
     is one a bin; it cuts the image's middle rows out, here all are tokens. It lays the polar map's columns between
@@ -194,11 +194,13 @@ class ColumnAttention(GeometricReshaper):
         super().__init__(source, grid, dim)
         if len({scale.channels for scale in self.sources}) > 1:
             raise InputError(
-                f"ColumnAttention: its scales have {[scale.channels for scale in self.sources]} channels; all must have the same"
+                f"ColumnAttention: its scales have {[scale.channels for scale in self.sources]} channels; all must "
+                "have the same"
             )
         if dim % heads or dim % 2:
             raise InputError(
-                f"ColumnAttention: {dim} channels cannot be divided among heads={heads} or into pairs; choose a multiple"
+                f"ColumnAttention: {dim} channels cannot be divided among heads={heads} or into pairs; choose a "
+                "multiple"
             )
         if dim_feedforward is None or isinstance(dim_feedforward, int):
             widths = [2 * dim if dim_feedforward is None else dim_feedforward] * len(self.sources)
@@ -206,7 +208,8 @@ class ColumnAttention(GeometricReshaper):
             widths = list(dim_feedforward)
         if len(widths) != len(self.sources):
             raise InputError(
-                f"ColumnAttention: dim_feedforward={dim_feedforward} must be one width, or {len(self.sources)}, one a scale"
+                f"ColumnAttention: dim_feedforward={dim_feedforward} must be one width, or {len(self.sources)}, one a "
+                "scale"
             )
         focal = nominal_focal(self.sources[0]) if focal_px is None else focal_px
         self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)

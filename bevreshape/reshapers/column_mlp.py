@@ -132,8 +132,8 @@ class ColumnMLP(GeometricReshaper):
     stride into its cell, and lets the maps fade to zero at their borders, which are also the borders between scales;
     here it is centres, features where they are centred, and no fading. Its window begins at a whole row; here it is
     read where it lies. One camera there, looking level from the origin; here any rig. To have the original's own
-    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and what :meth:`windows` makes of
-    the rows at which its windows begin.
+    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and what :meth:`windows` makes
+    of the rows at which its windows begin.
 
     Can it reproduce X at a cell that looks at exactly one token? No: as in the original, the group norm removes the
     mean and scale of each group of channels over the image, and ReLU what is negative.
@@ -232,8 +232,8 @@ class ColumnMLP(GeometricReshaper):
     def load_original(self, state: Mapping[str, Tensor]) -> "ColumnMLP":
         """Take the weights of the published ``DenseTransformer``, or of a ``TransformerPyramid`` scale by scale.
 
-        Built with the published ``focal_px``, ``height_m`` and ``depth_m`` it has as many rows, where they do not exceed
-        the image's; else set ``rows``.
+        Built with the published ``focal_px``, ``height_m`` and ``depth_m`` it has as many rows, where they do not
+        exceed the image's; else set ``rows``.
 
         Raises:
             InputError: naming what is missing, left over or of another shape.

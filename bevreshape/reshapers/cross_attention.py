@@ -20,15 +20,15 @@ from bevreshape.reshapers.positional import Encoding, PositionalEncoding, RayEnc
 class CrossAttention(Reshaper):
     """``O = softmax(Q·Kᵀ/√d)·V`` with K, V projected from the tokens X and Q from a learned query Ø of R×C cells.
 
-    With ``kernel="linear"``, ``attention_only`` and no encodings this is ``O = Ø·Wq·Wkᵀ·(XᵀX)·Wv`` (divided by the number of
-    tokens, unless ``divide_by_tokens`` is off), in which XᵀX does not know the order of the tokens. The mapping from
-    tokens to cells depends on the image. The tokens of all cameras stand in one softmax, those of dropped cameras
-    left out.
+    With ``kernel="linear"``, ``attention_only`` and no encodings this is ``O = Ø·Wq·Wkᵀ·(XᵀX)·Wv`` (divided by the
+    number of tokens, unless ``divide_by_tokens`` is off), in which XᵀX does not know the order of the tokens. The
+    mapping from tokens to cells depends on the image. The tokens of all cameras stand in one softmax, those of dropped
+    cameras left out.
 
-    Unless ``attention_only``, Q and K are projected from normalised queries and tokens, the output is projected, added to Ø, and
-    followed by a feed-forward with its own residual (Vaswani et al. 2017; after normalisation, Xiong et al. 2020). V is
-    projected from the tokens as they are. Encodings are added to keys and queries, not to values (DETR, Carion et al.
-    2020): they say where to look, not what is there.
+    Unless ``attention_only``, Q and K are projected from normalised queries and tokens, the output is projected, added
+    to Ø, and followed by a feed-forward with its own residual (Vaswani et al. 2017; after normalisation, Xiong et al.
+    2020). V is projected from the tokens as they are. Encodings are added to keys and queries, not to values (DETR,
+    Carion et al. 2020): they say where to look, not what is there.
 
     Can it reproduce X at a cell that looks at exactly one token? Yes, the output is linear in that token where the
     feed-forward adds nothing. With ``normalise_values`` it cannot: the token's mean and length are in no output, and
@@ -41,17 +41,18 @@ class CrossAttention(Reshaper):
         heads: of the attention.
         kernel: ``softmax``, or ``linear``, whose cost grows with tokens + cells, not with their product.
         divide_by_tokens: see :class:`Attention`.
-        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``; with several cameras the learned one differs
-            from camera to camera, and the others have a learned vector a camera added, so their order matters then.
-            ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), an image laid over the cells.
+        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``; with several cameras the learned one
+            differs from camera to camera, and the others have a learned vector a camera added, so their order matters
+            then. ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), an image laid over the
+            cells.
         query_encoding: the same for the cells; ``rotary`` for both or for neither.
         mlp_ratio: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
         normalise_values: project V from the normalised tokens, which lack each token's mean and length, instead of from
             X; without effect when ``attention_only``.
         attention_only: the equation alone, without norms, output projection, residuals and feed-forward.
         calibration: read it: keys also hold the direction of every token's ray in the ego frame, see
-            :class:`RayEncoding`, so that A follows the camera's pose; values stay as they are. Cameras must be given then,
-            and a grid.
+            :class:`RayEncoding`, so that A follows the camera's pose; values stay as they are. Cameras must be given
+            then, and a grid.
 
     Raises:
         InputError: an unknown kernel or encoding, rotary encoding of one side only, or widths that do not fit.
@@ -76,8 +77,9 @@ class CrossAttention(Reshaper):
         super().__init__(source, grid, dim, needs_cameras=calibration)
         if (token_encoding == "rotary") != (query_encoding == "rotary"):
             raise InputError(
-                f"CrossAttention: token_encoding={token_encoding} and query_encoding={query_encoding} do not go together; a "
-                "turn tells how far a token is from a cell only if both are turned: set both to rotary, or neither"
+                f"CrossAttention: token_encoding={token_encoding} and query_encoding={query_encoding} do not go "
+                "together; a turn tells how far a token is from a cell only if both are turned: set both to rotary, "
+                "or neither"
             )
         rows, cols = self.target_shape
         self.attention_only = attention_only

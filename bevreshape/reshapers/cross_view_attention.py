@@ -145,16 +145,17 @@ class CrossViewAttention(GeometricReshaper):
         bev ← LN(z + MLP(z)),  z = LN(bev + project(softmax over all n, u (qₙₓ·kₙᵤ/√e) · v))
 
     with φ, ψ = BatchNorm, ReLU and a 1×1 convolution each, and to_q, to_k, to_v a LayerNorm and a linear layer. The BEV
-    starts as a learned map, and every scale refines it in turn, followed by residual bottlenecks (He et al. 2016). That a
-    token lies where a cell is seen is learned, not computed: every cell looks at all cameras, those that do not see it too.
+    starts as a learned map, and every scale refines it in turn, followed by residual bottlenecks (He et al. 2016).
+    That a token lies where a cell is seen is learned, not computed: every cell looks at all cameras, those that do not
+    see it too.
 
-    The result is that of the original, up to rounding; what differs is how it is had. Cells × tokens is never formed, see
-    :func:`joint_attention`, nor are embedded tokens wider than their features, see :class:`NormedLinear`. What the original
-    does not have:
+    The result is that of the original, up to rounding; what differs is how it is had. Cells × tokens is never formed,
+    see :func:`joint_attention`, nor are embedded tokens wider than their features, see :class:`NormedLinear`. What the
+    original does not have:
 
-    - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w and its cells lie at ``linspace`` over the whole map, its
-      edges included, both up to half a cell off. Here a ray starts where the feature is centred, and a cell is its centre;
-      the original's own come out by ``gather(features, encode(rays, centers, ground))``.
+    - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w and its cells lie at ``linspace`` over the whole map,
+      its edges included, both up to half a cell off. Here a ray starts where the feature is centred, and a cell is its
+      centre; the original's own come out by ``gather(features, encode(rays, centers, ground))``.
     - Dropped cameras have no weight in the softmax, and their images are left out of BatchNorm's statistics.
 
     In training, BatchNorm lets the samples of a batch meet, as in the original; in evaluation they do not.
@@ -164,8 +165,8 @@ class CrossViewAttention(GeometricReshaper):
     left after a short training, and falling).
 
     Args:
-        source: the features it will get, of one scale or of several; they are looked up in this order (the original: the
-            finest first).
+        source: the features it will get, of one scale or of several; they are looked up in this order (the original:
+            the finest first).
         grid: the cells it fills.
         dim: d, channels of the BEV and of all embeddings (the original: 128).
         heads: of the attention.
@@ -202,8 +203,8 @@ class CrossViewAttention(GeometricReshaper):
             )
         if any(blocks) and dim % 4:
             raise InputError(
-                f"{self.name}: the blocks after a scale are a quarter as wide inside, but dim={dim} is no multiple of 4; "
-                "choose one, or middle=0"
+                f"{self.name}: the blocks after a scale are a quarter as wide inside, but dim={dim} is no multiple of "
+                "4; choose one, or middle=0"
             )
         self.prior = nn.Parameter(torch.randn(dim, *self.target_shape))
         self.views = nn.ModuleList(

@@ -31,7 +31,10 @@ def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
 
 
 class SpatialCrossAttention(nn.Module):
-    """``SCA(q) = q + out(1/|V| · Σ_i∈V concat_a Σ_l Σ_p w_alp · V_a F_il(P_i,z(p) + Δ_alp))``, see :class:`DeformableAttention`."""
+    """``SCA(q) = q + out(1/|V| · Σ_i∈V concat_a Σ_l Σ_p w_alp · V_a F_il(P_i,z(p) + Δ_alp))``.
+
+    The letters are those of :class:`DeformableAttention`.
+    """
 
     def __init__(self, dim: int, heads: int, scales: int, points: int) -> None:
         super().__init__()
@@ -168,10 +171,11 @@ class DeformableAttention(GeometricReshaper):
       original, so ``query_position`` is off by default. Queries begin quietly: their own part of the output is noise.
 
     Only pairs of cells and cameras that see them are computed, so the host waits for the device once to know how many
-    there are, except on a fixed rig and in an exported program, whose shapes must not depend on the calibration; memory grows with pairs · heads · scales · points, not with features.
+    there are, except on a fixed rig and in an exported program, whose shapes must not depend on the calibration;
+    memory grows with pairs · heads · scales · points, not with features.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes when ``attention_only``; otherwise nearly, since layer
-    norms act after the sums with the residual (5e-4 of the variance is left after training).
+    Can it reproduce X at a cell that looks at exactly one token? Yes when ``attention_only``; otherwise nearly, since
+    layer norms act after the sums with the residual (5e-4 of the variance is left after training).
 
     Args:
         source: the features it will get, of one scale or several. Scales of another width than ``dim`` are first
@@ -216,8 +220,8 @@ class DeformableAttention(GeometricReshaper):
             )
         if points % len(heights_m):
             raise InputError(
-                f"{self.name}: points={points} cannot be shared out among {len(heights_m)} heights_m; choose a multiple of "
-                "their number"
+                f"{self.name}: points={points} cannot be shared out among {len(heights_m)} heights_m; choose a "
+                "multiple of their number"
             )
         if query_position and dim % 2:
             raise InputError(f"{self.name}: dim={dim} cannot hold a row's and a column's position; choose an even one")
@@ -315,7 +319,8 @@ class DeformableAttention(GeometricReshaper):
         kept = {name: value for name, value in own.items() if name in optional}
         self.check_original(
             {**kept, **found, **dict.fromkeys(left, torch.empty(0))},
-            "build it with the same layers, dim, heads, points, scales, grid, attention_only, query_position and camera_embedding",
+            "build it with the same layers, dim, heads, points, scales, grid, attention_only, query_position and "
+            "camera_embedding",
         )
         order = self.atlas.heads, len(self.sources), self.points, 2
         for name, value in found.items():

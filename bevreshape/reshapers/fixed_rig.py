@@ -36,18 +36,20 @@ class Buffers(nn.Module):
                 value = value()
             elif value is not None and value.dtype != dtype:
                 raise InputError(
-                    f"FixedRig: its geometry was cast from {dtype} to {value.dtype}, which moves what it projects; cast the "
-                    "reshaper first and wrap it then"
+                    f"FixedRig: its geometry was cast from {dtype} to {value.dtype}, which moves what it projects; "
+                    "cast the reshaper first and wrap it then"
                 )
             values.append(value)
         return tuple(values) if self.kind is tuple else self.kind(*values)
 
 
 class FixedRig(Reshaper):
-    """A reshaper with its calibration, called as ``fixed(features)``; the output is that of ``reshaper(features, cameras)``.
+    """A reshaper with its calibration, called as ``fixed(features)``; the output is that of
+    ``reshaper(features, cameras)``.
 
-    Of a :class:`GeometricReshaper` what follows from the calibration is computed here, once. It may follow from the weights
-    too, so this is for inference: load weights and cast first, then wrap. The rig is in buffers that no checkpoint holds.
+    Of a :class:`GeometricReshaper` what follows from the calibration is computed here, once. It may follow from the
+    weights too, so this is for inference: load weights and cast first, then wrap. The rig is in buffers that no
+    checkpoint holds.
 
     Args:
         reshaper: in evaluation.

@@ -110,8 +110,8 @@ class KernelAttention(GeometricReshaper):
     with one softmax over the windows of all cameras, q being another for each of them. Then come residual bottlenecks
     among the cells. Several scales do so one after another, each with its own weights.
 
-    Only the features that some window holds are read, and only the cameras that see a cell are gathered for it. While the
-    model is compiled or exported all are read, and the result is the same.
+    Only the features that some window holds are read, and only the cameras that see a cell are gathered for it. While
+    the model is compiled or exported all are read, and the result is the same.
 
     The original reads feature j as centred on pixel j·W/w, draws its rays and its cells on grids that include both
     edges, repeats the border in windows that cross it, and lets a cell that no camera sees average the windows of all.
@@ -128,8 +128,8 @@ class KernelAttention(GeometricReshaper):
         dim: d, channels of the cells; a multiple of 4.
         heads: of the attention.
         kernel_size: (k_h, k_w), rows and columns of features; published are 7 × 1.
-        context_kernel: rows and columns of the convolution that lets a feature know its neighbours first, odd; ``None`` leaves
-            it out. Published are 1 × 7, across the window.
+        context_kernel: rows and columns of the convolution that lets a feature know its neighbours first, odd;
+            ``None`` leaves it out. Published are 1 × 7, across the window.
         height_m: of the points that are projected, in metres above the ground.
         bottlenecks: after every scale.
 
@@ -154,13 +154,13 @@ class KernelAttention(GeometricReshaper):
         super().__init__(source, grid, dim)
         if dim % heads or dim % 4:
             raise InputError(
-                f"KernelAttention: dim={dim} cannot be divided among heads={heads} and by 4, as its bottlenecks do; choose "
-                "a common multiple"
+                f"KernelAttention: dim={dim} cannot be divided among heads={heads} and by 4, as its bottlenecks do; "
+                "choose a common multiple"
             )
         if context_kernel is not None and not all(size % 2 for size in context_kernel):
             raise InputError(
-                f"KernelAttention: context_kernel={list(context_kernel)} must be [rows, columns] of a convolution, both odd, e.g. [1, 7]; null "
-                "leaves it out"
+                f"KernelAttention: context_kernel={list(context_kernel)} must be [rows, columns] of a convolution, "
+                "both odd, e.g. [1, 7]; null leaves it out"
             )
         self.kernel_size = (kernel_size[0], kernel_size[1])
         self.neighbours = None if context_kernel is None else (context_kernel[0], context_kernel[1])

@@ -139,8 +139,8 @@ class LatentAttention(GeometricReshaper):
     never projected into images: a cell that nobody sees still reads the latents.
 
     A cell is told by its ``coordinates`` and their distance from the vehicle; by ``fourier`` features of them; or by a
-    ``learned`` vector. In the coordinates, x forward and y left, the vehicle stands at 0 and the farthest cell centre of
-    either axis at ±1, which on a grid around the vehicle are the original's.
+    ``learned`` vector. In the coordinates, x forward and y left, the vehicle stands at 0 and the farthest cell centre
+    of either axis at ±1, which on a grid around the vehicle are the original's.
 
     The original reads feature j at pixel ``stride·j``; here at ``stride·j + offset_px``. Its Plücker rays of a batch of
     three are crossed along the batch (``torch.cross`` takes the first dimension of size 3), and with Fourier features

@@ -41,7 +41,7 @@ class LiftSplat(GeometricReshaper):
     """Every feature is spread along its ray by a predicted distribution over depth; cells sum what falls into them.
 
     Lift, Splat, Shoot (Philion & Fidler, ECCV 2020). A 1×1 convolution of the features gives a pixel D logits and a
-    context vector of d channels. The point of pixel p at the k-th depth carries ``softmax(logits_p)_k · context_p``, and
+    context vector of d channels. The point of pixel p at the k-th depth carries ``softmax(logits_p)_k · context_p``:
 
         ``bev[cell] = Σ_(p,k) [point (p,k) lies in the cell] · softmax(logits_p)_k · context_p``.
 
@@ -56,15 +56,16 @@ class LiftSplat(GeometricReshaper):
 
     - It centres features evenly from the first pixel of an image to the last (a ``linspace``), whatever the encoder's
       stride; here they are centred on ``stride·j + offset_px``.
-    - It rounds towards zero, so that points up to one cell behind the grid or right of it fall into its border cells, and
-      points down to a whole height band below that band still count. Here they are left out.
+    - It rounds towards zero, so that points up to one cell behind the grid or right of it fall into its border cells,
+      and points down to a whole height band below that band still count. Here they are left out.
     - Its sums are differences of one running sum over all points, which costs digits. Here each cell is summed alone.
     - Its axes (X, Y) are cells ahead and to the left: row is ``R - 1 - X`` and column ``C - 1 - Y``, so its output is
       ``bev.flip(-2, -1)``. It keeps height bands apart as channels; here there is one band, as it is configured.
 
     With :meth:`load_original` and its own points, ``gather(features, place(points, truncate=True))`` is its output.
 
-    Depth can be supervised (as in BEVDepth, Li et al., AAAI 2023): add ``depth_loss(depth(features), depth_m)`` to the loss.
+    Depth can be supervised (as in BEVDepth, Li et al., AAAI 2023): add ``depth_loss(depth(features), depth_m)`` to the
+    loss.
 
     Can it reproduce X at a cell that looks at exactly one token? Yes, times the probability of its depth.
 
@@ -94,11 +95,13 @@ class LiftSplat(GeometricReshaper):
         super().__init__(source, grid, channels)
         if not depths_m[0] < depths_m[1]:
             raise InputError(
-                f"LiftSplat: depths_m={list(depths_m)} must be [first, end, step] in metres with first < end, such as [1, 41, 1]"
+                f"LiftSplat: depths_m={list(depths_m)} must be [first, end, step] in metres with first < end, such as "
+                "[1, 41, 1]"
             )
         if not height_m[0] < height_m[1]:
             raise InputError(
-                f"LiftSplat: height_m={list(height_m)} must be [lowest, highest] in metres and ascend, such as [-10, 10]"
+                f"LiftSplat: height_m={list(height_m)} must be [lowest, highest] in metres and ascend, such as [-10, "
+                "10]"
             )
         self.first_m, end_m, self.step_m = (float(v) for v in depths_m)
         self.height_m = (float(height_m[0]), float(height_m[1]))
@@ -228,7 +231,8 @@ class LiftSplat(GeometricReshaper):
             return self.splat(logits.to(exact).softmax(2), context.to(exact), located).to(features.dtype)
 
     def load_original(self, state_dict: Mapping[str, Tensor]) -> "LiftSplat":
-        """Take the published module's weights, ``camencode.depthnet.weight`` and ``.bias``, with or without ``camencode.``.
+        """Take the published module's weights, ``camencode.depthnet.weight`` and ``.bias``, with or without
+        ``camencode.``.
 
         Its first D channels are the logits, the others the context, as here.
 
@@ -238,7 +242,8 @@ class LiftSplat(GeometricReshaper):
         given = {name.removeprefix("camencode."): value for name, value in state_dict.items()}
         self.check_original(
             given,
-            "give depthnet.weight and depthnet.bias and nothing else, and set depths_m, channels and the source to theirs",
+            "give depthnet.weight and depthnet.bias and nothing else, and set depths_m, channels and the source to "
+            "theirs",
         )
         self.load_state_dict(given)
         return self

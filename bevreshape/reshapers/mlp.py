@@ -115,7 +115,8 @@ class MLP(Reshaper):
     After View Parsing Network (VPN; Pan et al., RA-L 2020) and HDMapNet (Li et al., ICRA 2022), which have one hidden
     layer of R·C tokens, each layer followed by σ. W is fixed after training: it holds one view of the world, needs no
     positional encoding and no calibration. VPN is ``hidden=[R·C]``; so is HDMapNet's MLP, whose output a camera is
-    :meth:`per_camera` (it then turns each camera's map by its extrinsics and takes the largest, which is not done here).
+    :meth:`per_camera` (it then turns each camera's map by its extrinsics and takes the largest, which is not done
+    here).
 
     The published σ is relu, after the last layer too. Features that are never negative, as an encoder's behind its own
     relu, then leave a cell whose row of W is negative at 0 for every image, without a gradient that could bring it
@@ -182,7 +183,8 @@ class MLP(Reshaper):
         if rank is not None and not any(small):
             i, o = max(pairwise(self.widths), key=math.prod)
             raise InputError(
-                f"MLP: rank={rank} does not make W of {o}×{i} smaller; choose 1 to {max(1, (i * o - 1) // (i + o))}, or null"
+                f"MLP: rank={rank} does not make W of {o}×{i} smaller; choose 1 to {max(1, (i * o - 1) // (i + o))}, "
+                "or null"
             )
         self.layers = nn.ModuleList(
             LowRankLinear(groups, *pair, rank or 0, gain) if low else TokenLinear(groups, *pair, gain)
@@ -244,8 +246,8 @@ class MLP(Reshaper):
         )
         if not plain or self.activation != "relu":
             raise InputError(
-                "MLP: the originals have neither joint views, rank, calibration nor projected channels, and relu; leave "
-                "views, rank, calibration, channels and activation as they are"
+                "MLP: the originals have neither joint views, rank, calibration nor projected channels, and relu; "
+                "leave views, rank, calibration, channels and activation as they are"
             )
         given = {(int(m[1]), int(m[2]), m[3]): state_dict[m[0]] for m in map(ORIGINAL.fullmatch, state_dict) if m}
         if len(given) < sum(ORIGINAL.fullmatch(key) is not None for key in state_dict):
@@ -259,8 +261,8 @@ class MLP(Reshaper):
         left += sorted(key for key in state_dict if not ORIGINAL.fullmatch(key))
         if missing or left:
             raise InputError(
-                f"MLP: the original's state dict lacks {missing[:4]} and has {left[:4]} left over; give its view module's "
-                "alone, and build for as many cameras and with hidden=[R * C]"
+                f"MLP: the original's state dict lacks {missing[:4]} and has {left[:4]} left over; give its view "
+                "module's alone, and build for as many cameras and with hidden=[R * C]"
             )
         for j, layer in enumerate(full):
             for kind, own in layer.named_parameters():
@@ -268,8 +270,8 @@ class MLP(Reshaper):
                 theirs = theirs.unsqueeze(1) if kind == "bias" else theirs
                 if theirs.shape != own.shape:
                     raise InputError(
-                        f"MLP: {kind} {2 * j} of the original is {tuple(theirs.shape[1:])} but {tuple(own.shape[1:])} here; "
-                        "rebuild it for the same features and cells, with hidden=[R * C]"
+                        f"MLP: {kind} {2 * j} of the original is {tuple(theirs.shape[1:])} but {tuple(own.shape[1:])} "
+                        "here; rebuild it for the same features and cells, with hidden=[R * C]"
                     )
                 own.copy_(theirs)
         return self

@@ -89,8 +89,8 @@ class PolarMaps:
             edges = [float(edge) for edge in depth_m]
         if len(edges) != len(sources) + 1:
             raise InputError(
-                f"{name}: depth_m={edges} has {len(edges)} borders but {len(sources)} scales need {len(sources) + 1}; write "
-                "the near end, the borders between scales and the far end"
+                f"{name}: depth_m={edges} has {len(edges)} borders but {len(sources)} scales need {len(sources) + 1}; "
+                "write the near end, the borders between scales and the far end"
             )
         if any(near >= far for near, far in pairwise(edges)):
             raise InputError(f"{name}: depth_m={edges} must ascend; write the nearest first")

@@ -19,8 +19,9 @@ def sinusoidal(rows: int, cols: int, channels: int) -> Tensor:
     """2D sinusoidal encoding, (rows·cols, channels): half the channels tell the row, half the column.
 
     An axis of N cells has m = channels / 4 frequencies ω, in a geometric row from π/2 to π/N per cell; cell j gets
-    ``sin ω·(j + ½)`` and ``cos ω·(j + ½)``. The shortest wave tells neighbours apart, the longest does not repeat on the
-    map. The fixed base of 10000 (Vaswani et al. 2017), made for long sentences, would leave most channels constant here.
+    ``sin ω·(j + ½)`` and ``cos ω·(j + ½)``. The shortest wave tells neighbours apart, the longest does not repeat on
+    the map. The fixed base of 10000 (Vaswani et al. 2017), made for long sentences, would leave most channels constant
+    here.
 
     Raises:
         InputError: when channels are not divisible by 4.
@@ -108,8 +109,8 @@ class RotaryEncoding(nn.Module):
         super().__init__()
         if channels % 4:
             raise InputError(
-                f"rotary encoding: a head of {channels} channels cannot hold pairs for two axes; choose dim and heads so that "
-                "dim / heads is a multiple of 4"
+                f"rotary encoding: a head of {channels} channels cannot hold pairs for two axes; choose dim and heads "
+                "so that dim / heads is a multiple of 4"
             )
         self.maps = maps
         finer = (max(queries[0], keys[0]), max(queries[1], keys[1]))
@@ -126,8 +127,8 @@ class RayEncoding(nn.Module):
     """Adds to every token a learned linear map of the direction in which it looks.
 
     A direction is azimuth and elevation of the token's ray in the ego frame, each as sine and cosine at ``OCTAVES``
-    frequencies, 1, 2, 4 … 32 a radian. They are integers, so that the azimuth has no seam behind the vehicle; half of the
-    shortest wave is 5.6°. Where a camera stands is not part of it.
+    frequencies, 1, 2, 4 … 32 a radian. They are integers, so that the azimuth has no seam behind the vehicle; half of
+    the shortest wave is 5.6°. Where a camera stands is not part of it.
 
     Args:
         source: of the tokens, camera by camera.

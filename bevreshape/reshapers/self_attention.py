@@ -23,8 +23,8 @@ class SelfAttention(Reshaper):
     Without an encoding it is equivariant to the order of the tokens. Every camera is attended to alone, with the same
     weights, and the cameras that are there are averaged.
 
-    Unless ``attention_only``, tokens are normalised, the output is projected back to c channels, added to X, and followed by a
-    feed-forward with its own residual. Encodings are added to queries and keys, not to values.
+    Unless ``attention_only``, tokens are normalised, the output is projected back to c channels, added to X, and
+    followed by a feed-forward with its own residual. Encodings are added to queries and keys, not to values.
 
     Can it reproduce X at a cell that looks at exactly one token? Yes, through the residual, at a cell that the
     resize places on a token.
@@ -34,8 +34,8 @@ class SelfAttention(Reshaper):
         grid: the cells it fills, or (R, C).
         dim: channels of Q, K and V; with ``attention_only`` of the output too, which otherwise keeps c.
         heads: of the attention.
-        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``, the same for all cameras; ``rotary`` turns Q
-            and K in place of adding to them (:class:`RotaryEncoding`).
+        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``, the same for all cameras; ``rotary`` turns
+            Q and K in place of adding to them (:class:`RotaryEncoding`).
         mlp_ratio: width of the feed-forward in multiples of c; 0 leaves it out.
         attention_only: the equation alone, without norms, output projection, residuals and feed-forward.
 

@@ -13,9 +13,9 @@ from bevreshape.reshapers.base import Reshaper, average_views
 class StridedConv(Reshaper):
     """A learned convolution with kernel = stride = (h/R, w/C), even or uneven.
 
-    Where R and C do not divide h and w, or exceed them, the features are first resized, bilinearly, to the nearest whole
-    multiple (at least once) of R×C, so that every size works and the whole image is covered. Every camera goes through
-    the same convolution; the cameras that are there are averaged.
+    Where R and C do not divide h and w, or exceed them, the features are first resized, bilinearly, to the nearest
+    whole multiple (at least once) of R×C, so that every size works and the whole image is covered. Every camera goes
+    through the same convolution; the cameras that are there are averaged.
 
     Can it reproduce X at a cell that looks at exactly one token? Yes, the convolution is linear.
 

@@ -64,7 +64,7 @@ def test_ipm_agrees_exactly(count: int) -> None:
 
 
 def test_half_a_cell_is_found() -> None:
-    """A camera that looks straight down from 8 m, 8 pixels a metre: cells of 2 m lie two features apart, between two."""
+    """A camera that looks straight down from 8 m, 8 pixels a metre: cells of 2 m are two features apart."""
     pose = np.array([[0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 8.0], [0.0, 0.0, 0.0, 1.0]])
     intrinsics = np.array([[64.0, 0.0, 47.5], [0.0, 64.0, 31.5], [0.0, 0.0, 1.0]])
     cameras = Cameras(torch.from_numpy(intrinsics)[None, None], torch.from_numpy(pose)[None, None], IMAGE_SIZE)

@@ -107,7 +107,7 @@ def test_cross_attention_is_invariant_where_encodings_move_along(
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "rotary"])
 def test_vectors_of_cameras_move_along(kind: str) -> None:
-    """All else in these encodings is the same for every camera, so cameras that change places meet their vectors alone."""
+    """All else in these encodings is the same for every camera, so only the vectors of cameras change places."""
     x, cameras_change_places = doubles(2, 3, 8, 3, 4), torch.arange(36).roll(12)
     reshaper = cross(THREE, kind)
     assert invariance_error(reshaper, x, cameras_change_places) > 1e-3
@@ -139,7 +139,7 @@ def test_self_attention_is_equivariant_where_encodings_move_along(kind: str, sou
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "learned", "rotary"])
 def test_moved_encodings_go_with_tokens_of_every_camera(kind: str) -> None:
-    """Across cameras too, where a self-attention looks at each alone: its tokens must then be those of another camera."""
+    """Across cameras too, where a self-attention sees each alone: its tokens are then those of another camera."""
     x, permutation = doubles(2, 3, 8, 3, 4), torch.arange(36).view(3, 12).roll(1, 0)[:, shuffled(12)].flatten()
     within, across = shuffled(12), torch.tensor([2, 0, 1])
     reshaper = self_attention(THREE, kind, (3, 4))

@@ -119,9 +119,7 @@ def test_a_transposed_rotation_beside_its_translation_is_named(right: np.ndarray
     given[:3, :3] = right[:3, :3].T
     found = said(given, grid)
     assert found is not None
-    assert found.startswith(
-        "its rotation looks transposed, as in cam_from_ego, beside the right translation; transpose"
-    )
+    assert found.startswith("its rotation looks transposed, as in cam_from_ego, its translation right; transpose")
     assert f"{right[2, 3]:.2f} m above the ground" in found
 
 

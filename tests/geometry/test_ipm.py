@@ -77,7 +77,7 @@ def warped(image, source_from_target, shape):
 
 
 def slope(image):
-    """Largest change from one pixel to the next: a position off by 1/64 pixel on both axes errs by at most 1/32 of it."""
+    """Largest change from one pixel to the next: a position off by 1/64 pixel on both axes errs by 1/32 of it."""
     return max(np.abs(np.diff(image, axis=0)).max(), np.abs(np.diff(image, axis=1)).max())
 
 

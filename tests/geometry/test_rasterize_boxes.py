@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from bevreshape.geometry import BEVGrid
+from bevreshape.geometry import BEVGrid, rasterize_boxes
 
 GRID = BEVGrid((-6.0, 10.0), (-8.0, 4.0), 0.5)
 

@@ -6,7 +6,7 @@ import torch
 from matplotlib.path import Path as Outline
 
 from bevreshape.geometry import BEVGrid
-from bevreshape.geometry.rasterize import corners, rasterize_polygons, winding_numbers
+from bevreshape.geometry.rasterize import corners, rasterize_boxes, rasterize_polygons, winding_numbers
 
 GRID = BEVGrid((-10.0, 10.0), (-12.0, 8.0), 0.5)
 CENTERS = GRID.centers().double().numpy()  # rows cols 2

@@ -1,4 +1,4 @@
-"""Private functions of libraries: they are there, their fallbacks give the same, and nothing outside ``ops`` has any."""
+"""Private functions of libraries: they exist, their fallbacks give the same, and only ``ops`` uses them."""
 
 import ast
 import zipfile

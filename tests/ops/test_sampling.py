@@ -1,4 +1,4 @@
-"""Sampling what cameras see is sampling everything; its gradient is that of finite differences and of ``grid_sample``."""
+"""Sampling what cameras see, against sampling everything; its gradient, against differences and ``grid_sample``."""
 
 from dataclasses import replace
 

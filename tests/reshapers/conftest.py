@@ -12,7 +12,7 @@ IMAGE_SIZE = (32, 48)
 
 
 def ring(batch: int, count: int, image_size: tuple[int, int] = IMAGE_SIZE) -> Cameras:
-    """``count`` cameras 1.5 m above the ground, 25° down, in equal steps of yaw; each sample turned a little further."""
+    """``count`` cameras 1.5 m above the ground, 25° down, in equal steps of yaw; each sample is turned further."""
     down = math.radians(25)
     poses = []
     for sample in range(batch):

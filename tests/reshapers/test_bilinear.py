@@ -14,8 +14,9 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import Bilinear, FeatureShape
 
 ORIGINAL = Path(__file__).parent / "fixtures" / "bilinear.pt"
-"""Inputs and outputs of ``Segnet.forward`` of github.com/aharley/simple_bev at be46f0ef71960c233341852f3d9bc3677558ab6d,
-its encoder replaced by one that delivers the stored features and its decoder by one that keeps what it is given."""
+"""Inputs and outputs of ``Segnet.forward`` of github.com/aharley/simple_bev at
+be46f0ef71960c233341852f3d9bc3677558ab6d, its encoder replaced by one that delivers the stored features and its decoder
+by one that keeps what it is given."""
 
 GRID = BEVGrid((-3.0, 3.0), (-2.5, 2.5), 1.0)  # 6×5
 SOURCE = FeatureShape(3, 4, 6, 6, stride=8, offset_px=3.5)

@@ -25,9 +25,9 @@ def original() -> dict:
     """Run of BEVFormer's layers at fundamentalvision/BEVFormer 66b65f3, projects/mmdet3d_plugin/bevformer/modules.
 
     Two ``MyCustomBaseTransformerLayer`` of (cross_attn, norm, ffn, norm) around ``SpatialCrossAttention``, with
-    ``ms_deform_attn_core_pytorch`` of fundamentalvision/Deformable-DETR at 11169a6: 3 cameras, 2 samples of one rig, maps
-    of 5×7 and 3×4, 4×5 queries, 3 heights, 16 channels, 4 heads, 6 points, random weights; ``encoder_bev`` after both,
-    ``alone_bev`` after the first one's attention. Points lie up to a third of an image outside of it.
+    ``ms_deform_attn_core_pytorch`` of fundamentalvision/Deformable-DETR at 11169a6: 3 cameras, 2 samples of one rig,
+    maps of 5×7 and 3×4, 4×5 queries, 3 heights, 16 channels, 4 heads, 6 points, random weights; ``encoder_bev`` after
+    both, ``alone_bev`` after the first one's attention. Points lie up to a third of an image outside of it.
     """
     return torch.load(FIXTURE, weights_only=True)
 
@@ -69,7 +69,7 @@ def test_the_published_module_comes_out(part: str, original) -> None:
 
 
 def test_published_cells_come_to_lie_where_they_were(original, rig) -> None:
-    """The original counts rows from behind, here they begin ahead: queries must not change places with their geometry."""
+    """The original counts rows from behind, ours from ahead: queries must stay with their geometry."""
     reshaper = like_original(layers=2).load_original(original["encoder"])
     theirs = original["encoder"]["bev_embedding.weight"].view(4, 5, 16)
     for row in range(4):

@@ -17,9 +17,9 @@ from bevreshape.reshapers import FeatureShape, KernelAttention
 
 FIXTURE = Path(__file__).parent / "fixtures" / "kernel_attention.pt"
 """``GeometryKernelEncoder`` of https://github.com/hustvl/GKT, commit 104c27f66799f620e54eb0242509ee3b041ae426
-(segmentation/cross_view_transformer/model/geometry_kernel_transformer_encoder.py), with dim 16, 2 heads of 8, the published
-kernel 7 × 1 after a convolution of 1 × 7, 1 bottleneck a scale, weights and statistics drawn at random: its input and output,
-its state without the backbone, and the coordinates it used."""
+(segmentation/cross_view_transformer/model/geometry_kernel_transformer_encoder.py), with dim 16, 2 heads of 8, the
+published kernel 7 × 1 after a convolution of 1 × 7, 1 bottleneck a scale, weights and statistics drawn at random: its
+input and output, its state without the backbone, and the coordinates it used."""
 
 GRID = BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0)  # 8×6
 

@@ -332,7 +332,7 @@ def test_calibrated_mapping_is_exported_for_any_batch(rig) -> None:
 
 
 def test_calibrated_mapping_learns_to_follow_the_camera() -> None:
-    """IPM under changing pitch and height is learnt for poses that were never seen; without calibration it cannot be."""
+    """IPM under changing pitch and height is learnt for unseen poses; without calibration it is not."""
     source = FeatureShape(4, 6, 8, stride=8, offset_px=3.5)
     ipm, draw = IPM(source, GRID), torch.Generator().manual_seed(0)
 
