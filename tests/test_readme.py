@@ -305,6 +305,41 @@ def test_inference_in_plain_torch(trained: Path) -> None:
     assert names["probabilities"].shape == (2, 4, 16, 16)
 
 
+def run_script(folder: Path, *arguments: str) -> None:
+    """Run ``python NAME.py …`` there."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_lightning_without_hydra(tmp_path: Path) -> None:
+    code = block("bevreshape/README.md", "python", "Segmentation(LightningModule)")
+    tiny = {
+        "SyntheticSource()": 'SyntheticSource(scenes={"train": 8, "val": 4, "test": 4}, image_size=(32, 64))',
+        "batch_size=16, num_workers=2": "batch_size=4",
+        "max_steps=1000, val_check_interval=100": 'max_steps=2, val_check_interval=1, accelerator="cpu", logger=False',
+    }
+    for given, small in tiny.items():
+        assert given in code
+        code = code.replace(given, small)
+    (tmp_path / "segmentation.py").write_text(code + '    assert 0 <= trainer.callback_metrics["val/iou/mean"] <= 1\n')
+    run_script(tmp_path, "segmentation.py")
+
+
+def test_lightning_cli(tmp_path: Path) -> None:
+    pytest.importorskip("jsonargparse", reason="LightningCLI needs pip install 'jsonargparse[signatures]'")
+    for name, part in (("segmentation.py", "Segmentation(LightningModule)"), ("main.py", "LightningCLI")):
+        (tmp_path / name).write_text(block("bevreshape/README.md", "python", part))
+    (tmp_path / "mine.yaml").write_text(block("bevreshape/README.md", "yaml", "class_path"))
+    (line,) = re.findall(r"`python (main.py [^`]*)`", PAGES["bevreshape/README.md"])
+    world = ["--data.source.scenes={train: 8, val: 4, test: 4}", "--data.source.image_size=[32,64]"]
+    tiny = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.logger=false", "--data.batch_size=4"]
+    run_script(tmp_path, *shlex.split(line), *tiny, *world)
+    assert "KernelAttention" in (tmp_path / "config.yaml").read_text()
+
+
 def test_adapter_in_two_lines() -> None:
     names: dict[str, torch.Tensor] = {}
     exec(block("bevreshape/README.md", "python", "FeatureShape(64"), names)
