@@ -12,8 +12,6 @@ import wandb
 from commands import TINY, Command, Ended, finish, start
 from hydra.core.global_hydra import GlobalHydra
 
-from bevreshape.config import cli
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long and of which seed ``tests/fuzz`` tries cases."""
@@ -67,7 +65,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         capfd.readouterr()
         code = 0
         try:
-            cli.run(module.main, name, getattr(module, "prepare", None))
+            module.command()
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

@@ -95,7 +95,7 @@ def test_two_devices_without_a_gpu_are_refused(command, worlds: Path, monkeypatc
 
 def test_two_devices_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from bevreshape.errors import InputError
-    from bevreshape.training.launch import check_hardware
+    from bevreshape.training.hardware import check_hardware
 
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(InputError, match=r"trainer\.devices=2: this machine has 1 GPU"):

@@ -13,7 +13,7 @@ from bevreshape.reshapers import MLP
 
 pytestmark = pytest.mark.slow
 
-SMALL = ("features=[4,6]", "cells=[8,8]", "channels=8", "rounds=1", "hydra.run.dir=out")
+SMALL = ("features=[4,6]", "cells=[8,8]", "channels=8", "repeats=1", "hydra.run.dir=out")
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -48,32 +48,32 @@ def test_all_reshapers(command, tmp_path: Path) -> None:
 
 
 def test_growth_fits_an_exponent(command, tmp_path: Path) -> None:
-    ended = command("benchmark", "reshaper=mlp,pool", "growth=tokens", "factors=[1,4,16]", "backward=false", *SMALL)
+    ended = command("benchmark", "reshaper=mlp,pool", "scaling=tokens", "factors=[1,4,16]", "backward=false", *SMALL)
     assert ended.code == 0, ended.err
     assert [int(r["width"]) for r in rows(tmp_path) if r["reshaper"] == "mlp"] == [6, 24, 96]
-    assert "growth with tokens" in ended.out
-    line = next(line for line in ended.out.split("growth with tokens")[1].splitlines() if " mlp " in line)
+    assert "scaling with tokens" in ended.out
+    line = next(line for line in ended.out.split("scaling with tokens")[1].splitlines() if " mlp " in line)
     exponents = [float(number) for number in re.findall(r"-?\d+\.\d+", line)]
     assert len(exponents) == 2  # time and memory, forward alone
     assert exponents[1] < 0.5  # what it writes is cells, which stay
 
 
 def test_growth_of_cells_makes_them_finer_on_the_same_ground(command, tmp_path: Path) -> None:
-    ended = command("benchmark", "reshaper=ipm", "growth=cells", "factors=[1,2]", "backward=false", *SMALL)
+    ended = command("benchmark", "reshaper=ipm", "scaling=cells", "factors=[1,2]", "backward=false", *SMALL)
     assert ended.code == 0, ended.err
     found = [(int(r["rows"]), int(r["cols"]), float(r["cell_m"])) for r in rows(tmp_path)]
     assert [found[0][0] * 2, found[0][1] * 2, found[0][2] / 2] == list(found[1])
 
 
 def test_a_fixed_rig(command, tmp_path: Path) -> None:
-    ended = command("benchmark", "reshaper=ipm,mlp", "fixed=true", "backward=false", *SMALL)
+    ended = command("benchmark", "reshaper=ipm,mlp", "static_rig=true", "backward=false", *SMALL)
     assert ended.code == 0, ended.err
     assert [r["reshaper"] for r in rows(tmp_path)] == ["ipm", "mlp"]
 
 
 def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None:
     ended = command(
-        "benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=16", "whole=true", "backward=false",
+        "benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=16", "full_model=true", "backward=false",
         "encoder.channels=8", "head.segmentation.channels=8", *SMALL,
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -104,8 +104,8 @@ def test_one_that_does_not_fit_into_memory_is_left_out(command, tmp_path: Path, 
 
 def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path: Path) -> None:
     ended = command(
-        "benchmark", "reshaper=pool", "whole=true", "backward=false", "encoder.channels=5", "encoder.strides=[16]",
-        "features=[8,16]", "cells=[8,8]", "rounds=1", "hydra.run.dir=out",
+        "benchmark", "reshaper=pool", "full_model=true", "backward=false", "encoder.channels=5", "encoder.strides=[16]",
+        "features=[8,16]", "cells=[8,8]", "repeats=1", "hydra.run.dir=out",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     (row,) = rows(tmp_path)
@@ -119,11 +119,11 @@ def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path:
         (("cameras=0",), ("cameras=0", "integer from 1")),
         (("cells=[8]",), ("cells", "list of 2 integers")),
         (("precision=16-mixed",), ("16-mixed", "bf16-mixed")),
-        (("growth=time",), ("growth='time'", "tokens")),
-        (("growth=cells", "cameras=[1,6]"), ("starts from one case",)),
+        (("scaling=time",), ("scaling='time'", "tokens")),
+        (("scaling=cells", "cameras=[1,6]"), ("starts from one case",)),
         (("device=tpu",), ("device=tpu", "cpu")),
-        (("growth=tokens", "factors=4"), ("two different", "factors")),
-        (("fixed=true",), ("fixed=true", "backward=false")),
+        (("scaling=tokens", "factors=4"), ("two different", "factors")),
+        (("static_rig=true",), ("static_rig=true", "backward=false")),
         (("cell_m=abc",), ("cell_m='abc'", "a number from 0.001")),
         (("cameras=[]",), ("a list is empty", "cameras")),
     ],

@@ -14,11 +14,11 @@ from torch import nn
 from bevreshape.analysis.costs import ring
 from bevreshape.analysis.diagnosis import Plan, diagnose
 from bevreshape.data.batch import BEVBatch
-from bevreshape.diagnose import summary
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.reporting.diagnosis import summary_table
 from bevreshape.reshapers import IPM, MLP, ColumnMLP, FeatureShape, Pool
 
 pytestmark = pytest.mark.slow
@@ -158,4 +158,4 @@ def test_weights_that_are_all_zero_leave_their_reason() -> None:
         dead.reshaper.layers[0].bias.fill_(-1)
     found = diagnose(dead, lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
     assert "all weights are 0" in found["agreement"]["not_measured"]
-    summary(found)
+    summary_table(found)

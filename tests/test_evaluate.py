@@ -11,11 +11,11 @@ from torch import nn
 
 from bevreshape.analysis.costs import ring
 from bevreshape.analysis.evaluation import Evaluation
-from bevreshape.evaluate import among, variants
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, FeatureShape
+from bevreshape.training.evaluate import among, variants
 
 pytestmark = pytest.mark.slow
 

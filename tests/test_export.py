@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import bevreshape
-from bevreshape import export as exporting
 from bevreshape.analysis.costs import ring
+from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.load_model import load_model
+from bevreshape.deployment.inference import FixedInference, Inference
+from bevreshape.deployment.program import FORMATS, export, open_program
+from bevreshape.deployment.rigs import check_sees, example, example_rig, fitted_rig, stored_rig
 from bevreshape.encoders import TimmEncoder
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
@@ -58,7 +61,7 @@ def test_onnx_gives_the_models_probabilities(command, trained: Path, tmp_path: P
 
 
 def test_a_fixed_rig_leaves_the_image_as_the_only_input(command, trained: Path, tmp_path: Path) -> None:
-    arguments = (f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "format=pt2", "out=model.pt2", "rounds=2")
+    arguments = (f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}", "format=pt2", "out=model.pt2", "repeats=2")
     ended = command("export", *arguments, f"calibration={calibration(tmp_path)}")
     assert ended.code == 0, ended.err
     assert "ms with the calibration as an input" in ended.out
@@ -86,12 +89,10 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
             .heads["segmentation"]
             .sigmoid()
         )
-    spec = exporting.BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
-    fixed = exporting.FixedInference(
-        model, exporting.fitted_rig(exporting.stored_rig(tmp_path / "calibration.json", spec), spec)
-    )
-    exporting.export(fixed, (image,), tmp_path / "fixed.onnx", "onnx")
-    found = exporting.open_program(tmp_path / "fixed.onnx", "onnx")(image)
+    spec = BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
+    fixed = FixedInference(model, fitted_rig(stored_rig(tmp_path / "calibration.json", spec), spec))
+    export(fixed, (image,), tmp_path / "fixed.onnx", "onnx")
+    found = open_program(tmp_path / "fixed.onnx", "onnx")(image)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
@@ -99,12 +100,10 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
 def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> None:
     """Cameras of a car for a street, of a toy for a table: the compared programs must read images."""
     grid = BEVGrid((0, 8 * cell_m), (-4 * cell_m, 4 * cell_m), cell_m)
-    spec = exporting.BEVSpec(grid, ("a", "b"), ("front",), (32, 64))
-    image, intrinsics, ego_from_cam = exporting.example(spec, exporting.example_rig(spec))
+    spec = BEVSpec(grid, ("a", "b"), ("front",), (32, 64))
+    image, intrinsics, ego_from_cam = example(spec, example_rig(spec))
     model = geometric_model(grid)
-    error = exporting.export(
-        exporting.Inference(model, (32, 64)), (image, intrinsics, ego_from_cam), tmp_path / "m.onnx", "onnx"
-    )
+    error = export(Inference(model, (32, 64)), (image, intrinsics, ego_from_cam), tmp_path / "m.onnx", "onnx")
     assert error < 1e-4
     bev = model.reshaper(model.encoder(image), Cameras(intrinsics, ego_from_cam, (32, 64)))
     assert (bev != 0).any(1).float().mean() > 0.2
@@ -114,17 +113,17 @@ def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> 
 def test_a_program_that_differs_is_not_written(
     wrong: float, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = exporting.Inference(geometric_model(), (32, 64))
-    spec = exporting.BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
-    right = exporting.open_program
+    model = Inference(geometric_model(), (32, 64))
+    spec = BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
+    right = open_program
 
     def spoilt(*given):
         program = right(*given)
         return lambda *inputs: program(*inputs) + (wrong if len(inputs[0]) == 3 else 0)  # of one sample it is right
 
-    monkeypatch.setattr(exporting, "open_program", spoilt)
+    monkeypatch.setattr("bevreshape.deployment.program.open_program", spoilt)
     with pytest.raises(InputError, match=f"differs from the model by {shown}"):
-        exporting.export(model, exporting.example(spec, exporting.example_rig(spec)), tmp_path / "model.pt2", "pt2")
+        export(model, example(spec, example_rig(spec)), tmp_path / "model.pt2", "pt2")
     assert not (tmp_path / "model.pt2").exists()
 
 
@@ -139,7 +138,7 @@ def test_a_torch_that_cannot_write_onnx_is_said(tmp_path: Path, monkeypatch) -> 
     with pytest.raises(
         InputError, match=r"as ONNX \(NotImplementedError: aten\.median has no translation\); .* format=pt2"
     ):
-        exporting.export(torch.nn.Linear(3, 2), [torch.randn(3, 3)], tmp_path / "x.onnx", "onnx")
+        export(torch.nn.Linear(3, 2), [torch.randn(3, 3)], tmp_path / "x.onnx", "onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -150,30 +149,30 @@ class Deciding(torch.nn.Module):
         return x if x.sum() > 0 else -x
 
 
-@pytest.mark.parametrize("format", exporting.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_model_that_is_no_graph_is_said_with_torchs_reason(format: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torch .* cannot export this model \(\w+: .+\); change") as caught:
-        exporting.export(Deciding(), [torch.randn(3, 3)], tmp_path / f"x.{format}", format)
+        export(Deciding(), [torch.randn(3, 3)], tmp_path / f"x.{format}", format)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("grid", [BEVGrid((-16, 0), (-8, 8), 2.0), BEVGrid((-8, 8), (4, 20), 2.0)])
 def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
-    spec = exporting.BEVSpec(grid, ("a", "b"), ("rear",), (32, 64))
-    rig = exporting.example_rig(spec)
-    exporting.check_sees(rig, grid)
+    spec = BEVSpec(grid, ("a", "b"), ("rear",), (32, 64))
+    rig = example_rig(spec)
+    check_sees(rig, grid)
     turned = torch.diag(torch.tensor([-1.0, -1, 1, 1])) @ rig.ego_from_cam
     with pytest.raises(InputError, match="see 0% of the grid"):
-        exporting.check_sees(Cameras(rig.intrinsics, turned, (32, 64)), grid)
+        check_sees(Cameras(rig.intrinsics, turned, (32, 64)), grid)
 
 
-@pytest.mark.parametrize("format", exporting.FORMATS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
-    spec = exporting.BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
+    spec = BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
     path = tmp_path / f"model.{format}"
-    inputs = exporting.example(spec, exporting.example_rig(spec))
-    exporting.export(exporting.Inference(geometric_model(), (32, 64)), inputs, path, format, spec)
+    inputs = example(spec, example_rig(spec))
+    export(Inference(geometric_model(), (32, 64)), inputs, path, format, spec)
     if format == "onnx":
         about = onnxruntime.InferenceSession(str(path)).get_modelmeta().custom_metadata_map["bevreshape"]
     else:
@@ -181,7 +180,7 @@ def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
         torch.export.load(path, extra_files=found)
         about = found["bevreshape.json"]
     known = json.loads(about)
-    assert exporting.BEVSpec.from_plain(known) == spec
+    assert BEVSpec.from_plain(known) == spec
     assert known["version"] == bevreshape.__version__
     assert known["inputs"]["image"] == {
         "shape": ["batch", 1, 3, 32, 64], "dtype": "float32", "channels": ["R", "G", "B"], "range": [0, 1],

@@ -18,8 +18,8 @@ SCRIPTS = sorted(
     if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")
 )
 
-ASK_FIRST = ("evaluate.py", "diagnose.py", "report.py")
-"""They miss their checkpoint or folders first."""
+ASK_FIRST = ("evaluate.py", "diagnose.py")
+"""They miss their checkpoint first."""
 
 ALL = """
 import contextlib, io, json, runpy, sys

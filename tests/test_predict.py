@@ -12,8 +12,8 @@ from PIL import Image
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.load_model import load_model
 from bevreshape.data.sources.folder.dataset import open_frames
+from bevreshape.deployment.predict import overlay
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.predict import overlay
 from bevreshape.reporting.drawing import class_palette
 
 pytestmark = pytest.mark.slow

@@ -19,16 +19,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from reporting.test_page import Explored, explorer
 from torch import nn
 
-from bevreshape import report
 from bevreshape.analysis.costs import ring
 from bevreshape.analysis.permutation import PermutedReshaper
 from bevreshape.config.load_model import load_model
+from bevreshape.console import log_to_stderr
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel
+from bevreshape.report import read_arguments
 from bevreshape.reporting import overview
+from bevreshape.reporting.explore import fitting, view
 from bevreshape.reporting.explorer import choose_cells
 from bevreshape.reporting.explorer_data import explorer_data
+from bevreshape.reporting.report import write_report
 from bevreshape.reporting.reported_model import first_batch
 from bevreshape.reporting.runs import grouped, read_runs
 from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
@@ -65,7 +68,7 @@ def sweep(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_page_of_a_sweep(sweep: Path, tmp_path: Path) -> None:
     out = tmp_path / "page.html"
-    report.main([sweep], out, samples=1, cells=3, probes=1)
+    write_report([sweep], out, samples=1, cells=3, probes=1)
     page = out.read_text()
     for title in ("Results", "Learning curves", "Cost against IoU", "IoU against data.jitter.yaw_deg", "Explorer"):
         assert f">{title}<" in page
@@ -103,10 +106,8 @@ def test_curves_have_a_point_a_validation_and_sweeps_a_point_a_value(sweep: Path
 
 
 def test_sentences(sweep: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="samples=0 must be an integer >= 1"):
-        report.main([sweep], tmp_path / "x.html", samples=0, cells=2, probes=1)
     with pytest.raises(InputError, match="no finished run below it"):
-        report.main([tmp_path], tmp_path / "x.html", samples=1, cells=2, probes=1)
+        write_report([tmp_path], tmp_path / "x.html", samples=1, cells=2, probes=1)
 
 
 def test_axes_that_were_swept_together_are_one(sweep: Path, tmp_path: Path) -> None:
@@ -129,7 +130,8 @@ def test_a_run_that_cannot_be_shown_is_named_and_the_rest_goes_on(
     shutil.copytree(sweep, folder)
     (folder / "2.0-0" / "checkpoints" / "best.ckpt").unlink()
     (folder / "0.0-0" / "history.csv").unlink()
-    report.main([folder], tmp_path / "page.html", samples=1, cells=2, probes=1)
+    log_to_stderr()
+    write_report([folder], tmp_path / "page.html", samples=1, cells=2, probes=1)
     said = capsys.readouterr().err
     assert "Not compared: mlp-synthetic yaw_deg=2.0" in said
     assert "best.ckpt" in said
@@ -137,23 +139,23 @@ def test_a_run_that_cannot_be_shown_is_named_and_the_rest_goes_on(
     for path in folder.glob("*/checkpoints/best.ckpt"):
         path.unlink()
     with pytest.raises(InputError, match="no run can be shown"):
-        report.main([folder], tmp_path / "page.html", samples=1, cells=2, probes=1)
+        write_report([folder], tmp_path / "page.html", samples=1, cells=2, probes=1)
 
 
 def test_what_does_not_fit_is_left_out_and_said() -> None:
     whole = explorer(1)
     size = len(json.dumps(explorer_data(whole)))
-    found, remarks = report.fitting(whole, size)
+    found, remarks = fitting(whole, size)
     assert (found, remarks) == (whole, [])
-    found, remarks = report.fitting(whole, size - 1)
+    found, remarks = fitting(whole, size - 1)
     assert len(found.scenes) == 1
     assert all(len(one.views) == 1 for one in found.entries)
     assert "1 of 2 samples" in remarks[0]
-    found, remarks = report.fitting(whole, len(json.dumps(explorer_data(found))) - 1)
+    found, remarks = fitting(whole, len(json.dumps(explorer_data(found))) - 1)
     assert [one.name for one in found.entries] == ["ipm"]
     assert remarks[-1].endswith("noise.")
     with pytest.raises(InputError, match="set cells= to fewer"):
-        report.fitting(whole, 1000)
+        fitting(whole, 1000)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
@@ -170,7 +172,7 @@ def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_image(kind: str
     rig = ring(1, (4, 6), 1, torch.device("cpu"))
     sample = batch_of(torch.rand(1, 1, 3, 4, 6), rig)
     cells = choose_cells(grid, 4)
-    found = report.view(model, PermutedReshaper(inner, order), sample, cells, 1).heads.flatten(2)  # kinds q t
+    found = view(model, PermutedReshaper(inner, order), sample, cells, 1).heads.flatten(2)  # kinds q t
     if kind == "mlp":
         weight = inner.layers[0].weight[0].abs()  # q t
         for place in range(24):
@@ -190,7 +192,7 @@ def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tm
     arguments = [*TINY, "reshaper=ipm", f"data.root={worlds}", "data.calibration=exact", "hydra.run.dir=run"]
     ended = finish(start("train", *arguments, cwd=tmp_path))
     assert ended.code == 0, ended.err
-    report.main([tmp_path / "run"], tmp_path / "page.html", samples=1, cells=4, probes=4)
+    write_report([tmp_path / "run"], tmp_path / "page.html", samples=1, cells=4, probes=4)
     (run,) = read_runs(tmp_path / "run")
     batch = first_batch(run, 1)
     k, pose = (batch[key][0, 0].double().numpy() for key in ("intrinsics", "ego_from_cam"))
@@ -215,23 +217,21 @@ def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tm
 
 def test_arguments_are_folders_and_options_alike_those_of_other_commands(tmp_path: Path) -> None:
     (tmp_path / "lr=0.1").mkdir()
-    folders, options = report.read_arguments(
-        [str(tmp_path / "lr=0.1"), "out=a.html", "samples=2", "trust=[mine,yours]"]
-    )
+    folders, options = read_arguments([str(tmp_path / "lr=0.1"), "out=a.html", "samples=2", "trust=[mine,yours]"])
     assert folders == [tmp_path / "lr=0.1"]
-    assert options == {"out": Path("a.html"), "samples": 2, "trust": ["mine", "yours"]}
+    assert options == {"out": "a.html", "samples": 2, "cells": 20, "probes": 2, "trust": ("mine", "yours")}
     for argument, words in {
         "sampels=2": "did you mean samples",
-        "--out": "options are written as key=value: out",
+        "samples=0": "samples=0 must be an integer from 1 to 1024",
         "nowhere": "there is no such folder",
-        "cells=-1": "cells=-1 must be an integer >= 1",
+        "cells=-1": "cells=-1 must be an integer from 1 to 1024",
         "probes=two": "probes=two must be an integer",
-        "out=": "must name the file",
+        "out=": "out='' is not a path; name a file",
     }.items():
         with pytest.raises(InputError, match=words):
-            report.read_arguments([str(tmp_path), argument])
+            read_arguments([str(tmp_path), argument])
     with pytest.raises(InputError, match="no folder is named"):
-        report.read_arguments(["out=a.html"])
+        read_arguments(["out=a.html"])
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +258,7 @@ def unlike(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page_of_unlike(unlike: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "page.html"
-    report.main([unlike], out, samples=1, cells=2, probes=1)
+    write_report([unlike], out, samples=1, cells=2, probes=1)
     return out
 
 

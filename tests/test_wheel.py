@@ -39,7 +39,7 @@ def test_wheel_ships_its_configuration(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "- 7" in ended.stdout
     where = subprocess.run(
-        [sys.executable, "-c", "import bevreshape.config.cli as c; print(c.conf_dir())"],
+        [sys.executable, "-c", "import bevreshape.config.paths as c; print(c.conf_dir())"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,

@@ -40,8 +40,8 @@ from plane_pose.solution import AHEAD_M, Solution, direction
 from rich.console import Console
 from rich.markup import escape
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
+from bevreshape.console import run_script
 from bevreshape.data.sources.folder.calibration import VERSION, read_calibration
 from bevreshape.data.sources.folder.rig import camera_entries, optics
 from bevreshape.errors import InputError, suggest
@@ -238,4 +238,4 @@ def describe(solution: Solution) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

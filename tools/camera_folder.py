@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
+from bevreshape.console import run_script
 from bevreshape.data.sources.folder.calibration import VERSION, read_calibration
 from bevreshape.errors import InputError
 from bevreshape.storage import files
@@ -108,7 +108,7 @@ def run(
     description: str, convert: Callable[..., None], source_help: str, out_help: str, kinds: Iterable[str] = ()
 ) -> None:
     """The command line of a converter; with ``kinds``, one of them comes first."""
-    cli.speaking(_main, description, convert, source_help, out_help, tuple(kinds))
+    run_script(_main, description, convert, source_help, out_help, tuple(kinds))
 
 
 def _main(

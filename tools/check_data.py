@@ -28,8 +28,8 @@ from folder_check.splits import check_splits
 from rich.console import Console
 from rich.markup import escape
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
+from bevreshape.console import run_script
 from bevreshape.data.image_io import ImageMode
 from bevreshape.data.sources.folder.boxes import Boxes
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
@@ -179,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

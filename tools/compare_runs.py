@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
+from bevreshape.console import run_script
 from bevreshape.reporting.runs import chosen, grouped, read_runs, tabulated
 from bevreshape.reporting.tables import markdown_table, print_table
 
@@ -48,4 +48,4 @@ def compare(folders: Sequence[Path], choose: str | None, markdown: bool) -> None
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
 from bevreshape.config.build_data import build_data
+from bevreshape.config.compose import compose_training
+from bevreshape.console import run_script
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, collate
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.metrics.iou import BEVIoU
@@ -44,7 +45,7 @@ def main() -> None:
 
 def measure(arguments: list[str]) -> None:
     """Count on the training split, score on the test split, print the table."""
-    data = build_data(cli.composed(arguments))
+    data = build_data(compose_training(arguments))
     data.source.prepare(("train", "test"))
     frequency = frequencies(data)
     metric = BEVIoU(data.source.classes, data.source.grid)
@@ -62,4 +63,4 @@ def _batches(data: BEVDataModule, split: str) -> Iterator[BEVBatch]:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

@@ -16,8 +16,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser
+from bevreshape.console import run_script
 from bevreshape.data.sources.folder.entries import numbers
 from bevreshape.data.sources.nuscenes.prepared import Content, prepare_release
 from bevreshape.errors import InputError, suggest
@@ -80,4 +80,4 @@ def prepare(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 from bevreshape.analysis.costs import Workload, measure, ring
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
+from bevreshape.console import run_script
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.ops.sampling import Positions, Taps, sample_features
@@ -358,4 +358,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

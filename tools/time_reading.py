@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
+from bevreshape.console import run_script
 from bevreshape.data.image_io import read_image, read_image_size, resize_and_crop
 from bevreshape.reporting.progress import track
 
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
+from bevreshape.console import run_script
 from bevreshape.data.storage import pack_record, read_record, record_path
 
 PACK = 64
@@ -116,4 +116,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

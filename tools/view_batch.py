@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
 from bevreshape.config.build_data import build_data
+from bevreshape.config.compose import compose_training
+from bevreshape.console import run_script
 from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, collate
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, image_to_bev
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--samples", type=integer(1, 1024), default=4, help="how many, a row each (4)")
     parser.add_argument("--out", type=Path, default=Path("batch.png"), help="PNG to write (batch.png)")
     args = parser.parse_intermixed_args()
-    data = build_data(cli.composed(args.overrides))
+    data = build_data(compose_training(args.overrides))
     source = data.source
     source.prepare((args.split,))
     split = source.split(args.split)
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

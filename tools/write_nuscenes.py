@@ -23,8 +23,8 @@ from contourpy import FillType, contour_generator
 from numpy.typing import NDArray
 from PIL import Image
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
+from bevreshape.console import run_script
 from bevreshape.data.sources.nuscenes.maps import AREAS, LINES
 from bevreshape.data.sources.nuscenes.tables import LIDAR, inverse
 from bevreshape.data.sources.synthetic import SyntheticSource
@@ -362,4 +362,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

@@ -156,14 +156,14 @@ def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
     return lambda: linear(a, b)
 
 
-def growth(sizes: Sequence[float | int], values: Sequence[float]) -> float:
+def scaling_exponent(sizes: Sequence[float | int], values: Sequence[float]) -> float:
     """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms.
 
     Raises:
         InputError: when there are not two different sizes.
     """
     if len(set(sizes)) < 2:
-        raise InputError(f"growth: sizes {list(sizes)} are fewer than two different ones; give several factors")
+        raise InputError(f"scaling: sizes {list(sizes)} are fewer than two different ones; give several factors")
     return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
 
 

@@ -1,8 +1,11 @@
 """From the groups ``data`` and ``augment`` to a datamodule."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.construct import locate
 from bevreshape.config.groups import build_part
 from bevreshape.config.options import Seed, read_value
 from bevreshape.config.settings import Loader
@@ -25,3 +28,35 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
                 "image would be trained on another truth, a cell off; set augment.flip_p=0 or data.raster=exact"
             )
     return BEVDataModule(source, **loader, augment=augment or None, seed=seed)
+
+
+def build_data_for(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVDataModule:
+    """Build the datamodule on the cells and in the images, by size and mode, that a trained model is made for.
+
+    Raises:
+        InputError: when the class of ``cfg.data`` takes no grid or image size, and has another than the model.
+    """
+    data = cfg["data"]
+    options = inspect.signature(locate(str(data.get("_target_")))).parameters
+    node: dict[str, Any] = {
+        "grid": {
+            "_target_": "bevreshape.geometry.BEVGrid",
+            "forward_m": list(spec.grid.forward_m),
+            "left_m": list(spec.grid.left_m),
+            "cell_m": spec.grid.cell_m,
+        },
+        "image_size": list(spec.image_size),
+    }
+    if "image_mode" in data or spec.image_mode != "rgb":
+        node["image_mode"] = spec.image_mode
+    takes_all = any(option.kind is option.VAR_KEYWORD for option in options.values())
+    node = {key: value for key, value in node.items() if key in options or takes_all or key == "image_mode"}
+    found = build_data({**cfg, "data": {**data, **node}})
+    for key in ("grid", "image_size"):
+        own, wanted = getattr(found.source, key), getattr(spec, key)
+        if key not in node and own != wanted and not (key == "image_size" and tuple(own) == wanted):
+            raise InputError(
+                f"data: {data['_target_']} takes no {key} and has {own}, but the model was trained for {wanted}; give its "
+                f"__init__ the option {key}"
+            )
+    return found

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bevreshape.bev_spec import BEVSpec
-from bevreshape.config.construct import locate
+from bevreshape.config.construct import locate, taken
 from bevreshape.config.groups import build_named, build_part
 from bevreshape.config.options import Upsample, read_value
 from bevreshape.errors import InputError
@@ -15,7 +15,8 @@ from bevreshape.reshapers import FeatureShape, Reshaper
 
 def build_model(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVModel:
     """Encoder, reshaper and heads of a config, each built for the sizes that the one before it delivers."""
-    encoder = build_part("encoder", cfg["encoder"], image_size=spec.image_size, cameras=len(spec.camera_names))
+    rig = {"image_size": spec.image_size, "cameras": len(spec.camera_names)}
+    encoder = build_part("encoder", cfg["encoder"], **taken("encoder", cfg["encoder"], rig))
     reshaper = build_reshaper(cfg["reshaper"], encoder.sources, spec.grid.coarsen(upsampling(cfg["head"])))
     sizes = {"in_channels": reshaper.out_channels, "out_channels": len(spec.classes)}
     return BEVModel(encoder, reshaper, build_named("head", cfg["head"], **sizes))

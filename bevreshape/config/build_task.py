@@ -5,9 +5,9 @@ from typing import Any
 
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.groups import build_named, build_part
-from bevreshape.config.stored import check_plain
 from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import FORMAT
+from bevreshape.storage.plain_values import check_plain
 from bevreshape.training.task import BEVTask
 
 

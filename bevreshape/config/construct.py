@@ -69,6 +69,13 @@ def check_node(key: str, node: Mapping[str, Any], given: Collection[str] = ()) -
             read_options(key, target, {option: value})
 
 
+def taken(key: str, node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those arguments on offer that the class of a node takes."""
+    parameters = inspect.signature(_target(key, node)).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in offered.items() if name in parameters or takes_all}
+
+
 def accepted(key: str, node: Mapping[str, Any], offered: Iterable[str]) -> tuple[str, ...]:
     """Those arguments on offer that the class of a node takes and the node does not set."""
     parameters = inspect.signature(_target(key, node)).parameters

@@ -1,24 +1,85 @@
-"""Classes of other installed packages."""
+"""Classes of other packages: found by entry points or named by a dotted path, described as config nodes."""
 
 import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
-from bevreshape.config.construct import locate
+from bevreshape.config.construct import TARGET, locate
+from bevreshape.config.groups import GIVEN, NAMED
+from bevreshape.config.options import declared
 from bevreshape.errors import InputError
 
+ENTRY_POINTS: Mapping[str, str] = {
+    "data": "bevreshape.data",
+    "encoder": "bevreshape.encoders",
+    "reshaper": "bevreshape.reshapers",
+    "head": "bevreshape.heads",
+    "objective": "bevreshape.objectives",
+    "metric": "bevreshape.metrics",
+}
+"""Config group → entry-point group, in which other packages announce their classes."""
 
-def reshaper_fields(target: str) -> dict[str, Any]:
-    """The config node of an announced reshaper: its target, and the signature's fields with their defaults."""
-    fields: dict[str, Any] = {"_target_": target}
-    try:
-        found = locate(target)
-    except InputError:
-        return fields  # it is said when somebody chooses it
-    for parameter in inspect.signature(found).parameters.values():
-        if parameter.name in ("self", "source", "grid") or parameter.kind in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        ):
+
+def entry_point_classes(group: str) -> dict[str, str]:
+    """Return the classes of other installed packages for a config group: name → ``package.module.Class``.
+
+    Raises:
+        InputError: when two packages announce one name.
+    """
+    found: dict[str, str] = {}
+    for point in entry_points(group=ENTRY_POINTS[group]) if group in ENTRY_POINTS else ():
+        target = point.value.replace(":", ".")
+        if found.setdefault(point.name, target) != target:
+            raise InputError(
+                f"two installed packages announce a {group} '{point.name}' ({found[point.name]} and {target}); uninstall "
+                f"one, or choose {group}={target}"
+            )
+    return found
+
+
+def class_choice(group: str, target: str) -> dict[str, Any]:
+    """Return what the choice of a class puts into a config group: its target, and the options of its signature.
+
+    An option without a default must be given. One whose default no config can hold is left to the class. In a group of
+    several nodes a head is named by the task of the commands, ``segmentation``, all others by their class.
+
+    Raises:
+        InputError: when the class cannot be imported.
+    """
+    node = {TARGET: target, **_options(locate(target), GIVEN.get(group, ()))}
+    if group not in NAMED:
+        return node
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", target.rpartition(".")[2]).lower()
+    return {"segmentation" if group == "head" else name: node}
+
+
+def _options(build: Any, given: tuple[str, ...] = ()) -> dict[str, Any]:
+    hints, _ = declared(build)
+    node: dict[str, Any] = {}
+    for name, parameter in inspect.signature(build).parameters.items():
+        if name in ("self", *given) or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        fields[parameter.name] = "???" if parameter.default is parameter.empty else parameter.default
-    return fields
+        if parameter.default is parameter.empty:
+            hint = hints.get(name)
+            node[name] = _options(hint) if is_dataclass(hint) else "???"
+        else:
+            try:
+                node[name] = _plain(parameter.default)
+            except TypeError:
+                continue
+    return node
+
+
+def _plain(default: Any) -> Any:
+    if default is None or type(default) in (bool, int, float, str):
+        return default
+    if isinstance(default, list | tuple):
+        return [_plain(value) for value in default]
+    if isinstance(default, Mapping):
+        return {name: _plain(value) for name, value in default.items()}
+    if is_dataclass(default) and not isinstance(default, type):
+        return {field.name: _plain(getattr(default, field.name)) for field in fields(default) if field.init}
+    raise TypeError(default)

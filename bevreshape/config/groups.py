@@ -41,7 +41,10 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 """What the program asks of the objects of a group; a class of another kind lacks some of it."""
 
 
-ADVICE = {"out_channels": "set it to d in its __init__, the head is built for it"}
+ADVICE = {
+    "out_channels": "set it to d in its __init__, the head is built for it",
+    "sources": "set it to a FeatureShape of each scale in its __init__, the reshaper is built for them",
+}
 """For what one's own class easily lacks."""
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.allowed import check_targets, read_trust
 from bevreshape.config.build_model import build_model
 from bevreshape.config.groups import MODEL_PARTS
-from bevreshape.config.stored import check_targets, read_trust
 from bevreshape.errors import InputError
 from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import check_architecture, load_weights, model_weights, read_checkpoint

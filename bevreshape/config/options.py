@@ -111,7 +111,7 @@ def read_options(key: str, target: Callable[..., Any], options: Mapping[str, Any
     Raises:
         InputError: naming the option, its value and what it may be.
     """
-    hints, defaults = _declared(target)
+    hints, defaults = declared(target)
     return {
         name: value
         if name not in hints or _is_default(value, defaults.get(name))
@@ -172,7 +172,7 @@ def checked(target: Built) -> Built:
     @wraps(build)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         bound = signature.bind(self, *args, **kwargs)
-        hints, _ = _declared(build)
+        hints, _ = declared(build)
         for name, value in bound.arguments.items():
             if name in hints:
                 bound.arguments[name] = read_value(f"{target.__name__}: {name}", hints[name], value)
@@ -285,7 +285,7 @@ def show(value: Any) -> str:
 
 
 @cache
-def _declared(target: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def declared(target: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Hints and defaults of the named parameters of a class or function."""
     build = target.__init__ if inspect.isclass(target) else target
     names = getattr(inspect.unwrap(build), "__globals__", {})

@@ -1,4 +1,4 @@
-"""What a command line overrides in vain: Hydra's errors as one sentence that names the key which was meant."""
+"""Errors of a command line: Hydra's, each as one line that names the key which was meant."""
 
 import inspect
 import re
@@ -9,43 +9,15 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bevreshape.config.construct import TARGET, locate
-from bevreshape.config.options import LocalPath, read_value, suggest_key
+from bevreshape.config.options import suggest_key
 from bevreshape.config.settings import FIXED_GROUPS
-from bevreshape.errors import InputError, suggest
-from bevreshape.training.trainer import OPTIONS, OWN
-
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
-"""Keys of Hydra's that name folders of this machine."""
-
-
-def local_folders(arguments: Sequence[str]) -> list[str]:
-    """A command line whose folders are paths on this machine, ``~`` expanded.
-
-    Raises:
-        InputError: for an address elsewhere.
-    """
-    found, is_folder = [], False
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if is_folder:
-            argument = read_value("--config-dir", LocalPath, argument)
-        elif equals and (key in FOLDERS or key == "--config-dir"):
-            bare = value.strip("'\"")
-            path = read_value(key, LocalPath, bare)
-            argument = argument if path == bare else f"{key}={path}" if key.startswith("--") else f"{key}='{path}'"
-        is_folder = argument in ("--config-dir", "-cd")
-        found.append(argument)
-    return found
-
-
-def quoted(text: str) -> str:
-    """A text as the value of an override that Hydra leaves as it is, whatever it holds but interpolations."""
-    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + (found[2] and r"\""), text) + '"'
+from bevreshape.errors import InputError, causes, suggest, user_message
+from bevreshape.training.trainer_options import OPTIONS, OWN
 
 
 def explain_override(error: Exception, conf: Path, config_name: str, arguments: Sequence[str]) -> str | None:
@@ -94,6 +66,31 @@ def explain_override(error: Exception, conf: Path, config_name: str, arguments: 
         reason = str(cause).splitlines()[0] if cause is not None else "it is of another kind"
         return f"{match[1]} does not fit there ({reason}); --help shows the keys and their values"
     return None
+
+
+def command_message(error: BaseException) -> str | None:
+    """The one-line message for an error of a command of the user's making; ``None`` for one of ours."""
+    return hydra_message(error) or user_message(error)
+
+
+def hydra_message(error: BaseException) -> str | None:
+    """The message for what Hydra or OmegaConf raise; ``None`` for all other errors."""
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return None
+    chain = causes(error)
+    while (
+        (hidden := chain[-1].__context__) is not None and isinstance(chain[-1], HydraException) and hidden not in chain
+    ):
+        chain += causes(hidden)
+    for link in chain:
+        if isinstance(link, InputError):
+            return user_message(link)
+    if isinstance(error, OverrideParseException):
+        reason = error.message.splitlines()[0]
+        return f"{error.override} is not understood ({reason}); write key=value, and quote what has = or spaces"
+    if isinstance(error, OmegaConfBaseException):
+        return explain_value(error)
+    return " ".join(str(chain[0]).replace("\n", " ").split() + str(chain[-1]).split() * (chain[-1] is not chain[0]))
 
 
 def _raised_while_composing(error: Exception) -> bool:

@@ -106,7 +106,7 @@ class Export(TypedDict):
     out: LocalPath | None
     calibration: LocalPath | None
     trust: Trust
-    rounds: Count
+    repeats: Count
 
 
 class Turns(TypedDict, total=False):
@@ -170,12 +170,12 @@ class Benchmark(TypedDict):
     precision: Precision | Sequence[Precision]
     stride: Count
     cell_m: Length
-    growth: Literal["cells", "tokens", "cameras"] | None
+    scaling: Literal["cells", "tokens", "cameras"] | None
     factors: Count | Sequence[Count]
-    whole: bool
-    fixed: bool
+    full_model: bool
+    static_rig: bool
     backward: bool
-    rounds: Count
+    repeats: Count
     threads: Count | None
 
 
@@ -186,6 +186,16 @@ class Study(TypedDict):
     name: str
     folder: LocalPath
     worker: CountOrNone
+
+
+class Report(TypedDict):
+    """Of ``bevreshape.report``, in addition to folders."""
+
+    out: LocalPath
+    samples: Count
+    cells: Count
+    probes: Count
+    trust: Trust
 
 
 FIXED_GROUPS = frozenset(

@@ -13,12 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bevreshape.config.cli import explain
-from bevreshape.config.stored import read_json
+from bevreshape.config.overrides import command_message
 from bevreshape.errors import InputError
 from bevreshape.reporting.tables import print_table, short_names
 from bevreshape.storage.files import write_csv, write_text
 from bevreshape.storage.lock import locked
+from bevreshape.storage.plain_values import read_json
 
 IOU = "test/iou/"
 
@@ -39,7 +39,7 @@ class Summary(Callback):
         row: dict[str, Any] = {"job": str(config.hydra.job.num), "status": "done", "reason": ""}
         if job_return.status is JobStatus.FAILED:
             error = _error_of(job_return)
-            row |= {"status": "failed", "reason": explain(error) or f"{type(error).__name__}: {error}"}
+            row |= {"status": "failed", "reason": command_message(error) or f"{type(error).__name__}: {error}"}
         row |= dict(argument.split("=", 1) for argument in config.hydra.overrides.task if "=" in argument)
         metrics = folder / "metrics.json"
         if metrics.exists():

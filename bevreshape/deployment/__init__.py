@@ -1,1 +1,1 @@
-"""What an exported model needs outside this package."""
+"""A trained model at work: predictions, exported programs, and what these take."""

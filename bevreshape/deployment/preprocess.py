@@ -40,7 +40,7 @@ class Preprocessing:
         if not isinstance(given, Mapping) or given.get("format") != FORMAT:
             found = given.get("format") if isinstance(given, Mapping) else given
             raise ValueError(
-                f"metadata have format {found!r}, this file reads {FORMAT}; take the deploy.py of the version that exported"
+                f"metadata have format {found!r}, this file reads {FORMAT}; take the preprocess.py of the version that exported"
             )
         self.about = given
         self.names: list[str] = list(given["camera_names"])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from bevreshape.config.options import read_value
-from bevreshape.config.stored import read_yaml
 from bevreshape.errors import InputError
 from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.features import FeaturesStudy
@@ -17,6 +16,7 @@ from bevreshape.experiments.row import Row
 from bevreshape.experiments.study import TensorStudy
 from bevreshape.experiments.task import TaskStudy
 from bevreshape.experiments.task_plan import TaskPlan
+from bevreshape.storage.plain_values import read_yaml
 
 PLAN_FILE = "plan.yaml"
 """In a study's folder, what is done there."""

@@ -6,23 +6,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from bevreshape import train
 from bevreshape.analysis.evaluation import Variant, iou_of
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.build_data import build_data
 from bevreshape.config.build_model import build_model
-from bevreshape.config.cli import composed
-from bevreshape.config.stored import read_history, read_json
+from bevreshape.config.compose import compose_training
 from bevreshape.data.batch import BEVBatch
 from bevreshape.data.datamodule import BEVDataModule
-from bevreshape.errors import Divergence
+from bevreshape.errors import Divergence, TrainingInterrupted
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import ALONE, typed
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import load_weights, read_checkpoint
+from bevreshape.storage.plain_values import read_history, read_json
 from bevreshape.storage.run_folder import begin, held
-from bevreshape.training.stopping import TrainingInterrupted
+from bevreshape.training.fit import train
+from bevreshape.training.validate_config import validate_config
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
         InputError: for arguments that no training takes.
         TrainingInterrupted: after a signal has asked for it.
     """
-    config = composed([*typed(arguments), *ALONE])
+    config = compose_training([*typed(arguments), *ALONE])
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder), (folder / "train.log").open("a", encoding="utf-8") as log, _speaking_to(log):
+    with held(folder), (folder / "train.log").open("a", encoding="utf-8") as log, _printing_to(log):
         if not (folder / "metrics.json").exists():
-            train.check(config).prepare_data()
+            validate_config(config).prepare_data()
             begin(folder, config)
             try:
-                train.train(config, folder, (folder / "checkpoints" / "last.ckpt").exists())
+                train(config, folder, (folder / "checkpoints" / "last.ckpt").exists())
             except Divergence:
                 return Trained(folder, config, (), {})
             except TrainingInterrupted:
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
 
 
 @contextmanager
-def _speaking_to(log: TextIO) -> Iterator[None]:
+def _printing_to(log: TextIO) -> Iterator[None]:
     with redirect_stdout(log), redirect_stderr(log):
         yield
 

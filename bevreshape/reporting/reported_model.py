@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.allowed import check_cache, read_config
 from bevreshape.config.build_data import build_data
 from bevreshape.config.load_model import load_model
-from bevreshape.config.stored import check_cache, read_config
 from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.model import BEVModel

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bevreshape.config.stored import read_history, read_json, read_yaml
 from bevreshape.errors import InputError
+from bevreshape.storage.plain_values import read_history, read_json, read_yaml
 
 UNCOUNTED = (
     "seed", "name", "resume", "data.root", "loader.num_workers", "data.workers", "trainer.accelerator", "trainer.devices",

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from bevreshape.config.stored import check_plain
 from bevreshape.errors import InputError, shown
 from bevreshape.storage.archive import MOST_OPCODES, check_archive
+from bevreshape.storage.plain_values import check_plain
 from bevreshape.storage.run_folder import difference
 
 FORMAT = 3

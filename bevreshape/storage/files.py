@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from bevreshape.errors import InputError, shown
+from bevreshape.errors import REMEDIES, InputError, shown, system_error
 from bevreshape.storage.lock import try_lock
 
 MAX_TEXT_MB = 128
@@ -42,14 +42,6 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
-}
-
-REMEDIES = {
-    errno.ENOSPC: "the disk is full: free some space or choose another folder",
-    errno.EDQUOT: "your quota is used up: free some space or choose another folder",
-    errno.EFBIG: "it would be larger than files may be here: raise the limit (ulimit -f) or choose another folder",
-    errno.EACCES: "permission is denied: choose another folder",
-    errno.EROFS: "the file system is read-only: choose another folder",
 }
 
 
@@ -97,14 +89,6 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
             raise
         remedy = REMEDIES.get(cause.errno or 0, f"{cause.strerror}: choose another folder")
         raise InputError(f"cannot write {path}: {remedy}; nothing was half written") from error
-
-
-def system_error(error: BaseException) -> OSError | None:
-    """The error of the operating system behind another one; torch's writer does not name it as its cause."""
-    link: BaseException | None = error
-    while link is not None and not isinstance(link, OSError):
-        link = link.__cause__ or link.__context__
-    return link
 
 
 def remove_abandoned(*folders: Path) -> None:

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from bevreshape.config.stored import read_yaml
 from bevreshape.errors import InputError
 from bevreshape.storage.files import remove_abandoned, write_text
+from bevreshape.storage.plain_values import read_yaml, to_yaml
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "loader.num_workers", "logger.")
 """What may differ when a run resumes; everything else would make it another run."""
@@ -76,7 +75,7 @@ def begin(folder: Path, cfg: Mapping[str, Any]) -> None:
     """
     path = folder / "config.yaml"
     if not path.exists():
-        write_text(path, OmegaConf.to_yaml(cfg))
+        write_text(path, to_yaml(cfg))
 
 
 def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:

@@ -2,19 +2,7 @@
 
 import os
 import re
-import socket
 from dataclasses import dataclass
-
-from lightning.pytorch.plugins.environments import (
-    ClusterEnvironment,
-    KubeflowEnvironment,
-    LightningEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
-from torch.distributed import TCPStore
 
 from bevreshape.errors import InputError
 
@@ -67,10 +55,15 @@ def group() -> Group | None:
         InputError: when the variables of the environment contradict each other.
     """
     launcher = next((one for one in LAUNCHERS if one.marker in os.environ), None)
-    if launcher is None or (world := _integer(launcher.world)) == 1:
+    if launcher is None or (world := environment_integer(launcher.world)) == 1:
         return None
-    local_world = _integer(launcher.local_world) if launcher.local_world in os.environ else None
-    return Group(launcher.name, _integer(launcher.rank), world, local_world)
+    local_world = environment_integer(launcher.local_world) if launcher.local_world in os.environ else None
+    return Group(launcher.name, environment_integer(launcher.rank), world, local_world)
+
+
+def is_distributed_worker() -> bool:
+    """Whether this process is one of several that a launcher has started."""
+    return group() is not None
 
 
 def rank() -> int:
@@ -79,7 +72,7 @@ def rank() -> int:
     return 0 if found is None else found.rank
 
 
-def check_group(devices: int, nodes: object) -> None:
+def check_group(devices: int, nodes: int) -> None:
     """Refuse to train alone, and into the same folder, in each of several processes that were meant to share the work.
 
     Args:
@@ -89,8 +82,6 @@ def check_group(devices: int, nodes: object) -> None:
     Raises:
         InputError: when the launcher has started another number of processes.
     """
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise InputError(f"trainer.num_nodes={nodes!r} must be an integer ≥ 1")
     found = group()
     asked = f"trainer.devices={devices} on trainer.num_nodes={nodes}"
     if found is None:
@@ -108,57 +99,7 @@ def check_group(devices: int, nodes: object) -> None:
         )
 
 
-def cluster_environment() -> ClusterEnvironment:
-    """What Lightning learns its place in the group from.
-
-    Lightning's own choice goes by other signs: it warns of an ``srun`` that is not used, takes the script of ``sbatch``
-    for a task of a step, and a step whose job is named ``bash`` for a process of its own.
-
-    Raises:
-        InputError: when the processes have no way to find each other.
-    """
-    found = group()
-    if found is None:
-        return LightningEnvironment()
-    if found.launcher == "torchrun":
-        _leave_the_store_of_killed_processes(found)
-        return TorchElasticEnvironment()
-    if found.launcher == "srun":
-        os.environ["SLURM_NTASKS_PER_NODE"] = str(found.local_world)  # Lightning asks for it, srun -N2 does not set it
-        return SLURMEnvironment(auto_requeue=False)
-    if found.launcher == "jsrun" and LSFEnvironment.detect():
-        return LSFEnvironment()
-    if found.launcher in ("mpirun", "mpiexec") and MPIEnvironment.detect():
-        return MPIEnvironment()
-    if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        return TorchElasticEnvironment() if "LOCAL_RANK" in os.environ else KubeflowEnvironment()
-    raise InputError(
-        f"{found.launcher} has started {found.world} processes that cannot find each other; start them by torchrun, or set RANK, "
-        "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
-        + (", or install mpi4py" if found.launcher.startswith("mpi") else "")
-    )
-
-
-def _leave_the_store_of_killed_processes(found: Group) -> None:
-    """Agree with the other processes on a port for a store of their own, where torchrun has started them anew.
-
-    torchrun keeps its store over restarts, and in it stand the addresses of the processes that were killed: who reads one before
-    it is replaced waits for ever.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return
-    kept = TCPStore(os.environ["MASTER_ADDR"], _integer("MASTER_PORT"), is_master=False)
-    key = f"bevreshape/port_of_attempt_{attempt}"
-    if found.rank == 0:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            kept.set(key, str(free.getsockname()[1]))
-    os.environ["MASTER_PORT"] = kept.get(key).decode()  # waits for process 0
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-
-
-def _integer(name: str) -> int:
+def environment_integer(name: str) -> int:
     """The value of a variable; SLURM writes ``2(x3)`` where three machines have two tasks each."""
     value = os.environ.get(name)
     match = re.fullmatch(r"(\d+)(\(x\d+\))?", value or "")

@@ -4,26 +4,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from bevreshape.signals import STOPS, survives_hangups
 from bevreshape.training.processes import rank
-
-STOPS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-)
-"""What terminals, batch systems and supervisors send to end a command; batch systems announce with the last two that
-its time runs out."""
 
 AGAIN_S = 2.0
 """A launcher passes on what the terminal has sent already; what comes later was typed again."""
-
-
-class TrainingInterrupted(BaseException):
-    """Training was stopped by a signal, after ``last.ckpt`` was saved. No error, so nothing may catch it on its way."""
 
 
 class StopRequest:
@@ -48,7 +38,7 @@ class StopRequest:
             return
         for number in STOPS:
             handler = signal.getsignal(number)
-            if handler != self._ask and not _survives_hangups(number):
+            if handler != self._ask and not survives_hangups(number):
                 self._before.setdefault(number, handler)
                 signal.signal(number, self._ask)
 
@@ -74,26 +64,6 @@ class StopRequest:
                     os.write(2, b"stopping after this step; Ctrl-C once more to stop at once\n")
         elif number == signal.SIGINT and now - self._asked_s > AGAIN_S:
             raise KeyboardInterrupt
-
-
-@contextmanager
-def interrupted_by_stops() -> Iterator[None]:
-    """Take every stop as Ctrl-C, so that what is half done is cleaned up and what runs in other processes is stopped
-    too."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    taken = [number for number in STOPS if number != signal.SIGINT and not _survives_hangups(number)]
-    before = {number: signal.signal(number, interrupt) for number in taken}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Loader(DataLoader):
@@ -128,8 +98,3 @@ def _end_when_the_parent_asks() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)
-
-
-def _survives_hangups(number: int) -> bool:
-    """Whether it was started by ``nohup``, which is to outlive its terminal."""
-    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN

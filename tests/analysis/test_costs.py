@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bevreshape.analysis import costs
-from bevreshape.analysis.costs import Workload, growth, measure, ring
+from bevreshape.analysis.costs import Workload, measure, ring, scaling_exponent
 from bevreshape.config.build_model import build_reshaper
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.ops.flops import count_flops
@@ -95,7 +95,7 @@ def test_the_most_memory_at_a_time() -> None:
 
 
 def test_growth_is_the_exponent() -> None:
-    assert growth([1.0, 2.0, 4.0, 8.0], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2.0)
+    assert scaling_exponent([1.0, 2.0, 4.0, 8.0], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("cameras", [3, 6])

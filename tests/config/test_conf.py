@@ -27,7 +27,7 @@ from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.experiments.levels import StudyPlan
 from bevreshape.experiments.task_plan import ALONE, typed
 from bevreshape.geometry import BEVGrid
-from bevreshape.train import resolve_schedule
+from bevreshape.training.schedule import resolve_schedule
 
 CONF = ROOT / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.rglob("*.yaml") if p.parent != CONF)

@@ -329,14 +329,14 @@ def test_near_keys_are_named_with_their_path(key: str, near: str) -> None:
 
 
 def test_keys_of_other_commands_are_refused() -> None:
-    plain = {"checkpoint": "a", "format": "onnx", "out": None, "calibration": None, "trust": [], "rounds": 20}
+    plain = {"checkpoint": "a", "format": "onnx", "out": None, "calibration": None, "trust": [], "repeats": 20}
     assert read_settings(settings.Export, plain) == plain
     with pytest.raises(InputError, match=r"^threshold is no key of this command; known are calibration, checkpoint"):
         read_settings(settings.Export, {**plain, "threshold": 1})
     with pytest.raises(InputError, match=r"^trust=3 must be text or a list of text"):
         read_settings(settings.Export, {**plain, "trust": 3})
-    with pytest.raises(InputError, match=r"^rounds is missing; leave it in the config, it must be an integer from 1"):
-        read_settings(settings.Export, {key: value for key, value in plain.items() if key != "rounds"})
+    with pytest.raises(InputError, match=r"^repeats is missing; leave it in the config, it must be an integer from 1"):
+        read_settings(settings.Export, {key: value for key, value in plain.items() if key != "repeats"})
 
 
 def test_lists_of_words_are_described_once() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from bevreshape.config.overrides import local_folders, quoted
+from bevreshape.config.command_line import local_folders, quoted
 from bevreshape.errors import InputError
 
 CASES: list[tuple[tuple[str, ...], str]] = [
@@ -93,13 +93,13 @@ def test_sentences_of_train(command, tmp_path: Path, arguments: tuple[str, ...],
         ("predict", ("checkpoint=a", "input=b", "out=s3:/x"), "out='s3:/x' is an address"),
         ("export", ("checkpoint=https://x/y",), "checkpoint='https://x/y' is an address"),
         ("export", ("checkpoint=a", "format=onx"), "format='onx' must be onnx or pt2; did you mean onnx?"),
-        ("export", ("checkpoint=a", "rounds=0"), "rounds=0 must be an integer from 1"),
+        ("export", ("checkpoint=a", "repeats=0"), "repeats=0 must be an integer from 1"),
         ("evaluate", ("checkpoint=s3://x/y",), "checkpoint='s3://x/y' is an address"),
         ("diagnose", ("checkpoint=s3://x/y",), "checkpoint='s3://x/y' is an address"),
         ("benchmark", ("reshaper=mlp", "batch=[1,true]"), "batch=[1, true] must be an integer from 1"),
         ("benchmark", ("reshaper=mlp", "features=[16]"), "features=[16] must be a list of 2 integers"),
         ("benchmark", ("reshaper=mlp", "cell_m=nan"), "cell_m=nan must be a number from 0.001 to 1000"),
-        ("benchmark", ("reshaper=mlp", "whole=yes_please"), "whole='yes_please' must be true or false"),
+        ("benchmark", ("reshaper=mlp", "full_model=yes_please"), "full_model='yes_please' must be true or false"),
         ("study", ("plan=quik",), "plan=quik is unknown; did you mean quick"),
         ("study", ("worker=-1",), "worker=-1 must be an integer from 0"),
         ("study", ("name=[full]",), "name=['full'] must be text"),

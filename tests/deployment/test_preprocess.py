@@ -14,11 +14,14 @@ import torch
 from commands import ROOT
 from PIL import Image
 
-from bevreshape import export as exporting
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.deployment import preprocess as deploy
+from bevreshape.deployment.inference import FixedInference
+from bevreshape.deployment.metadata import metadata
+from bevreshape.deployment.program import export
+from bevreshape.deployment.rigs import fitted_rig, stored_rig
 from bevreshape.encoders import TimmEncoder
 from bevreshape.geometry import BEVGrid
 from bevreshape.heads import ConvHead
@@ -76,7 +79,7 @@ def test_a_fixed_rigs_images_are_the_programs_own(stored, wanted, lens: str, tmp
     path = folder(tmp_path, stored, LENSES[lens], image)
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0].images[0].numpy()
     spec = spec_of(wanted)
-    about = json.dumps(exporting.metadata(spec, exporting.stored_rig(path, spec)))
+    about = json.dumps(metadata(spec, stored_rig(path, spec)))
     prepared = deploy.Preprocessing(about)({"front": image})
     assert list(prepared) == ["image"]
     assert prepared["image"].dtype == np.float32
@@ -94,7 +97,7 @@ def test_any_rigs_images_and_intrinsics_are_the_programs_own(stored, wanted, tmp
     image = scene(stored)
     path = folder(tmp_path, stored, None, image)
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0]
-    prepare = deploy.Preprocessing(exporting.metadata(spec_of(wanted)))
+    prepare = deploy.Preprocessing(metadata(spec_of(wanted)))
     cameras = json.loads(path.read_text())["cameras"]
     prepared = prepare({"front": image}, cameras)
     assert list(prepared) == ["image", "intrinsics", "ego_from_cam"]
@@ -120,7 +123,7 @@ def test_grey_images_are_the_programs_own(mode: str, tmp_path: Path) -> None:
     path = folder(tmp_path, (90, 160), None, image)
     expected = open_frames(tmp_path / "images", (40, 64), calibration=path, image_mode="grey")[0].images[0].numpy()
     spec = spec_of((40, 64), "grey")
-    prepare = deploy.Preprocessing(exporting.metadata(spec, exporting.stored_rig(path, spec)))
+    prepare = deploy.Preprocessing(metadata(spec, stored_rig(path, spec)))
     assert np.abs(prepare({"front": image})["image"][0, 0] * 255 - expected).max() < 1.01
 
 
@@ -134,7 +137,7 @@ def test_it_works_without_torch_and_alone(tmp_path: Path) -> None:
     assert spec.loader is not None
     alone = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(alone)
-    about = exporting.metadata(spec_of((32, 64)))
+    about = metadata(spec_of((32, 64)))
     assert alone.Preprocessing(about).names == ["front"]
 
 
@@ -147,15 +150,15 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
     model = BEVModel(
         encoder, IPM(encoder.sources[0], GRID), {"segmentation": ConvHead(8, 2, upsample=1, channels=8)}
     ).eval()
-    rig = exporting.stored_rig(path, spec)
+    rig = stored_rig(path, spec)
     given = open_frames(tmp_path / "images", spec.image_size, calibration=path)[0]
     pixels = given["image"][None].float() / 255
     with torch.no_grad():
         expected, mirrored = (
-            model(x, exporting.fitted_rig(rig, spec)).heads["segmentation"].sigmoid() for x in (pixels, pixels.flip(-1))
+            model(x, fitted_rig(rig, spec)).heads["segmentation"].sigmoid() for x in (pixels, pixels.flip(-1))
         )
-    fixed = exporting.FixedInference(model, exporting.fitted_rig(rig, spec))
-    exporting.export(fixed, (pixels.repeat(3, 1, 1, 1, 1),), tmp_path / "fixed.onnx", "onnx", spec, rig)
+    fixed = FixedInference(model, fitted_rig(rig, spec))
+    export(fixed, (pixels.repeat(3, 1, 1, 1, 1),), tmp_path / "fixed.onnx", "onnx", spec, rig)
     session = onnxruntime.InferenceSession(str(tmp_path / "fixed.onnx"), providers=["CPUExecutionProvider"])
     assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [("image", ["batch", 1, 3, 32, 64])]
     prepare = deploy.Preprocessing(session.get_modelmeta().custom_metadata_map["bevreshape"])
@@ -176,7 +179,7 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_refused(images, cameras, message: str, tmp_path: Path) -> None:
     path, spec = folder(tmp_path, (64, 128), None, scene((64, 128))), spec_of((32, 64))
-    prepare = deploy.Preprocessing(exporting.metadata(spec, exporting.stored_rig(path, spec)))
+    prepare = deploy.Preprocessing(metadata(spec, stored_rig(path, spec)))
     with pytest.raises(ValueError, match=message):
         prepare(images, cameras)
 

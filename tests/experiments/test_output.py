@@ -10,12 +10,12 @@ from browser import CHROMIUM, Browser
 from experiments.made_up import made_up
 from PIL import Image
 
-from bevreshape import report
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
 from bevreshape.experiments.output import update_readme, write_results
 from bevreshape.experiments.readme import BEGIN, END, FULL, block, primary_table
 from bevreshape.experiments.runs import Setting
+from bevreshape.reporting.report import write_report
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -136,7 +136,7 @@ def test_the_package_s_readme_says_what_the_committed_records_say() -> None:
 @pytest.fixture(scope="module")
 def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("page") / "page.html"
-    report.main([study.records.folder], out)
+    write_report([study.records.folder], out)
     return out
 
 

@@ -8,8 +8,8 @@ from batches import batch_of
 from commands import without
 from torch import nn
 
-from bevreshape import train
 from bevreshape.data.batch import BEVBatch
+from bevreshape.errors import TrainingInterrupted
 from bevreshape.experiments import task_training
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting, Training, angles
@@ -18,7 +18,6 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, CrossAttention, FeatureShape, Reshaper
-from bevreshape.training.stopping import TrainingInterrupted
 from bevreshape.training.task import BEVTask
 
 GRID = BEVGrid((2.0, 10.0), (-4.0, 4.0), 1.0)
@@ -69,6 +68,7 @@ def test_a_training_that_was_killed_resumes(
         with pytest.raises(Killed):
             task_training.run(arguments, tmp_path)
     assert not (tmp_path / "metrics.json").exists()
+    log_to_stderr()  # as the command does
     again = task_training.run(arguments, tmp_path)
     assert "resumes from" in (tmp_path / "train.log").read_text()
     assert again.curve == whole.curve
@@ -81,7 +81,7 @@ def test_a_stop_says_how_the_study_goes_on(
     def stop(*_: object) -> None:
         raise TrainingInterrupted("stopped; go on with resume=FOLDER")
 
-    monkeypatch.setattr(train, "train", stop)
+    monkeypatch.setattr("bevreshape.experiments.task_training.train", stop)
     with pytest.raises(TrainingInterrupted, match="the same command resumes the study"):
         task_training.run(arguments, tmp_path)
 

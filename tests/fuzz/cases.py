@@ -23,15 +23,15 @@ from hydra.core.global_hydra import GlobalHydra
 from mutations import SMALL, TYPED
 from omegaconf import OmegaConf
 
-from bevreshape import train
-from bevreshape.config import cli, settings
 from bevreshape.config.build_data import build_data
 from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
-from bevreshape.config.options import read_settings
+from bevreshape.config.paths import conf_dir
+from bevreshape.console import run_script
 from bevreshape.data.batch import collate
 from bevreshape.experiments.levels import StudyPlan
 from bevreshape.reporting.runs import read_runs
+from bevreshape.training.validate_config import validate_config
 
 FREE = ("data.classes", "data.splits", "data.targets", "reshapers", "loss.terms", "trainer", "logger", "hydra")
 """Groups in which names that are not in the config may mean something."""
@@ -41,7 +41,7 @@ COSTLY = (
     "max_epochs",
     "scenes",
     "workers",
-    "rounds",
+    "repeats",
     "threads",
     "devices",
     "num_nodes",
@@ -51,9 +51,9 @@ COSTLY = (
 """Keys that only ask for more work, in runs that really take place."""
 
 GROUPS = {
-    "reshaper": [path.stem for path in sorted((cli.conf_dir() / "reshaper").glob("*.yaml"))],
+    "reshaper": [path.stem for path in sorted((conf_dir() / "reshaper").glob("*.yaml"))],
     "head": ["conv", "pyramid"],
-    "loss": [path.stem for path in sorted((cli.conf_dir() / "loss").glob("*.yaml"))],
+    "loss": [path.stem for path in sorted((conf_dir() / "loss").glob("*.yaml"))],
     "augment": ["none", "photometric", "full"],
     "logger": ["none", "csv"],
 }
@@ -127,7 +127,7 @@ def command(name: str, arguments: Sequence[str], main: Callable[..., Any] | None
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            cli.run(main or module.main, name, getattr(module, "prepare", None))
+            module.command(*(() if main is None else (main,)))
         except SystemExit as end:
             code = int(end.code or 0)
     said = err.getvalue()
@@ -144,7 +144,7 @@ def script(name: str, arguments: Sequence[str]) -> str | None:
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try:
-            cli.speaking(module.main)
+            run_script(module.main)
         except SystemExit as end:
             code = int(end.code or 0)
     if code and not err.getvalue().strip():
@@ -179,14 +179,14 @@ def leaves_of(config: Any, prefix: str = "") -> dict[str, Any]:
 def composed(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """The keys of a command's config."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = OmegaConf.to_container(compose(name, list(arguments)), resolve=False)
     return leaves_of(config)
 
 
 def own_keys(name: str) -> dict[str, Any]:
     """The keys that a command's own file has, where its groups are made when it starts."""
-    config = OmegaConf.to_container(OmegaConf.load(cli.conf_dir() / f"{name}.yaml"), resolve=False)
+    config = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{name}.yaml"), resolve=False)
     return {key: value for key, value in leaves_of(config).items() if not key.startswith(("hydra", "defaults"))}
 
 
@@ -238,10 +238,8 @@ def train_checks(random: Random, box: Box) -> Attempt:
         base += ["data=folder", f"data.root={box.frames}", "data.grid.forward_m=[0,16]", "data.grid.left_m=[-8,8]"]
     changes, must_refuse = arguments(random, composed("train", base), TYPED)
 
-    def checked(cfg: Any) -> None:
-        plain = read_settings(settings.Train, plain_config(cfg))
-        del plain["resume"], plain["trust"]
-        train.check(plain)
+    def checked(settings: dict[str, Any], folder: Path) -> None:
+        validate_config({key: value for key, value in settings.items() if key not in ("resume", "trust")})
 
     def call(numbers: Sequence[int]) -> str | None:
         return command("train", [*base, *picked(changes, numbers)], checked)
@@ -320,7 +318,7 @@ def diagnoses(random: Random, box: Box) -> Attempt:
 def benchmarks(random: Random, box: Box) -> Attempt:
     """Two cheap reshapers at one small size."""
     base = [
-        "reshaper=[pool,mlp]", "features=[2,4]", "channels=4", "cells=[4,4]", "rounds=1", "batch=1", "device=cpu",
+        "reshaper=[pool,mlp]", "features=[2,4]", "channels=4", "cells=[4,4]", "repeats=1", "batch=1", "device=cpu",
         "backward=false", "hydra.run.dir=run",
     ]  # fmt: skip
     changes, must_refuse = arguments(random, own_keys("benchmark"), SMALL)
@@ -332,8 +330,8 @@ def studies(random: Random, box: Box) -> Attempt:
     keys = {key: value for key, value in composed("study", []).items() if not key.startswith("hydra")}
     changes, must_refuse = arguments(random, keys, TYPED)
 
-    def checked(cfg: Any) -> None:
-        StudyPlan.read(read_settings(settings.Study, plain_config(cfg))["plan"])
+    def checked(settings: dict[str, Any], folder: Path) -> None:
+        StudyPlan.read(settings["plan"])
 
     def call(numbers: Sequence[int]) -> str | None:
         return command("study", ["hydra.run.dir=run", *picked(changes, numbers)], checked)
@@ -469,10 +467,9 @@ def checkpoints(random: Random, box: Box) -> Attempt:
     return Attempt([f"{kind}: {description}, read by {reader}"], call, kind == "pickle")
 
 
-def no_work(cfg: Any) -> None:
+def no_work(settings: dict[str, Any], folder: Path) -> None:
     """Loads the checkpoint of a command and does nothing with it."""
-    plain = plain_config(cfg)
-    load_model(plain["checkpoint"], plain["trust"])
+    load_model(settings["checkpoint"], settings["trust"])
 
 
 class Hostile:
@@ -586,7 +583,7 @@ def read_samples(folder: Path) -> None:
         "name=samples",
     ]  # its default asks a running Hydra
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(cli.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         data = build_data(plain_config(compose("train", base)))
     data.source.prepare()
     for split in ("train", "val", "test"):

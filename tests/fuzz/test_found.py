@@ -10,7 +10,7 @@ import yaml
 from commands import TINY
 from hydra.core.global_hydra import GlobalHydra
 
-from bevreshape.config import cli
+from bevreshape.console import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +74,6 @@ def test_overrides_of_a_tool(monkeypatch: pytest.MonkeyPatch, capsys, arguments:
     monkeypatch.setattr(sys, "argv", ["constant_map.py", *arguments])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as end:
-        cli.speaking(tool.main)
+        run_script(tool.main)
     assert end.value.code == 1
     assert words in capsys.readouterr().err

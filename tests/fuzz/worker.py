@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from cases import Attempt, Box, InsaneResult, draw, unchanged
 
-from bevreshape.config import cli
-from bevreshape.training.stopping import TrainingInterrupted
+from bevreshape.config.overrides import command_message
+from bevreshape.errors import TrainingInterrupted
 
 CPU_SECONDS, WALL_SECONDS = 60, 300
 """Most of a case: computing, and waiting, which a busy machine makes longer."""
@@ -89,7 +89,7 @@ def called(attempt: Attempt, numbers: Sequence[int]) -> tuple[str, str]:
     except (TrainingInterrupted, KeyboardInterrupt) as error:
         return "stopped", str(error)
     except BaseException as error:
-        sentence = cli.explain(error)
+        sentence = command_message(error)
         if sentence is not None:
             return "sentence", sentence
         said = f"{traceback.format_exc()[-3000:]}"

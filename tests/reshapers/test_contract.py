@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import bevreshape.reshapers as package
+from bevreshape.deployment.program import export
 from bevreshape.errors import InputError
-from bevreshape.export import export
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import FeatureShape, FixedRig, GeometricReshaper, Reshaper
 

@@ -14,7 +14,7 @@ from commands import ROOT
 from plane_pose.camera import Camera
 from plane_pose.marks import from_lines, from_points
 
-from bevreshape.config import cli
+from bevreshape.console import run_script
 from bevreshape.data.sources.folder.calibration import read_calibration
 from bevreshape.geometry import DistortionModel
 
@@ -48,7 +48,7 @@ def seen(pose: np.ndarray, x: float, y: float, distortion: list[float] | None = 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["calibrate_plane.py", *map(str, arguments)])
     try:
-        cli.speaking(calibrate_plane.main)
+        run_script(calibrate_plane.main)
     except SystemExit as end:
         return int(end.code or 0)
     return 0

@@ -11,7 +11,7 @@ from folder_check.frames import boxes_of
 from folder_check.overlay import mosaic, overlay, read_straight
 from PIL import Image
 
-from bevreshape.config import cli
+from bevreshape.console import run_script
 from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.geometry import BEVGrid
 
@@ -49,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr("sys.argv", ["check_data.py", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(SystemExit) as end:
-        cli.speaking(check_data.main)
+        run_script(check_data.main)
     return end.value.code  # type: ignore[return-value]
 
 

@@ -10,7 +10,7 @@ import view_batch
 from batches import batch_of
 from PIL import Image
 
-from bevreshape.config import cli
+from bevreshape.console import run_script
 from bevreshape.data.batch import BEVBatch
 from bevreshape.geometry import BEVGrid, Cameras
 
@@ -66,6 +66,6 @@ def test_a_sample_that_is_not_there_is_a_sentence(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["view_batch.py", "data=synthetic", "data.rig=frnt", f"data.root={tmp_path}"])
     with pytest.raises(SystemExit) as exit_:
-        cli.speaking(view_batch.main)
+        run_script(view_batch.main)
     assert exit_.value.code == 1
     assert "did you mean front" in capsys.readouterr().err

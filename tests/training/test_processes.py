@@ -13,7 +13,8 @@ from lightning.pytorch.plugins.environments import (
 from torch.distributed import TCPStore
 
 from bevreshape.errors import InputError
-from bevreshape.training.processes import LAUNCHERS, check_group, cluster_environment, group
+from bevreshape.training.cluster import cluster_environment
+from bevreshape.training.processes import LAUNCHERS, check_group, group
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 SRUN = {
@@ -125,7 +126,7 @@ def test_restarted_processes_meet_in_a_store_of_their_own(variables) -> None:
 
 @pytest.mark.parametrize("given", [MPIRUN, MPIEXEC, {"RANK": "0", "WORLD_SIZE": "2"}])
 def test_processes_that_cannot_find_each_other(variables, given, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bevreshape.training.processes.MPIEnvironment.detect", lambda: False)
+    monkeypatch.setattr("bevreshape.training.cluster.MPIEnvironment.detect", lambda: False)
     variables(given)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(InputError, match="cannot find each other; start them by torchrun"):

@@ -15,8 +15,9 @@ from bevreshape.config.build_model import build_model
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.model import Outputs
-from bevreshape.train import choose_strategy, torch_says
+from bevreshape.training.failures import explain_failure
 from bevreshape.training.rehearsal import rehearse
+from bevreshape.training.strategy import choose_strategy
 
 pytestmark = pytest.mark.slow
 
@@ -118,11 +119,11 @@ def test_command_refuses_a_single_value_before_it_writes(command, worlds: Path, 
         ("Expected to have finished reduction in the prior iteration", {}, "ddp_find_unused_parameters_true", InputError),
     ],
 )  # fmt: skip
-def test_what_torch_says_in_mid_training_is_a_sentence(error: str, group: dict, words: str, kind: type) -> None:
-    found = torch_says(RuntimeError(error), group)
+def test_what_explain_failure_in_mid_training_is_a_sentence(error: str, group: dict, words: str, kind: type) -> None:
+    found = explain_failure(RuntimeError(error), group)
     assert type(found) is kind
     assert words in str(found)
-    assert torch_says(RuntimeError("shapes do not match"), group) is None
+    assert explain_failure(RuntimeError("shapes do not match"), group) is None
 
 
 def test_an_anomaly_is_told_with_its_function(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:

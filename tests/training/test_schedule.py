@@ -24,11 +24,11 @@ from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import Outputs
 from bevreshape.objectives.losses import BCE
 from bevreshape.storage.checkpoint import FORMAT
-from bevreshape.train import make_early_stop, resolve_schedule
 from bevreshape.training.callbacks import BestCheckpoint, FinalValidation, History, LastCheckpoint
-from bevreshape.training.launch import make_trainer, quiet
 from bevreshape.training.optimizer import AdamWOneCycle
+from bevreshape.training.schedule import make_early_stop, resolve_schedule
 from bevreshape.training.task import BEVTask
+from bevreshape.training.trainer import make_trainer, silence_lightning
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +139,7 @@ class Case:
 
 def fit(case: Case, folder: Path, killed_in: int | None = None, resumed: bool = False) -> tuple[Recorder, BEVTask]:
     """Train as the command does, from the start or from where it was killed."""
-    quiet()
+    silence_lightning()
     torch.manual_seed(0)
     data = BEVDataModule(Dots(case.samples), batch_size=case.batch_size)
     task = BEVTask(

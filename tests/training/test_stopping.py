@@ -18,8 +18,10 @@ import torch
 from commands import TINY, finish, start, without
 from lightning.pytorch import LightningModule, Trainer
 
+from bevreshape.errors import TrainingInterrupted
+from bevreshape.signals import STOPS, interrupted_by_stops
 from bevreshape.training.callbacks import LastCheckpoint
-from bevreshape.training.stopping import STOPS, StopRequest, TrainingInterrupted, interrupted_by_stops, outlive_stops
+from bevreshape.training.stopping import StopRequest, outlive_stops
 from bevreshape.training.task import BEVTask
 
 pytestmark = pytest.mark.slow

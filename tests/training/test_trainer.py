@@ -14,10 +14,10 @@ from test_schedule import Case, Dots
 
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
-from bevreshape.train import resolve_schedule
-from bevreshape.training.launch import make_trainer
+from bevreshape.training.schedule import resolve_schedule
 from bevreshape.training.task import BEVTask
-from bevreshape.training.trainer import OPTIONS, Refused, Strategy, check_options
+from bevreshape.training.trainer import make_trainer
+from bevreshape.training.trainer_options import OPTIONS, Refused, Strategy, check_options
 
 REFUSED: dict[str, Any] = {
     "min_steps": 2,

@@ -9,10 +9,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
 from bevreshape.data.batch import BEVBatch
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, TrainingInterrupted
 from bevreshape.storage.checkpoint import read_checkpoint
 from bevreshape.storage.files import write_atomic
-from bevreshape.training.stopping import StopRequest, TrainingInterrupted
+from bevreshape.training.stopping import StopRequest
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

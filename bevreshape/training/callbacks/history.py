@@ -6,9 +6,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from bevreshape.config.stored import read_history
 from bevreshape.data.batch import BEVBatch
 from bevreshape.storage.files import write_csv
+from bevreshape.storage.plain_values import read_history
 
 
 class History(Callback):

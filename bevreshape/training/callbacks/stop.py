@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 
 from bevreshape.data.batch import BEVBatch
-from bevreshape.training.trainer import MONITORS
+from bevreshape.training.trainer_options import MONITORS
 
 
 class FinalValidation(Callback):

@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from bevreshape.config import cli
 from bevreshape.config.arguments import Parser, integer
+from bevreshape.console import run_script
 from bevreshape.data.sources.synthetic import SyntheticSource
 from bevreshape.data.sources.synthetic.rig import RIGS
 
@@ -55,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.speaking(main)
+    run_script(main)

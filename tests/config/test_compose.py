@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from bevreshape.config.cli import composed
+from bevreshape.config.compose import compose_training
 from bevreshape.errors import InputError
 
 
@@ -15,9 +15,9 @@ def test_a_training_is_composed_within_a_command_whose_own_config_stays(monkeypa
         monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # as it is afterwards too
         HydraConfig.instance().set_config(compose("study", return_hydra_config=True))
         running, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-        found = composed(["reshaper=cross_attention", "seed=3"])
+        found = compose_training(["reshaper=cross_attention", "seed=3"])
         with pytest.raises(InputError, match="lr is no key of this command"):
-            composed(["lr=3"])
+            compose_training(["lr=3"])
         assert GlobalHydra.instance().hydra is running
         assert HydraConfig.instance().cfg is config
     assert found["name"] == "cross_attention-synthetic-seed3"

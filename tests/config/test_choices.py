@@ -33,8 +33,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def announce(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
-    found = [EntryPoint(name, value, "bevreshape.reshapers") for name, value in points]
-    monkeypatch.setattr("bevreshape.config.stored.entry_points", lambda group: found)
+    found = {"bevreshape.reshapers": [EntryPoint(name, value, "bevreshape.reshapers") for name, value in points]}
+    monkeypatch.setattr("bevreshape.config.entry_points.entry_points", lambda group: found.get(group, []))
 
 
 def test_announced_reshaper_is_a_choice_with_its_fields(

@@ -16,23 +16,14 @@ import yaml
 from commands import ROOT
 from hostile import CALLS, CANARY, changed, leaves
 
-from bevreshape import report
-from bevreshape.config import stored
-from bevreshape.config.stored import (
-    PLACES,
-    check_cache,
-    check_plain,
-    check_targets,
-    read_config,
-    read_history,
-    read_json,
-    read_trust,
-    read_yaml,
-    typed_trust,
-)
+from bevreshape.config.allowed import PLACES, check_cache, check_targets, read_config, read_trust
+from bevreshape.config.command_line import typed_trust
 from bevreshape.errors import InputError
+from bevreshape.reporting.report import write_report
 from bevreshape.reporting.runs import read_runs, stopped_early
 from bevreshape.reshapers import Reshaper
+from bevreshape.storage import plain_values
+from bevreshape.storage.plain_values import check_plain, read_history, read_json, read_yaml
 
 SYNTHETIC = "bevreshape.data.sources.synthetic.SyntheticSource"
 
@@ -134,7 +125,7 @@ def concrete(base: type) -> Iterator[type]:
     [
         "os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load", "bevreshape.storage.files.write_text",
         "bevreshape.storage.files.os.system", "bevreshape.training.callbacks.LastCheckpoint", "bevreshape.predict.main", "bevreshape.geometry.Cameras",
-        "bevreshape.data.sources.synthetic.__main__.main", "bevreshape.experiments.task.TaskStudy", "bevreshape.config.stored.os", "hydra.utils.call",
+        "bevreshape.data.sources.synthetic.__main__.main", "bevreshape.experiments.task.TaskStudy", "bevreshape.storage.plain_values.os", "hydra.utils.call",
         "bevreshape.reshapers.Reshaper", "lightning.pytorch.Trainer", "posix.mkdir", "", "x", "..", 7, None, ["os.system"],
     ],
 )  # fmt: skip
@@ -257,7 +248,7 @@ def test_values_of_yaml_are_counted_as_they_are_read(
         return composed(self, parent, index)
 
     monkeypatch.setattr(yaml.SafeLoader, "compose_node", counted)
-    monkeypatch.setattr(stored, "MOST_VALUES", 1000)
+    monkeypatch.setattr(plain_values, "MOST_VALUES", 1000)
     path = tmp_path / "config.yaml"
     path.write_text("a:\n  " + shape.format("[" + "1," * 100_000 + "]"))
     with pytest.raises(InputError, match=r"config\.yaml is nested deeper than 32 or has more than 1000 values"):
@@ -280,7 +271,7 @@ def test_yaml_is_read_up_to_the_same_bounds_as_checked(
 ) -> None:
     """What check_plain lets through has not been refused before, and nothing more has been read."""
     path = tmp_path / "config.yaml"
-    monkeypatch.setattr(stored, "MOST_VALUES", 41)
+    monkeypatch.setattr(plain_values, "MOST_VALUES", 41)
     for many, deep in ((19, 1), (20, 1), (38, 1), (39, 1), (1, 31), (1, 32)):
         node: Any = [1] * many if kind == "list" else {str(number): 1 for number in range(many)}
         for _ in range(deep - 1):
@@ -289,7 +280,7 @@ def test_yaml_is_read_up_to_the_same_bounds_as_checked(
         wanted = sentence(lambda node=node: check_plain({"a": node}, str(path)))
         assert sentence(lambda: read_yaml(path)) == wanted
         with monkeypatch.context() as unchecked:
-            unchecked.setattr(stored, "check_plain", lambda *args: None)
+            unchecked.setattr(plain_values, "check_plain", lambda *args: None)
             assert sentence(lambda: read_yaml(path)) == wanted
 
 
@@ -511,11 +502,11 @@ def test_report_runs_nothing_of_a_run_folder(
     ):
         (run / "config.yaml").write_text(yaml.safe_dump(config | hostile))
         with pytest.raises(InputError, match=r"config\.yaml"):
-            report.main([run], tmp_path / "report.html", samples=1, cells=2, probes=1)
+            write_report([run], tmp_path / "report.html", samples=1, cells=2, probes=1)
         assert not {CANARY, "elsewhere", "report.html"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_report_says_which_history_is_damaged(run: Path, tmp_path: Path) -> None:
     damage_text("history.csv", b"step,val/iou/mean\n1,x\n")(run)
     with pytest.raises(InputError, match=r"history\.csv is damaged: line 2"):
-        report.main([run], tmp_path / "report.html", samples=1, cells=2, probes=1)
+        write_report([run], tmp_path / "report.html", samples=1, cells=2, probes=1)

@@ -1,0 +1,112 @@
+"""What the benchmark measures: shapes, devices and precisions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.reshapers import FeatureShape
+from bevreshape.training.hardware import read_device
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape on one device at one precision."""
+
+    batch: int
+    cameras: int
+    channels: int
+    height: int
+    width: int
+    rows: int
+    cols: int
+    device: str
+    precision: str
+    stride: int
+    cell_m: float
+    around: bool
+
+    @property
+    def source(self) -> FeatureShape:
+        """The features, as of a resized image."""
+        offset_px = (self.stride - 1) / 2
+        return FeatureShape(self.channels, self.height, self.width, self.cameras, self.stride, offset_px)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        return self.height * self.stride, self.width * self.stride
+
+    def grid(self, upsample: int = 1) -> BEVGrid:
+        """Cells ahead of the vehicle or around it; ``upsample`` times finer for a whole model."""
+        length, width = self.rows * self.cell_m, self.cols * self.cell_m
+        nearest = -length / 2 if self.around else 0.0
+        return BEVGrid((nearest, nearest + length), (-width / 2, width / 2), self.cell_m / upsample)
+
+    @property
+    def title(self) -> str:
+        """How tables call it."""
+        return (
+            f"{self.batch} × {self.cameras} cameras × {self.channels} × {self.height}×{self.width} → "
+            f"{self.rows}×{self.cols}, {self.device}, {self.precision}"
+        )
+
+
+def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
+    """Every combination of the listed shapes, devices and precisions; with ``scaling`` the first one at every size.
+
+    Raises:
+        InputError: a value that is no positive number, or a device or precision that cannot be had.
+    """
+    devices = [str(read_device(str(name))) for name in _listed(cfg["device"])]
+    precisions = [str(name) for name in _listed(cfg["precision"])]
+    batches, cameras, channels = (_listed(cfg[key]) for key in ("batch", "cameras", "channels"))
+    shapes = list(product(_pairs(cfg["features"]), _pairs(cfg["cells"])))
+    cases = [
+        Case(
+            b,
+            n,
+            c,
+            *features,
+            *cells,
+            device,
+            precision,
+            cfg["stride"],
+            cfg["cell_m"],
+            n > 1 or cfg["scaling"] == "cameras",
+        )
+        for b, n, c, (features, cells) in product(batches, cameras, channels, shapes)
+        for device, precision in product(devices, precisions)
+    ]
+    if not cases:
+        raise InputError(
+            "benchmark: a list is empty; give batch, cameras, channels, features, cells, device and precision a value"
+        )
+    if cfg["scaling"] is None:
+        return cases
+    if len(cases) > 1:
+        raise InputError(
+            f"scaling={cfg['growth']} starts from one case but {len(cases)} are listed; give one value each"
+        )
+    return [_grown(cases[0], cfg["scaling"], factor) for factor in _listed(cfg["factors"])]
+
+
+def _grown(case: Case, key: str, factor: int) -> Case:
+    if key == "cameras":
+        return replace(case, cameras=case.cameras * factor)
+    if key == "tokens":
+        return replace(case, width=case.width * factor)
+    return replace(
+        case, rows=case.rows * factor, cols=case.cols * factor, cell_m=case.cell_m / factor
+    )  # the same ground
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _pairs(value: Any) -> list[tuple[int, int]]:
+    pairs = value if value and isinstance(value[0], list) else [value]
+    return [(rows, cols) for rows, cols in pairs]

@@ -1,0 +1,210 @@
+"""Which classes a stored config may name: an allow-list, each class in its place, and the packages that the user trusts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from inspect import isclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bevreshape.config.construct import TARGET, locate
+from bevreshape.config.entry_points import ENTRY_POINTS, entry_point_classes
+from bevreshape.config.groups import NAMED
+from bevreshape.errors import InputError
+from bevreshape.storage.plain_values import read_yaml, short
+
+OBJECTIVES = tuple(f"bevreshape.objectives.{name}" for name in ("BCE", "CentersLoss", "Dice", "Focal", "WeightedSum"))
+
+PLACES: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("data",): (
+        "bevreshape.data.sources.folder.FolderSource",
+        "bevreshape.data.sources.kitti.KITTIObjectSource",
+        "bevreshape.data.sources.kitti.KITTIRoadSource",
+        "bevreshape.data.sources.nuscenes.NuScenesSource",
+        "bevreshape.data.sources.synthetic.SyntheticSource",
+    ),
+    ("data", "grid"): ("bevreshape.geometry.BEVGrid",),
+    ("augment",): ("bevreshape.data.augment.Augment",),
+    ("encoder",): ("bevreshape.encoders.TimmEncoder",),
+    ("reshaper",): tuple(
+        f"bevreshape.reshapers.{name}"
+        for name in (
+            "IPM", "MLP", "Bilinear", "ColumnAttention", "ColumnMLP", "CrossAttention", "CrossViewAttention",
+            "DeformableAttention", "KernelAttention", "LatentAttention", "LiftSplat", "MLPAttention", "Pool",
+            "SelfAttention", "StridedConv",
+        )
+    ),
+    ("head", "*"): ("bevreshape.heads.ConvHead", "bevreshape.heads.PyramidHead"),
+    ("objective", "*"): OBJECTIVES,
+    ("objective", "*", "terms", "*"): OBJECTIVES,
+    ("metric", "*"): tuple(f"bevreshape.metrics.{name}" for name in ("BEVIoU", "ConditionIoU", "RoadMetric")),
+    ("optimizer",): tuple(f"bevreshape.training.optimizer.{name}" for name in ("AdamWOneCycle", "TorchOptimizer")),
+    ("optimizer", "optimizer"): tuple(
+        f"torch.optim.{name}"
+        for name in ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
+    ),
+    ("optimizer", "scheduler"): tuple(
+        f"torch.optim.lr_scheduler.{name}"
+        for name in (
+            "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LinearLR",
+            "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
+        )
+    ),
+    ("logger",): tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger")),
+}  # fmt: skip
+"""The classes that a stored config may name without being trusted, by their place in it; * is any name."""
+
+GROUPS = tuple(dict.fromkeys(place[0] for place in PLACES))
+
+LOGGER_OPTIONS = (
+    "entity", "experiment", "flush_logs_every_n_steps", "group", "job_type", "log_model", "mode", "name", "notes", "prefix",
+    "project", "sub_dir", "tags", "version",
+)  # fmt: skip
+"""Of a stored logger; others would let it write elsewhere, or send the user's key to another host."""
+
+
+def read_trust(given: object) -> tuple[str, ...]:
+    """The packages of ``trust=[a,b]`` or ``trust=a``.
+
+    Raises:
+        InputError: when it is neither a list nor one name of a package.
+    """
+    names = [given] if isinstance(given, str) else given
+    if isinstance(names, list | tuple) and all(isinstance(name, str) and name.isidentifier() for name in names):
+        return tuple(names)
+    raise InputError(f"trust={given!r} must be a list of packages without dots, such as trust=[their_package]")
+
+
+def typed_trust(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The packages of ``trust=…`` among the arguments of a command, before Hydra has read them."""
+    typed = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("trust=")]
+    try:
+        return read_trust(yaml.safe_load(typed[-1]) or []) if typed else ()
+    except yaml.YAMLError:
+        raise InputError(f"trust={typed[-1]} is not understood; write trust=[their_package]") from None
+
+
+def check_targets(node: Any, part: str, where: str, trust: Sequence[str] = ()) -> None:
+    """Refuse a stored part of a config that names anything but the classes that belong there.
+
+    Args:
+        node: the plain values of the part.
+        part: such as ``reshaper``.
+        where: the file, for messages.
+        trust: packages of which any class may be named, anywhere.
+
+    Raises:
+        InputError: naming the target.
+    """
+    _check_targets(node, (part,), where, trust)
+
+
+def _check_targets(node: Any, place: tuple[str, ...], where: str, trust: Sequence[str]) -> None:
+    if isinstance(node, Mapping):
+        if TARGET in node:
+            _check_target(node[TARGET], place, where, trust)
+            if place == ("logger",) and node[TARGET] in PLACES[place]:
+                _check_logger(node, where)
+        for key, value in node.items():
+            _check_targets(value, (*place, str(key)), where, trust)
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            _check_targets(value, (*place, str(number)), where, trust)
+
+
+def _check_target(target: Any, place: tuple[str, ...], where: str, trust: Sequence[str]) -> None:
+    own = any(
+        target in names
+        for known, names in PLACES.items()
+        if len(known) == len(place) and all(one in ("*", other) for one, other in zip(known, place, strict=True))
+    )
+    group = place[0] if len(place) == (2 if place[0] in NAMED else 1) else ""
+    if own or target in entry_point_classes(group).values():
+        return
+    said = f"{where}: {short('.'.join(place))} wants to call {short(str(target))}, which is"
+    if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
+        raise InputError(f"{said} no dotted name of a class; use a file that bevreshape wrote")
+    package = target.partition(".")[0]
+    if package == "bevreshape":
+        raise InputError(f"{said} no class of bevreshape that belongs there; use a file that bevreshape wrote")
+    if package not in trust:
+        announced = f" nor an installed entry point of {ENTRY_POINTS[group]}" if group in ENTRY_POINTS else ""
+        raise InputError(
+            f"{said} {'neither a' if announced else 'no'} class of bevreshape{announced}; if you know this file and that "
+            f"code, set trust=[{package}]"
+        )
+    found = locate(target)
+    if not isclass(found) or found.__module__.partition(".")[0] not in trust:
+        raise InputError(f"{said} no class that the trusted {package} defines; name such a class")
+
+
+def _check_logger(node: Mapping[Any, Any], where: str) -> None:
+    package = str(node[TARGET]).partition(".")[0]
+    for key, value in node.items():
+        if key not in (TARGET, *LOGGER_OPTIONS):
+            raise InputError(
+                f"{where}: logger.{short(key)} is not taken from a file; if you know it, set trust=[{package}]"
+            )
+        if key in ("name", "version", "sub_dir") and re.search(r"[/\\]|\.\.", str(value)):
+            raise InputError(
+                f"{where}: logger.{key}={short(value)!r} is a path that would leave the run folder; name a folder in it"
+            )
+
+
+def check_cache(data: Mapping[str, Any], where: str) -> None:
+    """Refuse that a stored config says where scenes are generated, unless that is below the current folder or a cache already.
+
+    All other sources only read.
+
+    Args:
+        data: the stored ``data`` group.
+        where: the file, for messages.
+
+    Raises:
+        InputError: naming the folder.
+    """
+    if data.get(TARGET) not in ("bevreshape.data.sources.synthetic.SyntheticSource",) or "root" not in data:
+        return
+    root = Path(str(data["root"]))
+    inside = not root.is_absolute() and ".." not in root.parts and not str(root).startswith("~")
+    if not inside and not _is_cache(root):
+        raise InputError(
+            f"{where}: its scenes would be generated in {root}, which holds none yet; say where by data.root=FOLDER"
+        )
+
+
+def _is_cache(root: Path) -> bool:
+    try:
+        return any(root.expanduser().glob("*/meta.json"))
+    except (OSError, RuntimeError):  # no folder, or the home of an unknown user
+        return False
+
+
+def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = ()) -> dict[str, Any]:
+    """A run folder's ``config.yaml``, all of whose classes are allowed.
+
+    Args:
+        path: of the file.
+        trust: packages of which any class may be named.
+        needed: keys that it must have.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    config = read_yaml(path)
+    if "hydra" in config or "defaults" in config:
+        raise InputError(
+            f"{path} holds settings of Hydra itself, which could run anything; no run writes them, so remove them"
+        )
+    missing = [key for key in needed if config.get(key) is None]
+    if missing:
+        raise InputError(f"{path} has no {missing[0]}; it is damaged, so restore it")
+    for part in (*GROUPS, "loader", "trainer", "log_images"):
+        if not isinstance(config.get(part), dict | None):
+            raise InputError(
+                f"{path}: {part}={short(config[part])!r} must be a mapping of options; it is damaged, so restore it"
+            )
+    for part, node in config.items():
+        check_targets(node, str(part), str(path), trust)
+    return config

@@ -1,0 +1,66 @@
+"""Choices of config groups that are no YAML file: classes of other packages."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+from bevreshape.config.command_line import asks_for_help
+from bevreshape.config.construct import TARGET
+from bevreshape.config.entry_points import ENTRY_POINTS, class_choice, entry_point_classes
+from bevreshape.config.paths import conf_dir
+from bevreshape.errors import InputError
+
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+"""A dotted path of Python."""
+
+
+def register_choices(arguments: Sequence[str]) -> None:
+    """Offer Hydra the classes that installed packages announce, and those that a command line names by their dotted path.
+
+    Args:
+        arguments: of the command, such as ``reshaper=mine.ColumnMean``.
+
+    Raises:
+        InputError: when a class has the name of a built-in choice, or a dotted path cannot be imported.
+    """
+    _register_entry_points(asks_for_help(arguments))
+    for argument in arguments:
+        group, _, values = argument.lstrip("+").partition("=")
+        for value in values.strip("[]").split(",") if group in ENTRY_POINTS else ():
+            name = value.strip(" '\"")
+            if DOTTED.fullmatch(name) and not _is_file(group, name, arguments):
+                try:
+                    node = class_choice(group, name)
+                except InputError as error:
+                    raise InputError(f"{group}={name}: {error}") from error
+                ConfigStore.instance().store(group=group, name=name, node=node)
+
+
+def _register_entry_points(names_alone: bool) -> None:
+    """Register them, for a list of choices without importing them."""
+    for group in ENTRY_POINTS:
+        built_in = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+        for name, target in entry_point_classes(group).items():
+            if name in built_in:
+                raise InputError(
+                    f"the installed package of {target} announces a {group} '{name}', which is the name of a built-in; "
+                    f"rename its entry point, or choose {group}={target}"
+                )
+            node = {TARGET: target}
+            if not names_alone:
+                with suppress(InputError):  # it is reported when it is chosen
+                    node = class_choice(group, target)
+            ConfigStore.instance().store(group=group, name=name, node=node)
+
+
+def _is_file(group: str, name: str, arguments: Sequence[str]) -> bool:
+    """Whether the user has a YAML file of that name in a folder of configs."""
+    folders = [conf_dir()]
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, _, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folders.append(Path(value or following).expanduser())
+    return any((folder / group / f"{name}.yaml").is_file() for folder in folders)

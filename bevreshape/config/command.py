@@ -1,0 +1,86 @@
+"""Run a command under Hydra."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from bevreshape.config.choices import register_choices
+from bevreshape.config.command_line import local_folders
+from bevreshape.config.compose import plain_config
+from bevreshape.config.options import read_settings
+from bevreshape.config.overrides import command_message, explain_override
+from bevreshape.config.paths import conf_dir
+from bevreshape.console import log_to_stderr, print_error
+from bevreshape.errors import Divergence, TrainingInterrupted
+from bevreshape.signals import interrupted_by_stops
+
+Main = Callable[[dict[str, Any], Path], object]
+"""The work of a command, called with its settings and the folder of what it writes."""
+
+Rewrite = Callable[[str, list[str]], tuple[str, list[str]]]
+"""Turn the name of the primary config and the arguments into those that Hydra gets."""
+
+
+def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = None) -> None:
+    """Run a command. It ends with exit code 1 and one line where the input is at fault, with 3 where training diverged.
+
+    Args:
+        main: the work.
+        name: of the command and of its primary config in ``conf/``.
+        keys: a TypedDict of :mod:`bevreshape.config.settings`, with which the composed config is compared.
+        rewrite: changes the command line before Hydra reads it.
+    """
+    log_to_stderr()
+    full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes its errors on instead of printing them
+    try:
+        register_choices(sys.argv[1:])
+        sys.argv[1:] = local_folders(sys.argv[1:])
+        if rewrite is not None:
+            name, sys.argv[1:] = rewrite(name, sys.argv[1:])
+        failures: list[Exception] = []
+        with interrupted_by_stops():
+            job = _keeping(failures, main, keys)
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
+        if failures:
+            raise failures[0]
+    except Exception as error:
+        message = explain_override(error, conf_dir(), name, sys.argv[1:]) or command_message(error)
+        if full_error or message is None:
+            traceback.print_exc()
+        if message is not None:
+            print_error(message)
+        sys.exit(Divergence.exit_code if isinstance(error, Divergence) else 1)
+    except (TrainingInterrupted, KeyboardInterrupt) as stop:
+        print_error(str(stop) or "stopped")
+        sys.exit(130)
+    finally:
+        if not full_error:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _keeping(failures: list[Exception], main: Main, keys: type) -> Callable[[DictConfig], None]:
+    """A job that keeps its error to be raised later where it runs once; Hydra prints a line of its own about those it sees.
+
+    In a sweep Hydra must see them: they are the status of a job.
+    """
+
+    @wraps(main)
+    def job(cfg: DictConfig) -> None:
+        try:
+            main(read_settings(keys, plain_config(cfg)), Path(HydraConfig.get().runtime.output_dir))
+        except Exception as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            failures.append(error)
+
+    return job

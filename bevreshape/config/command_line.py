@@ -1,0 +1,59 @@
+"""The arguments of a command, before Hydra reads them."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from bevreshape.config.allowed import read_trust
+from bevreshape.config.options import LocalPath, read_value
+from bevreshape.errors import InputError
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
+"""Keys of Hydra's that name folders of this machine."""
+
+
+def local_folders(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with folders as paths on this machine, ``~`` expanded.
+
+    Raises:
+        InputError: for an address elsewhere.
+    """
+    found, is_folder = [], False
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if is_folder:
+            argument = read_value("--config-dir", LocalPath, argument)
+        elif equals and (key in FOLDERS or key == "--config-dir"):
+            bare = value.strip("'\"")
+            path = read_value(key, LocalPath, bare)
+            argument = argument if path == bare else f"{key}={path}" if key.startswith("--") else f"{key}='{path}'"
+        is_folder = argument in ("--config-dir", "-cd")
+        found.append(argument)
+    return found
+
+
+def typed_value(arguments: Sequence[str], key: str) -> str | None:
+    """Return the last value of ``key=value``; ``None`` where it is not given, or null."""
+    found: list[Any] = [match[1] for argument in arguments if (match := re.fullmatch(rf"\+*{key}=(.*)", argument))]
+    return found[-1].strip("'\"") if found and found[-1] not in ("", "null") else None
+
+
+def typed_trust(arguments: Sequence[str]) -> tuple[str, ...]:
+    """Return the packages of ``trust=…``."""
+    typed = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("trust=")]
+    try:
+        return read_trust(yaml.safe_load(typed[-1]) or []) if typed else ()
+    except yaml.YAMLError:
+        raise InputError(f"trust={typed[-1]} is not understood; write trust=[their_package]") from None
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether the command is asked to explain itself, and will do nothing else."""
+    return not {"--help", "-h"}.isdisjoint(arguments)
+
+
+def quoted(text: str) -> str:
+    """Return a text as the value of an override that Hydra leaves as it is, whatever it holds but interpolations."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + (found[2] and r"\""), text) + '"'

@@ -1,0 +1,58 @@
+"""``resume=FOLDER``: the stored config of a run as the primary config."""
+
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+from bevreshape.config.allowed import check_cache, read_config
+from bevreshape.config.command_line import quoted, typed_trust, typed_value
+from bevreshape.config.options import LocalPath, read_value
+from bevreshape.errors import InputError
+from bevreshape.storage.run_folder import CHANGEABLE
+
+NEEDED = (
+    "data", "loader", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "trainer", "seed", "name",
+    "checkpoint_every_n_steps", "log_images",
+)  # fmt: skip
+"""What the config of a run that resumes must have."""
+
+ALONE = ("~", "-m", "--multirun", "-cn", "--config-name", "-cp", "--config-path")
+"""Arguments that would make it another run."""
+
+
+def resume_arguments(name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """With ``resume=FOLDER``, make that run's config the primary one and point Hydra at its folder.
+
+    Raises:
+        InputError: when the folder is no run, or an argument would make it another one.
+    """
+    typed = typed_value(arguments, "resume")
+    if typed is None:
+        return name, arguments
+    run = Path(read_value("resume", LocalPath, typed))
+    if not (run / "config.yaml").is_file() or not (run / "checkpoints" / "last.ckpt").is_file():
+        raise InputError(
+            f"resume={run} has no config.yaml and checkpoints/last.ckpt; name a runs/<date>/<time> folder that was begun"
+        )
+    if "${" in str(run.resolve()):
+        raise InputError(
+            f"resume={run} is located in {run.resolve()}, of which Hydra would resolve '${{'; rename that folder"
+        )
+    for argument in arguments:
+        _check_argument(argument)
+    stored = read_config(run / "config.yaml", typed_trust(arguments), NEEDED)
+    if typed_value(arguments, "data.root") is None:
+        check_cache(stored["data"], str(run / "config.yaml"))
+    ConfigStore.instance().store(name="resumed", node={**stored, "resume": str(run), "trust": []})
+    return "resumed", [*arguments, f"hydra.run.dir={quoted(str(run.resolve()))}", "hydra.output_subdir=null"]
+
+
+def _check_argument(argument: str) -> None:
+    if argument.startswith(ALONE):
+        raise InputError(f"{argument}: a run resumes alone and as it began; leave it out, or start a new run")
+    key = argument.split("=")[0].lstrip("+~")
+    if "=" in argument and key not in ("resume", "trust") and not key.startswith(CHANGEABLE):
+        keys = ", ".join(f"{key}KEY" if key.endswith(".") else key for key in CHANGEABLE)
+        raise InputError(
+            f"{argument}: a run resumes as it began, only {keys} may change; start a new run to change more"
+        )

@@ -1,0 +1,43 @@
+"""A trained model as a module of tensors alone, which a graph can hold."""
+
+from torch import Tensor, nn
+
+from bevreshape.data.batch import SEGMENTATION
+from bevreshape.geometry import Cameras
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import FixedRig, Reshaper
+
+
+class Inference(nn.Module):
+    """Images and calibration to probabilities, in tensors alone.
+
+    Args:
+        model: trained.
+        image_size: (H, W) of the images.
+    """
+
+    def __init__(self, model: BEVModel, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        self.image_size = image_size
+
+    def forward(self, image: Tensor, intrinsics: Tensor, ego_from_cam: Tensor) -> Tensor:
+        """(b, n, 3, H, W) in 0..1, (b, n, 3, 3), (b, n, 4, 4) → (b, k, rows, cols)."""
+        return self.model(image, Cameras(intrinsics, ego_from_cam, self.image_size)).heads[SEGMENTATION].sigmoid()
+
+
+class FixedInference(Inference):
+    """Images of one rig to probabilities: its geometry is computed once, here.
+
+    Args:
+        model: trained.
+        rig: its cameras, b = 1.
+    """
+
+    def __init__(self, model: BEVModel, rig: Cameras) -> None:
+        assert isinstance(model.reshaper, Reshaper)
+        super().__init__(BEVModel(model.encoder, FixedRig(model.reshaper, rig), model.heads), rig.image_size)
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # the rig is known
+        """(b, n, 3, H, W) in 0..1 → (b, k, rows, cols)."""
+        return self.model(image).heads[SEGMENTATION].sigmoid()

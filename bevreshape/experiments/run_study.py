@@ -1,0 +1,79 @@
+"""The entries of a study, one after another, and its tables, chart and page."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bevreshape.experiments.level import left, run
+from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan
+from bevreshape.experiments.output import write_results
+from bevreshape.experiments.readme import primary_table
+from bevreshape.experiments.records import Entry, Records
+from bevreshape.reporting.progress import Progress
+from bevreshape.reporting.report import write_report
+from bevreshape.storage.files import write_text
+from bevreshape.storage.plain_values import to_yaml
+from bevreshape.training.trainer import silence_lightning
+
+WRITTEN_S = 600.0
+"""Seconds from one writing of tables and chart to the next, while entries are done."""
+
+
+def run_study(plan: Mapping[str, Any], folder: Path) -> Study:
+    """Do the entries that are left, and write tables, chart and page now and then and at the end.
+
+    Args:
+        plan: the ``plan`` group of the config.
+        folder: of records, tables and page.
+
+    Raises:
+        InputError: when the folder holds records of another plan, or an entry cannot be done.
+    """
+    silence_lightning()
+    study = Study(StudyPlan.read(plan), Records(folder))
+    for level in study.levels:
+        left(level)  # refuses records of another plan before anything is written
+    write_text(folder / PLAN_FILE, to_yaml(plan))
+    finish(study)
+    write(study)
+    return study
+
+
+def finish(study: Study) -> None:
+    """Do what is left and no other process has begun, until all is done.
+
+    Raises:
+        InputError: when an entry cannot be done.
+    """
+    planned, missing = study.planned, study.missing
+    begun = effort = sum(planned[name] for name in missing)
+    written = time.monotonic()
+    with Progress("study", len(planned), len(planned) - len(missing)) as progress:
+        for done in run(study.levels):
+            effort = sum(planned[name] for name in done.left)
+            progress.effort = begun - effort, effort
+            progress.note = done.name
+            progress.advance(len(planned) - len(done.left) - progress.done)
+            if done.left and time.monotonic() - written > WRITTEN_S:
+                write(study)
+                written = time.monotonic()
+
+
+def write(study: Study) -> None:
+    """Tables, chart and page, unless another process is writing the same."""
+    with study.records.claimed(Entry("results", {})) as ours:
+        if ours:
+            write_results(study)
+            write_report([study.records.folder], study.records.folder / "report.html")
+
+
+def primary_rows(study: Study) -> Table:
+    """The primary rows for a console."""
+    headings, rows = primary_table(study.rows)
+    shown = Table(*headings, title="attention and MLP", show_lines=True)
+    for row in rows:
+        shown.add_row(*row)
+    return shown

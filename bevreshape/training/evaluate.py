@@ -1,0 +1,118 @@
+"""The metrics of a checkpoint, on its own data or on other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from bevreshape.analysis.evaluation import Change, Evaluation, Variant
+from bevreshape.analysis.robustness import drop_camera
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.build_data import build_data_for
+from bevreshape.config.groups import build_named
+from bevreshape.config.load_model import load_model
+from bevreshape.data.batch import SEGMENTATION, BEVBatch, match_cameras
+from bevreshape.errors import InputError
+from bevreshape.model import BEVModel
+from bevreshape.reporting.tables import write_metrics
+from bevreshape.training.callbacks import RunProgress
+from bevreshape.training.trainer import make_trainer, silence_lightning
+
+
+class SelectChannels(nn.Module):
+    """Some channels of what a head makes."""
+
+    def __init__(self, head: nn.Module, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.head, self.channels = head, list(channels)
+
+    def forward(self, bev: Tensor) -> Tensor:
+        """(b, d, R, C) → (b, channels, rows, cols)."""
+        return self.head(bev)[:, self.channels]
+
+
+def among(model: BEVModel, predicted: Sequence[str], classes: Sequence[str]) -> BEVModel:
+    """A model of some of the classes that it predicts."""
+    channels = [list(predicted).index(name) for name in classes]
+    return BEVModel(model.encoder, model.reshaper, {SEGMENTATION: SelectChannels(model.heads[SEGMENTATION], channels)})
+
+
+def variants(labelled: Sequence[str], classes: Sequence[str], dropped: Sequence[str]) -> dict[str, Variant]:
+    """The batches with some of the classes that their labels have, and with each camera dropped in turn.
+
+    Args:
+        labelled: classes of the labels.
+        classes: those that are compared.
+        dropped: cameras; all of the model's, in their order, or none.
+    """
+    channels = [list(labelled).index(name) for name in classes]
+
+    def select(batch: BEVBatch) -> BEVBatch:
+        target = batch.targets[SEGMENTATION].map(lambda cells: cells[:, channels])
+        return replace(batch, targets={**batch.targets, SEGMENTATION: target})
+
+    def without(camera: int) -> Change:
+        return lambda batch: drop_camera(camera)(select(batch))
+
+    return {"": Variant(select), **{name: Variant(without(number)) for number, name in enumerate(dropped)}}
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What is measured of a checkpoint.
+
+    Attributes:
+        metrics: as written to ``metrics.json``.
+        classes: that were compared.
+        tables: title and figures of metrics that are no IoU of a class.
+        left_out: classes that the data or the model alone knows.
+    """
+
+    metrics: dict[str, float]
+    classes: tuple[str, ...]
+    tables: tuple[tuple[str | None, dict[str, float]], ...]
+    left_out: tuple[str, ...]
+
+
+def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
+    """Measure one checkpoint on one split and write ``metrics.json``.
+
+    Raises:
+        InputError: when the data has another number of cameras or no class in common with the model.
+    """
+    silence_lightning()
+    model, spec, _ = load_model(cfg["checkpoint"], cfg["trust"])
+    data = build_data_for(cfg, spec)
+    found = BEVSpec.of(data.source)
+    data.camera_order = match_cameras(spec.camera_names, found.camera_names, "data")
+    classes = tuple(name for name in spec.classes if name in found.classes)
+    if not classes:
+        raise InputError(
+            f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(spec.classes)}) have no name in "
+            "common; name them alike in data.classes"
+        )
+    measured = build_named("metric", cfg["metric"], classes=classes, grid=spec.grid)
+    dropped = spec.camera_names if cfg["drop_each_camera"] else ()
+    task = Evaluation(among(model, spec.classes, classes), measured, variants(found.classes, classes, dropped))
+    bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
+    trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
+    data.tested_split = cfg["split"]
+    tested = trainer.test(task, datamodule=data, verbose=False)[0]
+    metrics = {key: float(value) for key, value in tested.items()}
+    without = {
+        f"iou_without/{name}/{camera}": task.results[camera][f"iou/{name}"]
+        for name in (*classes, "mean")
+        for camera in dropped
+    }
+    metrics |= {f"test/{key}": value for key, value in without.items()}
+    if trainer.is_global_zero:
+        write_metrics(folder, metrics)
+    tables: list[tuple[str | None, dict[str, float]]] = [
+        (getattr(data.source, "protocol", None), dict(values)) for values in task.tables
+    ]
+    if without:
+        tables.append(("IoU without one camera", without))
+    left_out = tuple(sorted({*spec.classes, *found.classes} - {*classes}))
+    return EvaluationResult(metrics, classes, tuple(tables), left_out)

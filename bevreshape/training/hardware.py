@@ -1,0 +1,91 @@
+"""Devices, precision and processes: what the machine cannot do is refused, not replaced in silence."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bevreshape.errors import InputError, suggest
+from bevreshape.training.processes import check_group
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""What a network can be trained in; geometry stays in float32, which the ``-true`` half precisions would break."""
+
+
+def check_hardware(cfg: Mapping[str, Any]) -> None:
+    """Compare what the ``trainer`` group asks for with what this machine has."""
+    precision = str(cfg.get("precision", "32-true"))
+    if precision not in PRECISIONS:
+        raise InputError(f"trainer.precision={precision} is not offered; {suggest(precision, PRECISIONS)}")
+    accelerator = cfg.get("accelerator", "auto")
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and gpus == 0:
+        raise InputError(
+            f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use; set trainer.accelerator=cpu"
+        )
+    if accelerator not in ("auto", "cpu", "gpu", "cuda"):
+        raise InputError(
+            f"trainer.accelerator={accelerator} is not offered; {suggest(str(accelerator), ('auto', 'cpu', 'gpu', 'cuda'))}"
+        )
+    gpu = on_gpu(cfg)
+    if precision == "16-mixed" and not gpu:
+        raise InputError(
+            "trainer.precision=16-mixed needs a GPU (a CPU has no float16 autocast); set trainer.precision=bf16-mixed or 32-true"
+        )
+    if precision == "bf16-mixed" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError(
+            "trainer.precision=bf16-mixed: this GPU has no bfloat16; set trainer.precision=16-mixed or 32-true"
+        )
+    count = process_count(cfg)
+    check_group(count, cfg.get("num_nodes", 1))
+    if gpu and count > gpus:
+        raise InputError(
+            f"trainer.devices={cfg.get('devices')}: this machine has {gpus} GPU(s); set trainer.devices={gpus}"
+        )
+    if count > 1 and accelerator == "auto" and not gpu:
+        raise InputError(
+            f"trainer.devices={cfg.get('devices')}: this machine has no GPU; set trainer.devices=1, or trainer.accelerator=cpu "
+            f"to train in {count} CPU processes"
+        )
+
+
+def process_count(cfg: Mapping[str, Any]) -> int:
+    """How many processes on this machine the ``trainer`` group asks for.
+
+    Raises:
+        InputError: when ``devices`` is not a number, a list of numbers, or ``auto``.
+    """
+    devices = cfg.get("devices", 1)
+    if isinstance(devices, str) and re.fullmatch("-?[0-9]+", devices):
+        devices = int(devices)
+    if devices in ("auto", -1):
+        on_cpu = cfg.get("accelerator") == "cpu"
+        return 1 if on_cpu else max(torch.cuda.device_count(), 1)
+    if isinstance(devices, list) and devices and all(isinstance(d, int) and d >= 0 for d in devices):
+        return len(devices)
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise InputError(f"trainer.devices={devices!r} must be a number of devices, a list of their indices, or auto")
+    return devices
+
+
+def on_gpu(cfg: Mapping[str, Any]) -> bool:
+    """Whether the ``trainer`` group trains on a GPU of this machine."""
+    accelerator = cfg.get("accelerator", "auto")
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)
+
+
+def read_device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU where there is one.
+
+    Raises:
+        InputError: when it cannot be had.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).cpu()  # which meta, that computes nothing, refuses
+    except (NotImplementedError, RuntimeError, AssertionError, ImportError) as error:
+        raise InputError(f"device={name} cannot be had here ({str(error).splitlines()[0]}); set device=cpu") from error
+    return device

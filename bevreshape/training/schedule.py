@@ -1,0 +1,47 @@
+"""The length of a run in steps, its validations, and when it may end early."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from bevreshape.data.batch import SPLITS
+from bevreshape.data.datamodule import BEVDataModule, ResumableShuffleSampler, evaluation_sampler
+from bevreshape.errors import InputError
+from bevreshape.training.callbacks import EarlyStop
+from bevreshape.training.hardware import process_count
+
+
+def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
+    """The ``trainer`` group with its length in optimizer steps, and its validations in batches, as Lightning counts them.
+
+    ``max_epochs`` is turned into steps, of which an epoch has as many as it fills; where both are given the shorter holds.
+    Validations fall on the multiples of ``val_check_interval`` and on the end
+    (:class:`~bevreshape.training.callbacks.FinalValidation`).
+
+    Raises:
+        InputError: when a split is too small for the batch size, the processes, the batches that are accumulated, or the
+            share of it that is asked for.
+    """
+    trainer = {"accumulate_grad_batches": 1, "max_epochs": -1, **trainer}
+    accumulated, steps, epochs = (trainer[key] for key in ("accumulate_grad_batches", "max_steps", "max_epochs"))
+    world = process_count(trainer) * trainer.get("num_nodes", 1)
+    samples = {name: len(data.source.split(name)) for name in SPLITS}  # type: ignore[arg-type]
+    order = ResumableShuffleSampler(samples["train"], data.batch_size, data.seed, world=world, accumulated=accumulated)
+    for name in ("val", "test"):
+        smallest = len(evaluation_sampler(range(samples[name]), world - 1, world))
+        batches = math.ceil(smallest / data.batch_size)
+        limit = trainer.get(f"limit_{name}_batches")
+        if isinstance(limit, float) and int(batches * limit) == 0:
+            raise InputError(
+                f"trainer.limit_{name}_batches={limit} of {batches} batches is none; set it to a number of batches"
+            )
+    if epochs > 0:
+        steps = min(order.steps * epochs, steps) if steps > 0 else order.steps * epochs
+    every = min(trainer["val_check_interval"], steps)
+    return {**trainer, "max_steps": steps, "max_epochs": -1, "val_check_interval": every * accumulated}
+
+
+def make_early_stop(trainer: Mapping[str, Any]) -> EarlyStop | None:
+    """What ends training early, where the ``trainer`` group asks for it."""
+    node = {"monitor": "val/iou/mean", "patience": None, "min_delta": 0.0, **(trainer.get("early_stopping") or {})}
+    return None if node["patience"] is None else EarlyStop(**node)

@@ -1,0 +1,22 @@
+"""How the gradients of several processes are combined."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.build_model import build_model
+from bevreshape.training.hardware import process_count
+from bevreshape.training.rehearsal import rehearse
+
+
+def choose_strategy(cfg: Mapping[str, Any], spec: BEVSpec) -> str:
+    """The strategy of the ``trainer`` group, or the one that waits for no gradient of parameters which get none.
+
+    Encoders may keep branches that are not read, and distributed training would wait for their gradients for ever.
+    """
+    trainer = cfg["trainer"]
+    asked = str(trainer.get("strategy", "auto"))
+    if process_count(trainer) * trainer.get("num_nodes", 1) == 1 or asked not in ("auto", "ddp"):
+        return asked
+    unused = rehearse(build_model(cfg, spec), spec, 2, backward=True)
+    return "ddp_find_unused_parameters_true" if unused else asked

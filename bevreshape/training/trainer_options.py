@@ -1,0 +1,141 @@
+"""The ``trainer`` group: which options of Lightning's Trainer work, which are refused and why."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le
+from typing_extensions import TypedDict
+
+from bevreshape.config.options import Steps, Weight, read_value, suggest_key
+from bevreshape.errors import InputError
+
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
+"""Those whose processes this program starts and whose checkpoints load anywhere."""
+
+
+MONITORS = {"val/iou/mean": "max", "val/loss": "min"}
+"""What early stopping can watch, and which way it improves."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An option of Lightning's Trainer that cannot do here what it says.
+
+    Attributes:
+        reason: why, and what to set instead.
+        idle: values that ask for nothing, as Lightning's own defaults, and are let pass.
+    """
+
+    reason: str
+    idle: tuple[Any, ...] = (None,)
+
+
+Open = Literal[-1] | Steps
+"""A length, -1 leaving it open."""
+Limit = Annotated[int, Ge(1), Le(1_000_000_000)] | Annotated[float, Gt(0), Le(1)] | None
+"""A number of batches, or a share of them."""
+Machine = Any
+"""Compared with what the machine has, see :func:`~bevreshape.training.hardware.check_hardware`."""
+
+_ONE_LENGTH = "a run's length is max_steps or max_epochs, and its learning rate is scheduled over it"
+_WHOLE_SPLIT = "an epoch is the whole training split; set max_steps for a shorter run, or give the data fewer samples"
+
+OPTIONS: Mapping[str, Any] = {
+    # where
+    "accelerator": Machine,
+    "devices": Machine,
+    "num_nodes": Steps,
+    "precision": Machine,
+    "strategy": Strategy,
+    "sync_batchnorm": bool,
+    # how long
+    "max_steps": Open,
+    "max_epochs": Open,
+    "min_steps": Refused(f"{_ONE_LENGTH}; early_stopping.patience says how soon it may stop early"),
+    "min_epochs": Refused(f"{_ONE_LENGTH}; early_stopping.patience says how soon it may stop early"),
+    "max_time": Refused(f"{_ONE_LENGTH}; set max_steps, which gives the same run on any machine"),
+    "accumulate_grad_batches": Steps,
+    "limit_train_batches": Refused(_WHOLE_SPLIT, idle=(None, 1.0)),
+    "overfit_batches": Refused(_WHOLE_SPLIT, idle=(None, 0, 0.0)),
+    "fast_dev_run": Refused("it skips the checkpoints that are tested; set max_steps=1", idle=(None, False, 0)),
+    # validation and test
+    "val_check_interval": Steps,
+    "check_val_every_n_epoch": Refused("validations are counted in optimizer steps; set val_check_interval"),
+    "limit_val_batches": Limit,
+    "limit_test_batches": Limit,
+    "limit_predict_batches": Refused("nothing is predicted here; use bevreshape.predict", idle=(None, 1.0)),
+    "num_sanity_val_steps": Refused(
+        "everything is built and compared before the run begins, and step 0 is no validation", idle=(None, 0)
+    ),
+    "inference_mode": bool,
+    # the step
+    "gradient_clip_val": Weight | None,
+    "gradient_clip_algorithm": Literal["norm", "value"] | None,
+    "deterministic": bool | Literal["warn"],
+    "benchmark": bool | None,
+    "detect_anomaly": bool,
+    # what is shown and kept
+    "log_every_n_steps": Steps,
+    "enable_progress_bar": bool,
+    "enable_model_summary": bool,
+    "profiler": Literal["simple", "advanced", "pytorch"] | None,
+    "logger": Refused("loggers are a group of their own; choose logger=NAME"),
+    "callbacks": Refused("the command has its own; use a Lightning Trainer of your own in Python"),
+    "plugins": Refused("the command has its own, which write whole checkpoints; use a Lightning Trainer of your own"),
+    "enable_checkpointing": Refused("the best checkpoint is what is tested, and the last one resumes", (None, True)),
+    "barebones": Refused(
+        "it has neither checkpoints nor metrics; measure speed by bevreshape.benchmark", (None, False)
+    ),
+    "default_root_dir": Refused("a run's folder is hydra.run.dir"),
+    "enable_autolog_hparams": Refused("the whole config is logged, by the command itself", idle=(None, True)),
+    "model_registry": Refused("checkpoints stay in the run's folder; upload them from there"),
+    # the loaders
+    "use_distributed_sampler": Refused("the processes share the samples already, each once", idle=(None, False)),
+    "reload_dataloaders_every_n_epochs": Refused("the order of an epoch follows from its number", idle=(None, 0)),
+}
+"""Every option of the signature of ``lightning.pytorch.Trainer``: what it takes, or why it is refused."""
+
+
+class EarlyStopping(TypedDict, total=False):
+    """When to stop before the end."""
+
+    patience: Steps | None
+    monitor: Literal["val/iou/mean", "val/loss"]
+    min_delta: Weight
+
+
+OWN: Mapping[str, Any] = {"compile": bool, "early_stopping": EarlyStopping | None}
+"""Options of the group that are not Lightning's."""
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Refuse what the ``trainer`` group asks for in vain, alone or by Lightning's environment variables.
+
+    Raises:
+        InputError: naming the option, its value and what to do instead.
+    """
+    known = {**OPTIONS, **OWN}
+    for key, value in group.items():
+        if key not in known:
+            raise InputError(f"trainer.{key} is unknown; {suggest_key(f'trainer.{key}', {'trainer': known})}")
+        option = known[key]
+        if isinstance(option, Refused):
+            if not any(type(value) is type(idle) and value == idle for idle in option.idle):  # 1 is not 1.0 here
+                raise InputError(f"trainer.{key}={value!r} is refused: {option.reason}")
+        else:
+            read_value(f"trainer.{key}", option, value)
+    for key in OPTIONS:
+        name = f"PL_TRAINER_{key.upper()}"
+        if name in os.environ:
+            raise InputError(f"{name}={os.environ[name]} is set in the environment; unset it, and set trainer.{key}")
+    if group.get("max_steps", -1) < 0 and group.get("max_epochs", -1) < 0:
+        raise InputError(
+            "trainer.max_steps=-1 leaves the length of training open; set trainer.max_steps or trainer.max_epochs"
+        )
+    if group.get("deterministic") and group.get("benchmark"):
+        raise InputError(
+            f"trainer.deterministic={group['deterministic']} and trainer.benchmark=true contradict each other: the fastest kernel "
+            "is another from time to time; set one of them to false"
+        )
