@@ -231,7 +231,7 @@ def test_a_text_that_unpacks_to_megabytes_is_refused(tmp_path: Path, kind: bytes
             read(path)
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "device.png").symlink_to("/dev/zero")
@@ -252,7 +252,7 @@ def test_an_image_that_some_phones_store_is_one_jpeg(tmp_path: Path) -> None:
         assert torch.equal(*(read_image(tmp_path / f"{name}.jpg", image_size) for name in ("one", "two")))
 
 
-def test_grey_images_are_repeated_and_colours_become_their_luma(tmp_path: Path) -> None:
+def test_grey_images_are_repeated_and_colors_become_their_luma(tmp_path: Path) -> None:
     grey = RGB[..., 0]
     found = read_image(saved(tmp_path / "g.png", grey), image_mode="grey")
     np.testing.assert_array_equal(found.numpy(), np.stack([grey] * 3))

@@ -182,7 +182,7 @@ def test_a_given_offset_is_taken_over() -> None:
         ({"name": "vit_tiny_patch16_224", "strides": [16], "image_size": (8, 8)}, r"images of \(8, 8\)"),
     ],
 )
-def test_what_cannot_be_is_refused(options: dict, message: str) -> None:
+def test_impossible_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         encoder(**options)
 

@@ -62,7 +62,7 @@ def test_small_grids_are_enlarged_by_whole_cells():
     assert draw_bev(cells(rows=300, cols=10), CLASSES).shape == (300, 10, 3)
 
 
-def test_colours_differ_however_many_classes():
+def test_colors_differ_however_many_classes():
     many = class_palette([f"class {i}" for i in range(30)])
     assert len(set(many.values())) == 30
     assert many["class 0"] == class_palette(["road"])["road"]

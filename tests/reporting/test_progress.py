@@ -39,7 +39,7 @@ def test_lines_in_a_pipe_come_after_10_20_40_seconds_and_then_every_10_minutes(c
     assert said[10] == "working: 10 of 10000 in 10 s, about 2 h 46 min left\n"
 
 
-def test_short_work_says_nothing_in_a_pipe(clock: Clock, capsys) -> None:
+def test_short_work_prints_nothing_in_a_pipe(clock: Clock, capsys) -> None:
     for _ in track(range(100), "working"):
         clock.now += 0.09
     assert capsys.readouterr().err == ""

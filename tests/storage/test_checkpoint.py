@@ -78,7 +78,7 @@ def test_another_architecture_is_named(trained: Path) -> None:
 @pytest.mark.parametrize(
     "target", ["os.system", "bevreshape.storage.files.os.system", "bevreshape.storage.files.write_text"]
 )
-def test_config_in_a_checkpoint_cannot_call_strangers(trained: Path, tmp_path: Path, target: str) -> None:
+def test_config_in_a_checkpoint_cannot_call_other_code(trained: Path, tmp_path: Path, target: str) -> None:
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     checkpoint["bevreshape"]["config"]["head"]["segmentation"]["inner"] = {"_target_": target, "command": "true"}
     torch.save(checkpoint, tmp_path / "evil.ckpt")
@@ -86,7 +86,7 @@ def test_config_in_a_checkpoint_cannot_call_strangers(trained: Path, tmp_path: P
         load_model(str(tmp_path / "evil.ckpt"))
 
 
-def test_data_config_in_a_checkpoint_cannot_call_strangers(command, trained: Path, tmp_path: Path) -> None:
+def test_data_config_in_a_checkpoint_cannot_call_other_code(command, trained: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     checkpoint["bevreshape"]["config"]["data"]["noise"] = {
         "_target_": "bevreshape.storage.files.write_text",
@@ -186,7 +186,7 @@ def test_no_command_resolves_or_calls_what_a_checkpoint_says(
 
 
 @pytest.mark.parametrize("trust", ["mypost", "[mypost]", "post"])
-def test_trust_of_one_package_is_none_of_another(command, best: dict[str, Any], trust: str, tmp_path: Path) -> None:
+def test_trust_is_per_package(command, best: dict[str, Any], trust: str, tmp_path: Path) -> None:
     recipe = best["bevreshape"]
     config = {**recipe["config"], "head": {"segmentation": {"_target_": "os.mkdir", "path": CANARY}}}
     torch.save({**best, "bevreshape": {**recipe, "config": config}}, tmp_path / "evil.ckpt")
@@ -195,7 +195,7 @@ def test_trust_of_one_package_is_none_of_another(command, best: dict[str, Any], 
     assert not (tmp_path / CANARY).exists()
 
 
-def test_evaluation_writes_no_scenes_where_a_checkpoint_says(command, best: dict[str, Any], tmp_path: Path) -> None:
+def test_evaluation_ignores_the_cache_path_of_a_checkpoint(command, best: dict[str, Any], tmp_path: Path) -> None:
     recipe = best["bevreshape"]
     data = {**recipe["config"]["data"], "root": str(tmp_path / "elsewhere")}
     torch.save({**best, "bevreshape": {**recipe, "config": {**recipe["config"], "data": data}}}, tmp_path / "evil.ckpt")
@@ -233,7 +233,7 @@ def test_every_flipped_bit_of_a_tensor_is_found(trained: Path, tmp_path: Path) -
     read_checkpoint(path)
 
 
-def test_no_flipped_bit_anywhere_is_a_traceback(trained: Path, tmp_path: Path) -> None:
+def test_any_flipped_bit_is_an_input_error(trained: Path, tmp_path: Path) -> None:
     """Those outside the tensors may lie in padding, and change nothing; those that are read must be said."""
     whole, draw = (trained / "checkpoints" / "best.ckpt").read_bytes(), random.Random(1)
     weights = read_checkpoint(trained / "checkpoints" / "best.ckpt")["state_dict"]
@@ -401,7 +401,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
 
 
 @pytest.mark.parametrize(("path", "value"), WRONG, ids=lambda value: str(value).replace(" ", "")[:60])
-def test_recipe_of_the_wrong_shape_is_a_sentence(
+def test_recipe_of_the_wrong_shape_is_a_one_line_error(
     best: dict[str, Any], tmp_path: Path, path: tuple[Any, ...], value: Any
 ) -> None:
     recipe = best["bevreshape"]

@@ -106,7 +106,7 @@ def test_text_is_read_in_every_encoding_that_says_which_it_is(tmp_path: Path, co
         (b"[1" + b"0" * 5000 + b"]", "not JSON .*digits"),
     ],
 )
-def test_text_that_cannot_be_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+def test_unreadable_text_is_a_one_line_error(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "t.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=says) as refused:
@@ -195,7 +195,7 @@ def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
         visible(tmp_path / "none")
 
 
-def test_the_error_behind_torchs_own_is_said(tmp_path: Path) -> None:
+def test_system_error_behind_torchs_own_is_named(tmp_path: Path) -> None:
     """The kernel refuses a write in the midst of a checkpoint; torch raises something of its own over it."""
     path = tmp_path / "last.ckpt"
     write_text(path, "old")
@@ -210,7 +210,7 @@ def test_the_error_behind_torchs_own_is_said(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path) -> None:
+def test_only_abandoned_files_are_removed(tmp_path: Path) -> None:
     code = (
         "import sys; from bevreshape.storage.files import write_atomic\n"
         "def wait(file): file.write(b'x'); print(flush=True); sys.stdin.read()\n"

@@ -140,7 +140,7 @@ def test_an_image_that_cannot_be_drawn_hides_no_other_fault(folder: Path, monkey
     assert not (folder / "overlay.png").exists()
 
 
-def test_a_sentence_where_nothing_can_be_checked(folder: Path, monkeypatch, capsys) -> None:
+def test_a_one_line_error_where_nothing_can_be_checked(folder: Path, monkeypatch, capsys) -> None:
     assert run(monkeypatch, folder, "--frame", "c", "--out", folder / "o.png") == 1
     assert "there is no frame 'c'" in capsys.readouterr().err
     (folder / "calibration.json").write_text("{")
@@ -220,7 +220,7 @@ def test_several_cameras_are_laid_onto_one_ground(folder: Path) -> None:
     assert figure.axes[0].get_title() == "the ground, from all cameras · a"
 
 
-def test_a_bent_image_is_described_and_shown_straight(folder: Path, monkeypatch, capsys) -> None:
+def test_a_distorted_image_is_described_and_shown_undistorted(folder: Path, monkeypatch, capsys) -> None:
     distortion = {"model": "opencv", "coefficients": [-0.2, 0.03, 0, 0]}
     calibrated(folder, distortion=distortion)
     assert run(monkeypatch, folder, "--out", folder / "overlay.png") == 0

@@ -56,7 +56,7 @@ def by_hand(label: np.ndarray, frame: dict, row: int, col: int) -> int | None:
 
 
 @pytest.mark.parametrize("kind", ["fixed", "jitter"])
-def test_duckietown_keeps_calibration_and_truth(tool, duckietown: Path, tmp_path: Path, kind: str) -> None:
+def test_duckietown_keeps_calibration_and_labels(tool, duckietown: Path, tmp_path: Path, kind: str) -> None:
     tool("convert_duckietown").convert(duckietown, tmp_path / "out")
     root = tmp_path / "out" / f"duckietown_{kind}"
     train, val, test = ((root / f"splits/{name}.txt").read_text().split() for name in ("train", "val", "test"))
@@ -162,7 +162,7 @@ def test_kitti_road_projects_the_road_as_the_benchmark_does(tool, shared_data: P
         np.testing.assert_allclose((a / c, b / c), (u / w, v / w), atol=1e-6)
 
 
-def test_nuscenes_truth_is_the_maps(tool, shared_data: Path, tmp_path: Path) -> None:
+def test_nuscenes_labels_are_the_maps(tool, shared_data: Path, tmp_path: Path) -> None:
     tool("convert_frames").convert("nuscenes", shared_data / "nuscenes_frame1", tmp_path / "nuscenes")
     source = FolderSource(
         tmp_path / "nuscenes",

@@ -61,7 +61,7 @@ def test_a_sheet_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert drawn.std() > 20
 
 
-def test_a_sample_that_is_not_there_is_a_sentence(
+def test_a_missing_sample_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["view_batch.py", "data=synthetic", "data.rig=frnt", f"data.root={tmp_path}"])

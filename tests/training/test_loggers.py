@@ -167,7 +167,7 @@ def test_the_mode_is_the_options_else_the_environments(
         ({"nonsense": 1}, {"WANDB_MODE": "offline"}, "nonsense"),
     ],
 )
-def test_what_wandb_cannot_do_is_a_sentence(
+def test_impossible_wandb_settings_are_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], variables: dict[str, str], words: str
 ) -> None:
     for name, value in variables.items():

@@ -119,14 +119,14 @@ def test_command_refuses_a_single_value_before_it_writes(command, worlds: Path, 
         ("Expected to have finished reduction in the prior iteration", {}, "ddp_find_unused_parameters_true", InputError),
     ],
 )  # fmt: skip
-def test_what_explain_failure_in_mid_training_is_a_sentence(error: str, group: dict, words: str, kind: type) -> None:
+def test_failures_in_training_are_explained_in_one_line(error: str, group: dict, words: str, kind: type) -> None:
     found = explain_failure(RuntimeError(error), group)
     assert type(found) is kind
     assert words in str(found)
     assert explain_failure(RuntimeError("shapes do not match"), group) is None
 
 
-def test_an_anomaly_is_told_with_its_function(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_anomaly_is_reported_with_its_function(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def poisoned(loss: object, outputs: Outputs, batch: object) -> torch.Tensor:
         return (outputs.heads["segmentation"] * 0).sqrt().sum() * 0  # finite, with a gradient of NaN
 

@@ -109,9 +109,7 @@ def test_only_best_is_taken_for_the_best_that_a_better_one_replaces(trained: Pat
 
 
 @pytest.mark.parametrize("name", ["back\\slash", 'a "b" = c'])
-def test_run_goes_on_in_its_own_folder_whatever_that_is_called(
-    command, trained: Path, tmp_path: Path, name: str
-) -> None:
+def test_run_resumes_in_its_own_folder_whatever_its_name(command, trained: Path, tmp_path: Path, name: str) -> None:
     run = Path(shutil.copytree(trained, tmp_path / name))
     (run / "metrics.json").unlink()
     quote = "'" if '"' in name else '"'

@@ -59,7 +59,7 @@ def trains_beyond_the_start(run: Path) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_every_stop_is_heard_and_who_listened_before_listens_again(number: signal.Signals) -> None:
+def test_every_stop_signal_is_handled_and_handlers_are_restored(number: signal.Signals) -> None:
     before = {stop: signal.getsignal(stop) for stop in STOPS}
     with StopRequest() as request:
         assert not request.asked
@@ -137,7 +137,7 @@ def test_processes_ask_each_other_at_every_step(tmp_path: Path, step: int) -> No
     assert not any(asked)
 
 
-def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(
+def test_sigterm_to_the_whole_group_saves_and_the_same_command_resumes(
     worlds: Path, tmp_path: Path, trained: Path
 ) -> None:
     """With workers, as batch systems and ``timeout`` send it; then as SLURM's requeue starts it again."""
@@ -230,7 +230,7 @@ def test_begun_folders(command, worlds: Path, tmp_path: Path, trained: Path, mon
     assert not list(run.rglob("*.part"))
 
 
-def test_folder_that_vanishes_or_cannot_be(
+def test_folder_that_vanishes_or_cannot_be_written(
     command, worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [*TINY, f"data.root={worlds}", "hydra.run.dir=run"]

@@ -95,7 +95,7 @@ def test_command_refuses_before_it_writes(command, worlds: Path, tmp_path: Path,
         ("max_step", 3),
     ],
 )  # fmt: skip
-def test_wrong_values_are_one_sentence(key: str, value: Any) -> None:
+def test_wrong_values_are_a_one_line_error(key: str, value: Any) -> None:
     with pytest.raises(InputError, match=rf"^trainer\.{key}"):
         check_options({"max_steps": 1, "val_check_interval": 1} | {key: value})
 
@@ -111,7 +111,7 @@ def test_deterministic_may_warn_alone() -> None:
     assert torch.is_deterministic_algorithms_warn_only_enabled()
 
 
-def test_lightning_s_environment_variables_are_no_back_door(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_of_lightning_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "0.5")
     with pytest.raises(InputError, match=r"PL_TRAINER_LIMIT_TRAIN_BATCHES=0\.5 is set in the environment; unset it"):
         check_options({"max_steps": 1})

@@ -61,7 +61,7 @@ def test_a_calibration_may_be_given_by_the_frames_alone(tmp_path: Path) -> None:
         calibration.of("8")
 
 
-def test_codes_of_ids_and_bits(tmp_path: Path) -> None:
+def test_label_maps_of_ids_and_bits(tmp_path: Path) -> None:
     content = with_camera()
     content["labels"] = {"ids": {"0": "other", "3": "road", "5": "road"}, "void": [11]}
     content["bev"] = {"grid": {"forward_m": [0, 4], "left_m": [-2, 2], "cell_m": 0.5}, "bits": ["drivable", "vehicle"]}

@@ -497,7 +497,7 @@ def without_bev_labels(one: Builder) -> None:
         (without_bev_labels, r"frame 'a' has no BEV labels"),
     ],
 )
-def test_what_is_wrong_with_the_first_frame_is_told_before_training(one: Builder, spoil, says: str) -> None:
+def test_errors_of_the_first_frame_are_raised_before_training(one: Builder, spoil, says: str) -> None:
     spoil(one)
     with pytest.raises(InputError, match=says):
         one.source().prepare()
@@ -631,7 +631,7 @@ def test_boxes_are_classes_by_themselves_and_one_of_three_sources(one: Builder) 
         one.source(classes=classes).prepare()
 
 
-def test_labels_of_a_bent_image_lie_where_opencv_sees_the_ground(one: Builder) -> None:
+def test_labels_of_a_distorted_image_are_where_opencv_sees_the_ground(one: Builder) -> None:
     """What a cell's centre shows is looked up in the stored label, through OpenCV's distortion."""
     coefficients = [-0.25, 0.05, 0.002, -0.001]
     one.content["cameras"][0]["distortion"] = {"model": "opencv", "coefficients": coefficients}
@@ -666,7 +666,7 @@ def test_labels_of_a_bent_image_lie_where_opencv_sees_the_ground(one: Builder) -
     assert compared > 100
 
 
-def test_a_bent_folder_with_boxes_goes_through_the_commands(command, one: Builder, tmp_path: Path) -> None:
+def test_a_distorted_folder_with_boxes_goes_through_the_commands(command, one: Builder, tmp_path: Path) -> None:
     with_boxes(one)
     one.content["cameras"][0]["distortion"] = {"model": "opencv", "coefficients": [-0.25, 0.05, 0.002, -0.001]}
     one.calibrate()

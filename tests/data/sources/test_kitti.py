@@ -70,14 +70,14 @@ def test_a_sample_is_the_image_with_its_intrinsics_moved_along(folder: Path) -> 
         ({"P2": P2 * np.nan}, r"P2 is .nan nan.* not the 9 or 12 finite numbers"),
     ],
 )
-def test_a_bad_calibration_gets_a_sentence(folder: Path, change: dict, sentence: str) -> None:
+def test_a_bad_calibration_is_refused(folder: Path, change: dict, sentence: str) -> None:
     matrices = {key: value for key, value in {**MATRICES, **change}.items() if value is not None}
     write_calibration(folder, "um_000000", matrices)
     with pytest.raises(InputError, match=sentence):
         frames(folder).camera("um_000000")
 
 
-def test_a_calibration_that_is_none_gets_a_sentence(folder: Path) -> None:
+def test_a_missing_calibration_is_refused(folder: Path) -> None:
     path = folder / "training/calib/um_000000.txt"
     path.write_text("P2: 1 2 three\n")
     with pytest.raises(InputError, match=r"P2 is '1 2 three', not the 9 or 12 finite numbers"):
@@ -135,13 +135,13 @@ def test_lists_and_files_stand_in_for_the_rule(tmp_path: Path) -> None:
         ({"val": "absent.txt"}, "absent.txt: there is no such split"),
     ],
 )
-def test_bad_splits_get_a_sentence(tmp_path: Path, splits: dict, sentence: str) -> None:
+def test_bad_splits_are_refused(tmp_path: Path, splits: dict, sentence: str) -> None:
     named(tmp_path, ["um_000000", "um_000001"])
     with pytest.raises(InputError, match=sentence):
         KITTISplits(tmp_path, **ROAD, splits=splits).of("val")
 
 
-def test_bad_folders_get_a_sentence(tmp_path: Path) -> None:
+def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"image_2: there is no such folder; unpack the benchmark"):
         KITTISplits(tmp_path, **ROAD, splits=None)
     named(tmp_path, [])

@@ -189,7 +189,7 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
         (None, r"label_2/000000\.txt: there is no such label file; copy label_2"),
     ],
 )
-def test_bad_labels_get_a_sentence_before_the_training(tmp_path: Path, lines: str | None, sentence: str) -> None:
+def test_bad_labels_are_refused_before_training(tmp_path: Path, lines: str | None, sentence: str) -> None:
     path = object_folder(tmp_path, LABELS) / "training/label_2/000000.txt"
     path.unlink() if lines is None else path.write_text(lines)
     with pytest.raises(InputError, match=sentence):
@@ -205,7 +205,7 @@ def test_bad_labels_get_a_sentence_before_the_training(tmp_path: Path, lines: st
         ({"vehicle": ["DontCare"]}, r"classes.vehicle=\['DontCare'\] must be"),
     ],
 )
-def test_bad_classes_get_a_sentence(tmp_path: Path, classes: dict, sentence: str) -> None:
+def test_bad_classes_are_refused(tmp_path: Path, classes: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         source(object_folder(tmp_path, LABELS), classes=classes)
 

@@ -60,7 +60,7 @@ def mask_at(root: Path, name: str, what: str, ahead: float, left: float) -> tupl
     return bool(mask[v, u, 0]), bool(mask[v, u, 0] and mask[v, u, 2])
 
 
-def test_truth_is_the_masks_under_the_benchmarks_projection(tmp_path: Path) -> None:
+def test_labels_are_the_masks_under_the_benchmarks_projection(tmp_path: Path) -> None:
     made = source(road_folder(tmp_path, NAMES))
     assert isinstance(made, BEVSource)
     made.prepare()
@@ -382,7 +382,7 @@ def test_a_frame_whose_image_is_masked_counts_for_nothing(tmp_path: Path) -> Non
         ("object's calibration", r"calib/um_000000\.txt: there is no Tr_cam_to_road"),
     ],
 )
-def test_bad_input_gets_a_sentence_before_the_training(tmp_path: Path, change: str, sentence: str) -> None:
+def test_bad_input_is_refused_before_training(tmp_path: Path, change: str, sentence: str) -> None:
     spoil(road_folder(tmp_path, NAMES), change)
     with pytest.raises(InputError, match=sentence):
         source(tmp_path).prepare()
@@ -412,7 +412,7 @@ def test_masks_of_one_kind_are_enough_for_classes_of_that_kind(tmp_path: Path) -
     ("classes", "sentence"),
     [({}, "classes={} must be"), ({"road": "raod"}, "classes.road='raod' must be road or lane; did you mean road")],
 )
-def test_bad_classes_get_a_sentence(tmp_path: Path, classes: dict, sentence: str) -> None:
+def test_bad_classes_are_refused(tmp_path: Path, classes: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         source(road_folder(tmp_path, NAMES[:1]), classes=classes)
 

@@ -168,7 +168,7 @@ def truth(number: int, keyframe: tables.Keyframe) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-def test_rasters_are_the_worlds_own_truth(release: Path, ready: Path) -> None:
+def test_rasters_are_the_worlds_own_labels(release: Path, ready: Path) -> None:
     found = source(release, ready)
     both = {name: [0, 0] for name in CLASSES}
     index = prepared.read_index(release, ready, CONTENT)
@@ -393,7 +393,7 @@ def test_official_and_geographic_splits() -> None:
         assert distance[city[a][:, None] == city[b][None]].min() >= 2 * corner_m
 
 
-def test_preparing_goes_on_and_tells_what_it_left_out(release: Path, tmp_path: Path, monkeypatch) -> None:
+def test_preparing_resumes_and_reports_what_it_left_out(release: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(storage, "RUN", 2)
     copied, out = tmp_path / "release", tmp_path / "prepared"
     shutil.copytree(release, copied)
@@ -486,7 +486,7 @@ def test_what_a_table_refers_to_and_is_not_there(release: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "{}", "7", "[" * 50_000, "[{", '[{"token": []}]', '[{"name": "a"}]'])
-def test_a_damaged_table_is_one_sentence(release: Path, tmp_path: Path, content: str) -> None:
+def test_a_damaged_table_is_a_one_line_error(release: Path, tmp_path: Path, content: str) -> None:
     copied = tmp_path / "release"
     (copied / "v1.0-mini").mkdir(parents=True)
     for path in (release / "v1.0-mini").iterdir():
@@ -521,7 +521,7 @@ def test_settings_of_the_tool_that_are_refused(argument: str, says: str) -> None
     assert "Traceback" not in ended.stderr
 
 
-def test_what_is_missing_is_said(release: Path, ready: Path, tmp_path: Path) -> None:
+def test_missing_files_are_named(release: Path, ready: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"v1.0-trainval: there is no such release; there are v1.0-mini: set version="):
         tables.open_tables(release, "v1.0-trainval")
     with pytest.raises(InputError, match="holds no release at all"):
@@ -616,7 +616,7 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     assert found["test/iou_without/drivable_area/CAM_BACK"] is not None
 
 
-def test_rain_is_a_word() -> None:
+def test_rain_is_matched_as_a_whole_word() -> None:
     assert conditions_of("Wait for train, night") == ("night",)
     assert conditions_of("Parked cars after rain") == ("day", "rain")
 

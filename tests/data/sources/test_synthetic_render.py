@@ -13,7 +13,7 @@ from bevreshape.data.sources.synthetic.rays import Rays
 from bevreshape.data.sources.synthetic.render import render
 from bevreshape.data.sources.synthetic.rig import nominal
 from bevreshape.data.sources.synthetic.solids import Solids
-from bevreshape.data.sources.synthetic.world import WHITE, Look, Marking, Road, Scene, Solid, truth
+from bevreshape.data.sources.synthetic.world import WHITE, Look, Marking, Road, Scene, Solid, bev_labels
 from bevreshape.geometry import BEVGrid, Cameras, image_to_bev
 
 SIZE = (128, 256)
@@ -43,7 +43,7 @@ def project(point: tuple[float, float, float], size: tuple[int, int] = SIZE) -> 
     return focal * -left / depth + (size[1] - 1) / 2, focal * down / depth + (size[0] - 1) / 2
 
 
-def test_convention_ground_colours_lie_where_the_truth_says() -> None:
+def test_convention_ground_colors_are_where_the_labels_are() -> None:
     """IPM of a plain image has the terrain's or the road's colour wherever the truth does, no half cell aside."""
     size = (512, 1024)
     (k,), (pose,) = nominal("front", size)
@@ -53,7 +53,7 @@ def test_convention_ground_colours_lie_where_the_truth_says() -> None:
     scene = replace(scene, roads=tuple(replace(road, markings=(), crossings=()) for road in scene.roads))
     image = torch.from_numpy(photograph(scene, size)).permute(2, 0, 1)[None, None].float() / 255
     views, seen = image_to_bev(image, cameras, grid)
-    road = torch.from_numpy(truth(scene, grid, 0.75)[0])
+    road = torch.from_numpy(bev_labels(scene, grid, 0.75)[0])
     looked = seen[0, 0]
     wrong = torch.zeros(grid.shape)
     for colour, where in ((FLAT.asphalt, road), (FLAT.terrain, ~road)):

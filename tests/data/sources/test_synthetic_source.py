@@ -146,7 +146,7 @@ def test_nothing_is_made_twice(
     assert capsys.readouterr() == ("", "")
 
 
-def test_interrupted_generation_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_generation_resumes(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     count_makes(monkeypatch, limit=2)
     with pytest.raises(KeyboardInterrupt):
         source(tmp_path).prepare()
@@ -205,7 +205,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path: Path, monkeypatc
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_root_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be written.*data\.root"):
         source(tmp_path / "file").prepare()
@@ -286,7 +286,7 @@ def test_jitter_moves_the_image_and_the_cameras_not_the_scene(made: Path, tmp_pa
     assert np.ptp(poses[:, :2, 3], axis=0).tolist() == [0, 0]
 
 
-def test_calibration_may_lie_and_images_do_not(tmp_path: Path) -> None:
+def test_given_calibration_may_differ_from_the_images(tmp_path: Path) -> None:
     told = {}
     for calibration in ("exact", "nominal", "noisy"):
         world = source(tmp_path, calibration=calibration, jitter={"yaw_deg": 3.0}, noise={"pitch_deg": 1.0})
@@ -350,7 +350,7 @@ def test_surround_sees_all_around(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(values: dict[str, object], says: str, tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(values: dict[str, object], says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
         source(tmp_path, **values)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bevreshape.data.sources.synthetic.draw import draw_scene
-from bevreshape.data.sources.synthetic.world import CLASSES, FILLET_M, Road, truth
+from bevreshape.data.sources.synthetic.world import CLASSES, FILLET_M, Road, bev_labels
 from bevreshape.geometry import BEVGrid
 
 SCENES = [draw_scene(11, index, 4) for index in range(16)]
@@ -76,14 +76,14 @@ def test_point_and_along_across_are_inverse(behind: float, ahead: float, dtype: 
     np.testing.assert_allclose(got_t, t, atol=tolerance)
 
 
-def test_truth_of_road_lane_and_crossing_by_brute_force() -> None:
+def test_labels_of_road_lane_and_crossing_by_brute_force() -> None:
     """Every cell asked one by one; only those within 3 cm of an edge, where the walked curve is too coarse, are left out."""
     single = [scene for scene in SCENES if len(scene.roads) == 1]
     chosen = [next(s for s in single if s.roads[0].crossings), next(s for s in single if not s.roads[0].crossings)]
     compared = np.zeros(3, int)
     for scene in chosen:
         road = scene.roads[0]
-        got = truth(scene, GRID, 0.75).reshape(4, -1)
+        got = bev_labels(scene, GRID, 0.75).reshape(4, -1)
         s, t = nearest(road, centers())
         for cell in range(s.size):
             inside = min(road.left_m - t[cell], t[cell] - road.right_m)
@@ -108,12 +108,12 @@ def test_truth_of_road_lane_and_crossing_by_brute_force() -> None:
     assert (compared > [200, 40, 10]).all(), compared
 
 
-def test_truth_of_vehicles_by_brute_force() -> None:
+def test_labels_of_vehicles_by_brute_force() -> None:
     """A point is in a convex footprint when it lies left of all edges, its corners taken counterclockwise."""
     grid = BEVGrid((0.0, 40.0), (-20.0, 20.0), 0.5)
     found = 0
     for scene in SCENES[:4]:
-        got = truth(scene, grid, 0.75)[3]
+        got = bev_labels(scene, grid, 0.75)[3]
         expected = np.zeros(grid.shape, bool)
         for car in scene.vehicles:
             ahead = np.array([math.cos(car.yaw), math.sin(car.yaw)]) * car.length_m / 2
@@ -137,7 +137,7 @@ def test_junction_is_the_union_of_its_roads_and_rounded_corners() -> None:
     rounded = 0
     for scene in [scene for scene in SCENES if len(scene.roads) == 2][:3]:
         points = centers()
-        got = truth(scene, GRID, 0.75)[0].ravel()
+        got = bev_labels(scene, GRID, 0.75)[0].ravel()
         distance = []
         for road in scene.roads:
             s, t = nearest(road, points)
@@ -191,7 +191,7 @@ def test_ego_vehicle_keeps_to_its_lane_on_the_right() -> None:
 
 def test_worlds_vary_and_hold_every_class() -> None:
     scenes = [draw_scene(0, index, 4) for index in range(40)]
-    shares = np.array([truth(scene, BEVGrid(), 0.75).mean((1, 2)) for scene in scenes])
+    shares = np.array([bev_labels(scene, BEVGrid(), 0.75).mean((1, 2)) for scene in scenes])
     present = dict(zip(CLASSES, (shares > 0).mean(0), strict=True))
     assert present["drivable"] == 1
     assert present["lane"] > 0.97
@@ -204,7 +204,7 @@ def test_worlds_vary_and_hold_every_class() -> None:
 
 def test_wider_label_only_adds_lane_cells() -> None:
     scene = replace(SCENES[0], vehicles=())
-    thin, wide = (truth(scene, BEVGrid(), width)[1] for width in (0.2, 0.75))
+    thin, wide = (bev_labels(scene, BEVGrid(), width)[1] for width in (0.2, 0.75))
     assert (wide | ~thin).all()
     assert wide.sum() > 1.5 * thin.sum()
 

@@ -24,7 +24,7 @@ from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Meta, Sample
 from bevreshape.data.sources.synthetic.draw import draw_scene
 from bevreshape.data.sources.synthetic.render import render
 from bevreshape.data.sources.synthetic.rig import RIGS, Rig, Spread, nominal
-from bevreshape.data.sources.synthetic.world import CLASSES, Scene, truth
+from bevreshape.data.sources.synthetic.world import CLASSES, Scene, bev_labels
 from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
@@ -121,7 +121,7 @@ def _encode(world: World, index: int) -> bytes:
         Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         images.append(file.getvalue())
     lengths = np.array([len(image) for image in images], "<u4")
-    target, seen = truth(scene, world.grid, world.lane_label_m), world.seen(poses)
+    target, seen = bev_labels(scene, world.grid, world.lane_label_m), world.seen(poses)
     labels = np.packbits(np.concatenate([target, seen[None]]))
     return b"".join([lengths.tobytes(), poses.astype("<f4").tobytes(), labels.tobytes(), *images])
 

@@ -1,8 +1,8 @@
-"""What a scene holds, in metres: the one description from which both the images and the truth are computed.
+"""What a scene holds, in metres: the one description from which both the images and the labels are computed.
 
 Nothing here is rasterised. A road is a curve of two arcs that meet with a common tangent, so that the distance along it
 ``s`` and the distance to the left of it ``t`` of any ground point have closed forms. Surfaces are signed distances,
-negative inside; markings are intervals of ``t``, with dashes in ``s``. The truth asks these functions at the cells'
+negative inside; markings are intervals of ``t``, with dashes in ``s``. The labels ask these functions at the cells'
 centres, the renderer asks them at its samples.
 
 Functions of ground points take arrays x, y of any one shape, in float32 or float64, and answer in kind.
@@ -177,7 +177,7 @@ class Vehicle:
 
 @dataclass(frozen=True)
 class Look:
-    """Light, colours and the camera's sensor; nothing that the truth depends on."""
+    """Light, colours and the camera's sensor; nothing that the labels depend on."""
 
     sun: tuple[float, float, float]
     """Unit vector towards the sun."""
@@ -263,7 +263,7 @@ def _centers(grid: BEVGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return centers[..., 0], centers[..., 1]
 
 
-def truth(scene: Scene, grid: BEVGrid, lane_label_m: float) -> NDArray[np.bool_]:
+def bev_labels(scene: Scene, grid: BEVGrid, lane_label_m: float) -> NDArray[np.bool_]:
     """The exact target, (4, rows, cols), of :data:`CLASSES`, asked at the cells' centres.
 
     A cell is ``lane`` when the middle of a marking that is painted beside the cell's centre (dashes count, gaps do not)
