@@ -9,6 +9,7 @@ from pathlib import Path
 import jaxtyping
 import pytest
 import wandb
+from browser import CHROMIUM, Browser
 from commands import TINY, Command, Ended, finish, start
 from hydra.core.global_hydra import GlobalHydra
 
@@ -84,6 +85,16 @@ def trained(worlds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = finish(start("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run", cwd=cwd))
     assert ended.code == 0, ended.err
     return cwd / "run"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A Chromium that opens pages."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine to open the page with")
+    running = Browser(tmp_path / "profile")
+    yield running
+    running.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 import yaml
 from batches import batch_of
-from browser import CHROMIUM, Browser
+from browser import Browser
 from commands import ROOT, TINY, finish, start
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from reporting.test_page import Explored, explorer
@@ -37,15 +36,6 @@ from bevreshape.reporting.runs import grouped, read_runs
 from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine to open the page with")
-    running = Browser(tmp_path / "profile")
-    yield running
-    running.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,10 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import CHROMIUM, Browser
+from browser import Browser
 from experiments.made_up import made_up
 from PIL import Image
 
@@ -145,15 +144,6 @@ def test_the_page_shows_a_study_without_runs(page: Path) -> None:
     for part in (">Claims<", ">Who is ahead<", ">Curves<", ">Rules<", ">Costs<", "attention ahead", "(primary)"):
         assert part in text
     assert ">Explorer<" not in text
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine to open the page with")
-    running = Browser(tmp_path / "profile")
-    yield running
-    running.close()
 
 
 @pytest.mark.parametrize("width", [1280, 390])

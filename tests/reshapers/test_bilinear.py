@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rigs import tall_camera
 from rounding import rounding
 
 from bevreshape.errors import InputError
@@ -119,19 +120,6 @@ def test_voxels_average_the_cameras_that_see_them(mask, rig) -> None:
     reshaper = Bilinear(SOURCE, GRID, channels=5, **options).double()
     expected = compressed(voxels.reshape(9, *GRID.shape), reshaper.compressor[0].weight.detach().numpy())
     np.testing.assert_allclose(reshaper(x, cameras)[0].detach().numpy(), expected, atol=1e-3)
-
-
-def tall_camera() -> Cameras:
-    """12 m above the middle of a grid of 8×6 m, looking almost straight down, turned and tilted a little."""
-    down, yaw = np.radians(80), np.radians(7)
-    forward = np.array([np.cos(yaw) * np.cos(down), np.sin(yaw) * np.cos(down), -np.sin(down)])
-    right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
-    pose[:3, 3] = [4.0, -0.3, 12.0]
-    intrinsics = np.array([[190.0, 0, 126], [0, 195, 97], [0, 0, 1]])
-    to_batch = lambda m: torch.from_numpy(m).float()[None, None]  # noqa: E731
-    return Cameras(to_batch(intrinsics), to_batch(pose), (192, 256))
 
 
 @pytest.mark.parametrize("offset_px", [0.0, 3.5])

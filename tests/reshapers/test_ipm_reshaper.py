@@ -5,25 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from rigs import tall_camera
 
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import IPM, FeatureShape
 
 GRID = BEVGrid((2.0, 10.0), (-3.0, 3.0), 1.0)  # 8×6
 IMAGE_SIZE = (192, 256)
-
-
-def tall_camera() -> Cameras:
-    """12 m above the grid's middle, looking almost straight down, turned and tilted a little."""
-    down, yaw = np.radians(80), np.radians(7)
-    forward = np.array([np.cos(yaw) * np.cos(down), np.sin(yaw) * np.cos(down), -np.sin(down)])
-    right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
-    pose[:3, 3] = [4.0, -0.3, 12.0]
-    intrinsics = np.array([[190.0, 0, 126], [0, 195, 97], [0, 0, 1]])
-    to_batch = lambda m: torch.from_numpy(m).float()[None, None]  # noqa: E731
-    return Cameras(to_batch(intrinsics), to_batch(pose), IMAGE_SIZE)
 
 
 def pixel(cameras: Cameras, n: int, x: float, y: float) -> tuple[float, float, float]:

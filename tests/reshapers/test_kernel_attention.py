@@ -1,6 +1,5 @@
 """Kernel attention, against the published module and against loops over cells, cameras and features."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from math import erf
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rigs import tall_camera
 from torch import Tensor
 
 from bevreshape.errors import InputError
@@ -183,24 +183,11 @@ def test_against_a_loop(window, context_kernel, drop, offset_px, rig) -> None:
     assert (cut > 0) == (window != (1, 1))
 
 
-def tall_camera() -> Cameras:
-    """12 m above the grid's middle, looking almost straight down, turned and tilted a little."""
-    down, yaw = np.radians(80), np.radians(7)
-    forward = np.array([np.cos(yaw) * np.cos(down), np.sin(yaw) * np.cos(down), -np.sin(down)])
-    right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
-    pose[:3, 3] = [-2.0, -0.3, 12.0]
-    intrinsics = np.array([[190.0, 0, 126], [0, 195, 97], [0, 0, 1]])
-    to_batch: Callable[[np.ndarray], Tensor] = lambda m: torch.from_numpy(m).float()[None, None]  # noqa: E731
-    return Cameras(to_batch(intrinsics), to_batch(pose), (192, 256))
-
-
 @pytest.mark.parametrize("height_m", [0.0, 1.5])
 @pytest.mark.parametrize(("stride", "offset_px"), [(8, 0.0), (8, 3.5), (8, 7.0), (4, 1.5)])
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
 def test_a_feature_at_a_cells_projection_lights_that_very_cell(height_m, stride, offset_px, cell) -> None:
-    cameras = tall_camera()
+    cameras = tall_camera(-2.0)
     torch.manual_seed(0)
     source = FeatureShape(4, 192 // stride, 256 // stride, 1, stride, offset_px)
     options = {"dim": 16, "kernel_size": [1, 1], "context_kernel": None, "height_m": height_m, "bottlenecks": 0}

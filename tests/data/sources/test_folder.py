@@ -735,4 +735,4 @@ def test_a_frames_own_calibration_under_another_spelling_is_refused(one: Builder
         one.source().split("train")
     one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its image may be in another part of the data
     one.calibrate()
-    assert len(one.source().split("train")) > 0
+    assert len(one.source().split("train")) == 2
