@@ -10,11 +10,11 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bevreshape.analysis import permutation as order
 from bevreshape.analysis.data_dependence import relative_spread
 from bevreshape.analysis.effective_weights import attention_weights, cell_raster, jacobian_norm, product_count
 from bevreshape.analysis.evaluation import Change, evaluating
 from bevreshape.analysis.geometric_alignment import geometry_agreement, projections
+from bevreshape.analysis.permutation import can_move, iou_when_permuted, permutation_error
 from bevreshape.analysis.robustness import corrupt_images, drop_camera, iou_under, perturb_calibration, rotate_rig
 from bevreshape.data.batch import BEVBatch, seeded
 from bevreshape.errors import InputError
@@ -186,12 +186,14 @@ def _order(
     assert isinstance(reshaper, Reshaper)
     permutation = torch.randperm(reshaper.source.tokens, generator=seeded(0, PERMUTATION)).to(scales[0].device)
     found: dict[str, Any] = {
-        "invariance_error": order.invariance_error(reshaper, scales[0], permutation, cameras),
-        "destruction": order.destruction(reshaper, scales[0], permutation, cameras),
+        "invariance_error": permutation_error(reshaper, scales[0], permutation, cameras),
+        "relative_invariance_error": permutation_error(
+            reshaper, scales[0], permutation, cameras, relative_to="unrelated"
+        ),
     }
-    variants = 3 + order.can_move(reshaper)
+    variants = 3 + can_move(reshaper)
     with Progress("permuted tokens", len(batches()) * variants) as progress:
-        permuted = order.iou_when_permuted(model, batches(), metric, permutation, progress.advance)
+        permuted = iou_when_permuted(model, batches(), metric, permutation, progress.advance)
     found["iou"] = {name: values["iou/mean"] for name, values in permuted.items()}
     return found
 

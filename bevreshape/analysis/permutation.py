@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import singledispatch
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -228,103 +228,57 @@ class PermutedReshaper(Reshaper):
             return self.reshaper.forward_with_auxiliary(_permute(given, self.permutation), cameras)
 
 
-def invariance_error(
+def permutation_error(
     reshaper: Reshaper,
     features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"],
     permutation: Int[Tensor, " t"],
     cameras: Cameras | None = None,
     *,
     move_encodings: bool = False,
+    permute_output: bool = False,
+    relative_to: Literal["output", "unrelated"] = "output",
 ) -> float:
-    """How far the output changes when tokens are permuted, ``‖f(π(X)) − f(X)‖ / ‖f(X)‖`` over the batch (A10, A12).
+    """Return how far the output changes when tokens are permuted (A10, A12).
+
+    It is ``‖f(π(X)) − f(X)‖ / ‖f(X)‖`` over the batch, 0 where f is invariant. With ``permute_output`` it is
+    ``‖f(π(X)) − π(f(X))‖ / ‖f(X)‖``, 0 where f is equivariant. With ``relative_to="unrelated"`` it is divided by
+    ``‖f(Y) − f(X)‖``, with the Y of a sample being the X of the one before it: 1 is as bad as an unrelated image.
 
     Args:
-        reshaper: f, looked at in evaluation mode.
-        features: X.
+        reshaper: f, in evaluation mode meanwhile.
+        features: X; of two samples at least for ``unrelated``.
         permutation: π, of the tokens of a camera or of all.
-        cameras: as f wants them; they stay where they are.
+        cameras: as f wants them; they are not permuted.
         move_encodings: see :class:`PermutedReshaper`.
+        permute_output: permute the cells too; f must keep the shape, and π be of the tokens of a camera.
+        relative_to: the size of the output, or its change from image to image.
 
     Raises:
-        InputError: when f's output is 0, or see :class:`PermutedReshaper`.
-    """
-    permuted = PermutedReshaper(reshaper, permutation, move_encodings=move_encodings)
-    with evaluating(reshaper), torch.no_grad():
-        bev = reshaper(features, cameras)
-        return _ratio(permuted(features, cameras) - bev, bev, f"{reshaper.name}: its output is 0 everywhere")
-
-
-def equivariance_error(
-    reshaper: Reshaper,
-    features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"],
-    permutation: Int[Tensor, " t"],
-    cameras: Cameras | None = None,
-    *,
-    move_encodings: bool = False,
-) -> float:
-    """How far permuting tokens differs from permuting cells, ``‖f(π(X)) − π(f(X))‖ / ‖f(X)‖``, where f keeps the shape
-    (A10).
-
-    Args:
-        reshaper: f, of as many rows and columns as its source, looked at in evaluation mode.
-        features: X.
-        permutation: π, of the tokens of a camera.
-        cameras: as f wants them; they stay where they are.
-        move_encodings: see :class:`PermutedReshaper`.
-
-    Raises:
-        InputError: when f changes the shape or its output is 0, or see :class:`PermutedReshaper`.
+        InputError: when f changes the shape that is to be permuted, the divisor is 0, a single sample has no other to
+            be compared with, or see :class:`PermutedReshaper`.
     """
     source = reshaper.source
-    if reshaper.target_shape != (source.height, source.width):
+    if permute_output and reshaper.target_shape != (source.height, source.width):
         raise InputError(
             f"{reshaper.name}: it turns {source.height}×{source.width} features into {reshaper.target_shape} cells, "
             "which cannot be permuted alike; build it for a grid of the same shape"
         )
+    if relative_to == "unrelated" and len(features) < 2:
+        raise InputError(
+            f"permutation_error: {len(features)} sample has no other to be compared with; give two or more"
+        )
     permuted = PermutedReshaper(reshaper, permutation, move_encodings=move_encodings)
     with evaluating(reshaper), torch.no_grad():
         bev = reshaper(features, cameras)
-        change = permuted(features, cameras) - permute_tokens(bev, permutation)
-        return _ratio(change, bev, f"{reshaper.name}: its output is 0 everywhere")
-
-
-def destruction(
-    reshaper: Reshaper,
-    features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"],
-    permutation: Int[Tensor, " t"],
-    cameras: Cameras | None = None,
-    *,
-    move_encodings: bool = False,
-) -> float:
-    """How far the output changes when tokens are permuted, in parts of how far it changes from one image to the next,
-    ``‖f(π(X)) − f(X)‖ / ‖f(Y) − f(X)‖`` over the batch: 0 is unchanged, 1 as bad as an unrelated image (A12).
-
-    Args:
-        reshaper: f, looked at in evaluation mode.
-        features: X, of two samples at least, which have nothing to do with each other; the Y of a sample is the X of
-            the one before it.
-        permutation: π, of the tokens of a camera or of all.
-        cameras: as f wants them; they stay where they are.
-        move_encodings: see :class:`PermutedReshaper`.
-
-    Raises:
-        InputError: when there is one sample alone, when f's output does not depend on it, or see
-            :class:`PermutedReshaper`.
-    """
-    if len(features) < 2:
-        raise InputError(f"destruction: {len(features)} sample has no other to be compared with; give two or more")
-    permuted = PermutedReshaper(reshaper, permutation, move_encodings=move_encodings)
-    with evaluating(reshaper), torch.no_grad():
-        bev = reshaper(features, cameras)
-        unrelated = reshaper(features.roll(1, 0), cameras)
-        same = f"{reshaper.name}: its output is the same for all samples"
-        return _ratio(permuted(features, cameras) - bev, unrelated - bev, same)
-
-
-def _ratio(change: Tensor, reference: Tensor, when_zero: str) -> float:
-    size = reference.double().norm().item()
+        divisor = bev if relative_to == "output" else reshaper(features.roll(1, 0), cameras) - bev
+        change = permuted(features, cameras) - (permute_tokens(bev, permutation) if permute_output else bev)
+    size = divisor.double().norm().item()
     if size == 0:
-        raise InputError(f"{when_zero}, so there is nothing to compare a change with; give other features, or train it")
+        found = "0 everywhere" if relative_to == "output" else "the same for all samples"
+        raise InputError(
+            f"{reshaper.name}: its output is {found}, so there is nothing to compare a change with; give other "
+            "features, or train it"
+        )
     return change.double().norm().item() / size
 
 

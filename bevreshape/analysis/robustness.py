@@ -26,7 +26,7 @@ TURNS = ERRORS[:3]
 CORRUPTIONS = ("darkness", "noise", "blur", "occlusion")
 
 
-def misread(cameras: Cameras, error: str, amount: float) -> Cameras:
+def perturb_pose(cameras: Cameras, error: str, amount: float) -> Cameras:
     """The calibration that is told where every camera's pose is misread by the same amount; images do not change.
 
     Args:
@@ -56,10 +56,10 @@ def misread(cameras: Cameras, error: str, amount: float) -> Cameras:
 
 
 def perturb_calibration(error: str, amount: float) -> Change:
-    """:func:`misread` of a batch."""
+    """:func:`perturb_pose` of a batch."""
 
     def change(batch: BEVBatch) -> BEVBatch:
-        return replace(batch, cameras=misread(batch.cameras, error, amount))
+        return replace(batch, cameras=perturb_pose(batch.cameras, error, amount))
 
     return change
 
@@ -86,7 +86,7 @@ def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
 
     def change(batch: BEVBatch) -> BEVBatch:
         before = batch.cameras
-        after = misread(before, turn, amount)
+        after = perturb_pose(before, turn, amount)
         old, new = (x.ego_from_cam[..., :3, :3].double() for x in (before, after))
         k = before.intrinsics.double()
         homography = k @ old.mT @ new @ torch.linalg.inv(k)  # old pixels from new ones

@@ -36,7 +36,7 @@ AXES = {
 
 
 def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
-    """What was probably written in place of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other
+    """Return what was probably written instead of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other
     camera axes, or two of these.
 
     A pose is taken for right where the camera is mounted in ``HEIGHTS_M`` above the ground, about level, and sees cells
@@ -77,7 +77,7 @@ def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
     return None
 
 
-def intrinsics_mistakes(intrinsics: Tensor, image_size: tuple[int, int]) -> list[str]:
+def diagnose_intrinsics(intrinsics: Tensor, image_size: tuple[int, int]) -> list[str]:
     """What is probably wrong with intrinsics (3, 3) of a stored image of ``image_size`` (H, W), a clause each."""
     height, width = image_size
     (fx, skew, cx), (_, fy, cy) = (row.tolist() for row in intrinsics[:2])
@@ -113,26 +113,26 @@ def _off_middle(cx: float, cy: float, width: int, height: int) -> float:
     return max(abs((cx + 0.5) / width - 0.5), abs((cy + 0.5) / height - 0.5))
 
 
-def tangential_mistake(lens: DistortionModel) -> str | None:
+def diagnose_tangential(distortion: DistortionModel) -> str | None:
     """Whether the coefficients of a lens are probably in another order than OpenCV's."""
-    if lens.model != "opencv" or max(map(abs, lens.coefficients[2:4])) <= TANGENTIAL:
+    if distortion.model != "opencv" or max(map(abs, distortion.coefficients[2:4])) <= TANGENTIAL:
         return None
-    p1, p2 = lens.coefficients[2:4]
+    p1, p2 = distortion.coefficients[2:4]
     return (
         f"its distortion has p1={p1:g} and p2={p2:g}, many times what lenses have; the order is k1, k2, p1, p2, k3, "
         "k4, k5, k6"
     )
 
 
-def magnification_mistake(lens: DistortionModel) -> str | None:
+def diagnose_magnification(distortion: DistortionModel) -> str | None:
     """Return why a distortion is implausible that would stretch the image outwards by more than lenses do."""
-    if lens.chosen is not None:
+    if distortion.chosen is not None:
         return None
-    stored, pinhole = lens.intrinsics[0][0], pinhole_intrinsics(lens)[0, 0].item()
+    stored, pinhole = distortion.intrinsics[0][0], pinhole_intrinsics(distortion)[0, 0].item()
     if pinhole <= MAGNIFIED * stored:
         return None
     return (
-        f"its distortion {[round(value, 6) for value in lens.coefficients]} would have stretched the image by "
+        f"its distortion {[round(value, 6) for value in distortion.coefficients]} would have stretched the image by "
         f"{pinhole / stored:.2g}: undistorted, fx={stored:g} becomes {pinhole:.4g}; coefficients belong to "
         "coordinates divided by the focal length, in OpenCV's order"
     )

@@ -3,7 +3,7 @@
 Forward, from the plane z = 1 of the camera frame to stored pixels, the models are Kornia's: ``opencv`` with k1, k2, p1,
 p2[, k3[, k4, k5, k6]] (Brown-Conrady, rational with eight), ``fisheye`` with k1 to k4 (Kannala-Brandt), both as OpenCV
 defines them. An image is undone by asking, for every pixel of the pinhole image, where its ray appears in the stored
-one; that needs the forward model alone. Only the edge of the stored image is followed backwards, once a lens, to find
+one; that needs the forward model alone. Only the edge of the stored image is followed backwards, once a model, to find
 the pinhole image that it fills.
 """
 
@@ -58,7 +58,7 @@ class DistortionModel:
 
     def distort(self, points: Float[Tensor, "p 2"]) -> Float[Tensor, "p 2"]:
         """Stored pixels (u, v) at which points (x, y) of the plane z = 1 of the camera frame appear."""
-        return apply_homography(_matrix(self.intrinsics).to(points.dtype), self._bend(points))[0]
+        return apply_homography(_matrix(self.intrinsics).to(points.dtype), self._distorted(points))[0]
 
     def undistort(self, pixels: Float[Tensor, "p 2"]) -> tuple[Float[Tensor, "p 2"], Bool[Tensor, " p"]]:
         """Points (x, y) of the plane z = 1 that appear at stored pixels (u, v), to a millionth of a focal length.
@@ -71,17 +71,17 @@ class DistortionModel:
         points = torch.zeros_like(goal)
         for step in range(1, STEPS + 1):
             for _ in range(NEWTON):
-                value, (a, b, c, d) = self._bend_and_slopes(points)
+                value, (a, b, c, d) = self._distorted_and_jacobian(points)
                 x, y = (goal * (step / STEPS) - value).unbind(-1)
                 determinant = a * d - b * c
                 move = torch.stack([d * x - b * y, a * y - c * x], dim=-1) / determinant[:, None]
                 points = torch.nan_to_num(points + move, 0.0, 1e9, -1e9)
-        found = ((self._bend(points) - goal).norm(dim=-1) < 1e-6) & (points.norm(dim=-1) < 1e6)
+        found = ((self._distorted(points) - goal).norm(dim=-1) < 1e-6) & (points.norm(dim=-1) < 1e6)
         for step in range(2 * STEPS + 1):
-            found &= self._upright(points * (step / (2 * STEPS)))
+            found &= self.is_upright(points * (step / (2 * STEPS)))
         return points, found
 
-    def _bend(self, points: Tensor) -> Tensor:
+    def _distorted(self, points: Tensor) -> Tensor:
         """Distortion on the plane z = 1."""
         coefficients = torch.tensor(self.coefficients, dtype=points.dtype)
         if self.model == "fisheye":
@@ -89,23 +89,23 @@ class DistortionModel:
             return distort_points_kannala_brandt(points, torch.cat([unit, coefficients]))
         return distort_points(points[None], torch.eye(3, dtype=points.dtype)[None], coefficients[None])[0]
 
-    def _bend_and_slopes(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def _distorted_and_jacobian(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Distorted points, and the Jacobian's entries row by row."""
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            value = self._bend(points)
+            value = self._distorted(points)
             u, v = (torch.autograd.grad(value[:, i].sum(), points, retain_graph=True)[0] for i in range(2))
         return value.detach(), (u[:, 0], u[:, 1], v[:, 0], v[:, 1])
 
-    def _upright(self, points: Tensor) -> Tensor:
+    def is_upright(self, points: Tensor) -> Tensor:
         """Where the distortion neither folds nor mirrors."""
-        a, b, c, d = self._bend_and_slopes(points)[1]
+        a, b, c, d = self._distorted_and_jacobian(points)[1]
         return a * d - b * c > 0
 
 
 @lru_cache(maxsize=256)
-def pinhole_intrinsics(lens: DistortionModel) -> Float[Tensor, "3 3"]:
-    """``pixel_from_cam`` of the pinhole image that a lens' stored image is turned into, of the same size.
+def pinhole_intrinsics(distortion: DistortionModel) -> Float[Tensor, "3 3"]:
+    """``pixel_from_cam`` of the pinhole image that a stored image is undistorted into, of the same size.
 
     Unless they are chosen, they show the largest upright rectangle of the plane z = 1 that the stored image covers, so
     that every pixel has a source (OpenCV's ``getOptimalNewCameraMatrix`` with alpha = 0, its edges followed densely).
@@ -114,53 +114,55 @@ def pinhole_intrinsics(lens: DistortionModel) -> Float[Tensor, "3 3"]:
         InputError: when the distortion is not one-to-one over the pinhole image, or leaves a pixel of it without a
             source.
     """
-    height, width = lens.image_size
-    intrinsics = _widest(lens) if lens.chosen is None else _matrix(lens.chosen)
-    edges = torch.cat([*_edges(lens.image_size)])
+    height, width = distortion.image_size
+    intrinsics = _widest(distortion) if distortion.chosen is None else _matrix(distortion.chosen)
+    edges = torch.cat([*_edges(distortion.image_size)])
     across, down = torch.linspace(0, width - 1, 65), torch.linspace(0, height - 1, 65)
     inner = torch.cartesian_prod(across, down).double()
     rays = [apply_homography(invert_intrinsics(intrinsics), pixels)[0] for pixels in (edges, inner)]
-    sources = lens.distort(rays[0])
+    sources = distortion.distort(rays[0])
     last = torch.tensor([width - 1, height - 1], dtype=torch.float64)
-    outside = ((sources < -TOLERANCE_PX) | (sources > last + TOLERANCE_PX)).any(-1) | ~lens._upright(rays[0])
-    if not lens._upright(rays[1]).all():
-        raise InputError(f"the distortion {_written(lens)} folds the image over; {_REMEDY}")
+    outside = ((sources < -TOLERANCE_PX) | (sources > last + TOLERANCE_PX)).any(-1) | ~distortion.is_upright(rays[0])
+    if not distortion.is_upright(rays[1]).all():
+        raise InputError(f"the distortion {_written(distortion)} folds the image over; {_REMEDY}")
     if outside.any():
         (u, v), (x, y) = edges[outside][0].tolist(), sources[outside][0].tolist()
         raise InputError(
             f"pixel ({u:g}, {v:g}) of the undistorted image comes from ({x:.1f}, {y:.1f}), outside the stored image of "
-            f"{width}×{height} pixels; choose {'longer ' if lens.chosen else ''}focal lengths in distortion.intrinsics"
-            f"{', or leave them out' if lens.chosen else ''}"
+            f"{width}×{height} pixels; choose {'longer ' if distortion.chosen else ''}focal lengths in "
+            f"distortion.intrinsics{', or leave them out' if distortion.chosen else ''}"
         )
     return intrinsics
 
 
 def source_pixels(
-    lens: DistortionModel, intrinsics: Float[Tensor, "3 3"], image_size: tuple[int, int]
+    distortion: DistortionModel, intrinsics: Float[Tensor, "3 3"], image_size: tuple[int, int]
 ) -> Float[Tensor, "height width 2"]:
     """For every pixel of a pinhole image of ``image_size`` with ``intrinsics``, the stored pixel (u, v) it shows."""
     v, u = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in image_size), indexing="ij")
     rays = apply_homography(invert_intrinsics(intrinsics), torch.stack([u, v], dim=-1).flatten(0, 1))[0]
-    return lens.distort(rays).reshape(*image_size, 2)
+    return distortion.distort(rays).reshape(*image_size, 2)
 
 
-def rays_at(lens: DistortionModel, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
+def rays_at(distortion: DistortionModel, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
     """Unit rays in the camera frame at stored pixels (u, v), NaN where the lens shows nothing in front of the camera.
 
-    They are interpolated between pixels ``RAY_STEP_PX`` apart, of which each is solved for once a lens; of a fisheye of
-    300 pixels a radian that is 0.03 pixels off.
+    They are interpolated between pixels ``RAY_STEP_PX`` apart, of which each is solved for once a model; of a fisheye
+    of 300 pixels a radian that is 0.03 pixels off.
     """
-    grid = _rays(lens)
-    last = torch.tensor([max(side - 1, 1) for side in reversed(lens.image_size)], dtype=torch.float64)
-    places = pixels.double() / last * 2 - 1
-    return F.grid_sample(grid, places[None, None], align_corners=True)[0, :, 0].T
+    grid = _rays(distortion)
+    last = torch.tensor([max(side - 1, 1) for side in reversed(distortion.image_size)], dtype=torch.float64)
+    grid_positions = pixels.double() / last * 2 - 1
+    return F.grid_sample(grid, grid_positions[None, None], align_corners=True)[0, :, 0].T
 
 
 @lru_cache(maxsize=32)
-def _rays(lens: DistortionModel) -> Float[Tensor, "1 3 rows cols"]:
-    v, u = (torch.linspace(0, side - 1, -(-side // RAY_STEP_PX) + 1, dtype=torch.float64) for side in lens.image_size)
+def _rays(distortion: DistortionModel) -> Float[Tensor, "1 3 rows cols"]:
+    v, u = (
+        torch.linspace(0, side - 1, -(-side // RAY_STEP_PX) + 1, dtype=torch.float64) for side in distortion.image_size
+    )
     pixels = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)
-    points, found = lens.undistort(pixels.flatten(0, 1))
+    points, found = distortion.undistort(pixels.flatten(0, 1))
     rays = torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
     rays = torch.where(found[:, None], rays / rays.norm(dim=1, keepdim=True), torch.nan)
     return rays.T.reshape(1, 3, *pixels.shape[:2])
@@ -172,17 +174,17 @@ _REMEDY = (
 )
 
 
-def _widest(lens: DistortionModel) -> Tensor:
+def _widest(distortion: DistortionModel) -> Tensor:
     """The rectangle between the stored image's sides. Corners that cannot be undone are left out: a chessboard hardly
     gets there, and where they matter the rectangle turns out not to be covered."""
-    height, width = lens.image_size
-    sides = _edges(lens.image_size)
-    points, found = (part.split(EDGE_POINTS) for part in lens.undistort(torch.cat([*sides])))
+    height, width = distortion.image_size
+    sides = _edges(distortion.image_size)
+    points, found = (part.split(EDGE_POINTS) for part in distortion.undistort(torch.cat([*sides])))
     for pixels, known in zip(sides, found, strict=True):
         if not known.any():
             (u, v), (to_u, to_v) = pixels[0].tolist(), pixels[-1].tolist()
             raise InputError(
-                f"the distortion {_written(lens)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, "
+                f"the distortion {_written(distortion)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, "
                 f"{to_v:.0f}) of the image: it folds over, or shows nothing in front of the camera; {_REMEDY}"
             )
     top, bottom, left, right = (side[known] for side, known in zip(points, found, strict=True))
@@ -191,8 +193,8 @@ def _widest(lens: DistortionModel) -> Tensor:
     focal = torch.tensor([width - 1, height - 1], dtype=torch.float64) / (high - low)
     if not (focal > NARROWEST_FOCAL * max(width, height)).all():
         raise InputError(
-            f"the distortion {_written(lens)} would need focal lengths of {focal[0]:.0f} and {focal[1]:.0f} pixels "
-            f"for all of it to be shown by a pinhole camera; {_REMEDY}"
+            f"the distortion {_written(distortion)} would need focal lengths of {focal[0]:.0f} and {focal[1]:.0f} "
+            f"pixels for all of it to be shown by a pinhole camera; {_REMEDY}"
         )
     center = -low * focal
     return torch.tensor([[focal[0], 0, center[0]], [0, focal[1], center[1]], [0, 0, 1]], dtype=torch.float64)
@@ -215,5 +217,5 @@ def _matrix(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _written(lens: DistortionModel) -> str:
-    return f"{lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}]"
+def _written(distortion: DistortionModel) -> str:
+    return f"{distortion.model} [{', '.join(f'{value:g}' for value in distortion.coefficients)}]"

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from bevreshape.analysis.costs import ring
 from bevreshape.analysis.permutation import (
     PermutedReshaper,
-    destruction,
-    equivariance_error,
     from_gram,
     gram,
-    invariance_error,
     iou_when_permuted,
     moved_encodings,
+    permutation_error,
     permute_tokens,
     token_encodings,
 )
@@ -100,8 +98,8 @@ def test_cross_attention_is_invariant_where_encodings_move_along(
     x = doubles(2, source.cameras, 8, 3, 4)
     permutation = shuffled(12 * (source.cameras if together else 1))
     reshaper = cross(source, kind, attention_only=attention_only)
-    assert invariance_error(reshaper, x, permutation, move_encodings=True) < EXACT
-    stays = invariance_error(reshaper, x, permutation)
+    assert permutation_error(reshaper, x, permutation, move_encodings=True) < EXACT
+    stays = permutation_error(reshaper, x, permutation)
     assert stays < EXACT if kind == "none" else stays > 1e-3
 
 
@@ -110,11 +108,11 @@ def test_vectors_of_cameras_move_along(kind: str) -> None:
     """All else in these encodings is the same for every camera, so only the vectors of cameras change places."""
     x, cameras_change_places = doubles(2, 3, 8, 3, 4), torch.arange(36).roll(12)
     reshaper = cross(THREE, kind)
-    assert invariance_error(reshaper, x, cameras_change_places) > 1e-3
-    assert invariance_error(reshaper, x, cameras_change_places, move_encodings=True) < EXACT
+    assert permutation_error(reshaper, x, cameras_change_places) > 1e-3
+    assert permutation_error(reshaper, x, cameras_change_places, move_encodings=True) < EXACT
     with torch.no_grad():
         reshaper.encode_tokens.learned.zero_()
-    assert invariance_error(reshaper, x, cameras_change_places) < EXACT
+    assert permutation_error(reshaper, x, cameras_change_places) < EXACT
 
 
 def test_directions_of_rays_move_along() -> None:
@@ -122,8 +120,8 @@ def test_directions_of_rays_move_along() -> None:
     source = FeatureShape(8, 4, 6, cameras=2, stride=8, offset_px=3.5)
     reshaper = CrossAttention(source, BEVGrid((0.0, 5.0), (-1.0, 1.0), 1.0), dim=12, heads=3, calibration=True).double()
     x, permutation, cameras = doubles(1, 2, 8, 4, 6), shuffled(48), ring(2, (32, 48), 1, torch.device("cpu"))
-    assert invariance_error(reshaper, x, permutation, cameras, move_encodings=True) < EXACT
-    assert invariance_error(reshaper, x, permutation, cameras) > 1e-3
+    assert permutation_error(reshaper, x, permutation, cameras, move_encodings=True) < EXACT
+    assert permutation_error(reshaper, x, permutation, cameras) > 1e-3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,10 +129,10 @@ def test_directions_of_rays_move_along() -> None:
 def test_self_attention_is_equivariant_where_encodings_move_along(kind: str, source: FeatureShape) -> None:
     x, permutation = doubles(2, source.cameras, 8, 3, 4), shuffled(12)
     reshaper = self_attention(source, kind)
-    assert equivariance_error(reshaper, x, permutation, move_encodings=True) < EXACT
-    stays = equivariance_error(reshaper, x, permutation)
+    assert permutation_error(reshaper, x, permutation, move_encodings=True, permute_output=True) < EXACT
+    stays = permutation_error(reshaper, x, permutation, permute_output=True)
     assert stays < EXACT if kind == "none" else stays > 1e-3
-    assert invariance_error(reshaper, x, permutation, move_encodings=True) > 0.1  # the output moves, too
+    assert permutation_error(reshaper, x, permutation, move_encodings=True) > 0.1  # the output moves, too
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "learned", "rotary"])
@@ -174,15 +172,15 @@ def test_encodings_are_back_in_their_place_afterwards() -> None:
 
 def test_an_average_of_all_does_not_know_the_order_and_an_mlp_does() -> None:
     x, permutation = doubles(3, 8, 3, 4), shuffled(12)
-    assert invariance_error(Pool(ONE, (1, 1)).double(), x, permutation) < EXACT
+    assert permutation_error(Pool(ONE, (1, 1)).double(), x, permutation) < EXACT
     network = mlp()
     with torch.no_grad():
         network.layers[0].weight.fill_(0.3)  # the one MLP that does not know it either
-        assert invariance_error(network, x, permutation) < EXACT
+        assert permutation_error(network, x, permutation) < EXACT
     network = mlp()
-    assert invariance_error(network, x, permutation) > 0.5
-    same = invariance_error(network, x, permutation, move_encodings=True)
-    assert same == invariance_error(network, x, permutation)  # there is nothing to move
+    assert permutation_error(network, x, permutation) > 0.5
+    same = permutation_error(network, x, permutation, move_encodings=True)
+    assert same == permutation_error(network, x, permutation)  # there is nothing to move
 
 
 def test_errors_are_relative_norms() -> None:
@@ -191,22 +189,22 @@ def test_errors_are_relative_norms() -> None:
     tokens = x.flatten(2).numpy()
     out, moved = tokens @ weight.T, tokens[..., permutation.numpy()] @ weight.T
     change = np.linalg.norm(moved - out)
-    assert invariance_error(network, x, permutation) == pytest.approx(change / np.linalg.norm(out))
+    assert permutation_error(network, x, permutation) == pytest.approx(change / np.linalg.norm(out))
     unrelated = np.linalg.norm(out[[2, 0, 1]] - out)
-    assert destruction(network, x, permutation) == pytest.approx(change / unrelated)
+    assert permutation_error(network, x, permutation, relative_to="unrelated") == pytest.approx(change / unrelated)
 
 
-def test_destruction_of_what_is_learned_place_by_place() -> None:
+def test_error_relative_to_unrelated_images_of_what_is_learned_place_by_place() -> None:
     """A12: to an MLP that reads single tokens a permuted image of white noise is an unrelated one."""
     network = MLP(FeatureShape(4, 8, 8), (8, 8), activation="none")
     with torch.no_grad():
         network.layers[0].weight.copy_(torch.eye(64))
     x = torch.randn(50, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert destruction(network, x, shuffled(64)) == pytest.approx(1, abs=0.05)
-    assert destruction(network, x, torch.arange(64)) == 0
+    assert permutation_error(network, x, shuffled(64), relative_to="unrelated") == pytest.approx(1, abs=0.05)
+    assert permutation_error(network, x, torch.arange(64), relative_to="unrelated") == 0
     few = torch.arange(64)
     few[:16] = few[:16].flip(0)  # a quarter of the tokens
-    assert destruction(network, x, few) == pytest.approx(math.sqrt(0.25), abs=0.05)
+    assert permutation_error(network, x, few, relative_to="unrelated") == pytest.approx(math.sqrt(0.25), abs=0.05)
 
 
 def test_training_under_one_permutation_recovers_fully() -> None:
@@ -229,7 +227,7 @@ def test_training_under_one_permutation_recovers_fully() -> None:
     assert losses[0] < 1e-3
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
     torch.testing.assert_close(inner[1].layers[0].weight, inner[0].layers[0].weight[..., permutation])
-    assert destruction(inner[0], data, permutation) > 0.7
+    assert permutation_error(inner[0], data, permutation, relative_to="unrelated") > 0.7
 
 
 def test_a_permuted_reshaper_is_one() -> None:
@@ -264,12 +262,12 @@ def test_a_geometric_reshaper_reads_other_tokens_in_the_same_places() -> None:
     torch.testing.assert_close(ipm(x, rig(1)), x[:, 0])
     permuted = PermutedReshaper(ipm.eval(), permutation)
     torch.testing.assert_close(permuted(x, rig(1)), permute_tokens(x[:, 0], permutation))
-    assert equivariance_error(ipm, x, permutation, rig(1)) < 1e-6
+    assert permutation_error(ipm, x, permutation, rig(1), permute_output=True) < 1e-6
     with pytest.raises(InputError, match="call it as reshaper"):
         permuted(x)
     fixed = FixedRig(ipm, Cameras(rig(1).intrinsics[:1], rig(1).ego_from_cam[:1], (3, 4)))
     torch.testing.assert_close(PermutedReshaper(fixed, permutation).eval()(x), permute_tokens(x[:, 0], permutation))
-    assert invariance_error(fixed, x, permutation) > 0.5
+    assert permutation_error(fixed, x, permutation) > 0.5
     with pytest.raises(InputError, match="from the calibration"):
         PermutedReshaper(ipm, permutation, move_encodings=True)
 
@@ -278,12 +276,12 @@ def test_dropped_cameras() -> None:
     """A dropped camera's tokens stay out wherever they go; from camera to camera, they cannot be followed."""
     mask = torch.tensor([[True, True, False], [True, True, True]])
     x, reshaper = doubles(2, 3, 8, 3, 4), cross(THREE, "none")
-    assert invariance_error(reshaper, x, shuffled(12), rig(3, mask)) < EXACT
+    assert permutation_error(reshaper, x, shuffled(12), rig(3, mask)) < EXACT
     each = (torch.arange(3)[:, None] * 12 + torch.stack([shuffled(12, seed) for seed in range(3)])).flatten()
-    assert invariance_error(reshaper, x, each, rig(3, mask)) < EXACT
-    assert invariance_error(reshaper, x, shuffled(36), rig(3, torch.ones_like(mask))) < EXACT
+    assert permutation_error(reshaper, x, each, rig(3, mask)) < EXACT
+    assert permutation_error(reshaper, x, shuffled(36), rig(3, torch.ones_like(mask))) < EXACT
     with pytest.raises(InputError, match="from camera to camera, but cameras were dropped"):
-        invariance_error(reshaper, x, shuffled(36), rig(3, mask))
+        permutation_error(reshaper, x, shuffled(36), rig(3, mask))
 
 
 def test_measuring_leaves_modes_and_random_state() -> None:
@@ -298,8 +296,8 @@ def test_measuring_leaves_modes_and_random_state() -> None:
     noisy, x = Noisy(), torch.randn(4, 8, 3, 4)
     noisy.inner[0].eval()
     state, buffers = torch.get_rng_state(), {name: value.clone() for name, value in noisy.named_buffers()}
-    assert equivariance_error(noisy, x, shuffled(12)) < 1e-6
-    assert destruction(noisy, x, torch.arange(12)) == 0
+    assert permutation_error(noisy, x, shuffled(12), permute_output=True) < 1e-6
+    assert permutation_error(noisy, x, torch.arange(12), relative_to="unrelated") == 0
     assert [part.training for part in noisy.modules()] == [True, True, False, True]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, buffers[name]) for name, value in noisy.named_buffers())
@@ -322,13 +320,13 @@ def test_encodings_of_a_class_of_ones_own() -> None:
     with pytest.raises(InputError, match="Own: it has positional encodings"):
         PermutedReshaper(Own(), permutation, move_encodings=True)
     own = Own()
-    assert invariance_error(own, x, permutation) > 0.01
+    assert permutation_error(own, x, permutation) > 0.01
 
     class Registered(Own):
         pass
 
     token_encodings.register(Registered, lambda reshaper: [(reshaper.places, (0,))])
-    assert invariance_error(Registered(), x, permutation, move_encodings=True) < 1e-6
+    assert permutation_error(Registered(), x, permutation, move_encodings=True) < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 3, 4), (2, 3, 8, 3, 4)])
@@ -397,8 +395,8 @@ def test_cat_chases_dog() -> None:
     spoken = SelfAttention(words, (1, 3), dim=8, heads=1, attention_only=True, token_encoding="none").double()
     sentence = torch.stack([cat, chases, dog], -1)[None, :, None]
     mirrored = torch.tensor([2, 1, 0])
-    assert equivariance_error(spoken, sentence, mirrored) < EXACT  # every word is told the same
-    assert invariance_error(spoken, sentence, mirrored) > 0.01
+    assert permutation_error(spoken, sentence, mirrored, permute_output=True) < EXACT  # every word is told the same
+    assert permutation_error(spoken, sentence, mirrored) > 0.01
 
 
 GRID = BEVGrid((0.0, 6.0), (-4.0, 4.0), 1.0)
@@ -511,15 +509,15 @@ def test_what_is_no_permutation_is_refused() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     x, permutation = doubles(2, 8, 3, 4), shuffled(12)
     with pytest.raises(InputError, match=r"3×4 features into \(5, 2\) cells"):
-        equivariance_error(mlp(), x, permutation)
+        permutation_error(mlp(), x, permutation, permute_output=True)
     with pytest.raises(InputError, match="1 sample has no other"):
-        destruction(mlp(), x[:1], permutation)
+        permutation_error(mlp(), x[:1], permutation, relative_to="unrelated")
     silent = mlp()
     with torch.no_grad():
         silent.layers[0].weight.zero_()
     with pytest.raises(InputError, match="MLP: its output is 0 everywhere"):
-        invariance_error(silent, x, permutation)
+        permutation_error(silent, x, permutation)
     with torch.no_grad():
         silent.layers[0].bias.fill_(1.0)
     with pytest.raises(InputError, match="the same for all samples"):
-        destruction(silent, x, permutation)
+        permutation_error(silent, x, permutation, relative_to="unrelated")

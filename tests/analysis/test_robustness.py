@@ -15,8 +15,8 @@ from bevreshape.analysis.robustness import (
     corrupt_images,
     drop_camera,
     iou_under,
-    misread,
     perturb_calibration,
+    perturb_pose,
     rotate_rig,
 )
 from bevreshape.data.batch import BEVBatch
@@ -41,18 +41,18 @@ def level(yaw_deg: float = 0.0) -> Cameras:
     return Cameras(intrinsics[None, None], pose[None, None], (16, 32))
 
 
-def test_convention_a_misread_yaw_is_a_camera_that_looks_farther_left() -> None:
-    torch.testing.assert_close(misread(level(), "yaw_deg", 7.0).ego_from_cam, level(7.0).ego_from_cam)
+def test_convention_positive_yaw_error_turns_the_camera_left() -> None:
+    torch.testing.assert_close(perturb_pose(level(), "yaw_deg", 7.0).ego_from_cam, level(7.0).ego_from_cam)
 
 
 def test_convention_pitch_turns_down_roll_about_the_optical_axis_and_height_up() -> None:
-    down = misread(level(), "pitch_deg", 10.0).ego_from_cam[0, 0].numpy()
+    down = perturb_pose(level(), "pitch_deg", 10.0).ego_from_cam[0, 0].numpy()
     np.testing.assert_allclose(down[:3, 2], [math.cos(math.radians(10)), 0, -math.sin(math.radians(10))], atol=1e-12)
-    rolled = misread(level(), "roll_deg", 10.0).ego_from_cam[0, 0].numpy()
+    rolled = perturb_pose(level(), "roll_deg", 10.0).ego_from_cam[0, 0].numpy()
     np.testing.assert_allclose(rolled[:3, 2], [1, 0, 0], atol=1e-12)
     # the image's right edge goes down, as seen from behind the camera
     np.testing.assert_allclose(rolled[:3, 0], [0, -math.cos(math.radians(10)), -math.sin(math.radians(10))], atol=1e-12)
-    raised = misread(level(), "height_m", 0.2).ego_from_cam[0, 0]
+    raised = perturb_pose(level(), "height_m", 0.2).ego_from_cam[0, 0]
     assert (raised - level().ego_from_cam[0, 0])[2, 3] == pytest.approx(0.2)
     assert (raised != level().ego_from_cam[0, 0]).sum() == 1
 
@@ -109,7 +109,7 @@ def test_a_rig_that_is_turned_shows_the_same_world_elsewhere(
     light = turned.images[0, 0, 0]
     found = [float((light * place).sum() / light.sum()) for place in (u, v)]
     assert found == pytest.approx(expected, abs=0.15)
-    torch.testing.assert_close(turned.cameras.ego_from_cam, misread(rig, turn, amount).ego_from_cam)
+    torch.testing.assert_close(turned.cameras.ego_from_cam, perturb_pose(rig, turn, amount).ego_from_cam)
 
 
 def test_who_reads_the_calibration_bears_a_rig_that_is_turned() -> None:
@@ -172,7 +172,7 @@ def test_spoilt_images_are_encoded_anew() -> None:
 
 def test_sentences() -> None:
     with pytest.raises(InputError, match=r"no error=jaw_deg; .*yaw_deg"):
-        misread(level(), "jaw_deg", 1.0)
+        perturb_pose(level(), "jaw_deg", 1.0)
     with pytest.raises(InputError, match=r"no corruption=fog"):
         corrupt_images("fog", 0.1)
     with pytest.raises(InputError, match=r"darkness of severity=1.5 must lie in 0..1"):

@@ -11,10 +11,10 @@ from oracle import intrinsics, pose, rig
 
 from bevreshape.geometry import BEVGrid, DistortionModel
 from bevreshape.geometry.calibration_checks import (
+    diagnose_intrinsics,
+    diagnose_magnification,
     diagnose_pose,
-    intrinsics_mistakes,
-    magnification_mistake,
-    tangential_mistake,
+    diagnose_tangential,
 )
 
 SIZE = (480, 640)
@@ -100,7 +100,7 @@ def test_what_no_reading_explains() -> None:
     ],
 )
 def test_intrinsics_of_another_image_size(factor: float, says: str | None) -> None:
-    found = intrinsics_mistakes(torch.from_numpy(K * [[factor], [factor], [1]]), SIZE)
+    found = diagnose_intrinsics(torch.from_numpy(K * [[factor], [factor], [1]]), SIZE)
     if says is None:
         assert found == []
     else:
@@ -110,7 +110,7 @@ def test_intrinsics_of_another_image_size(factor: float, says: str | None) -> No
 
 def test_a_cropped_image_is_no_mistake() -> None:
     cropped = rig((K, CAMERAS["front"][0]), image_size=SIZE).cropped(top=150, left=0, image_size=(330, 640))
-    assert intrinsics_mistakes(cropped.intrinsics[0, 0], (330, 640)) == []
+    assert diagnose_intrinsics(cropped.intrinsics[0, 0], (330, 640)) == []
 
 
 @pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
@@ -162,7 +162,7 @@ def test_a_camera_that_looks_up_or_is_far_away_is_doubted() -> None:
     ],
 )
 def test_implausible_intrinsics_are_named(k: np.ndarray, says: list[str]) -> None:
-    found = intrinsics_mistakes(torch.from_numpy(np.asarray(k, float)), SIZE)
+    found = diagnose_intrinsics(torch.from_numpy(np.asarray(k, float)), SIZE)
     assert len(found) == len(says)
     for clause, words in zip(found, says, strict=True):
         assert words in clause
@@ -170,11 +170,11 @@ def test_implausible_intrinsics_are_named(k: np.ndarray, says: list[str]) -> Non
 
 def test_tangential_coefficients_in_the_place_of_radial_ones_are_named() -> None:
     rows = tuple(map(tuple, K.tolist()))
-    assert tangential_mistake(DistortionModel("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
+    assert diagnose_tangential(DistortionModel("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
     assert "p1=0.1 and p2=0.003" in str(
-        tangential_mistake(DistortionModel("opencv", (-0.3, 0.1, 0.1, 0.003), rows, SIZE))
+        diagnose_tangential(DistortionModel("opencv", (-0.3, 0.1, 0.1, 0.003), rows, SIZE))
     )
-    assert tangential_mistake(DistortionModel("fisheye", (-0.3, 0.1, 0.1, 0.1), rows, SIZE)) is None
+    assert diagnose_tangential(DistortionModel("fisheye", (-0.3, 0.1, 0.1, 0.1), rows, SIZE)) is None
 
 
 @pytest.mark.parametrize("model", ["opencv", "fisheye"])
@@ -186,11 +186,11 @@ def test_coefficients_that_stretch_an_image_more_than_lenses_do_are_named(model:
     r = corner / stretch
     distorted = math.atan(r) if model == "fisheye" else r
     lens = DistortionModel(model, ((corner / distorted - 1) / distorted**2, 0.0, 0.0, 0.0), middle, (100, 100))
-    said = magnification_mistake(lens)
+    said = diagnose_magnification(lens)
     if stretch <= 1.2:
         assert said is None
     else:
         found = re.search(r"stretched the image by ([\d.]+): undistorted, fx=100 becomes", str(said))
         assert found is not None
         assert math.isclose(float(found[1]), stretch, rel_tol=0.06)  # two digits are printed
-    assert magnification_mistake(replace(lens, chosen=middle)) is None
+    assert diagnose_magnification(replace(lens, chosen=middle)) is None

@@ -1,9 +1,33 @@
 """Polar maps read onto the ground by loops over cells and cameras."""
 
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 
 from bevreshape.geometry import Cameras
 from bevreshape.reshapers import ColumnAttention, ColumnMLP
+
+
+class Depths(NamedTuple):
+    """The depths that a scale answers for, in metres, and its bins."""
+
+    near_m: float
+    far_m: float
+    bins: int
+
+
+def depths_by_scale(strides: Sequence[int], borders_m: Sequence[float], bin_m: float) -> list[Depths]:
+    """The coarsest scale answers for the nearest depths, the finest for the farthest, each in as many bins as
+    needed."""
+    found = {}
+    for stride, (near, far) in zip(sorted(strides, reverse=True), pairwise(borders_m), strict=True):
+        length = Fraction(str(far)) - Fraction(str(near))  # in decimals, as they are written
+        found[stride] = Depths(near, far, math.ceil(length / Fraction(str(bin_m))))
+    return [found[stride] for stride in strides]
 
 
 def bilinear(polar: np.ndarray, i: float, j: float) -> np.ndarray:
@@ -17,12 +41,13 @@ def bilinear(polar: np.ndarray, i: float, j: float) -> np.ndarray:
 
 
 def read_maps(
-    reshaper: ColumnMLP | ColumnAttention, maps: list[list[np.ndarray]], cameras: Cameras
+    reshaper: ColumnMLP | ColumnAttention, depths: Sequence[Depths], maps: list[list[np.ndarray]], cameras: Cameras
 ) -> tuple[np.ndarray, np.ndarray, set[int]]:
     """The bird's-eye view of one sample, (d, R, C), how many cameras see each cell, and which scales are read.
 
     Args:
-        reshaper: knows the bands.
+        reshaper: knows sources and grid.
+        depths: of every scale.
         maps: (d, bins, w) of every scale and camera.
         cameras: of one sample.
     """
@@ -39,7 +64,7 @@ def read_maps(
                 ahead = poses[n][:2, 2] / np.linalg.norm(poses[n][:2, 2])
                 depth = ahead @ (np.array([x, y]) - poses[n][:2, 3])
                 u = (intrinsics[n] @ point / point[2])[0]
-                for s, (source, band) in enumerate(zip(reshaper.sources, reshaper.maps.bands, strict=True)):
+                for s, (source, band) in enumerate(zip(reshaper.sources, depths, strict=True)):
                     if present[n] and point[2] > 0 and -0.5 <= u < width - 0.5 and band.near_m <= depth < band.far_m:
                         z = (depth - band.near_m) / (band.far_m - band.near_m) * band.bins - 0.5
                         bev[:, row, col] += bilinear(maps[s][n], z, (u - source.offset_px) / source.stride)

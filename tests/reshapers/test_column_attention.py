@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from polar_oracle import read_maps
+from polar_oracle import depths_by_scale, read_maps
 from torch import Tensor
 
 from bevreshape.errors import InputError
@@ -136,15 +136,16 @@ def test_columns_heads_and_tokens_one_by_one(encoding: str, rig) -> None:
         torch.nn.init.normal_(parameter)
     x = [torch.randn(1, 6, 4, *shape, dtype=torch.float64) for shape in ((4, 6), (2, 3))]
     bev = reshaper(x, cameras)[0].detach().numpy()
+    depths = depths_by_scale((8, 16), (0.6, 2.0, 4.1), 0.4)
     maps: list[list[np.ndarray]] = []
-    for scale, features, band in zip(reshaper.scales, x, reshaper.maps.bands, strict=True):
+    for scale, features, own in zip(reshaper.scales, x, depths, strict=True):
         p = {name: value.numpy() for name, value in scale.state_dict().items()}
         images = features[0].numpy()
         maps.append(
             [
                 np.stack(
                     [
-                        translate(p, image[:, :, j].T, band.bins, 2, encoding == "published").T
+                        translate(p, image[:, :, j].T, own.bins, 2, encoding == "published").T
                         for j in range(image.shape[2])
                     ],
                     axis=2,
@@ -152,7 +153,7 @@ def test_columns_heads_and_tokens_one_by_one(encoding: str, rig) -> None:
                 for image in images
             ]
         )
-    expected, counts, used = read_maps(reshaper, maps, cameras)
+    expected, counts, used = read_maps(reshaper, depths, maps, cameras)
     np.testing.assert_allclose(bev, expected, atol=2e-4)
     assert {0, 1, 2} <= set(counts.ravel())  # the rig asks all questions
     assert used == {0, 1}

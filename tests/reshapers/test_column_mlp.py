@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from polar_oracle import read_maps
+from polar_oracle import Depths, depths_by_scale, read_maps
 from torch import Tensor
 
 from bevreshape.errors import InputError
@@ -89,6 +89,10 @@ def test_the_published_configuration_is_derived() -> None:
     assert reshaper.rows == [13, 13, 13, None, None]  # 14 of 10 rows and 30 of 5 there
 
 
+MIDDLE_M = -1.0
+"""Of the heights that W sees by default, −4 m to 2 m from the camera."""
+
+
 def norm_relu(x: np.ndarray, groups: int, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """(d, k, w), normalised in groups of channels."""
     parts = np.split(x, groups)
@@ -96,16 +100,18 @@ def norm_relu(x: np.ndarray, groups: int, weight: np.ndarray, bias: np.ndarray) 
     return np.maximum(x * weight[:, None, None] + bias[:, None, None], 0)
 
 
-def polar_map(reshaper: ColumnMLP, s: int, x: np.ndarray, k: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """The (d, bins, w) map of one image, (c, h, w), by loops over columns and bins."""
+def polar_map(
+    reshaper: ColumnMLP, s: int, depths: Depths, rows: int | None, x: np.ndarray, k: np.ndarray, pose: np.ndarray
+) -> np.ndarray:
+    """The (d, bins, w) map of one image, (c, h, w), by loops over columns and bins; ``rows`` ``None`` for all."""
     weights = {name: value.numpy() for name, value in reshaper.scales[s].state_dict().items()}
-    source, band, rows = reshaper.sources[s], reshaper.maps.bands[s], reshaper.rows[s]
+    source = reshaper.sources[s]
     h, w, d = source.height, source.width, reshaper.out_channels
     if rows is None:
         window = x
     else:
         ahead = np.array([pose[0, 2], pose[1, 2], 0]) / np.hypot(pose[0, 2], pose[1, 2])
-        point = pose[:3, :3].T @ (ahead * band.near_m + [0, 0, reshaper.middle_m])
+        point = pose[:3, :3].T @ (ahead * depths.near_m + [0, 0, MIDDLE_M])
         top = ((k @ point / point[2])[1] - source.offset_px) / source.stride - (rows - 1) / 2
         window = np.zeros((source.channels, rows, w))
         for i in range(rows):
@@ -113,13 +119,13 @@ def polar_map(reshaper: ColumnMLP, s: int, x: np.ndarray, k: np.ndarray, pose: n
                 window[:, i] += max(0, 1 - abs(top + i - row)) * x[:, row]
     y = np.einsum("dc,ckw->dkw", weights["project.weight"], window) + weights["project.bias"][:, None, None]
     y = norm_relu(y, math.gcd(16, d), weights["norm.weight"], weights["norm.bias"])
-    out = np.zeros((d, band.bins, w))
+    out = np.zeros((d, depths.bins, w))
     per_group = d // reshaper.groups
     for column in range(w):
         for channel in range(d):
             group, within = divmod(channel, per_group)
             seen = y[group * per_group : (group + 1) * per_group, :, column].ravel()
-            for z in range(band.bins):
+            for z in range(depths.bins):
                 at = z * per_group + within
                 out[channel, z, column] = weights["weight"][group, at] @ seen + weights["bias"][group, 0, at]
     return out
@@ -140,8 +146,13 @@ def test_columns_cells_and_cameras_one_by_one(groups, rows, mask, rig) -> None:
     x = [torch.randn(1, 6, 3, *shape, dtype=torch.float64) for shape in ((4, 6), (2, 3))]
     bev = reshaper(x, cameras)[0].numpy()
     poses, intrinsics = cameras.ego_from_cam[0].double().numpy(), cameras.intrinsics[0].double().numpy()
-    maps = [[polar_map(reshaper, s, x[s][0, n].numpy(), intrinsics[n], poses[n]) for n in range(6)] for s in range(2)]
-    expected, counts, used = read_maps(reshaper, maps, cameras)
+    depths = depths_by_scale((8, 16), (0.6, 2.0, 4.1), 0.4)
+    seen = rows or (None, None)  # 6 m of height fill more than the image at the near end of both bands
+    maps = [
+        [polar_map(reshaper, s, depths[s], seen[s], x[s][0, n].numpy(), intrinsics[n], poses[n]) for n in range(6)]
+        for s in range(2)
+    ]
+    expected, counts, used = read_maps(reshaper, depths, maps, cameras)
     np.testing.assert_allclose(bev, expected, atol=2e-4)
     assert {0, 1, 2} <= set(counts.ravel())  # the rig asks all questions
     assert used == {0, 1}

@@ -18,10 +18,10 @@ from bevreshape.geometry import (
     pinhole_intrinsics,
 )
 from bevreshape.geometry.calibration_checks import (
+    diagnose_intrinsics,
+    diagnose_magnification,
     diagnose_pose,
-    intrinsics_mistakes,
-    magnification_mistake,
-    tangential_mistake,
+    diagnose_tangential,
 )
 from bevreshape.geometry.distortion import source_pixels
 from bevreshape.reporting.progress import track
@@ -116,9 +116,9 @@ def camera_mistakes(rig: Rig, number: int, grid: BEVGrid) -> list[str]:
     """Clauses on what is probably wrong with one camera of a rig."""
     lens = rig.lenses[number]
     found = [diagnose_pose(rig.camera(number), grid)]
-    found += [] if lens is None else [tangential_mistake(lens), magnification_mistake(lens)]
+    found += [] if lens is None else [diagnose_tangential(lens), diagnose_magnification(lens)]
     known = [clause for clause in found if clause is not None]
-    return known + intrinsics_mistakes(rig.stored_intrinsics(number), rig.sizes[number])
+    return known + diagnose_intrinsics(rig.stored_intrinsics(number), rig.sizes[number])
 
 
 def twins(calibration: Calibration) -> list[str]:
