@@ -29,6 +29,8 @@ PAGES = {
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:python|pytest) (?:-m [\w.]+|tools/\w+\.py|tests/[\w/.]+)[^`]*"
+OWN = r"=(mine|archive)\."
+"""The reader's own modules, which commands name."""
 ADDED = ("data.classes.", "data.splits.", "data.visibility", "hydra.", "reshaper.gain", "trainer.num_nodes")
 """Keys that no YAML has: names of the user's, those added with ``+``, Hydra's."""
 
@@ -139,7 +141,7 @@ def filled(arguments: list[str], trained: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("line", lines_of(r"python -m bevreshape\.(?!report)\w+( |$)(?!--config-dir)"))
+@pytest.mark.parametrize("line", lines_of(rf"python -m bevreshape\.(?!report)\w+( |$)(?!.*{OWN})"))
 def test_commands_compose(command, trained: Path, line: str) -> None:
     module, *arguments = shlex.split(line)[2:]
     arguments = filled(arguments, trained)
@@ -196,6 +198,14 @@ def test_links_lead_somewhere(page: str) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in headings(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_named_files_exist(page: str) -> None:
+    shown = {"mine.py", "archive.py", "segmentation.py", "main.py"}  # the reader's own
+    written = {"config.yaml", "mine.yaml"}
+    for name in {code for code in inline(page) if re.fullmatch(r"[\w/]+\.(py|yaml|toml)", code)} - shown - written:
+        assert ((ROOT / page).parent / name).exists() or (ROOT / name).exists(), name
 
 
 def test_the_first_page_is_one_page() -> None:
@@ -286,9 +296,7 @@ def test_your_own_data_set_trains_as_described(tmp_path: Path) -> None:
     assert len(code.strip().splitlines()) <= 30
     site = installed(tmp_path / "mine", {"archive.py": code})
     write_archive(tmp_path / "data/archive")
-    (tmp_path / "my_conf/data").mkdir(parents=True)
-    (tmp_path / "my_conf/data/archive.yaml").write_text(block("data/README.md", "yaml", "archive.Archive"))
-    (line,) = (line for page, line in COMMANDS if page == "data/README.md" and "data=archive" in line)
+    (line,) = (line for page, line in COMMANDS if page == "data/README.md" and "archive.Archive" in line)
     tiny = [argument for argument in without("trainer.max_steps") if not argument.startswith("data.")]
     tiny += ["trainer.max_steps=2", "trainer.val_check_interval=2", "loader.batch_size=2"]
     environment = {"PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}
