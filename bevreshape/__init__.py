@@ -14,7 +14,8 @@ k      classes
 p      points
 =====  ==================================================================
 
-``rows`` and ``cols`` are the cells of the BEV grid that targets live on. Row 0 is farthest ahead, column 0 farthest left.
+``rows`` and ``cols`` are the cells of the BEV grid that targets live on. Row 0 is farthest ahead, column 0 farthest
+left.
 """
 
 __version__ = "0.1.0"

@@ -90,8 +90,8 @@ class BEVSpec:
         height, width = numbers("image_size", 2, int)
         if min(height, width) < 1 or height * width > MAX_PIXELS:
             raise InputError(
-                f"{where}.image_size=[{height}, {width}] must be height and width in pixels, {MAX_PIXELS:,} pixels at most; it is "
-                "damaged"
+                f"{where}.image_size=[{height}, {width}] must be height and width in pixels, {MAX_PIXELS:,} pixels at "
+                "most; it is damaged"
             )
         cell_m: Any = plain.get("cell_m")
         if type(cell_m) not in (int, float) or not 1e-4 <= cell_m <= 1e6:

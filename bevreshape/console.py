@@ -21,7 +21,8 @@ PLAIN = {
 
 
 def make_console_safe() -> None:
-    """Write what the console's encoding does not have in plain characters, and outlive the console, instead of failing on it."""
+    """Write what the console's encoding does not have in plain characters, and outlive the console, instead of failing
+    on it."""
     codecs.register_error("bevreshape.plain", _in_plain_characters)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -33,7 +34,8 @@ def make_console_safe() -> None:
 
 
 def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream, which outlives its other end: a terminal may be closed, and Ctrl-C also ends a ``tee`` behind a pipe."""
+    """The same stream, which outlives its other end: a terminal may be closed, and Ctrl-C also ends a ``tee`` behind a
+    pipe."""
     stream.flush()
     buffer = io.BufferedWriter(_OutlivingFile(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(

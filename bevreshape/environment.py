@@ -5,7 +5,8 @@ import os
 from bevreshape.console import make_console_safe
 
 WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
-"""How long a thread of OpenMP spins at a barrier before it sleeps: turns of GNU's runtime, milliseconds of LLVM's and Intel's.
+"""How long a thread of OpenMP spins at a barrier before it sleeps: turns of GNU's runtime, milliseconds of LLVM's and
+Intel's.
 
 Their own defaults spin for so long that training becomes several times slower where another process takes a core away.
 """

@@ -67,7 +67,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one-line message for an error of the user's making; ``None`` for one of ours, which deserves its traceback."""
+    """The one-line message for an error of the user's making; ``None`` for one of ours, which deserves its
+    traceback."""
     chain = causes(error)
     for link in chain:
         if isinstance(link, InputError):

@@ -1,4 +1,5 @@
-"""``python -m bevreshape.export``: a trained model as ONNX or as a program of torch.export, compared before it is kept."""
+"""``python -m bevreshape.export``: a trained model as ONNX or as a program of torch.export, compared before it is
+kept."""
 
 from pathlib import Path
 from typing import Any

@@ -14,7 +14,8 @@ its time runs out."""
 
 @contextmanager
 def interrupted_by_stops() -> Iterator[None]:
-    """Take every stop as Ctrl-C, so that what is half done is cleaned up and what runs in other processes is stopped too."""
+    """Take every stop as Ctrl-C, so that what is half done is cleaned up and what runs in other processes is stopped
+    too."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

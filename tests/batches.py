@@ -18,7 +18,8 @@ def batch_of(
     valid: Tensor | None = None,
     indices: Sequence[int] | None = None,
 ) -> BEVBatch:
-    """A batch of images (b, n, 3, H, W) with all cameras there, and of classes, valid everywhere unless said otherwise."""
+    """A batch of images (b, n, 3, H, W) with all cameras there, and of classes, valid everywhere unless said
+    otherwise."""
     numbers = list(range(len(images)) if indices is None else indices)
     size = (images.shape[-2], images.shape[-1])
     cameras = Cameras(rig.intrinsics, rig.ego_from_cam, size, rig.full_mask)

@@ -31,9 +31,11 @@ TINY = (
 """Arguments that make the main job a matter of seconds."""
 
 DIVERGING = (
-    "optimizer.lr=10", "optimizer.weight_decay=100", "optimizer.pct_start=0.01", "trainer.max_steps=40", "trainer.val_check_interval=40",
+    "optimizer.lr=10", "optimizer.weight_decay=100", "optimizer.pct_start=0.01", "trainer.max_steps=40",
+    "trainer.val_check_interval=40",
 )  # fmt: skip
-"""Arguments, all within their ranges, that end in NaN: decay multiplies weights by 1 - lr · weight_decay = -999 a step."""
+"""Arguments, all within their ranges, that end in NaN: decay multiplies weights by 1 - lr · weight_decay = -999 a
+step."""
 
 
 @dataclass

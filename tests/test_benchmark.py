@@ -73,7 +73,8 @@ def test_a_fixed_rig(command, tmp_path: Path) -> None:
 
 def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None:
     ended = command(
-        "benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=16", "full_model=true", "backward=false",
+        "benchmark", "reshaper=cross_attention", "reshapers.cross_attention.dim=16", "full_model=true",
+        "backward=false",
         "encoder.channels=8", "head.segmentation.channels=8", *SMALL,
     )  # fmt: skip
     assert ended.code == 0, ended.err

@@ -53,7 +53,10 @@ def test_openmp_is_left_alone_where_the_user_has_set_it() -> None:
 
 
 def test_importing_the_library_sets_nothing() -> None:
-    code = "import os; before = dict(os.environ); import bevreshape.train, bevreshape.report; print(dict(os.environ) == before)"
+    code = (
+        "import os; before = dict(os.environ); import bevreshape.train, bevreshape.report; print(dict(os.environ) "
+        "== before)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.split() == ["True"]

@@ -56,7 +56,8 @@ def test_other_data_is_brought_to_the_frame_of_the_checkpoint(
     command, trained: Path, worlds: Path, tmp_path: Path
 ) -> None:
     ended = command(
-        "evaluate", f"checkpoint={trained}/checkpoints/best.ckpt", "data=synthetic", f"data.root={worlds}", "data.scenes.test=3",
+        "evaluate", f"checkpoint={trained}/checkpoints/best.ckpt", "data=synthetic", f"data.root={worlds}",
+        "data.scenes.test=3",
         "data.workers=1", "data.calibration=noisy", "trainer.accelerator=cpu", "hydra.run.dir=other",
     )  # fmt: skip
     assert ended.code == 0, ended.err

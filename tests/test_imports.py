@@ -116,8 +116,10 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def loaded(code: str, *arguments: str, cwd: Path) -> set[str]:
     """Heavy packages that are loaded where some code has run."""
     ended = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\nprint(*(name for name in {HEAVY} if name in sys.modules))", *arguments],
-        cwd=cwd, env={key: value for key, value in os.environ.items() if key not in OPENMP} | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*(name for name in {HEAVY} if name in "
+                               f"sys.modules))", *arguments],
+        cwd=cwd, env={key: value for key, value in os.environ.items() if key not in OPENMP} | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
     )  # fmt: skip
     return set(ended.stdout.splitlines()[-1].split())
 

@@ -1,4 +1,5 @@
-"""A task that bevreshape does not know, heights of vehicles in the synthetic world, added from outside by YAML alone."""
+"""A task that bevreshape does not know, heights of vehicles in the synthetic world, added from outside by YAML
+alone."""
 
 import csv
 import json

@@ -122,7 +122,8 @@ def test_a_bad_image_stops_with_its_name_and_keeps_the_others(
 
 
 def painted_by_hand(image: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Half of the class's colour on every pixel whose ray, solved for by OpenCV, meets a cell of ``GRID``, one by one."""
+    """Half of the class's colour on every pixel whose ray, solved for by OpenCV, meets a cell of ``GRID``, one by
+    one."""
     colours = [*class_palette(CLASSES).values()]
     painted = image.astype(float)
     for v, u in np.ndindex(*image.shape[:2]):

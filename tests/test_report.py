@@ -265,9 +265,9 @@ def test_nothing_of_a_report_on_unlike_runs_is_off_the_screen(
 ) -> None:
     page = browser.open(page_of_unlike, width=width)
     wide = page.evaluate(
-        "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead, .plain thead, #panels')"
-        " && getComputedStyle(e).position !== 'absolute'"
-        " && e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 99))"
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead, .plain thead, #panels') && "
+        "getComputedStyle(e).position !== 'absolute' && e.getBoundingClientRect().right > "
+        "document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 99))"
     )
     assert wide == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width

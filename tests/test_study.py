@@ -1,4 +1,5 @@
-"""The study by its command line: it resumes, several processes share it, and it ends with tables, a chart and a page."""
+"""The study by its command line: it resumes, several processes share it, and it ends with tables, a chart and a
+page."""
 
 import json
 import time
@@ -14,9 +15,11 @@ pytestmark = pytest.mark.slow
 TINY = {
     "tensor": {
         "budget": {
-            "steps": [1, 2], "batch": 2, "rates": [0.01], "warmups": [0], "decays": [0], "queries": ["projected"], "tuning_seeds": 1, "held_out": 6,
+            "steps": [1, 2], "batch": 2, "rates": [0.01], "warmups": [0], "decays": [0], "queries": ["projected"],
+            "tuning_seeds": 1, "held_out": 6,
         },
-        "seeds": 2, "primary_seeds": 2, "sigma_deg": [0, 2], "samples": [4], "tuned_sigma_deg": [0], "tuned_samples": [4],
+        "seeds": 2, "primary_seeds": 2, "sigma_deg": [0, 2], "samples": [4], "tuned_sigma_deg": [0],
+        "tuned_samples": [4],
         "primary_sigma_deg": 2, "scales": [0.25, 0.5], "capacity_samples": [4],
     }
 }  # fmt: skip

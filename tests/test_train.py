@@ -86,7 +86,8 @@ def test_several_feature_scales(command, worlds: Path, reshaper: str) -> None:
 def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
     arguments = [
         *without("logger", "loader.num_workers", "trainer.max_steps"),
-        f"data.root={worlds}", "loader.num_workers=2", "trainer.max_steps=30", "logger=csv", "+logger.flush_logs_every_n_steps=1",
+        f"data.root={worlds}", "loader.num_workers=2", "trainer.max_steps=30", "logger=csv",
+        "+logger.flush_logs_every_n_steps=1",
         "trainer.log_every_n_steps=1", "augment=photometric", "reshaper=cross_attention",
     ]  # fmt: skip
     whole = start("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path)

@@ -1,4 +1,5 @@
-"""Which classes a stored config may name: an allow-list, each class in its place, and the packages that the user trusts."""
+"""Which classes a stored config may name: an allow-list, each class in its place, and the packages that the user
+trusts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,7 +43,8 @@ PLACES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("optimizer",): tuple(f"bevreshape.training.optimizer.{name}" for name in ("AdamWOneCycle", "TorchOptimizer")),
     ("optimizer", "optimizer"): tuple(
         f"torch.optim.{name}"
-        for name in ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "ASGD")
+        for name in ("SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop",
+        "ASGD")
     ),
     ("optimizer", "scheduler"): tuple(
         f"torch.optim.lr_scheduler.{name}"
@@ -51,14 +53,16 @@ PLACES: Mapping[tuple[str, ...], tuple[str, ...]] = {
             "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
         )
     ),
-    ("logger",): tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger")),
+    ("logger",
+    ): tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger")),
 }  # fmt: skip
 """The classes that a stored config may name without being trusted, by their place in it; * is any name."""
 
 GROUPS = tuple(dict.fromkeys(place[0] for place in PLACES))
 
 LOGGER_OPTIONS = (
-    "entity", "experiment", "flush_logs_every_n_steps", "group", "job_type", "log_model", "mode", "name", "notes", "prefix",
+    "entity", "experiment", "flush_logs_every_n_steps", "group", "job_type", "log_model", "mode", "name", "notes",
+    "prefix",
     "project", "sub_dir", "tags", "version",
 )  # fmt: skip
 """Of a stored logger; others would let it write elsewhere, or send the user's key to another host."""
@@ -131,8 +135,8 @@ def _check_target(target: Any, place: tuple[str, ...], where: str, trust: Sequen
     if package not in trust:
         announced = f" nor an installed entry point of {ENTRY_POINTS[group]}" if group in ENTRY_POINTS else ""
         raise InputError(
-            f"{said} {'neither a' if announced else 'no'} class of bevreshape{announced}; if you know this file and that "
-            f"code, set trust=[{package}]"
+            f"{said} {'neither a' if announced else 'no'} class of bevreshape{announced}; if you know this file and "
+            f"that code, set trust=[{package}]"
         )
     found = locate(target)
     if not isclass(found) or found.__module__.partition(".")[0] not in trust:
@@ -153,7 +157,8 @@ def _check_logger(node: Mapping[Any, Any], where: str) -> None:
 
 
 def check_cache(data: Mapping[str, Any], where: str) -> None:
-    """Refuse that a stored config says where scenes are generated, unless that is below the current folder or a cache already.
+    """Refuse that a stored config says where scenes are generated, unless that is below the current folder or a cache
+    already.
 
     All other sources only read.
 

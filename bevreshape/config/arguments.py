@@ -1,4 +1,5 @@
-"""Command lines of scripts without Hydra: what cannot be parsed is one sentence and exit code 1, as of the other commands."""
+"""Command lines of scripts without Hydra: what cannot be parsed is one sentence and exit code 1, as of the other
+commands."""
 
 import argparse
 import re

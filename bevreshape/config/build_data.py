@@ -24,8 +24,9 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
         augment = build_part("augment", augment, grid=source.grid, camera_names=source.camera_names, **fitting)
         if getattr(augment, "flip_p", 0) > 0 and getattr(source, "raster", "exact") != "exact":
             raise InputError(
-                f"augment.flip_p={augment.flip_p}: data.raster={source.raster} draws half a cell to one side, so a mirrored "
-                "image would be trained on another truth, a cell off; set augment.flip_p=0 or data.raster=exact"
+                f"augment.flip_p={augment.flip_p}: data.raster={source.raster} draws half a cell to one side, so a "
+                "mirrored image would be trained on another truth, a cell off; set augment.flip_p=0 or "
+                "data.raster=exact"
             )
     return BEVDataModule(source, **loader, augment=augment or None, seed=seed)
 
@@ -56,7 +57,7 @@ def build_data_for(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVDataModule:
         own, wanted = getattr(found.source, key), getattr(spec, key)
         if key not in node and own != wanted and not (key == "image_size" and tuple(own) == wanted):
             raise InputError(
-                f"data: {data['_target_']} takes no {key} and has {own}, but the model was trained for {wanted}; give its "
-                f"__init__ the option {key}"
+                f"data: {data['_target_']} takes no {key} and has {own}, but the model was trained for {wanted}; give "
+                f"its __init__ the option {key}"
             )
     return found

@@ -37,8 +37,8 @@ def upsampling(heads: Mapping[str, Any]) -> int:
     if len(set(found.values())) > 1:
         (one, other), *_ = zip(found.items(), list(found.items())[1:], strict=False)
         raise InputError(
-            f"head.{one[0]}.upsample={one[1]} but head.{other[0]}.upsample={other[1]}; heads read the same cells, so set "
-            "both alike"
+            f"head.{one[0]}.upsample={one[1]} but head.{other[0]}.upsample={other[1]}; heads read the same cells, so "
+            "set both alike"
         )
     return next(iter(found.values()))
 
@@ -53,6 +53,7 @@ def build_reshaper(node: Mapping[str, Any], sources: Sequence[FeatureShape], gri
     if len(sources) > 1 and target and not getattr(locate(target), "takes_scales", False):
         strides = [source.stride for source in sources]
         raise InputError(
-            f"encoder.strides={strides} are {len(strides)} scales but {target} takes one; set encoder.strides=[{strides[0]}]"
+            f"encoder.strides={strides} are {len(strides)} scales but {target} takes one; set "
+            f"encoder.strides=[{strides[0]}]"
         )
     return build_part("reshaper", node, source=sources[0] if len(sources) == 1 else tuple(sources), grid=grid)

@@ -19,7 +19,8 @@ IOU = {"iou": {"_target_": "bevreshape.metrics.BEVIoU"}}
 def offer_checkpoint_data(name: str, arguments: list[str]) -> tuple[str, list[str]]:
     """Offer data, loader and metrics of the checkpoint's run as ``data=from_checkpoint`` and so on, the defaults.
 
-    What is offered holds nothing that Hydra would interpret, see :func:`~bevreshape.storage.checkpoint.read_checkpoint`.
+    What is offered holds nothing that Hydra would interpret, see
+    :func:`~bevreshape.storage.checkpoint.read_checkpoint`.
 
     Raises:
         InputError: when there is no checkpoint, or its data names classes that are not allowed, or a place to write to,
@@ -29,8 +30,8 @@ def offer_checkpoint_data(name: str, arguments: list[str]) -> tuple[str, list[st
         key = argument.partition("=")[0].lstrip("+~")
         if key == "data.image_size" or key.startswith("data.grid"):
             raise InputError(
-                f"{argument}: data is brought to the cells and the image size of the checkpoint; leave it out, or train a "
-                "model for others"
+                f"{argument}: data is brought to the cells and the image size of the checkpoint; leave it out, or "
+                "train a model for others"
             )
     path = typed_value(arguments, "checkpoint")
     offered: dict[str, Any] = {group: {} for group in FROM_CHECKPOINT}

@@ -18,7 +18,8 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
 def register_choices(arguments: Sequence[str]) -> None:
-    """Offer Hydra the classes that installed packages announce, and those that a command line names by their dotted path.
+    """Offer Hydra the classes that installed packages announce, and those that a command line names by their dotted
+    path.
 
     Args:
         arguments: of the command, such as ``reshaper=mine.ColumnMean``.

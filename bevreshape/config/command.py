@@ -69,7 +69,8 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
 
 
 def _keeping(failures: list[Exception], main: Main, keys: type) -> Callable[[DictConfig], None]:
-    """A job that keeps its error to be raised later where it runs once; Hydra prints a line of its own about those it sees.
+    """A job that keeps its error to be raised later where it runs once; Hydra prints a line of its own about those it
+    sees.
 
     In a sweep Hydra must see them: they are the status of a job.
     """

@@ -13,7 +13,8 @@ TARGET = "_target_"
 """The key of a node that names the class to call."""
 
 PARTIAL = "_partial_"
-"""The key of a node that becomes a function of the arguments that it lacks, such as an optimizer before its parameters."""
+"""The key of a node that becomes a function of the arguments that it lacks, such as an optimizer before its
+parameters."""
 
 RESERVED = (TARGET, PARTIAL)
 
@@ -142,7 +143,8 @@ def check_options(key: str, target: Callable[..., Any], node: Mapping[str, Any],
     for name in node:
         if name not in options and name not in RESERVED:
             raise InputError(
-                f"{key}: {target.__name__} has no option {name}; {suggest(str(name), options) if options else 'it has none'}"
+                f"{key}: {target.__name__} has no option {name}; "
+                f"{suggest(str(name), options) if options else 'it has none'}"
             )
     if node.get(PARTIAL):
         return

@@ -34,8 +34,8 @@ def entry_point_classes(group: str) -> dict[str, str]:
         target = point.value.replace(":", ".")
         if found.setdefault(point.name, target) != target:
             raise InputError(
-                f"two installed packages announce a {group} '{point.name}' ({found[point.name]} and {target}); uninstall "
-                f"one, or choose {group}={target}"
+                f"two installed packages announce a {group} '{point.name}' ({found[point.name]} and {target}); "
+                f"uninstall one, or choose {group}={target}"
             )
     return found
 

@@ -12,7 +12,8 @@ MODEL_PARTS = ("encoder", "reshaper", "head")
 
 
 NAMED = ("head", "objective", "metric")
-"""Groups that hold several nodes by name; what the program offers, their classes may leave out, and a node may set itself."""
+"""Groups that hold several nodes by name; what the program offers, their classes may leave out, and a node may set
+itself."""
 
 
 GIVEN: Mapping[str, tuple[str, ...]] = {

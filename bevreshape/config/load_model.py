@@ -47,21 +47,23 @@ def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, BEVSpec,
         raise InputError(str(error) if path in str(error) else f"checkpoint {path}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"checkpoint {path}: its model cannot be built ({type(error).__name__}: {' '.join(str(error).split())[:120]}); its "
-            "recipe is damaged or of another version"
+            f"checkpoint {path}: its model cannot be built ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:120]}); its recipe is damaged or of another version"
         ) from error
     load_weights(model, checkpoint, path)
     return model.eval(), spec, cfg
 
 
 def _with_offsets(encoder: dict[str, Any]) -> dict[str, Any]:
-    """An encoder's node with offsets, which are otherwise found by a look at real tensors, and of which no weight depends."""
+    """An encoder's node with offsets, which are otherwise found by a look at real tensors, and of which no weight
+    depends."""
     strides = encoder.get("strides", [8])
     return {**encoder, "offset_px": [0.0] * len(strides)} if isinstance(strides, list) else encoder
 
 
 def _read_recipe(recipe: Mapping[str, Any], where: str, trust: Sequence[str]) -> tuple[dict[str, Any], BEVSpec]:
-    """The config of a checkpoint's run, without its interest in published weights, and the specification it was trained for."""
+    """The config of a checkpoint's run, without its interest in published weights, and the specification it was trained
+    for."""
     cfg = recipe.get("config")
     if not isinstance(cfg, dict):
         raise InputError(f"{where}: bevreshape.config must be a mapping, not {cfg!r:.80}; it is damaged")
@@ -97,6 +99,6 @@ def _check_buffers(sketch: torch.nn.Module, path: str) -> None:
     others = sum(one.numel() * one.element_size() for name, one in sketch.named_buffers() if name not in stored)
     if others > MAX_BUFFER_BYTES:
         raise InputError(
-            f"checkpoint {path}: its model would take {others:,} bytes in addition to its weights, at most {MAX_BUFFER_BYTES:,} are "
-            "allowed; use a file that bevreshape wrote"
+            f"checkpoint {path}: its model would take {others:,} bytes in addition to its weights, at most "
+            f"{MAX_BUFFER_BYTES:,} are allowed; use a file that bevreshape wrote"
         )

@@ -1,9 +1,10 @@
 """Types and ranges of options: declared where an option is named, read by one mechanism before anything is built.
 
-A class that a config can name declares every option in its constructor: ``height_m: Annotated[float, Ge(-10), Le(10)]``. A
-mapping of fixed keys is declared as a dataclass or a TypedDict, so that unknown keys in it are refused. Config nodes are
-read by :func:`read_options` before they reach the class; :func:`checked` reads the arguments of a library call likewise.
-Numbers are finite, ``true`` is no number, 2 is taken for 2.0, 2.0 is no integer, and no text is a number or a boolean.
+A class that a config can name declares every option in its constructor: ``height_m: Annotated[float, Ge(-10),
+Le(10)]``. A mapping of fixed keys is declared as a dataclass or a TypedDict, so that unknown keys in it are refused.
+Config nodes are read by :func:`read_options` before they reach the class; :func:`checked` reads the arguments of a
+library call likewise. Numbers are finite, ``true`` is no number, 2 is taken for 2.0, 2.0 is no integer, and no text is
+a number or a boolean.
 """
 
 import inspect

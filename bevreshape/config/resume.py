@@ -32,7 +32,8 @@ def resume_arguments(name: str, arguments: list[str]) -> tuple[str, list[str]]:
     run = Path(read_value("resume", LocalPath, typed))
     if not (run / "config.yaml").is_file() or not (run / "checkpoints" / "last.ckpt").is_file():
         raise InputError(
-            f"resume={run} has no config.yaml and checkpoints/last.ckpt; name a runs/<date>/<time> folder that was begun"
+            f"resume={run} has no config.yaml and checkpoints/last.ckpt; name a runs/<date>/<time> folder that was "
+            "begun"
         )
     if "${" in str(run.resolve()):
         raise InputError(

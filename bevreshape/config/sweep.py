@@ -26,7 +26,8 @@ SHOWN = (IOU, "fit/")
 
 
 class Summary(Callback):
-    """Hydra callback: ``summary.csv`` in the sweep's folder has a row per job that ended, the failed ones with their reason.
+    """Hydra callback: ``summary.csv`` in the sweep's folder has a row per job that ended, the failed ones with their
+    reason.
 
     Each job leaves ``job.json`` in its own folder and the table is made anew from all of these, so that jobs on other
     processes or machines (Hydra launchers) add to the same table.

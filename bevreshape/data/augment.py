@@ -70,7 +70,8 @@ class Augment:
             ``right`` alone, so that a name goes on meaning a direction; others keep their place.
 
     Raises:
-        InputError: when the factors of zoom do not ascend, or a flip is asked for that the grid or a missing grid forbids.
+        InputError: when the factors of zoom do not ascend, or a flip is asked for that the grid or a missing grid
+            forbids.
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class Augment:
             raise InputError(f"augment: {' and '.join(geometric)} move the ground; pass grid= of the targets")
         if flip_p > 0 and grid is not None and grid.left_m[0] != -grid.left_m[1]:
             raise InputError(
-                f"augment.flip_p={flip_p}: the grid's left_m={grid.left_m} is not symmetric, its mirror image is another "
-                "grid; set flip_p=0 or symmetric bounds"
+                f"augment.flip_p={flip_p}: the grid's left_m={grid.left_m} is not symmetric, its mirror image is "
+                "another grid; set flip_p=0 or symmetric bounds"
             )
         self.grid = grid
         self.grey = image_mode == "grey"

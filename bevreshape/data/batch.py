@@ -104,8 +104,8 @@ class BEVBatch:
         for name, target in self.targets.items():
             if not isinstance(target, Target):
                 raise InputError(
-                    f"target {name!r} is a {type(target).__name__}, which does not say what an augmentation makes of it; wrap "
-                    "it in a bevreshape.data.targets.BEVTarget, or a Target of your own"
+                    f"target {name!r} is a {type(target).__name__}, which does not say what an augmentation makes of "
+                    "it; wrap it in a bevreshape.data.targets.BEVTarget, or a Target of your own"
                 )
 
     def __len__(self) -> int:
@@ -168,7 +168,8 @@ class BEVBatch:
         return moved._transformed("zoom", window).without_lost_cells(self, grid)
 
     def without_lost_cells(self, before: "BEVBatch", grid: BEVGrid) -> "BEVBatch":
-        """Targets are invalid in cells that a camera observed ``before`` and none does now; others count as they did."""
+        """Targets are invalid in cells that a camera observed ``before`` and none does now; others count as they
+        did."""
         observed, still = (ground_pixels(batch.cameras, grid)[1].any(1) for batch in (before, self))  # b rows cols
         return self.hide(observed & ~still)
 
@@ -247,7 +248,8 @@ class BEVSource(Protocol):
         """The split ``train``, ``val`` or ``test``."""
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
-        """Complete a batch on its device, for instance with targets made from labelled images; augmented only afterwards."""
+        """Complete a batch on its device, for instance with targets made from labelled images; augmented only
+        afterwards."""
 
 
 def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> list[int]:
@@ -261,8 +263,9 @@ def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> li
     """
     if len(wanted) != len(given):
         raise InputError(
-            f"{where}: it has {len(given)} cameras ({', '.join(given)}) but the checkpoint was trained on {len(wanted)} "
-            f"({', '.join(wanted)}); choose data of the same rig, or the cameras that take their places with data.cameras"
+            f"{where}: it has {len(given)} cameras ({', '.join(given)}) but the checkpoint was trained on "
+            f"{len(wanted)} ({', '.join(wanted)}); choose data of the same rig, or the cameras that take their places "
+            "with data.cameras"
         )
     plain = [[re.sub(r"^cam(era)?_?", "", name.lower()) for name in names] for names in (wanted, given)]
     if sorted(plain[0]) == sorted(plain[1]):

@@ -55,9 +55,9 @@ class ResumableShuffleSampler(Sampler[int]):
         if self.steps == 0:
             several = accumulated > 1
             raise InputError(
-                f"data: {length} training samples do not fill one {f'step of {accumulated} batches' if several else 'batch'} of "
-                f"{batch_size} on {world} process(es); lower loader.batch_size"
-                f"{' or trainer.accumulate_grad_batches' if several else ''}, or add samples"
+                f"data: {length} training samples do not fill one "
+                f"{f'step of {accumulated} batches' if several else 'batch'} of {batch_size} on {world} process(es); "
+                f"lower loader.batch_size{' or trainer.accumulate_grad_batches' if several else ''}, or add samples"
             )
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.rank, self.world, self.epoch, self.start = rank, world, epoch, start
@@ -101,9 +101,9 @@ class BEVDataModule(LightningDataModule):
         augment: changes training batches on the device; ``None`` leaves them as they are.
         seed: of order and augmentation.
 
-    ``tested_split`` says what ``trainer.test`` reads; ``camera_order`` which cameras batches have, in which order, if not
-    those of the source; ``arrived_s`` when the latest batch came out of its loader, by
-    ``time.perf_counter``, before anything was done to it on the device.
+    ``tested_split`` says what ``trainer.test`` reads; ``camera_order`` which cameras batches have, in which order, if
+    not those of the source; ``arrived_s`` when the latest batch came out of its loader, by ``time.perf_counter``,
+    before anything was done to it on the device.
     """
 
     def __init__(

@@ -16,7 +16,8 @@ Cells = TypeVar("Cells", bound="BEVTarget")
 
 
 class Window(NamedTuple):
-    """A part of every sample's enlarged images, (b,) each: pixel u of the whole becomes ``scale·(u + ½) − ½ − left``."""
+    """A part of every sample's enlarged images, (b,) each: pixel u of the whole becomes ``scale·(u + ½) − ½ −
+    left``."""
 
     scale: Tensor
     left: Tensor
@@ -27,9 +28,9 @@ class Window(NamedTuple):
 class Annotation:
     """What belongs to samples beside images and cameras.
 
-    Fields that are tensors have the samples along their first dimension in a batch; all other fields are the same for all
-    samples. A transformation that a subclass does not define is refused by :class:`~bevreshape.data.batch.BEVBatch`, so
-    that nothing is trained on in another frame than the images.
+    Fields that are tensors have the samples along their first dimension in a batch; all other fields are the same for
+    all samples. A transformation that a subclass does not define is refused by
+    :class:`~bevreshape.data.batch.BEVBatch`, so that nothing is trained on in another frame than the images.
     """
 
     def flip(self: Own, cameras: Sequence[int]) -> Own:
@@ -103,8 +104,8 @@ class BEVTarget(Target):
     def hide(self: Cells, cells: Tensor) -> Cells:
         if self.valid.shape[-2:] != cells.shape[-2:]:
             raise InputError(
-                f"a {type(self).__name__} of {_size(self.valid)} cells cannot be compared with a grid of {_size(cells)}; make "
-                "the target on the grid of the data"
+                f"a {type(self).__name__} of {_size(self.valid)} cells cannot be compared with a grid of "
+                f"{_size(cells)}; make the target on the grid of the data"
             )
         return replace(
             self, valid=self.valid & ~cells.reshape(len(cells), *[1] * (self.valid.ndim - 3), *cells.shape[1:])
@@ -116,8 +117,8 @@ class ObjectCenters(BEVTarget):
     """Where the objects of m classes have their centres.
 
     Attributes:
-        value: (b, m, 3, rows, cols) float32. On an object: exp(−d²), d being the cells to its centre, and how many cells
-            ahead and to the left the centre is; elsewhere 0.
+        value: (b, m, 3, rows, cols) float32. On an object: exp(−d²), d being the cells to its centre, and how many
+            cells ahead and to the left the centre is; elsewhere 0.
         valid: (b, m, rows, cols).
         inside: (b, m, rows, cols), the cells of objects.
     """

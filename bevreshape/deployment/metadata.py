@@ -13,10 +13,11 @@ def described(spec: BEVSpec) -> str:
     """What an exported program must be given, and what comes out, for people."""
     height, width = spec.image_size
     return (
-        f"image: {', '.join(spec.camera_names)}, in this order, {'grey in each channel' if spec.image_mode == 'grey' else 'RGB'} in 0..1, {height}×{width}, as predict makes them: resized to "
-        "cover it, then cut at the top and evenly at the sides, intrinsics moved along\n"
-        f"probabilities: {', '.join(spec.classes)} on {spec.grid.rows}×{spec.grid.cols} cells, row 0 farthest ahead, column 0 "
-        "farthest left"
+        f"image: {', '.join(spec.camera_names)}, in this order, "
+        f"{'grey in each channel' if spec.image_mode == 'grey' else 'RGB'} in 0..1, {height}×{width}, as predict makes "
+        "them: resized to cover it, then cut at the top and evenly at the sides, intrinsics moved "
+        f"along\nprobabilities: {', '.join(spec.classes)} on {spec.grid.rows}×{spec.grid.cols} cells, row 0 farthest "
+        "ahead, column 0 farthest left"
     )
 
 
@@ -50,7 +51,8 @@ def metadata(spec: BEVSpec, rig: Rig | None = None) -> dict[str, Any]:
 
 
 CONVENTIONS = {
-    "resize": "bilinear, antialiased, by the larger of the two ratios, so that image_size is covered; then rows are cut at the "
+    "resize": "bilinear, antialiased, by the larger of the two ratios, so that image_size is covered; then rows are "
+    "cut at the "
     "top and columns evenly at both sides",
     "distortion": "undone on the way, bilinear; coefficients are in OpenCV's order",
     "pixels": "integers are pixel centres, u to the right, v down",

@@ -108,8 +108,8 @@ def _check_finite(probabilities: torch.Tensor, names: Sequence[str]) -> None:
     if lost.any():
         first = int(lost.argmax())
         raise Divergence(
-            f"predict: the network's output is NaN in {int(lost[first])} cells of frame {names[first]!r}; its training had diverged, so "
-            "use another checkpoint"
+            f"predict: the network's output is NaN in {int(lost[first])} cells of frame {names[first]!r}; its training "
+            "had diverged, so use another checkpoint"
         )
 
 

@@ -40,7 +40,8 @@ class Preprocessing:
         if not isinstance(given, Mapping) or given.get("format") != FORMAT:
             found = given.get("format") if isinstance(given, Mapping) else given
             raise ValueError(
-                f"metadata have format {found!r}, this file reads {FORMAT}; take the preprocess.py of the version that exported"
+                f"metadata have format {found!r}, this file reads {FORMAT}; take the preprocess.py of the version that "
+                "exported"
             )
         self.about = given
         self.names: list[str] = list(given["camera_names"])
@@ -170,7 +171,8 @@ def _luma(image: Array) -> Array:
 
 
 def _undistorted(image: Array, camera: Mapping[str, Any], wanted: Size) -> Array:
-    """Read a stored image where the pixels of the pinhole image look, two by two for each unless it is hardly shrunk."""
+    """Read a stored image where the pixels of the pinhole image look, two by two for each unless it is hardly
+    shrunk."""
     stored: Size = (image.shape[0], image.shape[1])
     ratio = min(old / new for old, new in zip(stored, wanted, strict=True))
     over = 1 if ratio < 1.25 else 2

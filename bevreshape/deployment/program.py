@@ -62,7 +62,8 @@ def export(
         program = torch.export.export(module, inputs, dynamic_shapes=(batch,) * len(inputs), strict=False)
     except Exception as refusal:  # whatever a reshaper of one's own does that no graph can hold
         raise InputError(
-            f"torch {torch.__version__} cannot export this model ({_reason(refusal)}); change what it names in the model's forward"
+            f"torch {torch.__version__} cannot export this model ({_reason(refusal)}); change what it names in the "
+            "model's forward"
         ) from refusal
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"program.{format}"
@@ -79,8 +80,8 @@ def export(
             error = torch.stack([(reread(*cut) - module(*cut)).abs().max() for cut in cuts]).max().item()
         if not error <= TOLERANCE:  # nor if it is NaN
             raise InputError(
-                f"the exported program differs from the model by {error:.2g}, more than {TOLERANCE:g}; nothing was written, "
-                f"try format={'pt2' if format == 'onnx' else 'onnx'}"
+                f"the exported program differs from the model by {error:.2g}, more than {TOLERANCE:g}; nothing was "
+                f"written, try format={'pt2' if format == 'onnx' else 'onnx'}"
             )
         with written.open("rb") as source:
             write_atomic(out, lambda file: copyfileobj(source, file))
@@ -122,7 +123,8 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: str) ->
         made = torch.onnx.export(program, opset_version=OPSET, verbose=False, dynamo=True)
     except torch.onnx.OnnxExporterError as error:  # of torch 2.6, for one, to which parts of the models are unknown
         raise InputError(
-            f"torch {torch.__version__} cannot write this model as ONNX ({_reason(error)}); install a newer torch, or set format=pt2"
+            f"torch {torch.__version__} cannot write this model as ONNX ({_reason(error)}); install a newer torch, or "
+            "set format=pt2"
         ) from error
     assert made is not None  # dynamo returns a program
     made.model.graph.outputs[0].name = OUTPUT

@@ -25,7 +25,8 @@ def example(spec: BEVSpec, rig: Cameras) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def example_rig(spec: BEVSpec) -> Cameras:
-    """A ring of as many cameras as the model has, as high as suits the grid, the first one looking towards its middle."""
+    """A ring of as many cameras as the model has, as high as suits the grid, the first one looking towards its
+    middle."""
     grid = spec.grid
     rig = ring(
         len(spec.camera_names),
@@ -49,8 +50,8 @@ def check_sees(cameras: Cameras, grid: BEVGrid) -> None:
     seen = ground_pixels(cameras, grid)[1].any(1).float().mean()
     if seen < 0.1:
         raise InputError(
-            f"export: example cameras see {seen:.0%} of the grid, forward {grid.forward_m}, left {grid.left_m}; fold in the "
-            "rig that it is for, with calibration=FILE"
+            f"export: example cameras see {seen:.0%} of the grid, forward {grid.forward_m}, left {grid.left_m}; fold "
+            "in the rig that it is for, with calibration=FILE"
         )
 
 

@@ -24,7 +24,7 @@ IPM's, IPM's own cancels, and 10 % are as much of it whatever it is; 1 − IoU h
 alike what is not. IoU has a floor too: streets are alike, and IPM is right in part with the images of other samples. What looking adds
 is the IoU above that, and is compared as well. Where the pose is given, an MLP moves the rows and columns of its features by it, and an attention's keys hold the
 direction of every ray: both know yaw, pitch and roll, all that varies in training, and only the MLP the camera's height.
-"""
+"""  # noqa: E501  # its lines are those of a study that is committed
 
 
 def rows(results: TaskResults) -> list[Row]:

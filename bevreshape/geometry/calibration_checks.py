@@ -36,8 +36,8 @@ AXES = {
 
 
 def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
-    """Return what was probably written instead of ``ego_from_cam``: millimetres, its inverse, a transposed rotation, other
-    camera axes, or two of these.
+    """Return what was probably written instead of ``ego_from_cam``: millimetres, its inverse, a transposed rotation,
+    other camera axes, or two of these.
 
     A pose is taken for right where the camera is mounted in ``HEIGHTS_M`` above the ground, about level, and sees cells
     of the grid. Of others that would be right in this sense, the one with the fewest changes, and of these the most

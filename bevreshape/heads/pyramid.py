@@ -15,9 +15,9 @@ from bevreshape.errors import InputError
 class PyramidHead(nn.Module):
     """Decoder of Cross-View Transformers (Zhou and Krähenbühl 2022), for 25×25 → 200×200.
 
-    A step doubles rows and columns bilinearly, then relu(conv1×1(relu(conv3×3(x))) + conv1×1(the coarse features)), normalised.
-    The original aligns the corners of coarse and fine map, so that its fine cells are not where the coarse ones say: up to
-    half a coarse cell at the edges. Here cells share their edges.
+    A step doubles rows and columns bilinearly, then relu(conv1×1(relu(conv3×3(x))) + conv1×1(the coarse features)),
+    normalised. The original aligns the corners of coarse and fine map, so that its fine cells are not where the coarse
+    ones say: up to half a coarse cell at the edges. Here cells share their edges.
 
     Args:
         in_channels: d of the reshaper.

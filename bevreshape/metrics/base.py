@@ -22,8 +22,8 @@ class BEVMetric(Metric):
 class ThresholdCounts(BEVMetric):
     """Counts valid cells by class, group, target, and how many thresholds their score reaches; only NaN reaches none.
 
-    Counts are int64 sums over all images before anything is divided, so shares of a data set that several processes count
-    add up to the whole exactly.
+    Counts are int64 sums over all images before anything is divided, so shares of a data set that several processes
+    count add up to the whole exactly.
 
     Args:
         classes: k.

@@ -12,7 +12,8 @@ from bevreshape.model import Outputs
 from bevreshape.objectives.base import compared
 
 CONDITIONS = ("day", "night", "rain")
-"""By words of a scene's description; a scene may be both night and rain, what is not night is day, "after rain" is rain."""
+"""By words of a scene's description; a scene may be both night and rain, what is not night is day, "after rain" is
+rain."""
 
 THRESHOLDS = (0.4, 0.5)
 

@@ -35,12 +35,14 @@ class BEVIoU(ThresholdCounts):
     Args:
         classes: names of the k channels.
         grid: the cells; distance is that of a cell's centre.
-        bands_m: ascending edges of the distance bands in metres, each band from its first edge up to, not including, its
-            second; a band without cells has IoU NaN. Left out, at most six bands of 1, 2 or 5 · 10ⁿ m that hold every cell.
+        bands_m: ascending edges of the distance bands in metres, each band from its first edge up to, not including,
+            its second; a band without cells has IoU NaN. Left out, at most six bands of 1, 2 or 5 · 10ⁿ m that hold
+            every cell.
         thresholds: how many thresholds; odd, so that 0.5 is one.
         task: name of the head and the target.
 
-    Set ``chosen`` (a threshold per class, such as the best ones of the validation set) to have ``iou_at_val_threshold/…`` too.
+    Set ``chosen`` (a threshold per class, such as the best ones of the validation set) to have
+    ``iou_at_val_threshold/…`` too.
 
     Raises:
         InputError: a name that cannot be part of a key, an even number of thresholds, or edges that do not ascend.
@@ -130,8 +132,8 @@ class BEVIoU(ThresholdCounts):
             if not distance.min() < 1e-6:
                 step = 1 / (len(self.thresholds) - 1)
                 raise InputError(
-                    f"metrics: threshold {thresholds[name]} of class '{name}' was not counted; choose a multiple of {step:g} "
-                    "in 0..1"
+                    f"metrics: threshold {thresholds[name]} of class '{name}' was not counted; choose a multiple of "
+                    f"{step:g} in 0..1"
                 )
             chosen.append(distance.argmin())
         with self.sync_context(should_sync=not self._is_synced, should_unsync=not self._is_synced):
@@ -160,7 +162,8 @@ class BEVIoU(ThresholdCounts):
 
 
 def _bands(nearest_m: float, farthest_m: float) -> list[float]:
-    """Multiples of the smallest round step that holds ``farthest_m`` in six bands from 0, without the bands below ``nearest_m``."""
+    """Multiples of the smallest round step that holds ``farthest_m`` in six bands from 0, without the bands below
+    ``nearest_m``."""
     power = 10.0 ** math.floor(math.log10(farthest_m / 6))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if farthest_m < 6 * step)
     return [number * step for number in range(int(nearest_m // step), int(farthest_m // step) + 2)]

@@ -34,8 +34,8 @@ def covers_benchmark(grid: BEVGrid) -> bool:
     )
     if not inside:
         print(
-            f"data: the benchmark's metric is left out, its cells lie forward {wanted.forward_m}, left {wanted.left_m} m and the "
-            f"grid has forward {grid.forward_m}, left {grid.left_m}; train on a grid that holds them",
+            f"data: the benchmark's metric is left out, its cells lie forward {wanted.forward_m}, left {wanted.left_m} "
+            f"m and the grid has forward {grid.forward_m}, left {grid.left_m}; train on a grid that holds them",
             file=sys.stderr,
         )
     return inside
@@ -45,8 +45,8 @@ def road_scores(counts: Int[Tensor, "2 levels"]) -> dict[str, Tensor]:
     """The benchmark's figures, in 0..1, NaN where there is nothing to count.
 
     ``max_f`` is the highest F1 = 2PR/(P + R) over all thresholds, ``precision``, ``recall``, ``fpr`` = FP/(FP + TN),
-    ``fnr`` = FN/(TP + FN) and ``threshold`` are those at the lowest threshold that reaches it, and ``ap`` is the mean of the
-    highest precision at recall 0, 0.1, … 1 or more (Everingham et al. 2010), as in the development kit.
+    ``fnr`` = FN/(TP + FN) and ``threshold`` are those at the lowest threshold that reaches it, and ``ap`` is the mean
+    of the highest precision at recall 0, 0.1, … 1 or more (Everingham et al. 2010), as in the development kit.
 
     Args:
         counts: cells without and with the class, by the number of thresholds, 1 to 256, that their confidence reaches.
@@ -70,10 +70,11 @@ def road_scores(counts: Int[Tensor, "2 levels"]) -> dict[str, Tensor]:
 
 
 class RoadMetric(ThresholdCounts):
-    """MaxF, AP and what goes with them, per category and over all, counted over all cells of a split before anything is divided.
+    """MaxF, AP and what goes with them, per category and over all, counted over all cells of a split before anything is
+    divided.
 
-    Predictions are upsampled bilinearly onto the benchmark's cells. What the network's image does not show counts too. It
-    is left out, which is reported, where the grid does not hold the benchmark's.
+    Predictions are upsampled bilinearly onto the benchmark's cells. What the network's image does not show counts too.
+    It is left out, which is reported, where the grid does not hold the benchmark's.
 
     Args:
         classes: names of the k channels, made from the masks of :class:`~bevreshape.data.sources.kitti.road.RoadMasks`.
@@ -102,7 +103,8 @@ class RoadMetric(ThresholdCounts):
         masks = batch.labels
         if not isinstance(masks, RoadMasks):
             raise InputError(
-                "metric.kitti_road: batches have no masks of KITTI's road benchmark; choose data=kitti_road, or metric=iou"
+                "metric.kitti_road: batches have no masks of KITTI's road benchmark; choose data=kitti_road, or "
+                "metric=iou"
             )
         self.lanes = {name for name in self.classes if masks.mask_of[name] == "lane"}
         truth, known = masks.on_ground(batch.cameras, BENCHMARK_GRID, self.classes)  # b k R C

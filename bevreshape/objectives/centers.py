@@ -37,7 +37,8 @@ class CentersLoss(nn.Module):
         self.focal = Focal()
 
     def forward(self, outputs: Outputs, batch: BEVBatch) -> Float[Tensor, ""]:
-        """The weighted sum; the head makes (b, 3·m, rows, cols): of each class the heat's logit, cells ahead and to the left.
+        """The weighted sum; the head makes (b, 3·m, rows, cols): of each class the heat's logit, cells ahead and to the
+        left.
 
         Raises:
             InputError: when the head makes other maps than the target has classes.
@@ -47,8 +48,8 @@ class CentersLoss(nn.Module):
         m = target.value.shape[1]
         if maps.shape[1] != 3 * m:
             raise InputError(
-                f"CentersLoss: the head {self.task!r} makes {maps.shape[1]} maps but the data tells {m} classes of objects apart, "
-                f"of three maps each; set head.{self.task}.out_channels={3 * m}"
+                f"CentersLoss: the head {self.task!r} makes {maps.shape[1]} maps but the data tells {m} classes of "
+                f"objects apart, of three maps each; set head.{self.task}.out_channels={3 * m}"
             )
         with torch.autocast(maps.device.type, enabled=False):
             found = maps.float().unflatten(1, (m, 3))

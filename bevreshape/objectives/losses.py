@@ -1,9 +1,9 @@
 """Losses on the logits of overlapping classes, counted only where the label is known.
 
-Every loss is an objective of the head and target ``segmentation``, (b, k, rows, cols) each. A class's loss is a mean over its valid
-cells in the whole batch; the result is the weighted mean over the classes that have such cells, so neither a rare label
-nor a narrow view changes a class's share. Without any valid cell it is zero, with a gradient of zero. All of it is
-computed in float32 (float64 if given), also under autocast.
+Every loss is an objective of the head and target ``segmentation``, (b, k, rows, cols) each. A class's loss is a mean
+over its valid cells in the whole batch; the result is the weighted mean over the classes that have such cells, so
+neither a rare label nor a narrow view changes a class's share. Without any valid cell it is zero, with a gradient of
+zero. All of it is computed in float32 (float64 if given), also under autocast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,8 +46,8 @@ def per_class(values: PerClass, classes: Sequence[str], what: str) -> Float[Tens
         numbers = [float(values)] * len(classes)
     if len(numbers) != len(classes):
         raise InputError(
-            f"{what}: {len(numbers)} values for {len(classes)} classes ({', '.join(classes)}); give one number for all, "
-            "one per class, or a mapping from class to number"
+            f"{what}: {len(numbers)} values for {len(classes)} classes ({', '.join(classes)}); give one number for "
+            "all, one per class, or a mapping from class to number"
         )
     return torch.tensor(numbers)
 
@@ -100,8 +100,8 @@ class ClassLoss(nn.Module):
         name = type(self).__name__
         if not logits.shape == target.shape == valid.shape:
             raise InputError(
-                f"{name}: logits {tuple(logits.shape)}, target {tuple(target.shape)} and valid {tuple(valid.shape)} must "
-                "have one shape (b, k, rows, cols); build the head for the grid and the classes of the data"
+                f"{name}: logits {tuple(logits.shape)}, target {tuple(target.shape)} and valid {tuple(valid.shape)} "
+                "must have one shape (b, k, rows, cols); build the head for the grid and the classes of the data"
             )
         if not self.classes:
             self.bind([f"class {number}" for number in range(logits.shape[1])], logits.device)
@@ -185,7 +185,8 @@ class Focal(ClassLoss):
 
 @checked
 class Dice(ClassLoss):
-    """Soft Dice (Milletari et al. 2016), 1 − (2·Σpt + smooth) / (Σp + Σt + smooth) over a class's valid cells in the batch.
+    """Soft Dice (Milletari et al. 2016), 1 − (2·Σpt + smooth) / (Σp + Σt + smooth) over a class's valid cells in the
+    batch.
 
     Kornia's ``dice_loss`` is a softmax over exclusive classes; these overlap, so every class has its own sigmoid.
 

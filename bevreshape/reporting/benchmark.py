@@ -84,8 +84,8 @@ def draw(rows: Sequence[Mapping[str, Any]], scaling: str | None) -> Figure:
 
 def _case_label(row: Mapping[str, Any]) -> str:
     return (
-        f"{row['batch']}×{row['cameras']}×{row['channels']}×{row['height']}×{row['width']} → {row['rows']}×{row['cols']}, "
-        f"{row['device']}, {row['precision']}"
+        f"{row['batch']}×{row['cameras']}×{row['channels']}×{row['height']}×{row['width']} → "
+        f"{row['rows']}×{row['cols']}, {row['device']}, {row['precision']}"
     )
 
 

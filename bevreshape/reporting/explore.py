@@ -60,8 +60,8 @@ def explorer(shown: Sequence[ReportedModel], batch: BEVBatch, true: Cameras, cel
 
 
 def view(model: BEVModel, reshaper: Reshaper, sample: BEVBatch, cells: Cells, probes: int) -> View:
-    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the image: the Jacobian's norm, and
-    of attention its matrix too, the mean of the heads and head by head."""
+    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the image: the Jacobian's norm,
+    and of attention its matrix too, the mean of the heads and head by head."""
     cameras = sample.cameras
     with torch.no_grad():
         features = model.encoder(sample.images)
@@ -96,8 +96,8 @@ def fitting(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
             found = replace(found, entries=found.entries[:-1])
         else:
             raise InputError(
-                f"report: one reshaper on one sample takes {size / 1e6:.1f} MB and {most_bytes / 1e6:.1f} MB are left for it; set "
-                "cells= to fewer, or name fewer folders"
+                f"report: one reshaper on one sample takes {size / 1e6:.1f} MB and {most_bytes / 1e6:.1f} MB are left "
+                "for it; set cells= to fewer, or name fewer folders"
             )
     if len(found.scenes) < len(whole.scenes):
         remarks.insert(

@@ -26,13 +26,13 @@ ROOM_FOR_REMARKS = 20_000
 """Bytes of a page for what is said of that which was left out, and for signs that HTML spells out."""
 
 RUNS_TEXT = (
-    "IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the standard deviation of "
-    "the seeds."
+    "IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the standard "
+    "deviation of the seeds."
 )
 
 CLAIMS_TEXT = (
-    "Rows of the study, those first that were named before anything was measured. Ratios are means over the seeds with the interval "
-    "that holds the true mean with 95 % confidence; the rules stand below."
+    "Rows of the study, those first that were named before anything was measured. Ratios are means over the seeds with "
+    "the interval that holds the true mean with 95 % confidence; the rules stand below."
 )
 
 

@@ -1,7 +1,8 @@
 """What checkpoints and run folders hold, read as plain values that nothing interprets.
 
-Such a file may come from anywhere. Its values are compared with what bevreshape writes: mappings, lists, texts and numbers, and
-no text that Hydra or OmegaConf would resolve. :mod:`bevreshape.config.allowed` says which classes it may name.
+Such a file may come from anywhere. Its values are compared with what bevreshape writes: mappings, lists, texts and
+numbers, and no text that Hydra or OmegaConf would resolve. :mod:`bevreshape.config.allowed` says which classes it may
+name.
 """
 
 import csv
@@ -22,7 +23,8 @@ MOST_VALUES, MOST_DEPTH, MOST_CHARACTERS, MOST_BYTES = 100_000, 32, 100_000, 64 
 """Of one stored config, text or file: far more than any that bevreshape writes, little enough to be read at once."""
 
 MOST_YAML_BYTES, MOST_JSON_MB = 4 << 20, 100
-"""Of a text in YAML, a megabyte of which is read in about a second, and of the memory that one in JSON takes when read."""
+"""Of a text in YAML, a megabyte of which is read in about a second, and of the memory that one in JSON takes when
+read."""
 
 
 def check_plain(node: Any, where: str) -> None:
@@ -65,15 +67,16 @@ def check_plain(node: Any, where: str) -> None:
 
 def _too_much(where: str) -> InputError:
     return InputError(
-        f"{where} is nested deeper than {MOST_DEPTH} or has more than {MOST_VALUES} values, which no config has; use another file"
+        f"{where} is nested deeper than {MOST_DEPTH} or has more than {MOST_VALUES} values, which no config has; use "
+        "another file"
     )
 
 
 def _check_text(text: str, where: str) -> None:
     if "${" in text:
         raise InputError(
-            f"{where} holds {short(text)!r}, which is written like an interpolation; what is stored is never resolved, so write "
-            "its value"
+            f"{where} holds {short(text)!r}, which is written like an interpolation; what is stored is never resolved, "
+            "so write its value"
         )
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"{where} is a text of {len(text)} characters, which no option takes")

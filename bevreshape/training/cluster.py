@@ -43,8 +43,8 @@ def cluster_environment() -> ClusterEnvironment:
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return TorchElasticEnvironment() if "LOCAL_RANK" in os.environ else KubeflowEnvironment()
     raise InputError(
-        f"{found.launcher} has started {found.world} processes that cannot find each other; start them by torchrun, or set RANK, "
-        "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        f"{found.launcher} has started {found.world} processes that cannot find each other; start them by torchrun, or "
+        "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         + (", or install mpi4py" if found.launcher.startswith("mpi") else "")
     )
 
@@ -52,8 +52,8 @@ def cluster_environment() -> ClusterEnvironment:
 def _leave_the_store_of_killed_processes(found: Group) -> None:
     """Agree with the other processes on a port for a store of their own, where torchrun has started them anew.
 
-    torchrun keeps its store over restarts, and in it stand the addresses of the processes that were killed: who reads one before
-    it is replaced waits for ever.
+    torchrun keeps its store over restarts, and in it stand the addresses of the processes that were killed: who reads
+    one before it is replaced waits for ever.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

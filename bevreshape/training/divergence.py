@@ -44,6 +44,6 @@ class StopOnDivergence(Callback):
             loss, step, names = self._latest
             if not torch.isfinite(loss):
                 raise Divergence(
-                    f"training: the loss is {loss.item()} at step {step}, on the batch {', '.join(names)}; look at these "
-                    "samples, or lower optimizer.lr"
+                    f"training: the loss is {loss.item()} at step {step}, on the batch {', '.join(names)}; look at "
+                    "these samples, or lower optimizer.lr"
                 )

@@ -90,8 +90,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
     classes = tuple(name for name in spec.classes if name in found.classes)
     if not classes:
         raise InputError(
-            f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(spec.classes)}) have no name in "
-            "common; name them alike in data.classes"
+            f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(spec.classes)}) have no "
+            "name in common; name them alike in data.classes"
         )
     measured = build_named("metric", cfg["metric"], classes=classes, grid=spec.grid)
     dropped = spec.camera_names if cfg["drop_each_camera"] else ()

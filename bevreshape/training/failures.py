@@ -9,7 +9,8 @@ from bevreshape.training.rehearsal import compile_failure
 
 
 def explain_failure(error: RuntimeError, trainer: Mapping[str, Any]) -> InputError | None:
-    """The error for what torch raises in the midst of training because of an option of the trainer; ``None`` for all else."""
+    """The error for what torch raises in the midst of training because of an option of the trainer; ``None`` for all
+    else."""
     text = str(error)
     reason = (text.strip().splitlines() or [type(error).__name__])[0]
     compilers = ("torch._dynamo", "torch._inductor")
@@ -23,8 +24,8 @@ def explain_failure(error: RuntimeError, trainer: Mapping[str, Any]) -> InputErr
         return Divergence(f"training: {reason}; lower optimizer.lr, or look at the batch")
     if "gloo" in text and re.search(r"closed by peer|reset by peer|Timed out waiting", text):
         return InputError(
-            "training: another process of this run has ended, so this one cannot go on; its reason is in its own messages, and the "
-            "same command with the same hydra.run.dir resumes"
+            "training: another process of this run has ended, so this one cannot go on; its reason is in its own "
+            "messages, and the same command with the same hydra.run.dir resumes"
         )
     if "Expected to have finished reduction" in text:
         return InputError(

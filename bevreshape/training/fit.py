@@ -196,7 +196,8 @@ def _check_resumable(parts: _Parts) -> None:
 
 
 def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) -> dict[str, float]:
-    """Validation and test metrics of the best checkpoint, the test also at the thresholds best on the validation set."""
+    """Validation and test metrics of the best checkpoint, the test also at the thresholds best on the validation
+    set."""
     load_weights(task.model, read_checkpoint(best), best)
     validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[0]
     for metric in task.metrics_of("test").values():

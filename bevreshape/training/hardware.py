@@ -22,16 +22,19 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and gpus == 0:
         raise InputError(
-            f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use; set trainer.accelerator=cpu"
+            f"trainer.accelerator={accelerator}: this machine has no GPU that torch can use; set "
+            "trainer.accelerator=cpu"
         )
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
         raise InputError(
-            f"trainer.accelerator={accelerator} is not offered; {suggest(str(accelerator), ('auto', 'cpu', 'gpu', 'cuda'))}"
+            f"trainer.accelerator={accelerator} is not offered; "
+            f"{suggest(str(accelerator), ('auto', 'cpu', 'gpu', 'cuda'))}"
         )
     gpu = on_gpu(cfg)
     if precision == "16-mixed" and not gpu:
         raise InputError(
-            "trainer.precision=16-mixed needs a GPU (a CPU has no float16 autocast); set trainer.precision=bf16-mixed or 32-true"
+            "trainer.precision=16-mixed needs a GPU (a CPU has no float16 autocast); set trainer.precision=bf16-mixed "
+            "or 32-true"
         )
     if precision == "bf16-mixed" and gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise InputError(
@@ -45,8 +48,8 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
         )
     if count > 1 and accelerator == "auto" and not gpu:
         raise InputError(
-            f"trainer.devices={cfg.get('devices')}: this machine has no GPU; set trainer.devices=1, or trainer.accelerator=cpu "
-            f"to train in {count} CPU processes"
+            f"trainer.devices={cfg.get('devices')}: this machine has no GPU; set trainer.devices=1, or "
+            f"trainer.accelerator=cpu to train in {count} CPU processes"
         )
 
 

@@ -23,7 +23,8 @@ class OptimizerSchedule(Protocol):
     """What updates the weights, and its schedule."""
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
-        """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``, stepped after each."""
+        """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``, stepped after
+        each."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ LAUNCHERS = (
     # the script of sbatch has most of srun's variables too, but is one process in no step
     Launcher("srun", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
     Launcher("jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
-    Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_SIZE"),
     Launcher("mpiexec", "PMI_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
     Launcher("WORLD_SIZE", "WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
 )  # fmt: skip
@@ -87,15 +88,16 @@ def check_group(devices: int, nodes: int) -> None:
     if found is None:
         if nodes > 1:
             raise InputError(
-                f"trainer.num_nodes={nodes}: this process was started alone; start {devices} on every node by srun or torchrun, "
-                "or set trainer.num_nodes=1"
+                f"trainer.num_nodes={nodes}: this process was started alone; start {devices} on every node by srun or "
+                "torchrun, or set trainer.num_nodes=1"
             )
         return
     local_world = found.local_world or (devices if found.world % devices == 0 else found.world)
     if (found.world, local_world) != (devices * nodes, devices):
         raise InputError(
-            f"{found.launcher} has started {found.world} processes, {local_world} of them on this machine, but {asked} are "
-            f"{devices * nodes}; set trainer.devices={local_world} trainer.num_nodes={found.world // local_world}, or start as many"
+            f"{found.launcher} has started {found.world} processes, {local_world} of them on this machine, but {asked} "
+            f"are {devices * nodes}; set trainer.devices={local_world} trainer.num_nodes={found.world // local_world}, "
+            "or start as many"
         )
 
 
@@ -106,6 +108,7 @@ def environment_integer(name: str) -> int:
     if match is None:
         told = "is not set" if value is None else f"is {value}"
         raise InputError(
-            f"{name} {told}, where a process of several has the same number on every machine there; start them by srun or torchrun"
+            f"{name} {told}, where a process of several has the same number on every machine there; start them by srun "
+            "or torchrun"
         )
     return int(match[1])

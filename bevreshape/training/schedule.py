@@ -12,15 +12,16 @@ from bevreshape.training.hardware import process_count
 
 
 def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
-    """The ``trainer`` group with its length in optimizer steps, and its validations in batches, as Lightning counts them.
+    """The ``trainer`` group with its length in optimizer steps, and its validations in batches, as Lightning counts
+    them.
 
-    ``max_epochs`` is turned into steps, of which an epoch has as many as it fills; where both are given the shorter holds.
-    Validations fall on the multiples of ``val_check_interval`` and on the end
+    ``max_epochs`` is turned into steps, of which an epoch has as many as it fills; where both are given the shorter
+    holds. Validations fall on the multiples of ``val_check_interval`` and on the end
     (:class:`~bevreshape.training.callbacks.FinalValidation`).
 
     Raises:
-        InputError: when a split is too small for the batch size, the processes, the batches that are accumulated, or the
-            share of it that is asked for.
+        InputError: when a split is too small for the batch size, the processes, the batches that are accumulated, or
+            the share of it that is asked for.
     """
     trainer = {"accumulate_grad_batches": 1, "max_epochs": -1, **trainer}
     accumulated, steps, epochs = (trainer[key] for key in ("accumulate_grad_batches", "max_steps", "max_epochs"))

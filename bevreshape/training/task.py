@@ -57,7 +57,8 @@ class BEVTask(LightningModule):
         self._compiled: Callable[..., Outputs] | None = None
 
     def compile_training(self) -> None:
-        """Compile the training steps' forward and backward pass by ``torch.compile``; validation and test run as written."""
+        """Compile the training steps' forward and backward pass by ``torch.compile``; validation and test run as
+        written."""
         # a function, since a module would be saved with the task; and with the random numbers of steps not compiled
         self._compiled = torch.compile(self.model.forward, options={"fallback_random": True})
 

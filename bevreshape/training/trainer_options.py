@@ -136,6 +136,6 @@ def check_options(group: Mapping[str, Any]) -> None:
         )
     if group.get("deterministic") and group.get("benchmark"):
         raise InputError(
-            f"trainer.deterministic={group['deterministic']} and trainer.benchmark=true contradict each other: the fastest kernel "
-            "is another from time to time; set one of them to false"
+            f"trainer.deterministic={group['deterministic']} and trainer.benchmark=true contradict each other: the "
+            "fastest kernel is another from time to time; set one of them to false"
         )

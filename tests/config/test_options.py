@@ -42,7 +42,8 @@ SCHEMAS = (
 )  # fmt: skip
 
 NODES = {
-    "data", "augment", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "trainer", "logger", "reshapers", "plan",
+    "data", "augment", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "trainer", "logger",
+    "reshapers", "plan",
 }  # fmt: skip
 """Keys of commands that are groups."""
 

@@ -17,7 +17,10 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("+reshapr=mlp",), "reshapr is no key of this command; did you mean reshaper?"),
     (("trainer.max_step=10",), "trainer.max_step is no key of this command; did you mean trainer.max_steps?"),
     (("+trainer.max_step=10",), "trainer.max_step is unknown; did you mean trainer.max_steps"),
-    (("trainer.limit_val_batches=3",), "trainer.limit_val_batches is not in the config; +trainer.limit_val_batches=VALUE adds it"),
+    (
+        ("trainer.limit_val_batches=3",),
+        "trainer.limit_val_batches is not in the config; +trainer.limit_val_batches=VALUE adds it",
+    ),
     (("+callbacks=[x]",), "callbacks is no key of this command; known are augment, checkpoint_every_n_steps, data"),
     (("+metrics=iou",), "metrics is no key of this command; did you mean metric"),
     (("loader.rain=1",), "loader.rain is no key of this command; known are loader.batch_size"),
@@ -39,26 +42,53 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("seed=range(1,3)",), "seed=range(1,3) are several values; add -m"),
     (("+reshaper=mlp",), "reshaper is chosen twice; choose one, reshaper=NAME without +"),
     (("+experiment=camvid", "+experiment=kitti_road"), "experiment is chosen twice; choose one"),
-    (("trainer.max_steps.x=1",), "trainer.max_steps.x is no key: trainer.max_steps holds a value; write trainer.max_steps=VALUE"),
+    (
+        ("trainer.max_steps.x=1",),
+        "trainer.max_steps.x is no key: trainer.max_steps holds a value; write trainer.max_steps=VALUE",
+    ),
     (("data.jitter.yaw_dg=1",), "data.jitter.yaw_dg is no key of this command; did you mean data.jitter.yaw_deg"),
     (("data.jitter={yaw_dg: 1}",), "data.jitter.yaw_dg is no key of this command; did you mean data.jitter.yaw_deg"),
     (("+data.jitter.yaw_dg=1",), "data.jitter.yaw_dg is unknown; did you mean yaw_deg"),
-    (("reshaper=pool", "reshaper.heads=3"), "reshaper.heads is no key of this command; known are reshaper._target_, reshaper.mode"),
-    (("seed=${oc.env:NO_SUCH_VARIABLE}",), "seed: KeyError raised while resolving interpolation: \"Environment variable 'NO_SUCH_VARIABLE' not found"),
+    (
+        ("reshaper=pool", "reshaper.heads=3"),
+        "reshaper.heads is no key of this command; known are reshaper._target_, reshaper.mode",
+    ),
+    (
+        ("seed=${oc.env:NO_SUCH_VARIABLE}",),
+        "seed: KeyError raised while resolving interpolation: \"Environment variable 'NO_SUCH_VARIABLE' not found",
+    ),
     (("seed",), "seed is not understood"),
     # the issue's nonsense, through the real composition
     (("seed=4294967296",), "seed=4294967296 must be an integer from 0 to 4294967295"),
     (("seed=true",), "seed=true must be an integer"),
     (("objective=[bce,centers]", "objective.centers.center=-1"), "objective.centers.center=-1 must be a number from 0"),
-    (("head=[conv,centers]", "head.centers.upsample=4"), "head.segmentation.upsample=2 but head.centers.upsample=4; heads read the same cells"),
+    (
+        ("head=[conv,centers]", "head.centers.upsample=4"),
+        "head.segmentation.upsample=2 but head.centers.upsample=4; heads read the same cells",
+    ),
     (("log_images.num_samples=true",), "log_images.num_samples=true must be an integer"),
-    (("reshaper=kernel_attention", "reshaper.height_m=.nan"), "reshaper.height_m='.nan' must be a number from -100 to 100"),
+    (
+        ("reshaper=kernel_attention", "reshaper.height_m=.nan"),
+        "reshaper.height_m='.nan' must be a number from -100 to 100",
+    ),
     (("reshaper=kernel_attention", "reshaper.height_m=nan"), "reshaper.height_m=nan must be a number from -100 to 100"),
-    (("reshaper=kernel_attention", "reshaper.height_m=1e9"), "reshaper.height_m=1e+09 must be a number from -100 to 100"),
-    (("reshaper=deformable_attention", "reshaper.heights_m=[nan]"), "reshaper.heights_m=[nan] must be a list of 1 or more numbers"),
+    (
+        ("reshaper=kernel_attention", "reshaper.height_m=1e9"),
+        "reshaper.height_m=1e+09 must be a number from -100 to 100",
+    ),
+    (
+        ("reshaper=deformable_attention", "reshaper.heights_m=[nan]"),
+        "reshaper.heights_m=[nan] must be a list of 1 or more numbers",
+    ),
     (("encoder.offset_px=1e9",), "encoder.offset_px=1e+09 must be a number from -1024 to 1024"),
-    (("objective.segmentation.terms.bce.class_weight=-1",), "objective.segmentation.terms.bce.class_weight=-1 must be a number from 0"),
-    (("objective.segmentation.weights.bce=0", "objective.segmentation.weights.dice=0"), "WeightedSum: weights={'bce': 0.0, 'dice': 0.0} are all 0; at least one term must count"),
+    (
+        ("objective.segmentation.terms.bce.class_weight=-1",),
+        "objective.segmentation.terms.bce.class_weight=-1 must be a number from 0",
+    ),
+    (
+        ("objective.segmentation.weights.bce=0", "objective.segmentation.weights.dice=0"),
+        "WeightedSum: weights={'bce': 0.0, 'dice': 0.0} are all 0; at least one term must count",
+    ),
     (("augment.zoom=[1e9,1e9]",), "augment.zoom=[1e+09, 1e+09] must be a list of 2 numbers from 1 to 10"),
     (("data.jitter.yaw_deg=1e9",), "data.jitter.yaw_deg=1e+09 must be a number from 0 to 45"),
     (("reshaper.calibration=abc",), "reshaper.calibration='abc' must be true or false"),
@@ -67,7 +97,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("data.root=s3://bucket/x",), "data.root='s3://bucket/x' is an address, not a path on this machine"),
     (("hydra.run.dir=s3://bucket/x",), "hydra.run.dir='s3://bucket/x' is an address"),
     (("resume=s3://bucket/x",), "resume='s3://bucket/x' is an address"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), CASES, ids=[" ".join(arguments) for arguments, _ in CASES])
@@ -116,9 +146,13 @@ def test_folders_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     given = ["hydra.run.dir=~/a", "hydra.sweep.dir='b c'", "--config-dir", "~/d", "--config-dir=~/e", "name=~/f"]
     expected = [
-        "hydra.run.dir='/home/somebody/a'", "hydra.sweep.dir='b c'", "--config-dir", "/home/somebody/d",
-        "--config-dir=/home/somebody/e", "name=~/f",
-    ]  # fmt: skip
+        "hydra.run.dir='/home/somebody/a'",
+        "hydra.sweep.dir='b c'",
+        "--config-dir",
+        "/home/somebody/d",
+        "--config-dir=/home/somebody/e",
+        "name=~/f",
+    ]
     assert local_folders(given) == expected
     with pytest.raises(InputError, match=r"^hydra\.sweep\.dir='hdfs://x' is an address"):
         local_folders(["hydra.sweep.dir=hdfs://x"])

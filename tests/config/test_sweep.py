@@ -38,7 +38,8 @@ def test_sweep_over_two_processes_each(worlds: Path, tmp_path: Path) -> None:
     arguments = [*without("trainer.max_steps", "trainer.val"), "trainer.max_steps=2", f"data.root={worlds}"]
     ended = finish(
         start(
-            "train", "-m", *arguments, "seed=0,1", "trainer.devices=2", "trainer.strategy=ddp", "trainer.val_check_interval=2",
+            "train", "-m", *arguments, "seed=0,1", "trainer.devices=2", "trainer.strategy=ddp",
+            "trainer.val_check_interval=2",
             "hydra.sweep.dir=sweep", cwd=tmp_path,
         )
     )  # fmt: skip

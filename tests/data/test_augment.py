@@ -218,7 +218,8 @@ def test_zoom_moves_intrinsics_by_one_scale_and_a_shift_about_pixel_corners(dtyp
 
 
 def test_zoom_moves_the_image_as_the_intrinsics_say():
-    """A soft dot painted where a ground point is seen lies, after the zoom, where the new calibration sees that point."""
+    """A soft dot painted where a ground point is seen lies, after the zoom, where the new calibration sees that
+    point."""
     batch = make_batch(6)
     intrinsics, poses = rig()
     point = np.array([[6.0, -0.5, 0.0]])
@@ -413,7 +414,8 @@ def depths(batch):
 
 
 def test_a_third_partys_depth_is_flipped_with_its_cameras():
-    """Depth of the ground, measured again with the flipped calibration, is the flipped target: the ground is its own mirror image."""
+    """Depth of the ground, measured again with the flipped calibration, is the flipped target: the ground is its own
+    mirror image."""
     batch = make_batch(2, torch.float64)
     value = depths(batch)
     batch = replace(batch, targets={"depth": Depth(value, ~value.isnan())})
@@ -431,7 +433,8 @@ def test_a_third_partys_depth_is_flipped_with_its_cameras():
     [
         (
             {"flip_p": 1},
-            r"target 'own' is a Mine, which does not say what flip makes of it; define Mine.flip, or set augment.flip_p=0",
+            r"target 'own' is a Mine, which does not say what flip makes of it; define Mine.flip, or set "
+            r"augment.flip_p=0",
         ),
         ({"zoom": (1.0, 1.5)}, r"what zoom makes of it; define Mine.zoom, or set augment.zoom=\[1,1\]"),
     ],

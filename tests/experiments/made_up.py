@@ -20,7 +20,8 @@ from bevreshape.experiments.tuning import Tried, Tuned
 PLAN: dict[str, Any] = {
     "tensor": {
         "budget": {
-            "steps": [20, 300], "batch": 4, "rates": [0.01], "warmups": [0], "decays": [0], "queries": ["projected"], "tuning_seeds": 1, "held_out": 8,
+            "steps": [20, 300], "batch": 4, "rates": [0.01], "warmups": [0], "decays": [0], "queries": ["projected"],
+            "tuning_seeds": 1, "held_out": 8,
         },
         "seeds": 3, "primary_seeds": 4, "sigma_deg": [0, 0.5, 2, 8], "samples": [8, 16, 32], "tuned_sigma_deg": [0],
         "tuned_samples": [32], "primary_sigma_deg": 2, "scales": [0.5, 1],

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def error(setting: Setting, steps: int, seed: int) -> float:
-    """Attention takes twice the steps and four times the samples; where the pose can be known it is three times better."""
+    """Attention takes twice the steps and four times the samples; where the pose can be known it is three times
+    better."""
     attends = setting.method not in ("mlp", "adaptive")
     noise = 1 + 0.01 * (seed % 2) * (1 if attends else -1)
     if setting.sigma_deg:

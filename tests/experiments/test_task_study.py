@@ -98,7 +98,8 @@ def test_all_that_is_planned_is_done_once(done: tuple[TaskStudy, list[list[str]]
     assert set(study.planned()) == set(study.records.read())
     assert level.left(study) == []
     assert len({tuple(arguments) for arguments in trained}) == len(trained)
-    # σ = 0: ipm, mlp, attention of two budgets, and both with the pose of one; σ = 2: five; three seeds; 5 variants of two
+    # σ = 0: ipm, mlp, attention of two budgets, and both with the pose of one; σ = 2: five; three seeds; 5 variants of
+    # two
     assert sum(f"seed={TUNING_SEED}" not in arguments for arguments in trained) == (3 * 2 + 2 + 5) * 3 + 5 * 2
     assert not list((study.records.folder / "runs").iterdir())
 

@@ -308,7 +308,8 @@ def exports(random: Random, box: Box) -> Attempt:
 def diagnoses(random: Random, box: Box) -> Attempt:
     """The smallest diagnosis."""
     base = [
-        f"checkpoint={box.checkpoint}", "logger=none", "samples=2", "cells=1", "probes=1", "hydra.run.dir=run", "device=cpu",
+        f"checkpoint={box.checkpoint}", "logger=none", "samples=2", "cells=1", "probes=1", "hydra.run.dir=run",
+        "device=cpu",
         *(f"{group}={{}}" for group in ("errors", "rigs", "corruptions")),
     ]  # fmt: skip
     changes, must_refuse = arguments(random, own_keys("diagnose"), SMALL)
@@ -494,7 +495,8 @@ def changed_checkpoint(random: Random, path: Path, kind: str) -> tuple[bytes, st
         name = random.choice(list(weights))
         one = weights[name]
         weights[name] = random.choice(
-            [one.int(), one.double(), one.to(torch.complex64), one[None], one.flatten()[:0], one.expand(2, *one.shape), None, 3, "x", one.to_sparse()]
+            [one.int(), one.double(), one.to(torch.complex64), one[None], one.flatten()[:0], one.expand(2, *one.shape),
+            None, 3, "x", one.to_sparse()]
         )  # fmt: skip
         description = f"{name}: {str(weights[name])[:60]!r}"
     out = io.BytesIO()
@@ -625,7 +627,8 @@ def check_predictions(folder: Path) -> None:
 
 
 KINDS: dict[Callable[[Random, Box], Attempt], int] = {
-    train_checks: 30, checkpoints: 15, camera_folders: 15, run_folders: 8, tool_arguments: 8, studies: 4, evaluations: 4,
+    train_checks: 30, checkpoints: 15, camera_folders: 15, run_folders: 8, tool_arguments: 8, studies: 4,
+    evaluations: 4,
     predictions: 6, benchmarks: 4, train_runs: 3, exports: 2, diagnoses: 1,
 }  # fmt: skip
 """What is tried, and how often among a hundred."""

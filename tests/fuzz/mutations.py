@@ -14,8 +14,10 @@ from PIL import Image
 
 SCALARS: tuple[Any, ...] = (
     0, -1, 1, 2, 3, 7, 0.5, -0.5, 1.5, 1e-9, 1e-300, 1e9, 1e300, 2**31, 2**32, 10**30, math.nan, math.inf, -math.inf,
-    True, False, None, "", "abc", "²", "é", "🚗", "a b", "a\nb", "\x07", "\x1b[2J", "a/b", "../x", "mean", "1", "1.0", "nan",
-    "true", "null", "[1]", "s3://bucket/x", "x" * 5000, [], {}, [1], [0, 0], [math.nan], [[1, 2], [3]], ["a", "a"], {"a": 1},
+    True, False, None, "", "abc", "²", "é", "🚗", "a b", "a\nb", "\x07", "\x1b[2J", "a/b", "../x", "mean", "1", "1.0",
+    "nan",
+    "true", "null", "[1]", "s3://bucket/x", "x" * 5000, [], {}, [1], [0, 0], [math.nan], [[1, 2], [3]], ["a", "a"],
+    {"a": 1},
     {"": None}, [None], [True, False], *CALLS,
 )  # fmt: skip
 """Values of every kind and size, whatever is meant."""

@@ -74,7 +74,8 @@ def base(trained: Path, worlds: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def run(base: Path, seed: int, cases: range, seconds: float) -> list[dict[str, Any]]:
-    """Try cases in a process of their own; one that dies or waits for ever is a case's failure, and the next goes on."""
+    """Try cases in a process of their own; one that dies or waits for ever is a case's failure, and the next goes
+    on."""
     results = base / "results.jsonl"
     results.unlink(missing_ok=True)
     first = cases.start

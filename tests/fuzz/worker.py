@@ -1,7 +1,7 @@
 """Tries cases one after another in one process of its own: ``python worker.py BASE RESULTS SEED FIRST LAST SECONDS``.
 
-A line of JSON is written when a case begins, and one when it has ended. Every case has a folder of its own, limits of time and
-memory, and leaves nothing behind.
+A line of JSON is written when a case begins, and one when it has ended. Every case has a folder of its own, limits of
+time and memory, and leaves nothing behind.
 """
 
 import json
@@ -38,7 +38,8 @@ class TooLong(BaseException):
 
 
 def try_case(seed: int, number: int, box: Box) -> dict[str, Any]:
-    """Draw a case and try it, or a command as it stands for a negative number; of several changes of a failure, the one that alone fails too is named."""
+    """Draw a case and try it, or a command as it stands for a negative number; of several changes of a failure, the one
+    that alone fails too is named."""
     name, attempt = unchanged(-number - 1, box) if number < 0 else draw(Random(f"{seed}/{number}"), box)
     outcome, detail = tried(attempt, range(len(attempt.changes)), box)
     changes = attempt.changes

@@ -7,7 +7,8 @@ from bevreshape.geometry import Cameras
 
 
 def tall_camera(x: float = 4.0) -> Cameras:
-    """Return a camera 12 m above (x, -0.3) of 192×256 pixels that looks almost straight down, turned and tilted a little."""
+    """Return a camera 12 m above (x, -0.3) of 192×256 pixels that looks almost straight down, turned and tilted a
+    little."""
     down, yaw = np.radians(80), np.radians(7)
     forward = np.array([np.cos(yaw) * np.cos(down), np.sin(yaw) * np.cos(down), -np.sin(down)])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])

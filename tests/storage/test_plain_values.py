@@ -1,4 +1,5 @@
-"""Run folders and what else is stored: values that nothing interprets, classes of an allow-list, and a sentence for what is damaged."""
+"""Run folders and what else is stored: values that nothing interprets, classes of an allow-list, and a sentence for
+what is damaged."""
 
 import csv
 import json
@@ -123,10 +124,14 @@ def concrete(base: type) -> Iterator[type]:
 @pytest.mark.parametrize(
     "target",
     [
-        "os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load", "bevreshape.storage.files.write_text",
-        "bevreshape.storage.files.os.system", "bevreshape.training.callbacks.LastCheckpoint", "bevreshape.predict.main", "bevreshape.geometry.Cameras",
-        "bevreshape.data.sources.synthetic.__main__.main", "bevreshape.experiments.task.TaskStudy", "bevreshape.storage.plain_values.os", "hydra.utils.call",
-        "bevreshape.reshapers.Reshaper", "lightning.pytorch.Trainer", "posix.mkdir", "", "x", "..", 7, None, ["os.system"],
+        "os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load",
+        "bevreshape.storage.files.write_text",
+        "bevreshape.storage.files.os.system", "bevreshape.training.callbacks.LastCheckpoint", "bevreshape.predict.main",
+        "bevreshape.geometry.Cameras",
+        "bevreshape.data.sources.synthetic.__main__.main", "bevreshape.experiments.task.TaskStudy",
+        "bevreshape.storage.plain_values.os", "hydra.utils.call",
+        "bevreshape.reshapers.Reshaper", "lightning.pytorch.Trainer", "posix.mkdir", "", "x", "..", 7, None,
+        ["os.system"],
     ],
 )  # fmt: skip
 def test_other_targets_are_refused_at_any_depth(part: str, target: Any) -> None:
@@ -347,8 +352,10 @@ GOOD = "step,epoch,val/loss\n4,0,0.5\n8,1,\n"
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"\n", b"epoch,val/loss\n0,1\n", b"step,step\n1,1\n", b"step,epoch\n1\n", b"step,epoch\n1,2,3\n", b"step,epoch\nx,1\n",
-        b"step,epoch\n-1,1\n", b"step,epoch\n1.5,1\n", b"step,epoch\n1,text\n", b'step,epoch\n"1,1\n', b"step,\0\n1,1\n",
+        b"", b"\n", b"epoch,val/loss\n0,1\n", b"step,step\n1,1\n", b"step,epoch\n1\n", b"step,epoch\n1,2,3\n",
+        b"step,epoch\nx,1\n",
+        b"step,epoch\n-1,1\n", b"step,epoch\n1.5,1\n", b"step,epoch\n1,text\n", b'step,epoch\n"1,1\n',
+        b"step,\0\n1,1\n",
         b"step,epoch\n\0\0\0\0\n", b"\xff\xfe\x00", b"step,epoch\n\n", GOOD.encode()[:-3] + b"\xff", b"{}",
     ],
 )  # fmt: skip

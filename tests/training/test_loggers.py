@@ -1,4 +1,5 @@
-"""What W&B and the other loggers have of a run, read back from what they wrote, and what W&B cannot do, said in a sentence."""
+"""What W&B and the other loggers have of a run, read back from what they wrote, and what W&B cannot do, said in a
+sentence."""
 
 import json
 import math

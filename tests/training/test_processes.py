@@ -116,7 +116,8 @@ def test_restarted_processes_meet_in_a_store_of_their_own(variables) -> None:
     ports = []
     for rank in range(2):
         variables({
-            **TORCHRUN, "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(kept.port), "TORCHELASTIC_RESTART_COUNT": "1",
+            **TORCHRUN, "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(kept.port),
+            "TORCHELASTIC_RESTART_COUNT": "1",
             "TORCHELASTIC_USE_AGENT_STORE": "True",
         })  # fmt: skip
         ports.append(cluster_environment().main_port)

@@ -56,7 +56,8 @@ def test_processes_do_not_wait_for_gradients_that_never_come(overrides: tuple[st
 def test_two_processes_train_hrnet_with_accumulated_batches(worlds: Path, tmp_path: Path) -> None:
     arguments = without("trainer.max_steps", "trainer.val", "loader.batch_size", "data.scenes.train")
     process = start(
-        "train", *arguments, f"data.root={worlds}", "loader.batch_size=2", "data.scenes.train=9", "encoder.name=hrnet_w18_small", "trainer.devices=2",
+        "train", *arguments, f"data.root={worlds}", "loader.batch_size=2", "data.scenes.train=9",
+        "encoder.name=hrnet_w18_small", "trainer.devices=2",
         "trainer.max_steps=3", "trainer.val_check_interval=2", "trainer.accumulate_grad_batches=2", "hydra.run.dir=run",
         cwd=tmp_path,
     )  # fmt: skip
@@ -104,7 +105,8 @@ def test_a_single_value_is_not_normalised() -> None:
 def test_command_refuses_a_single_value_before_it_writes(command, worlds: Path, tmp_path: Path) -> None:
     arguments = [*without("data.image_size", "loader.batch_size", "data.grid"), f"data.root={worlds}"]
     ended = command(
-        "train", *arguments, "data.image_size=[32,32]", "encoder.strides=[32]", "loader.batch_size=1", "data.grid.cell_m=2",
+        "train", *arguments, "data.image_size=[32,32]", "encoder.strides=[32]", "loader.batch_size=1",
+        "data.grid.cell_m=2",
         "hydra.run.dir=run",
     )  # fmt: skip
     assert (ended.code, "single value per channel" in ended.err) == (1, True), ended.err
@@ -114,9 +116,12 @@ def test_command_refuses_a_single_value_before_it_writes(command, worlds: Path, 
 @pytest.mark.parametrize(
     ("error", "group", "words", "kind"),
     [
-        ("put_ does not have a deterministic implementation", {"deterministic": True}, "trainer.deterministic=false", InputError),
-        ("Function 'SqrtBackward0' returned nan values in its 0th output.", {"detect_anomaly": True}, "SqrtBackward0", Divergence),
-        ("Expected to have finished reduction in the prior iteration", {}, "ddp_find_unused_parameters_true", InputError),
+        ("put_ does not have a deterministic "
+         "implementation", {"deterministic": True}, "trainer.deterministic=false", InputError),
+        ("Function 'SqrtBackward0' returned nan values in its 0th "
+         "output.", {"detect_anomaly": True}, "SqrtBackward0", Divergence),
+        ("Expected to have finished reduction in the prior "
+         "iteration", {}, "ddp_find_unused_parameters_true", InputError),
     ],
 )  # fmt: skip
 def test_failures_in_training_are_explained_in_one_line(error: str, group: dict, words: str, kind: type) -> None:

@@ -73,7 +73,8 @@ class Net(nn.Module):
 
 @dataclass
 class Recorder(Callback):
-    """What training did. Of every batch: its samples, loss, epoch, the optimizer steps done behind it, and the learning rate."""
+    """What training did. Of every batch: its samples, loss, epoch, the optimizer steps done behind it, and the learning
+    rate."""
 
     batches: list[tuple[Any, ...]] = field(default_factory=list)
     validations: list[tuple[int, float]] = field(default_factory=list)
@@ -183,7 +184,8 @@ def history(folder: Path) -> list[dict[str, str]]:
 
 
 def expected(case: Case) -> tuple[list[tuple[int, int]], list[int]]:
-    """Epoch of every batch and the steps done behind it, by walking through the samples; and the steps of validations."""
+    """Epoch of every batch and the steps done behind it, by walking through the samples; and the steps of
+    validations."""
     batches: list[tuple[int, int]] = []
     steps, epoch = 0, 0
     while True:

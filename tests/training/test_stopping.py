@@ -142,7 +142,8 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_resumes(
 ) -> None:
     """With workers, as batch systems and ``timeout`` send it; then as SLURM's requeue starts it again."""
     arguments = [
-        *without("loader.num_workers", "trainer.max_steps", "trainer.val"), f"data.root={worlds}", "loader.num_workers=2",
+        *without("loader.num_workers", "trainer.max_steps", "trainer.val"), f"data.root={worlds}",
+        "loader.num_workers=2",
         "trainer.max_steps=100000", "trainer.val_check_interval=100000", "hydra.run.dir=run",
     ]  # fmt: skip
     for _ in range(2):
@@ -168,7 +169,8 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_resumes(
     ],
 )
 def test_a_stop_at_any_time_changes_nothing(
-    command, worlds: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: int, sentence: str, step: int,
+    command, worlds: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: int,
+    sentence: str, step: int,
 ) -> None:  # fmt: skip
     method = f"{stage}_step"
     original = getattr(BEVTask, method)
@@ -209,7 +211,10 @@ def test_begun_folders(command, worlds: Path, tmp_path: Path, trained: Path, mon
     assert ended.code == 1
     assert "holds a run with optimizer.lr=" in ended.err or "holds a run with trainer.max_steps=8" in ended.err
 
-    held = f"import fcntl,sys; f=open({str(run / '.lock')!r},'w'); fcntl.lockf(f, fcntl.LOCK_EX); f.write('process 7 on n1'); f.flush()"
+    held = (
+        f"import fcntl,sys; f=open({str(run / '.lock')!r},'w'); fcntl.lockf(f, fcntl.LOCK_EX); f.write('process 7 "
+        f"on n1'); f.flush()"
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", f"{held}; print(flush=True); sys.stdin.read()"],
         stdin=subprocess.PIPE,
@@ -255,7 +260,8 @@ def test_folder_that_vanishes_or_cannot_be_written(
 def test_torchrun_starts_its_processes_again(worlds: Path, tmp_path: Path) -> None:
     """Two processes of torchrun are stopped, then started by the same command: they agree on where to resume."""
     arguments = [
-        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=40", "trainer.devices=2", "trainer.strategy=ddp",
+        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=40",
+        "trainer.devices=2", "trainer.strategy=ddp",
         "checkpoint_every_n_steps=2", "hydra.run.dir=run",
     ]  # fmt: skip
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -273,7 +279,8 @@ def test_torchrun_starts_its_processes_again(worlds: Path, tmp_path: Path) -> No
 def test_torchrun_restarts_where_a_process_was_killed(worlds: Path, tmp_path: Path) -> None:
     """The agent starts both processes anew; they find each other, not the addresses of the killed ones, and resume."""
     arguments = [
-        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=40", "trainer.devices=2",
+        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=40",
+        "trainer.devices=2",
         "trainer.strategy=ddp", "checkpoint_every_n_steps=2", "hydra.run.dir=run",
     ]  # fmt: skip
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
@@ -298,7 +305,10 @@ def test_terminal_that_is_closed_stops_the_run_whole(worlds: Path, tmp_path: Pat
         *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=4000",
         "trainer.val_check_interval=4000", "checkpoint_every_n_steps=2", "hydra.run.dir=run",
     ]  # fmt: skip
-    own_terminal = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    own_terminal = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, "
+        "[sys.executable, *sys.argv[1:]])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", own_terminal, "-m", "bevreshape.train", *arguments],
         stdin=slave, stdout=slave, stderr=slave, cwd=tmp_path, start_new_session=True, text=True,

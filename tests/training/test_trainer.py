@@ -84,14 +84,21 @@ def test_command_refuses_before_it_writes(command, worlds: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("max_steps", 0), ("max_steps", "many"), ("max_epochs", -2), ("accumulate_grad_batches", 0), ("accumulate_grad_batches", True),
-        ("val_check_interval", 0.5), ("val_check_interval", "00:00:01:00"), ("strategy", "fsdp"), ("strategy", "ddp_spawn"),
+        ("max_steps", 0), ("max_steps", "many"), ("max_epochs", -2), ("accumulate_grad_batches", 0),
+        ("accumulate_grad_batches", True),
+        ("val_check_interval", 0.5), ("val_check_interval", "00:00:01:00"), ("strategy", "fsdp"),
+        ("strategy", "ddp_spawn"),
         ("limit_val_batches", 0), ("limit_val_batches", 0.0), ("limit_val_batches", 1.5), ("limit_test_batches", -1),
-        ("limit_test_batches", True), ("gradient_clip_val", -1.0), ("gradient_clip_val", "none"), ("gradient_clip_algorithm", "max"),
-        ("deterministic", "yes"), ("benchmark", 1), ("detect_anomaly", "no"), ("profiler", "fast"), ("log_every_n_steps", 0),
-        ("enable_progress_bar", None), ("num_nodes", 0), ("sync_batchnorm", 1), ("inference_mode", 0), ("enable_model_summary", 2),
-        ("compile", "yes"), ("early_stopping", 3), ("early_stopping", {"patience": 0}), ("early_stopping", {"patience": 1.5}),
-        ("early_stopping", {"monitor": "val/iou"}), ("early_stopping", {"min_delta": -1}), ("early_stopping", {"patienc": 1}),
+        ("limit_test_batches", True), ("gradient_clip_val", -1.0), ("gradient_clip_val", "none"),
+        ("gradient_clip_algorithm", "max"),
+        ("deterministic", "yes"), ("benchmark", 1), ("detect_anomaly", "no"), ("profiler", "fast"),
+        ("log_every_n_steps", 0),
+        ("enable_progress_bar", None), ("num_nodes", 0), ("sync_batchnorm", 1), ("inference_mode", 0),
+        ("enable_model_summary", 2),
+        ("compile", "yes"), ("early_stopping", 3), ("early_stopping", {"patience": 0}),
+        ("early_stopping", {"patience": 1.5}),
+        ("early_stopping", {"monitor": "val/iou"}), ("early_stopping", {"min_delta": -1}),
+        ("early_stopping", {"patienc": 1}),
         ("max_step", 3),
     ],
 )  # fmt: skip
@@ -146,7 +153,8 @@ def test_options_do_what_they_say(command, worlds: Path, tmp_path: Path, watched
     arguments += ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.scenes.val=20", "data.scenes.test=20"]
     ended = command(
         "train", *arguments, "hydra.run.dir=one", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=0.7",
-        "+trainer.detect_anomaly=true", "+trainer.inference_mode=false", "+trainer.benchmark=false", "trainer.deterministic=true",
+        "+trainer.detect_anomaly=true", "+trainer.inference_mode=false", "+trainer.benchmark=false",
+        "trainer.deterministic=true",
         "+trainer.enable_progress_bar=false", "+trainer.enable_model_summary=true", "+trainer.profiler=simple",
         "+trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_val=0.001", "trainer.log_every_n_steps=1",
         "+trainer.num_nodes=1", "+trainer.sync_batchnorm=true",
@@ -170,9 +178,11 @@ def test_options_left_alone_or_the_other_way(command, worlds: Path, watched: dic
     arguments = [*without("trainer.max_steps", "trainer.val_check"), f"data.root={worlds}", "trainer.max_steps=1"]
     ended = command(
         "train", *arguments, "trainer.val_check_interval=2", "hydra.run.dir=two", "+trainer.limit_val_batches=null",
-        "+trainer.limit_test_batches=1.0", "+trainer.detect_anomaly=false", "+trainer.benchmark=true", "trainer.deterministic=false",
+        "+trainer.limit_test_batches=1.0", "+trainer.detect_anomaly=false", "+trainer.benchmark=true",
+        "trainer.deterministic=false",
         "+trainer.enable_progress_bar=true", "+trainer.profiler=advanced", "+trainer.gradient_clip_algorithm=norm",
-        "trainer.gradient_clip_val=null", "trainer.precision=bf16-mixed", "trainer.devices=auto", "trainer.strategy=auto",
+        "trainer.gradient_clip_val=null", "trainer.precision=bf16-mixed", "trainer.devices=auto",
+        "trainer.strategy=auto",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert watched["train batches"] == 1

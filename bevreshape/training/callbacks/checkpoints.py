@@ -46,7 +46,8 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """``last.ckpt`` before the first step, every so many steps, and when a signal asks to stop, after which training stops.
+    """``last.ckpt`` before the first step, every so many steps, and when a signal asks to stop, after which training
+    stops.
 
     Where a validation is due at such a step it is saved after that, with its result, so that a run which resumes has
     neither lost nor repeated it. It is saved at the step before every validation too: a stop does not wait for the
@@ -154,8 +155,8 @@ class LastCheckpoint(Checkpoint):
     def _check_folder(self, trainer: Trainer) -> None:
         if self._step >= 0 and trainer.is_global_zero and not self.path.parent.is_dir():
             raise InputError(
-                f"{self.path.parent} has vanished while its run was training; if the run's folder was moved, go on with "
-                "resume=ITS_NEW_PLACE"
+                f"{self.path.parent} has vanished while its run was training; if the run's folder was moved, go on "
+                "with resume=ITS_NEW_PLACE"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -13,8 +13,8 @@ from bevreshape.storage.plain_values import read_history
 
 class History(Callback):
     """``history.csv``: a row per validation, and what the fit cost: ``seconds``, of these ``waited`` between a step and
-    the arrival of the next batch, for its loader and the other callbacks, and ``samples``. ``began`` says whether training
-    has, after all that a checkpoint holds was restored.
+    the arrival of the next batch, for its loader and the other callbacks, and ``samples``. ``began`` says whether
+    training has, after all that a checkpoint holds was restored.
 
     Args:
         path: the file; rows of an interrupted run that lie behind the checkpoint it goes on from are dropped.

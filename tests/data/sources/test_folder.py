@@ -675,7 +675,8 @@ def test_a_distorted_folder_with_boxes_goes_through_the_commands(command, one: B
     small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
     classes = "data.classes={vehicle: {source: boxes, boxes: [car, van]}, road: {source: ipm, labels: [road]}}"
     ended = command(
-        "train", *small, "data=folder", f"data.root={one.root}", *sizes, classes, "loader.batch_size=2", "head.segmentation.upsample=1",
+        "train", *small, "data=folder", f"data.root={one.root}", *sizes, classes, "loader.batch_size=2",
+        "head.segmentation.upsample=1",
         "trainer.max_steps=2", "trainer.val_check_interval=1", "hydra.run.dir=run",
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -701,7 +702,8 @@ def test_grey_images_go_through_the_commands(
     small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
     ended = command(
         "train", *small, "data=folder", f"data.root={one.root}", *sizes, "data.image_mode=grey", "loader.batch_size=2",
-        "head.segmentation.upsample=1", "trainer.max_steps=1", "trainer.val_check_interval=1", "augment=full", "augment.noise=0.1",
+        "head.segmentation.upsample=1", "trainer.max_steps=1", "trainer.val_check_interval=1", "augment=full",
+        "augment.noise=0.1",
         "hydra.run.dir=run",
     )  # fmt: skip
     assert ended.code == 0, ended.err

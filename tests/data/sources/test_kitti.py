@@ -32,7 +32,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["road", "velodyne"])
 def test_points_fall_where_the_development_kits_put_them(folder: Path, kind: str) -> None:
-    """Road: x right, y down, z forward, y = 0 on the road. Velodyne: x forward, y left, z up, 1.73 m above the ground."""
+    """Road: x right, y down, z forward, y = 0 on the road. Velodyne: x forward, y left, z up, 1.73 m above the
+    ground."""
     ego = ego_from_road_plane if kind == "road" else ego_from_velodyne_ground
     intrinsics, ego_from_cam = (m.numpy() for m in frames(folder, ego).camera("um_000000"))
     for ahead, left, up in ((8.0, 2.0, 0.0), (40.0, -9.0, 0.5), (12.0, 0.0, 1.4)):

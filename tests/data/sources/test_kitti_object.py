@@ -129,7 +129,8 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     (root / "lists/all.txt").write_text("\n".join(LABELS) + "\n")
     ended = command(
         "train", *rest, "data=kitti_object", f"data.root={root}", "data.image_size=[38,124]", "data.grid.cell_m=1",
-        "data.splits={train: lists/all.txt, val: lists/all.txt, test: null}", "loader.batch_size=2", "loader.num_workers=0",
+        "data.splits={train: lists/all.txt, val: lists/all.txt, test: "
+        "null}", "loader.batch_size=2", "loader.num_workers=0",
         "reshaper=ipm", "hydra.run.dir=run",
     )  # fmt: skip
     assert ended.code == 0, ended.err
@@ -156,7 +157,8 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
     ):
         source(root).split("test")[1]
     given = [
-        *(a for a in TINY if not a.startswith("data.")), "data=kitti_object", f"data.root={root}", "data.image_size=[38,124]",
+        *(a for a in TINY if not a.startswith("data.")), "data=kitti_object", f"data.root={root}",
+        "data.image_size=[38,124]",
         "data.grid.cell_m=1", f"data.splits={{train: {names}, val: {names}, test: {names}}}", "loader.batch_size=2",
         "loader.num_workers=0", "reshaper=ipm",
     ]  # fmt: skip
@@ -258,7 +260,8 @@ def test_real_boxes_agree_with_their_windows(real: KITTIObjectSource) -> None:
 
 
 def test_real_footprints_hold_the_lidar_points_of_their_cars(real: KITTIObjectSource, shared_data: Path) -> None:
-    """Points between 0.3 and 1.5 m above the ground that a car reflects lie in its cells, and the points end with it."""
+    """Points between 0.3 and 1.5 m above the ground that a car reflects lie in its cells, and the points end with
+    it."""
     split = real.split("test")
     held = 0
     for name in ("000001", "000008"):

@@ -1,4 +1,5 @@
-"""KITTI's road benchmark: truth against the development kit's projection cell by cell, metric against a count over thresholds."""
+"""KITTI's road benchmark: truth against the development kit's projection cell by cell, metric against a count over
+thresholds."""
 
 import json
 from dataclasses import dataclass, replace

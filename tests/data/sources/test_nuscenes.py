@@ -61,7 +61,8 @@ def ready(release: Path) -> Path:
 
 def source(release: Path, ready: Path, **changes: object) -> NuScenesSource:
     settings = {
-        "grid": GRID, "version": "v1.0-mini", "prepared": ready, "classes": CLASSES, "image_size": (45, 80), "line_width_m": LINE_M,
+        "grid": GRID, "version": "v1.0-mini", "prepared": ready, "classes": CLASSES, "image_size": (45, 80),
+        "line_width_m": LINE_M,
     }  # fmt: skip
     return NuScenesSource(release, **(settings | changes))
 
@@ -580,11 +581,14 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     assert "6 train, 2 val; " in made.stdout
     data = [
         "data=nuscenes", f"data.root={release}", "data.version=v1.0-mini", f"data.prepared={tmp_path / 'prepared'}",
-        *(f"data.grid.{bound}" for bound in grid), "data.image_size=[48,80]", "loader.batch_size=2", "loader.num_workers=1",
+        *(f"data.grid.{bound}" for bound in grid), "data.image_size=[48,80]", "loader.batch_size=2",
+        "loader.num_workers=1",
     ]  # fmt: skip
     tiny = [
-        "encoder.channels=8", "head.segmentation.channels=8", "trainer.max_steps=2", "trainer.val_check_interval=2", "logger=none",
-        "reshaper=ipm", "trainer.accelerator=cpu", "log_images.num_samples=1", "data.centers=[vehicle]", "head=[conv,centers]",
+        "encoder.channels=8", "head.segmentation.channels=8", "trainer.max_steps=2", "trainer.val_check_interval=2",
+        "logger=none",
+        "reshaper=ipm", "trainer.accelerator=cpu", "log_images.num_samples=1", "data.centers=[vehicle]",
+        "head=[conv,centers]",
         "objective=[bce_dice,centers]", "objective.centers.offset=0.1",
     ]  # fmt: skip
     run = tmp_path / "run"
@@ -628,7 +632,8 @@ def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
             "_target_": "bevreshape.geometry.BEVGrid", "forward_m": list(GRID.forward_m), "left_m": list(GRID.left_m),
             "cell_m": GRID.cell_m,
         },
-        "prepared": str(ready), "classes": CLASSES, "image_size": [45, 80], "line_width_m": LINE_M, "raster": "published",
+        "prepared": str(ready), "classes": CLASSES, "image_size": [45, 80], "line_width_m": LINE_M,
+        "raster": "published",
     }  # fmt: skip
     augment = {"_target_": "bevreshape.data.augment.Augment", "flip_p": 0.5}
     with pytest.raises(InputError, match=r"data.raster=published draws half a cell to one side.* set augment.flip_p=0"):

@@ -24,7 +24,8 @@ TARGETS = sorted(
 
 
 def signature(owner: type, name: str) -> tuple[list[tuple[str, Any, Any, bool]], Any]:
-    """Parameters of a method, without self, by name, kind, type and whether they may be left out, and what it returns."""
+    """Parameters of a method, without self, by name, kind, type and whether they may be left out, and what it
+    returns."""
     method = getattr(owner, name)
     hints = get_type_hints(method)
     parameters = list(inspect.signature(method).parameters.values())[1:]

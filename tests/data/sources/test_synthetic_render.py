@@ -18,7 +18,8 @@ from bevreshape.geometry import BEVGrid, Cameras, image_to_bev
 
 SIZE = (128, 256)
 FLAT = Look(
-    sun=(0.0, 0.0, 1.0), shade=1.0, zenith=(0.2, 0.4, 0.9), horizon=(0.2, 0.4, 0.9), clouds=0.0, terrain=(0.2, 0.5, 0.1),
+    sun=(0.0, 0.0, 1.0), shade=1.0, zenith=(0.2, 0.4, 0.9), horizon=(0.2, 0.4, 0.9), clouds=0.0,
+    terrain=(0.2, 0.5, 0.1),
     asphalt=(0.3, 0.3, 0.3), pavement=(0.6, 0.6, 0.6), pavement_m=0.0, wear=0.0, grain=0.0, surface=(0.0, 0.0, 0.0),
     haze_m=1e9, gain=(1.0, 1.0, 1.0), noise=0.0,
 )  # fmt: skip
@@ -111,7 +112,8 @@ BOX = Solid(9.0, -1.5, 0.5, 4.0, 1.8, 0.0, 1.5, (0.9, 0.1, 0.1))
 
 
 def test_a_box_covers_the_hull_of_its_corners() -> None:
-    """The pixels that it changes reach from its leftmost to its rightmost corner, and from the highest to the lowest."""
+    """The pixels that it changes reach from its leftmost to its rightmost corner, and from the highest to the
+    lowest."""
     empty, full = (photograph(Scene((straight(),), (), boxes, FLAT)).astype(int) for boxes in ((), (BOX,)))
     rows, columns = np.nonzero(np.abs(empty - full).max(2) > 8)
     corners = []

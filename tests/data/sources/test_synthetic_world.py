@@ -77,7 +77,8 @@ def test_point_and_along_across_are_inverse(behind: float, ahead: float, dtype: 
 
 
 def test_labels_of_road_lane_and_crossing_by_brute_force() -> None:
-    """Every cell asked one by one; only those within 3 cm of an edge, where the walked curve is too coarse, are left out."""
+    """Every cell asked one by one; only those within 3 cm of an edge, where the walked curve is too coarse, are left
+    out."""
     single = [scene for scene in SCENES if len(scene.roads) == 1]
     chosen = [next(s for s in single if s.roads[0].crossings), next(s for s in single if not s.roads[0].crossings)]
     compared = np.zeros(3, int)

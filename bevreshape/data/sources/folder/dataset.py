@@ -35,8 +35,8 @@ def camera_folders(images: Path, calibration: Calibration) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(
-                f"{folder}: there is no such folder, but calibration.json lists camera {folder.name!r}; several cameras have "
-                "a folder each, named like them"
+                f"{folder}: there is no such folder, but calibration.json lists camera {folder.name!r}; several "
+                "cameras have a folder each, named like them"
             )
     return folders
 
@@ -64,8 +64,8 @@ def check_size(path: Path, found: tuple[int, int], size: tuple[int, int], calibr
     height, width = found
     if found != size:
         raise InputError(
-            f"{path}: it is {height}×{width} (height×width) but {calibration} is for {size[0]}×{size[1]}; resize it, or state "
-            "the intrinsics of its size"
+            f"{path}: it is {height}×{width} (height×width) but {calibration} is for {size[0]}×{size[1]}; resize it, "
+            "or state the intrinsics of its size"
         )
 
 
@@ -86,8 +86,8 @@ class CameraFolderDataset(Dataset[Sample]):
         image_size: (H, W) that the network wants.
         names: the frames and their order; all of them, sorted, when left out.
         allow_missing: whether a frame may lack images of some cameras; they are black and masked. Otherwise refused.
-        on_corrupt_image: whether an image that cannot be read is refused (``raise``), or is named, black, and masked (``mask``), see
-            :func:`~bevreshape.data.image_io.read_or_mask`.
+        on_corrupt_image: whether an image that cannot be read is refused (``raise``), or is named, black, and masked
+            (``mask``), see :func:`~bevreshape.data.image_io.read_or_mask`.
         image_mode: see :func:`~bevreshape.data.image_io.read_image`.
 
     Raises:
@@ -133,8 +133,8 @@ class CameraFolderDataset(Dataset[Sample]):
             other = meant.get(_plain_name(name)) if name not in known else None
             if other is not None:
                 raise InputError(
-                    f"{self.calibration.path}: frames has {name!r}, of which there is no image, but one of {other!r}; frames are called "
-                    "like their images, without the suffix"
+                    f"{self.calibration.path}: frames has {name!r}, of which there is no image, but one of {other!r}; "
+                    "frames are called like their images, without the suffix"
                 )
 
     def __len__(self) -> int:
@@ -160,7 +160,8 @@ class CameraFolderDataset(Dataset[Sample]):
         )
 
     def _read(self, index: int, camera: int, size: tuple[int, int], *, distorted: bool) -> Tensor | None:
-        """An image, which a lens needs at its full size; none where it is missing, or masked since it cannot be read."""
+        """An image, which a lens needs at its full size; none where it is missing, or masked since it cannot be
+        read."""
         path = self.image_path(index, camera)
         if path is None:
             return None

@@ -62,7 +62,8 @@ def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
     classes |= {name: {"source": "ipm", "labels": [name]} for name in imaged if name not in classes}
     if not classes:
         raise InputError(
-            f"{calibration.path}: it names no labels, no bev labels and no boxes, so there is nothing to train on; add a section"
+            f"{calibration.path}: it names no labels, no bev labels and no boxes, so there is nothing to train on; add "
+            "a section"
         )
     return classes
 
@@ -81,7 +82,8 @@ def read_split(path: Path) -> list[str]:
 
 
 def split_names(root: Path, split: str, given: str | Sequence[str]) -> list[str]:
-    """The frames that ``data.splits`` gives a split: a list of names, or a file of names, one a line, relative to ``root``.
+    """The frames that ``data.splits`` gives a split: a list of names, or a file of names, one a line, relative to
+    ``root``.
 
     Raises:
         InputError: as :func:`read_split`.
@@ -171,8 +173,10 @@ class FolderSource:
         splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
         allow_missing: see :class:`CameraFolderDataset`.
         cameras: which of the calibration's, in order; all when left out.
-        image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their hue.
-        on_corrupt_image: likewise, one of :data:`~bevreshape.data.image_io.OnCorruptImage`; labels that cannot be read are always refused.
+        image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their
+            hue.
+        on_corrupt_image: likewise, one of :data:`~bevreshape.data.image_io.OnCorruptImage`; labels that cannot be read
+            are always refused.
 
     Raises:
         InputError: when folder, calibration, classes and grid do not fit together.

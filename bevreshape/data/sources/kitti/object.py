@@ -1,7 +1,7 @@
 """KITTI's object benchmark (Geiger, Lenz and Urtasun 2012): where vehicles and people stand on the ground.
 
-``training/`` holds ``image_2/000000.png``, ``calib/000000.txt`` and ``label_2/000000.txt``: a line a 3D box, in the frame of
-the rectified camera 0. Only what the left colour camera sees is labelled.
+``training/`` holds ``image_2/000000.png``, ``calib/000000.txt`` and ``label_2/000000.txt``: a line a 3D box, in the
+frame of the rectified camera 0. Only what the left colour camera sees is labelled.
 """
 
 import math
@@ -75,8 +75,8 @@ def read_labels(path: Path) -> list[Label]:
             values = []
         if len(values) != 14 or not all(math.isfinite(value) for value in values):
             raise InputError(
-                f"{path}: line {number} has {len(words)} words after its type that are not the benchmark's 14 numbers; copy "
-                "the file again"
+                f"{path}: line {number} has {len(words)} words after its type that are not the benchmark's 14 numbers; "
+                "copy the file again"
             )
         _, _, _, left, top, right, bottom, height, width, length, x, y, z, rotation_y = values
         if kind != UNLABELLED and not min(height, width, length) > 0:
@@ -88,10 +88,11 @@ def read_labels(path: Path) -> list[Label]:
 
 
 def ego_box(label: Label, ego_from_rectified: Float[Tensor, "4 4"]) -> Float[Tensor, " 5"]:
-    """(x, y, yaw, length, width) in metres and radians, as :func:`~bevreshape.geometry.rasterize.rasterize_boxes` takes it.
+    """(x, y, yaw, length, width) in metres and radians, as :func:`~bevreshape.geometry.rasterize.rasterize_boxes` takes
+    it.
 
-    The box's heading, (cos rotation_y, 0, −sin rotation_y) in the rectified frame, is turned into the ego frame and laid onto
-    the ground; the camera's tilt of about a degree shortens it by less than 0.1 %, which is left out.
+    The box's heading, (cos rotation_y, 0, −sin rotation_y) in the rectified frame, is turned into the ego frame and
+    laid onto the ground; the camera's tilt of about a degree shortens it by less than 0.1 %, which is left out.
     """
     x, y, _, _ = ego_from_rectified @ torch.tensor([*label.bottom_m, 1.0], dtype=torch.float64)
     heading = torch.tensor([math.cos(label.rotation_y), 0.0, -math.sin(label.rotation_y)], dtype=torch.float64)
@@ -183,17 +184,18 @@ class LabelledObjects(LabelledKITTI):
 class KITTIObjectSource(KITTISource):
     """KITTI's object benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
-    The ego frame is the velodyne's, lowered onto the ground. A cell belongs to a class where its centre lies in a box of it, and
-    is valid where the network's image shows it and no ``DontCare`` window hides it. Types that no class names are ground.
+    The ego frame is the velodyne's, lowered onto the ground. A cell belongs to a class where its centre lies in a box
+    of it, and is valid where the network's image shows it and no ``DontCare`` window hides it. Types that no class
+    names are ground.
 
     Args:
         root: the folder with ``training/``.
         grid: the cells that are wanted.
         image_size: (H, W) that the network wants.
         classes: for every target class, the benchmark's types that count as it.
-        splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, even numbers train, 1 modulo 4 validate, and
-            3 modulo 4 test. The benchmark shuffled its frames, so each drive is in all of them; lists that keep drives apart
-            (such as the 3712 and 3769 frames that papers use) are given as files.
+        splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, even numbers train, 1
+            modulo 4 validate, and 3 modulo 4 test. The benchmark shuffled its frames, so each drive is in all of them;
+            lists that keep drives apart (such as the 3712 and 3769 frames that papers use) are given as files.
         on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
 
     Raises:

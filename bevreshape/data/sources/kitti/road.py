@@ -2,8 +2,9 @@
 
 ``training/`` holds ``image_2/um_000000.png``, ``calib/um_000000.txt``, and in ``gt_image_2`` the masks
 ``um_road_000000.png`` of every frame and ``um_lane_000000.png`` of those with a marked ego lane. Categories are urban
-marked (``um``), urban multiple marked lanes (``umm``), and urban unmarked (``uu``). Masks are RGB: red where the benchmark
-evaluates, blue on the road or the lane. Their inverse perspective mapping onto the road plane is the benchmark's ground truth.
+marked (``um``), urban multiple marked lanes (``umm``), and urban unmarked (``uu``). Masks are RGB: red where the
+benchmark evaluates, blue on the road or the lane. Their inverse perspective mapping onto the road plane is the
+benchmark's ground truth.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -45,7 +46,8 @@ TRAIN_BELOW, VAL_BELOW = 60, 80
 
 
 def split_of(name: str) -> str:
-    """The split of a frame by its number, alike in every category; neighbours, which may show one street, stay together."""
+    """The split of a frame by its number, alike in every category; neighbours, which may show one street, stay
+    together."""
     number = int(name.rpartition("_")[2])
     return "train" if number < TRAIN_BELOW else "val" if number < VAL_BELOW else "test"
 
@@ -72,20 +74,22 @@ def read_masks(
         found = (mask.shape[1], mask.shape[2])
         if found != size:
             raise InputError(
-                f"{path}: the mask is {found[0]}×{found[1]} (height×width) but its image {image.name} is {size[0]}×{size[1]}; copy "
-                "both from the benchmark again"
+                f"{path}: the mask is {found[0]}×{found[1]} (height×width) but its image {image.name} is "
+                f"{size[0]}×{size[1]}; copy both from the benchmark again"
             )
         evaluated = mask[0] > 0
         if not evaluated.any():
             raise InputError(
-                f"{path}: no pixel of the mask is red, so it says nothing; it must be red where it is known and blue on the {what}"
+                f"{path}: no pixel of the mask is red, so it says nothing; it must be red where it is known and blue "
+                f"on the {what}"
             )
         labels |= ((evaluated & (mask[2] > 0)).byte() | evaluated.byte() * KNOWN) << bit
     return labels
 
 
 def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> dict[str, Path]:
-    """Where those of the wanted masks of a frame lie that there are: the benchmark has a lane mask of some frames alone.
+    """Where those of the wanted masks of a frame lie that there are: the benchmark has a lane mask of some frames
+    alone.
 
     Raises:
         InputError: when the road mask is wanted, and missing.
@@ -95,7 +99,8 @@ def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> di
     if "road" in wanted and not paths["road"].exists():
         alone = f", though its lane mask {paths['lane'].name} is there" if paths["lane"].exists() else ""
         raise InputError(
-            f"{paths['road']}: frame {name!r} has no road mask{alone}; copy gt_image_2 again, or list other frames in data.splits"
+            f"{paths['road']}: frame {name!r} has no road mask{alone}; copy gt_image_2 again, or list other frames in "
+            "data.splits"
         )
     return {what: path for what, path in paths.items() if what in wanted and path.exists()}
 
@@ -154,7 +159,8 @@ class LabelledRoads(LabelledKITTI):
         mask_of: for every class, the mask it is made from; others are not read.
 
     Raises:
-        InputError: when a frame has no road mask, though it is wanted, or none of them has a mask of another kind that is.
+        InputError: when a frame has no road mask, though it is wanted, or none of them has a mask of another kind that
+            is.
     """
 
     def __init__(self, frames: KITTIFrames, mask_of: Mapping[str, str]) -> None:
@@ -164,9 +170,9 @@ class LabelledRoads(LabelledKITTI):
         for mask in MASKS:
             if mask in self._wanted and mask not in found:
                 raise InputError(
-                    f"{frames.training / 'gt_image_2'}: none of the {len(frames.names)} frames from {frames.names[0]} on has a "
-                    f"{mask} mask; copy them from the benchmark, list other frames in data.splits, or leave the classes of "
-                    f"{mask} out of data.classes"
+                    f"{frames.training / 'gt_image_2'}: none of the {len(frames.names)} frames from {frames.names[0]} "
+                    f"on has a {mask} mask; copy them from the benchmark, list other frames in data.splits, or leave "
+                    f"the classes of {mask} out of data.classes"
                 )
         sizes = [frames.size(name) for name in frames.names]
         self._canvas = max(height for height, _ in sizes), max(width for _, width in sizes)
@@ -187,8 +193,8 @@ class LabelledRoads(LabelledKITTI):
 class KITTIRoadSource(KITTISource):
     """KITTI's road benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
-    The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class is
-    valid where its mask is evaluated and the network's image shows the cell; ``lane`` nowhere in frames without it.
+    The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class
+    is valid where its mask is evaluated and the network's image shows the cell; ``lane`` nowhere in frames without it.
     Batches keep their :class:`RoadMasks`, which the metric lays onto its own cells.
 
     Args:
@@ -196,8 +202,8 @@ class KITTIRoadSource(KITTISource):
         grid: the cells that are wanted; the benchmark's metric and labels are on its own, whatever these are.
         image_size: (H, W) that the network wants.
         classes: for every target class, the mask it is made from: ``road`` or ``lane``.
-        splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, numbers below 60 train, below 80 validate,
-            and the others test.
+        splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, numbers below 60 train,
+            below 80 validate, and the others test.
         on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
 
     Raises:

@@ -121,12 +121,13 @@ class NuScenesSource:
         cameras: which, in order.
         classes: for every class, what counts.
         targets: which of these are wanted, in order; all where it is ``None``.
-        raster: ``exact``, the cells whose centres lie inside, ``published``, drawn as CVT does, or ``lss``, boxes as LSS draws them;
-            see :func:`~bevreshape.data.sources.nuscenes.maps.rounded_cells`.
+        raster: ``exact``, the cells whose centres lie inside, ``published``, drawn as CVT does, or ``lss``, boxes as
+            LSS draws them; see :func:`~bevreshape.data.sources.nuscenes.maps.rounded_cells`.
         visibility: what becomes of objects below ``min_visibility``: ``all``, ``ignore`` or ``erase``.
         min_visibility: 1 to 4; 2 is more than 40 %.
         visible_only: whether cells that no camera looks at count for nothing; published numbers count all cells.
-        on_corrupt_image: whether an image that cannot be read ends the run (``raise``), or is named and masked (``mask``).
+        on_corrupt_image: whether an image that cannot be read ends the run (``raise``), or is named and masked
+            (``mask``).
         image_mode: ``rgb``, or ``grey`` for images without colours, their one channel repeated.
         centers: the classes, of objects alone, whose objects' centres are a target too, see
             :class:`~bevreshape.data.targets.ObjectCenters`.
@@ -244,8 +245,8 @@ class NuScenesSource:
             if tuple(image.shape[1:]) != (size[0] // factor, size[1] // factor):
                 height, width = read_image_size(path)
                 raise InputError(
-                    f"{path}: it is {height}×{width} (height×width) but the tables say {size[0]}×{size[1]}, and so does its "
-                    "calibration; unpack the release's images again"
+                    f"{path}: it is {height}×{width} (height×width) but the tables say {size[0]}×{size[1]}, and so "
+                    "does its calibration; unpack the release's images again"
                 )
             return image
 
@@ -270,8 +271,8 @@ class NuScenesSource:
         return there, known
 
     def object_centers(self, spec: ClassSpec, boxes: Sequence[BoxRecord]) -> NDArray[np.float32]:
-        """(3, rows, cols) of a class, see :class:`~bevreshape.data.targets.ObjectCenters`, as CVT trains with; where objects
-        overlap, of the last one. As published, a cell is where its number is, half a cell off."""
+        """(3, rows, cols) of a class, see :class:`~bevreshape.data.targets.ObjectCenters`, as CVT trains with; where
+        objects overlap, of the last one. As published, a cell is where its number is, half a cell off."""
         found = np.zeros((3, *self.grid.shape), np.float32)
         cells = self.grid.centers(dtype=torch.float64).numpy()  # rows cols (x, y)
         cells = cells + {"exact": 0, "published": 0.5, "lss": -0.5}[self.raster] * self.grid.cell_m
@@ -330,7 +331,7 @@ def _import_cv2() -> Any:
         import cv2
     except ImportError as error:
         raise InputError(
-            f"data.raster=published and lss draw with OpenCV, which cannot be imported ({error}); pip install 'bevreshape[nuscenes]', or "
-            "set data.raster=exact"
+            f"data.raster=published and lss draw with OpenCV, which cannot be imported ({error}); pip install "
+            "'bevreshape[nuscenes]', or set data.raster=exact"
         ) from None
     return cv2

@@ -199,8 +199,8 @@ class SyntheticSource:
         image_size: (H, W) of the images, in pixels.
         scenes: number of scenes of every split; more of them keeps those that are there.
         seed: of the world, ≥ 0.
-        jitter: standard deviations ``yaw_deg``, ``pitch_deg``, ``roll_deg``, ``height_m`` of the cameras' true poses about
-            their mountings, drawn for every scene and camera; what is left out is 0.
+        jitter: standard deviations ``yaw_deg``, ``pitch_deg``, ``roll_deg``, ``height_m`` of the cameras' true poses
+            about their mountings, drawn for every scene and camera; what is left out is 0.
         calibration: ``exact`` tells the true poses, ``nominal`` the mountings, ``noisy`` the true poses with an error.
         noise: standard deviations of that error, as ``jitter``.
         lane_label_m: least width in metres that a lane marking has in the target, so that cells can hold it.
