@@ -318,6 +318,7 @@ class FromTensors(nn.Module):
         return self.reshaper(x, Cameras(intrinsics, ego_from_cam, (32, 48)))
 
 
+@pytest.mark.slow
 @every_reshaper
 @pytest.mark.usefixtures("no_shape_checks")
 def test_export_with_any_batch(cls: type[Reshaper], rig) -> None:

@@ -337,6 +337,7 @@ def _half(rank: int, folder: str, features: Tensor, cameras: Cameras) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_sync_batchnorm_counts_the_images_of_all_processes(tmp_path, rig) -> None:
     features, cameras = torch.randn(2, 6, 3, 4, 6), rig(2, 6)
     features[1] *= 3  # each process alone would find something else
