@@ -141,17 +141,7 @@ def jacobian_norm(
     """
     scales = (features,) if isinstance(features, Tensor) else tuple(features)
     b, name = scales[0].shape[0], type(reshaper).__name__
-    if not 0 <= scale < len(scales):
-        raise InputError(f"jacobian_norm: there is no scale {scale} of {len(scales)}; they count from 0")
-    if copies < 1 or (probes is not None and probes < 1):
-        raise InputError(
-            f"jacobian_norm: probes={probes} and copies={copies} must be at least 1 (probes=None is exact)"
-        )
-    if cameras is not None and cameras.batch_shape[0] != b:
-        raise InputError(
-            f"jacobian_norm: features are of {b} samples but the calibration is of {cameras.batch_shape[0]}; give "
-            "every sample its own"
-        )
+    _check_arguments(b, len(scales), scale, copies, probes, cameras)
     copies = min(copies, len(cells)) if cells else copies
     found = []
     with evaluating(reshaper), torch.inference_mode(False), torch.enable_grad():
@@ -172,6 +162,20 @@ def jacobian_norm(
             found.append(_norms(x, bev, chosen, probes, seed, step))
     norms = torch.stack(found)
     return norms if scales[scale].ndim == 5 else norms.unsqueeze(2)
+
+
+def _check_arguments(b: int, scales: int, scale: int, copies: int, probes: int | None, cameras: Cameras | None) -> None:
+    if not 0 <= scale < scales:
+        raise InputError(f"jacobian_norm: there is no scale {scale} of {scales}; they count from 0")
+    if copies < 1 or (probes is not None and probes < 1):
+        raise InputError(
+            f"jacobian_norm: probes={probes} and copies={copies} must be at least 1 (probes=None is exact)"
+        )
+    if cameras is not None and cameras.batch_shape[0] != b:
+        raise InputError(
+            f"jacobian_norm: features are of {b} samples but the calibration is of {cameras.batch_shape[0]}; give "
+            "every sample its own"
+        )
 
 
 def _norms(

@@ -135,24 +135,9 @@ def geometry_agreement(
         InputError: weights that do not fit cells, cameras or features, or are negative or not finite; a width of bands
             that is not positive; or when no camera sees any cell.
     """
-    b, q, n, h, w = weights.shape
+    b, _, _, h, w = weights.shape
     positions, seen = projections(cameras, grid, source, cells)
-    if (q, n, h, w) != (positions.shape[1], source.cameras, source.height, source.width) or seen.shape[2] != n:
-        raise InputError(
-            f"geometry_agreement: weights of {q} cells × {n} cameras × {h}×{w} tokens, but {positions.shape[1]} cells, "
-            f"{seen.shape[2]} calibrated cameras and features of {source.cameras} × {source.height}×{source.width}; "
-            "give those that the weights were measured with"
-        )
-    if len(positions) not in (1, b):
-        raise InputError(
-            f"geometry_agreement: weights are of {b} samples but the calibration is of {len(positions)}; give each "
-            "its own, or one for all"
-        )
-    if not (weights.isfinite() & (weights >= 0)).all():
-        raise InputError(
-            "geometry_agreement: some weights are negative or not finite; give Jacobian norms, or the abs() of what "
-            "has a sign"
-        )
+    _check_weights(weights, positions, seen, source)
     if not band_m > 0:
         raise InputError(f"geometry_agreement: band_m={band_m} must be a positive width in metres")
     positions, seen = positions.expand(b, -1, -1, -1), seen.expand(b, -1, -1)
@@ -193,6 +178,26 @@ def geometry_agreement(
         share=share.mean().item(),
         uniform_share=uniform_share.mean().item(),
     )
+
+
+def _check_weights(weights: Tensor, positions: Tensor, seen: Tensor, source: FeatureShape) -> None:
+    b, q, n, h, w = weights.shape
+    if (q, n, h, w) != (positions.shape[1], source.cameras, source.height, source.width) or seen.shape[2] != n:
+        raise InputError(
+            f"geometry_agreement: weights of {q} cells × {n} cameras × {h}×{w} tokens, but {positions.shape[1]} cells, "
+            f"{seen.shape[2]} calibrated cameras and features of {source.cameras} × {source.height}×{source.width}; "
+            "give those that the weights were measured with"
+        )
+    if len(positions) not in (1, b):
+        raise InputError(
+            f"geometry_agreement: weights are of {b} samples but the calibration is of {len(positions)}; give each "
+            "its own, or one for all"
+        )
+    if not (weights.isfinite() & (weights >= 0)).all():
+        raise InputError(
+            "geometry_agreement: some weights are negative or not finite; give Jacobian norms, or the abs() of what "
+            "has a sign"
+        )
 
 
 def _band(near_m: float, far_m: float, distances: Tensor) -> Band:

@@ -1,6 +1,7 @@
 """Cameras, the ground, and the way between them. The conventions are in :mod:`bevreshape.geometry.cameras`."""
 
-from bevreshape.geometry.cameras import Cameras, check_calibration, pinhole_rays
+from bevreshape.geometry.calibration import check_calibration
+from bevreshape.geometry.cameras import Cameras, pinhole_rays
 from bevreshape.geometry.distortion import DistortionModel, pinhole_intrinsics, rays_at
 from bevreshape.geometry.feature_shape import FeatureShape
 from bevreshape.geometry.grid import BEVGrid

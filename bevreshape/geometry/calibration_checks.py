@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bevreshape.geometry.cameras import Cameras, compose, invert_rigid, length_unit, size_meant
+from bevreshape.geometry.calibration import length_unit, size_meant
+from bevreshape.geometry.cameras import Cameras, compose, invert_rigid
 from bevreshape.geometry.distortion import DistortionModel, pinhole_intrinsics
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import ground_pixels

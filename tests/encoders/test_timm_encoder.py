@@ -6,9 +6,9 @@ import timm
 import torch
 from rounding import rounding
 
-from bevreshape.encoders import TimmEncoder
-from bevreshape.encoders import timm as timm_encoder
-from bevreshape.encoders.timm import MOST, _build, _cut, _measure, _offset_by_gradient
+from bevreshape.encoders import TimmEncoder, feature_centers
+from bevreshape.encoders.feature_centers import MOST, measure, offset_by_gradient
+from bevreshape.encoders.trunk import build_trunk, cut_trunk
 from bevreshape.errors import InputError
 
 TERMS = 10_000
@@ -116,7 +116,7 @@ def test_the_gradient_finds_what_the_layers_say(name: str, stride: int, offset_p
     half = stride // 2
     before = (0.0, 0.0) if name.startswith("vit") else encoder(name, strides=[half]).sources[0].offset_px
     base = (1, 0.0, 0.0) if name.startswith("vit") else (half, before, before)
-    assert _offset_by_gradient(name, (64, 96), stride, base) == (offset_px, offset_px)
+    assert offset_by_gradient(name, (64, 96), stride, base) == (offset_px, offset_px)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_offsets_of_models_that_merge_tokens(
 
 
 def test_looking_for_an_offset_draws_nothing_and_always_finds_the_same() -> None:
-    look = _offset_by_gradient.__wrapped__  # not what was found before
+    look = offset_by_gradient.__wrapped__  # not what was found before
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -149,9 +149,9 @@ def test_looking_for_an_offset_draws_nothing_and_always_finds_the_same() -> None
 
 def test_a_shrunken_key_of_attention_is_no_level() -> None:
     """Of 224 pixels its first stage shrinks keys by 8 to 7 × 7, which is the last level's size too, on other pixels."""
-    trunk = _build("pvt_v2_b0", (224, 224), pretrained=False)
-    levels, _ = _cut(trunk, "pvt_v2_b0", [32])
-    sizes, lattices = _measure(trunk, "pvt_v2_b0", levels, (224, 224))
+    trunk = build_trunk("pvt_v2_b0", (224, 224), pretrained=False)
+    levels, _ = cut_trunk(trunk, "pvt_v2_b0", [32])
+    sizes, lattices = measure(trunk, "pvt_v2_b0", levels, (224, 224))
     assert sizes == [(7, 7)]
     assert lattices[7, 7].offset == (14.0, 14.0)
     assert not lattices[7, 7].clear
@@ -159,7 +159,7 @@ def test_a_shrunken_key_of_attention_is_no_level() -> None:
 
 def test_what_has_no_clear_centre_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter([(0.0, 0.0), (20.0, -20.0)] * MOST)
-    monkeypatch.setattr(timm_encoder, "_centre_of_gradient", lambda *_: next(draws))
+    monkeypatch.setattr(feature_centers, "_centre_of_gradient", lambda *_: next(draws))
     with pytest.raises(InputError, match=r"no clear centre \(about .* ± .*encoder\.offset_px="):
         encoder("swin_tiny_patch4_window7_224", image_size=(64, 128), strides=[8])
 
