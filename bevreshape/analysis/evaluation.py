@@ -11,9 +11,9 @@ from torchmetrics import MetricCollection
 
 from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
-from bevreshape.metrics import BEVIoU, BEVMetric, MaskedCameras
+from bevreshape.metrics import BEVIoU, BEVMetric, MaskedCameras, collected
 from bevreshape.model import BEVModel
-from bevreshape.training.task import BEVTask, collected
+from bevreshape.training.task import BEVTask
 
 Change = Callable[[BEVBatch], BEVBatch]
 """A batch on its device, otherwise than it was; targets stay."""
@@ -54,8 +54,8 @@ class Evaluation(BEVTask):
     def __init__(self, model: BEVModel, metrics: Mapping[str, BEVMetric], variants: Mapping[str, Variant]) -> None:
         super().__init__(model, {}, metrics)
         self.variants = dict(variants)
-        others = [collected(metrics, "") for _ in list(variants)[1:]]
-        self.counted = nn.ModuleList([self.metrics_of("test"), *others])
+        others = [collected(metrics) for _ in list(variants)[1:]]
+        self.counted = nn.ModuleList([self.metrics["test"], *others])
         self.results: dict[str, dict[str, float]] = {}
         self.tables: list[dict[str, float]] = []
         for metrics_ in self._counted():
@@ -81,7 +81,7 @@ class Evaluation(BEVTask):
 
     def on_test_epoch_end(self) -> None:
         self.compute()
-        for metric in self.metrics_of("test").values():
+        for metric in self.metrics["test"].values():
             if not isinstance(metric, BEVIoU | MaskedCameras):
                 self.tables.append({key: value.item() for key, value in metric.compute().items()})
         super().on_test_epoch_end()

@@ -31,8 +31,9 @@ def explain_override(error: Exception, conf: Path, config_name: str, arguments: 
     """
     if isinstance(error, MissingConfigException):
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if error.options:
-            return f"{group}={name} is unknown; {suggest(name, error.options)}"
+        options = error.options or [path.stem for path in (conf / group).glob("*.yaml") if group]
+        if options:
+            return f"{group}={name} is unknown; {suggest(name, options)}"
         return f"{error.missing_cfg_file} cannot be found; name a config that is there"
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         for argument in arguments:

@@ -1,9 +1,9 @@
 """Metrics of bird's-eye-view predictions."""
 
-from bevreshape.metrics.base import BEVMetric, ThresholdCounts
+from bevreshape.metrics.base import BEVMetric, ThresholdCounts, collected
 from bevreshape.metrics.conditions import ConditionIoU
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.metrics.kitti_road import RoadMetric
 from bevreshape.metrics.masked import MaskedCameras
 
-__all__ = ["BEVIoU", "BEVMetric", "ConditionIoU", "MaskedCameras", "RoadMetric", "ThresholdCounts"]
+__all__ = ["BEVIoU", "BEVMetric", "ConditionIoU", "MaskedCameras", "RoadMetric", "ThresholdCounts", "collected"]

@@ -1,9 +1,11 @@
 """What all metrics have in common, and the one histogram that they count cells in."""
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from bevreshape.data.batch import BEVBatch
 from bevreshape.model import Outputs
@@ -17,6 +19,11 @@ class BEVMetric(Metric):
     def update(self, outputs: Outputs, batch: BEVBatch) -> None:
         """Count a batch, without waiting for the device."""
         raise NotImplementedError
+
+
+def collected(metrics: Mapping[str, Metric], stage: str = "") -> MetricCollection:
+    """Clones of metrics as one; a stage is the first part of their names."""
+    return MetricCollection(dict(metrics), prefix=f"{stage}/" if stage else "", compute_groups=False).clone()
 
 
 class ThresholdCounts(BEVMetric):

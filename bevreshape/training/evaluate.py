@@ -34,9 +34,10 @@ class SelectChannels(nn.Module):
 
 
 def among(model: BEVModel, predicted: Sequence[str], classes: Sequence[str]) -> BEVModel:
-    """A model of some of the classes that it predicts."""
+    """A model of some of the classes that it predicts, and of all that other heads make."""
     channels = [list(predicted).index(name) for name in classes]
-    return BEVModel(model.encoder, model.reshaper, {SEGMENTATION: SelectChannels(model.heads[SEGMENTATION], channels)})
+    selected = SelectChannels(model.heads[SEGMENTATION], channels)
+    return BEVModel(model.encoder, model.reshaper, {**dict(model.heads.items()), SEGMENTATION: selected})
 
 
 def variants(labelled: Sequence[str], classes: Sequence[str], dropped: Sequence[str]) -> dict[str, Variant]:

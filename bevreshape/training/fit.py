@@ -200,7 +200,7 @@ def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) 
     set."""
     load_weights(task.model, read_checkpoint(best), best)
     validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[0]
-    for metric in task.metrics_of("test").values():
+    for metric in task.metrics["test"].values():
         if isinstance(metric, BEVIoU):
             metric.chosen = {name: validated[f"val/best_threshold/{name}"] for name in metric.classes}
     tested = trainer.test(task, datamodule=data, verbose=False, weights_only=True)[0]
