@@ -323,6 +323,7 @@ def run_script(folder: Path, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.slow
 def test_lightning_without_hydra(tmp_path: Path) -> None:
     code = block("bevreshape/README.md", "python", "Segmentation(LightningModule)")
     tiny = {
@@ -335,8 +336,11 @@ def test_lightning_without_hydra(tmp_path: Path) -> None:
         code = code.replace(given, small)
     (tmp_path / "segmentation.py").write_text(code + '    assert 0 <= trainer.callback_metrics["val/iou/mean"] <= 1\n')
     run_script(tmp_path, "segmentation.py")
+    imports = "\n".join(re.findall(r"^(?:from|import) bevreshape.*$", code, re.MULTILINE))
+    run_script(tmp_path, "-c", f"{imports}\nimport sys\nassert not {{'hydra', 'omegaconf'}} & {{*sys.modules}}")
 
 
+@pytest.mark.slow
 def test_lightning_cli(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse", reason="LightningCLI needs pip install 'jsonargparse[signatures]'")
     for name, part in (("segmentation.py", "Segmentation(LightningModule)"), ("main.py", "LightningCLI")):
