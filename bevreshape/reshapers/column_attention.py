@@ -1,20 +1,19 @@
 """The column-wise attending view transformer of Translating Images into Maps."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bevreshape.config.options import Count, CountOrNone, Depths, FocalLength, Length, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
-from bevreshape.ops.linear import Linear, linear
 from bevreshape.reshapers.base import GeometricReshaper
+from bevreshape.reshapers.column_transformer import ColumnTransformer
 from bevreshape.reshapers.polar import PolarMaps, PolarTaps, nominal_focal
+from bevreshape.reshapers.published_names import tim_name
 
 Encoding = Literal["published", "sincos"]
 
@@ -29,105 +28,6 @@ class RayGeometry(NamedTuple):
 
     taps: PolarTaps
     camera_mask: Tensor | None
-
-
-class Heads(nn.Module):
-    """``softmax(Q·Kᵀ/√d)·V·Wo + bo`` in heads, Q, K and V projected with biases (Vaswani et al. 2017)."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_qkv = Linear(dim, 3 * dim)
-        self.out = Linear(dim, dim)
-        nn.init.zeros_(self.to_qkv.bias)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(b or 1, t, d), (b, s, d) and (b, s, d) → (b, t, d)."""
-        weight, bias, d = self.to_qkv.weight, self.to_qkv.bias, q.shape[-1]
-        if q is k:
-            q, k = linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, dim=-1)
-        else:
-            q = linear(q, weight[:d], bias[:d]).expand(k.shape[0], -1, -1)
-            k = linear(k, weight[d : 2 * d], bias[d : 2 * d])
-        v = linear(v, weight[2 * d :], bias[2 * d :])
-        q, k, v = (rearrange(x, "b t (a d) -> b a t d", a=self.heads) for x in (q, k, v))
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "b a t d -> b t (a d)"))
-
-
-class EncoderLayer(nn.Module):
-    """Self-attention of a column's tokens and a feed-forward, each added and then normalised."""
-
-    def __init__(self, dim: int, heads: int, width: int) -> None:
-        super().__init__()
-        self.attention = Heads(dim, heads)
-        self.feedforward = nn.Sequential(Linear(dim, width), nn.ReLU(), Linear(width, dim))
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))
-
-    def forward(self, x: Tensor, place: Tensor) -> Tensor:
-        placed = x + place
-        x = self.norms[0](x + self.attention(placed, placed, x))
-        return self.norms[1](x + self.feedforward(x))
-
-
-class DecoderLayer(nn.Module):
-    """Self-attention of a ray's queries, attention to the column's tokens, feed-forward, each added and normalised."""
-
-    def __init__(self, dim: int, heads: int, width: int) -> None:
-        super().__init__()
-        self.self_attention = Heads(dim, heads)
-        self.cross_attention = Heads(dim, heads)
-        self.feedforward = nn.Sequential(Linear(dim, width), nn.ReLU(), Linear(width, dim))
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(3))
-
-    def forward(self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        placed = x + query
-        x = self.norms[0](x + self.self_attention(placed, placed, x))
-        x = self.norms[1](x + self.cross_attention(x + query, keys, values))
-        return self.norms[2](x + self.feedforward(x))
-
-
-class ColumnTransformer(nn.Module):
-    """One scale: every column's tokens to its ray's bins, by an encoder and a decoder.
-
-    Args:
-        dim: d, channels of the features.
-        rows: h, tokens of a column.
-        bins: of depth, queries of a ray.
-        heads: of every attention.
-        layers: of the encoder and of the decoder.
-        width: of the feed-forwards.
-        encoding: ``published`` or ``sincos``.
-    """
-
-    row_wave: Tensor
-    bin_wave: Tensor
-
-    def __init__(
-        self, dim: int, rows: int, bins: int, heads: int, layers: tuple[int, int], width: int, encoding: str
-    ) -> None:
-        super().__init__()
-        self.published = encoding == "published"
-        self.encoder = nn.ModuleList(EncoderLayer(dim, heads, width) for _ in range(layers[0]))
-        self.decoder = nn.ModuleList(DecoderLayer(dim, heads, width) for _ in range(layers[1]))
-        self.norm = nn.LayerNorm(dim)
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.xavier_uniform_(parameter)
-        self.query = nn.Parameter(torch.randn(bins, dim))
-        self.register_buffer("row_wave", sequence_wave(rows, dim, self.published), persistent=False)
-        self.register_buffer("bin_wave", sequence_wave(bins, dim, self.published), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, h, d), b columns → (b, bins, d)."""
-        place = x + self.row_wave if self.published else self.row_wave
-        for encode in self.encoder:
-            x = encode(x, place)
-        keys, query = x + place, self.query
-        bev = self.bin_wave[None]  # the same for all columns until it attends to them
-        for decode in self.decoder:
-            bev = decode(bev, query, keys, x)
-        return self.norm(bev)
 
 
 @checked
@@ -258,41 +158,9 @@ class ColumnAttention(GeometricReshaper):
             if key != "query_embed.weight":
                 name, _, rest = key.partition(".")
                 where, rest = (number.get(name, name), rest) if name.startswith("tbev") else ("0", key)
-                weights[f"scales.{where}.{_own_name(rest)}"] = value
+                weights[f"scales.{where}.{tim_name(rest)}"] = value
         self.check_original(
             weights, "build it with as many scales and layers, and their widths, rows and bins of depth"
         )
         self.load_state_dict(weights)
         return self
-
-
-def sequence_wave(count: int, channels: int, sines_only: bool) -> Tensor:
-    """(count, channels): ``sin(i·ω)`` and ``cos(i·ω)`` in turn for i = 0, 1, ..., ω = 10000^(-2m/channels) of the pair
-    m (Vaswani et al. 2017); or the sine in the place of the cosine, too."""
-    omega = torch.exp(torch.arange(0, channels, 2).double() * (-math.log(10000.0) / channels))
-    phase = torch.arange(count).double()[:, None] * omega  # count pairs
-    pair = [phase.sin(), phase.sin() if sines_only else phase.cos()]
-    return torch.stack(pair, dim=-1).flatten(1).float()
-
-
-PUBLISHED = {
-    "in_proj_": "to_qkv.",
-    "out_proj.": "out.",
-    "linear1.": "feedforward.0.",
-    "linear2.": "feedforward.2.",
-    "norm1.": "norms.0.",
-    "norm2.": "norms.1.",
-    "norm3.": "norms.2.",
-    "multihead_attn.": "cross_attention.",
-    "encoder.layers.": "encoder.",
-    "decoder.layers.": "decoder.",
-    "decoder.norm.": "norm.",
-}
-"""Parts of names in the published weights, and here."""
-
-
-def _own_name(key: str) -> str:
-    attention = "attention." if key.startswith("encoder.") else "self_attention."
-    for theirs, ours in {**PUBLISHED, "self_attn.": attention}.items():
-        key = key.replace(theirs, ours)
-    return key

@@ -19,25 +19,7 @@ from bevreshape.ops.normed_linear import NormedLinear
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
-
-RENAMED = (
-    ("bev_embedding.learned_features", "prior"),
-    ("cross_views.", "views."),
-    ("layers.", "middle."),
-    ("feature_proj.0.", "embed_key.norm."),
-    ("feature_proj.2.", "embed_key.linear."),
-    ("feature_linear.0.", "embed_value.norm."),
-    ("feature_linear.2.", "embed_value.linear."),
-    ("bev_embed.", "embedding.cell."),
-    ("img_embed.", "embedding.point."),
-    ("cam_embed.", "embedding.center."),
-    *((f"cross_attend.to_{x}.0.", f"to_{x}.norm.") for x in "qkv"),
-    *((f"cross_attend.to_{x}.1.", f"to_{x}.linear.") for x in "qkv"),
-    ("cross_attend.proj.", "project."),
-    ("cross_attend.mlp.", "feedforward."),
-    ("cross_attend.", ""),
-)
-"""What the original calls its weights, and what they are called here."""
+from bevreshape.reshapers.published_names import CVT
 
 
 class Directions(NamedTuple):
@@ -228,7 +210,7 @@ class CrossViewAttention(GeometricReshaper):
             name = name.removeprefix("encoder.")
             if name.startswith("backbone.") or name.endswith((".image_plane", "bev_embedding.grid")):
                 continue
-            for theirs, ours in RENAMED:
+            for theirs, ours in CVT:
                 name = name.replace(theirs, ours)
             pointwise = name in own and own[name].ndim == 2 and value.shape[2:] == (1, 1)
             renamed[name] = value.flatten(1) if pointwise else value

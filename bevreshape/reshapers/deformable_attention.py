@@ -1,143 +1,24 @@
 """Deformable attention from the cells of the grid into every camera's features (BEVFormer)."""
 
-import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bevreshape.config.options import Count, Heights, Width, checked
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
 from bevreshape.geometry.cameras import NEAR
-from bevreshape.ops.deformable_sampling import FeatureAtlas, sample_pairs
+from bevreshape.ops.deformable_sampling import FeatureAtlas
 from bevreshape.ops.linear import Linear
 from bevreshape.ops.tensors import constant, is_exporting
 from bevreshape.ops.visible_pairs import FAR, References, every_pair, visible_pairs
 from bevreshape.reshapers.base import GeometricReshaper
-
-
-def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
-    """Return the offsets that heads begin with, in features: every head in its own direction, 1 to p features away."""
-    angle = torch.arange(heads) * (2 * math.pi / heads)
-    way = torch.stack([angle.cos(), angle.sin()])  # 2 heads
-    way = way / way.abs().amax(0)
-    return way[..., None] * torch.arange(1, points + 1)
-
-
-class SpatialCrossAttention(nn.Module):
-    """``SCA(q) = q + out(1/|V| · Σ_i∈V concat_a Σ_l Σ_p w_alp · V_a F_il(P_i,z(p) + Δ_alp))``.
-
-    The letters are those of :class:`DeformableAttention`.
-    """
-
-    def __init__(self, dim: int, heads: int, scales: int, points: int) -> None:
-        super().__init__()
-        self.shape = 2, heads, scales, points
-        self.offsets = nn.Linear(dim, 2 * heads * scales * points)
-        self.weights = nn.Linear(dim, heads * scales * points)
-        self.value = nn.Linear(dim, dim)
-        self.out = Linear(dim, dim)
-        for linear in (self.offsets, self.weights):
-            nn.init.zeros_(linear.weight)
-        for linear in (self.weights, self.value, self.out):
-            nn.init.zeros_(linear.bias)
-        for linear in (self.value, self.out):
-            nn.init.xavier_uniform_(linear.weight)
-        with torch.no_grad():
-            self.offsets.bias.copy_(ring(heads, points)[:, :, None].expand(self.shape).flatten())
-
-    def forward(
-        self,
-        query: Float[Tensor, "#b RC d"],
-        position: Float[Tensor, "RC d"] | float,
-        tokens: Sequence[tuple[Tensor, Tensor]],
-        references: References,
-        atlas: FeatureAtlas,
-    ) -> Float[Tensor, "b RC d"]:
-        values = atlas.pack([self._values(features, embedding) for features, embedding in tokens])
-        with torch.autocast(query.device.type, enabled=False):
-            exact = references.positions.dtype
-            offsets, weights = self._samples(query + position, exact)
-            found = sample_pairs(atlas, values.to(exact), offsets, weights, references)
-        return query + self.out(found.to(query.dtype))
-
-    def _values(self, tokens: Float[Tensor, "bn t c"], embedding: Tensor) -> Float[Tensor, "bn t d"]:
-        """``(tokens + embedding)·V``, the embedding taken into the bias."""
-        bias = F.linear(embedding, self.value.weight, self.value.bias)  # n d
-        bias = bias.repeat(tokens.shape[0] // bias.shape[0], 1)[:, None].expand(-1, tokens.shape[1], -1)
-        return torch.baddbmm(bias, tokens, self.value.weight.mT.expand(tokens.shape[0], -1, -1))
-
-    def _samples(self, query: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return offsets Δ in features, (#b, RC, 2, K), and weights w that add up to 1 for every head, (#b, RC, K)."""
-        heads = self.shape[1]
-        offsets, weights = (
-            F.linear(query.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
-            for linear in (self.offsets, self.weights)
-        )
-        # a NaN that training has run into shows in the weights; as an index it would end the process
-        return offsets.nan_to_num().unflatten(2, (2, -1)), weights.unflatten(2, (heads, -1)).softmax(-1).flatten(2)
-
-
-class Layer(nn.Module):
-    """Spatial cross-attention and a feed-forward, each with its residual and then a norm."""
-
-    def __init__(self, dim: int, heads: int, scales: int, points: int, mlp_ratio: int, attention_only: bool) -> None:
-        super().__init__()
-        self.attention = SpatialCrossAttention(dim, heads, scales, points)
-        self.attention_only = attention_only
-        if not attention_only:
-            self.norm = nn.LayerNorm(dim)
-            self.feedforward = nn.Sequential(Linear(dim, mlp_ratio * dim), nn.ReLU(), Linear(mlp_ratio * dim, dim))
-            self.norm_out = nn.LayerNorm(dim)
-
-    def forward(self, query: Tensor, *args: Any) -> Tensor:
-        query = self.attention(query, *args)
-        if self.attention_only:
-            return query
-        query = self.norm(query)
-        return self.norm_out(query + self.feedforward(query))
-
-
-def translate(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The published weights under own names, and the names that are unknown here."""
-    # of two attentions in a layer the first is the temporal one, and so is the first of three norms
-    spatial = int(any(".attentions.1." in f".{name}" for name in state_dict))
-    attention = f"attentions.{spatial}"
-    in_a_layer = {
-        f"{attention}.deformable_attention.sampling_offsets": "attention.offsets",
-        f"{attention}.deformable_attention.attention_weights": "attention.weights",
-        f"{attention}.deformable_attention.value_proj": "attention.value",
-        f"{attention}.output_proj": "attention.out",
-        f"norms.{spatial}": "norm",
-        f"norms.{spatial + 1}": "norm_out",
-        "ffns.0.layers.0.0": "feedforward.0",
-        "ffns.0.layers.1": "feedforward.2",
-    }
-    around = {
-        "bev_embedding.weight": "query",
-        "positional_encoding.row_embed.weight": "position.0",
-        "positional_encoding.col_embed.weight": "position.1",
-        "level_embeds": "level_embedding",
-        "cams_embeds": "camera_embedding",
-    }
-    found: dict[str, Tensor] = {}
-    left: list[str] = []
-    for name, value in state_dict.items():
-        whole = f"layers.0.{attention}.{name}" if name.startswith(("deformable_attention.", "output_proj.")) else name
-        part = re.fullmatch(r"(?:.*\bencoder\.)?layers\.(\d+)\.(.+)\.(weight|bias)", whole)
-        if part and part[2] in in_a_layer:
-            found[f"layers.{part[1]}.{in_a_layer[part[2]]}.{part[3]}"] = value
-        elif name in around:
-            found[around[name]] = value
-        elif not (part and spatial and part[2].startswith(("attentions.0.", "norms.0"))):
-            left.append(name)
-    return found, left
+from bevreshape.reshapers.published_names import bevformer_weights
+from bevreshape.reshapers.spatial_cross_attention import Layer
 
 
 @checked
@@ -312,7 +193,7 @@ class DeformableAttention(GeometricReshaper):
             InputError: naming what is missing, left over or of another size.
         """
         own = self.state_dict()
-        found, left = translate(state_dict)
+        found, left = bevformer_weights(state_dict)
         optional = {"query", "position.0", "position.1", "camera_embedding"}
         optional |= {name for name in own if name.startswith("project.")}
         found.setdefault("level_embedding", torch.zeros_like(self.level_embedding))

@@ -20,20 +20,7 @@ from bevreshape.ops.windows import Arranged, Windows, arrange_windows, nearest_w
 from bevreshape.reshapers.attention import FeedForward
 from bevreshape.reshapers.base import GeometricReshaper
 from bevreshape.reshapers.camera_embedding import CameraEmbedding
-
-RENAMED = {
-    r"bev_embedding\.learned_features": "prior",
-    r"layers\.": "middle.",
-    r"cross_views\.(\d+)\.conv\.": r"scales.\1.context.",
-    r"cross_views\.(\d+)\.feature_proj\.": r"scales.\1.key.",
-    r"cross_views\.(\d+)\.feature_linear\.": r"scales.\1.value.",
-    r"cross_views\.(\d+)\.img_embed\.": r"scales.\1.embedding.point.",
-    r"cross_views\.(\d+)\.cam_embed\.": r"scales.\1.embedding.center.",
-    r"cross_views\.(\d+)\.bev_embed\.": r"scales.\1.embedding.cell.",
-    r"cross_views\.(\d+)\.cross_attn\.mlp\.": r"scales.\1.feedforward.",
-    r"cross_views\.(\d+)\.cross_attn\.": r"scales.\1.",
-}
-"""Published names and ours."""
+from bevreshape.reshapers.published_names import GKT
 
 
 class Sight(NamedTuple):
@@ -234,7 +221,7 @@ class KernelAttention(GeometricReshaper):
         """
         given = {}
         for name, value in state_dict.items():
-            for theirs, ours in RENAMED.items():
+            for theirs, ours in GKT.items():
                 name = re.sub(f"^{theirs}", ours, name)
             given[name] = value.flatten(1) if "embedding" in name and value.ndim == 4 else value  # 1×1 convolutions
         self.check_original(

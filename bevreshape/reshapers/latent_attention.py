@@ -10,41 +10,17 @@ from annotated_types import Ge, Le
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bevreshape.config.options import Count, CountOrNone, Share, Width, checked
 from bevreshape.geometry import BEVGrid, Cameras, FeatureShape
-from bevreshape.ops.linear import Linear
-from bevreshape.reshapers.attention import Attention, FeedForward, present_tokens
+from bevreshape.reshapers.attention import present_tokens
 from bevreshape.reshapers.base import GeometricReshaper
+from bevreshape.reshapers.latent_block import Block, CoordinateMLP
+from bevreshape.reshapers.published_names import LARA
 
 Query = Literal["coordinates", "fourier", "learned"]
 LEARNED_WIDTH = 32
 """Channels of the vector that a cell learns."""
-
-RENAMED = (
-    (r"^.*?(?=latent_(encoder|decoder)\.)", ""),
-    (r"^latent_encoder\.latent$", "latents"),
-    (r"^latent_encoder\.input_embedding\.embedding_map\.", "embed_rays."),
-    (r"^latent_decoder\.query_map\.", "embed_cells."),
-    (r"^embed_(rays|cells)\.0\.", r"embed_\1.first."),
-    (r"^embed_(rays|cells)\.2\.", r"embed_\1.second."),
-    (r"^latent_decoder\.query_generator\.query_generators\.0\.bev_embedding$", "cells"),
-    (r"^latent_encoder\.ca_layer\.([01])\.module\.module\.", r"read.\1."),
-    (r"^latent_encoder\.sa_layer\.(\d+)\.([01])\.module\.module\.", r"think.\1.\2."),
-    (r"^latent_encoder\.sa_layer\.(\d+)\.([01])\.module\.layer_scale\.gamma$", r"think.\1.scales.\2"),
-    (r"^latent_decoder\.cross_attention\.0\.(?=q_norm|kv_norm|attention)", "write.0."),
-    (r"^latent_decoder\.cross_attention\.1\.module\.module\.", "write.1."),
-    (r"^(read|think\.\d+|write)\.0\.(q_)?norm\.", r"\1.norm."),
-    (r"^(read|write)\.0\.kv_norm\.", r"\1.norm_tokens."),
-    (r"^(read|think\.\d+|write)\.0\.attention\.attention\.out_proj\.", r"\1.out."),
-    (r"^(read|think\.\d+|write)\.0\.attention\.attention\.([qkv])_proj_weight$", r"\1.attention.to_\2.weight"),
-    (r"^(read|think\.\d+|write)\.0\.attention\.attention\.in_proj_(weight|bias)$", r"\1.attention.to_qkv.\2"),
-    (r"^(read|think\.\d+|write)\.1\.0\.", r"\1.feedforward.0."),
-    (r"^(read|think\.\d+|write)\.1\.1\.", r"\1.feedforward.1.0."),
-    (r"^(read|think\.\d+|write)\.1\.3\.", r"\1.feedforward.1.2."),
-)
-"""From the published names to these, one after the other."""
 
 
 class Embedded(NamedTuple):
@@ -59,67 +35,6 @@ class Embedded(NamedTuple):
     rays: Tensor
     queries: Tensor
     present: Tensor | None
-
-
-class CoordinateMLP(nn.Module):
-    """Two linear layers with a GELU between, from coordinates to channels.
-
-    The first works at the precision of the coordinates, whatever that of the network: eight bits do not tell the cells
-    of a fine grid apart.
-    """
-
-    def __init__(self, coordinates: int, dim: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(coordinates, dim)
-        self.second = Linear(dim, dim)
-
-    def forward(self, coordinates: Tensor) -> Tensor:
-        weight, bias = self.first.weight, self.first.bias
-        dtype = torch.promote_types(coordinates.dtype, weight.dtype)
-        with torch.autocast(coordinates.device.type, enabled=False):
-            hidden = F.linear(coordinates.to(dtype), weight.to(dtype), bias.to(dtype))
-        return self.second(F.gelu(hidden).to(weight.dtype))
-
-
-class Block(nn.Module):
-    """Queries attend to tokens, then every one of them goes through a feed-forward; norms come first.
-
-    Args:
-        dim: channels of the queries.
-        heads: of the attention.
-        token_width: channels of the tokens; ``None`` where the tokens are the queries, which share one norm.
-        scale: what the residual branches are multiplied by at the start, channel by channel (LayerScale, Touvron et al.
-            2021); 0 leaves the multiplication out.
-    """
-
-    def __init__(self, dim: int, heads: int, token_width: int | None = None, scale: float = 0.0) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.norm_tokens = nn.LayerNorm(token_width) if token_width else None
-        self.attention = Attention(dim, token_width or dim, dim, heads, bias=True)
-        self.out = Linear(dim, dim)
-        self.feedforward = nn.Sequential(nn.LayerNorm(dim), FeedForward(dim, 1))
-        self.scales = nn.ParameterList([torch.full((dim,), scale) for _ in range(2)] if scale else [])
-
-    def forward(self, queries: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        return self.think(queries + self._scaled(0, self.answer(self.ask(queries), tokens, present)))
-
-    def ask(self, queries: Tensor) -> Tensor:
-        """Q, which needs no tokens."""
-        return self.attention.to_q(self.norm(queries))
-
-    def answer(self, q: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        """What Q gathers from the tokens."""
-        tokens = (self.norm_tokens or self.norm)(tokens)
-        k, v = self.attention.to_k(tokens), self.attention.to_v(tokens)
-        return self.out(self.attention.attend(q, k, v, present))
-
-    def think(self, x: Tensor) -> Tensor:
-        """The feed-forward with its residual."""
-        return x + self._scaled(1, self.feedforward(x))
-
-    def _scaled(self, branch: int, x: Tensor) -> Tensor:
-        return x * self.scales[branch] if len(self.scales) else x
 
 
 @checked
@@ -260,7 +175,7 @@ class LatentAttention(GeometricReshaper):
         for key, value in state.items():
             if not re.search(r"(^|\.)latent_(encoder|decoder)\.", key):
                 continue
-            for pattern, name in RENAMED:
+            for pattern, name in LARA:
                 key = re.sub(pattern, name, key)
             if ".to_qkv." in key:
                 given |= {key.replace("qkv", x): part for x, part in zip("qkv", value.chunk(3), strict=True)}
