@@ -54,7 +54,7 @@ def test_announced_reshaper_is_a_choice_with_its_fields(
 
 def test_target_on_the_command_line(command, worlds: Path, plugin: str) -> None:
     arguments = [*without("trainer.max_steps"), "trainer.max_steps=1", f"data.root={worlds}"]
-    ended = command("train", *arguments, "reshaper=pool", "reshaper._target_=their_plugin.Mean", "~reshaper.mode")
+    ended = command("train", *arguments, "reshaper=their_plugin.Mean", "reshaper.gain=3.0")
     assert ended.code == 0, ended.err
 
 
