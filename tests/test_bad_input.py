@@ -70,7 +70,11 @@ from commands import TINY, finish, start
 )  # fmt: skip
 def test_sentence(command, worlds: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     data = () if "data=folder" in arguments else (f"data.root={worlds}",)
-    tiny = [a for a in TINY if "data=folder" not in arguments or not a.startswith(("data.scenes", "data.workers"))]
+    tiny = [
+        a
+        for a in TINY
+        if "data=folder" not in arguments or not a.startswith(("data.scenes", "data.generation_workers"))
+    ]
     ended = command("train", *tiny, *data, *arguments)
     assert ended.code == 1
     assert "Traceback" not in ended.err, ended.err

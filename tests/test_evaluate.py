@@ -58,7 +58,7 @@ def test_other_data_is_brought_to_the_frame_of_the_checkpoint(
     ended = command(
         "evaluate", f"checkpoint={trained}/checkpoints/best.ckpt", "data=synthetic", f"data.root={worlds}",
         "data.scenes.test=3",
-        "data.workers=1", "data.calibration=noisy", "trainer.accelerator=cpu", "hydra.run.dir=other",
+        "data.generation_workers=1", "data.calibration=noisy", "trainer.accelerator=cpu", "hydra.run.dir=other",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "test/iou/drivable" in metrics_of(tmp_path / "other")

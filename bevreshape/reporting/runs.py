@@ -13,7 +13,7 @@ from bevreshape.errors import InputError
 from bevreshape.storage.plain_values import read_history, read_json, read_yaml
 
 UNCOUNTED = (
-    "seed", "name", "resume", "data.root", "loader.num_workers", "data.workers", "trainer.accelerator",
+    "seed", "name", "resume", "data.root", "loader.num_workers", "data.generation_workers", "trainer.accelerator",
     "trainer.devices",
 )  # fmt: skip
 """What may differ between the seeds of a row."""

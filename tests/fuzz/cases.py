@@ -40,7 +40,7 @@ COSTLY = (
     "max_steps",
     "max_epochs",
     "scenes",
-    "workers",
+    "generation_workers",
     "repeats",
     "threads",
     "devices",
@@ -234,7 +234,7 @@ def train_checks(random: Random, box: Box) -> Attempt:
     base = [*tiny, *choices, f"data.root={box.worlds}", "hydra.run.dir=run"]
     if random.random() < 0.3:
         choices.append("data=folder")
-        base = [argument for argument in base if not argument.startswith(("data.scenes", "data.workers"))]
+        base = [argument for argument in base if not argument.startswith(("data.scenes", "data.generation_workers"))]
         base += ["data=folder", f"data.root={box.frames}", "data.grid.forward_m=[0,16]", "data.grid.left_m=[-8,8]"]
     changes, must_refuse = arguments(random, composed("train", base), TYPED)
 

@@ -40,7 +40,7 @@ def test_a_sheet_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     out = tmp_path / "batch.png"
     small = [
         "image_size=[32,64]",
-        "workers=1",
+        "generation_workers=1",
         f"root={tmp_path}",
         *(f"scenes.{s}=2" for s in ("train", "val", "test")),
     ]

@@ -672,7 +672,11 @@ def test_a_distorted_folder_with_boxes_goes_through_the_commands(command, one: B
     one.calibrate()
     one.list("val", "bc")
     sizes = ("data.image_size=[32,64]", "data.grid.forward_m=[2,8]", "data.grid.left_m=[-3,3]", "data.grid.cell_m=0.5")
-    small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
+    small = [
+        part
+        for part in TINY
+        if not part.startswith(("data.scenes", "data.generation_workers", "data.image", "data.grid"))
+    ]
     classes = "data.classes={vehicle: {source: boxes, boxes: [car, van]}, road: {source: ipm, labels: [road]}}"
     ended = command(
         "train", *small, "data=folder", f"data.root={one.root}", *sizes, classes, "loader.batch_size=2",
@@ -699,7 +703,11 @@ def test_grey_images_go_through_the_commands(
         one.save(f"images/{name}.png", one.random.integers(0, 256, SIZE, dtype=np.uint8))
     one.list("val", "bc")
     sizes = ("data.image_size=[32,64]", "data.grid.forward_m=[2,8]", "data.grid.left_m=[-3,3]", "data.grid.cell_m=0.5")
-    small = [part for part in TINY if not part.startswith(("data.scenes", "data.workers", "data.image", "data.grid"))]
+    small = [
+        part
+        for part in TINY
+        if not part.startswith(("data.scenes", "data.generation_workers", "data.image", "data.grid"))
+    ]
     ended = command(
         "train", *small, "data=folder", f"data.root={one.root}", *sizes, "data.image_mode=grey", "loader.batch_size=2",
         "head.segmentation.upsample=1", "trainer.max_steps=1", "trainer.val_check_interval=1", "augment=full",

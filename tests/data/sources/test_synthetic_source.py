@@ -92,7 +92,7 @@ def test_a_record_is_what_the_world_says(made: Path) -> None:
 
 
 def test_scenes_are_the_same_on_any_number_of_processes(made: Path, tmp_path: Path) -> None:
-    source(tmp_path, workers=2, scenes={"train": 4, "val": 1, "test": 1}).prepare()
+    source(tmp_path, generation_workers=2, scenes={"train": 4, "val": 1, "test": 1}).prepare()
     theirs, ours = files(tmp_path), files(made)
     assert len(theirs) == 6
     for name, content in theirs.items():
@@ -342,7 +342,7 @@ def test_surround_sees_all_around(tmp_path: Path) -> None:
         ({"image_size": (8, 256)}, r"image_size=\[8, 256\] must be a list of 2 integers from 16"),
         ({"image_size": (128,)}, r"image_size=\[128\] must be a list of 2"),
         ({"seed": -1}, r"seed=-1"),
-        ({"workers": 0}, r"workers=0"),
+        ({"generation_workers": 0}, r"generation_workers=0"),
         ({"lane_label_m": 0}, r"lane_label_m=0"),
         (
             {"grid": BEVGrid((-20.0, 0.0), (-8.0, 8.0), 1.0)},

@@ -31,7 +31,7 @@ def main() -> None:
             rig=options.rig,
             scenes={"train": options.scenes, "val": 1, "test": 1},
             root=root,
-            workers=options.workers,
+            generation_workers=options.workers,
         )
         start = time.perf_counter()
         source.prepare()

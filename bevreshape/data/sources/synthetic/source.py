@@ -205,7 +205,7 @@ class SyntheticSource:
         noise: standard deviations of that error, as ``jitter``.
         lane_label_m: least width in metres that a lane marking has in the target, so that cells can hold it.
         root: folder of the caches.
-        workers: processes to generate with; all cores when left out.
+        generation_workers: processes to generate with; all cores when left out.
 
     Raises:
         InputError: a value that cannot be, with what would do.
@@ -226,7 +226,7 @@ class SyntheticSource:
         noise: Spread | None = None,
         lane_label_m: Annotated[float, Gt(0), Le(10)] = 0.75,
         root: LocalPath = "data/synthetic",
-        workers: Count | None = None,
+        generation_workers: Count | None = None,
     ) -> None:
         self.scenes = cast(dict[str, int], scenes or {"train": 3000, "val": 200, "test": 400})
         self.grid = BEVGrid((0, 32), (-16, 16), 0.5) if grid is None else grid
@@ -239,7 +239,7 @@ class SyntheticSource:
         self.noise = noise or Spread(1.0, 0.5, 0.5, 0.05)
         self.lane_label_m = lane_label_m
         self.root = Path(root)
-        self.workers = workers or os.cpu_count() or 1
+        self.generation_workers = generation_workers or os.cpu_count() or 1
         _, mounted = nominal(rig, self.image_size)
         if not self.world("train").seen(mounted.astype(np.float32)).any():
             raise InputError(
@@ -266,7 +266,11 @@ class SyntheticSource:
         for split in splits:
             world = self.world(split)
             storage.prepare(
-                world.folder(self.root), world.meta(), self.scenes[split], partial(make_records, world), self.workers
+                world.folder(self.root),
+                world.meta(),
+                self.scenes[split],
+                partial(make_records, world),
+                self.generation_workers,
             )
 
     def split(self, name: str) -> Dataset[Sample]:
