@@ -41,8 +41,8 @@ LATE = {
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.map_expansion.map_api"): OPTIONAL,
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.nuscenes"): OPTIONAL,
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.utils.splits"): OPTIONAL,
-    ("bevreshape/data/storage.py", "fcntl"): "not on Windows, where a cache is read alone",
-    ("bevreshape/storage/files.py", "fcntl"): "not on Windows",
+    ("bevreshape/ops/internals.py", "torch.utils._python_dispatch"): "private; probed where it is used",
+    ("bevreshape/storage/lock.py", "fcntl"): "not on Windows",
     ("bevreshape/storage/run_folder.py", "fcntl"): "not on Windows",
 }
 """Imports inside functions, and why they are not at the top."""

@@ -88,7 +88,7 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
         return cases
     if len(cases) > 1:
         raise InputError(
-            f"scaling={cfg['growth']} starts from one case but {len(cases)} are listed; give one value each"
+            f"scaling={cfg['scaling']} starts from one case but {len(cases)} are listed; give one value each"
         )
     return [_grown(cases[0], cfg["scaling"], factor) for factor in _listed(cfg["factors"])]
 

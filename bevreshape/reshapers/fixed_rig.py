@@ -101,7 +101,7 @@ class FixedRig(Reshaper):
         given = features if self.reshaper.takes_scales else features[0]
         if isinstance(self.reshaper, GeometricReshaper):
             return self.reshaper.gather(given, self.rig())
-        b = len(features[0])
+        b = features[0].shape[0]  # len() would be a constant of an exported program
         intrinsics, ego_from_cam, mask = self.rig()
         mask = None if mask is None else mask.expand(b, -1)
         intrinsics, ego_from_cam = (x.expand(b, -1, -1, -1) for x in (intrinsics, ego_from_cam))

@@ -506,12 +506,12 @@ def test_a_damaged_table_is_a_one_line_error(release: Path, tmp_path: Path, cont
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
-        ("forward_m=5", "forward_m=5 is no such value; it must be like forward_m=[-50, 50]"),
-        ("left_m=[a,b]", "left_m=['a', 'b'] is no such value"),
-        ("workers=abc", "workers=abc is no such value; it must be like workers=4"),
-        ("root", "root=None is no such value"),
-        ("line_width_m=0", "line_width_m=0 must be a positive width"),
-        ("rot=x", "rot is no setting; did you mean root"),
+        ("forward_m=5", "forward_m=5 must be a list of 2 numbers from -10000 to 10000"),
+        ("left_m=[a,b]", "left_m=['a', 'b'] must be a list of 2 numbers"),
+        ("workers=abc", "workers='abc' must be an integer from 1 to 1024"),
+        ("root", "root is not KEY=VALUE; write one of root="),
+        ("line_width_m=0", "line_width_m=0 must be a number from 0.001"),
+        ("rot=x", "rot is no option; did you mean root"),
     ],
 )
 def test_settings_of_the_tool_that_are_refused(argument: str, says: str) -> None:
