@@ -7,7 +7,7 @@ from reprlib import Repr
 
 
 class InputError(ValueError):
-    """The user's input is wrong; the message is one sentence that names the culprit, both values and the remedy.
+    """The user's input is wrong; the one-line message names the culprit, both values and the remedy.
 
     The commands print it without a traceback and exit with code 1; in a library call it is an ordinary ``ValueError``.
     """

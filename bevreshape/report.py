@@ -1,15 +1,13 @@
 """``python -m bevreshape.report FOLDERS``: finished runs as one HTML page that opens from disk.
 
-Folders are those of runs, sweeps or studies, or hold them. Options are written as KEY=VALUE:
-
+Folders are those of runs, sweeps or studies, or hold them. Options:
   out=report.html    the page
   samples=3          test samples in the explorer
   cells=20           cells along a side whose weights are shown
   probes=2           random probes a cell
   trust=[]           packages whose classes the checkpoints may call, in addition to bevreshape
 
-Example:
-  python -m bevreshape.report runs/2026-01-31 sweeps/2026-02-01 out=compared.html
+Example: python -m bevreshape.report runs/2026-01-31 sweeps/2026-02-01 out=compared.html
 """
 
 import sys

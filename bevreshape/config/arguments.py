@@ -1,4 +1,4 @@
-"""Command lines of scripts without Hydra: what cannot be parsed is one sentence and exit code 1, as of the other
+"""Command lines of scripts without Hydra: what cannot be parsed is a one-line error and exit code 1, as of the other
 commands."""
 
 import argparse
@@ -11,7 +11,7 @@ from bevreshape.errors import InputError, suggest
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that shows a docstring as it stands, takes no abbreviations, and says what is wrong in a sentence.
+    """A parser that shows a docstring as it stands, takes no abbreviations, and reports an error in one line.
 
     Args:
         description: the docstring.

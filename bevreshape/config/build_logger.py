@@ -53,7 +53,7 @@ def wandb_identity(folder: Path, offline: bool, node: Mapping[str, Any]) -> dict
     Online a run that resumes is the same W&B run, which goes on behind what the server has. A part that is written
     offline cannot know that: it begins at step 0 again, and of two parts of one id the later would be written over the
     other by ``wandb sync``. So it is a run of its own, which names the one before; its curves, over
-    ``trainer/global_step``, go on where the other's end.
+    ``trainer/global_step``, continue where the other's end.
 
     Args:
         folder: of the run; the id of its latest part is kept in its ``wandb_id``.

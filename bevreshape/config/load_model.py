@@ -22,7 +22,7 @@ def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, BEVSpec,
 
     Args:
         path: the checkpoint.
-        trust: packages whose classes it may call, beside bevreshape and the installed entry points.
+        trust: packages whose classes it may call, in addition to bevreshape and the installed entry points.
 
     Returns:
         The model, the specification it was trained for, and the config of its run.

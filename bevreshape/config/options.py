@@ -215,7 +215,7 @@ def read_value(key: str, hint: Any, value: Any) -> Any:
             return adapter.validate_python(value, strict=True)
         return adapter.validate_json(plain, strict=True)
     except ValidationError as error:
-        raise InputError(_sentence(key, hint, value, error)) from None
+        raise InputError(_message(key, hint, value, error)) from None
 
 
 def describe(hint: Any) -> str:
@@ -248,16 +248,16 @@ def _read_entries(key: str, hint: Any, value: Mapping[Any, Any]) -> dict[str, An
     return {name: read_value(f"{key}.{name}", hint, inner) for name, inner in value.items()}
 
 
-def _sentence(key: str, hint: Any, value: Any, error: ValidationError) -> str:
+def _message(key: str, hint: Any, value: Any, error: ValidationError) -> str:
     shown = show(value)
     for found in error.errors(include_url=False):
         if found["type"] == "value_error":
             return f"{key}={shown} {found['ctx']['error']}"
-    sentence = f"{key}={shown} must be {describe(hint)}"
+    message = f"{key}={shown} must be {describe(hint)}"
     words = list(map(str, _words(hint)))
     unknown = [word for word in (value if isinstance(value, list | tuple) else [value]) if word not in words]
     near = suggest(unknown[0], words) if words and unknown and isinstance(unknown[0], str) else ""
-    return f"{sentence}; {near}" if near.startswith("did you mean") else sentence
+    return f"{message}; {near}" if near.startswith("did you mean") else message
 
 
 def _words(hint: Any) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from bevreshape.training.trainer_options import OPTIONS, OWN
 
 
 def explain_override(error: Exception, conf: Path, config_name: str, arguments: Sequence[str]) -> str | None:
-    """The sentence for an override that Hydra refuses; ``None`` for other errors.
+    """Return the message for an override that Hydra refuses; ``None`` for other errors.
 
     Args:
         error: what was raised.
@@ -103,7 +103,7 @@ def _raised_while_composing(error: Exception) -> bool:
 
 
 def _misfit(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
-    """The sentence for an override of a kind that Hydra does not foresee, by the argument that is probably at fault."""
+    """Return the message for an override that Hydra does not foresee, by the argument that is probably at fault."""
     for argument in arguments:
         group, _, value = argument.lstrip("+").partition("=")
         if (conf / group).is_dir() and group and value[:1] in "[{":
@@ -119,7 +119,7 @@ def _misfit(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
 
 
 def explain_value(error: OmegaConfBaseException) -> str:
-    """The sentence for a value that cannot be resolved, such as an interpolation of nothing."""
+    """Return the message for a value that cannot be resolved, such as an interpolation of nothing."""
     reason = str(error.msg or error).splitlines()[0]
     return f"{error.full_key}: {reason}; correct the value" if error.full_key else f"the config has a fault: {reason}"
 

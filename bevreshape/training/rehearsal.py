@@ -68,7 +68,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compile_failure(error: BaseException) -> str:
-    """Why torch could not compile, in a sentence."""
+    """Return why torch could not compile, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     return (

@@ -21,7 +21,7 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 
 def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
-    """A Lightning Trainer of the ``trainer`` group; its own complaints become sentences.
+    """A Lightning Trainer of the ``trainer`` group; its own errors become one-line messages.
 
     Raises:
         InputError: for a device, precision or value that cannot be had.
