@@ -354,17 +354,26 @@ def compare_onnx(written: Path, module: nn.Module, inputs: list[Tensor]) -> None
 
 
 @pytest.mark.slow
+@every_reshaper
 @pytest.mark.usefixtures("no_shape_checks")
-@pytest.mark.parametrize(
-    "cls", [cls for cls in RESHAPERS if issubclass(cls, GeometricReshaper)], ids=lambda cls: cls.__name__
-)
-def test_export_of_a_fixed_rig(cls: type[GeometricReshaper], rig, tmp_path: Path) -> None:
+def test_export_of_a_fixed_rig(cls: type[Reshaper], rig, tmp_path: Path) -> None:
     reshaper = FixedRig(build(cls, 6).eval(), rig(1, 6))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(reshaper, (features(6, 3),), dynamic_shapes=(batch,), strict=False)
     torch.testing.assert_close(program.module()(features(6)), reshaper(features(6)), atol=1e-4, rtol=1e-4)
-    export(reshaper, (features(6, 3),), tmp_path / "fixed.onnx", "onnx")
-    compare_onnx(tmp_path / "fixed.onnx", reshaper, [features(6)])
+    if issubclass(cls, GeometricReshaper):
+        export(reshaper, (features(6, 3),), tmp_path / "fixed.onnx", "onnx")
+        compare_onnx(tmp_path / "fixed.onnx", reshaper, [features(6)])
+
+
+@pytest.mark.parametrize("name", ["MLP", "CrossAttention"])
+@torch.no_grad()
+def test_fixed_rig_of_a_reshaper_that_reads_the_calibration_by_option(name: str, rig) -> None:
+    torch.manual_seed(0)
+    reshaper = getattr(package, name)(source(6), GRID, calibration=True).eval()
+    assert reshaper.needs_cameras
+    assert not FixedRig(reshaper, rig(1, 6)).needs_cameras
+    assert torch.equal(FixedRig(reshaper, rig(1, 6))(features(6, 1)), reshaper(features(6, 1), rig(1, 6)))
 
 
 @every_reshaper
