@@ -109,6 +109,7 @@ def test_the_rest_is_composed(choice: str) -> None:
     assert cfg["loader"]["batch_size"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("plan/")])
 def test_plans_are_composed_and_make_sense(choice: str) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -119,6 +119,7 @@ def test_the_gradient_finds_what_the_layers_say(name: str, stride: int, offset_p
     assert offset_by_gradient(name, (64, 96), stride, base) == (offset_px, offset_px)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_size", "strides", "offsets_px"),
     [  # patches of 4 beside each other, halved by merging 2 × 2; the same after a convolution around pixel 0

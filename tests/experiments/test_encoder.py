@@ -48,6 +48,7 @@ def test_networks_of_all_paddings_are_the_same_away_from_the_border() -> None:
         torch.testing.assert_close(one, other, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_place_is_read_where_zeros_tell_it_and_nowhere_else() -> None:
     found = {padding: place_readable(encoder) for padding, encoder in NOISE.items()}
     assert min(found["zeros"]) > 0.2
@@ -60,6 +61,7 @@ def test_a_place_is_read_entirely_from_channels_that_hold_it(monkeypatch: pytest
     assert place_readable(STREETS) == pytest.approx((1.0, 1.0))
 
 
+@pytest.mark.slow
 def test_features_are_standardised_over_the_training_images() -> None:
     train, test = features(STREETS, "train"), features(STREETS, "test")
     assert train.shape == (12, 16, 8, 16)

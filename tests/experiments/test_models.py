@@ -248,6 +248,7 @@ def test_error_is_relative_to_the_variance_of_the_visible_cells() -> None:
         assert loss(model(batch), batch)[s].item() == pytest.approx(missed.item(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_fixed_camera_is_learned_by_all() -> None:
     world = World(SOURCE, GRID)
     held_out = stack([Stream(world, (0, 2)).next(64)])

@@ -60,6 +60,7 @@ def test_primary_rows_say_what_was_made_up(study: Study) -> None:
     assert found["moving camera, pose given"][1:3] == ("0.3", "0.1")
 
 
+@pytest.mark.slow
 def test_the_folder_has_all_of_it(study: Study) -> None:
     write_results(study)
     folder = study.records.folder
@@ -106,6 +107,7 @@ def test_figures_of_the_independent_study_agree_where_they_were_made_up_to(study
     assert found["attention / MLP error, fixed camera, 8 samples"][3] == "no"
 
 
+@pytest.mark.slow
 def test_the_block_is_put_between_its_markers(study: Study, tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -140,6 +142,7 @@ def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_page_shows_a_study_without_runs(page: Path) -> None:
     text = page.read_text()
     for part in (">Claims<", ">Who is ahead<", ">Curves<", ">Rules<", ">Costs<", "attention ahead", "(primary)"):

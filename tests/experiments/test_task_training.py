@@ -41,6 +41,7 @@ def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Tra
     return task_training.run(arguments, tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 def test_a_training_is_measured_as_it_was_trained(arguments: list[str], whole: Trained) -> None:
     unseen = {"own": angles(2.0), "angles": angles(20.0)}
     found = task_training.judge(arguments, whole.folder, unseen, 3)  # which is read and not done again

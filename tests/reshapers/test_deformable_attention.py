@@ -357,6 +357,7 @@ def no_shape_checks():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_shape_checks")
 def test_a_fixed_rig_exports_with_any_batch(rig) -> None:
     """Whose pairs are only those that see, where the exported program knows them all."""

@@ -190,6 +190,7 @@ def test_ego_vehicle_keeps_to_its_lane_on_the_right() -> None:
         assert abs(math.remainder(float(heading[0]), math.tau)) < math.radians(6)
 
 
+@pytest.mark.slow
 def test_worlds_vary_and_hold_every_class() -> None:
     scenes = [draw_scene(0, index, 4) for index in range(40)]
     shares = np.array([bev_labels(scene, BEVGrid(), 0.75).mean((1, 2)) for scene in scenes])
