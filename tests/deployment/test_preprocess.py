@@ -101,9 +101,9 @@ def test_any_rigs_images_and_intrinsics_are_the_programs_own(stored, wanted, tmp
     cameras = json.loads(path.read_text())["cameras"]
     prepared = prepare({"front": image}, cameras)
     assert list(prepared) == ["image", "intrinsics", "ego_from_cam"]
-    assert np.abs(prepared["image"][0] * 255 - expected["image"].numpy()).max() < 1.01
+    assert np.abs(prepared["image"][0] * 255 - expected.images.numpy()).max() < 1.01
     for key in ("intrinsics", "ego_from_cam"):
-        np.testing.assert_allclose(prepared[key][0], expected[key].numpy(), rtol=1e-6, atol=1e-4)
+        np.testing.assert_allclose(prepared[key][0], getattr(expected, key).numpy(), rtol=1e-6, atol=1e-4)
     cameras[0]["distortion"] = LENSES["opencv"]
     with pytest.raises(ValueError, match=r"camera front: its distortion names no intrinsics .* calibration=FILE"):
         prepare({"front": image}, cameras)
@@ -112,8 +112,8 @@ def test_any_rigs_images_and_intrinsics_are_the_programs_own(stored, wanted, tmp
     path.write_text(json.dumps({"version": 1, "cameras": cameras}))
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0]
     prepared = prepare({"front": image}, cameras)
-    assert np.abs(prepared["image"][0] * 255 - expected["image"].numpy()).max() < 1.01
-    np.testing.assert_allclose(prepared["intrinsics"][0], expected["intrinsics"].numpy(), rtol=1e-6, atol=1e-4)
+    assert np.abs(prepared["image"][0] * 255 - expected.images.numpy()).max() < 1.01
+    np.testing.assert_allclose(prepared["intrinsics"][0], expected.intrinsics.numpy(), rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -152,7 +152,7 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
     ).eval()
     rig = stored_rig(path, spec)
     given = open_frames(tmp_path / "images", spec.image_size, calibration=path)[0]
-    pixels = given["image"][None].float() / 255
+    pixels = given.images[None].float() / 255
     with torch.no_grad():
         expected, mirrored = (
             model(x, fitted_rig(rig, spec)).heads["segmentation"].sigmoid() for x in (pixels, pixels.flip(-1))

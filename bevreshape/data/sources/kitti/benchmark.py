@@ -323,14 +323,18 @@ class KITTISource:
             image_mode=self.image_mode,
         )
 
-    def split(self, name: str) -> LabelledKITTI:
-        """Return the labelled frames of ``train``, ``val`` or ``test``."""
+    def labelled(self, split: str) -> LabelledKITTI:
+        """Return the frames of ``train``, ``val`` or ``test`` with the benchmark's labels."""
         raise NotImplementedError
+
+    def split(self, name: str) -> Dataset[Sample]:
+        """Return the frames of ``train``, ``val`` or ``test``."""
+        return self.labelled(name)
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Read every calibration and one frame of every split, so that the training does not end on a broken one."""
         for split in splits:
-            labelled = self.split(split)
+            labelled = self.labelled(split)
             for name in labelled.frames.names:
                 labelled.check(name)
             labelled[0]

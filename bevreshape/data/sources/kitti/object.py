@@ -232,8 +232,8 @@ class KITTIObjectSource(KITTISource):
             image_mode=image_mode,
         )
 
-    def split(self, name: str) -> LabelledObjects:
-        return LabelledObjects(self.frames(name), self.grid, self._kinds)
+    def labelled(self, split: str) -> LabelledObjects:
+        return LabelledObjects(self.frames(split), self.grid, self._kinds)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Batches come complete."""

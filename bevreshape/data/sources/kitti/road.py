@@ -240,8 +240,8 @@ class KITTIRoadSource(KITTISource):
             image_mode=image_mode,
         )
 
-    def split(self, name: str) -> LabelledRoads:
-        return LabelledRoads(self.frames(name), self._masks)
+    def labelled(self, split: str) -> LabelledRoads:
+        return LabelledRoads(self.frames(split), self._masks)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Make the classes of all cells; the masks stay, the benchmark's metric lays them onto its own cells."""
