@@ -57,12 +57,18 @@ from commands import TINY, finish, start
         (("reshaper._target_=bevreshape.reshapers.mlp",), ("bevreshape.reshapers.mlp is a module, not a class",)),
         (("data._target_=pathlib.Path",), ("data: PosixPath has no grid, so it is no data; choose data=NAME",)),
         (("encoder._target_=argparse.Namespace",), ("encoder: Namespace has no sources, so it is no encoder",)),
-        (("objective.segmentation._target_=argparse.Namespace",), ("objective.segmentation: Namespace has no forward, "
-                                                                   "so it is no objective",)),
-        (("optimizer._target_=builtins.dict",), ("optimizer._target_=builtins.dict does not say which options it "
-                                                 "takes",)),
-        (("logger=tensorboard", "+logger.max_queues=9"), ("logger: TensorBoardLogger has no option max_queues; did you "
-                                                          "mean max_queue",)),
+        (
+            ("objective.segmentation._target_=argparse.Namespace",),
+            ("objective.segmentation: Namespace has no forward, so it is no objective",),
+        ),
+        (
+            ("optimizer._target_=builtins.dict",),
+            ("optimizer._target_=builtins.dict does not say which options it takes",),
+        ),
+        (
+            ("logger=tensorboard", "+logger.max_queues=9"),
+            ("logger: TensorBoardLogger has no option max_queues; did you mean max_queue",),
+        ),
         (("logger=wandb", "+logger.entiti=x"), ("logger: WandbLogger has no option entiti; did you mean entity",)),
         (("logger=csv", "+logger.nme=x"), ("logger: CSVLogger has no option nme; did you mean name",)),
         (("data=folder", "data.root=nowhere", "data.classes={a: {source: ipm, labels: [a]}}"), ("nowhere",)),

@@ -48,45 +48,61 @@ def _primary(results: Results) -> list[Row]:
 
     def error(claim: str, pose: Pose, sigma: float, where: str) -> _Asked:
         return _Asked(
-            claim, f"error after {longest} steps of new samples{where}", "Attention’s error is {} times lower.",
-            "Attention’s error is {} times higher.", "Both come to the same error.",
+            claim,
+            f"error after {longest} steps of new samples{where}",
+            "Attention’s error is {} times lower.",
+            "Attention’s error is {} times higher.",
+            "Both come to the same error.",
             {
                 name: mean_words(results.errors(Setting(method, pose, sigma)))
                 for name, method in zip(("MLP", "attention"), PAIRS[pose], strict=True)
             },
-        )  # fmt: skip
+        )
 
     def amount(what: str, much: str, sides: Mapping[str, str]) -> _Asked:
         return _Asked(
-            "A8", f"{what} {to}", f"The MLP needs {{}} times as {much}.", f"Attention needs {{}} times as {much}.",
-            f"Both need as {much}.", sides,
-        )  # fmt: skip
+            "A8",
+            f"{what} {to}",
+            f"The MLP needs {{}} times as {much}.",
+            f"Attention needs {{}} times as {much}.",
+            f"Both need as {much}.",
+            sides,
+        )
 
     moving = f", σ = {sigma:g}°"
     asked = {
         "fixed camera, error": error("A8", "unknown", 0.0, ""),
-        "fixed camera, "
-        "steps": amount("steps", "many steps", {name: range_words(found) for name, found in steps.items()}),
+        "fixed camera, steps": amount(
+            "steps", "many steps", {name: range_words(found) for name, found in steps.items()}
+        ),
         "fixed camera, compute": amount(
-            "MFLOPs of forward passes", "much computation",
-            {name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found]) for name,
-            found in flops.items()},
+            "MFLOPs of forward passes",
+            "much computation",
+            {
+                name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found])
+                for name, found in flops.items()
+            },
         ),
         "fixed camera, samples": amount(
             "samples to train on", "many samples", {name: range_words(found) for name, found in samples.items()}
         ),
         "moving camera, pose given": error("A9", "given", sigma, moving),
         "moving camera, pose visible": error("A9", "visible", sigma, moving),
-    }  # fmt: skip
+    }
     verdicts = holm(results.primary)
     return [
         Row(
-            asked[name].claim, name, asked[name].measured, {"MLP / attention": str(comparison)}, f"attention "
-                                                                                                 f"{verdicts[name]}",
-            primary=True, absolute=asked[name].sides, sentence=_sentence(asked[name], comparison, verdicts[name]),
+            asked[name].claim,
+            name,
+            asked[name].measured,
+            {"MLP / attention": str(comparison)},
+            f"attention {verdicts[name]}",
+            primary=True,
+            absolute=asked[name].sides,
+            sentence=_sentence(asked[name], comparison, verdicts[name]),
         )
         for name, comparison in results.primary.items()
-    ]  # fmt: skip
+    ]
 
 
 def _sentence(asked: _Asked, comparison: Comparison, verdict: Verdict) -> str:
@@ -111,21 +127,28 @@ def _controls(results: Results) -> list[Row]:
     nowhere = results.advantage("unknown", sigma, None, longest)
     return [
         Row(
-            "control", "The pose is nowhere to be found: no method can be ahead",
-            f"error after {longest} steps, σ = "
-            f"{sigma:g}°", {"MLP / attention": str(nowhere)}, f"attention {nowhere.verdict()}",
+            "control",
+            "The pose is nowhere to be found: no method can be ahead",
+            f"error after {longest} steps, σ = {sigma:g}°",
+            {"MLP / attention": str(nowhere)},
+            f"attention {nowhere.verdict()}",
             absolute={
                 name: mean_words(results.errors(Setting(method, "unknown", sigma)))
                 for name, method in zip(("MLP", "attention"), PAIRS["unknown"], strict=True)
             },
         ),
         Row(
-            "control", "Tokens in another order from the start: an MLP cannot tell", f"error after {longest} steps",
-            {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
-            absolute={"in order": mean_words(results.errors(ordered)),
-            "permuted": mean_words(results.errors(permuted))},
+            "control",
+            "Tokens in another order from the start: an MLP cannot tell",
+            f"error after {longest} steps",
+            {"in order / permuted": str(found)},
+            f"permuted {found.verdict()}",
+            absolute={
+                "in order": mean_words(results.errors(ordered)),
+                "permuted": mean_words(results.errors(permuted)),
+            },
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _a7(results: Results) -> list[Row]:
@@ -137,12 +160,13 @@ def _a7(results: Results) -> list[Row]:
     }
     return [
         Row(
-            "A7", "After training the MLP's W is fixed, the attention's changes with X",
-            "fixed camera: spread over inputs of the parameters W, of A and of the Jacobian, relative to their "
-            "mean", found,
+            "A7",
+            "After training the MLP's W is fixed, the attention's changes with X",
+            "fixed camera: spread over inputs of the parameters W, of A and of the Jacobian, relative to their mean",
+            found,
             "measured",
         )
-    ]  # fmt: skip
+    ]
 
 
 def _mean_of(results: Results, setting: Setting, what: str) -> float:
@@ -153,11 +177,13 @@ def _a8_mapping(results: Results) -> list[Row]:
     white = {name: Setting(name, correlation_length=0.0) for name in ("mlp", "attention")}
     return [
         Row(
-            "A8", "For a fixed camera both learn one fixed mapping, the homography",
+            "A8",
+            "For a fixed camera both learn one fixed mapping, the homography",
             "white noise: distance of the Jacobian from the bilinear sampling matrix, relative to it",
-            {name: f"{_mean_of(results, setting, 'distance'):.2g}" for name, setting in white.items()}, "measured",
+            {name: f"{_mean_of(results, setting, 'distance'):.2g}" for name, setting in white.items()},
+            "measured",
         )
-    ]  # fmt: skip
+    ]
 
 
 def _a8_delay(results: Results) -> list[Row]:
@@ -167,14 +193,17 @@ def _a8_delay(results: Results) -> list[Row]:
     }
     return [
         Row.compared(
-            "A8", "Attention converges later", "steps to so much of what can be had, MLP / attention",
-            compared, "attention",
+            "A8",
+            "Attention converges later",
+            "steps to so much of what can be had, MLP / attention",
+            compared,
+            "attention",
             {
                 name: ", ".join(range_words(results.steps_to(Setting(method), to)) for to in THRESHOLDS)
                 for name, method in (("MLP", "mlp"), ("attention", "attention"))
             },
         )
-    ]  # fmt: skip
+    ]
 
 
 def _a8_cost(results: Results) -> list[Row]:
@@ -188,30 +217,32 @@ def _a8_cost(results: Results) -> list[Row]:
     found = {what: Comparison.of(sides["attention"], sides["MLP"]) for what, sides in needed.items()}
     return [
         Row.compared(
-            "A8", "Attention needs more samples, steps, compute and time",
+            "A8",
+            "Attention needs more samples, steps, compute and time",
             f"to {1 - TO:.0%} of what can be had, MLP / attention; FLOPs of forward passes, one sample each; seconds "
             f"of training alone on {results.pace.processor}, {results.pace.threads} thread(s)",
-            found, "attention",
-            {
-                name: ", ".join(f"{range_words(sides[name])} {what}" for what, sides in needed.items()) for name in pair
-            },
+            found,
+            "attention",
+            {name: ", ".join(f"{range_words(sides[name])} {what}" for what, sides in needed.items()) for name in pair},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _a8_content(results: Results) -> list[Row]:
     content = paired(results.steps_to(Setting("attention"), TO), results.steps_to(Setting("positional"), TO))
     return [
         Row(
-            "A8", "… and how much of that is content in the keys?",
-            f"steps to {1 - TO:.0%} of what can be had", {"keys of place / of content and place": str(content)},
+            "A8",
+            "… and how much of that is content in the keys?",
+            f"steps to {1 - TO:.0%} of what can be had",
+            {"keys of place / of content and place": str(content)},
             f"with content {content.verdict()}",
             absolute={
                 name: range_words(results.steps_to(Setting(method), TO))
                 for name, method in (("keys of place", "positional"), ("of content and place", "attention"))
             },
         )
-    ]  # fmt: skip
+    ]
 
 
 def _a9(results: Results) -> list[Row]:
@@ -224,11 +255,13 @@ def _a9(results: Results) -> list[Row]:
         )
     return [
         Row(
-            "A9", "From which jitter on is attention "
-                  "ahead?", f"σ of yaw at which errors after {results.longest} steps are alike", found,
+            "A9",
+            "From which jitter on is attention ahead?",
+            f"σ of yaw at which errors after {results.longest} steps are alike",
+            found,
             "measured",
         )
-    ]  # fmt: skip
+    ]
 
 
 def _a11(results: Results) -> list[Row]:
@@ -236,22 +269,28 @@ def _a11(results: Results) -> list[Row]:
     found = results.compare(unplaced, placed)
     return [
         Row(
-            "A11", "Attention needs positional encoding", f"error after {results.longest} steps",
-            {"with it / without it": str(found)}, f"without encoding {found.verdict()}",
-            absolute={"with it": mean_words(results.errors(placed)),
-            "without it": mean_words(results.errors(unplaced))},
+            "A11",
+            "Attention needs positional encoding",
+            f"error after {results.longest} steps",
+            {"with it / without it": str(found)},
+            f"without encoding {found.verdict()}",
+            absolute={
+                "with it": mean_words(results.errors(placed)),
+                "without it": mean_words(results.errors(unplaced)),
+            },
         )
-    ]  # fmt: skip
+    ]
 
 
 def _a12(results: Results) -> list[Row]:
     return [
         permuted_row(
-            results, partial(Setting, "attention"), "A fixed permutation that is there in training already harms an "
-                                                    "attention",
+            results,
+            partial(Setting, "attention"),
+            "A fixed permutation that is there in training already harms an attention",
             f"error after {results.longest} steps, in order / permuted",
         )
-    ]  # fmt: skip
+    ]
 
 
 def permuted_row(results: Outcomes, setting: Callable[..., Setting], question: str, measured: str) -> Row:

@@ -48,7 +48,10 @@ def made_up(folder: Path, error: ErrorOf) -> Study:
         study.records.add(work.entry, (pace if work.entry.name == PACE else tuned).to_plain())
     records = study.records.read()
     judged = [work for work in level.work(records) if work.entry.name not in records]
-    for setting, work in zip(plan.settings(), judged, strict=True):
+    settings = {f"{level.PREFIX}judge-{setting.name}": setting for setting in plan.settings()}
+    assert settings.keys() == {work.entry.name for work in judged}
+    for work in judged:
+        setting = settings[work.entry.name]
         seeds = plan.seeds_of(setting)
         at = sorted({*budgets, *(step for step in plan.at(setting) if step <= budgets[-1])})
         curve = Curve(RECIPE, tuple(at), tuple(tuple(error(setting, steps, seed) for seed in seeds) for steps in at))
