@@ -107,7 +107,6 @@ def test_data_config_in_a_checkpoint_cannot_call_other_code(command, trained: Pa
         "data=[from_checkpoint]",
         "data=[]",
         "data= from_checkpoint",
-        "data=from_checkpoint.yaml",
         "+data={}",
     ],
 )

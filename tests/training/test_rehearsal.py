@@ -6,12 +6,12 @@ import pytest
 import torch
 from batches import outputs_of
 from commands import TINY, finish, start, without
-from test_conf import composed
 from torch import nn
 from torch._inductor.exc import InvalidCxxCompiler
 
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.build_model import build_model
+from bevreshape.config.compose import compose_training
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.model import Outputs
@@ -27,10 +27,12 @@ SMALL = ("encoder.channels=8", "head.segmentation.channels=8", "head.segmentatio
 
 def test_branches_that_are_not_read_are_found() -> None:
     """HRNet's fusion into branches that were cut off; the network of the main job has none."""
-    found = rehearse(build_model(composed(*SMALL, "encoder.name=hrnet_w18_small"), SPEC), SPEC, 2, backward=True)
+    found = rehearse(
+        build_model(compose_training([*SMALL, "encoder.name=hrnet_w18_small"]), SPEC), SPEC, 2, backward=True
+    )
     assert found
     assert all(name.startswith("encoder.trunk.") for name in found)
-    assert rehearse(build_model(composed(*SMALL), SPEC), SPEC, 2, backward=True) == []
+    assert rehearse(build_model(compose_training([*SMALL]), SPEC), SPEC, 2, backward=True) == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_branches_that_are_not_read_are_found() -> None:
     ],
 )
 def test_processes_do_not_wait_for_gradients_that_never_come(overrides: tuple[str, ...], strategy: str) -> None:
-    assert choose_strategy(composed(*SMALL, *overrides), SPEC) == strategy
+    assert choose_strategy(compose_training([*SMALL, *overrides]), SPEC) == strategy
 
 
 def test_two_processes_train_hrnet_with_accumulated_batches(worlds: Path, tmp_path: Path) -> None:
