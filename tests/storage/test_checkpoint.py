@@ -482,6 +482,7 @@ def test_mappings_have_their_own_methods(best: dict[str, Any], tmp_path: Path, p
     load_model(str(tmp_path / "odd.ckpt"))
 
 
+@pytest.mark.slow
 def test_nesting_without_end_is_refused(tmp_path: Path) -> None:
     circle: list[Any] = []
     circle.append({"a": circle})

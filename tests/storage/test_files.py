@@ -115,6 +115,7 @@ def test_unreadable_text_is_a_one_line_error(tmp_path: Path, content: bytes, say
     assert len(str(refused.value)) < 300 + len(str(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "unit",
     [

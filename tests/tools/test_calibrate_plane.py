@@ -320,6 +320,7 @@ def test_marks_that_lie_too_close_leave_the_pose_open(tmp_path, monkeypatch, cap
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spacing", "arguments", "says", "code"),
     [

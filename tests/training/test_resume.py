@@ -16,7 +16,7 @@ from bevreshape.training.optimizer import AdamWOneCycle
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 5, 19, 20])
 def test_state_after_steps_is_that_of_stepping(steps: int) -> None:
-    net, options = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), AdamWOneCycle(lr=0.1, warmup=0.4, div_factor=3)
+    net, options = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), AdamWOneCycle(lr=0.1, pct_start=0.4, div_factor=3)
     optimizer, schedule = options.build(net, 20)
     for _ in range(steps):
         net(torch.rand(4, 3)).sum().backward()
