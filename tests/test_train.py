@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(worlds: Path, tmp_path: Path) -> Non
 
 def test_resume_refuses_to_become_another_run(command, trained: Path) -> None:
     ended = command("train", f"resume={trained}", "trainer.max_steps=99")
-    assert (ended.code, "goes on as it began" in ended.err) == (1, True)
+    assert (ended.code, "a run resumes as it began" in ended.err) == (1, True)
     ended = command("train", "resume=nowhere")
     assert (ended.code, "no config.yaml" in ended.err) == (1, True)
     for argument in ("-m", "--config-name=other", "~seed"):
