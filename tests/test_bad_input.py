@@ -16,7 +16,7 @@ from commands import TINY, finish, start
         (("encoder.strides=[7]",), ("strides=[7]", "offers")),
         (("head.segmentation.upsample=3",), ("16×16", "3")),
         (("head.segmentation.upsample=0",), ("head.segmentation.upsample=0",)),
-        (("data.grid.cell_m=0.7",), ("cell_m=0.7", "whole number of cells")),
+        (("data.grid.cell_m=0.7",), ("cell_m=0.7", "integer number of cells")),
         (("data.grid.forward_m=[40,0]",), ("forward_m", "ascend")),
         (("loader.batch_size=0",), ("loader.batch_size=0",)),
         (("loader.batch_size=64",), ("24 training samples", "loader.batch_size")),

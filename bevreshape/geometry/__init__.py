@@ -1,4 +1,7 @@
-"""Cameras, the ground, and the way between them. The conventions are in :mod:`bevreshape.geometry.cameras`."""
+"""Cameras, the ground plane, and the projections between them.
+
+The conventions are in :mod:`bevreshape.geometry.cameras`.
+"""
 
 from bevreshape.geometry.calibration import check_calibration
 from bevreshape.geometry.cameras import Cameras, pinhole_rays

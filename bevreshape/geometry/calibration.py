@@ -1,4 +1,4 @@
-"""Refusing calibrations that no camera on a vehicle can have."""
+"""Validation of calibrations: values that no camera on a vehicle can have are refused."""
 
 import math
 
@@ -8,24 +8,24 @@ from torch import Tensor
 from bevreshape.errors import InputError
 
 FOCAL_LENGTHS = (0.05, 1000.0)
-"""Of an image's side, from 169 degrees to a few arc minutes: what lies beyond is in other units, or no camera."""
+"""Relative to an image's side: fields of view from 169 degrees down to a few arc minutes. Others are in other units."""
 
 
 def check_calibration(
     intrinsics: Tensor, ego_from_cam: Tensor, image_size: tuple[int, int], where: str, extent_m: float | int = 100.0
 ) -> None:
-    """Refuse a calibration that cannot be one, camera by camera, on CPU tensors where data enters.
+    """Raise on an impossible calibration, camera by camera. The tensors are on the CPU, as they were read.
 
     Args:
         intrinsics: ``pixel_from_cam``, (n, 3, 3) or (3, 3).
         ego_from_cam: (n, 4, 4) or (4, 4), in metres.
         image_size: (H, W) of the images that the calibration is for.
-        where: file, frame and camera, to begin the message with.
-        extent_m: a camera farther than this from the ego origin is taken for one in millimetres.
+        where: file, frame and camera; the message begins with it.
+        extent_m: a camera farther than this from the ego origin is refused; its pose is probably in millimetres.
 
     Raises:
-        InputError: of another shape, singular or non-finite, mirrored, not rigid, transposed, in millimetres, or for
-            another image size.
+        InputError: if the calibration has another shape, is singular, non-finite, mirrored, not rigid, transposed, in
+            millimetres, or for another image size.
     """
     height, width = image_size
     if intrinsics.shape[-2:] != (3, 3) or (*intrinsics.shape[:-2], 4, 4) != tuple(ego_from_cam.shape):
@@ -75,15 +75,15 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
             )
     if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
         raise InputError(
-            f"{at}: the principal point ({cx:g}, {cy:g}) lies outside the image of {width}×{height} pixels; the "
+            f"{at}: the principal point ({cx:g}, {cy:g}) is outside the image of {width}×{height} pixels; the "
             "intrinsics are for another image size: "
             f"{size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
-    # A window cut out of an image moves the principal point on one axis or both, but hardly into a corner.
+    # A crop moves the principal point along one axis or both, but hardly into a corner.
     across, down = cx / (width - 1), cy / (height - 1)
     if (across < 0.35 and down < 0.35) or (across > 0.9 and down > 0.9):
         raise InputError(
-            f"{at}: the principal point ({cx:g}, {cy:g}) lies in the {'upper left' if down < 0.5 else 'lower right'} "
+            f"{at}: the principal point ({cx:g}, {cy:g}) is in the {'upper left' if down < 0.5 else 'lower right'} "
             f"corner of the image of {width}×{height} pixels; the intrinsics are for another image size: "
             f"{size_meant(cx, cy, width, height) or 'scale them, or state the size they were measured at'}"
         )
@@ -106,7 +106,7 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
             f"is x right, y down, z forward and the ego frame x forward, y left, z up; {_mirrored_axis(rotation)}"
         )
     error = (rotation @ rotation.mT - torch.eye(3, dtype=pose.dtype)).abs().max().item()
-    if error > 1e-3:  # its transpose is taken for its inverse: 1e-3 is half a pixel at a focal length of 1000
+    if error > 1e-3:  # the transpose is used as the inverse: 1e-3 is half a pixel at a focal length of 1000
         raise InputError(
             f"{at}: the rotation of ego_from_cam is not orthonormal (off by {error:.3g}); remove scale and shear from "
             "it, and write it with at least five decimals"
@@ -120,7 +120,7 @@ def _check_pose(pose: Tensor, at: str, extent_m: float) -> None:
             else "is it in millimetres, or a pose in the world?"
         )
         raise InputError(
-            f"{at}: the camera stands {distance:g} from the ego origin, more than {extent_m:g} m; ego_from_cam must "
+            f"{at}: the camera is {distance:g} from the ego origin, more than {extent_m:g} m; ego_from_cam must "
             f"be in metres ({meant})"
         )
 
@@ -132,10 +132,10 @@ def _mirrored_axis(rotation: Tensor) -> str:
 
 
 def length_unit(ego_from_cam: Tensor) -> tuple[str, int] | None:
-    """The unit in which the translation of a pose (4, 4) would be that of a camera on a vehicle, and how many are a
-    metre.
+    """Guess the unit of a pose's (4, 4) translation, for a camera on a vehicle.
 
-    ``None`` where metres will do, or no unit.
+    Returns:
+        The unit's name and how many of it make a metre; ``None`` if the unit is the metre or unknown.
     """
     height, distance = ego_from_cam[2, 3].item(), ego_from_cam[:3, 3].norm().item()
     for unit, per_metre in (("millimetres", 1000), ("centimetres", 100)):
@@ -145,9 +145,9 @@ def length_unit(ego_from_cam: Tensor) -> tuple[str, int] | None:
 
 
 def size_meant(cx: float, cy: float, width: int, height: int) -> str | None:
-    """The image size that a principal point is in the middle of, in words; ``None`` where it is not plainly another.
+    """Describe the image size that has this principal point in its middle; ``None`` if it is probably the given one.
 
-    Plainly: farther than a fifth from the middle, by the same factor on both axes.
+    Another size is likely if the point is more than a fifth from the middle, by the same factor on both axes.
     """
     ratios = (2 * cx + 1) / width, (2 * cy + 1) / height
     ratio = sum(ratios) / 2

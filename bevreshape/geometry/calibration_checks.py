@@ -1,6 +1,6 @@
-"""What is probably wrong with a calibration that can be read: a clause that says so, or ``None``.
+"""Diagnosis of valid but implausible calibrations. Every check returns a clause for a message, or ``None``.
 
-What cannot be a calibration at all is refused by :func:`~bevreshape.geometry.check_calibration`.
+:func:`~bevreshape.geometry.check_calibration` refuses invalid calibrations.
 """
 
 import math
@@ -17,17 +17,17 @@ from bevreshape.geometry.grid import BEVGrid
 from bevreshape.geometry.ipm import ground_pixels
 
 HEIGHTS_M = (0.05, 5.0)
-"""Above the ground, where cameras are mounted, those of model vehicles too."""
+"""Plausible heights of a camera above the ground, including those of model vehicles."""
 ROLL_DEG, UP_DEG, AWAY_M = 20.0, 30.0, 20.0
-"""By how much a camera may be rolled, may look up, and how far it may be from the ego origin, before it is doubted."""
+"""Largest plausible roll, upward pitch, and distance from the ego origin."""
 ASPECT, SKEW, TANGENTIAL = 1.5, 0.02, 0.05
-"""Ratio of focal lengths, skew as a share of them, and tangential coefficients, from which intrinsics are doubted."""
+"""Largest plausible ratio of focal lengths, skew relative to them, and tangential coefficient."""
 STEEPEST = -0.9
-"""Component along z of the optical axis, of cameras that look ahead; one that looks straight down fits any axes."""
+"""Smallest z component of the optical axis of a corrected pose. A camera pointing straight down fits any axes."""
 MAGNIFIED = 1.3
-"""By how much larger a lens may have made its image's corners, before its coefficients are doubted."""
+"""Largest plausible magnification of the image's corners by a distortion."""
 NARROWEST_DEG = 4.0
-"""View from which a camera is doubted: telescopes see less."""
+"""Smallest plausible field of view; only telescopes have less."""
 
 AXES = {
     "x forward, y left, z up": [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]],
@@ -37,16 +37,16 @@ AXES = {
 
 
 def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
-    """Return what was probably written instead of ``ego_from_cam``: millimetres, its inverse, a transposed rotation,
-    other camera axes, or two of these.
+    """Return what was probably written instead of ``ego_from_cam``.
 
-    A pose is taken for right where the camera is mounted in ``HEIGHTS_M`` above the ground, about level, and sees cells
-    of the grid. Of others that would be right in this sense, the one with the fewest changes, and of these the most
-    level, and then the nearest to the vehicle's middle, is named.
+    Candidates are millimetres, the inverse, a transposed rotation, other camera axes, and pairs of these. A pose is
+    plausible if the camera is mounted within ``HEIGHTS_M`` above the ground, is about level, and sees cells of the
+    grid. Among plausible candidates, fewer changes win, then the more level pose, then the one nearer to the vehicle's
+    middle.
 
     Args:
-        camera: one.
-        grid: of the cells that it should see.
+        camera: a single camera, with b = n = 1.
+        grid: the cells that it should see.
     """
     readings = () if _plausible(camera, grid) else _other_readings(camera.ego_from_cam)
     for changes in readings:
@@ -59,10 +59,10 @@ def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
             change, pose = min(right.items(), key=lambda reading: reading[1][0, 0, [2, 1], [0, 3]].abs().tolist())
             share = ground_pixels(_posed(camera, pose), grid)[1].float().mean().item()
             height = pose[0, 0, 2, 3].item()
-            return f"{change}: then it stands {height:.2f} m above the ground and sees {share:.1%} of the grid"
+            return f"{change}: then it is {height:.2f} m above the ground and sees {share:.1%} of the grid"
     height, down = camera.ego_from_cam[0, 0, 2, 3].item(), -camera.ego_from_cam[0, 0, 2, 1].item()
     if not HEIGHTS_M[0] <= height <= HEIGHTS_M[1]:
-        return f"it stands {height:.2f} m above the ground, where no vehicle has a camera"
+        return f"it is {height:.2f} m above the ground, where no vehicle has a camera"
     if down < 0:
         return "its y axis points up, so its image would be upside down; y must point down"
     if abs(tilt := camera.ego_from_cam[0, 0, 2, 0].item()) > math.sin(math.radians(ROLL_DEG)):
@@ -72,14 +72,14 @@ def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
             "image"
         )
     if (up := math.degrees(math.asin(max(-1.0, min(1.0, camera.ego_from_cam[0, 0, 2, 2].item()))))) > UP_DEG:
-        return f"it looks up by {up:.0f}°, away from the ground"
+        return f"it is pitched up by {up:.0f}°, away from the ground"
     if (away := camera.ego_from_cam[0, 0, :2, 3].norm().item()) > AWAY_M:
-        return f"it stands {away:.1f} m from the ego origin, farther than vehicles are long"
+        return f"it is {away:.1f} m from the ego origin, farther than vehicles are long"
     return None
 
 
 def diagnose_intrinsics(intrinsics: Tensor, image_size: tuple[int, int]) -> list[str]:
-    """What is probably wrong with intrinsics (3, 3) of a stored image of ``image_size`` (H, W), a clause each."""
+    """Return what is probably wrong with intrinsics (3, 3) of a stored image of ``image_size`` (H, W), in clauses."""
     height, width = image_size
     (fx, skew, cx), (_, fy, cy) = (row.tolist() for row in intrinsics[:2])
     found = []
@@ -110,12 +110,12 @@ def diagnose_intrinsics(intrinsics: Tensor, image_size: tuple[int, int]) -> list
 
 
 def _off_middle(cx: float, cy: float, width: int, height: int) -> float:
-    """How far a point is from an image's middle, as a share of the sides."""
+    """Return the distance of a point from an image's middle, relative to its sides."""
     return max(abs((cx + 0.5) / width - 0.5), abs((cy + 0.5) / height - 0.5))
 
 
 def diagnose_tangential(distortion: DistortionModel) -> str | None:
-    """Whether the coefficients of a lens are probably in another order than OpenCV's."""
+    """Return why the distortion coefficients are probably in another order than OpenCV's."""
     if distortion.model != "opencv" or max(map(abs, distortion.coefficients[2:4])) <= TANGENTIAL:
         return None
     p1, p2 = distortion.coefficients[2:4]
@@ -126,7 +126,7 @@ def diagnose_tangential(distortion: DistortionModel) -> str | None:
 
 
 def diagnose_magnification(distortion: DistortionModel) -> str | None:
-    """Return why a distortion is implausible that would stretch the image outwards by more than lenses do."""
+    """Return why a distortion is implausible: it would stretch the image outwards by more than lenses do."""
     if distortion.chosen is not None:
         return None
     stored, pinhole = distortion.intrinsics[0][0], pinhole_intrinsics(distortion)[0, 0].item()
@@ -147,7 +147,7 @@ def _plausible(camera: Cameras, grid: BEVGrid) -> bool:
 
 
 def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
-    """Poses by what was changed: one thing first, then a quarter of a turn, then two things."""
+    """Yield candidate poses by what was changed: a single change, then a quarter of a turn, then two changes."""
     inverse, transposed = invert_rigid(given), given.clone()
     transposed[..., :3, :3] = given[..., :3, :3].mT
     once = {

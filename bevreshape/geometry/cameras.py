@@ -1,12 +1,12 @@
-"""Pinhole cameras of a rig: where a point of the world lies in the images, and where a pixel lies on the ground.
+"""Pinhole cameras of a rig: projection of points into the images, and of pixels onto the ground plane.
 
 Conventions (pinned in ``tests/geometry``). Ego frame: x forward, y left, z up, metres, origin on the ground; the ground
 plane is z = 0. Camera frame: x right, y down, z forward. Pixels: (u, v), the centre of the top-left pixel is (0, 0), so
-an image covers ``[-½, W - ½] × [-½, H - ½]``. Matrices are named by what they turn into what, so that products cancel:
+an image covers ``[-½, W - ½] × [-½, H - ½]``. Matrices carry their frames in their names, so that products cancel:
 ``pixel_from_cam @ cam_from_ego``.
 
-All of it is computed in float32 (float64 if given), whatever the precision of the network, and with sums of products in
-place of matrix multiplications, which TF32 or autocast would round to ten bits.
+Everything is computed in float32 (float64 if given), at every precision of the network. Sums of products replace matrix
+multiplications, because TF32 and autocast would round those to ten bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,11 +19,11 @@ from torch import Tensor
 from bevreshape.errors import InputError
 
 NEAR = 1e-3
-"""Depth in metres below which a point counts as beside or behind the camera."""
+"""Depth in metres below which a point counts as behind the camera."""
 
 
 def compose(a_from_b: Tensor, b_from_c: Tensor) -> Tensor:
-    """Matrix product ``a_from_b @ b_from_c`` in full precision, on any leading dimensions."""
+    """Multiply ``a_from_b @ b_from_c`` in full precision, on any leading dimensions."""
     return (a_from_b.unsqueeze(-1) * b_from_c.unsqueeze(-3)).sum(-2)
 
 
@@ -33,8 +33,8 @@ def apply_homography(
     """Map 2D points by a homography, in full precision.
 
     Returns:
-        The mapped points and their third homogeneous coordinate, whose sign says on which side of the horizon a point
-        lies. Where it is below ``NEAR`` the points are meaningless but finite, and so are their gradients.
+        The mapped points and their third homogeneous coordinate. Its sign is the side of the horizon. Where it is below
+        ``NEAR`` the points are meaningless, but they and their gradients are finite.
     """
     m = target_from_source.unsqueeze(-3)  # *m 1 3 3
     x, y = points[..., 0], points[..., 1]  # *q p
@@ -44,7 +44,7 @@ def apply_homography(
 
 
 def invert_intrinsics(pixel_from_cam: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Closed-form inverse of upper-triangular intrinsics (ONNX has no matrix inverse)."""
+    """Invert upper-triangular intrinsics in closed form (ONNX has no matrix inverse)."""
     fx, skew, cx = pixel_from_cam[..., 0, 0], pixel_from_cam[..., 0, 1], pixel_from_cam[..., 0, 2]
     fy, cy = pixel_from_cam[..., 1, 1], pixel_from_cam[..., 1, 2]
     zero, one = torch.zeros_like(fx), torch.ones_like(fx)
@@ -57,13 +57,13 @@ def invert_intrinsics(pixel_from_cam: Float[Tensor, "*b 3 3"]) -> Float[Tensor, 
 
 
 def pinhole_rays(pixel_from_cam: Float[Tensor, "3 3"], pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
-    """Rays in the camera frame, of depth 1, at pixels (u, v) of a camera without distortion."""
+    """Return rays of depth 1 in the camera frame at pixels (u, v) of a camera without distortion."""
     points, _ = apply_homography(invert_intrinsics(pixel_from_cam), pixels)
     return torch.cat([points, torch.ones_like(points[:, :1])], dim=1)
 
 
 def invert_rigid(a_from_b: Float[Tensor, "*b 4 4"]) -> Float[Tensor, "*b 4 4"]:
-    """Closed-form inverse of a rotation and translation."""
+    """Invert a rotation and translation in closed form."""
     rotation, translation = a_from_b[..., :3, :3].mT, a_from_b[..., :3, 3]
     moved = -(rotation * translation.unsqueeze(-2)).sum(-1, keepdim=True)
     return torch.cat([torch.cat([rotation, moved], dim=-1), a_from_b[..., 3:, :]], dim=-2)
@@ -77,7 +77,7 @@ class Cameras:
         intrinsics: ``pixel_from_cam``, (b, n, 3, 3), in pixels of an image of ``image_size``.
         ego_from_cam: (b, n, 4, 4), in metres.
         image_size: (H, W) in pixels.
-        camera_mask: (b, n), false where a camera was dropped; ``None`` when all are there.
+        camera_mask: (b, n), false for a dropped camera; ``None`` if all are present.
     """
 
     intrinsics: Tensor
@@ -108,28 +108,31 @@ class Cameras:
 
     @property
     def cam_from_ego(self) -> Float[Tensor, "b n 4 4"]:
-        """Extrinsics, the inverse of ``ego_from_cam``."""
+        """Return the extrinsics, the inverse of ``ego_from_cam``."""
         return invert_rigid(self.ego_from_cam)
 
     @property
     def full_mask(self) -> Bool[Tensor, "b n"]:
-        """``camera_mask``, all true where it is ``None``."""
+        """Return ``camera_mask``, or all true if it is ``None``."""
         if self.camera_mask is not None:
             return self.camera_mask
         return torch.ones(self.batch_shape, dtype=torch.bool, device=self.intrinsics.device)
 
     @property
     def pixel_from_ground(self) -> Float[Tensor, "b n 3 3"]:
-        """Homography from the ground plane (x, y, 1) in metres to pixels; its third coordinate is depth in metres."""
+        """Return the homography from the ground plane (x, y, 1) in metres to pixels.
+
+        Its third coordinate is depth in metres.
+        """
         cam_from_ground = self.cam_from_ego[..., :3, [0, 1, 3]]
         return compose(self.intrinsics, cam_from_ground)
 
     @property
     def ground_from_pixel(self) -> Float[Tensor, "b n 3 3"]:
-        """Homography from pixels (u, v, 1) to the ground plane; its third coordinate is positive below the horizon.
+        """Return the homography from pixels (u, v, 1) to the ground plane in metres.
 
-        The ray of a pixel, ``center + t · direction``, meets z = 0 at ``t = -center_z / direction_z``; written with the
-        common denominator ``-direction_z`` this is linear in (u, v, 1).
+        Its third coordinate is positive below the horizon. The ray of a pixel, ``center + t · direction``, meets z = 0
+        at ``t = -center_z / direction_z``; over the common denominator ``-direction_z`` this is linear in (u, v, 1).
         """
         direction = compose(self.ego_from_cam[..., :3, :3], invert_intrinsics(self.intrinsics))  # ego_from_pixel
         center = self.centers
@@ -142,7 +145,7 @@ class Cameras:
 
         Returns:
             Pixels (u, v) and depth along the optical axis in metres. Behind the camera (depth < ``NEAR``) the pixels
-            are meaningless but finite; ask :meth:`sees`.
+            are meaningless but finite; :meth:`sees` tells them apart.
         """
         pixel_from_ego = compose(self.intrinsics, self.cam_from_ego[..., :3, :]).unsqueeze(-3)  # b n 1 3 4
         x, y, z = (points[:, None, :, i].to(pixel_from_ego.dtype) for i in range(3))  # b 1 p
@@ -155,8 +158,10 @@ class Cameras:
         return torch.stack([u / safe, v / safe], dim=-1), depth
 
     def rays(self, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "b n p 3"]:
-        """Directions in the ego frame in which the pixels (u, v) look, of depth 1 metre along the optical axis, so that
-        ``center + depth · ray`` is the point at that depth."""
+        """Return the viewing rays of pixels (u, v) in the ego frame, of depth 1 metre along the optical axis.
+
+        ``center + depth · ray`` is the point at that depth.
+        """
         ego_from_pixel = compose(self.ego_from_cam[..., :3, :3], invert_intrinsics(self.intrinsics)).unsqueeze(-3)
         u, v = (pixels[:, i].to(ego_from_pixel.dtype) for i in range(2))
         return torch.stack(
@@ -169,39 +174,39 @@ class Cameras:
 
     @property
     def centers(self) -> Float[Tensor, "b n 3"]:
-        """Where the cameras stand in the ego frame, in metres."""
+        """Return the cameras' centres in the ego frame, in metres."""
         return self.ego_from_cam[..., :3, 3]
 
     def sees(self, pixels: Float[Tensor, "b n p 2"], depth: Float[Tensor, "b n p"]) -> Bool[Tensor, "b n p"]:
-        """Whether projected points lie in front of a camera that is there, and inside its image."""
+        """Return whether projected points are in front of a present camera and inside its image."""
         height, width = self.image_size
         u, v = pixels[..., 0], pixels[..., 1]
         inside = (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5)
         return inside & (depth > NEAR) & self.full_mask[..., None]
 
     def resized(self, image_size: tuple[int, int]) -> "Cameras":
-        """The cameras of the same images resized to (H, W): u becomes ``s · (u + ½) − ½``."""
+        """Return the cameras of the same images resized to (H, W): u becomes ``s · (u + ½) − ½``."""
         scale_v, scale_u = (new / old for new, old in zip(image_size, self.image_size, strict=True))
         return replace(self, intrinsics=resize_intrinsics(self.intrinsics, scale_u, scale_v), image_size=image_size)
 
     def cropped(self, top: int, left: int, image_size: tuple[int, int]) -> "Cameras":
-        """The cameras of the window of (H, W) pixels whose first pixel is (left, top)."""
+        """Return the cameras of a crop of (H, W) pixels whose first pixel is (left, top)."""
         return replace(self, intrinsics=shift_intrinsics(self.intrinsics, -left, -top), image_size=image_size)
 
     def zoomed(self, scale: Float[Tensor, " b"], left: Float[Tensor, " b"], top: Float[Tensor, " b"]) -> "Cameras":
-        """Crop ``image_size`` from pixel (left, top) of the images enlarged by ``scale``."""
+        """Return the cameras of a crop of ``image_size`` from pixel (left, top) of the images enlarged by ``scale``."""
         scale, left, top = (x[:, None, None] for x in (scale, left, top))
         resized = resize_intrinsics(self.intrinsics, scale, scale)
         return replace(self, intrinsics=shift_intrinsics(resized, -left, -top))
 
     def mirrored(self, partner: Sequence[int]) -> "Cameras":
-        """The cameras that see the world mirrored at y = 0 in mirrored images.
+        """Return the cameras that see the world mirrored at y = 0 in mirrored images.
 
-        A reflection S of the ego frame and F of the camera's x axis turn a camera into this one: ``ego_from_cam → S ·
-        ego_from_cam · F`` stays a rotation, and ``u → (W − 1) − u`` makes ``cx → (W − 1) − cx``.
+        S reflects the ego frame and F the camera's x axis: ``ego_from_cam → S · ego_from_cam · F`` stays a rotation,
+        and ``u → (W − 1) − u`` makes ``cx → (W − 1) − cx``.
 
         Args:
-            partner: for every camera the number of the one that is mirrored into it.
+            partner: for every camera, the index of the camera that is mirrored into it.
         """
         order, device = list(partner), self.intrinsics.device
         # signs of S · ego_from_cam · F
@@ -216,7 +221,7 @@ class Cameras:
         )
 
     def where(self, chosen: Bool[Tensor, " b"], other: "Cameras") -> "Cameras":
-        """The rigs of these cameras where ``chosen``, elsewhere those of others."""
+        """Return these rigs where ``chosen``, and those of ``other`` elsewhere."""
         masked = self.camera_mask is not None or other.camera_mask is not None
         return replace(
             self,
@@ -226,7 +231,7 @@ class Cameras:
         )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Cameras":
-        """The same with every tensor, whose first dimensions are (b, n), changed by a function."""
+        """Return a copy with a function applied to every tensor; their first dimensions are (b, n)."""
         return replace(
             self,
             intrinsics=function(self.intrinsics),
@@ -235,16 +240,16 @@ class Cameras:
         )
 
     def __getitem__(self, samples: slice) -> "Cameras":
-        """The rigs of some samples."""
+        """Return the rigs of some samples."""
         return self.map(lambda tensor: tensor[samples])
 
     def to(self, device: torch.device | str) -> "Cameras":
-        """The same cameras on another device."""
+        """Return the same cameras on another device."""
         return self.map(lambda tensor: tensor.to(device))
 
     @classmethod
     def cat(cls, parts: Sequence["Cameras"]) -> "Cameras":
-        """The rigs of several batches one after another."""
+        """Concatenate the rigs of several batches."""
         masked = any(part.camera_mask is not None for part in parts)
         return cls(
             torch.cat([part.intrinsics for part in parts]),
@@ -267,13 +272,13 @@ def resize_intrinsics(intrinsics: Tensor, scale_u: float | int | Tensor, scale_v
 
 
 def shift_intrinsics(intrinsics: Tensor, by_u: float | int | Tensor, by_v: float | int | Tensor) -> Tensor:
-    """Intrinsics (..., 3, 3) after moving every pixel by (by_u, by_v)."""
+    """Return intrinsics (..., 3, 3) after moving every pixel by (by_u, by_v)."""
     third = intrinsics[..., 2, :]
     return torch.stack([intrinsics[..., 0, :] + third * by_u, intrinsics[..., 1, :] + third * by_v, third], dim=-2)
 
 
 def mirror_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
-    """Intrinsics (..., 3, 3) after mirroring an image and the camera's x axis: ``u → (width − 1) − u``."""
+    """Return intrinsics (..., 3, 3) after mirroring an image and the camera's x axis: ``u → (width − 1) − u``."""
     signs = torch.ones(3, 3, device=intrinsics.device)
     signs[0, 1:] *= -1
     return shift_intrinsics(intrinsics * signs, width - 1.0, 0.0)

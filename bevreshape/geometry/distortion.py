@@ -1,10 +1,9 @@
-"""Lenses that bend straight lines, and the pinhole images that are made of theirs.
+"""Distortion models, and undistortion into pinhole images.
 
-Forward, from the plane z = 1 of the camera frame to stored pixels, the models are Kornia's: ``opencv`` with k1, k2, p1,
-p2[, k3[, k4, k5, k6]] (Brown-Conrady, rational with eight), ``fisheye`` with k1 to k4 (Kannala-Brandt), both as OpenCV
-defines them. An image is undone by asking, for every pixel of the pinhole image, where its ray appears in the stored
-one; that needs the forward model alone. Only the edge of the stored image is followed backwards, once a model, to find
-the pinhole image that it fills.
+The forward models map the plane z = 1 of the camera frame to stored pixels. They are Kornia's, as OpenCV defines them:
+``opencv`` with k1, k2, p1, p2[, k3[, k4, k5, k6]] (Brown-Conrady, rational with eight) and ``fisheye`` with k1 to k4
+(Kannala-Brandt). Undistortion needs the forward model alone: it finds the stored pixel of every pixel of the pinhole
+image. Only the edge of the stored image is inverted, once per model, to find the pinhole image that it fills.
 """
 
 from collections.abc import Sequence
@@ -22,32 +21,32 @@ from bevreshape.errors import InputError
 from bevreshape.geometry.cameras import apply_homography, invert_intrinsics
 
 MODELS = {"opencv": (4, 5, 8), "fisheye": (4,)}
-"""How many coefficients each model takes."""
+"""Numbers of coefficients that each model takes."""
 
 EDGE_POINTS = 129
-"""Of one side of the image, where it is followed backwards."""
+"""Inverted points along one side of the stored image."""
 STEPS = 16
-"""Outwards from the optical axis, so that the solution found is the one connected with it."""
+"""Continuation steps outwards from the optical axis, so that the solution is connected with it."""
 NEWTON = 6
-"""Iterations a step."""
+"""Newton iterations per step."""
 TOLERANCE_PX = 0.01
 RAY_STEP_PX = 8
 NARROWEST_FOCAL = 0.1
-"""Of the image's longer side: pinhole images of more than about 157 degrees show next to nothing in their middle."""
+"""Relative to the image's longer side: a pinhole image wider than about 157 degrees has a tiny middle."""
 
 Rows = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class DistortionModel:
-    """A camera with distortion. Hashable, so that what follows from it is computed once.
+    """A camera with distortion. It is hashable, so that derived values are computed once.
 
     Attributes:
         model: a key of ``MODELS``.
         coefficients: in OpenCV's order.
         intrinsics: ``pixel_from_cam`` of the stored image, three rows.
         image_size: (H, W) of the stored image, and of the pinhole image.
-        chosen: intrinsics of the pinhole image; ``None`` for those that use most of the stored one.
+        chosen: intrinsics of the pinhole image; ``None`` for those that keep most of the stored image.
     """
 
     model: str
@@ -57,15 +56,15 @@ class DistortionModel:
     chosen: Rows | None = None
 
     def distort(self, points: Float[Tensor, "p 2"]) -> Float[Tensor, "p 2"]:
-        """Stored pixels (u, v) at which points (x, y) of the plane z = 1 of the camera frame appear."""
+        """Project points (x, y) of the plane z = 1 of the camera frame to stored pixels (u, v)."""
         return apply_homography(_matrix(self.intrinsics).to(points.dtype), self._distorted(points))[0]
 
     def undistort(self, pixels: Float[Tensor, "p 2"]) -> tuple[Float[Tensor, "p 2"], Bool[Tensor, " p"]]:
-        """Points (x, y) of the plane z = 1 that appear at stored pixels (u, v), to a millionth of a focal length.
+        """Return the points (x, y) of the plane z = 1 at stored pixels (u, v), to a millionth of a focal length.
 
         Returns:
-            The points, and whether there is one: the model is one-to-one from the optical axis up to there, and the
-            pixel shows something in front of the camera.
+            The points, and whether each is valid. A point is valid if the model is one-to-one from the optical axis up
+            to it, and the point is in front of the camera.
         """
         goal = apply_homography(invert_intrinsics(_matrix(self.intrinsics)), pixels.double())[0]
         points = torch.zeros_like(goal)
@@ -82,7 +81,7 @@ class DistortionModel:
         return points, found
 
     def _distorted(self, points: Tensor) -> Tensor:
-        """Distortion on the plane z = 1."""
+        """Distort points on the plane z = 1."""
         coefficients = torch.tensor(self.coefficients, dtype=points.dtype)
         if self.model == "fisheye":
             unit = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=points.dtype)  # focal lengths and principal point
@@ -90,7 +89,7 @@ class DistortionModel:
         return distort_points(points[None], torch.eye(3, dtype=points.dtype)[None], coefficients[None])[0]
 
     def _distorted_and_jacobian(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Distorted points, and the Jacobian's entries row by row."""
+        """Return distorted points, and the Jacobian's entries row by row."""
         with torch.enable_grad():
             points = points.detach().requires_grad_()
             value = self._distorted(points)
@@ -98,20 +97,21 @@ class DistortionModel:
         return value.detach(), (u[:, 0], u[:, 1], v[:, 0], v[:, 1])
 
     def is_upright(self, points: Tensor) -> Tensor:
-        """Where the distortion neither folds nor mirrors."""
+        """Return where the distortion neither folds nor mirrors."""
         a, b, c, d = self._distorted_and_jacobian(points)[1]
         return a * d - b * c > 0
 
 
 @lru_cache(maxsize=256)
 def pinhole_intrinsics(distortion: DistortionModel) -> Float[Tensor, "3 3"]:
-    """``pixel_from_cam`` of the pinhole image that a stored image is undistorted into, of the same size.
+    """Return ``pixel_from_cam`` of the undistorted pinhole image, which has the stored image's size.
 
-    Unless they are chosen, they show the largest upright rectangle of the plane z = 1 that the stored image covers, so
-    that every pixel has a source (OpenCV's ``getOptimalNewCameraMatrix`` with alpha = 0, its edges followed densely).
+    Unless they are chosen, the intrinsics show the largest upright rectangle of the plane z = 1 that the stored image
+    covers. Every pixel then has a source (OpenCV's ``getOptimalNewCameraMatrix`` with alpha = 0 and densely sampled
+    edges).
 
     Raises:
-        InputError: when the distortion is not one-to-one over the pinhole image, or leaves a pixel of it without a
+        InputError: if the distortion is not one-to-one over the pinhole image, or leaves a pixel of it without a
             source.
     """
     height, width = distortion.image_size
@@ -138,17 +138,17 @@ def pinhole_intrinsics(distortion: DistortionModel) -> Float[Tensor, "3 3"]:
 def source_pixels(
     distortion: DistortionModel, intrinsics: Float[Tensor, "3 3"], image_size: tuple[int, int]
 ) -> Float[Tensor, "height width 2"]:
-    """For every pixel of a pinhole image of ``image_size`` with ``intrinsics``, the stored pixel (u, v) it shows."""
+    """Return the stored pixel (u, v) of every pixel of a pinhole image of ``image_size`` with ``intrinsics``."""
     v, u = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in image_size), indexing="ij")
     rays = apply_homography(invert_intrinsics(intrinsics), torch.stack([u, v], dim=-1).flatten(0, 1))[0]
     return distortion.distort(rays).reshape(*image_size, 2)
 
 
 def rays_at(distortion: DistortionModel, pixels: Float[Tensor, "p 2"]) -> Float[Tensor, "p 3"]:
-    """Unit rays in the camera frame at stored pixels (u, v), NaN where the lens shows nothing in front of the camera.
+    """Return unit rays in the camera frame at stored pixels (u, v); NaN where no point in front of the camera projects.
 
-    They are interpolated between pixels ``RAY_STEP_PX`` apart, of which each is solved for once a model; of a fisheye
-    of 300 pixels a radian that is 0.03 pixels off.
+    Rays are solved for once per model at pixels ``RAY_STEP_PX`` apart, and interpolated between them. The error is 0.03
+    pixels for a fisheye of 300 pixels a radian.
     """
     grid = _rays(distortion)
     last = torch.tensor([max(side - 1, 1) for side in reversed(distortion.image_size)], dtype=torch.float64)
@@ -175,8 +175,11 @@ _REMEDY = (
 
 
 def _widest(distortion: DistortionModel) -> Tensor:
-    """The rectangle between the stored image's sides. Corners that cannot be undone are left out: a chessboard hardly
-    gets there, and where they matter the rectangle turns out not to be covered."""
+    """Return the rectangle between the stored image's sides.
+
+    Corners that cannot be undistorted are left out: calibration patterns hardly reach them. Where they matter, the
+    rectangle turns out not to be covered.
+    """
     height, width = distortion.image_size
     sides = _edges(distortion.image_size)
     points, found = (part.split(EDGE_POINTS) for part in distortion.undistort(torch.cat([*sides])))
@@ -184,8 +187,9 @@ def _widest(distortion: DistortionModel) -> Tensor:
         if not known.any():
             (u, v), (to_u, to_v) = pixels[0].tolist(), pixels[-1].tolist()
             raise InputError(
-                f"the distortion {_written(distortion)} cannot be undone from pixel ({u:.0f}, {v:.0f}) to ({to_u:.0f}, "
-                f"{to_v:.0f}) of the image: it folds over, or shows nothing in front of the camera; {_REMEDY}"
+                f"the distortion {_written(distortion)} cannot be inverted from pixel ({u:.0f}, {v:.0f}) to "
+                f"({to_u:.0f}, {to_v:.0f}) of the image: it folds over, or shows nothing in front of the camera; "
+                f"{_REMEDY}"
             )
     top, bottom, left, right = (side[known] for side, known in zip(points, found, strict=True))
     low = torch.stack([left[:, 0].max(), top[:, 1].max()])
@@ -201,7 +205,7 @@ def _widest(distortion: DistortionModel) -> Tensor:
 
 
 def _edges(image_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Pixels (u, v) along the top, bottom, left and right row or column of pixel centres."""
+    """Return pixels (u, v) along the top, bottom, left and right row or column of pixel centres."""
     height, width = image_size
     u = torch.linspace(0, width - 1, EDGE_POINTS, dtype=torch.float64)
     v = torch.linspace(0, height - 1, EDGE_POINTS, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The shape of a feature map, and where its features are centred in the image."""
+"""The shape of a feature map, and the pixels on which its features are centred."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from bevreshape.errors import InputError
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What an encoder delivers and a reshaper is built for.
+    """The feature map that an encoder returns and a reshaper is built for.
 
     Attributes:
         channels: c.
@@ -31,13 +31,13 @@ class FeatureShape:
 
     @property
     def tokens(self) -> int:
-        """Features of one camera, h·w."""
+        """Return the number of features of one camera, h·w."""
         return self.height * self.width
 
     def pixels(
         self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "h w 2"]:
-        """Pixel (u, v) of the image on which every feature is centred."""
+        """Return the pixel (u, v) of the image on which every feature is centred."""
         v, u = torch.meshgrid(
             torch.arange(self.height, device=device, dtype=torch.float64),
             torch.arange(self.width, device=device, dtype=torch.float64),
@@ -46,10 +46,10 @@ class FeatureShape:
         return (torch.stack([u, v], dim=-1) * self.stride + self.offset_px).to(dtype)
 
     def check_covers(self, image_size: tuple[int, int], who: str) -> None:
-        """Refuse images of (H, W) pixels that these features cannot be of.
+        """Raise unless these features can belong to images of (H, W) pixels.
 
         Raises:
-            InputError: naming ``who`` asks.
+            InputError: if they cannot; the message begins with ``who``.
         """
         # padding and unpadded convolutions make features cover a little more or less than the image
         for cells, pixels in zip((self.height, self.width), image_size, strict=True):

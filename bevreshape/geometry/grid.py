@@ -1,4 +1,4 @@
-"""The one place that turns metres on the ground into cells of a bird's-eye view, and back."""
+"""Conversion between metres on the ground plane and cells of a bird's-eye view."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from bevreshape.config.options import Edges, Length, checked
 from bevreshape.errors import InputError
 
 MOST_CELLS = 4096
-"""Along a side of a grid; more would fill the memory."""
+"""Largest number of cells along a side of a grid; more would fill the memory."""
 
 
 @checked
 @dataclass(frozen=True)
 class BEVGrid:
-    """A rectangle of the ground plane, cut into square cells and looked at from above.
+    """A rectangle of the ground plane, divided into square cells and seen from above.
 
     The ego frame is x forward, y left, z up, in metres. Row 0 is farthest ahead and column 0 farthest left, so a BEV
     tensor shown as an image has the vehicle's heading up and its left on the left. A cell's integer index is its
@@ -28,7 +28,7 @@ class BEVGrid:
         cell_m: length of a cell's side, in metres.
 
     Raises:
-        InputError: when the bounds are not ascending or a side is not a whole number of cells.
+        InputError: if the bounds do not ascend, or a side is not an integer multiple of ``cell_m``.
     """
 
     forward_m: Edges = (0.0, 40.0)
@@ -45,7 +45,7 @@ class BEVGrid:
             if abs(cells - round(cells)) > 1e-6:
                 raise InputError(
                     f"grid: {key}=({low}, {high}) is {high - low:g} m, which is {cells:.3f} cells of "
-                    f"cell_m={self.cell_m}; choose bounds that are a whole number of cells apart"
+                    f"cell_m={self.cell_m}; choose bounds that are an integer number of cells apart"
                 )
             if cells > MOST_CELLS:
                 raise InputError(
@@ -69,10 +69,10 @@ class BEVGrid:
         return self.rows, self.cols
 
     def coarsen(self, factor: int) -> "BEVGrid":
-        """The same rectangle in cells ``factor`` times as long.
+        """Return the same rectangle in cells ``factor`` times as long.
 
         Raises:
-            InputError: when rows or columns are not divisible by ``factor``.
+            InputError: if rows or columns are not divisible by ``factor``.
         """
         if factor < 1 or self.rows % factor or self.cols % factor:
             raise InputError(
@@ -84,7 +84,7 @@ class BEVGrid:
     def centers(
         self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "R C 2"]:
-        """Ground position (x forward, y left) of every cell's centre, in metres."""
+        """Return the ground position (x forward, y left) of every cell's centre, in metres."""
         row = torch.arange(self.rows, device=device, dtype=torch.float64)
         col = torch.arange(self.cols, device=device, dtype=torch.float64)
         x = self.forward_m[1] - (row + 0.5) * self.cell_m
@@ -92,20 +92,19 @@ class BEVGrid:
         return torch.stack(torch.meshgrid(x, y, indexing="ij"), dim=-1).to(dtype)
 
     def metric_to_cell(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
-        """Fractional (col, row) of ground points (x, y) in metres; whole numbers are cell centres.
+        """Return fractional (col, row) of ground points (x, y) in metres; integers are cell centres.
 
-        The order is that of pixels, (x, y) of the BEV image, so that the result can be sampled like one.
+        The order is that of pixels, (x, y) of the BEV image, so that it can be used for sampling.
         """
         col = (self.left_m[1] - ground[..., 1]) / self.cell_m - 0.5
         row = (self.forward_m[1] - ground[..., 0]) / self.cell_m - 0.5
         return torch.stack([col, row], dim=-1)
 
     def metric_to_cell_edges(self, ground: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 2"]:
-        """Fractional (ahead, left) of ground points (x, y) in metres: cells counted from the nearest and the rightmost
-        edge.
+        """Return fractional (ahead, left) of ground points (x, y) in metres, in cells from the near and the right edge.
 
-        Whole numbers are edges, so rounded down it says which cell holds a point, and one on an edge lies in the cell
-        ahead of it or left of it.
+        Integers are cell edges. Rounded down, the result is the cell that contains the point; a point on an edge
+        belongs to the cell ahead of it or left of it.
         """
         ahead = (ground[..., 0] - self.forward_m[0]) / self.cell_m
         left = (ground[..., 1] - self.left_m[0]) / self.cell_m

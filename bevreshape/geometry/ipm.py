@@ -1,9 +1,10 @@
-"""Inverse perspective mapping: images laid onto the ground plane, the bird's-eye view drawn into images, and ground
-truth from labelled images.
+"""Inverse perspective mapping: images projected onto the ground plane, and the bird's-eye view projected into images.
 
-Sampling is Kornia's ``remap`` with ``align_corners=True``, which together with pixel centres at whole numbers reads
-pixel (u, v) at exactly (u, v). The coordinates come from the cameras directly, never from a numerically inverted
-homography, so a map and its inverse are equally exact.
+It also makes BEV targets from label images.
+
+Sampling is Kornia's ``remap`` with ``align_corners=True``. Pixel centres are integers, so pixel (u, v) is read at
+exactly (u, v). The coordinates come from the cameras directly, never from a numerically inverted homography; a map and
+its inverse are equally exact.
 """
 
 from collections.abc import Sequence
@@ -19,11 +20,11 @@ from bevreshape.geometry.cameras import NEAR, Cameras, apply_homography
 from bevreshape.geometry.grid import BEVGrid
 
 VOID = 255
-"""Label id that means "nobody knows"."""
+"""Label id of unknown pixels."""
 
 
 def ground_pixels(cameras: Cameras, grid: BEVGrid) -> tuple[Float[Tensor, "b n R C 2"], Bool[Tensor, "b n R C"]]:
-    """Where every cell's centre, on the ground, lies in every image.
+    """Project every cell's centre, on the ground, into every image.
 
     Returns:
         Pixels (u, v), and whether the camera sees the point: in front of it and inside its image.
@@ -41,7 +42,7 @@ def ground_pixels(cameras: Cameras, grid: BEVGrid) -> tuple[Float[Tensor, "b n R
 def sample(
     images: Float[Tensor, "b n c h w"], pixels: Float[Tensor, "b n R C 2"], mode: str = "bilinear"
 ) -> Float[Tensor, "b n c R C"]:
-    """Read images or feature maps at fractional (u, v); outside, the nearest border value is read.
+    """Sample images or feature maps at fractional (u, v); outside, the nearest border value is returned.
 
     Args:
         images: values whose first element is centred on (0, 0).
@@ -66,13 +67,13 @@ def sample(
 def image_to_bev(
     images: Float[Tensor, "b n c H W"], cameras: Cameras, grid: BEVGrid, mode: str = "bilinear"
 ) -> tuple[Float[Tensor, "b n c R C"], Bool[Tensor, "b n R C"]]:
-    """Lay every image onto the ground plane (Mallot et al. 1991), one bird's-eye view a camera.
+    """Project every image onto the ground plane (Mallot et al. 1991), one bird's-eye view per camera.
 
     Returns:
-        The views, zero where the camera does not look, and that validity.
+        The views, zero where a cell is not visible to the camera, and the visibility.
 
     Raises:
-        InputError: when the images are not of the cameras' size.
+        InputError: if the images do not have the cameras' size.
     """
     _check_size("image_to_bev", images, cameras)
     pixels, seen = ground_pixels(cameras, grid)
@@ -83,13 +84,13 @@ def image_to_bev(
 def bev_to_image(
     bev: Float[Tensor, "b k R C"], cameras: Cameras, grid: BEVGrid, mode: str = "bilinear"
 ) -> tuple[Float[Tensor, "b n k H W"], Bool[Tensor, "b n H W"]]:
-    """Draw a bird's-eye view into every image, as if painted on the ground.
+    """Project a bird's-eye view into every image, as if painted on the ground.
 
     Returns:
-        The images, zero where a pixel does not show the grid (above the horizon or outside it), and that validity.
+        The images, zero where a pixel does not show the grid (above the horizon or outside it), and the validity.
 
     Raises:
-        InputError: when ``bev`` is not of the grid's size.
+        InputError: if ``bev`` does not have the grid's size.
     """
     if tuple(bev.shape[-2:]) != grid.shape:
         raise InputError(f"bev_to_image: bev is {tuple(bev.shape[-2:])} cells but the grid has {grid.shape}")
@@ -113,7 +114,11 @@ def bev_to_image(
 def ground_at(
     rays: Float[Tensor, "p 3"], ego_from_cam: Float[Tensor, "4 4"]
 ) -> tuple[Float[Tensor, "p 2"], Bool[Tensor, " p"]]:
-    """Points (x, y) in metres at which rays of a camera, in its frame, meet the ground plane, and whether they do."""
+    """Intersect rays, given in the camera frame, with the ground plane.
+
+    Returns:
+        Points (x, y) in metres, and whether the ray meets the plane.
+    """
     x, y, z = (rays @ ego_from_cam[:3, :3].T).unbind(1)
     center = ego_from_cam[:3, 3]
     reach = -center[2] / z
@@ -128,23 +133,23 @@ def labels_to_bev(
     classes: Sequence[Sequence[int]],
     unknown: Sequence[int] = (VOID,),
 ) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b R C"]]:
-    """Ground truth from labelled images: the label under every cell's centre, as if all of it lay on the ground.
+    """Return BEV targets from label images: the label at every cell's centre, as if every pixel showed the ground.
 
-    What stands above the ground is smeared away from the camera; that is IPM's nature, and what an exact bird's-eye
-    truth is compared with. Where several cameras see a cell, a class is there when one of them says so.
+    Objects above the ground are smeared away from the camera, as IPM does. If several cameras see a cell, a class is
+    present when at least one of them shows it.
 
     Args:
         labels: class ids of every pixel.
-        cameras: of the labelled images.
+        cameras: those of the label images.
         grid: the cells.
         classes: for every target class, the label ids that count as it; they may overlap.
-        unknown: ids of pixels that nobody labelled.
+        unknown: ids of unlabelled pixels.
 
     Returns:
-        Targets, and where they are known: some camera looks there and its pixel is labelled.
+        Targets, and where they are known: the cell is visible to a camera and its pixel is labelled.
 
     Raises:
-        InputError: when the labels are not of the cameras' image size.
+        InputError: if the labels do not have the cameras' image size.
     """
     _check_size("labels_to_bev", labels, cameras)
     pixels, seen = ground_pixels(cameras, grid)

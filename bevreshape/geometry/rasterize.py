@@ -1,4 +1,4 @@
-"""Boxes and polygons on the ground as cells: exactly those whose centres they contain."""
+"""Rasterization of boxes and polygons on the ground: a cell is set exactly if its centre is inside."""
 
 from collections.abc import Sequence
 
@@ -12,25 +12,28 @@ from bevreshape.geometry.grid import BEVGrid
 
 Floats = NDArray[np.floating]
 Ring = Floats
-"""A closed line (p, 2) of ground points in metres whose last point is its first: counter-clockwise seen from above
-around an area, clockwise around a hole."""
+"""A closed line (p, 2) of ground points in metres; the last point equals the first.
+
+Seen from above it is counter-clockwise around an area and clockwise around a hole.
+"""
 
 
 def rasterize_boxes(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, "k rows cols"]:
-    """The cells whose centre lies in a box's footprint, one map a box; its edge belongs to it.
+    """Return the cells whose centre is inside a box's footprint or on its edge, one map per box.
 
-    Computed in float64, exact up to its rounding; nothing is inflated, so a box between the centres has no cell.
+    The computation is in float64 and exact up to its rounding. Boxes are not inflated: one between the centres has no
+    cell.
 
     Args:
-        boxes: x, y (of the middle), yaw, length, width: metres, and radians counter-clockwise as seen from above. Yaw 0
-            lays the length along x.
+        boxes: x, y (of the middle), yaw, length, width: metres, and radians counter-clockwise as seen from above. At
+            yaw 0 the length is along x.
         grid: the cells.
     """
     result = torch.zeros(len(boxes), *grid.shape, dtype=torch.bool, device=boxes.device)
     if not len(boxes):
         return result
     x, y, yaw, length, width = (value[:, None, None] for value in boxes.double().unbind(-1))  # k 1 1
-    # Only a window around every box is asked, as large as the largest of them needs: most are a few cells of many.
+    # Only a window around every box is tested, as large as the largest box needs: most boxes cover few cells.
     reach = (torch.hypot(length, width) / (2 * grid.cell_m)).flatten()  # in cells
     col, row = grid.metric_to_cell(torch.cat([x, y], dim=-1)).squeeze(1).unbind(-1)  # of the middle
     side = int(min(2 * reach.max().item() + 3, max(grid.shape)))
@@ -49,26 +52,26 @@ def rasterize_boxes(boxes: Float[Tensor, "k 5"], grid: BEVGrid) -> Bool[Tensor, 
 
 
 def rasterize_polygons(rings: Sequence[Ring], grid: BEVGrid) -> NDArray[np.bool_]:
-    """The cells (rows, cols) whose centres lie in the union of areas.
+    """Return the cells (rows, cols) whose centres are inside the union of areas.
 
-    A centre lies inside where the rings wind around it. The winding number is summed along a row of cells from the
-    edges that the row crosses, so the cost is that of the edges, not of edges times cells. A centre on an edge belongs
-    to one of the two areas that meet there.
+    A centre is inside if the rings wind around it. The winding number is summed along a row of cells from the edges
+    that the row crosses; the cost grows with the edges, not with edges times cells. A centre on an edge belongs to one
+    of the two areas that meet there.
 
     Args:
-        rings: of any number of areas, which may overlap; a hole counts for its own area only.
+        rings: rings of any number of areas, which may overlap; a hole counts for its own area only.
         grid: the cells.
     """
     return winding_numbers(rings, np.zeros(len(rings), np.intp), 1, grid)[0] != 0
 
 
 def winding_numbers(rings: Sequence[Ring], planes: NDArray[np.intp], count: int, grid: BEVGrid) -> NDArray[np.intp]:
-    """How often rings wind around the cells' centres, (count, rows, cols).
+    """Return the winding numbers of rings around the cells' centres, (count, rows, cols).
 
     Args:
         rings: see :data:`Ring`.
-        planes: the plane, below ``count``, that a ring is drawn into.
-        count: of planes.
+        planes: for every ring, the plane (< ``count``) that it is drawn into.
+        count: number of planes.
         grid: the cells.
     """
     rows, cols = grid.shape
@@ -89,7 +92,7 @@ def winding_numbers(rings: Sequence[Ring], planes: NDArray[np.intp], count: int,
     row = np.arange(len(edge)) - np.repeat(np.cumsum(times) - times, times) + first[edge]
     (x0, y0), (x1, y1) = start[edge].T, end[edge].T
     crossed = x0 + (row - y0) / (y1 - y0) * (x1 - x0)
-    col = np.clip(np.ceil(crossed), 0, cols).astype(np.intp)  # the first cell right of it, beyond the last one: none
+    col = np.clip(np.ceil(crossed), 0, cols).astype(np.intp)  # the first cell right of it; ``cols`` if there is none
     turns = np.where(y1 > y0, 1.0, -1.0)  # rows count backwards and columns to the right
     at = (plane[edge] * rows + row) * (cols + 1) + col
     steps = np.bincount(at, turns, count * rows * (cols + 1)).reshape(count, rows, cols + 1)
@@ -97,7 +100,7 @@ def winding_numbers(rings: Sequence[Ring], planes: NDArray[np.intp], count: int,
 
 
 def corners(boxes: Floats) -> Floats:
-    """Rings (k, 5, 2) of footprints.
+    """Return the rings (k, 5, 2) of box footprints.
 
     Args:
         boxes: (k, 5), as :func:`rasterize_boxes` takes them.

@@ -1,4 +1,4 @@
-"""The conventions written out once more in plain numpy, point by point and matrix inverse by matrix inverse."""
+"""The conventions implemented independently in plain numpy, point by point, with matrix inverses."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from bevreshape.geometry import Cameras
 
 
 def pose(yaw_deg, pitch_deg, position, roll_deg=0.0):
-    """ego_from_cam of a camera that looks along yaw (left positive), tilted down by pitch, turned clockwise by roll."""
+    """Return ego_from_cam of a camera turned left by yaw, tilted down by pitch and rolled clockwise by roll."""
     yaw, pitch, roll = np.deg2rad([yaw_deg, pitch_deg, roll_deg])
     forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
     level = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
@@ -25,14 +25,14 @@ def intrinsics(fx, fy, cx, cy, skew=0.0):
 
 
 def project(point, pixel_from_cam, ego_from_cam):
-    """(u, v, depth) of one ego point."""
+    """Return (u, v, depth) of one ego point."""
     in_camera = np.linalg.inv(ego_from_cam) @ np.append(point, 1.0)
     u, v, depth = pixel_from_cam @ in_camera[:3]
     return u / depth, v / depth, depth
 
 
 def meets_ground(u, v, pixel_from_cam, ego_from_cam):
-    """Where a pixel's ray meets z = 0, and how far along the ray; negative behind the camera."""
+    """Return where a pixel's ray meets z = 0, and the distance along the ray; negative behind the camera."""
     ray = ego_from_cam[:3, :3] @ np.linalg.inv(pixel_from_cam) @ [u, v, 1.0]
     center = ego_from_cam[:3, 3]
     t = -center[2] / ray[2]
@@ -40,7 +40,7 @@ def meets_ground(u, v, pixel_from_cam, ego_from_cam):
 
 
 def rig(*cameras, image_size, dtype=torch.float64, mask=None):
-    """One rig out of (pixel_from_cam, ego_from_cam) pairs, as a batch of one."""
+    """Return a batch of one rig from (pixel_from_cam, ego_from_cam) pairs."""
     return Cameras(
         torch.from_numpy(np.stack([k for k, _ in cameras]))[None].to(dtype),
         torch.from_numpy(np.stack([p for _, p in cameras]))[None].to(dtype),

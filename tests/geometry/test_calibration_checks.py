@@ -1,4 +1,4 @@
-"""Each usual mistake is named, and what is right is left alone."""
+"""Calibration checks name each usual mistake and accept correct calibrations."""
 
 import math
 import re
@@ -35,27 +35,27 @@ CAMERAS = {
 }
 
 
-def said(given: np.ndarray, grid: BEVGrid) -> str | None:
+def diagnosed(given: np.ndarray, grid: BEVGrid) -> str | None:
     return diagnose_pose(rig((K, given), image_size=SIZE), grid)
 
 
 @pytest.mark.parametrize(("right", "grid"), CAMERAS.values(), ids=CAMERAS)
-def test_what_is_right_is_left_alone(right: np.ndarray, grid: BEVGrid) -> None:
-    assert said(right, grid) is None
+def test_correct_poses_are_accepted(right: np.ndarray, grid: BEVGrid) -> None:
+    assert diagnosed(right, grid) is None
 
 
 @pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
 def test_the_inverse_is_named(right: np.ndarray, grid: BEVGrid) -> None:
-    found = said(np.linalg.inv(right), grid)
+    found = diagnosed(np.linalg.inv(right), grid)
     assert found is not None
-    assert found.startswith("ego_from_cam looks given the wrong way round, as cam_from_ego; invert it: then it stands")
+    assert found.startswith("ego_from_cam looks given the wrong way round, as cam_from_ego; invert it: then it is")
     assert f"{right[2, 3]:.2f} m above the ground" in found
 
 
 @pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
-def test_other_camera_axes_are_named_with_the_matrix_that_mends_them(right: np.ndarray, grid: BEVGrid) -> None:
+def test_other_camera_axes_are_named_with_their_correction(right: np.ndarray, grid: BEVGrid) -> None:
     for name, other_from_cam in (("x forward, y left, z up", ROBOT), ("x right, y up, z back", GRAPHICS)):
-        found = said(right @ np.linalg.inv(other_from_cam), grid)
+        found = diagnosed(right @ np.linalg.inv(other_from_cam), grid)
         assert found is not None
         assert found.startswith(f"its camera axes look like {name}, not x right, y down, z forward")
         assert str(other_from_cam[:3, :3].astype(int).tolist()) in found
@@ -63,7 +63,7 @@ def test_other_camera_axes_are_named_with_the_matrix_that_mends_them(right: np.n
 
 @pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "left", "back")])
 def test_two_mistakes_at_once(right: np.ndarray, grid: BEVGrid) -> None:
-    found = said(np.linalg.inv(right @ np.linalg.inv(ROBOT)), grid)
+    found = diagnosed(np.linalg.inv(right @ np.linalg.inv(ROBOT)), grid)
     assert found is not None
     assert "wrong way round" in found
     assert "x forward, y left, z up" in found
@@ -74,22 +74,22 @@ def test_two_mistakes_at_once(right: np.ndarray, grid: BEVGrid) -> None:
 def test_other_units_are_named(unit: str, factor: float) -> None:
     given = CAMERAS["front"][0].copy()
     given[:3, 3] *= factor
-    found = said(given, BEVGrid((0, 2000), (-1000, 1000), 50))
+    found = diagnosed(given, BEVGrid((0, 2000), (-1000, 1000), 50))
     assert found is None or found.startswith(f"its last column looks like {unit}, divide it by {factor:g}")
-    found = said(given, AHEAD)
+    found = diagnosed(given, AHEAD)
     assert found is not None
-    assert found.startswith(f"its last column looks like {unit}, divide it by {factor:g}: then it stands 1.40 m above")
+    assert found.startswith(f"its last column looks like {unit}, divide it by {factor:g}: then it is 1.40 m above")
 
 
-def test_what_no_reading_explains() -> None:
-    assert "stands -1.40 m above the ground" in str(said(pose(0, 0, [1.5, 0, -1.4]), AHEAD))
+def test_poses_without_a_plausible_correction() -> None:
+    assert "is -1.40 m above the ground" in str(diagnosed(pose(0, 0, [1.5, 0, -1.4]), AHEAD))
     upside_down = pose(0, 10, [1.5, 0, 1.4], 180)
-    assert "upside down" in str(said(upside_down, BEVGrid((0, 1), (-1, 1), 0.5)))
-    assert said(pose(180, 5, [0, 0, 1.4]), BEVGrid((1, 40), (-3, 3), 0.5)) is None, "it just looks the other way"
+    assert "upside down" in str(diagnosed(upside_down, BEVGrid((0, 1), (-1, 1), 0.5)))
+    assert diagnosed(pose(180, 5, [0, 0, 1.4]), BEVGrid((1, 40), (-3, 3), 0.5)) is None, "it faces backwards"
 
 
 @pytest.mark.parametrize(
-    ("factor", "says"),
+    ("factor", "expected"),
     [
         (2.0, "one of about 1280×960; multiply their first two rows by 0.5"),
         (1.5, "one of about 960×720; multiply their first two rows by 0.667"),
@@ -99,25 +99,25 @@ def test_what_no_reading_explains() -> None:
         (1.1, None),
     ],
 )
-def test_intrinsics_of_another_image_size(factor: float, says: str | None) -> None:
+def test_intrinsics_of_another_image_size(factor: float, expected: str | None) -> None:
     found = diagnose_intrinsics(torch.from_numpy(K * [[factor], [factor], [1]]), SIZE)
-    if says is None:
+    if expected is None:
         assert found == []
     else:
         (clause,) = found
-        assert says in clause
+        assert expected in clause
 
 
-def test_a_cropped_image_is_no_mistake() -> None:
+def test_intrinsics_of_a_cropped_image_are_accepted() -> None:
     cropped = rig((K, CAMERAS["front"][0]), image_size=SIZE).cropped(top=150, left=0, image_size=(330, 640))
     assert diagnose_intrinsics(cropped.intrinsics[0, 0], (330, 640)) == []
 
 
 @pytest.mark.parametrize(("right", "grid"), [CAMERAS[n] for n in ("front", "phone", "left", "back")])
-def test_a_transposed_rotation_beside_its_translation_is_named(right: np.ndarray, grid: BEVGrid) -> None:
+def test_a_transposed_rotation_with_a_correct_translation_is_named(right: np.ndarray, grid: BEVGrid) -> None:
     given = right.copy()
     given[:3, :3] = right[:3, :3].T
-    found = said(given, grid)
+    found = diagnosed(given, grid)
     assert found is not None
     assert found.startswith("its rotation looks transposed, as in cam_from_ego, its translation right; transpose")
     assert f"{right[2, 3]:.2f} m above the ground" in found
@@ -125,31 +125,32 @@ def test_a_transposed_rotation_beside_its_translation_is_named(right: np.ndarray
 
 @pytest.mark.parametrize("name", ["front", "phone", "left", "back"])
 @pytest.mark.parametrize(
-    ("roll_deg", "says"), [(90, "90° clockwise"), (-90, "90° counter-clockwise"), (24, "° down, so it would be rolled")]
+    ("roll_deg", "expected"),
+    [(90, "90° clockwise"), (-90, "90° counter-clockwise"), (24, "° down, so it would be rolled")],
 )
-def test_a_rolled_camera_is_doubted(name: str, roll_deg: float, says: str) -> None:
+def test_a_rolled_camera_is_implausible(name: str, roll_deg: float, expected: str) -> None:
     right, grid = CAMERAS[name]
     angle = np.radians(roll_deg)
     turn = np.eye(4)
     turn[:2, :2] = [
         [np.cos(angle), -np.sin(angle)],
         [np.sin(angle), np.cos(angle)],
-    ]  # x towards y, clockwise as it looks
+    ]  # x towards y, clockwise along the viewing direction
     upright = right.copy()
     upright[:3, :3] = pose(*{"front": (0, 4), "phone": (3, 12), "left": (80, 3), "back": (178, 8)}[name], [0, 0, 0])[
         :3, :3
     ]
-    assert said(upright, grid) is None
-    assert says in str(said(upright @ turn, grid))
+    assert diagnosed(upright, grid) is None
+    assert expected in str(diagnosed(upright @ turn, grid))
 
 
-def test_a_camera_that_looks_up_or_is_far_away_is_doubted() -> None:
-    assert "looks up by 35°" in str(said(pose(0, -35, [1.5, 0, 1.4]), AHEAD))
-    assert "stands 25.0 m from the ego origin" in str(said(pose(180, 5, [25, 0, 1.4]), AHEAD))
+def test_a_camera_pitched_up_or_far_away_is_implausible() -> None:
+    assert "pitched up by 35°" in str(diagnosed(pose(0, -35, [1.5, 0, 1.4]), AHEAD))
+    assert "is 25.0 m from the ego origin" in str(diagnosed(pose(180, 5, [25, 0, 1.4]), AHEAD))
 
 
 @pytest.mark.parametrize(
-    ("k", "says"),
+    ("k", "expected"),
     [
         (K, []),
         (intrinsics(500, 470, 321, 238), []),
@@ -161,14 +162,14 @@ def test_a_camera_that_looks_up_or_is_far_away_is_doubted() -> None:
         (intrinsics(40000, 40000, 321, 238), ["fx=40000 means a view of only 0.92° across", "fy=40000"]),
     ],
 )
-def test_implausible_intrinsics_are_named(k: np.ndarray, says: list[str]) -> None:
+def test_implausible_intrinsics_are_named(k: np.ndarray, expected: list[str]) -> None:
     found = diagnose_intrinsics(torch.from_numpy(np.asarray(k, float)), SIZE)
-    assert len(found) == len(says)
-    for clause, words in zip(found, says, strict=True):
+    assert len(found) == len(expected)
+    for clause, words in zip(found, expected, strict=True):
         assert words in clause
 
 
-def test_tangential_coefficients_in_the_place_of_radial_ones_are_named() -> None:
+def test_tangential_and_radial_coefficients_swapped_are_named() -> None:
     rows = tuple(map(tuple, K.tolist()))
     assert diagnose_tangential(DistortionModel("opencv", (-0.3, 0.1, 0.003, -0.002, 0.05), rows, SIZE)) is None
     assert "p1=0.1 and p2=0.003" in str(
@@ -179,18 +180,18 @@ def test_tangential_coefficients_in_the_place_of_radial_ones_are_named() -> None
 
 @pytest.mark.parametrize("model", ["opencv", "fisheye"])
 @pytest.mark.parametrize("stretch", [0.8, 1.0, 1.2, 1.4, 3.0])
-def test_coefficients_that_stretch_an_image_more_than_lenses_do_are_named(model: str, stretch: float) -> None:
+def test_implausible_magnification_is_named(model: str, stretch: float) -> None:
     middle = ((100.0, 0.0, 49.5), (0.0, 100.0, 49.5), (0.0, 0.0, 1.0))
-    # a corner, which bounds the rectangle of an image that is stretched outwards, is to come from r
+    # the corner bounds the rectangle of an image that is stretched outwards; it must come from r
     corner = 0.495 * math.sqrt(2)
     r = corner / stretch
     distorted = math.atan(r) if model == "fisheye" else r
     lens = DistortionModel(model, ((corner / distorted - 1) / distorted**2, 0.0, 0.0, 0.0), middle, (100, 100))
-    said = diagnose_magnification(lens)
+    diagnosed = diagnose_magnification(lens)
     if stretch <= 1.2:
-        assert said is None
+        assert diagnosed is None
     else:
-        found = re.search(r"stretched the image by ([\d.]+): undistorted, fx=100 becomes", str(said))
+        found = re.search(r"stretched the image by ([\d.]+): undistorted, fx=100 becomes", str(diagnosed))
         assert found is not None
         assert math.isclose(float(found[1]), stretch, rel_tol=0.06)  # two digits are printed
     assert diagnose_magnification(replace(lens, chosen=middle)) is None

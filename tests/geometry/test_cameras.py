@@ -1,4 +1,4 @@
-"""Pins the conventions of cameras: frames, pixels, resizing, what counts as seen, and what calibration is refused."""
+"""Conventions of cameras: frames, pixels, resizing, visibility, and refused calibrations."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ BACK_LEFT = (intrinsics(809.2, 811.0, 829.2, 481.8, skew=0.4), pose(108.0, 1.5, 
 
 
 def ground_before(camera, count=300):
-    """Points on the ground 2 to 60 m from the one under the camera, within 25 degrees of where it looks."""
+    """Return ground points 2 to 60 m from the camera's foot, within 25 degrees of its viewing direction."""
     position, (x, y) = camera[1][:2, 3], camera[1][:2, 2]
     random = np.random.default_rng(0)
     distance = np.concatenate([[2.0, 60.0], random.uniform(2, 60, count - 2)])
@@ -32,7 +32,7 @@ def test_convention_camera_looks_along_z_with_x_right_and_y_down():
     assert torch.allclose(depth, torch.tensor(10.0, dtype=torch.float64))
 
 
-def test_convention_the_image_covers_half_a_pixel_around_the_outer_pixel_centres():
+def test_convention_image_extends_half_a_pixel_beyond_outer_centres():
     cameras = rig((intrinsics(10, 10, 5, 5), pose(0, 0, [0, 0, 1])), image_size=(20, 30))
     pixels = torch.tensor([[-0.5, 0], [-0.51, 0], [29.49, 0], [29.5, 0], [0, -0.5], [0, -0.51], [0, 19.49], [0, 19.5]])
     seen = cameras.sees(pixels.double()[None, None], torch.ones(1, 1, 8).double())
@@ -91,8 +91,8 @@ def test_ground_to_pixel_and_back_is_the_identity(dtype, tolerance_m):
         assert (back - points).norm(dim=-1).max() < tolerance_m
 
 
-def test_a_point_behind_or_beside_the_camera_is_never_seen():
-    """A point mirrored through the camera centre has the same pixel; only the sign of its depth tells it apart."""
+def test_points_behind_the_camera_are_not_seen():
+    """A point mirrored through the camera centre has the same pixel; only the sign of its depth differs."""
     camera = (intrinsics(300, 300, 160, 100), pose(0, 10, [0, 0, 1.5]))
     cameras = rig(camera, image_size=(200, 320))
     ahead = np.array([[8.0, 0.5, 0.0], [20.0, -2.0, 1.0], [5.0, 1.0, 0.5]])
@@ -123,8 +123,8 @@ def centroid(image):
 
 
 @pytest.mark.parametrize("factor", [(2, 2), (4, 4), (2, 5), (8, 8)])
-def test_convention_resizing_moves_intrinsics_with_the_painted_image(factor):
-    """A dot painted where a point is seen, then averaged over blocks, lies where the resized cameras see the point."""
+def test_convention_resized_intrinsics_follow_the_image(factor):
+    """A dot drawn at a point's pixel and averaged over blocks is at the pixel that the resized cameras project to."""
     camera = (intrinsics(400, 410, 190, 110), pose(0, 12, [0, 0, 1.5]))
     size = (240, 400)
     point = np.array([7.0, -0.7, 0.0])
@@ -138,8 +138,8 @@ def test_convention_resizing_moves_intrinsics_with_the_painted_image(factor):
 
 
 @pytest.mark.parametrize("stride", [2, 8, 16])
-def test_convention_a_feature_of_a_resized_image_is_centred_on_stride_j_plus_half_of_stride_minus_one(stride):
-    """FeatureShape's rule with a resize's offset of (stride − 1)/2 is the resize rule read backwards."""
+def test_convention_feature_centers_of_a_resized_image(stride):
+    """FeatureShape's rule with a resize's offset of (stride − 1)/2 is the inverse of the resize rule."""
     camera = (intrinsics(320, 300, 100, 70), pose(0, 10, [0, 0, 1.5]))
     full = rig(camera, image_size=(128, 256))
     small = full.resized((128 // stride, 256 // stride))
@@ -203,7 +203,7 @@ def test_autocast_leaves_geometry_in_full_precision():
     assert torch.equal(got, expected)
 
 
-def test_cameras_refuse_what_does_not_fit_together():
+def test_cameras_refuse_inconsistent_shapes_and_dtypes():
     k, p = torch.eye(3).expand(2, 1, 3, 3), torch.eye(4).expand(2, 1, 4, 4)
     with pytest.raises(InputError, match=r"intrinsics \(2, 1, 3, 3\) and ego_from_cam \(1, 1, 4, 4\)"):
         Cameras(k, p[:1], HD)
@@ -241,13 +241,13 @@ K, POSE = FRONT
         (
             K * [[2], [2], [1]],
             POSE,
-            r"\(1632\.6, 983\) lies outside the image of 1600×900 pixels; .*another image size",
+            r"\(1632\.6, 983\) is outside the image of 1600×900 pixels; .*another image size",
         ),
-        (K * [[0.5], [0.5], [1]], POSE, r"\(408\.15, 245\.75\) lies in the upper left corner .*another image size"),
+        (K * [[0.5], [0.5], [1]], POSE, r"\(408\.15, 245\.75\) is in the upper left corner .*another image size"),
         (
             intrinsics(2000, 2000, 1599.0, 899.0),
             POSE,
-            r"\(1599, 899\) lies in the lower right corner .*about 3200×1800",
+            r"\(1599, 899\) is in the lower right corner .*about 3200×1800",
         ),
         (intrinsics(6.0, 6.0, 816.0, 491.0), POSE, "fx=6, fy=6 are tiny .*millimetres or normalised"),
         (intrinsics(0.8, 1.4, 0.5, 0.5), POSE, "tiny"),
@@ -255,10 +255,10 @@ K, POSE = FRONT
         (K, edited(POSE, m00=0.0, m10=0.0, m20=0.0), r"singular \(det=0\)"),
         (K, POSE * [[1.0], [1.0], [1.01], [1.0]], "not orthonormal .*remove scale and shear"),
         (K, POSE.T.copy(), r"last row of ego_from_cam is \[\[1\.7, 0\.016, 1\.51, 1\.0\]\].*transposed"),
-        (K, POSE * [[1, 1, 1, 1000]] * [[1], [1], [1], [0.001]], "stands 2273.* from the ego origin.*millimetres"),
+        (K, POSE * [[1, 1, 1, 1000]] * [[1], [1], [1], [0.001]], "is 2273.* from the ego origin.*millimetres"),
     ],
 )
-def test_impossible_calibration_is_refused_with_the_place_and_the_values(k, p, message):
+def test_invalid_calibration_is_refused_with_file_and_values(k, p, message):
     with pytest.raises(InputError, match=f"^calibration.json, frame 7.*{message}"):
         check_calibration(torch.from_numpy(k), torch.from_numpy(p), HD, "calibration.json, frame 7")
 
@@ -281,7 +281,7 @@ def test_real_calibrations_pass():
 
 
 @pytest.mark.parametrize("camera", [FRONT, BACK_LEFT], ids=["front", "back_left"])
-def test_a_ray_leads_to_the_points_that_its_pixel_shows(camera):
+def test_rays_pass_through_the_points_of_their_pixels(camera):
     cameras = rig(camera, image_size=HD)
     points = ground_before(camera, 50)
     seen = np.array([project(point, *camera) for point in points])

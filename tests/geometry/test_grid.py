@@ -1,4 +1,4 @@
-"""Pins which cell of the bird's-eye view is which metre of the ground."""
+"""Conventions of the grid: which cell of the bird's-eye view is which metre of the ground."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,14 @@ def test_every_centre_one_by_one():
             assert centers[row, col] == pytest.approx((10 - (row + 0.5) * 0.5, 3 - (col + 0.5) * 0.5))
 
 
-def test_convention_whole_numbers_are_cell_centres_and_halves_the_edges():
+def test_convention_integers_are_cell_centres_and_halves_are_edges():
     col, row = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="xy")
     assert torch.allclose(GRID.metric_to_cell(GRID.centers()), torch.stack([col, row], -1), atol=1e-5)
     edges = GRID.metric_to_cell(torch.tensor([[10.0, 3.0], [2.0, -3.0]]))
     assert edges.tolist() == [[-0.5, -0.5], [11.5, 15.5]]
 
 
-def test_steps_rounded_down_are_the_cell_that_holds_a_point():
+def test_cell_edges_rounded_down_are_the_cell_of_a_point():
     points = torch.tensor([[9.75, 2.75], [2.0, -3.0], [2.49, -2.51], [2.5, -2.5], [1.99, 3.0]])
     assert GRID.metric_to_cell_edges(points).floor().tolist() == [[15, 11], [0, 0], [0, 0], [1, 1], [-1, 12]]
     ahead, left = GRID.metric_to_cell_edges(GRID.centers().flatten(0, 1)).floor().long().unbind(-1)
@@ -49,7 +49,7 @@ def test_a_coarse_cell_is_the_mean_of_its_fine_ones(factor):
     assert (coarse.forward_m, coarse.left_m) == (GRID.forward_m, GRID.left_m)
 
 
-def test_lists_and_whole_numbers_as_a_config_gives_them():
+def test_bounds_as_lists_and_integers():
     assert BEVGrid([0, 40], [-20, 20], 1) == BEVGrid((0.0, 40.0), (-20.0, 20.0), 1.0)
     assert BEVGrid((-50, 50), (-50, 50), 0.5).shape == (200, 200)
     assert BEVGrid((0.0, 0.6), (-0.3, 0.3), 0.1).shape == (6, 6)  # 0.6 / 0.1 is not 6 in binary

@@ -16,7 +16,7 @@ LEFT = (intrinsics(80, 80, 80, 48), pose(70, 18, [0.9, 0.5, 1.7]))
 
 
 def smooth_image(channels=3, size=SIZE, seed=0):
-    """Random, but without edges within a pixel."""
+    """Return a random image without edges within a pixel."""
     noise = np.random.default_rng(seed).random((size[0], size[1], channels)).astype(np.float32)
     return np.atleast_3d(cv2.GaussianBlur(noise, (0, 0), 2.0))
 
@@ -26,7 +26,7 @@ def tensor(image, dtype=torch.float64):
 
 
 def read_bilinear(image, u, v):
-    """One value between four pixels, the border repeated; whole numbers are pixel centres."""
+    """Interpolate between four pixels, with the border repeated; integers are pixel centres."""
     height, width = image.shape[:2]
     u, v = np.clip(u, 0, width - 1), np.clip(v, 0, height - 1)
     left, top = int(min(np.floor(u), width - 2)), int(min(np.floor(v), height - 2))
@@ -69,7 +69,7 @@ def test_bev_to_image_pixel_by_pixel():
 
 
 def warped(image, source_from_target, shape):
-    """OpenCV reads the source at fractions of 1/32 pixel."""
+    """Warp by OpenCV, which samples the source at multiples of 1/32 pixel."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpPerspective(
         image, source_from_target, (shape[1], shape[0]), flags=flags, borderMode=cv2.BORDER_REPLICATE
@@ -77,7 +77,7 @@ def warped(image, source_from_target, shape):
 
 
 def slope(image):
-    """Largest change from one pixel to the next: a position off by 1/64 pixel on both axes errs by 1/32 of it."""
+    """Return the largest change between neighbouring pixels: 1/64 pixel on both axes causes 1/32 of it."""
     return max(np.abs(np.diff(image, axis=0)).max(), np.abs(np.diff(image, axis=1)).max())
 
 
@@ -110,8 +110,8 @@ def test_bev_to_image_as_opencv_warps():
     assert difference.max() < slope(bev) / 32 + 1e-5
 
 
-def test_what_lies_behind_the_camera_does_not_wrap_into_view():
-    """To a camera that looks up, the ground behind it has pixels inside the image, but no image of it is there."""
+def test_ground_behind_the_camera_is_not_visible():
+    """The ground behind a camera pitched up projects into its image but is not visible."""
     upward = (intrinsics(90, 90, 80, 48), pose(0, -15, [0, 0, 1.6]))
     bev, seen = image_to_bev(torch.ones(1, 1, 1, *SIZE).double(), rig(upward, image_size=SIZE), GRID)
     wrapped = 0
@@ -132,13 +132,13 @@ def test_pixels_above_the_horizon_show_no_ground():
     assert valid[0, 0, 52:].all()
 
 
-def test_out_and_back():
-    """A view painted onto the ground and looked at again is the same where the image resolves the cells."""
+def test_bev_to_image_and_back_is_the_identity():
+    """A view projected into an image and back is the same where the image resolves the cells."""
     bev = smooth_image(1, GRID.shape)
     cameras = rig((intrinsics(900, 920, 780, 440), FRONT[1]), image_size=(960, 1600))
     images, valid = bev_to_image(tensor(bev)[:, 0], cameras, GRID)
     again, seen = image_to_bev(images, cameras, GRID)
-    whole, _ = image_to_bev(valid[:, :, None].double(), cameras, GRID)  # cells whose four pixels were all painted
+    whole, _ = image_to_bev(valid[:, :, None].double(), cameras, GRID)  # cells whose four pixels are all valid
     near = torch.norm(GRID.centers(), dim=-1) < 8
     inner = seen[0, 0] & (whole[0, 0, 0] > 0.999) & near
     assert inner.sum() > 50
@@ -188,7 +188,7 @@ def test_autocast_samples_in_full_precision():
 
 
 def test_labels_to_bev_cell_by_cell():
-    """Two overlapping cameras, one more that is dropped, overlapping classes, and pixels that nobody labelled."""
+    """Two overlapping cameras, one dropped camera, overlapping classes, and unlabelled pixels."""
     random = np.random.default_rng(2)
     blocks = random.choice([0, 1, 2, 3, 255], (3, SIZE[0] // 8, SIZE[1] // 8), p=[0.2, 0.2, 0.2, 0.2, 0.2])
     labels = blocks.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)

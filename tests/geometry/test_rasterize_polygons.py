@@ -1,4 +1,4 @@
-"""Polygons as cells, against points asked one at a time."""
+"""Rasterized polygons against a test of one point at a time."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ CENTERS = GRID.centers().double().numpy()  # rows cols 2
 
 
 def star(rng: np.random.Generator, x: float, y: float, size: float, points: int = 23) -> np.ndarray:
-    """A jagged ring, counter-clockwise, whose parts lie on both sides of the grid's edges."""
+    """Return a jagged counter-clockwise ring with parts on both sides of the grid's edges."""
     angle = np.sort(rng.uniform(-np.pi, np.pi, points))
     radius = rng.uniform(0.3, 1.0, points) * size
     ring = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
@@ -34,7 +34,7 @@ def test_areas_with_holes_that_overlap(seed: int) -> None:
     np.testing.assert_array_equal(rasterize_polygons([outer, hole[::-1], other], GRID), expected)
 
 
-def test_boxes_are_the_cells_whose_centres_they_cover() -> None:
+def test_box_rings_cover_the_cells_of_rasterize_boxes() -> None:
     rng = np.random.default_rng(0)
     boxes = np.column_stack([rng.uniform(-13, 13, (60, 2)), rng.uniform(-4, 4, 60), rng.uniform(0.5, 9, (60, 2))])
     rings = list(corners(boxes))
@@ -43,12 +43,12 @@ def test_boxes_are_the_cells_whose_centres_they_cover() -> None:
         dx, dy = CENTERS[..., 0] - x, CENTERS[..., 1] - y
         along, across = np.cos(yaw) * dx + np.sin(yaw) * dy, np.cos(yaw) * dy - np.sin(yaw) * dx
         np.testing.assert_array_equal(plane, (np.abs(along) <= length / 2) & (np.abs(across) <= width / 2))
-    assert (found.sum(0) > 1).any()  # some lie on each other
+    assert (found.sum(0) > 1).any()  # some overlap
     np.testing.assert_array_equal(rasterize_polygons(rings, GRID), found.any(0))
     np.testing.assert_array_equal(rasterize_boxes(torch.from_numpy(boxes), GRID).numpy(), found > 0)
 
 
-def test_areas_that_meet_leave_no_cell_to_both_or_none() -> None:
+def test_adjacent_areas_share_no_cell_and_leave_none_out() -> None:
     """Their common edge runs through cells' centres."""
     halves = [
         np.array([[-5.25, -5.25], [5.25, -5.25], [5.25, 0.25], [-5.25, 0.25], [-5.25, -5.25]]),
@@ -59,6 +59,6 @@ def test_areas_that_meet_leave_no_cell_to_both_or_none() -> None:
     assert (first | second).sum() == 21 * 21
 
 
-def test_nothing_is_nowhere() -> None:
+def test_no_rings_cover_no_cell() -> None:
     assert not rasterize_polygons([], GRID).any()
     assert not rasterize_polygons([5 * np.array([[9.0, 9], [10, 9], [10, 10], [9, 9]])], GRID).any()

@@ -130,7 +130,7 @@ def test_label_maps_of_ids_and_bits(tmp_path: Path) -> None:
         (with_camera(distortion={"model": "fisheye", "coefficients": [0, 0, 0, "k"]}), "fisheye takes 4 numbers"),
         (
             with_camera(distortion={"model": "opencv", "coefficients": [-0.9, 0, 0, 0]}),
-            r"camera 'front': the distortion opencv \[-0.9, 0, 0, 0\] cannot be undone from pixel \(0, 0\) to \(159, "
+            r"camera 'front': the distortion opencv \[-0.9, 0, 0, 0\] cannot be inverted from pixel \(0, 0\) to \(159, "
             r"0\)",
         ),
         ({**with_camera(), "boxes": {"categories": []}}, "boxes: categories is \\[\\]; it must list the names"),
