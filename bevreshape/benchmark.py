@@ -1,4 +1,4 @@
-"""``python -m bevreshape.benchmark``: what view transformers cost, side by side."""
+"""``python -m bevreshape.benchmark``: compare the costs of view transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from bevreshape.storage.files import write_csv
 
 
 def main(settings: dict[str, Any], folder: Path) -> None:
-    """Measure every reshaper on every case; print, write and draw."""
+    """Measure every reshaper on every case; print, write and plot the results."""
     from bevreshape.analysis.benchmark import Benchmarking
     from bevreshape.reporting.benchmark import cost_table, scaling_table, write_figure
 

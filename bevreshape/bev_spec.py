@@ -1,4 +1,4 @@
-"""What a model must fit: the cameras of its rig and the cells of its grid."""
+"""What a model is built for: the cameras of a rig and the cells of a grid."""
 
 import math
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 
 MAX_PIXELS, MAX_CELLS = 1 << 23, 1 << 24
-"""Of the image and of the grid that a checkpoint may ask for."""
+"""Largest image and largest grid that a checkpoint may ask for."""
 
 
 @dataclass(frozen=True)
 class BEVSpec:
-    """What a model must fit: the rig it looks through and the cells it fills."""
+    """What a model is built for: the cameras it reads and the cells it predicts."""
 
     grid: BEVGrid
     classes: tuple[str, ...]
@@ -31,7 +31,7 @@ class BEVSpec:
 
     @classmethod
     def of(cls, source: BEVSource) -> "BEVSpec":
-        """The specification of a data source."""
+        """Return the specification of a data source."""
         height, width = source.image_size
         return cls(
             source.grid, tuple(source.classes), tuple(source.camera_names), (height, width),
@@ -39,7 +39,7 @@ class BEVSpec:
         )  # fmt: skip
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Return plain values, for a checkpoint."""
         return {
             "forward_m": list(self.grid.forward_m),
             "left_m": list(self.grid.left_m),
@@ -52,10 +52,10 @@ class BEVSpec:
 
     @classmethod
     def from_plain(cls, plain: Any, where: str = "spec") -> "BEVSpec":
-        """The inverse of :meth:`to_plain`.
+        """Build a specification from what :meth:`to_plain` returns.
 
         Raises:
-            InputError: for what no specification has, naming ``where`` it stands and the key.
+            InputError: when a value is not one of a specification; names ``where`` and the key.
         """
 
         def numbers(key: str, count: int, kind: type = float) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The terminal: what a user sees of errors and of logs, on any console."""
+"""Errors and logs on the terminal, with any encoding."""
 
 import codecs
 import errno
@@ -17,12 +17,11 @@ PLAIN = {
     "→": "->", "←": "<-", "·": "-", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "°": " deg", "±": "+-",
     "≥": ">=", "≤": "<=", "²": "^2", "³": "^3", "½": "1/2", "σ": "sigma", "│": "|",
 }  # fmt: skip
-"""What is written where a console has no such character; any other becomes a question mark."""
+"""Replacements of characters that a console's encoding lacks; any other becomes a question mark."""
 
 
 def make_console_safe() -> None:
-    """Write what the console's encoding does not have in plain characters, and outlive the console, instead of failing
-    on it."""
+    """Replace characters that the console's encoding lacks, and continue when the console is closed."""
     codecs.register_error("bevreshape.plain", _in_plain_characters)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -34,8 +33,10 @@ def make_console_safe() -> None:
 
 
 def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
-    """The same stream, which outlives its other end: a terminal may be closed, and Ctrl-C also ends a ``tee`` behind a
-    pipe."""
+    """Return the stream, which keeps accepting text when its reader is gone.
+
+    A terminal may be closed, and Ctrl-C also ends a ``tee`` behind a pipe.
+    """
     stream.flush()
     buffer = io.BufferedWriter(_OutlivingFile(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(
@@ -44,7 +45,7 @@ def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
 
 
 class _OutlivingFile(io.FileIO):
-    """Goes on into nothing where its other end is gone."""
+    """Discard what is written when the reader is gone."""
 
     def write(self, data: Any) -> int:
         try:
@@ -65,13 +66,13 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
 
 
 def print_error(message: str) -> None:
-    """Print the message of an error, or why the program stops."""
+    """Print an error message, or the reason why the program stops."""
     label = "" if message.startswith("stopped") else "[red]error:[/] "
     Console(stderr=True).print(f"{label}{message.replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
 
 
 def run_script(main: Callable[..., object], *args: object) -> None:
-    """Run a script's ``main``; an error of the user's making is one line on stderr and exit code 1."""
+    """Run a script's ``main``; report a user error as one line on stderr, with exit code 1."""
     make_console_safe()
     log_to_stderr()
     try:
@@ -85,7 +86,7 @@ def run_script(main: Callable[..., object], *args: object) -> None:
 
 
 def log_to_stderr() -> None:
-    """Write what the package logs to stderr, each message as it is."""
+    """Write the package's log messages to stderr, unformatted."""
     log = logging.getLogger("bevreshape")
     if not any(isinstance(handler, _ToStderr) for handler in log.handlers):
         log.addHandler(_ToStderr())
@@ -94,7 +95,7 @@ def log_to_stderr() -> None:
 
 
 class _ToStderr(logging.Handler):
-    """Write to the stream that stderr is when a message comes: a progress bar or a test may have replaced it."""
+    """Write to the current ``sys.stderr``, which a progress bar or a test may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``python -m bevreshape.diagnose``: what a trained model has learned, and what it bears."""
+"""``python -m bevreshape.diagnose``: what a trained model has learned, and how robust it is."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from bevreshape.reporting.tables import print_table
 
 
 def main(settings: dict[str, Any], folder: Path) -> None:
-    """Run the instruments, print the main figures, write ``diagnosis.json`` and the drawings."""
+    """Run the diagnostics, print the main figures, write ``diagnosis.json`` and the plots."""
     from bevreshape.analysis.diagnose_checkpoint import diagnose_checkpoint
     from bevreshape.reporting.diagnosis import log_diagnosis, summary_table, write_diagnosis
 

@@ -1,22 +1,21 @@
-"""What a command sets for its own process before torch is loaded. It imports neither torch nor anything that does."""
+"""Settings of a command's process, made before torch is loaded. This module must not import torch."""
 
 import os
 
 from bevreshape.console import make_console_safe
 
 WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
-"""How long a thread of OpenMP spins at a barrier before it sleeps: turns of GNU's runtime, milliseconds of LLVM's and
-Intel's.
+"""How long an OpenMP thread spins at a barrier before it sleeps, in turns (GNU) or milliseconds (LLVM, Intel).
 
-Their own defaults spin for so long that training becomes several times slower where another process takes a core away.
+The runtimes' defaults are long: training becomes several times slower when another process uses one of the cores.
 """
 
 
 def prepare_process() -> None:
-    """Let OpenMP's threads sleep early and every console take what is printed.
+    """Let OpenMP's threads sleep early and make the console safe for any character.
 
-    The environment passes it on to the processes that are started from here. It is to be called before torch is loaded,
-    whose OpenMP reads it once; settings of the user's own are left as they are.
+    Child processes inherit the environment. Call this before torch is loaded, since OpenMP reads the settings once.
+    Settings of the user are kept.
     """
     if not {"OMP_WAIT_POLICY", *WAITING} & os.environ.keys():
         os.environ.update(WAITING)

@@ -1,4 +1,4 @@
-"""Errors of the user's input, and the one-line message for each."""
+"""User errors and their one-line messages."""
 
 import errno
 from collections.abc import Iterable
@@ -7,20 +7,20 @@ from reprlib import Repr
 
 
 class InputError(ValueError):
-    """The user's input is wrong; the one-line message names the culprit, both values and the remedy.
+    """The user's input is wrong; the one-line message names the file or key, both values and the remedy.
 
     The commands print it without a traceback and exit with code 1; in a library call it is an ordinary ``ValueError``.
     """
 
 
 class Divergence(InputError):
-    """Training has diverged, its loss or output being NaN or infinite; commands then end with exit code 3."""
+    """Training has diverged: its loss or output is NaN or infinite. Commands exit with code 3."""
 
     exit_code = 3
 
 
 class TrainingInterrupted(BaseException):
-    """Training was stopped by a signal, after ``last.ckpt`` was saved. No error, so nothing may catch it on its way."""
+    """Training was stopped by a signal, after ``last.ckpt`` was saved. No ``Exception``, so no handler catches it."""
 
 
 _brief = Repr()
@@ -29,12 +29,12 @@ _brief.maxstring = _brief.maxlong = _brief.maxother = 80
 
 
 def shown(value: object) -> str:
-    """A value as a message quotes it: its ``repr``, shortened where it is long or deep."""
+    """Return the ``repr`` of a value for a message, shortened where it is long or deep."""
     return _brief.repr(value)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The tail of an "unknown name" message: the nearest known names, or all of them where none is near."""
+    """Return the end of an "unknown name" message: the nearest known names, or all where none is near."""
     names = sorted(set(known))
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
@@ -52,7 +52,7 @@ REMEDIES = {
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """The error of the operating system behind another one; torch's writer does not name it as its cause."""
+    """Return the error of the operating system behind another error; torch's writer does not set it as the cause."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, OSError):
         link = link.__cause__ or link.__context__
@@ -60,15 +60,14 @@ def system_error(error: BaseException) -> OSError | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch found no room for a tensor."""
+    """Return whether torch ran out of memory."""
     return isinstance(error, RuntimeError) and (
         type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     )
 
 
 def user_message(error: BaseException) -> str | None:
-    """The one-line message for an error of the user's making; ``None`` for one of ours, which deserves its
-    traceback."""
+    """Return the one-line message of a user error; ``None`` for an internal error, which keeps its traceback."""
     chain = causes(error)
     for link in chain:
         if isinstance(link, InputError):
@@ -76,7 +75,7 @@ def user_message(error: BaseException) -> str | None:
     if (full := next(filter(out_of_memory, chain), None)) is not None:
         reason = " ".join(str(full).split())[:160]
         return (
-            f"memory does not suffice ({reason}); lower loader.batch_size, or choose smaller images, fewer cells or a "
+            f"not enough memory ({reason}); lower loader.batch_size, or choose smaller images, fewer cells or a "
             "smaller model"
         )
     system = system_error(error)
@@ -87,7 +86,7 @@ def user_message(error: BaseException) -> str | None:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """An error, and the causes that it names."""
+    """Return an error and its chain of causes."""
     chain: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in chain:

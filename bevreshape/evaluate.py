@@ -1,4 +1,4 @@
-"""``python -m bevreshape.evaluate``: the metrics of a checkpoint, on its own data or on other."""
+"""``python -m bevreshape.evaluate``: measure a checkpoint, on its own data or on other data."""
 
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ def main(settings: dict[str, Any], folder: Path) -> None:
         print_table(own_table(values, title))
     if "test/masked_cameras" in result.metrics:
         masked = result.metrics["test/masked_cameras"]
-        Console().print(f"images masked, missing or not to be read: {masked:.0f}", soft_wrap=True)
-    left_out = f" · known to one side only: {', '.join(result.left_out)}" if result.left_out else ""
+        Console().print(f"images masked (missing or unreadable): {masked:.0f}", soft_wrap=True)
+    left_out = f" · classes of only the data or only the model: {', '.join(result.left_out)}" if result.left_out else ""
     Console().print(f"{folder / 'metrics.json'}{left_out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,5 +1,4 @@
-"""``python -m bevreshape.export``: a trained model as ONNX or as a program of torch.export, compared before it is
-kept."""
+"""``python -m bevreshape.export``: export a trained model to ONNX or torch.export, and compare it with the model."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from bevreshape.environment import prepare_process
 
 
 def main(settings: dict[str, Any], folder: Path) -> None:
-    """Export, compare, write; with a fixed rig also print what fixing it gains."""
+    """Export, compare and write; with a fixed rig also print the speed-up."""
     from bevreshape.deployment.export import export_checkpoint
 
     for line in export_checkpoint(settings):

@@ -14,9 +14,9 @@ class Outputs(NamedTuple):
     """What a model returns.
 
     Attributes:
-        heads: by name: ``segmentation`` logits (b, k, rows, cols), and what other heads make.
+        heads: by name: ``segmentation`` logits (b, k, rows, cols), and the outputs of other heads.
         bev: (b, d, R, C), the features that all heads read.
-        auxiliary: losses that the view transformer brings itself, weighted; empty but in training.
+        auxiliary: weighted losses of the view transformer itself; empty except in training.
     """
 
     heads: dict[str, Tensor]
@@ -24,12 +24,12 @@ class Outputs(NamedTuple):
     auxiliary: dict[str, Tensor]
 
     def total(self) -> Tensor:
-        """A number that depends on all that losses read."""
+        """Return a scalar that depends on every output that losses read."""
         return sum((loss for loss in self.auxiliary.values()), start=sum(head.sum() for head in self.heads.values()))  # type: ignore[return-value]
 
 
 class BEVModel(nn.Module):
-    """Camera images to what heads make of the bird's-eye view.
+    """Map camera images to the heads' outputs in the bird's-eye view.
 
     Args:
         encoder: (b, n, 3, H, W) → (b, n, c, h, w).
@@ -44,11 +44,11 @@ class BEVModel(nn.Module):
         self.heads = nn.ModuleDict(dict(heads.items()))
 
     def forward(self, images: Float[Tensor, "b n 3 H W"], cameras: Cameras | None = None) -> Outputs:
-        """Images in 0..1 to outputs; the cameras may be left out where a reshaper reads none or has a fixed rig."""
+        """Map images in 0..1 to outputs; a reshaper without geometry or with a fixed rig needs no cameras."""
         return self.decode(self.encoder(images), cameras)
 
     def decode(self, features: Any, cameras: Cameras | None = None, reshaper: nn.Module | None = None) -> Outputs:
-        """Outputs of features (b, n, c, h, w), by another view transformer where one is given."""
+        """Return the outputs for features (b, n, c, h, w); ``reshaper`` replaces the view transformer."""
         reshaper = self.reshaper if reshaper is None else reshaper
         auxiliary: dict[str, Tensor] = {}
         if self.training and isinstance(reshaper, Reshaper):

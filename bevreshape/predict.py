@@ -1,4 +1,4 @@
-"""``python -m bevreshape.predict``: the bird's-eye view of images, as class maps, overlays and probabilities."""
+"""``python -m bevreshape.predict``: predict the bird's-eye view of images as class maps, overlays and probabilities."""
 
 from pathlib import Path
 from typing import Any

@@ -8,14 +8,13 @@ from contextlib import contextmanager
 STOPS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
-"""What terminals, batch systems and supervisors send to end a command; batch systems announce with the last two that
-its time runs out."""
+"""Signals by which terminals, batch systems and supervisors end a command. Batch systems send the last two before the
+time limit."""
 
 
 @contextmanager
-def interrupted_by_stops() -> Iterator[None]:
-    """Take every stop as Ctrl-C, so that what is half done is cleaned up and what runs in other processes is stopped
-    too."""
+def stops_as_interrupts() -> Iterator[None]:
+    """Treat every stop signal as Ctrl-C, so that partial work is cleaned up and other processes are stopped."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -23,7 +22,7 @@ def interrupted_by_stops() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = [number for number in STOPS if number != signal.SIGINT and not survives_hangups(number)]
+    taken = [number for number in STOPS if number != signal.SIGINT and not ignores_hangup(number)]
     before = {number: signal.signal(number, interrupt) for number in taken}
     try:
         yield
@@ -32,6 +31,6 @@ def interrupted_by_stops() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def survives_hangups(number: int) -> bool:
-    """Whether it was started by ``nohup``, which is to outlive its terminal."""
+def ignores_hangup(number: int) -> bool:
+    """Return whether the signal is SIGHUP and ignored, as under ``nohup``."""
     return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN

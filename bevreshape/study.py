@@ -1,4 +1,4 @@
-"""``python -m bevreshape.study``: MLP or attention, measured."""
+"""``python -m bevreshape.study``: compare MLP and attention."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from bevreshape.reporting.tables import print_table
 
 
 def main(settings: dict[str, Any], folder: Path) -> None:
-    """Do the entries that are left; print the primary rows."""
+    """Run the remaining entries; print the primary rows."""
     from bevreshape.experiments.run_study import primary_rows, run_study
 
     study = run_study(settings["plan"], Path(settings["folder"]))

@@ -152,7 +152,4 @@ def test_no_room_for_a_batch(command, worlds: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("bevreshape.training.task.BEVTask.training_step", full)
     ended = command("train", *TINY, f"data.root={worlds}")
     assert (ended.code, "Traceback" in ended.err) == (1, False), ended.err
-    assert (
-        "memory does not suffice (CUDA out of memory. Tried to allocate 3.00 GiB.); lower loader.batch_size"
-        in ended.err
-    )
+    assert "not enough memory (CUDA out of memory. Tried to allocate 3.00 GiB.); lower loader.batch_size" in ended.err

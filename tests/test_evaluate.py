@@ -15,7 +15,7 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, FeatureShape
-from bevreshape.training.evaluate import among, variants
+from bevreshape.training.evaluate import select_classes, variants
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,9 @@ def test_classes_are_compared_by_name() -> None:
     rig, images = ring(1, (32, 48), 2, torch.device("cpu")), torch.randn(2, 1, 3, 32, 48)
     batch = batch_of(images, rig, torch.rand(2, 2, 8, 8) < 0.5)
     metric = BEVIoU(("y", "x"), grid)
-    task = Evaluation(among(model, ("y", "z", "x"), ("y", "x")), {"iou": metric}, variants(("x", "y"), ("y", "x"), ()))
+    task = Evaluation(
+        select_classes(model, ("y", "z", "x"), ("y", "x")), {"iou": metric}, variants(("x", "y"), ("y", "x"), ())
+    )
     task.test_step(batch, 0)
     found, said = task.compute()[""], model(images, rig).heads["segmentation"] >= 0
     for name, predicted, labelled in (("y", 0, 1), ("x", 2, 0)):

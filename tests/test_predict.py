@@ -202,4 +202,4 @@ def test_device_that_computes_nothing_here(command, trained: Path, images: Path,
     best = trained / "checkpoints" / "best.ckpt"
     ended = command("predict", f"checkpoint={best}", f"input={images}", f"device='{device}'")
     assert (ended.code, "Traceback" in ended.err) == (1, False)
-    assert f"device={device} cannot be had here" in ended.err
+    assert f"device={device} is not available here" in ended.err

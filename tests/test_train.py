@@ -132,7 +132,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(worlds: Path, tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     ended = finish(process)
     assert ended.code == 130
-    assert "go on with resume=" in ended.err
+    assert "resume with resume=" in ended.err
     assert "Traceback" not in ended.err
     assert torch.load(last, weights_only=True)["global_step"] > before
 
@@ -222,6 +222,6 @@ def test_ctrl_c_in_two_processes(worlds: Path, tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     ended = finish(process)
     assert ended.code == 130, ended.err
-    assert "go on with resume=" in ended.err
+    assert "resume with resume=" in ended.err
     assert "Traceback" not in ended.err
     torch.load(last, weights_only=True)

@@ -13,7 +13,7 @@ from bevreshape.config.groups import build_part
 from bevreshape.errors import InputError
 from bevreshape.ops.internals import drop_wandb_setting
 from bevreshape.storage.files import read_text, write_text
-from bevreshape.training.loggers import begin, check_passed_on, is_wandb, wandb_options
+from bevreshape.training.loggers import begin, check_library_options, is_wandb, wandb_options
 from bevreshape.training.processes import rank
 
 
@@ -43,7 +43,7 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
 def logger_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """The ``logger`` group, checked before anything runs; empty where nothing is logged."""
     node = dict(cfg["logger"] or {})
-    check_passed_on(node)
+    check_library_options(node)
     return (wandb_options(node) or {}) if is_wandb(node) else node
 
 

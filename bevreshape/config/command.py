@@ -21,7 +21,7 @@ from bevreshape.config.overrides import command_message, explain_override
 from bevreshape.config.paths import conf_dir
 from bevreshape.console import log_to_stderr, print_error
 from bevreshape.errors import Divergence, TrainingInterrupted
-from bevreshape.signals import interrupted_by_stops
+from bevreshape.signals import stops_as_interrupts
 
 Main = Callable[[dict[str, Any], Path], object]
 """The work of a command, called with its settings and the folder of what it writes."""
@@ -48,7 +48,7 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
         if rewrite is not None:
             name, sys.argv[1:] = rewrite(name, sys.argv[1:])
         failures: list[Exception] = []
-        with interrupted_by_stops():
+        with stops_as_interrupts():
             job = _keeping(failures, main, keys)
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
         if failures:

@@ -28,7 +28,7 @@ from bevreshape.errors import InputError
 from bevreshape.reporting.progress import Progress
 from bevreshape.storage.files import remove_abandoned, write_whole
 from bevreshape.storage.lock import locked
-from bevreshape.training.stopping import outlive_stops
+from bevreshape.training.stopping import ignore_stop_signals
 
 RUN = 64
 """Records that a worker makes at a time."""
@@ -181,7 +181,7 @@ def _made(sizes: dict[int, int], make: MakeRecords, workers: int) -> Iterator[tu
 def _join() -> None:
     """Set up a worker: it has one thread, and ends with its parent, for whose work it would wait for ever, not
     before."""
-    outlive_stops()
+    ignore_stop_signals()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

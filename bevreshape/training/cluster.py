@@ -1,4 +1,4 @@
-"""How the processes of a launcher find each other."""
+"""The cluster environment by which the processes of a launcher find each other."""
 
 import os
 import socket
@@ -19,10 +19,10 @@ from bevreshape.training.processes import Group, environment_integer, group
 
 
 def cluster_environment() -> ClusterEnvironment:
-    """What Lightning learns its place in the group from.
+    """Return the environment from which Lightning reads rank and world size.
 
-    Lightning's own choice goes by other signs: it warns of an ``srun`` that is not used, takes the script of ``sbatch``
-    for a task of a step, and a step whose job is named ``bash`` for a process of its own.
+    Lightning's own detection is not used: it warns about an unused ``srun``, takes the script of ``sbatch`` for a task
+    of a step, and takes a step whose job is named ``bash`` for a single process.
 
     Raises:
         InputError: when the processes have no way to find each other.
@@ -31,10 +31,10 @@ def cluster_environment() -> ClusterEnvironment:
     if found is None:
         return LightningEnvironment()
     if found.launcher == "torchrun":
-        _leave_the_store_of_killed_processes(found)
+        _use_new_store(found)
         return TorchElasticEnvironment()
     if found.launcher == "srun":
-        os.environ["SLURM_NTASKS_PER_NODE"] = str(found.local_world)  # Lightning asks for it, srun -N2 does not set it
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(found.local_world)  # Lightning requires it, srun -N2 does not set it
         return SLURMEnvironment(auto_requeue=False)
     if found.launcher == "jsrun" and LSFEnvironment.detect():
         return LSFEnvironment()
@@ -43,17 +43,17 @@ def cluster_environment() -> ClusterEnvironment:
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         return TorchElasticEnvironment() if "LOCAL_RANK" in os.environ else KubeflowEnvironment()
     raise InputError(
-        f"{found.launcher} has started {found.world} processes that cannot find each other; start them by torchrun, or "
-        "set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+        f"{found.launcher} has started {found.world} processes that cannot find each other; start them with torchrun, "
+        "or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
         + (", or install mpi4py" if found.launcher.startswith("mpi") else "")
     )
 
 
-def _leave_the_store_of_killed_processes(found: Group) -> None:
-    """Agree with the other processes on a port for a store of their own, where torchrun has started them anew.
+def _use_new_store(found: Group) -> None:
+    """Agree with the other processes on a port for a new store after a restart by torchrun.
 
-    torchrun keeps its store over restarts, and in it stand the addresses of the processes that were killed: who reads
-    one before it is replaced waits for ever.
+    torchrun keeps its store over restarts, with the addresses of the killed processes. A process that reads such an
+    address before it is replaced waits forever.
     """
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if attempt == "0" or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

@@ -11,7 +11,7 @@ from bevreshape.errors import Divergence
 
 
 class StopOnDivergence(Callback):
-    """Stop where the latest training loss is NaN or infinite; looked at a step late, so that no GPU is waited for."""
+    """Stop when a training loss is NaN or infinite; the check comes one step late, to avoid a GPU synchronization."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -35,15 +35,15 @@ class StopOnDivergence(Callback):
         self.check()
 
     def check(self) -> None:
-        """Look at the latest loss.
+        """Check the latest loss.
 
         Raises:
-            Divergence: naming the step and the batch.
+            Divergence: when the loss is not finite; names the step and the batch.
         """
         if self._latest is not None:
             loss, step, names = self._latest
             if not torch.isfinite(loss):
                 raise Divergence(
-                    f"training: the loss is {loss.item()} at step {step}, on the batch {', '.join(names)}; look at "
+                    f"training: the loss is {loss.item()} at step {step}, on the batch {', '.join(names)}; check "
                     "these samples, or lower optimizer.lr"
                 )

@@ -1,4 +1,4 @@
-"""The metrics of a checkpoint, on its own data or on other."""
+"""The metrics of a checkpoint, on its own data or on other data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,31 +22,31 @@ from bevreshape.training.trainer import make_trainer, silence_lightning
 
 
 class SelectChannels(nn.Module):
-    """Some channels of what a head makes."""
+    """Select channels of a head's output."""
 
     def __init__(self, head: nn.Module, channels: Sequence[int]) -> None:
         super().__init__()
         self.head, self.channels = head, list(channels)
 
     def forward(self, bev: Tensor) -> Tensor:
-        """(b, d, R, C) → (b, channels, rows, cols)."""
+        """Map (b, d, R, C) to (b, channels, rows, cols)."""
         return self.head(bev)[:, self.channels]
 
 
-def among(model: BEVModel, predicted: Sequence[str], classes: Sequence[str]) -> BEVModel:
-    """A model of some of the classes that it predicts, and of all that other heads make."""
+def select_classes(model: BEVModel, predicted: Sequence[str], classes: Sequence[str]) -> BEVModel:
+    """Return the model with a segmentation head reduced to ``classes``; other heads are kept."""
     channels = [list(predicted).index(name) for name in classes]
     selected = SelectChannels(model.heads[SEGMENTATION], channels)
     return BEVModel(model.encoder, model.reshaper, {**dict(model.heads.items()), SEGMENTATION: selected})
 
 
 def variants(labelled: Sequence[str], classes: Sequence[str], dropped: Sequence[str]) -> dict[str, Variant]:
-    """The batches with some of the classes that their labels have, and with each camera dropped in turn.
+    """Return the variants of a batch: reduced to ``classes``, and with each camera dropped in turn.
 
     Args:
         labelled: classes of the labels.
-        classes: those that are compared.
-        dropped: cameras; all of the model's, in their order, or none.
+        classes: classes to evaluate.
+        dropped: names of the cameras to drop in turn: all cameras of the model in order, or none.
     """
     channels = [list(labelled).index(name) for name in classes]
 
@@ -62,13 +62,13 @@ def variants(labelled: Sequence[str], classes: Sequence[str], dropped: Sequence[
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What is measured of a checkpoint.
+    """Result of an evaluation.
 
     Attributes:
         metrics: as written to ``metrics.json``.
-        classes: that were compared.
-        tables: title and figures of metrics that are no IoU of a class.
-        left_out: classes that the data or the model alone knows.
+        classes: the evaluated classes.
+        tables: title and values of metrics other than the IoU of a class.
+        left_out: classes that only the data or only the model has.
     """
 
     metrics: dict[str, float]
@@ -78,10 +78,10 @@ class EvaluationResult:
 
 
 def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
-    """Measure one checkpoint on one split and write ``metrics.json``.
+    """Evaluate one checkpoint on one split and write ``metrics.json``.
 
     Raises:
-        InputError: when the data has another number of cameras or no class in common with the model.
+        InputError: when the data has another number of cameras than the model, or no class in common with it.
     """
     silence_lightning()
     model, spec, _ = load_model(cfg["checkpoint"], cfg["trust"])
@@ -92,11 +92,11 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
     if not classes:
         raise InputError(
             f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(spec.classes)}) have no "
-            "name in common; name them alike in data.classes"
+            "name in common; give them the same names in data.classes"
         )
     measured = build_named("metric", cfg["metric"], classes=classes, grid=spec.grid)
     dropped = spec.camera_names if cfg["drop_each_camera"] else ()
-    task = Evaluation(among(model, spec.classes, classes), measured, variants(found.classes, classes, dropped))
+    task = Evaluation(select_classes(model, spec.classes, classes), measured, variants(found.classes, classes, dropped))
     bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
     data.tested_split = cfg["split"]

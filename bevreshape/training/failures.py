@@ -1,4 +1,4 @@
-"""What torch raises in the midst of training because of an option, as a message."""
+"""Messages for errors that torch raises during training because of an option."""
 
 import re
 from collections.abc import Mapping
@@ -9,8 +9,7 @@ from bevreshape.training.rehearsal import compile_failure
 
 
 def explain_failure(error: RuntimeError, trainer: Mapping[str, Any]) -> InputError | None:
-    """The error for what torch raises in the midst of training because of an option of the trainer; ``None`` for all
-    else."""
+    """Return the user error for an error of torch that an option of the trainer causes; ``None`` for any other."""
     text = str(error)
     reason = (text.strip().splitlines() or [type(error).__name__])[0]
     compilers = ("torch._dynamo", "torch._inductor")
@@ -21,11 +20,11 @@ def explain_failure(error: RuntimeError, trainer: Mapping[str, Any]) -> InputErr
             f"trainer.deterministic={trainer['deterministic']}: {reason}; set trainer.deterministic=false"
         )
     if trainer.get("detect_anomaly") and "returned nan values" in text:
-        return Divergence(f"training: {reason}; lower optimizer.lr, or look at the batch")
+        return Divergence(f"training: {reason}; lower optimizer.lr, or check the batch")
     if "gloo" in text and re.search(r"closed by peer|reset by peer|Timed out waiting", text):
         return InputError(
-            "training: another process of this run has ended, so this one cannot go on; its reason is in its own "
-            "messages, and the same command with the same hydra.run.dir resumes"
+            "training: another process of this run has ended, so this one cannot continue; the reason is in that "
+            "process's messages; run the same command with the same hydra.run.dir to resume"
         )
     if "Expected to have finished reduction" in text:
         return InputError(

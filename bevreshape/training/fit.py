@@ -32,7 +32,7 @@ from bevreshape.training.callbacks import (
     RunProgress,
 )
 from bevreshape.training.failures import explain_failure
-from bevreshape.training.loggers import described, summarize
+from bevreshape.training.loggers import describe_model, summarize
 from bevreshape.training.optimizer import AdamWOneCycle
 from bevreshape.training.processes import rank
 from bevreshape.training.resume import check_callbacks, check_optimizer
@@ -47,12 +47,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a run has measured.
+    """Result of a run.
 
     Attributes:
         metrics: as written to ``metrics.json``.
-        classes: of the data.
-        stopped_early: why training ended before its last step; ``None`` where it did not.
+        classes: names of the classes in the data.
+        stopped_early: why training ended before its last step; ``None`` if it did not.
     """
 
     metrics: dict[str, float]
@@ -61,14 +61,14 @@ class TrainingResult:
 
     @property
     def pace(self) -> str:
-        """Steps, seconds and samples a second, for a console."""
+        """Return steps, seconds and samples per second, for the console."""
         steps, seconds, rate = (self.metrics[f"fit/{key}"] for key in ("steps", "seconds", "samples_per_second"))
         return f"{steps} steps in {_short(seconds)} s, {_short(rate)} samples/s"
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What works together in a process of a run."""
+    """The objects of one process of a run."""
 
     cfg: Mapping[str, Any]
     data: BEVDataModule
@@ -83,7 +83,7 @@ class _Parts:
 
 
 def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> TrainingResult:
-    """One run: fit, test the best checkpoint, write ``metrics.json``.
+    """Fit, test the best checkpoint, and write ``metrics.json``.
 
     Args:
         cfg: the composed config as plain values.
@@ -112,7 +112,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> TrainingR
         for logger in trainer.loggers:
             summarize(logger, outcome or parts.history.best())
         if any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
-            wandb.finish()  # or the next job of a sweep would be added to this W&B run
+            wandb.finish()  # otherwise the next job of a sweep would be added to this W&B run
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
     return TrainingResult(metrics, parts.spec.classes, stopped_early)
@@ -126,7 +126,7 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     seed_everything(cfg["seed"], verbose=False)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
-    description = described(model, spec.image_size) if cfg["logger"] and rank() == 0 else {}
+    description = describe_model(model, spec.image_size) if cfg["logger"] and rank() == 0 else {}
     if cfg["trainer"].get("compile"):
         task.compile_training()
     history = History(folder / "history.csv")
@@ -150,7 +150,7 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
 
 
 def _fit_and_test(parts: _Parts, resumed: bool) -> tuple[dict[str, float], str | None]:
-    """Metrics, and why training stopped early where it did."""
+    """Return the metrics, and the reason if training stopped early."""
     task, trainer, history, keeper = parts.task, parts.trainer, parts.history, parts.keeper
     if resumed:
         _check_resumable(parts)
@@ -181,14 +181,14 @@ def _fit_and_test(parts: _Parts, resumed: bool) -> tuple[dict[str, float], str |
 
 
 def _check_resumable(parts: _Parts) -> None:
-    """Refuse a ``last.ckpt`` that does not fit, before anything could replace it.
+    """Refuse a ``last.ckpt`` that does not fit the run, before it is overwritten.
 
     Raises:
-        InputError: naming the file and what does not fit.
+        InputError: when it does not fit; names the file and the difference.
     """
     task, trainer, path = parts.task, parts.trainer, parts.keeper.path
     saved = read_resumable(task, path, parts.cfg)
-    if isinstance(task.optimizer, AdamWOneCycle):  # of one's own, only restoring it shows whether it fits
+    if isinstance(task.optimizer, AdamWOneCycle):  # any other optimizer is checked when it is restored
         check_optimizer(saved, task.optimizer, task.model, trainer.max_steps, path)
     check_callbacks(saved, trainer.callbacks, path)  # type: ignore[attr-defined]  # set by its connector
     if parts.history.path.exists():
@@ -196,8 +196,7 @@ def _check_resumable(parts: _Parts) -> None:
 
 
 def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) -> dict[str, float]:
-    """Validation and test metrics of the best checkpoint, the test also at the thresholds best on the validation
-    set."""
+    """Return validation and test metrics of the best checkpoint, the test also at the best validation thresholds."""
     load_weights(task.model, read_checkpoint(best), best)
     validated = trainer.validate(task, datamodule=data, verbose=False, weights_only=True)[0]
     for metric in task.metrics["test"].values():
@@ -208,7 +207,7 @@ def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) 
 
 
 def summary(name: str, model: BEVModel, spec: BEVSpec) -> str:
-    """The parts of a model with their parameters and sizes, in one line."""
+    """Return a line with the parts of a model, their parameters and sizes."""
     encoder, reshaper, head = (
         sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.reshaper, model.heads)
     )

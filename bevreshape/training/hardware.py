@@ -1,4 +1,4 @@
-"""Devices, precision and processes: what the machine cannot do is refused, not replaced in silence."""
+"""Devices, precision and processes: an option that the machine cannot provide is an error, never replaced silently."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.training.processes import check_group
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-"""What a network can be trained in; geometry stays in float32, which the ``-true`` half precisions would break."""
+"""Precisions of training. Geometry stays in float32, which the half precisions ending in ``-true`` would break."""
 
 
 def check_hardware(cfg: Mapping[str, Any]) -> None:
-    """Compare what the ``trainer`` group asks for with what this machine has."""
+    """Check that this machine has the devices and the precision of the ``trainer`` group."""
     precision = str(cfg.get("precision", "32-true"))
     if precision not in PRECISIONS:
-        raise InputError(f"trainer.precision={precision} is not offered; {suggest(precision, PRECISIONS)}")
+        raise InputError(f"trainer.precision={precision} is not supported; {suggest(precision, PRECISIONS)}")
     accelerator = cfg.get("accelerator", "auto")
     gpus = torch.cuda.device_count()
     if accelerator in ("gpu", "cuda") and gpus == 0:
@@ -27,7 +27,7 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
         )
     if accelerator not in ("auto", "cpu", "gpu", "cuda"):
         raise InputError(
-            f"trainer.accelerator={accelerator} is not offered; "
+            f"trainer.accelerator={accelerator} is not supported; "
             f"{suggest(str(accelerator), ('auto', 'cpu', 'gpu', 'cuda'))}"
         )
     gpu = on_gpu(cfg)
@@ -54,7 +54,7 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
 
 
 def process_count(cfg: Mapping[str, Any]) -> int:
-    """How many processes on this machine the ``trainer`` group asks for.
+    """Return the number of processes on this machine that the ``trainer`` group asks for.
 
     Raises:
         InputError: when ``devices`` is not a number, a list of numbers, or ``auto``.
@@ -73,22 +73,24 @@ def process_count(cfg: Mapping[str, Any]) -> int:
 
 
 def on_gpu(cfg: Mapping[str, Any]) -> bool:
-    """Whether the ``trainer`` group trains on a GPU of this machine."""
+    """Return whether the ``trainer`` group trains on a GPU of this machine."""
     accelerator = cfg.get("accelerator", "auto")
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)
 
 
 def read_device(name: str) -> torch.device:
-    """``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU where there is one.
+    """Return the device ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is a GPU where there is one.
 
     Raises:
-        InputError: when it cannot be had.
+        InputError: when the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device).cpu()  # which meta, that computes nothing, refuses
+        torch.empty(0, device=device).cpu()  # fails on the device meta, which computes nothing
     except (NotImplementedError, RuntimeError, AssertionError, ImportError) as error:
-        raise InputError(f"device={name} cannot be had here ({str(error).splitlines()[0]}); set device=cpu") from error
+        raise InputError(
+            f"device={name} is not available here ({str(error).splitlines()[0]}); set device=cpu"
+        ) from error
     return device

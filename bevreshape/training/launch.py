@@ -1,4 +1,4 @@
-"""One call in several processes of this machine."""
+"""Launch a function in several processes of this machine."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from bevreshape.training.processes import is_distributed_worker
 def launch_distributed(count: int, main: Callable[..., Any], *args: Any) -> Any:
     """Call ``main(*args)`` here, or in ``count`` processes of one distributed group on this machine.
 
-    The processes are torch's elastic agents' and know nothing of the command line, so a sweep's job can use several.
+    torch's elastic agent starts the processes independently of the command line, so a job of a sweep can use several.
 
     Returns:
         What ``main`` returned on rank 0.
@@ -49,7 +49,7 @@ def launch_distributed(count: int, main: Callable[..., Any], *args: Any) -> Any:
 
 
 def _worker_main(main: Callable[..., Any], *args: Any) -> Any:
-    """Call ``main`` in a child process, where an error of the user's making is one line too."""
+    """Call ``main`` in a child process, where a user error is one line as well."""
     make_console_safe()
     log_to_stderr()
     try:

@@ -1,4 +1,4 @@
-"""What loggers are told besides curves, and how W&B is begun; what it cannot do is said before anything runs."""
+"""Loggers: their options, checked before a run begins, and what they log in addition to curves."""
 
 import inspect
 import os
@@ -21,20 +21,20 @@ from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape
 
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
-"""Of W&B, with the older names that its environment variable still may have."""
+"""Modes of W&B, including the older names that the environment variable may still have."""
 
 SUMMARY_WRITER = ("comment", "purge_step", "max_queue", "flush_secs", "filename_suffix")
-"""Options of tensorboard's ``SummaryWriter``, which need not be installed."""
+"""Options of tensorboard's ``SummaryWriter``; tensorboard need not be installed."""
 
 LONGEST_TAG = 64
-"""Characters, by W&B's server."""
+"""Longest tag in characters, as W&B's server limits it."""
 
 
-def check_passed_on(node: Mapping[str, Any]) -> None:
-    """Compare options of the loggers that take any, and hand on what is not theirs to what they begin.
+def check_library_options(node: Mapping[str, Any]) -> None:
+    """Check the options that a logger passes on to the library behind it.
 
     Raises:
-        InputError: for an option that neither has.
+        InputError: when neither the logger nor the library has the option.
     """
     target = str(node.get("_target_", ""))
     begun = {"WandbLogger": tuple(inspect.signature(wandb.init).parameters), "TensorBoardLogger": SUMMARY_WRITER}
@@ -50,13 +50,13 @@ def check_passed_on(node: Mapping[str, Any]) -> None:
 
 
 def wandb_options(node: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What W&B is begun with: the ``logger`` group with its mode decided; ``None`` where it is disabled.
+    """Return the options of W&B: the ``logger`` group with its mode resolved; ``None`` if W&B is disabled.
 
-    ``logger.mode`` decides, where it is null the environment's ``WANDB_MODE``, and where that is not set either it is
-    online if the user is logged in.
+    The mode is ``logger.mode``, or the environment's ``WANDB_MODE`` if that is null. If neither is set, the mode is
+    online when the user is logged in.
 
     Raises:
-        InputError: for an option that W&B does not have in that mode, or of the wrong kind.
+        InputError: when W&B does not have an option in that mode, or its value has the wrong type.
     """
     options = dict(node)
     given, asked = options.pop("mode", None), os.environ.get("WANDB_MODE")
@@ -90,20 +90,20 @@ def wandb_options(node: Mapping[str, Any]) -> dict[str, Any] | None:
         )
     for key in ("notes", "job_type", "group", "project", "name"):
         if options.get(key) is not None and not isinstance(options[key], str):
-            raise InputError(f"logger.{key}={options[key]!r} must be a text; put it into quotes")
+            raise InputError(f"logger.{key}={options[key]!r} must be a string; put it into quotes")
     return options
 
 
 def is_wandb(node: Mapping[str, Any]) -> bool:
-    """Whether the ``logger`` group is W&B's."""
+    """Return whether the ``logger`` group is W&B's."""
     return str(node.get("_target_", "")).endswith("WandbLogger")
 
 
 def begin(logger: Logger) -> None:
-    """Begin a W&B run; other loggers begin by themselves.
+    """Begin a W&B run; other loggers need no call.
 
     Raises:
-        InputError: with what W&B says when it cannot.
+        InputError: when W&B cannot begin a run; quotes its message.
     """
     if not isinstance(logger, WandbLogger):
         return
@@ -119,13 +119,13 @@ def begin(logger: Logger) -> None:
 
 @rank_zero_only
 def summarize(logger: Logger, metrics: Mapping[str, float]) -> None:
-    """Have W&B list these as the run's result, those of its best checkpoint, instead of what was logged last."""
+    """Set the summary of the W&B run to the metrics of the best checkpoint, instead of the last logged values."""
     if isinstance(logger, WandbLogger) and metrics:
         logger.experiment.summary.update(dict(metrics))
 
 
-def described(model: BEVModel, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Name, parameters and millions of operations of a model's parts, the latter of a forward pass of one sample."""
+def describe_model(model: BEVModel, image_size: tuple[int, int]) -> dict[str, Any]:
+    """Return name, parameters and millions of operations (forward pass, one sample) of the parts of a model."""
     parts = {"encoder": model.encoder, "reshaper": model.reshaper, "head": model.heads}
     sources: Sequence[FeatureShape] = model.encoder.sources  # type: ignore[assignment]
     cameras = ring(sources[0].cameras, image_size, 1, torch.device("cpu"))
@@ -144,12 +144,12 @@ def described(model: BEVModel, image_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def snake_case(name: str) -> str:
-    """``CrossAttention`` as ``cross_attention``, ``ColumnMLP`` as ``column_mlp``."""
+    """Return ``CrossAttention`` as ``cross_attention``, ``ColumnMLP`` as ``column_mlp``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def _logged_in() -> bool:
-    """Whether a key lies where W&B looks for one."""
+    """Return whether W&B finds an API key."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname

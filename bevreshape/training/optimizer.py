@@ -1,4 +1,4 @@
-"""How weights are updated."""
+"""Optimizers and learning rate schedules."""
 
 import inspect
 import warnings
@@ -15,20 +15,19 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from bevreshape.config.options import OpenShare, checked
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
-"""Options of torch's schedules that are their number of steps."""
+"""Options of torch's schedules that give their number of steps."""
 
 
 @runtime_checkable
 class OptimizerSchedule(Protocol):
-    """What updates the weights, and its schedule."""
+    """Factory of an optimizer and its schedule."""
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
-        """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``, stepped after
-        each."""
+        """Build the optimizer of a module's trainable parameters, and its schedule, which steps once per step."""
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters: matrices and kernels, which decay, and all others, which do not."""
+    """Split the trainable parameters: matrices and kernels with weight decay, all others without."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
@@ -38,18 +37,20 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def total_steps(trainer: Trainer) -> int:
-    """Optimizer steps of a whole run."""
+    """Return the optimizer steps of a whole run."""
     return trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
 
 
 @dataclass(frozen=True)
 class TorchOptimizer:
-    """Any optimizer of ``torch.optim`` on any of its schedules; weight decay acts as in :class:`AdamWOneCycle`.
+    """Build any optimizer of ``torch.optim`` with any of its schedules.
+
+    Weight decay acts as in :class:`AdamWOneCycle`.
 
     Attributes:
-        optimizer: makes the optimizer of parameter groups, such as ``partial(torch.optim.SGD, lr=0.1)``.
-        scheduler: makes the schedule of the optimizer; where it takes the number of steps and none is set, it gets the
-            run's. ``None``: a constant rate.
+        optimizer: maps parameter groups to an optimizer, such as ``partial(torch.optim.SGD, lr=0.1)``.
+        scheduler: maps the optimizer to a schedule. A schedule whose number of steps is not set gets that of the run.
+            ``None``: a constant rate.
     """
 
     optimizer: Callable[..., Optimizer]
@@ -80,7 +81,7 @@ class AdamWOneCycle:
     Attributes:
         lr: peak learning rate.
         weight_decay: decoupled, per step and learning rate.
-        pct_start: share of the steps in which the rate rises.
+        pct_start: fraction of the steps in which the rate rises.
         div_factor: the first rate is ``lr / div_factor``.
         final_div_factor: the last rate is the first rate ``/ final_div_factor``.
     """
@@ -105,7 +106,7 @@ class AdamWOneCycle:
         return optimizer, schedule
 
     def after(self, module: nn.Module, total_steps: int, steps: int) -> tuple[Optimizer, LRScheduler]:
-        """The same after so many steps, but for the moments: all else follows from the options."""
+        """Return optimizer and schedule as they are after ``steps`` steps, except the moments."""
         optimizer, schedule = self.build(module, total_steps)
         if steps > 0:
             schedule.load_state_dict(schedule.state_dict() | {"last_epoch": steps - 1, "_step_count": steps})

@@ -1,4 +1,4 @@
-"""Which launcher has started this process, among how many others, and whether that is what ``trainer`` asks for."""
+"""Detection of the launcher that started this process, and of the number of its processes."""
 
 import os
 import re
@@ -9,14 +9,14 @@ from bevreshape.errors import InputError
 
 @dataclass(frozen=True)
 class Launcher:
-    """A program that starts several processes of one command, by the variables of the environment it sets for them.
+    """A program that starts several processes of one command, known by the environment variables that it sets.
 
     Attributes:
         name: for messages.
         marker: set in its processes and nowhere else.
-        rank: number of a process.
-        world: how many processes there are.
-        local_world: how many are on this machine; empty where it does not say.
+        rank: variable of the process's rank.
+        world: variable of the number of processes.
+        local_world: variable of the number of processes on this machine; empty if the launcher sets none.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Launcher:
 
 LAUNCHERS = (
     Launcher("torchrun", "TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
-    # the script of sbatch has most of srun's variables too, but is one process in no step
+    # the script of sbatch has most of srun's variables too, but belongs to no step
     Launcher("srun", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
     Launcher("jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE"),
     Launcher("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE",
@@ -36,12 +36,12 @@ LAUNCHERS = (
     Launcher("mpiexec", "PMI_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
     Launcher("WORLD_SIZE", "WORLD_SIZE", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
 )  # fmt: skip
-"""In the order in which they count: torchrun works inside all others, and they may set torch's own variables."""
+"""In order of precedence: torchrun works inside all others, and they may set torch's own variables."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that a launcher has started, this one among them."""
+    """The processes that a launcher has started, including this one."""
 
     launcher: str
     rank: int
@@ -50,7 +50,7 @@ class Group:
 
 
 def group() -> Group | None:
-    """The group that this process belongs to; ``None`` where it stands alone.
+    """Return the group that this process belongs to; ``None`` for a single process.
 
     Raises:
         InputError: when the variables of the environment contradict each other.
@@ -63,18 +63,18 @@ def group() -> Group | None:
 
 
 def is_distributed_worker() -> bool:
-    """Whether this process is one of several that a launcher has started."""
+    """Return whether this process is one of several that a launcher has started."""
     return group() is not None
 
 
 def rank() -> int:
-    """Number of this process in its group; 0 where it stands alone."""
+    """Return the rank of this process in its group; 0 for a single process."""
     found = group()
     return 0 if found is None else found.rank
 
 
 def check_group(devices: int, nodes: int) -> None:
-    """Refuse to train alone, and into the same folder, in each of several processes that were meant to share the work.
+    """Check that the launcher has started as many processes as ``trainer`` asks for.
 
     Args:
         devices: processes on this machine that ``trainer`` asks for.
@@ -102,13 +102,13 @@ def check_group(devices: int, nodes: int) -> None:
 
 
 def environment_integer(name: str) -> int:
-    """The value of a variable; SLURM writes ``2(x3)`` where three machines have two tasks each."""
+    """Return the integer value of a variable; SLURM writes ``2(x3)`` if three machines have two tasks each."""
     value = os.environ.get(name)
     match = re.fullmatch(r"(\d+)(\(x\d+\))?", value or "")
     if match is None:
-        told = "is not set" if value is None else f"is {value}"
+        state = "is not set" if value is None else f"is {value}"
         raise InputError(
-            f"{name} {told}, where a process of several has the same number on every machine there; start them by srun "
+            f"{name} {state}, but must give the same number of processes on every machine; start them with srun "
             "or torchrun"
         )
     return int(match[1])

@@ -1,4 +1,4 @@
-"""A step of training on random images before a run begins: it shows what otherwise only the run's own steps would."""
+"""A training step on random images before a run begins, which finds errors of training early."""
 
 import torch
 from torch import Tensor, nn
@@ -9,19 +9,19 @@ from bevreshape.errors import InputError
 
 
 def rehearse(model: nn.Module, spec: BEVSpec, samples: int, backward: bool = False) -> list[str]:
-    """Run a model in training mode; its running statistics move, so it is not to be trained afterwards.
+    """Run a model in training mode. Its running statistics change, so do not train it afterwards.
 
     Args:
         model: on the CPU.
-        spec: what it was built for.
+        spec: of the data that the model was built for.
         samples: b.
-        backward: find the parameters that get no gradient, such as those of an encoder's branches that are not read.
+        backward: find the parameters that get no gradient, such as those of an encoder's unused branches.
 
     Returns:
-        The names of these; none without ``backward``.
+        The names of the parameters without a gradient; empty without ``backward``.
 
     Raises:
-        InputError: when a normalisation would see a single value per channel.
+        InputError: when a normalisation gets a single value per channel.
     """
     cameras = len(spec.camera_names)
     image = torch.rand(samples, cameras, 3, *spec.image_size)
@@ -56,7 +56,7 @@ def rehearse(model: nn.Module, spec: BEVSpec, samples: int, backward: bool = Fal
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile something small, so that a machine without a compiler is found out before a run begins.
+    """Compile a small function, to find a machine without a compiler before a run begins.
 
     Raises:
         InputError: when torch cannot compile here, with its reason.

@@ -1,4 +1,4 @@
-"""What a run resumes from in addition to its weights, compared with what the run itself would have saved."""
+"""Checks of a checkpoint's training state before a run resumes from it."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,18 +21,18 @@ ABSENT = "absent"
 def check_optimizer(
     checkpoint: Mapping[str, Any], optimizer: AdamWOneCycle, model: nn.Module, total_steps: int, path: str | Path
 ) -> None:
-    """Compare rates and schedule with those that follow from the options and the number of steps, and moments with the
+    """Compare rates and schedule with those of the run's options at this step, and the shapes of moments with the
     weights.
 
     Args:
         checkpoint: of Lightning.
         optimizer: the options.
-        model: whose weights it updates.
+        model: the model that the optimizer updates.
         total_steps: of the whole run.
         path: of the checkpoint, for messages.
 
     Raises:
-        InputError: naming the first value that training could not go on from, or only as another run.
+        InputError: when the run cannot resume from a value; names the first one.
     """
     steps = checkpoint["global_step"]
     if not 0 <= steps <= total_steps:
@@ -49,11 +49,13 @@ def check_optimizer(
     for name, expected, found in pairs:
         for key, wanted, stored in _unequal(name, expected, found):
             raise InputError(
-                f"checkpoint {path}: {key} is {shown(stored)} but follows as {shown(wanted)} from its run's config "
+                f"checkpoint {path}: {key} is {shown(stored)} but must be {shown(wanted)} by its run's config "
                 f"after {steps} steps; it is damaged or of another version, so start a new run"
             )
     wrong = _wrong_moments(given.get("state"), own, steps)
-    scaled = "MixedPrecision" in checkpoint  # then the first steps may have been left out, until their scale was found
+    scaled = (
+        "MixedPrecision" in checkpoint
+    )  # then the first steps may have been skipped, until the loss scale was found
     if not wrong and not given["state"] and steps > 0 and not scaled:
         wrong = f"is empty after {steps} steps"
     if wrong:
@@ -61,10 +63,10 @@ def check_optimizer(
 
 
 def check_callbacks(checkpoint: Mapping[str, Any], callbacks: Sequence[Callback], path: str | Path) -> None:
-    """Compare what callbacks will be given with the kinds of values that they save.
+    """Compare the stored states of callbacks with the types of values that they save.
 
     Raises:
-        InputError: naming the callback, where its state is missing or of another kind.
+        InputError: when a state is missing or has another type; names the callback.
     """
     for callback in callbacks:
         stored = _entries(checkpoint["callbacks"].get(callback.state_key))
@@ -82,7 +84,7 @@ def _entries(state: Any) -> dict[Any, Any]:
 
 
 def _unequal(key: str, wanted: Any, stored: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Places at which two plain values differ by more than rounding."""
+    """Yield the keys at which two plain values differ by more than rounding, and both values."""
     if isinstance(wanted, dict) and isinstance(stored, dict):
         for name in wanted | stored:
             yield from _unequal(f"{key}.{name}", wanted.get(name, ABSENT), stored.get(name, ABSENT))
@@ -101,10 +103,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _wrong_moments(state: Any, optimizer: Optimizer, steps: int) -> str:
-    """What is wrong with the moments of parameters by their number; those that never had a gradient have none."""
+    """Return what is wrong with the moments of parameters; empty if nothing is. Without a gradient there are none."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(state, dict) or not all(type(key) is int and 0 <= key < len(parameters) for key in state):
-        return f"is {shown(state)}, not moments by the numbers of {len(parameters)} parameters"
+        return f"is {shown(state)}, not moments by the indices of {len(parameters)} parameters"
     for number, entry in state.items():
         if not isinstance(entry, dict) or entry.keys() != MOMENTS:
             return f"[{number}] is {shown(entry)}, not {', '.join(sorted(MOMENTS))}"
@@ -114,18 +116,17 @@ def _wrong_moments(state: Any, optimizer: Optimizer, steps: int) -> str:
                 what = tuple(value.shape) if isinstance(value, Tensor) else shown(value)
                 return f"[{number}].{key} is {what}, where {tuple(shape)} floats belong"
             if not value.isfinite().all() or (key == "exp_avg_sq" and (value < 0).any()):
-                return (
-                    f"[{number}].{key} holds values that no step leaves, such as "
-                    f"{value.flatten()[value.argmin()].item():g}"
-                )
+                return f"[{number}].{key} holds impossible values, such as {value.flatten()[value.argmin()].item():g}"
         if not 1 <= entry["step"].item() <= steps:
             return f"[{number}].step is {entry['step'].item():g} after {steps} steps"
     return ""
 
 
 def _fits(own: Any, found: Any) -> bool:
-    """Whether a value is of the kind that a callback saves; ``None`` is a score that it has not had yet, a mapping has
-    scores."""
+    """Return whether a value has the type that a callback saves.
+
+    ``None`` is a score that is not known yet; a mapping contains scores.
+    """
     if isinstance(own, dict):
         return isinstance(found, dict) and all(isinstance(key, str) and _fits(0, found[key]) for key in found)
     if isinstance(own, str):

@@ -1,4 +1,4 @@
-"""A training from its config to its run folder, in as many processes as it asks for."""
+"""Training from a config to a run folder, in as many processes as the config asks for."""
 
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -15,14 +15,14 @@ from bevreshape.training.validate_config import validate_config
 
 
 def run(settings: dict[str, Any], folder: Path) -> TrainingResult:
-    """Check the settings, prepare the data, then train and test.
+    """Check the settings, prepare the data, train and test.
 
     Args:
         settings: the composed config as plain values.
         folder: of the run.
 
     Raises:
-        InputError: for what is wrong with the settings or the data, before the folder is written to.
+        InputError: when the settings or the data are wrong; nothing is written to the folder then.
     """
     cfg = {key: value for key, value in settings.items() if key not in ("resume", "trust")}
     resumed = settings["resume"] is not None
@@ -34,13 +34,13 @@ def run(settings: dict[str, Any], folder: Path) -> TrainingResult:
         resolve_schedule(cfg["trainer"], data)  # the sizes of the splits, too
     except InputError:
         with suppress(OSError):
-            folder.rmdir()  # Hydra has made it, and it is empty unless a run was begun there
+            folder.rmdir()  # made by Hydra; empty unless a run was begun there
         raise
     with held(folder) if rank() == 0 else nullcontext():
         if rank() == 0:
             if not resumed:
-                check_same_run(folder, cfg)  # once more: another process may have begun there meanwhile
+                check_same_run(folder, cfg)  # again: another process may have begun there meanwhile
             begin(folder, cfg)
-        # The first checkpoint is not written before all processes have come as far as this.
+        # The first checkpoint is not written before all processes have reached this line.
         resumed = (folder / "checkpoints" / "last.ckpt").exists()
         return launch_distributed(process_count(cfg["trainer"]), train, cfg, folder, resumed)

@@ -1,4 +1,4 @@
-"""The length of a run in steps, its validations, and when it may end early."""
+"""The length of a run in steps, its validations, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -12,16 +12,15 @@ from bevreshape.training.hardware import process_count
 
 
 def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
-    """The ``trainer`` group with its length in optimizer steps, and its validations in batches, as Lightning counts
-    them.
+    """Return the ``trainer`` group with its length in optimizer steps and its validation interval in batches.
 
-    ``max_epochs`` is turned into steps, of which an epoch has as many as it fills; where both are given the shorter
-    holds. Validations fall on the multiples of ``val_check_interval`` and on the end
-    (:class:`~bevreshape.training.callbacks.FinalValidation`).
+    ``max_epochs`` is converted to steps; an incomplete step at the end of an epoch does not count. If ``max_steps`` is
+    also given, the shorter length holds. Validations take place at the multiples of ``val_check_interval`` and at the
+    end (:class:`~bevreshape.training.callbacks.FinalValidation`).
 
     Raises:
-        InputError: when a split is too small for the batch size, the processes, the batches that are accumulated, or
-            the share of it that is asked for.
+        InputError: when a split is too small for the batch size, the processes, the accumulated batches, or the
+            fraction of it that is used.
     """
     trainer = {"accumulate_grad_batches": 1, "max_epochs": -1, **trainer}
     accumulated, steps, epochs = (trainer[key] for key in ("accumulate_grad_batches", "max_steps", "max_epochs"))
@@ -43,6 +42,6 @@ def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
 
 
 def make_early_stop(trainer: Mapping[str, Any]) -> EarlyStop | None:
-    """What ends training early, where the ``trainer`` group asks for it."""
+    """Return the callback that ends training early; ``None`` unless the ``trainer`` group asks for it."""
     node = {"monitor": "val/iou/mean", "patience": None, "min_delta": 0.0, **(trainer.get("early_stopping") or {})}
     return None if node["patience"] is None else EarlyStop(**node)

@@ -1,4 +1,4 @@
-"""Signals that stop a command: what it does then, and what the processes that work for it do."""
+"""Stop signals: how a command and its worker processes respond."""
 
 import os
 import signal
@@ -9,18 +9,17 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from bevreshape.signals import STOPS, survives_hangups
+from bevreshape.signals import STOPS, ignores_hangup
 from bevreshape.training.processes import rank
 
 AGAIN_S = 2.0
-"""A launcher passes on what the terminal has sent already; what comes later was typed again."""
+"""Seconds. A launcher repeats a signal of the terminal at once; a later Ctrl-C was typed again."""
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop, while it listens.
+    """Record whether a signal has asked this process to stop.
 
-    A second Ctrl-C, two seconds or more after the first, stops at once. Other signals are sent repeatedly without
-    meaning it.
+    A second Ctrl-C, two seconds or more after the first, stops at once. Repetitions of other signals are ignored.
     """
 
     def __init__(self) -> None:
@@ -29,21 +28,21 @@ class StopRequest:
 
     @property
     def asked(self) -> bool:
-        """Whether one has come."""
+        """Return whether a stop signal was received."""
         return self._asked_s is not None
 
     def listen(self) -> None:
-        """Take the signals, also from a handler that was put in place of ours."""
+        """Install the signal handlers, again if other code has replaced them."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPS:
             handler = signal.getsignal(number)
-            if handler != self._ask and not survives_hangups(number):
+            if handler != self._ask and not ignores_hangup(number):
                 self._before.setdefault(number, handler)
                 signal.signal(number, self._ask)
 
     def restore(self) -> None:
-        """Give them back to who had them first."""
+        """Restore the original handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -59,19 +58,18 @@ class StopRequest:
         now = time.monotonic()
         if self._asked_s is None:
             self._asked_s = now
-            if rank() == 0:  # not by print, in the midst of which the signal may have come
-                with suppress(OSError):  # the terminal may be what has gone
+            if rank() == 0:  # not by print, which the signal may have interrupted
+                with suppress(OSError):  # the terminal may be closed
                     os.write(2, b"stopping after this step; Ctrl-C once more to stop at once\n")
         elif number == signal.SIGINT and now - self._asked_s > AGAIN_S:
             raise KeyboardInterrupt
 
 
 class Loader(DataLoader):
-    """A loader whose workers outlive a stop of the whole process group, since the step that is under way still needs
-    them."""
+    """A loader whose workers ignore a stop of the process group, since the current step still needs them."""
 
     def __init__(self, dataset: Any, batch_size: int, **kwargs: Any) -> None:
-        super().__init__(dataset, batch_size, **{**kwargs, "worker_init_fn": outlive_stops})
+        super().__init__(dataset, batch_size, **{**kwargs, "worker_init_fn": ignore_stop_signals})
 
     def __iter__(self) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until a worker that starts has its own handlers
@@ -81,15 +79,15 @@ class Loader(DataLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def outlive_stops(worker: int = 0) -> None:
-    """In a process that works for another one: leave it to that one to stop.
+def ignore_stop_signals(worker: int = 0) -> None:
+    """Ignore stop signals in a worker process, which its parent stops.
 
-    SIGTERM still ends it where the other process sends it, as torch does to workers that hang.
+    SIGTERM from the parent still ends the worker, as torch sends it to workers that hang.
     """
     for number in STOPS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # else nothing tells who has sent it
+    if hasattr(signal, "sigwaitinfo"):  # otherwise the sender is unknown
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
 

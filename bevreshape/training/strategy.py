@@ -1,4 +1,4 @@
-"""How the gradients of several processes are combined."""
+"""The strategy that combines the gradients of several processes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,9 @@ from bevreshape.training.rehearsal import rehearse
 
 
 def choose_strategy(cfg: Mapping[str, Any], spec: BEVSpec) -> str:
-    """The strategy of the ``trainer`` group, or the one that waits for no gradient of parameters which get none.
+    """Return the strategy of the ``trainer`` group, or DDP with unused parameters if some get no gradient.
 
-    Encoders may keep branches that are not read, and distributed training would wait for their gradients for ever.
+    Encoders may have unused branches. Plain DDP would wait for their gradients forever.
     """
     trainer = cfg["trainer"]
     asked = str(trainer.get("strategy", "auto"))

@@ -17,12 +17,12 @@ from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, tota
 
 
 class BEVTask(LightningModule):
-    """Train, validate and test any model ``model(images, cameras) -> Outputs``.
+    """Train, validate and test a model ``model(images, cameras) -> Outputs``.
 
     Args:
-        model: the network; losses that its view transformer brings itself are added in training.
+        model: the network; auxiliary losses of its view transformer are added in training.
         objectives, metrics: by name; the sum of objectives is the loss; validation and test have clones of metrics.
-        optimizer: what updates the weights, and its schedule.
+        optimizer: builds the optimizer and its schedule.
         seed: random numbers of a training step (dropout and the like) are a function of seed, step and process.
         recipe: plain values that rebuild the model; stored in every checkpoint.
     """
@@ -36,19 +36,19 @@ class BEVTask(LightningModule):
         counted: dict[str, Metric] = {"masked_cameras": MaskedCameras()}
         stages = {"train": counted, "val": {**metrics, **counted}, "test": {**metrics, **counted}}
         self.metrics = {stage: collected(own, stage) for stage, own in stages.items()}
-        self._moved = nn.ModuleList(self.metrics.values())  # with the task, from device to device
+        self._moved = nn.ModuleList(self.metrics.values())  # moves them between devices with the task
         self.optimizer, self.seed, self.recipe = optimizer or AdamWOneCycle(), seed, recipe
         self._compiled: Callable[..., Outputs] | None = None
 
     def compile_training(self) -> None:
-        """Compile training by ``torch.compile``, but for random numbers of steps; all else runs as written."""
+        """Compile training steps by ``torch.compile``, except their random numbers; all else runs uncompiled."""
         self._compiled = torch.compile(self.model.forward, options={"fallback_random": True})
 
     def forward(self, batch: BEVBatch) -> Outputs:
         return (self._compiled if self._compiled and self.training else self.model)(batch.images, batch.cameras)
 
     def step(self, batch: BEVBatch, stage: str) -> Tensor:
-        """The loss of a batch; its metrics are counted."""
+        """Return the loss of a batch and update the metrics."""
         outputs = self(batch)
         self.metrics[stage].update(outputs, batch)
         losses = {f"{name}_loss": objective(outputs, batch) for name, objective in self.objectives.items()}
@@ -75,14 +75,14 @@ class BEVTask(LightningModule):
         self.step(batch, "test")
 
     def on_validation_epoch_end(self) -> None:
-        self.log_metrics("train", keep=True)  # counted since training was started or resumed
+        self.log_metrics("train", keep=True)  # accumulated since training was started or resumed
         self.log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         self.log_metrics("test")
 
     def log_metrics(self, stage: str, keep: bool = False) -> None:
-        """Log what all processes have counted, and begin anew unless it is kept."""
+        """Log the metrics of all processes, and reset them unless ``keep``."""
         metrics = self.metrics[stage]
         if all(metric.update_called for metric in metrics.values()):
             self.log_dict(metrics.compute(), rank_zero_only=False, sync_dist=False)

@@ -1,4 +1,4 @@
-"""A Lightning Trainer of the ``trainer`` group."""
+"""Building a Lightning Trainer from the ``trainer`` group."""
 
 import logging
 import warnings
@@ -17,14 +17,14 @@ from bevreshape.training.hardware import check_hardware, on_gpu
 from bevreshape.training.trainer_options import OPTIONS, Refused, check_options
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
-"""What measures a run, into files ``*-profile*`` of its folder."""
+"""Profilers, which write files ``*-profile*`` in the run folder."""
 
 
 def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
-    """A Lightning Trainer of the ``trainer`` group; its own errors become one-line messages.
+    """Build a Lightning Trainer from the ``trainer`` group; Lightning's errors become one-line messages.
 
     Raises:
-        InputError: for a device, precision or value that cannot be had.
+        InputError: when a device, precision or value is not supported.
     """
     check_options(cfg)
     check_hardware(cfg)
@@ -41,7 +41,7 @@ def make_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> Trainer:
 
 
 def silence_lightning() -> None:
-    """Silence what Lightning says on every run and what says nothing about this one."""
+    """Silence Lightning's messages that appear on every run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -51,13 +51,13 @@ def silence_lightning() -> None:
         r".*`srun` command is available on your system but is not used.*",
         r".*is smaller than the logging interval.*",
         r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
-        r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # the metric adds up the processes itself
+        r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # the metric sums over the processes itself
     ):
         warnings.filterwarnings("ignore", message)
 
 
 def lightning_options(group: Mapping[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """What of a checked ``trainer`` group goes to Lightning's Trainer, with what the program always sets.
+    """Return the arguments of Lightning's Trainer for a checked ``trainer`` group.
 
     Args:
         group: as :func:`check_options` lets it pass.

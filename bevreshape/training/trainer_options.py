@@ -1,4 +1,4 @@
-"""The ``trainer`` group: which options of Lightning's Trainer work, which are refused and why."""
+"""The ``trainer`` group: which options of Lightning's Trainer are supported, and why others are refused."""
 
 import os
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from bevreshape.config.options import Steps, Weight, read_value, suggest_key
 from bevreshape.errors import InputError
 
 Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
-"""Those whose processes this program starts and whose checkpoints load anywhere."""
+"""Strategies whose processes this program starts and whose checkpoints load anywhere."""
 
 
 MONITORS = {"val/iou/mean": "max", "val/loss": "min"}
-"""What early stopping can watch, and which way it improves."""
+"""Scores that early stopping can monitor, and the direction of improvement."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An option of Lightning's Trainer that cannot do here what it says.
+    """An option of Lightning's Trainer that is not supported here.
 
     Attributes:
-        reason: why, and what to set instead.
-        idle: values that ask for nothing, as Lightning's own defaults, and are let pass.
+        reason: why it is refused, and what to set instead.
+        idle: values without an effect, such as Lightning's defaults, which are accepted.
     """
 
     reason: str
@@ -33,11 +33,11 @@ class Refused:
 
 
 Open = Literal[-1] | Steps
-"""A length, -1 leaving it open."""
+"""A length; -1 means unlimited."""
 Limit = Annotated[int, Ge(1), Le(1_000_000_000)] | Annotated[float, Gt(0), Le(1)] | None
-"""A number of batches, or a share of them."""
+"""A number of batches, or a fraction of them."""
 Machine = Any
-"""Compared with what the machine has, see :func:`~bevreshape.training.hardware.check_hardware`."""
+"""Checked against the machine, see :func:`~bevreshape.training.hardware.check_hardware`."""
 
 _ONE_LENGTH = "a run's length is max_steps or max_epochs, and its learning rate is scheduled over it"
 _WHOLE_SPLIT = "an epoch is the whole training split; set max_steps for a shorter run, or give the data fewer samples"
@@ -50,7 +50,7 @@ OPTIONS: Mapping[str, Any] = {
     "precision": Machine,
     "strategy": Strategy,
     "sync_batchnorm": bool,
-    # how long
+    # length
     "max_steps": Open,
     "max_epochs": Open,
     "min_steps": Refused(f"{_ONE_LENGTH}; early_stopping.patience says how soon it may stop early"),
@@ -76,7 +76,7 @@ OPTIONS: Mapping[str, Any] = {
     "deterministic": bool | Literal["warn"],
     "benchmark": bool | None,
     "detect_anomaly": bool,
-    # what is shown and kept
+    # output
     "log_every_n_steps": Steps,
     "enable_progress_bar": bool,
     "enable_model_summary": bool,
@@ -95,11 +95,11 @@ OPTIONS: Mapping[str, Any] = {
     "use_distributed_sampler": Refused("the processes share the samples already, each once", idle=(None, False)),
     "reload_dataloaders_every_n_epochs": Refused("the order of an epoch follows from its number", idle=(None, 0)),
 }
-"""Every option of the signature of ``lightning.pytorch.Trainer``: what it takes, or why it is refused."""
+"""Every option of ``lightning.pytorch.Trainer``: the values it takes, or why it is refused."""
 
 
 class EarlyStopping(TypedDict, total=False):
-    """When to stop before the end."""
+    """Options of early stopping."""
 
     patience: Steps | None
     monitor: Literal["val/iou/mean", "val/loss"]
@@ -111,10 +111,10 @@ OWN: Mapping[str, Any] = {"compile": bool, "early_stopping": EarlyStopping | Non
 
 
 def check_options(group: Mapping[str, Any]) -> None:
-    """Refuse what the ``trainer`` group asks for in vain, alone or by Lightning's environment variables.
+    """Refuse unsupported options of the ``trainer`` group and of Lightning's environment variables.
 
     Raises:
-        InputError: naming the option, its value and what to do instead.
+        InputError: when an option is refused; names the option, its value and the remedy.
     """
     known = {**OPTIONS, **OWN}
     for key, value in group.items():
@@ -132,10 +132,10 @@ def check_options(group: Mapping[str, Any]) -> None:
             raise InputError(f"{name}={os.environ[name]} is set in the environment; unset it, and set trainer.{key}")
     if group.get("max_steps", -1) < 0 and group.get("max_epochs", -1) < 0:
         raise InputError(
-            "trainer.max_steps=-1 leaves the length of training open; set trainer.max_steps or trainer.max_epochs"
+            "trainer.max_steps=-1 without max_epochs has no end; set trainer.max_steps or trainer.max_epochs"
         )
     if group.get("deterministic") and group.get("benchmark"):
         raise InputError(
             f"trainer.deterministic={group['deterministic']} and trainer.benchmark=true contradict each other: the "
-            "fastest kernel is another from time to time; set one of them to false"
+            "fastest kernel may differ between runs; set one of them to false"
         )

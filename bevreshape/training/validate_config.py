@@ -20,13 +20,13 @@ from bevreshape.training.trainer_options import check_options
 
 
 def validate_config(cfg: Mapping[str, Any]) -> BEVDataModule:
-    """Build all parts once, so that an error of any is reported before scenes are generated or processes started.
+    """Build all parts once, to report their errors before scenes are generated or processes started.
 
     Returns:
-        The data, not yet prepared.
+        The data module, not yet prepared.
 
     Raises:
-        InputError: naming the key.
+        InputError: when a part cannot be built; names the key.
     """
     for key in ("max_steps", "val_check_interval"):
         if cfg["trainer"].get(key) is None:

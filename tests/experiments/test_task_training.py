@@ -80,7 +80,7 @@ def test_a_stop_says_how_the_study_goes_on(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
-        raise TrainingInterrupted("stopped; go on with resume=FOLDER")
+        raise TrainingInterrupted("stopped; resume with resume=FOLDER")
 
     monkeypatch.setattr("bevreshape.experiments.task_training.train", stop)
     with pytest.raises(TrainingInterrupted, match="the same command resumes the study"):

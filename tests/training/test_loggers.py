@@ -21,7 +21,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import MLP, FeatureShape
 from bevreshape.training.callbacks import History
-from bevreshape.training.loggers import described, snake_case
+from bevreshape.training.loggers import describe_model, snake_case
 
 WANDB = {"_target_": "lightning.pytorch.loggers.WandbLogger", "name": "a", "project": "b", "mode": None}
 VARIABLES = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC")
@@ -125,7 +125,7 @@ def test_costs_of_a_model_are_those_of_its_products_and_leave_it_as_it_was() -> 
 
     model = BEVModel(Encoder(), MLP(source, grid, activation="none"), {"segmentation": nn.Conv2d(4, 2, 1)}).train()
     state = torch.get_rng_state()
-    found = described(model, (24, 32))
+    found = describe_model(model, (24, 32))
     assert found["reshaper"] == "mlp"
     assert found["parameters"] == {"encoder": 4 * 3 * 16, "reshaper": 16 * 48 + 16, "head": 4 * 2 + 2}
     reshaper = 2 * 16 * 48 * 4  # a multiply-add for each cell, token and channel
@@ -163,7 +163,7 @@ def test_the_mode_is_the_options_else_the_environments(
         ({"log_model": "best"}, {}, "must be true, false or all"),
         ({"tags": "first"}, {}, "logger.tags='first' must be a list of words"),
         ({"tags": ["x" * 65]}, {}, "at most 64 characters"),
-        ({"notes": 5}, {}, "logger.notes=5 must be a text"),
+        ({"notes": 5}, {}, "logger.notes=5 must be a string"),
         ({"mode": "online"}, {}, "W&B cannot begin a run"),
         ({"nonsense": 1}, {"WANDB_MODE": "offline"}, "nonsense"),
     ],

@@ -130,7 +130,7 @@ def test_processes_that_cannot_find_each_other(variables, given, monkeypatch: py
     monkeypatch.setattr("bevreshape.training.cluster.MPIEnvironment.detect", lambda: False)
     variables(given)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
-    with pytest.raises(InputError, match="cannot find each other; start them by torchrun"):
+    with pytest.raises(InputError, match="cannot find each other; start them with torchrun"):
         cluster_environment()
 
 

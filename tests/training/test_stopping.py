@@ -19,9 +19,9 @@ from commands import TINY, finish, start, without
 from lightning.pytorch import LightningModule, Trainer
 
 from bevreshape.errors import TrainingInterrupted
-from bevreshape.signals import STOPS, interrupted_by_stops
+from bevreshape.signals import STOPS, stops_as_interrupts
 from bevreshape.training.callbacks import LastCheckpoint
-from bevreshape.training.stopping import StopRequest, outlive_stops
+from bevreshape.training.stopping import StopRequest, ignore_stop_signals
 from bevreshape.training.task import BEVTask
 
 pytestmark = pytest.mark.slow
@@ -83,17 +83,17 @@ def test_ctrl_c_long_after_the_first_stops_at_once(monkeypatch: pytest.MonkeyPat
 def test_nohup_outlives_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopRequest() as request, interrupted_by_stops():
+        with StopRequest() as request, stops_as_interrupts():
             signal.raise_signal(signal.SIGHUP)
             assert not request.asked
-        with interrupted_by_stops(), pytest.raises(KeyboardInterrupt):
+        with stops_as_interrupts(), pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def wait_for_stops(started) -> None:
-    outlive_stops()
+    ignore_stop_signals()
     started.set()
     signal.pause()
 
@@ -153,7 +153,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_resumes(
         os.killpg(process.pid, signal.SIGTERM)
         ended = finish(process)
         assert ended.code == 130, ended.err
-        assert "stopped; go on with resume=" in ended.err
+        assert "stopped; resume with resume=" in ended.err
         assert "Traceback" not in ended.err
         assert "killed" not in ended.err
         assert step_of(tmp_path / "run") > before
@@ -268,7 +268,7 @@ def test_torchrun_starts_its_processes_again(worlds: Path, tmp_path: Path) -> No
     process = start("train", *arguments, cwd=tmp_path, launcher=launcher)
     wait_for(trains_beyond_the_start(tmp_path / "run"), process)
     process.terminate()
-    assert "stopped; go on with resume=" in finish(process).err
+    assert "stopped; resume with resume=" in finish(process).err
     assert 0 < step_of(tmp_path / "run") < 40
     ended = finish(start("train", *arguments, cwd=tmp_path, launcher=launcher))
     assert ended.code == 0, ended.err

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: how they are written, the best one, and the last one, which a clean stop leaves."""
+"""Checkpoints of a run: atomic writing, the best one, and the last one, from which a run resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bevreshape.training.stopping import StopRequest
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are whole or absent, and that load without executing anything."""
+    """Write checkpoints atomically and load them without executing anything."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         write_atomic(path, lambda file: torch.save(checkpoint, file))
@@ -32,9 +32,9 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(folder, filename="best", monitor="val/iou/mean", mode="max", enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best score, also where the run's folder has moved.
+        """Restore the best score, also after the run's folder has moved.
 
-        A file of another name is not taken from the checkpoint, since Lightning deletes what is no longer the best.
+        A path with another file name is ignored, since Lightning deletes the file of the former best score.
         """
         assert self.dirpath is not None
         best = str(Path(self.dirpath) / "best.ckpt")
@@ -46,17 +46,16 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(Checkpoint):
-    """``last.ckpt`` before the first step, every so many steps, and when a signal asks to stop, after which training
-    stops.
+    """Save ``last.ckpt`` before the first step, every ``every_n_steps`` steps, and when a signal stops training.
 
-    Where a validation is due at such a step it is saved after that, with its result, so that a run which resumes has
-    neither lost nor repeated it. It is saved at the step before every validation too: a stop does not wait for the
-    validation's end, and no more than that step is repeated.
+    If a validation is due at such a step, the checkpoint is saved after it and includes its result. A resumed run then
+    neither loses nor repeats the validation. The checkpoint is also saved at the step before every validation: a stop
+    does not wait for the end of the validation, and only that step is repeated.
 
     Args:
         path: of the file, in the folder ``checkpoints`` of a run.
         every_n_steps: optimizer steps.
-        request: whose signals count; by default of its own, which listens while the trainer runs.
+        request: the stop request to obey; by default a new one, which listens while the trainer runs.
     """
 
     def __init__(self, path: Path, every_n_steps: int, request: StopRequest | None = None) -> None:
@@ -70,7 +69,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
-        self.request.listen()  # Lightning has put a handler of its own in place of it
+        self.request.listen()  # Lightning has replaced the handler by its own
         if trainer.ckpt_path is None:
             trainer.save_checkpoint(self.path)
 
@@ -124,14 +123,14 @@ class LastCheckpoint(Checkpoint):
             raise self._stopped()
 
     def _validates(self, trainer: Trainer, steps_ahead: int) -> bool:
-        """Whether a validation is due, after this optimizer step or a later one."""
+        """Return whether a validation is due ``steps_ahead`` optimizer steps from now."""
         batches, interval = trainer.fit_loop.total_batch_idx + 1, trainer.val_check_batch
         ends = self._step + steps_ahead == trainer.max_steps or trainer.should_stop
         batches += steps_ahead * trainer.accumulate_grad_batches
         return ends or (interval is not None and batches % interval == 0)
 
     def _stops(self, trainer: Trainer) -> bool:
-        """Whether any process was asked to; all must call it at the same place."""
+        """Return whether any process was asked to stop; all processes must call it at the same place."""
         if trainer.world_size == 1:
             return self.request.asked
         return trainer.strategy.reduce_boolean_decision(self.request.asked, all=False)
@@ -150,13 +149,13 @@ class LastCheckpoint(Checkpoint):
             )
 
     def _stopped(self, where: str = "") -> TrainingInterrupted:
-        return TrainingInterrupted(f"stopped{where}; go on with resume={self.path.parent.parent}")
+        return TrainingInterrupted(f"stopped{where}; resume with resume={self.path.parent.parent}")
 
     def _check_folder(self, trainer: Trainer) -> None:
         if self._step >= 0 and trainer.is_global_zero and not self.path.parent.is_dir():
             raise InputError(
-                f"{self.path.parent} has vanished while its run was training; if the run's folder was moved, go on "
-                "with resume=ITS_NEW_PLACE"
+                f"{self.path.parent} has vanished while its run was training; if the run's folder was moved, resume "
+                "with resume=ITS_NEW_PATH"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

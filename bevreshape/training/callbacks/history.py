@@ -1,4 +1,4 @@
-"""The history of a run: scores of its validations, and the time and samples that the fit took."""
+"""The history of a run: validation scores, training time and number of samples."""
 
 import time
 from pathlib import Path
@@ -12,12 +12,14 @@ from bevreshape.storage.plain_values import read_history
 
 
 class History(Callback):
-    """``history.csv``: a row per validation, and what the fit cost: ``seconds``, of these ``waited`` between a step and
-    the arrival of the next batch, for its loader and the other callbacks, and ``samples``. ``began`` says whether
-    training has, after all that a checkpoint holds was restored.
+    """Write ``history.csv``, a row per validation, and measure the fit.
+
+    ``seconds`` is the time of training, ``samples`` the number of samples. ``waited`` is the part of the time between a
+    step and the arrival of the next batch, spent in the loader and in other callbacks. ``began`` is true once training
+    has begun, after a checkpoint was restored.
 
     Args:
-        path: the file; rows of an interrupted run that lie behind the checkpoint it goes on from are dropped.
+        path: the file; a resumed run drops the rows written after its checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,13 +67,13 @@ class History(Callback):
         write_csv(self.path, self.rows)
 
     def best(self) -> dict[str, float]:
-        """The validation of the best mean IoU so far; nothing where there was none."""
+        """Return the metrics of the validation with the best mean IoU so far; empty before the first validation."""
         rows = [{k: float(v) for k, v in row.items() if k.startswith("val/") and v != ""} for row in self.rows]
         return max((row for row in rows if "val/iou/mean" in row), key=lambda row: row["val/iou/mean"], default={})
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far, those before a resumed checkpoint included."""
+        """Return the seconds of training so far, including those before a resume."""
         running = time.perf_counter() - self._started if self._started else 0.0
         return self.seconds + running
 

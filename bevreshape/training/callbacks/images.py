@@ -1,4 +1,4 @@
-"""Images of a run: input, target and prediction, in its folder and in its logger."""
+"""Images of a run: input, target and prediction, in the run folder and in the logger."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from bevreshape.storage.files import write_png
 
 
 class ImageLogger(Callback):
-    """Input, target and prediction side by side, after every so many validations and at the test.
+    """Draw input, target and prediction side by side, every ``every_n_validations`` validations and at the test.
 
     Args:
-        folder: where the PNGs go; the logger gets them too.
+        folder: of the PNGs; the logger gets the images too.
         classes: names of the channels.
-        every_n_validations: how often.
-        num_samples: how many, the first of the split.
+        every_n_validations: interval between drawn validations.
+        num_samples: number of samples, the first of the split.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from bevreshape.training.optimizer import total_steps
 
 
 class RunProgress(ProgressBar):
-    """How far training or a test is, with the time that is left and the current IoU; a line per validation."""
+    """Show the progress, the remaining time and the current IoU; print a line per validation."""
 
     def __init__(self) -> None:
         super().__init__()

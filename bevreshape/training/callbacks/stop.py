@@ -1,4 +1,4 @@
-"""When training stops: with a validation, and early where the score no longer improves."""
+"""The end of training: a final validation, and early stopping."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from bevreshape.training.trainer_options import MONITORS
 
 
 class FinalValidation(Callback):
-    """Validate where training ends as well, wherever the interval between validations falls."""
+    """Validate at the end of training, whatever the interval between validations."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int
@@ -20,12 +20,12 @@ class FinalValidation(Callback):
 
 
 class EarlyStop(EarlyStopping):
-    """Stop after so many validations in a row without a better score; a run that resumes counts on.
+    """Stop after ``patience`` validations in a row without a better score; a resumed run continues the count.
 
     Args:
         monitor: the score, a key of :data:`~bevreshape.training.trainer.MONITORS`.
         patience: validations.
-        min_delta: what it must be better by.
+        min_delta: smallest change that counts as an improvement.
     """
 
     def __init__(self, monitor: str, patience: int, min_delta: float | int = 0.0) -> None:
@@ -40,7 +40,7 @@ class EarlyStop(EarlyStopping):
 
     @property
     def exhausted(self) -> bool:
-        """Whether the patience is."""
+        """Return whether ``patience`` validations have passed without improvement."""
         return self.wait_count >= self.patience
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

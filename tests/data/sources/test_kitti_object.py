@@ -174,7 +174,7 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
     assert float(last["train/masked_cameras"]) == 4  # 8 steps of 2 are 4 epochs of 4 frames
     assert json.loads((tmp_path / "run/metrics.json").read_text())["test/masked_cameras"] == 1
     ended = command("evaluate", "checkpoint=run/checkpoints/best.ckpt", "hydra.run.dir=ev", "trainer.accelerator=cpu")
-    assert "images masked, missing or not to be read: 1" in ended.out
+    assert "images masked (missing or unreadable): 1" in ended.out
 
 
 @pytest.mark.parametrize(
