@@ -1,4 +1,4 @@
-"""Image encoders: images of every camera → features."""
+"""Image encoders: images of every camera → feature maps."""
 
 from bevreshape.encoders.timm import TimmEncoder
 

@@ -1,4 +1,4 @@
-"""On which pixels the features of a network are centred: from its layers, or else from gradients."""
+"""Pixels on which the features of a network are centred, from its layers or from gradients."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -18,13 +18,13 @@ from bevreshape.errors import InputError
 
 @dataclass(frozen=True)
 class Lattice:
-    """Where the features of a map are centred.
+    """The pixels on which the features of a map are centred.
 
     Attributes:
         stride: pixels between neighbours (down, right).
         offset: pixel (v, u) of the first.
-        parent: size of the map that it was made of.
-        clear: no other way leads to this size with other pixels.
+        parent: size of the map that it was computed from.
+        clear: false if another path leads to this size with other pixels.
     """
 
     stride: Size
@@ -34,12 +34,12 @@ class Lattice:
 
 
 def measure(trunk: Any, name: str, levels: list[int], image_size: Size) -> tuple[list[Size], dict[Size, Lattice]]:
-    """Run one empty image through; the sizes of the levels, and the lattice of every size on the way.
+    """Run one empty image through the network. Return the sizes of the levels, and the lattice of every size.
 
     A layer with kernel k, dilation d and ``pad`` zeros before the first pixel centres its output 0 on its input
-    ``(k − 1)/2·d − pad``. Of layers that take the same map and make the same size the first counts, so that a shortcut
-    beside the main branch does not. Where maps of two sizes lead to one, as where attention shrinks its keys to the
-    size of a later level, that size is clear only if both say the same.
+    ``(k − 1)/2·d − pad``. Of layers with the same input map and output size only the first counts; a shortcut parallel
+    to the main branch does not. Maps of two sizes may lead to one: attention may shrink its keys to the size of a later
+    level. That size is clear only if both agree.
     """
     lattices = {image_size: Lattice((1, 1), (0.0, 0.0), image_size)}
 
@@ -79,7 +79,7 @@ def _first_center(layer: Any, axis: int, size: int) -> float:
     kernel, stride = _pair(layer.kernel_size)[axis], _pair(layer.stride)[axis]
     reach = (kernel - 1) * _pair(getattr(layer, "dilation", 1))[axis]
     if isinstance(layer, Conv2dSame | MaxPool2dSame | AvgPool2dSame) or getattr(layer, "same_pad", False):
-        # TensorFlow's "same": as many zeros as the last output needs, the odd one behind
+        # TensorFlow's "same": as many zeros as the last output needs; an odd one comes last
         pad = max((-(-size // stride) - 1) * stride + reach + 1 - size, 0) // 2
     else:
         pad = _pair(layer.padding)[axis]
@@ -89,7 +89,7 @@ def _first_center(layer: Any, axis: int, size: int) -> float:
 def offset_px_of(
     lattices: dict[Size, Lattice], stride: int, size: Size, name: str, image_size: Size, offered: Collection[int]
 ) -> float:
-    """Pixel on which the first feature of a level is centred, the same down and right."""
+    """Return the pixel on which the first feature of a level is centred, the same down and right."""
     found = lattices.get(size)
     if found is not None and found.clear and found.stride == (stride, stride):
         down, right = found.offset
@@ -98,7 +98,7 @@ def offset_px_of(
     if down != right:
         raise InputError(
             f"encoder: the padding of {name} puts feature 0 on pixel {down:g} down but {right:g} to the right; choose "
-            f"a image size of which stride {stride} divides both sides"
+            f"an image size with both sides divisible by stride {stride}"
         )
     return down
 
@@ -106,7 +106,7 @@ def offset_px_of(
 def _base(
     lattices: dict[Size, Lattice], stride: int, name: str, image_size: Size, offered: Collection[int]
 ) -> tuple[int, float, float]:
-    """Return stride and offsets (down, right) of the coarsest lattice before a level, which bound its offset."""
+    """Return stride and offsets (down, right) of the coarsest lattice before a level; they bound its offset."""
     followed = max(
         (known.stride[0], *known.offset)
         for known in lattices.values()
@@ -119,41 +119,41 @@ def _base(
 
 
 APART = 4
-"""Features between those whose gradients are taken at once, so that they do not meet."""
+"""Distance in features between those differentiated together, so that their gradients do not overlap."""
 
 BROAD = 8
-"""Features along a side that a gradient is taken of, at least."""
+"""Smallest number of features along a side for a gradient."""
 
 FEWEST, MOST = 3, 48
-"""Random images that are asked where a feature looks."""
+"""Smallest and largest number of random images for the gradient."""
 
 
 @lru_cache(maxsize=64)
 def offset_by_gradient(name: str, image_size: Size, stride: int, base: tuple[int, float, float]) -> tuple[float, float]:
-    """Pixel (v, u) on which feature 0 is centred: the centre of the squared gradient of features by the image.
+    """Return the pixel (v, u) on which feature 0 is centred, found by the centre of squared gradients by the image.
 
-    The model is a new one of always the same random weights, its kernels made even, since trained and random ones lean
-    to a side of their own. Random mixtures of channels at random images are differentiated, at features away from the
-    border. What a feature hears of far away, by attention or squeeze-and-excitation, is kept out by a Gaussian window
-    of one stride, moved until it is centred on what it shows.
+    The model has fixed random weights with symmetrised kernels, since trained and random kernels lean to a side. Random
+    mixtures of channels at random images are differentiated, at features away from the border. A Gaussian window of one
+    stride excludes distant influences by attention or squeeze-and-excitation; it is moved until it is centred on its
+    content.
 
     Args:
-        name: of the model.
+        name: name of the model.
         image_size: (H, W).
-        stride: of the level.
+        stride: stride of the level.
         base: stride and offsets (v, u) of the lattice before. Each step moves by none, half or all of its stride, so
-            only offsets are taken that lie whole halves of this one's from its own.
+            only offsets at multiples of half this stride from its own are possible.
 
     Raises:
-        InputError: when the random images do not agree on one of these.
+        InputError: if the random images do not agree on one of these.
     """
-    # on a few features everything is at the border; a larger image has the same remainders and so the same padding
+    # few features are all at the border; a larger image with the same remainders has the same padding
     step = math.lcm(stride, 32)
     height, width = (side + step * max(0, -(-(BROAD * stride - side) // step)) for side in image_size)
     image_size = height, width
     state = torch.get_rng_state()
     try:
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would touch the devices' generators too
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would also seed the devices' generators
         trunk = build_trunk(name, image_size, pretrained=False)
     finally:
         torch.set_rng_state(state)
@@ -186,7 +186,7 @@ def offset_by_gradient(name: str, image_size: Size, stride: int, base: tuple[int
 def _centre_of_gradient(
     trunk: Any, levels: list[int], image_size: Size, stride: int, number: int, generator: torch.Generator
 ) -> tuple[float, float]:
-    """Pixel (v, u) relative to ``stride·(i, j)`` to which features (i, j) listen, by one random image."""
+    """Return the gradient centre (v, u) of features (i, j) relative to ``stride·(i, j)``, by one random image."""
     image = torch.randn(1, 3, *image_size, generator=generator).requires_grad_()
     with torch.enable_grad():
         features = tap(trunk, image, levels)[0]
@@ -208,14 +208,14 @@ def _centre_of_gradient(
 
 
 def _inner(side: int, number: int) -> Tensor:
-    """Return features along a side, ``APART``, others for every number, two away from the border where possible."""
+    """Return features along a side, ``APART``, shifted by ``number``, and two away from the border where possible."""
     border = min(2, (side - 1) // 2)
     inner = torch.arange(border, side - border)
     return inner[number % min(APART, len(inner)) :: APART]
 
 
 def _centre(profile: Tensor, stride: int) -> float:
-    """Mean of a profile about its middle, in a Gaussian window about that mean."""
+    """Return the mean of a profile about its middle, in a Gaussian window about that mean."""
     places = torch.arange(len(profile), dtype=profile.dtype) - len(profile) // 2
     centre = 0.0
     profile = (profile - profile.median()).clamp(min=0)

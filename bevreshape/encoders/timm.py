@@ -1,4 +1,4 @@
-"""Image encoders of timm, by name, cut off behind the deepest wanted stride."""
+"""Image encoders of timm, by name, truncated after the deepest wanted stride."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -21,23 +21,23 @@ Offset = Annotated[float, Ge(-1024), Le(1024)]
 
 @checked
 class TimmEncoder(nn.Module):
-    """Features of every camera at the wanted strides, brought to one width by a 1×1 neck.
+    """Features of every camera at the wanted strides, projected to one width by a 1×1 neck.
 
-    Image normalisation, with the model's own mean and standard deviation, lies inside.
+    It includes image normalisation, with the model's own mean and standard deviation.
 
     Args:
         name: any of ``timm.list_models()`` with spatial features.
         image_size: (H, W) of the images, in pixels.
         cameras: n.
-        strides: pixels between neighbouring features, one a wanted scale.
+        strides: pixels between neighbouring features, one value per scale.
         channels: c, of every scale.
         pretrained: load the published weights; needs the network once.
-        offset_px: pixel on which feature 0 is centred, one number a stride. Found by following the strided layers, and
-            where these do not explain the features, as in Swin or Hiera, by the centre of the input's gradient.
+        offset_px: pixel on which feature 0 is centred, one number per stride. By default it is derived from the strided
+            layers. Where these do not explain the features (Swin, Hiera), it is the centre of the input's gradient.
 
     Raises:
-        InputError: unknown name or stride, weights that cannot be had, an image size that the model cannot take, or an
-            offset that cannot be found.
+        InputError: if the name or a stride is unknown, the weights are not available, the model does not accept the
+            image size, or an offset cannot be determined.
     """
 
     mean: Tensor
@@ -71,7 +71,7 @@ class TimmEncoder(nn.Module):
             if len(offsets) != len(strides):
                 raise InputError(
                     f"encoder: offset_px={offset_px} has {len(offsets)} numbers for strides={list(strides)}; give one "
-                    "a stride"
+                    "per stride"
                 )
         self.sources: tuple[FeatureShape, ...] = tuple(
             FeatureShape(channels, *size, cameras, stride, offset)
@@ -89,10 +89,10 @@ class TimmEncoder(nn.Module):
     def forward(
         self, image: Float[Tensor, "b n 3 H W"]
     ) -> Float[Tensor, "b n c h w"] | tuple[Float[Tensor, "b n c _ _"], ...]:
-        """Images in 0..1 → features, one tensor, or a tuple where several strides were asked for.
+        """Return the features of images in 0..1: one tensor, or a tuple for several strides.
 
         Raises:
-            InputError: when the images are not what this was built for.
+            InputError: if the images differ in number or size from those the encoder was built for.
         """
         built = (self.cameras, *self.image_size)
         given = (image.shape[1], *image.shape[-2:])

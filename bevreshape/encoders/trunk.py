@@ -1,4 +1,4 @@
-"""Networks of timm, cut off behind the deepest wanted level."""
+"""Networks of timm, truncated after the deepest wanted level."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,14 @@ def build_trunk(name: str, image_size: Size, pretrained: bool) -> Any:
     """Build a network of timm without its classifier.
 
     Raises:
-        InputError: when timm has none of that name, or its weights cannot be loaded.
+        InputError: if timm has no model of that name, or its weights cannot be loaded.
     """
     if not timm.is_model(name):
         raise InputError(f"encoder: timm has no model name={name}; {suggest(name, timm.list_models())}")
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise InputError(f"encoder: timm describes no preprocessing of name={name}; choose another model")
-    # transformers are built for one image size, convolutions take any
+    # transformers are built for one image size, convolutional networks accept any
     options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     try:
         trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
@@ -43,7 +43,7 @@ def build_trunk(name: str, image_size: Size, pretrained: bool) -> Any:
 
 
 def cut_trunk(trunk: Any, name: str, strides: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Drop what lies behind the deepest wanted level; which levels to read, and their widths."""
+    """Remove the layers after the deepest wanted level. Return the wanted levels, and their widths."""
     info = [(level["reduction"], level["num_chs"]) for level in trunk.feature_info]
     offered = [reduction for reduction, _ in info]
     if not strides or len(set(strides)) < len(strides) or not set(strides) <= set(offered):
@@ -51,14 +51,14 @@ def cut_trunk(trunk: Any, name: str, strides: Sequence[int]) -> tuple[list[int],
             f"encoder: strides={list(strides)} but {name} offers {sorted(set(offered))}; choose one or several of "
             "these, each once"
         )
-    # of several levels at one stride the last has seen most
+    # of several levels at one stride the last has the largest receptive field
     levels = [len(offered) - 1 - offered[::-1].index(stride) for stride in strides]
     trunk.prune_intermediate_layers(sorted(levels), prune_norm=True)
     return levels, [info[level][1] for level in levels]
 
 
 def tap(trunk: Any, image: Tensor, levels: list[int]) -> list[Tensor]:
-    """Features of the levels, in their order."""
+    """Return the features of the levels, in their order."""
     rising = sorted(levels)
     features = trunk.forward_intermediates(image, indices=rising, stop_early=True, intermediates_only=True)
     return [features[rising.index(level)] for level in levels]

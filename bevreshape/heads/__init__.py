@@ -1,4 +1,4 @@
-"""From BEV features to maps of a task."""
+"""Heads: BEV features → maps of a task."""
 
 from bevreshape.heads.conv import ConvHead
 from bevreshape.heads.pyramid import PyramidHead

@@ -8,11 +8,11 @@ from bevreshape.config.options import Count, Upsample, Width, checked
 
 @checked
 class ConvHead(nn.Module):
-    """Residual blocks on the coarse grid, then upsampling by ``upsample`` in steps, narrow where cells are many.
+    """Residual blocks on the coarse grid, then upsampling by ``upsample`` in steps with few channels.
 
-    A convolution at full BEV resolution costs several times the image encoder on a CPU, so the width is spent on the
-    coarse grid: after the last block one 1×1 convolution makes ``final_channels·s²`` maps that a pixel shuffle spreads
-    over the fine cells, and one 3×3 convolution at full resolution turns them into logits.
+    A wide convolution at full BEV resolution costs several times the image encoder on a CPU, so only the coarse grid is
+    wide. After the last block one 1×1 convolution makes ``final_channels·s²`` maps, a pixel shuffle distributes them
+    over the fine cells, and one 3×3 convolution at full resolution returns logits.
 
     Args:
         in_channels: d of the reshaper.
@@ -51,7 +51,7 @@ class ConvHead(nn.Module):
         self.to(memory_format=torch.channels_last)  # a quarter faster on a CPU, more on tensor cores
 
     def forward(self, bev: Tensor) -> Tensor:
-        """(b, d, R, C) → (b, k, R·upsample, C·upsample)."""
+        """Decode (b, d, R, C) → (b, k, R·upsample, C·upsample)."""
         return self.fine(self.coarse(bev.contiguous(memory_format=torch.channels_last)))
 
 
@@ -69,5 +69,5 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, c, R, C) → the same shape."""
+        """Transform (b, c, R, C) → the same shape."""
         return (x + self.body(x)).relu()

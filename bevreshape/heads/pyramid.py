@@ -1,4 +1,4 @@
-"""The decoder of CVT: the grid doubles step by step, and every step sees the coarse features again."""
+"""The decoder of CVT: every step doubles the grid, and receives the coarse features again."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -15,19 +15,19 @@ from bevreshape.errors import InputError
 class PyramidHead(nn.Module):
     """Decoder of Cross-View Transformers (Zhou and Krähenbühl 2022), for 25×25 → 200×200.
 
-    A step doubles rows and columns bilinearly, then relu(conv1×1(relu(conv3×3(x))) + conv1×1(the coarse features)),
-    normalised. The original aligns the corners of coarse and fine map, so that its fine cells are not where the coarse
-    ones say: up to half a coarse cell at the edges. Here cells share their edges.
+    A step doubles rows and columns bilinearly and applies relu(conv1×1(relu(conv3×3(x))) + conv1×1(coarse features)),
+    with normalisation. The original aligns the corners of coarse and fine map, which displaces fine cells by up to half
+    a coarse cell at the edges. Here cells share their edges.
 
     Args:
         in_channels: d of the reshaper.
         out_channels: k.
-        widths: of every step's result, at least 2; inside a step it is half as wide.
-        upsample: 2 to the number of steps.
+        widths: output channels of every step, at least 2; inside a step there are half as many.
+        upsample: 2 to the power of the number of steps.
         final_channels: width of the last 3×3 convolution.
 
     Raises:
-        InputError: when upsample does not agree with the number of steps.
+        InputError: if ``upsample`` does not agree with the number of steps.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class PyramidHead(nn.Module):
         )
 
     def forward(self, bev: Tensor) -> Tensor:
-        """(b, d, R, C) → (b, k, R·upsample, C·upsample)."""
+        """Decode (b, d, R, C) → (b, k, R·upsample, C·upsample)."""
         x = bev
         for step in self.steps:
             x = step(x, bev)
@@ -64,7 +64,7 @@ class PyramidHead(nn.Module):
 
 
 class Step(nn.Module):
-    """Twice the rows and columns."""
+    """One step of the decoder: twice the rows and columns."""
 
     def __init__(self, in_channels: int, channels: int, coarse_channels: int) -> None:
         super().__init__()
@@ -78,6 +78,6 @@ class Step(nn.Module):
         self.skip = nn.Conv2d(coarse_channels, channels, 1)
 
     def forward(self, x: Tensor, coarse: Tensor) -> Tensor:
-        """(b, c, R, C) and the coarse features → (b, channels, 2·R, 2·C)."""
+        """Decode (b, c, R, C) and the coarse features → (b, channels, 2·R, 2·C)."""
         fine = self.conv(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
         return (fine + F.interpolate(self.skip(coarse), fine.shape[-2:])).relu()

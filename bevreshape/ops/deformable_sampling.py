@@ -1,7 +1,7 @@
 """Bilinear sampling of all feature scales at learned positions, with gradients into the positions.
 
-:class:`FeatureAtlas` lays all scales of a camera on one map, so that all scales are one gather; :func:`sample_pairs`
-is what deformable attention calls.
+:class:`FeatureAtlas` packs all scales of a camera into one map, so that a single gather samples all of them.
+:func:`sample_pairs` is the entry point for deformable attention.
 """
 
 import warnings
@@ -22,13 +22,13 @@ from bevreshape.ops.visible_pairs import References
 from bevreshape.ops.weighted_gather import spread, sum_rows
 
 BORDER = 2
-"""Rows and columns of zeros around every map: samples at -2 or beyond the last feature are 0, with their gradient."""
+"""Rows and columns of zeros around every map: samples at -2 or beyond the last feature are 0, as is their gradient."""
 
 FourWeights = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def bilinear(positions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, FourWeights]:
-    """Return the corners of positions, (N, 2, K), how far they are past them, and weights of the four features around.
+    """Return the corners of positions, (N, 2, K), the fractions beyond them, and the weights of the four features.
 
     The four, (N, K) each, are: the corner, right of it, below it, below and right.
     """
@@ -41,7 +41,7 @@ def bilinear(positions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, FourWe
 
 
 def row_dots(left: Tensor, table: Tensor, columns: Tensor) -> Tensor:
-    """Multiply row i of ``left`` by every row of ``table`` that row i of ``columns`` names: (N, C)."""
+    """Multiply row i of ``left`` by the rows of ``table`` listed in row i of ``columns``: (N, C)."""
     _accept_sparse()
     ends = torch.arange(0, columns.numel() + 1, columns.shape[1], dtype=columns.dtype, device=columns.device)
     nothing = left.new_zeros(columns.numel())
@@ -52,22 +52,22 @@ def row_dots(left: Tensor, table: Tensor, columns: Tensor) -> Tensor:
 
 @cache
 def _accept_sparse() -> None:
-    """Silence torch's warning, once a process, that its sparse matrices are in beta."""
+    """Silence torch's warning that its sparse matrices are in beta, once per process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 class FeatureAtlas(nn.Module):
-    """All feature scales of a camera on one map, below one another, with a border of zeros.
+    """All feature scales of a camera in one map, below one another, with a border of zeros.
 
-    The border makes zero padding a matter of clamping, of values and gradients alike. K = heads · scales · points are
-    the samples of a query, in this order.
+    With the border, zero padding is a clamp, for values and gradients. K = heads · scales · points is the number of
+    samples of a query, in this order.
 
     Args:
         sources: the scales.
-        heads: parts of the channels, each with its own samples.
-        points: samples of a head on a scale.
+        heads: groups of channels, each with its own samples.
+        points: samples per head and scale.
     """
 
     limit: Tensor
@@ -88,13 +88,13 @@ class FeatureAtlas(nn.Module):
             "origin": [(BORDER, top) for top in tops],
         }
         for key, value in per_scale.items():
-            # whole numbers, which a module cast to half precision leaves alone
+            # integers: casting the module to half precision keeps them
             samples = torch.tensor(value).T.repeat_interleave(points, dim=1).repeat(1, heads)  # 2 K
             self.register_buffer(key, samples, persistent=False)
         self.register_buffer("head", torch.arange(heads).repeat_interleave(self.samples), persistent=False)
 
     def pack(self, values: Sequence[Float[Tensor, "bn _ d"]]) -> Float[Tensor, "bn rows cols d"]:
-        """Lay the tokens of every scale on the atlas."""
+        """Copy the tokens of every scale into the atlas."""
         bordered: list[Tensor] = []
         for value, (height, width) in zip(values, self.sizes, strict=True):
             below = BORDER if len(bordered) + 1 == len(self.sizes) else 0
@@ -112,7 +112,7 @@ class FeatureAtlas(nn.Module):
         Args:
             positions: (N, 2, K), in features.
             weights: (N, K).
-            first: (N,), the row at which the atlas of the camera begins.
+            first: (N,), the first row of the camera's atlas.
 
         Returns:
             Rows, (N·heads, K / heads), and the rest of what :func:`bilinear` returns.
@@ -123,7 +123,7 @@ class FeatureAtlas(nn.Module):
 
     @property
     def steps(self) -> tuple[int, int, int, int]:
-        """Return the rows of the table from a corner to the four features."""
+        """Return the distances in rows of the table from a corner to its four features."""
         below = self.width * self.heads
         return 0, self.heads, below, below + self.heads
 
@@ -143,7 +143,7 @@ class FeatureAtlas(nn.Module):
             packed: from :meth:`pack`, (bn, rows, cols, d).
             positions: (N, 2, K), in features.
             weights: (N, K).
-            camera: (N,), which of bn.
+            camera: (N,), index of the camera in bn.
         """
         table = packed.view(-1, packed.shape[-1] // self.heads)
         first = (camera * (self.height * self.width * self.heads)).int()
@@ -152,7 +152,7 @@ class FeatureAtlas(nn.Module):
         return gather(table, positions, weights, first).view(-1, packed.shape[-1])
 
     def sample_all(self, packed: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
-        """:meth:`sample` of equally many positions in every camera, in operations that export.
+        """Sample equally many positions in every camera with exportable operations; see :meth:`sample`.
 
         Args:
             packed: from :meth:`pack`, (bn, rows, cols, d).
@@ -178,10 +178,10 @@ def sample_pairs(
     weights: Float[Tensor, "#b RC K"],
     references: References,
 ) -> Float[Tensor, "b RC d"]:
-    """Average over the cameras that see a cell the weighted samples around its reference points.
+    """Average the weighted samples around a cell's reference points over the cameras that see the cell.
 
     Args:
-        atlas: of the scales.
+        atlas: the atlas of the scales.
         packed: its features, of all cameras.
         offsets: Δ of every cell from its reference points, in features.
         weights: w of every sample.
@@ -190,7 +190,7 @@ def sample_pairs(
     """
     pairs, share, reference = references
     cells, heads, (b, m) = offsets.shape[1], atlas.heads, pairs.shape
-    # the first layer has the same queries for all samples, later ones their own
+    # the first layer shares its queries between samples, later layers do not
     chosen = flat_index(pairs % cells, offsets.shape[0], cells)
     offsets = offsets.flatten(0, 1).index_select(0, chosen).view(b * m, 2, heads, -1)
     weights = weights.flatten(0, 1).index_select(0, chosen)
@@ -206,10 +206,10 @@ def sample_pairs(
 
 
 class DeformableSampling(torch.autograd.Function):
-    """:meth:`FeatureAtlas.gather` on a CPU, with a backward pass of its own.
+    """:meth:`FeatureAtlas.gather` on a CPU, with its own backward pass.
 
-    That of ``embedding_bag`` takes two to five times as long: it sorts four rows a sample where one will do, and
-    multiplies rows of a few channels by a routine made for long vectors. Indices are computed again rather than kept.
+    The backward pass of ``embedding_bag`` takes two to five times as long: it sorts four rows per sample instead of
+    one, and multiplies rows of a few channels by a routine for long vectors. Indices are recomputed, not kept.
     """
 
     @staticmethod

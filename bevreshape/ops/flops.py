@@ -1,4 +1,4 @@
-"""Counting floating-point operations, those of torch's internal kernels included."""
+"""Counting of floating-point operations, including those of torch's internal kernels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 def count_flops(call: Callable[[], object]) -> int:
     """Count the floating-point operations of a call, a multiply-add as two.
 
-    Torch's counter leaves some kernels out, which are added: CPU attention, embedding bags (a multiply-add a tap) and
-    bilinear sampling (four), with their backward passes. The gradient of a sparse matrix's values, as in deformable
-    attention, is not counted.
+    Torch's counter omits some kernels, which are added here: CPU attention, embedding bags (a multiply-add per tap) and
+    bilinear sampling (four), with their backward passes. The gradient of a sparse matrix's values (deformable
+    attention) is not counted.
     """
     with FlopCounterMode(display=False, custom_mapping=_known()) as counter:
         call()
@@ -21,7 +21,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def _known() -> dict[Any, Callable[..., int]]:
-    """Return the formulas of the kernels that this torch has; it cannot call those that it does not have."""
+    """Return the formulas of the kernels that this version of torch has."""
     return {
         getattr(torch.ops.aten, name): formula for name, formula in FORMULAS.items() if hasattr(torch.ops.aten, name)
     }
@@ -52,7 +52,7 @@ def _sampler_flop(*_: Any, out_shape: Sequence[int], **__: Any) -> int:
 
 
 def _sampler_backward_flop(grad: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * 8 * math.prod(grad)  # with respect to the image and to the places
+    return 2 * 8 * math.prod(grad)  # with respect to the image and to the positions
 
 
 FORMULAS: dict[str, Callable[..., int]] = {

@@ -1,9 +1,8 @@
 """Torch's fused attention kernels, with the logarithms of their softmaxes' denominators.
 
-The public ``scaled_dot_product_attention`` returns outputs alone. The kernels beneath it, which torch keeps to itself,
-return the denominators too and take them back in the backward pass. There is one for CPUs and two for CUDA. Each is
-tried once with small tensors; where this torch does not have it, :func:`fused_kernel` does not offer it, and callers
-form the matrix.
+The public ``scaled_dot_product_attention`` returns only outputs. Its internal kernels also return the denominators, and
+accept them in the backward pass. There is one for CPUs and two for CUDA. Each is probed once with small tensors. If
+torch does not have it, :func:`fused_kernel` does not offer it, and callers form the matrix.
 """
 
 from collections.abc import Callable
@@ -24,9 +23,9 @@ class Kernel(NamedTuple):
 
     Attributes:
         forward: Q (b, a, q, e), K and V (b, a, t, e) and the scale → the outputs (b, a, q, e), the logarithms of the
-            denominators (b, a, q), and what the backward pass wants besides.
-        backward: the gradient of the outputs; Q, K and V; outputs and logarithms; what forward returned besides; the
-            scale → the gradients of Q, K and V.
+            denominators (b, a, q), and further inputs of the backward pass.
+        backward: the gradient of the outputs; Q, K and V; outputs and logarithms; the further inputs; the scale → the
+            gradients of Q, K and V.
     """
 
     forward: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor, tuple[Any, ...]]]
@@ -67,14 +66,14 @@ def _flash_backward(
 
 def _efficient_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
     out, log_sums, *rest = aten()._scaled_dot_product_efficient_attention(q, k, v, None, True, scale=scale)
-    return out, log_sums[..., : q.shape[-2]], (log_sums.shape[-1], *rest)  # it is padded
+    return out, log_sums[..., : q.shape[-2]], (log_sums.shape[-1], *rest)  # log_sums is padded
 
 
 def _efficient_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, rest: tuple[Any, ...], scale: float
 ) -> Grads:
     length, seed, offset = rest
-    # as the kernel itself pads: rows that do not exist have the weight exp(x - ∞) = 0
+    # as the kernel pads: rows of padding have the weight exp(x - ∞) = 0
     log_sums = F.pad(log_sums, (0, length - log_sums.shape[-1]), value=torch.inf)
     grads = aten()._scaled_dot_product_efficient_attention_backward(
         grad, q, k, v, None, out, log_sums, seed, offset, 0.0, [True, True, True, False], scale=scale
@@ -90,11 +89,11 @@ KERNELS = {
 
 
 def try_kernel(name: str) -> bool:
-    """Run a kernel forward and backward on small tensors: that of CPUs on values, those of CUDA on shapes alone.
+    """Run a kernel forward and backward on small tensors. CUDA kernels run on shapes alone (the meta device).
 
     Raises:
-        AttributeError: when torch does not have it; RuntimeError, TypeError or ValueError when it takes or returns
-            something else.
+        AttributeError: if torch does not have it.
+        RuntimeError, TypeError or ValueError: if its arguments or results differ from those expected.
     """
     device, dtype = ("cpu", torch.float32) if name == "cpu" else ("meta", torch.bfloat16)
     q, k, v = (torch.ones(1, 2, tokens, 8, device=device, dtype=dtype) for tokens in (3, 5, 5))
@@ -108,11 +107,11 @@ def try_kernel(name: str) -> bool:
 
 
 AVAILABLE = {name: probed(partial(try_kernel, name)) for name in KERNELS}
-"""Whether this torch has a kernel, by its name."""
+"""Probes of the kernels by name: whether torch has the kernel."""
 
 
 def fused_kernel(q: Tensor, k: Tensor, v: Tensor) -> Kernel | None:
-    """Return the fused kernel for (b, a, q, e) and (b, a, t, e) of this device and type, if there is one."""
+    """Return the fused kernel for (b, a, q, e) and (b, a, t, e) of this device and dtype, or ``None``."""
     name = _name(q, k, v)
     if name is None or not (torch.compiler.is_compiling() or AVAILABLE[name]()):
         return None

@@ -1,4 +1,4 @@
-"""Batch normalisation of tokens by the statistics of those images that are there, in all processes."""
+"""Batch normalisation of tokens by the statistics of the present images, in all processes."""
 
 import torch
 import torch.distributed.nn
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 Statistics = tuple[Tensor, Tensor, Tensor]
-"""Mean and variance of every channel, and the number of values that they are of."""
+"""Mean and variance of every channel, and the number of values they are computed from."""
 
 
 class ImageEmbedding(nn.Module):
-    """``W · relu(BatchNorm(x))``; forward leaves W to :meth:`NormedLinear.of_embedded`."""
+    """``W · relu(BatchNorm(x))``; forward omits W, which :meth:`NormedLinear.of_embedded` applies."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class ImageEmbedding(nn.Module):
         self.linear = nn.Linear(channels, dim, bias=False)
 
     def forward(self, images: Float[Tensor, "p t c"], statistics: Statistics | None) -> Float[Tensor, "p t c"]:
-        """Return ``relu(BatchNorm(x))``; the statistics are those of the images, needed in training."""
+        """Return ``relu(BatchNorm(x))``. Training needs the statistics of the images."""
         norm = self.norm
         mean, var = norm.running_mean, norm.running_var
         assert mean is not None
@@ -48,7 +48,7 @@ class ImageEmbedding(nn.Module):
 def statistics_of(
     images: Float[Tensor, "p t c"], present: Bool[Tensor, " p"] | None, group: dist.ProcessGroup | None = None
 ) -> Statistics:
-    """Return mean and variance of the channels of those images that are present, in all processes of a group."""
+    """Return mean and variance of the channels over the present images, in all processes of a group."""
     p, t, _ = images.shape
     if present is None and group is None:
         var, mean = torch.var_mean(images, (0, 1), correction=0)
@@ -65,7 +65,7 @@ def _total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def synchronised(norm: nn.Module) -> dist.ProcessGroup | None:
-    """Return the processes that a norm shares its statistics with, where ``sync_batchnorm`` has converted it."""
+    """Return the process group of a norm that ``sync_batchnorm`` converted, else ``None``."""
     if not isinstance(norm, nn.SyncBatchNorm) or not dist.is_initialized():
         return None
     return norm.process_group or dist.group.WORLD

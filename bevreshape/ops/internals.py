@@ -1,4 +1,4 @@
-"""Private and internal functions of libraries that are no kernels, each with a plain fallback of the same result."""
+"""Private and internal functions of libraries other than kernels, each with a plain fallback of the same result."""
 
 from collections.abc import Callable
 from typing import IO, Any
@@ -12,7 +12,7 @@ from bevreshape.ops.probe import probed
 
 @probed
 def _watchers() -> list[Callable[[], bool]]:
-    """Return the questions whether operations are counted, transformed or derived forward."""
+    """Return functions that tell whether operations are counted, transformed or differentiated forward."""
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
     questions = [
@@ -21,14 +21,14 @@ def _watchers() -> list[Callable[[], bool]]:
         lambda: forward_ad._current_level >= 0,
     ]
     if any(question() for question in questions):  # nothing is active in a fresh thread
-        raise ValueError("a question has another meaning than it had")
+        raise ValueError("a private function of torch has changed its meaning")
     return questions
 
 
 def operations_are_watched() -> bool:
     """Return whether a counter, a transform of ``torch.func`` or forward differentiation must see ordinary operations.
 
-    Where this torch cannot be asked the answer is yes, so that callers take ordinary operations.
+    If this version of torch does not tell, the answer is yes, and callers use ordinary operations.
     """
     questions = _watchers()
     return questions is None or any(question() for question in questions)
@@ -40,7 +40,7 @@ def _foreach_lerp() -> Callable[[list[Tensor], list[Tensor], float], None]:
     found = [torch.zeros(2)]
     torch._foreach_lerp_(found, [torch.ones(2)], 0.25)
     if found[0].tolist() != [0.25, 0.25]:
-        raise ValueError("another interpolation")
+        raise ValueError("torch._foreach_lerp_ has changed its meaning")
     return torch._foreach_lerp_
 
 
@@ -55,12 +55,12 @@ def lerp_all_(values: list[Tensor], targets: list[Tensor], share: float) -> None
 
 
 def archive_offsets(file: IO[bytes]) -> dict[str, int] | None:
-    """Return where torch's own reader finds the entries of a checkpoint's archive, in bytes from its beginning.
+    """Return the offsets, in bytes, at which torch's reader finds the entries of a checkpoint's archive.
 
-    ``None`` where this torch cannot be asked.
+    Return ``None`` if this version of torch does not tell.
 
     Raises:
-        RuntimeError: when torch cannot read it.
+        RuntimeError: if torch cannot read the archive.
     """
     reader_class: Any = getattr(torch._C, "PyTorchFileReader", None)
     if not all(hasattr(reader_class, name) for name in ("get_all_records", "get_record_offset")):
@@ -70,7 +70,7 @@ def archive_offsets(file: IO[bytes]) -> dict[str, int] | None:
 
 
 def drop_wandb_setting(logger: Any, name: str) -> None:
-    """Leave out a setting that Lightning's logger would pass on to W&B, which has given it up and warns about it."""
+    """Remove a setting from Lightning's W&B logger. W&B has deprecated it and would warn."""
     settings = getattr(logger, "_wandb_init", None)
     if isinstance(settings, dict):
         settings.pop(name, None)

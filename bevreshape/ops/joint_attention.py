@@ -1,4 +1,4 @@
-"""Exact attention to the tokens of all cameras in one softmax, where every camera has its own queries."""
+"""Exact attention to the tokens of all cameras in one softmax, with separate queries for every camera."""
 
 from typing import Any
 
@@ -18,31 +18,31 @@ def joint_attention(
     values: Float[Tensor, "b n a t e"],
     present: Bool[Tensor, "b n"] | None = None,
 ) -> Float[Tensor, "b a q e"]:
-    """``softmax([Q₁K₁ᵀ, …, QₙKₙᵀ]/√e) · [V₁; …; Vₙ]``, in which every camera has its own queries.
+    """Return ``softmax([Q₁K₁ᵀ, …, QₙKₙᵀ]/√e) · [V₁; …; Vₙ]``. Every camera has its own queries.
 
     One call of a fused kernel attends within all cameras at once. It returns the outputs Oᵢ and the logarithms Lᵢ of
-    their softmaxes' denominators. The joint softmax follows exactly, with ``L = log Σ exp Lᵢ``, as
-    ``O = Σ exp(Lᵢ − L) · Oᵢ``. Its gradient is the kernel's own, camera by camera, given O and L instead of Oᵢ and Lᵢ,
-    as in Ring Attention (Liu et al. 2023). So the matrix of queries by tokens is never formed: memory grows with
-    tokens + n · queries. It is formed where a graph is exported, and where there is no fused kernel.
+    their softmaxes' denominators. With ``L = log Σ exp Lᵢ`` the joint softmax is exactly ``O = Σ exp(Lᵢ − L) · Oᵢ``.
+    Its gradient is the kernel's own, camera by camera, with O and L instead of Oᵢ and Lᵢ, as in Ring Attention (Liu et
+    al. 2023). The matrix of queries by tokens is never formed, and memory grows with tokens + n · queries. Exported
+    graphs, and torch without a fused kernel, form the matrix.
 
     Letters: a heads, q queries, t tokens of a camera, e width of a head.
 
     Args:
-        queries: of every camera.
-        keys: of its tokens.
-        values: of its tokens.
-        present: false where a camera was dropped. Its tokens have the weight 0 and its gradients are 0, whatever it
-            holds; the output of a sample without any camera is 0.
+        queries: queries of every camera.
+        keys: keys of its tokens.
+        values: values of its tokens.
+        present: false for a dropped camera. Its tokens have weight 0 and its gradients are 0, even if it holds NaN. The
+            output of a sample without cameras is 0.
 
     Returns:
-        The output of every query, in the type of the keys.
+        The output of every query, in the dtype of the keys.
     """
-    q, k, v = (x.to(keys.dtype) for x in (queries, keys, values))  # autocast leaves some of them as they were
+    q, k, v = (x.to(keys.dtype) for x in (queries, keys, values))  # autocast does not cast all of them
     if is_exporting() or torch.onnx.is_in_onnx_export():
         return _by_matrix(q, k, v, present)
     width = q.shape[-1]
-    if q.device.type == "cuda" and width % 8:  # its kernels want that; zeros change neither products nor outputs
+    if q.device.type == "cuda" and width % 8:  # the kernels require multiples of 8; zeros do not change the result
         q, k, v = (F.pad(x, (0, -width % 8)) for x in (q, k, v))
     kernel = fused_kernel(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
     if kernel is None:
@@ -51,14 +51,14 @@ def joint_attention(
 
 
 class JointAttention(torch.autograd.Function):
-    """:func:`joint_attention` by a fused kernel that attends to every camera by itself."""
+    """:func:`joint_attention` by a fused kernel that attends to every camera separately."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, present: Tensor | None, kernel: Kernel, scale: float
     ) -> Tensor:
         b, n = q.shape[:2]
-        # the logarithms are of float32 where the rest is of 16 bits
+        # the logarithms are float32 even if the rest has 16 bits
         views, log_sums, ctx.rest = kernel.forward(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), scale)
         views, log_sums = views.unflatten(0, (b, n)), log_sums.unflatten(0, (b, n))  # b n a q e, b n a q
         if present is not None:
@@ -88,7 +88,7 @@ class JointAttention(torch.autograd.Function):
 
 
 def _by_matrix(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None) -> Tensor:
-    """Form the matrix of queries by tokens, in plain operations."""
+    """Attend by the matrix of queries by tokens, in plain operations."""
     if present is not None:
         v = torch.where(present[..., None, None, None], v, 0.0)
     return joint_matrix(q, k, present).flatten(3) @ v.transpose(1, 2).flatten(2, 3)
@@ -97,7 +97,7 @@ def _by_matrix(q: Tensor, k: Tensor, v: Tensor, present: Tensor | None) -> Tenso
 def joint_matrix(
     queries: Float[Tensor, "b n a q e"], keys: Float[Tensor, "b n a t e"], present: Bool[Tensor, "b n"] | None = None
 ) -> Float[Tensor, "b a q n t"]:
-    """Return the softmax of :func:`joint_attention`, which weighs the values; 0 for tokens of dropped cameras."""
+    """Return the softmax weights of :func:`joint_attention`; 0 for tokens of dropped cameras."""
     q, k = queries, keys
     if present is not None:
         q, k = (torch.where(present[..., None, None, None], x, 0.0) for x in (q, k))

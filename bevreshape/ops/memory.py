@@ -1,4 +1,4 @@
-"""The most memory that a call holds at a time."""
+"""Peak memory of a call."""
 
 import json
 import math
@@ -14,11 +14,11 @@ from bevreshape.ops.probe import probed
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
-    """Return the most memory in bytes that a call holds at a time, beyond what was there before.
+    """Return the peak memory of a call in bytes, beyond what was allocated before.
 
-    On a CPU it is read from the profiler's trace, whose fields torch does not document. Where they are gone it is NaN.
+    On a CPU it is read from the profiler's trace. Torch does not document the fields; without them it is NaN.
     """
-    call()  # what is allocated once and kept does not count
+    call()  # memory that is allocated once and kept does not count
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -30,7 +30,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _traced_peak(call: Callable[[], object]) -> float:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report that there is no GPU
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto would report that there is no GPU
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
@@ -47,8 +47,8 @@ def _traced_peak(call: Callable[[], object]) -> float:
 
 @probed
 def trace_is_readable() -> bool:
-    """Return whether the profiler's trace has the fields that are read, of a tensor of known size."""
+    """Return whether the profiler's trace reports the size of a known tensor in the fields that are read."""
     found = _traced_peak(lambda: torch.ones(1 << 18))
     if found != 4 << 18:
-        raise ValueError(f"2¹⁸ numbers of float32 take {found} bytes")
+        raise ValueError(f"a tensor of 2¹⁸ float32 values takes {found} bytes")
     return True

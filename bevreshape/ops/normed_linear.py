@@ -1,4 +1,4 @@
-"""``W · LayerNorm(x) + b`` without forming x, where x is a linear image of something narrower or a sum."""
+"""``W · LayerNorm(x) + b`` without forming x, for x a linear map of narrower tokens, or a sum with one."""
 
 import torch
 from jaxtyping import Float
@@ -8,12 +8,12 @@ from bevreshape.ops.linear import linear
 
 
 class NormedLinear(nn.Module):
-    """``W · LayerNorm(x) + b``; x is formed only where that is cheaper.
+    """``W · LayerNorm(x) + b``; x is formed only if that is cheaper.
 
     Args:
-        dim: d, of x.
-        out: of the result.
-        bias: whether there is b.
+        dim: d, width of x.
+        out: width of the result.
+        bias: add b.
     """
 
     def __init__(self, dim: int, out: int, bias: bool) -> None:
@@ -22,10 +22,10 @@ class NormedLinear(nn.Module):
         self.linear = nn.Linear(dim, out, bias=bias)
 
     def of_embedded(self, tokens: Float[Tensor, "p t k"], embed: Float[Tensor, "d k"]) -> Float[Tensor, "p t out"]:
-        """Return it for ``x = E·z`` of tokens z, without x where it is wider than z.
+        """Return the result for ``x = E·z`` of tokens z, without forming x if it is wider than z.
 
-        With P, which subtracts the mean, ``LayerNorm(x)`` is ``g · PEz / √(zᵀ(PE)ᵀ(PE)z/d + ε) + h``: all but the
-        square root is linear, and is multiplied into one matrix.
+        P subtracts the mean. Then ``LayerNorm(x)`` is ``g · PEz / √(zᵀ(PE)ᵀ(PE)z/d + ε) + h``: all but the square root
+        is linear, and is multiplied into one matrix.
         """
         wide = tokens.dtype
         with torch.autocast(tokens.device.type, enabled=False):
@@ -45,13 +45,13 @@ class NormedLinear(nn.Module):
     def of_sum(
         self, cells: Float[Tensor, "b q d"], seen: Float[Tensor, "#b n k1 q"], embed: Float[Tensor, "d k"]
     ) -> Float[Tensor, "b n q out"]:
-        """Return it for ``x = cells + E·z`` as n cameras see the cells, with one wide product for all cameras.
+        """Return the result for ``x = cells + E·z`` in n cameras, with one wide product for all cameras.
 
-        Of ``√(|Px|²/d + ε)`` as above, ``|Px|² = |P·cells|² + 2·zᵀ(PE)ᵀP·cells + |PEz|²``.
+        In ``√(|Px|²/d + ε)`` as above, ``|Px|² = |P·cells|² + 2·zᵀ(PE)ᵀP·cells + |PEz|²``.
 
         Args:
             cells: the same for all cameras.
-            seen: z, and last ``|PEz|²``, which is given because E·z may be small where z is large.
+            seen: z followed by ``|PEz|²``. The latter is passed in because E·z may be small where z is large.
             embed: E.
         """
         wide = torch.promote_types(cells.dtype, torch.float32)
@@ -73,7 +73,7 @@ class NormedLinear(nn.Module):
         return out.unflatten(0, scale.shape[:2]).to(shared.dtype)
 
     def _without_norm(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return W and b after a norm that has only centred and divided."""
+        """Return W and b with the norm's gain and bias multiplied in."""
         gain, shift, weight = (x.to(dtype) for x in (self.norm.weight, self.norm.bias, self.linear.weight))
         bias = weight @ shift
         return weight * gain, bias if self.linear.bias is None else bias + self.linear.bias.to(dtype)

@@ -1,4 +1,4 @@
-"""Whether this torch has what it promises to nobody: asked once a process."""
+"""Probes of private functions of torch, run once per process."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,14 +8,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 GONE = (AttributeError, ImportError, RuntimeError, TypeError, ValueError)
-"""What a private function raises that is gone, has other arguments, or returns something else."""
+"""Errors of a private function that was removed, or whose arguments or results have changed."""
 
 
 def probed(try_it: Callable[[], T]) -> Callable[[], T | None]:
-    """Return what ``try_it`` returns, or ``None`` where it raises one of :data:`GONE`; it is called once.
+    """Return a function that calls ``try_it`` once and returns its result, or ``None`` if it raises :data:`GONE`.
 
-    It runs in a thread of its own, in which no counter of operations, autocast, gradient mode or default device of the
-    caller is active.
+    ``try_it`` runs in its own thread, so that no counter of operations, autocast, gradient mode or default device of
+    the caller is active.
     """
 
     def attempt() -> T | None:

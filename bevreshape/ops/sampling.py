@@ -1,11 +1,11 @@
-"""Bilinear sampling of features where cameras see the points of a scene, shared by reshapers that project.
+"""Bilinear sampling of features at projected points, shared by reshapers that project.
 
-Most cameras do not see most points. So the pairs of a point and a camera that sees it are listed, by point, and the
-four features around each pair's position, its taps, are summed with their weights. Only these are ever touched: a
-feature of a camera that sees nothing, or was dropped, may even be NaN.
+Most cameras do not see most points. The visible pairs of a point and a camera are therefore listed, by point. The four
+features around a pair's position are its taps; they are summed with their weights. No other features are read: those of
+a camera that sees nothing, or was dropped, may be NaN.
 
 :func:`project_points` finds the taps, :func:`sample_features` sums them. :class:`WeightedGather` is the fast path;
-programs that are exported use plain operations with the same result.
+exported programs use plain operations with the same result.
 """
 
 from collections.abc import Sequence
@@ -26,17 +26,19 @@ from bevreshape.ops.weighted_gather import WeightedGather, owners
 PADDINGS = ("border", "zeros")
 
 SLACK = 0.5
-"""How far a cell may miss an image before it is culled, in pixels times metres (metres for depth): more than float32
-rounds off."""
+"""Margin by which a cell must miss an image to be culled, in pixels times metres (metres for depth).
+
+It exceeds float32's rounding.
+"""
 
 
 class Taps(NamedTuple):
     """The features around the projections of points.
 
     Attributes:
-        rows: (m, 4), of m pairs of a point and a camera that sees it, by point: the rows of their taps in the features
-            of all b samples as a table, (b·n·h·w, c).
-        weights: (m, 4), of the taps.
+        rows: (m, 4), the rows of the taps in the table of the features of all b samples, (b·n·h·w, c). The m pairs of a
+            point and a camera that sees it are sorted by point.
+        weights: (m, 4), the weights of the taps.
         starts: (b, p), the first pair of every point.
     """
 
@@ -46,11 +48,11 @@ class Taps(NamedTuple):
 
 
 class Positions(NamedTuple):
-    """The same for exported programs, whose shapes may not depend on values.
+    """Sampling positions for exported programs, whose shapes may not depend on values.
 
     Attributes:
-        positions: (b, n, p, 2), column and row of the features at which camera n reads point p.
-        weights: (b, n, p), 0 where it does not see the point.
+        positions: (b, n, p, 2), column and row in the features of camera n at point p.
+        weights: (b, n, p), 0 if the camera does not see the point.
     """
 
     positions: Tensor
@@ -63,16 +65,16 @@ def project_points(
 ) -> Taps | Positions:
     """Project the points above the centre of every cell into the features of the cameras that see them.
 
-    The number of pairs is known on the device alone, so the host waits for it twice.
+    The number of pairs is known only on the device, so the host waits for it twice.
 
     Args:
-        cameras: of the full-size images.
+        cameras: those of the full-size images.
         grid: R×C cells.
         heights_m: k heights above the ground, ascending.
-        source: which pixel a feature is centred on.
+        source: the shape of the features.
 
     Returns:
-        What :func:`sample_features` takes, for p = R·C·k points, the heights of a cell side by side.
+        Input of :func:`sample_features` for p = R·C·k points; the heights of a cell are adjacent.
     """
     heights = constant(heights_m, cameras.intrinsics)
     if is_exporting():
@@ -95,18 +97,17 @@ def project_points(
 
 
 def _inside(pixels: Tensor, depth: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Whether an image shows what is projected to (u, v), as :meth:`Cameras.sees` has it."""
+    """Return whether (u, v) is inside the image, as :meth:`Cameras.sees` does."""
     height, width = image_size
     u, v = pixels
     return (u >= -0.5) & (u < width - 0.5) & (v >= -0.5) & (v < height - 0.5) & (depth > NEAR)
 
 
 def _columns_in_view(cameras: Cameras, pixel_from_ego: Tensor, centers: Tensor, heights: Tensor) -> Tensor:
-    """Cells above which a camera may see something between the lowest and the highest point, as (q, 4) numbers of
-    sample, row, column and camera, ascending.
+    """Return the columns of points that a camera may see in part: (q, 4) indices of sample, row, column and camera.
 
-    A point is seen when five functions linear in it, its signed distances from the image's edges times depth and
-    depth itself, are positive. Of each the larger value at a column's two ends is the largest of the column.
+    The indices ascend. A point is seen if five functions of it are positive: its signed distances from the image's
+    edges times depth, and depth itself. All are linear, so the largest value of a column is at one of its two ends.
     """
     height, width = cameras.image_size
     u, v, depth = pixel_from_ego.unbind(2)  # b n 4
@@ -133,16 +134,16 @@ def _project_all(cameras: Cameras, grid: BEVGrid, heights: Tensor, source: Featu
 def taps_at(
     positions: Float[Tensor, "b n p 2"], seen: Bool[Tensor, "b n p"], source: FeatureShape, padding: str = "border"
 ) -> Taps:
-    """Return the taps of points whose positions are known, averaged over the cameras that see them.
+    """Return the taps of points at known positions, averaged over the cameras that see them.
 
     Args:
-        positions: column and row in features; whole numbers are their centres.
+        positions: column and row in features; integers are their centres.
         seen: where a camera sees a point.
-        source: the features to read.
-        padding: what a tap outside the features is, the nearest feature (``border``) or 0 (``zeros``).
+        source: the shape of the features.
+        padding: value of a tap outside the features: the nearest feature (``border``) or 0 (``zeros``).
 
     Raises:
-        InputError: an unknown padding.
+        InputError: if the padding is unknown.
     """
     if padding not in PADDINGS:
         raise InputError(f"sampling: there is no padding={padding}; {suggest(padding, PADDINGS)}")
@@ -163,11 +164,11 @@ def _taps(
 
     Args:
         positions: (2, m), column and row in features.
-        view: (m,), camera of every pair, counted through the batch.
-        point: (m,), point of every pair, counted through the batch.
+        view: (m,), camera of every pair, counted over the whole batch.
+        point: (m,), point of every pair, counted over the whole batch.
         shape: (b, p).
-        source: the features to read.
-        padding: as of :func:`taps_at`.
+        source: the shape of the features.
+        padding: see :func:`taps_at`.
     """
     counts = torch.zeros(shape, dtype=torch.int32, device=point.device).flatten()
     counts.index_add_(0, point, torch.ones_like(point, dtype=torch.int32))
@@ -194,15 +195,15 @@ def _taps(
 def sample_features(
     features: Float[Tensor, "b n c h w"], located: Taps | Positions, together: int = 1
 ) -> Float[Tensor, "b q c"]:
-    """Sum what the cameras see of every point, in float32, or float64 if the features are.
+    """Sum the features of every point over its taps, in float32, or in float64 if the features are.
 
     Args:
-        features: of all cameras.
-        located: from :func:`project_points` or :func:`taps_at`, for b samples or for one that all of them share.
-        together: this many points that follow each other are summed, q = p / together.
+        features: features of all cameras.
+        located: from :func:`project_points` or :func:`taps_at`, for b samples or for one shared by all.
+        together: number of consecutive points that are summed, q = p / together.
 
     Returns:
-        Channels last; 0 where nothing is seen. Gradients reach the features, not the calibration.
+        Channels last; 0 for points that no camera sees. Gradients reach the features, not the calibration.
     """
     values = features if features.dtype == torch.float64 else features.float()
     if isinstance(located, Positions):
@@ -223,7 +224,7 @@ def sample_features(
 
 
 def _sample_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tensor) -> Tensor:
-    """The same as :class:`WeightedGather` with operations that every exported format has, for tables of one sample."""
+    """Compute :class:`WeightedGather` in operations that every export format has, for tables of one sample."""
     owner = owners(starts[0].long(), rows.shape[0])  # ONNX scatters no int32
     points = tokens.new_zeros(tokens.shape[0], starts.shape[1], tokens.shape[2])
     for row, weight in zip(rows.unbind(1), weights.unbind(1), strict=True):
@@ -232,7 +233,7 @@ def _sample_plainly(tokens: Tensor, rows: Tensor, weights: Tensor, starts: Tenso
 
 
 def _sample_all(values: Tensor, located: Positions, together: int) -> Tensor:
-    """Sample every camera at every point, with operations that every exported format has."""
+    """Sample every camera at every point, in operations that every export format has."""
     positions = located.positions.expand(values.shape[0], -1, -1, -1)
     weights = located.weights.to(values.dtype).unsqueeze(2)
     views = sample(values, positions.unsqueeze(2)).squeeze(3)  # b n c p
@@ -241,6 +242,6 @@ def _sample_all(values: Tensor, located: Positions, together: int) -> Tensor:
 
 
 def _steps(height: int, width: int) -> tuple[int, int, int, int]:
-    """From the first tap of a pair to all four, in rows of the table."""
+    """Return the distances from a pair's first tap to all four, in rows of the table."""
     right, below = min(1, width - 1), min(1, height - 1) * width
     return 0, right, below, below + right

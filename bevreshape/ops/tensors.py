@@ -1,4 +1,4 @@
-"""Small operations on tensors, and questions to torch that its versions answer under different names."""
+"""Small operations on tensors, and functions of torch whose names differ between its versions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# PyTorch 2.6 has only the wider question
+# PyTorch 2.6 has only the more general function
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 """Whether ``torch.export`` traces the program; on PyTorch 2.6 also whether ``torch.compile`` does."""
 
 
 def constant(values: Sequence[Any], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy numbers to the device of ``like`` without waiting for it; in the type of ``like`` by default."""
+    """Copy values to the device of ``like`` without waiting for it; the dtype is that of ``like`` by default."""
     return torch.tensor(values, dtype=dtype or like.dtype).to(like.device, non_blocking=True)
 
 
@@ -21,7 +21,7 @@ def flat_index(index: Tensor, samples: int, each: int) -> Tensor:
 
     Args:
         index: counts from 0 in every sample.
-        samples: how many there are.
-        each: number of rows of a sample.
+        samples: number of samples.
+        each: number of rows per sample.
     """
     return (index + torch.arange(samples, device=index.device, dtype=index.dtype)[:, None] * each).flatten()

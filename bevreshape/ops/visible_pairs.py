@@ -1,4 +1,4 @@
-"""Pairs of a camera and a cell that it sees, listed so that only these are computed."""
+"""Pairs of a camera and a visible cell; only these pairs are computed."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ FAR = -1e6
 
 
 class References(NamedTuple):
-    """Pairs of a camera and a cell that it sees, as many (m) for every sample.
+    """Pairs of a camera and a visible cell, equally many (m) for every sample.
 
     Attributes:
-        pairs: (b, m), number ``camera·RC + cell`` of the pair.
-        share: (b, m), 1 / number of cameras that see the cell; 0 where a sample has fewer pairs than m.
+        pairs: (b, m), index ``camera·RC + cell`` of the pair.
+        share: (b, m), 1 / number of cameras that see the cell; 0 for padding in samples with fewer than m pairs.
         positions: (b, m, 2, …), column and row of the cell's reference points in the camera's features.
     """
 
@@ -27,13 +27,13 @@ class References(NamedTuple):
 
 
 def visible_pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n RC z"]) -> References:
-    """List the pairs of which the camera sees at least one point of the cell.
+    """List the pairs in which the camera sees at least one point of the cell.
 
-    m is the number of pairs of the sample that has most. An exported program lists all pairs, since its shapes must not
-    depend on values.
+    m is the largest number of pairs of a sample. An exported program lists all pairs, since its shapes must not depend
+    on values.
 
     Returns:
-        Their positions are (b, m, z, 2), those of points that the camera does not see are ``FAR``.
+        The pairs, with positions (b, m, z, 2); points that the camera does not see are at ``FAR``.
     """
     visible = seen.any(-1)  # b n RC
     share = (visible / visible.sum(1, keepdim=True).clamp(min=1)).flatten(1)
@@ -42,7 +42,7 @@ def visible_pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n R
     if not is_exporting():
         rank = visible.cumsum(1)
         most = max(1, int(rank[:, -1].max()))
-        slot = torch.where(visible, rank - 1, most)  # the last one takes pairs that do not see one another
+        slot = torch.where(visible, rank - 1, most)  # the last slot receives the invisible pairs
         pairs = pairs.new_zeros(visible.shape[0], most + 1).scatter_(1, slot, pairs)[:, :most]
         visible = torch.arange(most, device=visible.device) < rank[:, -1:]
         share = share.gather(1, pairs) * visible
@@ -51,7 +51,7 @@ def visible_pairs(points: Float[Tensor, "b n RC z 2"], seen: Bool[Tensor, "b n R
 
 
 def every_pair(seen: References, count: int) -> References:
-    """List all ``count`` pairs in order, as an exported program needs them, where a fixed rig has kept visible ones."""
+    """Expand the visible pairs of a fixed rig to all ``count`` pairs in order, for an exported program."""
     pairs, share, positions = seen
     if pairs.shape[1] == count:
         return seen

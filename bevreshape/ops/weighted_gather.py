@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 
 class WeightedGather(torch.autograd.Function):
-    """Weighted sums of rows of a table; the gradient reads just like that, from the sums back to the rows.
+    """Weighted sums of rows of a table. The gradient is a weighted sum too, from the sums back to the rows.
 
-    PyTorch's own gradient of ``embedding_bag`` sorts all taps and adds them one by one. Here pairs are sorted by their
-    first tap, a quarter as many, and each of the four taps is read for itself and then moved to its place.
+    PyTorch's gradient of ``embedding_bag`` sorts all taps and adds them one by one. Here only the pairs are sorted, by
+    their first tap: a quarter as many. Each of the four taps is summed separately and then shifted to its row.
     """
 
     @staticmethod
@@ -36,16 +36,16 @@ class WeightedGather(torch.autograd.Function):
 def spread(
     gradient: Tensor, readers: Tensor, first: Tensor, weights: Sequence[Tensor], steps: Sequence[int], length: int
 ) -> Tensor:
-    """What a table of ``length`` rows gets where it was read bilinearly: the same sums the other way round.
+    """Return the gradient of a table of ``length`` rows that was sampled bilinearly.
 
-    Pairs are sorted by their first tap once; each of the taps then takes its sums, moved by a step.
+    Pairs are sorted once, by their first tap; the sums of every other tap are shifted by its step.
 
     Args:
-        gradient: of the sums that were read.
-        readers: (m) which of them each pair belongs to.
+        gradient: gradient of the sums.
+        readers: (m) the sum that each pair belongs to.
         first: (m) row of its first tap.
-        weights: (m) of every tap.
-        steps: from the first tap to every tap, in rows.
+        weights: (m) weights of every tap.
+        steps: distances from the first tap to every tap, in rows.
         length: rows of the table.
     """
     first, order = first.contiguous().sort(stable=True)
@@ -59,14 +59,14 @@ def spread(
 
 
 def sum_rows(table: Tensor, rows: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
-    """Weighted rows of a table: a sum for every row of ``rows`` or, with ``starts``, from one start to the next."""
+    """Sum weighted rows of a table for every row of ``rows`` or, with ``starts``, from one start to the next."""
     if starts is not None:
         rows, weights = rows.flatten(), weights.flatten()
     return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
 
 
 def owners(starts: Tensor, pairs: int) -> Tensor:
-    """Return the sum that each of so many pairs belongs to, from where every sum starts among them."""
+    """Return the index of the sum that each pair belongs to, given the first pair of every sum."""
     begun = torch.zeros(pairs + 1, dtype=starts.dtype, device=starts.device)
     begun = begun.index_add(0, starts, torch.ones_like(starts))
     return begun[:pairs].cumsum(0, dtype=starts.dtype) - 1

@@ -1,4 +1,4 @@
-"""Windows of features that cells attend to, arranged so that only features in a window are read, each of them once.
+"""Windows of features that cells attend to, arranged so that every feature in a window is read once, and no other.
 
 :func:`nearest_windows` finds the windows, :func:`arrange_windows` lists their features, :func:`window_attention`
 attends.
@@ -20,8 +20,8 @@ class Windows(NamedTuple):
     """The g features around every cell's projection into n cameras, at one scale.
 
     Attributes:
-        tokens: (b, n, p, g), integers in 0..hw−1, features of a camera counted row by row.
-        valid: (b, n, p, g), which of them are to be attended to.
+        tokens: (b, n, p, g), integers in 0..hw−1, row-major indices of a camera's features.
+        valid: (b, n, p, g), false for features that are not attended to.
     """
 
     tokens: Int[Tensor, "b n p g"]
@@ -29,14 +29,14 @@ class Windows(NamedTuple):
 
 
 class Arranged(NamedTuple):
-    """The windows of s cameras a cell, in a list of t features of all cameras.
+    """The windows of s cameras per cell, as indices into a list of t features of all cameras.
 
     Attributes:
-        tokens: (b, t, a), the features that are read, with their a neighbours, counted over all cameras.
-        inside: (b, t, a), false where there is nothing to read.
-        windows: (b, p, s·g), which of the t tokens.
-        valid: (b, p, s·g), which of them are attended to.
-        seen: (b, p), whether an image shows anything of a cell.
+        tokens: (b, t, a), the features that are read, with their a neighbours, indexed over all cameras.
+        inside: (b, t, a), false where there is no feature.
+        windows: (b, p, s·g), indices into the t tokens.
+        valid: (b, p, s·g), false for features that are not attended to.
+        seen: (b, p), whether any camera sees the cell.
     """
 
     tokens: Int[Tensor, "b t a"]
@@ -47,20 +47,20 @@ class Arranged(NamedTuple):
 
     @property
     def features(self) -> Int[Tensor, "b t"]:
-        """The features themselves, without their neighbours."""
+        """Return the features without their neighbours."""
         return self.tokens[..., self.tokens.shape[-1] // 2]
 
 
 def nearest_windows(
     pixels: Float[Tensor, "b n p 2"], scale: FeatureShape, size: tuple[int, int], seen: Bool[Tensor, "b n p"]
 ) -> Windows:
-    """Return the windows of (rows, columns) features nearest to pixels; they end at the border of the map.
+    """Return the windows of (rows, columns) features nearest to pixels, clipped at the map's border.
 
     Args:
         pixels: (u, v) of every cell in every image.
         scale: the features.
         size: rows and columns of a window.
-        seen: which cells a camera sees.
+        seen: whether a camera sees a cell.
     """
     k_h, k_w = size
     positions = ((pixels - scale.offset_px) / scale.stride).unbind(-1)
@@ -76,19 +76,19 @@ def nearest_windows(
 def arrange_windows(
     windows: Sequence[Windows], sources: Sequence[FeatureShape], around: tuple[int, int], average_unseen: bool
 ) -> tuple[list[Arranged], Int[Tensor, "b p s"]]:
-    """List the features of all scales that some window holds, and the cameras that see a cell.
+    """List the features of all scales that are in a window, and the cameras that see a cell.
 
-    Finding out how many these are takes one look from the host at the device. While a program is compiled or exported
-    all are listed, since its shapes must not depend on values.
+    Counting them synchronises host and device once. A compiled or exported program lists all, since its shapes must not
+    depend on values.
 
     Args:
-        windows: of every scale.
+        windows: windows of every scale.
         sources: the scales.
         around: rows and columns of neighbours that are read with a feature.
-        average_unseen: list all windows of a cell that has no valid feature.
+        average_unseen: list all windows of a cell without valid features.
 
     Returns:
-        One a scale, and the s cameras of every cell.
+        The arranged windows of every scale, and the s cameras of every cell.
     """
     wanted = [scale.valid for scale in windows]
     if average_unseen:
@@ -106,7 +106,7 @@ def arrange_windows(
     else:
         totals = torch.stack([seeing.sum(1).max(), *(tokens.sum(1).max() for tokens in used)])
         slots, *counts = totals.clamp(min=1).tolist()
-        # those that see a cell come first, in their order
+        # the cameras that see a cell come first, in their order
         camera = seeing.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :slots].mT
     found = []
     for number, (built, scale) in enumerate(zip(sources, windows, strict=True)):
@@ -127,36 +127,36 @@ def window_attention(
     arranged: Arranged,
     heads: int,
 ) -> Float[Tensor, "b p d"]:
-    """Attend from every cell to its windows in all its cameras, ``softmax(q·kᵀ/√d_head)·v`` in heads.
+    """Attend from every cell to its windows in all its cameras, ``softmax(q·kᵀ/√d_head)·v`` per head.
 
     Args:
-        queries: of every cell, another for each of its s cameras.
-        keys: of the features that are read.
-        values: of them.
+        queries: queries of every cell, one for each of its s cameras.
+        keys: keys of the features that are read.
+        values: values of the same features.
         arranged: the windows.
-        heads: of d channels.
+        heads: number of heads that share the d channels.
     """
     k, v = (
         rearrange(rows_at(table, arranged.windows), "b p w (a d) -> b p w a d", a=heads) for table in (keys, values)
     )
     q = rearrange(queries, "b p s (a d) -> b p s 1 a d", a=heads)
     dots = (q * k.unflatten(2, (queries.shape[2], -1))).sum(-1).flatten(2, 3)  # b p w a
-    # finite, or a cell without any window would be NaN
+    # finite, because a cell without windows would be NaN
     dots = (dots * q.shape[-1] ** -0.5).masked_fill(~arranged.valid.unsqueeze(-1), torch.finfo(dots.dtype).min)
     return (dots.softmax(2).to(v.dtype).unsqueeze(-1) * v).sum(2).flatten(2)
 
 
 def rows_at(table: Float[Tensor, "b t d"], index: Int[Tensor, "_ ..."]) -> Tensor:
-    """(b, t, d) rows at an index (b or 1, ...) → (b, ..., d)."""
+    """Select rows of (b, t, d) at an index (b or 1, ...) → (b, ..., d)."""
     b, t, _ = table.shape
     start = torch.arange(b, device=index.device).reshape(b, *[1] * (index.ndim - 1)) * t
     return F.embedding(index + start, table.flatten(0, 1))
 
 
 def nearest(position: Float[Tensor, "*p"], size: int, cells: int) -> tuple[Int[Tensor, "*p g"], Bool[Tensor, "*p g"]]:
-    """Return the ``size`` integers nearest to a position, clamped to the cells, and which of them needed no clamping.
+    """Return the ``size`` integers nearest to a position, clamped to the cells, and whether each was inside.
 
-    Far outside they are moved until one, the first or the last cell, is inside.
+    Far outside, the integers are shifted until the first or the last cell is among them.
     """
     first = (position - size / 2 + 1).floor().clamp(1 - size, cells - 1).long()
     numbers = first.unsqueeze(-1) + torch.arange(size, device=position.device)
@@ -164,20 +164,20 @@ def nearest(position: Float[Tensor, "*p"], size: int, cells: int) -> tuple[Int[T
 
 
 def over_cameras(windows: Int[Tensor, "b n p g"], tokens: int) -> Int[Tensor, "b n p g"]:
-    """Turn indices of features in their camera into indices in all cameras one after another."""
+    """Turn indices of features in their camera into indices over all cameras."""
     return windows + torch.arange(windows.shape[1], device=windows.device)[:, None, None] * tokens
 
 
 def of_cameras(values: Tensor, camera: Int[Tensor, "b p s"]) -> Tensor:
-    """Select the cameras that every cell has: (b, n, p, g) → (b, p, s·g)."""
+    """Select every cell's cameras: (b, n, p, g) → (b, p, s·g)."""
     index = camera.mT.unsqueeze(-1).expand(-1, -1, -1, values.shape[-1])  # b s p g
     return rearrange(values.gather(1, index), "b s p g -> b p (s g)")
 
 
 def used_tokens(windows: Int[Tensor, "b n p g"], wanted: Bool[Tensor, "b n p g"], tokens: int) -> Bool[Tensor, "b nt"]:
-    """Return which features are in a window that is wanted; ``windows`` counts them over all cameras."""
+    """Return which features are in a wanted window; ``windows`` indexes them over all cameras."""
     b, n = windows.shape[:2]
-    last = n * tokens  # where the others go
+    last = n * tokens  # slot of unwanted features
     used = torch.zeros(b, last + 1, dtype=torch.bool, device=windows.device)
     return used.scatter(1, windows.masked_fill(~wanted, last).flatten(1), True)[:, :last]
 
@@ -185,12 +185,12 @@ def used_tokens(windows: Int[Tensor, "b n p g"], wanted: Bool[Tensor, "b n p g"]
 def listed(
     used: Bool[Tensor, "b nt"], windows: Int[Tensor, "b p w"], count: int
 ) -> tuple[Int[Tensor, "b t"], Bool[Tensor, "b t"], Int[Tensor, "b p w"]]:
-    """List the features that are used, ``count`` at most.
+    """List the features that are used, at most ``count``.
 
-    Where these are most of all, the list holds all features, which takes less time.
+    If most features are used, the list holds all of them, which is faster.
 
     Returns:
-        The list, which of its places hold a feature, and the windows as places of the list.
+        The list, which of its slots hold a feature, and the windows as indices into the list.
     """
     b, total = used.shape
     every = torch.arange(total, device=used.device).expand(b, -1)
@@ -206,7 +206,7 @@ def listed(
 def neighbours(
     tokens: Int[Tensor, "b t"], there: Bool[Tensor, "b t"], source: FeatureShape, size: tuple[int, int]
 ) -> tuple[Int[Tensor, "b t a"], Bool[Tensor, "b t a"]]:
-    """Return the features around features, counted over all cameras, and which of them exist."""
+    """Return the neighbours of features, indexed over all cameras, and which of them exist."""
     down, right = (torch.arange(cells, device=tokens.device) - cells // 2 for cells in size)
     row = (tokens % source.tokens // source.width)[..., None, None] + down.unsqueeze(1)  # b t i 1
     col = (tokens % source.width)[..., None, None] + right  # b t 1 j

@@ -1,4 +1,4 @@
-"""Any timm model as an encoder: where its features lie, what it costs, what it refuses."""
+"""Encoders from timm: the centres of their features, their outputs, and refused settings."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from bevreshape.encoders.trunk import build_trunk, cut_trunk
 from bevreshape.errors import InputError
 
 TERMS = 10_000
-"""More products than any path through an encoder of these tests adds up."""
+"""Upper bound of the products summed along a path through an encoder of these tests."""
 
 MODELS = [
     ("mobilenetv3_small_050", 8, 0.0),
@@ -32,10 +32,10 @@ def encoder(name: str = "mobilenetv3_small_050", **options) -> TimmEncoder:
 
 
 def gradient_centre(model: TimmEncoder, stride: int) -> tuple[float, float]:
-    """How far (v, u) from pixel ``stride·j`` the pixels lie to which feature j listens: the centroid of the input
-    gradient's energy around a feature in the middle, over several random images and mixtures of channels.
+    """Return the distance (v, u) from pixel ``stride·j`` of the centroid of feature j's input gradient.
 
-    Kernels are made even first, since random ones lean to a side of their own.
+    The gradient's energy is averaged over several random images and mixtures of channels, for a feature in the middle.
+    Kernels are symmetrised first, since random ones lean to a side.
     """
     for parameter in model.parameters():
         if parameter.ndim == 4:
@@ -49,7 +49,7 @@ def gradient_centre(model: TimmEncoder, stride: int) -> tuple[float, float]:
         feature = model(image)[0, 0, :, i, j]
         (gradient,) = torch.autograd.grad(feature @ torch.randn(len(feature), generator=generator), image)
         energy += (gradient[0, 0] ** 2).sum(0).numpy()
-    # squeeze-and-excitation and attention listen to the whole image a little
+    # squeeze-and-excitation and attention depend weakly on the whole image
     v, u = np.mgrid[:height, :width]
     window = (abs(v - stride * (i + 0.5)) <= 3 * stride) & (abs(u - stride * (j + 0.5)) <= 3 * stride)
     energy *= window & (energy > 1e-3 * energy.max())
@@ -57,7 +57,7 @@ def gradient_centre(model: TimmEncoder, stride: int) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize(("name", "stride", "offset_px"), MODELS)
-def test_convention_features_lie_where_the_encoder_says(name: str, stride: int, offset_px: float) -> None:
+def test_convention_feature_centers_match_offset_px(name: str, stride: int, offset_px: float) -> None:
     model = encoder(name, strides=[stride], image_size=(128, 128)).eval()
     assert model.sources[0].offset_px == offset_px
     v, u = gradient_centre(model, stride)
@@ -66,14 +66,14 @@ def test_convention_features_lie_where_the_encoder_says(name: str, stride: int, 
 
 
 @pytest.mark.parametrize(("name", "stride", "offset_px"), MODELS)
-def test_no_parameter_is_left_without_a_gradient(name: str, stride: int, offset_px: float) -> None:
+def test_every_parameter_has_a_gradient(name: str, stride: int, offset_px: float) -> None:
     model = encoder(name, strides=[stride])
     model(torch.rand(2, 1, 3, 64, 96)).square().sum().backward()
     assert [key for key, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
 @pytest.mark.parametrize("image_size", [(64, 96), (70, 100)])
-def test_sources_are_what_comes_out(image_size: tuple[int, int]) -> None:
+def test_sources_match_the_output_shapes(image_size: tuple[int, int]) -> None:
     model = encoder(image_size=image_size, cameras=3, strides=[16, 4], channels=24)
     features = model(torch.rand(2, 3, 3, *image_size))
     assert [source.stride for source in model.sources] == [16, 4]
@@ -83,11 +83,11 @@ def test_sources_are_what_comes_out(image_size: tuple[int, int]) -> None:
         assert source.height == -(-image_size[0] // source.stride)
 
 
-def test_a_list_from_a_config_is_a_size_too() -> None:
+def test_image_size_as_a_list() -> None:
     assert encoder(image_size=[64, 96]).sources == encoder(image_size=(64, 96)).sources
 
 
-def test_one_stride_gives_one_tensor_and_cameras_do_not_meet() -> None:
+def test_one_stride_gives_one_tensor_and_cameras_are_independent() -> None:
     model = encoder(cameras=2).eval()
     alone = encoder(cameras=1).eval()
     alone.load_state_dict(model.state_dict())
@@ -98,7 +98,7 @@ def test_one_stride_gives_one_tensor_and_cameras_do_not_meet() -> None:
         torch.testing.assert_close(together[:, n : n + 1], expected, atol=rounding(TERMS, expected), rtol=0)
 
 
-def test_images_are_normalised_by_the_models_own_numbers() -> None:
+def test_images_are_normalised_by_the_models_statistics() -> None:
     model = encoder("tf_efficientnet_lite0", strides=[4])
     seen = []
     model.trunk.conv_stem.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
@@ -111,8 +111,8 @@ def test_images_are_normalised_by_the_models_own_numbers() -> None:
 
 
 @pytest.mark.parametrize(("name", "stride", "offset_px"), [*MODELS[:2], MODELS[5], MODELS[7], ("resnet18", 32, 0.0)])
-def test_the_gradient_finds_what_the_layers_say(name: str, stride: int, offset_px: float) -> None:
-    """Only half steps from the lattice before are possible, which is not asked of the layers either."""
+def test_offset_by_gradient_equals_offset_of_layers(name: str, stride: int, offset_px: float) -> None:
+    """Only half steps from the lattice before are possible, as for the layers."""
     half = stride // 2
     before = (0.0, 0.0) if name.startswith("vit") else encoder(name, strides=[half]).sources[0].offset_px
     base = (1, 0.0, 0.0) if name.startswith("vit") else (half, before, before)
@@ -122,7 +122,7 @@ def test_the_gradient_finds_what_the_layers_say(name: str, stride: int, offset_p
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "image_size", "strides", "offsets_px"),
-    [  # patches of 4 beside each other, halved by merging 2 × 2; the same after a convolution around pixel 0
+    [  # adjacent patches of 4, halved by merging 2 × 2; the same after a convolution around pixel 0
         ("swin_tiny_patch4_window7_224", (64, 96), [4, 8, 16], [1.5, 3.5, 7.5]),
         ("twins_svt_small", (64, 128), [8], [3.5]),
         ("hiera_tiny_224", (64, 96), [4, 8, 16], [0.0, 2.0, 6.0]),
@@ -137,8 +137,8 @@ def test_offsets_of_models_that_merge_tokens(
     assert [source.offset_px for source in model.sources] == offsets_px
 
 
-def test_looking_for_an_offset_draws_nothing_and_always_finds_the_same() -> None:
-    look = offset_by_gradient.__wrapped__  # not what was found before
+def test_offset_by_gradient_is_deterministic_and_draws_no_numbers() -> None:
+    look = offset_by_gradient.__wrapped__  # without the cache
     found = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -148,8 +148,8 @@ def test_looking_for_an_offset_draws_nothing_and_always_finds_the_same() -> None
     assert found == [(0.0, 0.0)] * 2
 
 
-def test_a_shrunken_key_of_attention_is_no_level() -> None:
-    """Of 224 pixels its first stage shrinks keys by 8 to 7 × 7, which is the last level's size too, on other pixels."""
+def test_shrunken_attention_keys_are_not_a_level() -> None:
+    """At 224 pixels the first stage shrinks keys by 8 to 7 × 7, the last level's size too, but on other pixels."""
     trunk = build_trunk("pvt_v2_b0", (224, 224), pretrained=False)
     levels, _ = cut_trunk(trunk, "pvt_v2_b0", [32])
     sizes, lattices = measure(trunk, "pvt_v2_b0", levels, (224, 224))
@@ -158,14 +158,14 @@ def test_a_shrunken_key_of_attention_is_no_level() -> None:
     assert not lattices[7, 7].clear
 
 
-def test_what_has_no_clear_centre_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_without_a_clear_centre_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter([(0.0, 0.0), (20.0, -20.0)] * MOST)
     monkeypatch.setattr(feature_centers, "_centre_of_gradient", lambda *_: next(draws))
     with pytest.raises(InputError, match=r"no clear centre \(about .* ± .*encoder\.offset_px="):
         encoder("swin_tiny_patch4_window7_224", image_size=(64, 128), strides=[8])
 
 
-def test_a_given_offset_is_taken_over() -> None:
+def test_a_given_offset_is_used() -> None:
     name, options = "swin_tiny_patch4_window7_224", {"image_size": (224, 224), "strides": [4, 8]}
     model = encoder(name, offset_px=[1.0, 3.0], **options)
     assert [source.offset_px for source in model.sources] == [1.0, 3.0]
@@ -179,7 +179,10 @@ def test_a_given_offset_is_taken_over() -> None:
         ({"name": "mobilenetv3_smal_050"}, "did you mean mobilenetv3_small_050"),
         ({"strides": [8, 7]}, r"strides=\[8, 7\] but mobilenetv3_small_050 offers \[2, 4, 8, 16, 32\]"),
         ({"strides": [8, 8]}, "each once"),
-        ({"name": "tf_efficientnet_lite0", "image_size": (66, 96)}, "1 down but 7 to the right.*stride 8 divides both"),
+        (
+            {"name": "tf_efficientnet_lite0", "image_size": (66, 96)},
+            "1 down but 7 to the right.*both sides divisible by stride 8",
+        ),
         ({"name": "vit_tiny_patch16_224", "strides": [16], "image_size": (8, 8)}, r"images of \(8, 8\)"),
     ],
 )
@@ -195,7 +198,7 @@ def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
         encoder()(torch.zeros(shape))
 
 
-def test_weights_that_cannot_be_had_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_weights_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args, **kwargs):
         raise OSError("We couldn't connect to 'https://huggingface.co'\nlong story")
 

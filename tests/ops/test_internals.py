@@ -1,4 +1,4 @@
-"""Private functions of libraries: they exist, their fallbacks give the same, and only ``ops`` uses them."""
+"""Private functions of libraries exist, their fallbacks have the same result, and only ``ops`` uses them."""
 
 import ast
 import zipfile
@@ -19,7 +19,7 @@ from bevreshape.ops.memory import peak_bytes
 from bevreshape.ops.probe import probed
 
 
-def test_a_probe_is_made_once_and_not_seen_by_the_caller() -> None:
+def test_a_probe_runs_once_and_outside_the_callers_modes() -> None:
     made = []
 
     def attempt() -> bool:
@@ -34,13 +34,13 @@ def test_a_probe_is_made_once_and_not_seen_by_the_caller() -> None:
     assert counter.get_total_flops() == 0
 
 
-def test_what_is_gone_is_none() -> None:
+def test_probe_of_a_removed_function_is_none() -> None:
     assert probed(lambda: torch.ops.aten.no_such_kernel(1))() is None
-    with pytest.raises(ZeroDivisionError):  # which is no sign of an older torch
+    with pytest.raises(ZeroDivisionError):  # not an error of an older torch
         probed(lambda: 1 / 0)()
 
 
-def test_this_torch_tells_who_watches() -> None:
+def test_watched_operations_are_recognised() -> None:
     assert internals._watchers() is not None
     assert not operations_are_watched()
     with FlopCounterMode(display=False):
@@ -53,12 +53,12 @@ def test_this_torch_tells_who_watches() -> None:
     assert not operations_are_watched()
 
 
-def test_where_torch_does_not_tell_operations_count_as_watched(monkeypatch) -> None:
+def test_operations_are_watched_without_the_private_functions(monkeypatch) -> None:
     monkeypatch.setattr(internals, "_watchers", lambda: None)
     assert operations_are_watched()
 
 
-def test_interpolation_of_many_is_that_of_each(monkeypatch) -> None:
+def test_lerp_all_equals_lerp_of_each(monkeypatch) -> None:
     assert internals._foreach_lerp() is not None
     torch.manual_seed(0)
     start, targets = ([torch.randn(size) for size in ((3, 4), (700,), (1,))] for _ in range(2))
@@ -71,7 +71,7 @@ def test_interpolation_of_many_is_that_of_each(monkeypatch) -> None:
         assert all(torch.equal(x, y) for x, y in zip(many, each, strict=True))
 
 
-def test_torch_reads_the_entries_that_zipfile_reads(tmp_path: Path, monkeypatch) -> None:
+def test_archive_offsets_equal_zipfile(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "two.ckpt"
     torch.save({"a": torch.ones(5), "b": torch.zeros(70)}, path)
     with path.open("rb") as file:
@@ -87,7 +87,7 @@ def test_torch_reads_the_entries_that_zipfile_reads(tmp_path: Path, monkeypatch)
         assert archive_offsets(file) is None
 
 
-def test_setting_that_wandb_has_given_up() -> None:
+def test_deprecated_wandb_setting_is_dropped() -> None:
     lightning = pytest.importorskip("lightning.pytorch.loggers")
     pytest.importorskip("wandb")
     logger = lightning.WandbLogger(offline=True, project="mine")
@@ -98,16 +98,16 @@ def test_setting_that_wandb_has_given_up() -> None:
 
 
 @pytest.mark.parametrize("name", flops.FORMULAS)
-def test_this_torch_has_the_kernel_that_is_counted(name: str) -> None:
+def test_counted_kernels_exist_in_torch(name: str) -> None:
     assert hasattr(torch.ops.aten, name)
 
 
-def test_a_kernel_that_is_gone_is_not_counted(monkeypatch) -> None:
+def test_missing_kernels_are_not_counted(monkeypatch) -> None:
     monkeypatch.setitem(flops.FORMULAS, "no_such_kernel", lambda *_, **__: 1)
     assert count_flops(lambda: torch.ones(3, 4) @ torch.ones(4, 5)) == 2 * 3 * 4 * 5
 
 
-def test_memory_is_that_of_known_tensors(monkeypatch) -> None:
+def test_peak_bytes_of_known_tensors(monkeypatch) -> None:
     assert memory.trace_is_readable()
 
     def call() -> None:
@@ -121,16 +121,16 @@ def test_memory_is_that_of_known_tensors(monkeypatch) -> None:
 
 
 ALLOWED = {
-    "os._exit": "is documented: it ends a process that may do nothing else",
+    "os._exit": "is documented: it ends a process without cleanup",
 }
-"""Names that begin with an underscore and are public all the same."""
+"""Public names that begin with an underscore."""
 
 NAMED_TUPLE = {"_replace", "_fields", "_asdict"}
-"""Documented methods of named tuples, which begin with an underscore lest they hide a field."""
+"""Documented methods of named tuples; they begin with an underscore to avoid the names of fields."""
 
 
 def private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and text of every access to a private attribute or module, but those that a class has of itself."""
+    """Yield line and text of every access to a private attribute or module, except through ``self``."""
     defined = {
         node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
@@ -158,7 +158,7 @@ def _is_private(name: str) -> bool:
     return name.startswith("_") and not name.endswith("__")
 
 
-def test_nothing_outside_ops_uses_what_a_library_keeps_to_itself() -> None:
+def test_private_names_are_used_in_ops_only() -> None:
     package = Path(bevreshape.__file__).parent
     found = [
         f"{path.relative_to(package)}:{line}: {name}"

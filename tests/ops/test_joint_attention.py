@@ -1,4 +1,4 @@
-"""One softmax over the tokens of all cameras, against loops; and that its matrix is never formed."""
+"""One softmax over the tokens of all cameras, against loops; its matrix is never formed."""
 
 import numpy as np
 import pytest
@@ -45,10 +45,10 @@ def by_loops(q: Tensor, k: Tensor, v: Tensor, present: np.ndarray) -> np.ndarray
 
 @pytest.mark.parametrize("way", ["fused", "matrix"])
 @pytest.mark.parametrize("present", [None, mask(), torch.zeros(2, 3, dtype=torch.bool)])
-def test_every_query_weighs_all_tokens_of_the_cameras_that_are_there(way: str, present: Tensor | None, monkeypatch):
+def test_joint_attention_equals_loops_over_present_cameras(way: str, present: Tensor | None, monkeypatch):
     if way == "matrix":
         monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
-    terms = 4 * inputs()[1][0, :, 0].numel()  # of all tokens a score, an exponential, a sum and a product
+    terms = 4 * inputs()[1][0, :, 0].numel()  # a score, an exponential, a sum and a product per token
     expected = by_loops(*inputs(), np.ones((2, 3), bool) if present is None else present.numpy())
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         found = joint_attention(*(x.to(dtype) for x in inputs()), present)
@@ -59,7 +59,7 @@ def test_every_query_weighs_all_tokens_of_the_cameras_that_are_there(way: str, p
 
 @pytest.mark.parametrize("way", ["fused", "matrix"])
 @pytest.mark.parametrize("present", [None, mask()])
-def test_gradients_are_those_of_finite_differences(way: str, present: Tensor | None, monkeypatch) -> None:
+def test_gradients_equal_finite_differences(way: str, present: Tensor | None, monkeypatch) -> None:
     if way == "matrix":
         monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
     assert torch.autograd.gradcheck(lambda *x: joint_attention(*x, present), inputs())
@@ -67,7 +67,7 @@ def test_gradients_are_those_of_finite_differences(way: str, present: Tensor | N
 
 @pytest.mark.parametrize("way", ["fused", "matrix"])
 @pytest.mark.parametrize("held", [torch.nan, torch.inf, 1e30])
-def test_whatever_a_dropped_camera_holds_it_weighs_nothing(way: str, held: float, monkeypatch) -> None:
+def test_values_of_a_dropped_camera_have_no_weight(way: str, held: float, monkeypatch) -> None:
     if way == "matrix":
         monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
     present, clean = mask(), inputs(dtype=torch.float32)
@@ -82,7 +82,7 @@ def test_whatever_a_dropped_camera_holds_it_weighs_nothing(way: str, held: float
         assert (y.grad[present] != 0).all()
 
 
-def test_far_logits_neither_overflow_nor_vanish() -> None:
+def test_large_logits_neither_overflow_nor_vanish() -> None:
     q, k, v = (x.detach() for x in inputs(dtype=torch.float32))
     q = q * torch.tensor([1e3, 1.0, 1e-3])[:, None, None, None]
     found = joint_attention(q, k, v)
@@ -92,7 +92,7 @@ def test_far_logits_neither_overflow_nor_vanish() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most elements that any operation returned."""
+    """Records the largest number of elements that an operation returned."""
 
     elements = 0
 
@@ -104,7 +104,7 @@ class Largest(TorchDispatchMode):
 
 
 def peaks(cells: int, tokens: int) -> tuple[int, int]:
-    """The most elements of a tensor that is saved for the backward pass, and of any that an operation returns."""
+    """Return the largest number of elements of a tensor saved for the backward pass, and of any operation's result."""
     saved: list[int] = []
     data = inputs((1, 2, 2, cells, tokens, 4), torch.float32)
 
@@ -117,14 +117,14 @@ def peaks(cells: int, tokens: int) -> tuple[int, int]:
     return max(saved), mode.elements
 
 
-def test_memory_grows_with_tokens_plus_cells_not_with_their_product(monkeypatch) -> None:
+def test_memory_grows_with_tokens_plus_cells(monkeypatch) -> None:
     elements = 2 * 2 * 4  # of all cameras and heads
     for cells, tokens in ((300, 300), (600, 600), (300, 1200)):
         saved, any_of_them = peaks(cells, tokens)
         assert saved == elements * max(cells, tokens)
         assert any_of_them == elements * max(cells, tokens)
     monkeypatch.setattr(module, "fused_kernel", lambda *_: None)
-    assert min(peaks(300, 300)) >= 2 * 2 * 300 * 300  # the measure sees the matrix where it is formed
+    assert min(peaks(300, 300)) >= 2 * 2 * 300 * 300  # the measurement includes the matrix if it is formed
 
 
 def log_sums(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -138,7 +138,7 @@ def backward_given(grad, q, k, v, out, log_sum, scale) -> tuple[Tensor, Tensor, 
 
 
 class StandIns:
-    """CUDA's fused kernels in plain operations, with their arguments and the shapes of what they return."""
+    """CUDA's fused kernels in plain operations, with their arguments and the shapes of their results."""
 
     def _scaled_dot_product_efficient_attention(self, q, k, v, bias, compute_log_sumexp, *, scale):
         assert bias is None
@@ -170,8 +170,8 @@ class StandIns:
 
 
 @pytest.mark.parametrize("kernel", ["flash", "efficient"])
-def test_the_kernels_of_gpus_are_asked_what_that_of_the_cpu_is(kernel: str, monkeypatch) -> None:
-    """Where there is no GPU: their arguments against torch's own schemas, their use against stand-ins."""
+def test_gpu_kernels_receive_the_arguments_of_the_cpu_kernel(kernel: str, monkeypatch) -> None:
+    """Without a GPU: arguments are checked against torch's schemas, results against stand-ins."""
     ours, theirs = inputs(), inputs()
     expected = joint_attention(*ours, mask())
     expected.square().sum().backward()
@@ -188,7 +188,7 @@ def test_the_kernels_of_gpus_are_asked_what_that_of_the_cpu_is(kernel: str, monk
 
 
 class OnGPU(Tensor):
-    """A tensor that says it lies on a GPU."""
+    """A tensor that reports a GPU as its device."""
 
     device = property(lambda _: torch.device("cuda"))  # type: ignore[assignment]
 
@@ -217,14 +217,14 @@ def test_gpus_prefer_flash_then_efficient_attention(able: list[str], monkeypatch
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_this_torch_has_the_kernel(name: str) -> None:
-    """Fails when a new torch has taken it away or changed it: what is left is the matrix, which is slow."""
+def test_kernel_exists_in_torch(name: str) -> None:
+    """Fails if a new torch has removed or changed it: the fallback forms the matrix and is slow."""
     assert try_kernel(name)
     assert AVAILABLE[name]()
 
 
 @pytest.mark.parametrize("gone", [AttributeError, TypeError, ValueError])
-def test_where_the_kernel_is_gone_the_matrix_has_the_same_result(gone: type[Exception], monkeypatch) -> None:
+def test_matrix_fallback_equals_the_kernel(gone: type[Exception], monkeypatch) -> None:
     class Gone:
         def __getattr__(self, name: str):
             def refuse(*_, **__):

@@ -15,7 +15,7 @@ SHAPES = [(300, 400, 500), (7, 2000, 900), (3000, 64, 64), (130, 700, 600)]  # r
 
 
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry a call of oneDNN, which is taken here whatever the processor."""
+    """Return a list with one entry per call of oneDNN, which is used here on every processor."""
     onednn, calls = products.onednn_linear(), []
     if onednn is None:
         pytest.skip("this torch has no linear layer of oneDNN")
@@ -34,11 +34,11 @@ def drawn(*shape: int) -> torch.Tensor:
 
 
 TERMS = 3000
-"""As many as the longest sum here has."""
+"""Number of terms of the longest sum here."""
 
 
 def close(ours: torch.Tensor, exact: torch.Tensor, largest: torch.Tensor | None = None) -> None:
-    """Compare with float64; ``largest`` is of the sums before an activation."""
+    """Compare with float64; ``largest`` holds the sums before an activation."""
     assert exact.dtype == torch.float64
     assert ours.shape == exact.shape
     atol = rounding(TERMS, exact if largest is None else largest)
@@ -47,7 +47,7 @@ def close(ours: torch.Tensor, exact: torch.Tensor, largest: torch.Tensor | None 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rows", "k", "out"), SHAPES)
-def test_products_and_gradients_are_those_of_float64(rows, k, out, bias, monkeypatch) -> None:
+def test_products_and_gradients_equal_float64(rows, k, out, bias, monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     given = [drawn(2, rows // 2, k), drawn(out, k), *([drawn(out)] if bias else [])]
@@ -60,12 +60,12 @@ def test_products_and_gradients_are_those_of_float64(rows, k, out, bias, monkeyp
     assert len(calls) == (3 if k * out >= products.WIDE else 2)
     for x, y in zip(gradients, torch.autograd.grad(exact, wide, towards.double()), strict=True):
         close(x, y)
-        assert x.is_contiguous()  # as the parameter lies, which the optimizer then need not turn
+        assert x.is_contiguous()  # in the parameter's layout, so the optimizer need not transpose it
 
 
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("rows", "k", "out"), SHAPES)
-def test_groups_are_products_of_their_own(groups, rows, k, out, monkeypatch) -> None:
+def test_grouped_linear_equals_separate_products(groups, rows, k, out, monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     given = [drawn(groups, rows, k), drawn(groups, out, k), drawn(groups, 1, out)]
@@ -85,7 +85,7 @@ def test_groups_are_products_of_their_own(groups, rows, k, out, monkeypatch) -> 
             close(mine[group], theirs)
 
 
-def test_what_no_gradient_needs_is_not_kept(monkeypatch) -> None:
+def test_only_tensors_needed_by_gradients_are_saved(monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     x, weight, towards = torch.randn(200, 300), torch.randn(400, 300), torch.randn(200, 400)
@@ -99,10 +99,10 @@ def test_what_no_gradient_needs_is_not_kept(monkeypatch) -> None:
     out = linear(x, kept)  # the first layer
     kept.detach().zero_()
     close(torch.autograd.grad(out, moving, towards)[0], 2 * towards.double().mT @ x.double())
-    assert len(calls) == 3  # the gradient of a weight of fewer than WIDE numbers is torch's own
+    assert len(calls) == 3  # the gradient of a weight with fewer than WIDE elements is torch's own
 
 
-def test_derived_twice_and_many_at_once(monkeypatch) -> None:
+def test_double_backward_and_batched_gradients(monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     x, weight = drawn(200, 300), drawn(400, 300)
@@ -117,7 +117,7 @@ def test_derived_twice_and_many_at_once(monkeypatch) -> None:
     close(found, towards.double() @ weight.detach().double())
 
 
-def test_a_bias_may_lie_anywhere(monkeypatch) -> None:
+def test_non_contiguous_bias(monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     x, weight = torch.randn(2, 300, 400), torch.randn(2, 500, 400)
@@ -129,7 +129,7 @@ def test_a_bias_may_lie_anywhere(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-def test_sizes_that_do_not_fit_are_torchs_to_refuse() -> None:
+def test_mismatched_sizes_raise_torchs_errors() -> None:
     x, weight = torch.randn(300, 400), torch.randn(500, 400)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         linear(x, weight.mT)
@@ -145,7 +145,7 @@ def test_sizes_that_do_not_fit_are_torchs_to_refuse() -> None:
 @pytest.mark.parametrize(
     "case", ["small", "double", "autocast", "counted", "vmap", "forward", "sparse", "off", "none", "compiled"]
 )
-def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
+def test_other_cases_use_torchs_own_product(case, monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     x, weight = torch.randn(300, 400), torch.randn(500, 400)
@@ -179,7 +179,7 @@ def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
             linear(x, weight)
         finally:
             torch._C._set_mkldnn_enabled(enabled)
-    elif case == "none":  # as on a torch that does not have it
+    elif case == "none":  # as in a torch without it
         monkeypatch.setattr(products, "onednn_linear", lambda: None)
         close(linear(x, weight), x.double() @ weight.mT.double())
     else:
@@ -188,7 +188,7 @@ def test_everything_else_is_torchs_own(case, monkeypatch) -> None:
     assert not calls
 
 
-def test_a_linear_layer_is_torchs_in_all_but_speed(monkeypatch) -> None:
+def test_linear_layer_equals_torchs(monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     ours = Linear(400, 500)
@@ -200,11 +200,11 @@ def test_a_linear_layer_is_torchs_in_all_but_speed(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("activation", sorted(products.ACTIVATIONS))
-def test_activations_of_inference_are_those_of_training(activation, monkeypatch) -> None:
+def test_fused_activations_equal_those_of_training(activation, monkeypatch) -> None:
     calls = used(monkeypatch)
     torch.manual_seed(0)
     x, weight, bias = drawn(2, 300, 400), drawn(2, 500, 400), drawn(2, 1, 500)
-    weight = weight / 20  # sums of 400 products are of the size at which the activations bend
+    weight = weight / 20  # sums of 400 products are then in the nonlinear range of the activations
     exact = torch.baddbmm(bias.double(), x.double(), weight.mT.double()).detach()
     expected = {"relu": exact.clamp(min=0), "tanh": exact.tanh(), "none": exact}
     expected["gelu"] = exact * (1 + torch.erf(exact / 2**0.5)) / 2
@@ -218,7 +218,7 @@ def test_activations_of_inference_are_those_of_training(activation, monkeypatch)
 
 @pytest.mark.parametrize(("maker", "by_onednn"), [("AuthenticAMD", True), ("GenuineIntel", False), ("", False)])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_the_maker_decides_and_both_libraries_give_the_same(maker: str, by_onednn: bool, groups, monkeypatch) -> None:
+def test_library_follows_the_maker_with_equal_results(maker: str, by_onednn: bool, groups, monkeypatch) -> None:
     calls = used(monkeypatch)
     monkeypatch.setattr(products, "processor_maker", lambda: maker)
     torch.manual_seed(0)
@@ -253,8 +253,8 @@ def test_processor_maker(text: str | None, processor: str, maker: str, tmp_path:
     products.processor_maker.cache_clear()
 
 
-def test_this_torch_has_the_product_of_onednn() -> None:
-    """Fails when a new torch has taken it away: what is left is torch's own, which is slow on some processors."""
+def test_onednn_linear_exists_in_torch() -> None:
+    """Fails if a new torch has removed it: the fallback is torch's own, which is slow on some processors."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         pytest.skip("this torch is built without oneDNN or MKL")
     assert products.onednn_linear() is not None

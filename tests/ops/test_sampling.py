@@ -1,4 +1,4 @@
-"""Sampling what cameras see, against sampling everything; its gradient, against differences and ``grid_sample``."""
+"""Sampling of visible points against sampling of all points; its gradient against differences and ``grid_sample``."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ SOURCE = FeatureShape(3, 4, 6, 2, stride=8, offset_px=3.5)
 
 
 def points(batch: int, source: FeatureShape, count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions in and up to two features around the map, and which are seen."""
+    """Return positions inside and up to two features around the map, and which are seen."""
     generator = torch.Generator().manual_seed(4)
     spread = torch.tensor([source.width + 3.0, source.height + 3.0])
     positions = torch.rand(batch, source.cameras, count, 2, generator=generator) * spread - 2
@@ -23,7 +23,7 @@ def points(batch: int, source: FeatureShape, count: int = 40) -> tuple[torch.Ten
 
 
 def by_grid_sample(x: torch.Tensor, positions: torch.Tensor, seen: torch.Tensor, padding: str) -> torch.Tensor:
-    """(b, p, c)."""
+    """Return the samples, (b, p, c)."""
     b, n, _, h, w = x.shape
     places = positions.to(x.dtype) / torch.tensor([w - 1, h - 1]).to(x.dtype) * 2 - 1
     views = F.grid_sample(x.flatten(0, 1), places.flatten(0, 1)[:, None], padding_mode=padding, align_corners=True)
@@ -38,7 +38,7 @@ def features(batch: int, source: FeatureShape = SOURCE) -> torch.Tensor:
 
 @pytest.mark.parametrize("padding", ["border", "zeros"])
 @pytest.mark.parametrize("together", [1, 4])
-def test_values_and_gradients_are_those_of_grid_sample(padding: str, together: int) -> None:
+def test_values_and_gradients_equal_grid_sample(padding: str, together: int) -> None:
     x, (positions, seen) = features(2), points(2, SOURCE)
     expected = by_grid_sample(x, positions, seen, padding).unflatten(1, (-1, together)).sum(2)
     found = sample_features(x, taps_at(positions, seen, SOURCE, padding), together)
@@ -71,7 +71,7 @@ def test_one_rig_is_shared_by_all_samples() -> None:
     assert torch.equal(*gradients)
 
 
-def test_a_rig_that_sees_nothing_reads_zeros() -> None:
+def test_points_that_no_camera_sees_are_zero() -> None:
     x, (positions, seen) = features(2), points(2, SOURCE)
     found = sample_features(x, taps_at(positions, torch.zeros_like(seen), SOURCE))
     found.sum().backward()
@@ -80,8 +80,8 @@ def test_a_rig_that_sees_nothing_reads_zeros() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_looking_where_something_may_be_seen_finds_all_that_is(seed: int) -> None:
-    """Cameras anywhere, turned anyhow, also upside down; against every point of every camera."""
+def test_columns_in_view_contain_every_visible_point(seed: int) -> None:
+    """Cameras at random positions and rotations, also upside down, against every point of every camera."""
     generator = torch.Generator().manual_seed(seed)
     poses = torch.eye(4).repeat(2, 3, 1, 1)
     poses[..., :3, :3] = torch.linalg.qr(torch.randn(2, 3, 3, 3, generator=generator))[0]
