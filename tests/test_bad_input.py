@@ -63,7 +63,7 @@ from commands import TINY, finish, start
         ),
         (
             ("optimizer._target_=builtins.dict",),
-            ("optimizer._target_=builtins.dict does not say which options it takes",),
+            ("optimizer._target_=builtins.dict has no signature that lists its options",),
         ),
         (
             ("logger=tensorboard", "+logger.max_queues=9"),

@@ -1,1 +1,1 @@
-"""Configuration: composing, checking, building. Hydra and OmegaConf are imported here alone."""
+"""Configuration: composing, checking, building. Only this package imports Hydra and OmegaConf."""

@@ -1,5 +1,4 @@
-"""Which classes a stored config may name: an allow-list, each class in its place, and the packages that the user
-trusts."""
+"""The classes that a stored config may name: an allow-list by place, and the packages that the user trusts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -56,7 +55,7 @@ PLACES: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("logger",
     ): tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger")),
 }  # fmt: skip
-"""The classes that a stored config may name without being trusted, by their place in it; * is any name."""
+"""Classes that a stored config may name without trust, by their place in it; * is any name."""
 
 GROUPS = tuple(dict.fromkeys(place[0] for place in PLACES))
 
@@ -65,11 +64,11 @@ LOGGER_OPTIONS = (
     "prefix",
     "project", "sub_dir", "tags", "version",
 )  # fmt: skip
-"""Of a stored logger; others would let it write elsewhere, or send the user's key to another host."""
+"""Allowed options of a stored logger; others could write elsewhere, or send the user's key to another host."""
 
 
 def read_trust(given: object) -> tuple[str, ...]:
-    """The packages of ``trust=[a,b]`` or ``trust=a``.
+    """Return the packages of ``trust=[a,b]`` or ``trust=a``.
 
     Raises:
         InputError: when it is neither a list nor one name of a package.
@@ -90,7 +89,7 @@ def typed_trust(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_targets(node: Any, part: str, where: str, trust: Sequence[str] = ()) -> None:
-    """Refuse a stored part of a config that names anything but the classes that belong there.
+    """Check that a stored part of a config names only classes that are allowed there.
 
     Args:
         node: the plain values of the part.
@@ -99,7 +98,7 @@ def check_targets(node: Any, part: str, where: str, trust: Sequence[str] = ()) -
         trust: packages of which any class may be named, anywhere.
 
     Raises:
-        InputError: naming the target.
+        InputError: when a class is not allowed; names the target.
     """
     _check_targets(node, (part,), where, trust)
 
@@ -157,17 +156,16 @@ def _check_logger(node: Mapping[Any, Any], where: str) -> None:
 
 
 def check_cache(data: Mapping[str, Any], where: str) -> None:
-    """Refuse that a stored config says where scenes are generated, unless that is below the current folder or a cache
-    already.
+    """Check the cache folder of a stored config: below the current folder, or a cache already.
 
-    All other sources only read.
+    Other sources only read.
 
     Args:
         data: the stored ``data`` group.
         where: the file, for messages.
 
     Raises:
-        InputError: naming the folder.
+        InputError: when scenes would be generated elsewhere; names the folder.
     """
     if data.get(TARGET) not in ("bevreshape.data.sources.synthetic.SyntheticSource",) or "root" not in data:
         return
@@ -175,7 +173,7 @@ def check_cache(data: Mapping[str, Any], where: str) -> None:
     inside = not root.is_absolute() and ".." not in root.parts and not str(root).startswith("~")
     if not inside and not _is_cache(root):
         raise InputError(
-            f"{where}: its scenes would be generated in {root}, which holds none yet; say where by data.root=FOLDER"
+            f"{where}: its scenes would be generated in {root}, which holds none yet; set data.root=FOLDER"
         )
 
 
@@ -187,20 +185,20 @@ def _is_cache(root: Path) -> bool:
 
 
 def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = ()) -> dict[str, Any]:
-    """A run folder's ``config.yaml``, all of whose classes are allowed.
+    """Read a run folder's ``config.yaml``, and check that its classes are allowed.
 
     Args:
         path: of the file.
         trust: packages of which any class may be named.
-        needed: keys that it must have.
+        needed: required keys.
 
     Raises:
-        InputError: naming the file and the key.
+        InputError: when a key is missing or not allowed; names the file and the key.
     """
     config = read_yaml(path)
     if "hydra" in config or "defaults" in config:
         raise InputError(
-            f"{path} holds settings of Hydra itself, which could run anything; no run writes them, so remove them"
+            f"{path} holds settings of Hydra itself, which could execute code; no run writes them, so remove them"
         )
     missing = [key for key in needed if config.get(key) is None]
     if missing:

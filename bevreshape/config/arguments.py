@@ -1,5 +1,4 @@
-"""Command lines of scripts without Hydra: what cannot be parsed is a one-line error and exit code 1, as of the other
-commands."""
+"""Command lines of scripts without Hydra: errors are one line with exit code 1, as in the other commands."""
 
 import argparse
 import re
@@ -11,7 +10,7 @@ from bevreshape.errors import InputError, suggest
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that shows a docstring as it stands, takes no abbreviations, and reports an error in one line.
+    """A parser that shows a docstring unchanged, accepts no abbreviations, and reports an error in one line.
 
     Args:
         description: the docstring.
@@ -24,16 +23,16 @@ class Parser(argparse.ArgumentParser):
         )
 
     def add_argument(self, *names: Any, **settings: Any) -> argparse.Action:
-        """As argparse's; remembers the flags, to suggest one."""
+        """Add an argument as argparse does; record the flags for suggestions."""
         self.flags = [*self.flags, *(name for name in names if name.startswith("--"))]
         return super().add_argument(*names, **settings)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's; an unknown flag is named before a missing one is."""
+        """Parse as argparse does, but report an unknown flag before a missing one."""
         for argument in sys.argv[1:] if args is None else args:
             flag = argument.partition("=")[0]
             if flag.startswith("--") and flag not in ("--", *self.flags):
-                raise InputError(f"{self.prog}: {flag} is no argument here; {suggest(flag, self.flags)}")
+                raise InputError(f"{self.prog}: {flag} is unknown; {suggest(flag, self.flags)}")
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -42,11 +41,11 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: always.
         """
-        raise InputError(f"{self.prog}: {message}; --help lists what it takes")
+        raise InputError(f"{self.prog}: {message}; --help lists the arguments")
 
 
 def integer(least: int, most: int) -> Callable[[str], int]:
-    """The type of an argument that is an integer between two bounds."""
+    """Return the type of an integer argument between two bounds, for argparse."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[+-]?[0-9]{1,20}", text) or not least <= int(text) <= most:

@@ -1,4 +1,4 @@
-"""``reshaper=a,b`` of the benchmark: view transformers side by side."""
+"""``reshaper=a,b`` of the benchmark: several view transformers."""
 
 from bevreshape.config.choices import DOTTED
 from bevreshape.config.command_line import typed_value
@@ -8,10 +8,10 @@ from bevreshape.errors import InputError, suggest
 
 
 def compose_each_reshaper(name: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """Compose the config of each reshaper of ``reshaper=a,b`` below ``reshapers``; without it, of all.
+    """Compose the config of each reshaper of ``reshaper=a,b`` below ``reshapers``; by default of all reshapers.
 
     Raises:
-        InputError: for one that is unknown.
+        InputError: when a reshaper is unknown.
     """
     built_in = {path.stem for path in (conf_dir() / "reshaper").glob("*.yaml")}
     known = sorted(built_in | set(entry_point_classes("reshaper")))

@@ -1,4 +1,4 @@
-"""From the groups ``data`` and ``augment`` to a datamodule."""
+"""Building the datamodule from the groups ``data``, ``loader`` and ``augment``."""
 
 import inspect
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from bevreshape.errors import InputError
 
 
 def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
-    """The datamodule of ``cfg.data``, ``cfg.loader`` and ``cfg.augment``, ordered by ``cfg.seed``."""
+    """Build the datamodule of ``cfg.data``, ``cfg.loader`` and ``cfg.augment``, shuffled by ``cfg.seed``."""
     seed = read_value("seed", Seed, cfg["seed"])
     loader = read_value("loader", Loader, cfg["loader"])
     source = build_part("data", cfg["data"])
@@ -24,18 +24,18 @@ def build_data(cfg: Mapping[str, Any]) -> BEVDataModule:
         augment = build_part("augment", augment, grid=source.grid, camera_names=source.camera_names, **fitting)
         if getattr(augment, "flip_p", 0) > 0 and getattr(source, "raster", "exact") != "exact":
             raise InputError(
-                f"augment.flip_p={augment.flip_p}: data.raster={source.raster} draws half a cell to one side, so a "
-                "mirrored image would be trained on another truth, a cell off; set augment.flip_p=0 or "
+                f"augment.flip_p={augment.flip_p}: data.raster={source.raster} draws half a cell to one side, so the "
+                "labels of a mirrored image would be shifted by a cell; set augment.flip_p=0 or "
                 "data.raster=exact"
             )
     return BEVDataModule(source, **loader, augment=augment or None, seed=seed)
 
 
 def build_data_for(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVDataModule:
-    """Build the datamodule on the cells and in the images, by size and mode, that a trained model is made for.
+    """Build the datamodule with the grid, image size and image mode of a trained model.
 
     Raises:
-        InputError: when the class of ``cfg.data`` takes no grid or image size, and has another than the model.
+        InputError: when the class of ``cfg.data`` has another grid or image size and no option for it.
     """
     data = cfg["data"]
     options = inspect.signature(locate(str(data.get("_target_")))).parameters

@@ -1,4 +1,4 @@
-"""From the group ``logger`` to the logger of a run."""
+"""Building the logger of a run from the group ``logger``."""
 
 import os
 import re
@@ -18,10 +18,10 @@ from bevreshape.training.processes import rank
 
 
 def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
-    """The logger of a run, which is begun; none where W&B is disabled.
+    """Build and start the logger of a run; ``False`` if W&B is disabled.
 
     Raises:
-        InputError: when it cannot be begun, or see :func:`~bevreshape.training.loggers.wandb_options`.
+        InputError: when it cannot start, or as :func:`~bevreshape.training.loggers.wandb_options`.
     """
     node = logger_options(cfg)
     if not node:
@@ -41,23 +41,22 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
 
 
 def logger_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``logger`` group, checked before anything runs; empty where nothing is logged."""
+    """Return the checked ``logger`` group; empty if nothing is logged."""
     node = dict(cfg["logger"] or {})
     check_library_options(node)
     return (wandb_options(node) or {}) if is_wandb(node) else node
 
 
 def wandb_identity(folder: Path, offline: bool, node: Mapping[str, Any]) -> dict[str, Any]:
-    """Under which id a run's folder is known to W&B, and where it resumes, how it is linked to what was before.
+    """Return the W&B id of a run's folder, and after a resume also its name and its link to the part before.
 
-    Online a run that resumes is the same W&B run, which goes on behind what the server has. A part that is written
-    offline cannot know that: it begins at step 0 again, and of two parts of one id the later would be written over the
-    other by ``wandb sync``. So it is a run of its own, which names the one before; its curves, over
-    ``trainer/global_step``, continue where the other's end.
+    Online, a resumed run continues the same W&B run. Offline, a part begins at step 0 again: with the same id ``wandb
+    sync`` would overwrite the earlier part. So each offline part is a W&B run of its own, which names the one before.
+    Its curves over ``trainer/global_step`` continue those of the earlier part.
 
     Args:
-        folder: of the run; the id of its latest part is kept in its ``wandb_id``.
-        offline: whether this part is.
+        folder: of the run; its file ``wandb_id`` holds the id of the latest part.
+        offline: whether this part is offline.
         node: the logger's own ``name`` and ``notes``.
     """
     path = folder / "wandb_id"

@@ -1,4 +1,4 @@
-"""From the groups ``encoder``, ``reshaper`` and ``head`` to a model."""
+"""Building a model from the groups ``encoder``, ``reshaper`` and ``head``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from bevreshape.reshapers import FeatureShape, Reshaper
 
 
 def build_model(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVModel:
-    """Encoder, reshaper and heads of a config, each built for the sizes that the one before it delivers."""
+    """Build encoder, reshaper and heads of a config, each for the output sizes of the part before it."""
     rig = {"image_size": spec.image_size, "cameras": len(spec.camera_names)}
     encoder = build_part("encoder", cfg["encoder"], **taken("encoder", cfg["encoder"], rig))
     reshaper = build_reshaper(cfg["reshaper"], encoder.sources, spec.grid.coarsen(upsampling(cfg["head"])))
@@ -23,10 +23,10 @@ def build_model(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVModel:
 
 
 def upsampling(heads: Mapping[str, Any]) -> int:
-    """Fine cells per coarse cell along a side, of all heads alike, since they read the same features.
+    """Return the fine cells per coarse cell along a side, which all heads share.
 
     Raises:
-        InputError: when heads differ, or there is none.
+        InputError: when heads differ, or there is no head.
     """
     found = {
         name: read_value(f"head.{name}.upsample", Upsample, node.get("upsample") if isinstance(node, Mapping) else None)
@@ -38,16 +38,16 @@ def upsampling(heads: Mapping[str, Any]) -> int:
         (one, other), *_ = zip(found.items(), list(found.items())[1:], strict=False)
         raise InputError(
             f"head.{one[0]}.upsample={one[1]} but head.{other[0]}.upsample={other[1]}; heads read the same cells, so "
-            "set both alike"
+            "set both to the same value"
         )
     return next(iter(found.values()))
 
 
 def build_reshaper(node: Mapping[str, Any], sources: Sequence[FeatureShape], grid: BEVGrid) -> Reshaper:
-    """The view transformer of a config node, for features of one or several scales.
+    """Build the view transformer of a config node, for features of one or several scales.
 
     Raises:
-        InputError: when it takes one scale but several are given, or does not say what it delivers.
+        InputError: when it takes one scale but several are given, or has no ``out_channels``.
     """
     target = node.get("_target_")
     if len(sources) > 1 and target and not getattr(locate(target), "takes_scales", False):

@@ -1,4 +1,4 @@
-"""From a model and the groups ``objective``, ``metric`` and ``optimizer`` to a Lightning task."""
+"""Building a Lightning task from a model and the groups ``objective``, ``metric`` and ``optimizer``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from bevreshape.training.task import BEVTask
 
 
 def build_task(cfg: Mapping[str, Any], spec: BEVSpec, model: BEVModel) -> BEVTask:
-    """A model with its objectives, metrics and optimizer; its checkpoints carry what rebuilds it."""
+    """Build the task of a model with its objectives, metrics and optimizer; checkpoints hold the model's recipe."""
     recipe = {"format": FORMAT, "config": dict(cfg), "spec": spec.to_plain()}
-    check_plain(recipe, "config")  # or the checkpoint that holds it would be refused
+    check_plain(recipe, "config")  # otherwise its checkpoints would be refused
     return BEVTask(
         model,
         build_named("objective", cfg["objective"], classes=spec.classes, grid=spec.grid),

@@ -1,4 +1,4 @@
-"""``data=from_checkpoint``: the data config inside a checkpoint as a choice, its loader and metrics too."""
+"""``data=from_checkpoint``: the groups data, loader and metric of a checkpoint as choices."""
 
 import re
 from typing import Any
@@ -11,34 +11,33 @@ from bevreshape.config.options import LocalPath, read_value
 from bevreshape.errors import InputError
 
 FROM_CHECKPOINT = ("data", "loader", "metric")
-"""Groups that a checkpoint's run brings, unless others are chosen."""
+"""Groups taken from the checkpoint's run, unless others are chosen."""
 
 IOU = {"iou": {"_target_": "bevreshape.metrics.BEVIoU"}}
 
 
 def offer_checkpoint_data(name: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """Offer data, loader and metrics of the checkpoint's run as ``data=from_checkpoint`` and so on, the defaults.
+    """Register data, loader and metrics of the checkpoint's run as the default choices ``from_checkpoint``.
 
-    What is offered holds nothing that Hydra would interpret, see
-    :func:`~bevreshape.storage.checkpoint.read_checkpoint`.
+    They hold nothing that Hydra would interpret, see :func:`~bevreshape.storage.checkpoint.read_checkpoint`.
 
     Raises:
-        InputError: when there is no checkpoint, or its data names classes that are not allowed, or a place to write to,
-            or for cells or an image size other than the checkpoint's.
+        InputError: when there is no checkpoint, its data names a class or a cache that is not allowed, or the arguments
+            set another grid or image size.
     """
     for argument in arguments:
         key = argument.partition("=")[0].lstrip("+~")
         if key == "data.image_size" or key.startswith("data.grid"):
             raise InputError(
-                f"{argument}: data is brought to the cells and the image size of the checkpoint; leave it out, or "
-                "train a model for others"
+                f"{argument}: the data uses the grid and the image size of the checkpoint; leave it out, or "
+                "train a model with this value"
             )
     path = typed_value(arguments, "checkpoint")
     offered: dict[str, Any] = {group: {} for group in FROM_CHECKPOINT}
     if path is not None:
         offered, where = stored_groups(read_value("checkpoint", LocalPath, path))
         if _names_other_data(typed_value(arguments, "data")):
-            offered["metric"] = IOU  # others may need what that data does not have
+            offered["metric"] = IOU  # other metrics may need fields that this data does not have
         else:
             for group in FROM_CHECKPOINT:
                 check_targets(offered[group], group, where, typed_trust(arguments))
@@ -54,19 +53,19 @@ def offer_checkpoint_data(name: str, arguments: list[str]) -> tuple[str, list[st
 
 
 def _names_other_data(typed: str | None) -> bool:
-    """Whether ``data=…`` chooses a group by its plain name; of all else Hydra may still make the checkpoint's."""
+    """Return whether ``data=…`` chooses another group by a plain name, and so not the checkpoint's."""
     return bool(typed) and typed != "from_checkpoint" and re.fullmatch(r"[\w-]+([/.][\w-]+)*", str(typed)) is not None
 
 
 def stored_groups(path: str) -> tuple[dict[str, Any], str]:
-    """The groups of a checkpoint's run that say what is tested, and what to call the file in a message."""
+    """Return the groups of a checkpoint's run for evaluation, and the name of the file for messages."""
     from bevreshape.storage.checkpoint import read_checkpoint
 
     where = f"checkpoint {path}"
     config = read_checkpoint(path)["bevreshape"].get("config")
     found = {group: config.get(group) if isinstance(config, dict) else None for group in FROM_CHECKPOINT}
     for group, node in found.items():
-        if not isinstance(node, dict) or "defaults" in node:  # of which Hydra would compose another config
+        if not isinstance(node, dict) or "defaults" in node:  # Hydra would compose another config from defaults
             raise InputError(
                 f"{where}: bevreshape.config.{group} must be a mapping of options, not {node!r:.80}; it is damaged"
             )

@@ -1,4 +1,4 @@
-"""Choices of config groups that are no YAML file: classes of other packages."""
+"""Choices of config groups without a YAML file: classes of other packages."""
 
 import re
 from collections.abc import Sequence
@@ -14,12 +14,11 @@ from bevreshape.config.paths import conf_dir
 from bevreshape.errors import InputError
 
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-"""A dotted path of Python."""
+"""A dotted Python path."""
 
 
 def register_choices(arguments: Sequence[str]) -> None:
-    """Offer Hydra the classes that installed packages announce, and those that a command line names by their dotted
-    path.
+    """Register the entry points of installed packages, and the dotted paths of a command line, as choices.
 
     Args:
         arguments: of the command, such as ``reshaper=mine.ColumnMean``.
@@ -41,24 +40,24 @@ def register_choices(arguments: Sequence[str]) -> None:
 
 
 def _register_entry_points(names_alone: bool) -> None:
-    """Register them, for a list of choices without importing them."""
+    """Register all entry points; with ``names_alone`` without importing their classes."""
     for group in ENTRY_POINTS:
         built_in = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
         for name, target in entry_point_classes(group).items():
             if name in built_in:
                 raise InputError(
-                    f"the installed package of {target} announces a {group} '{name}', which is the name of a built-in; "
+                    f"the installed package of {target} registers a {group} '{name}', which is the name of a built-in; "
                     f"rename its entry point, or choose {group}={target}"
                 )
             node = {TARGET: target}
             if not names_alone:
-                with suppress(InputError):  # it is reported when it is chosen
+                with suppress(InputError):  # reported when it is chosen
                     node = class_choice(group, target)
             ConfigStore.instance().store(group=group, name=name, node=node)
 
 
 def _is_file(group: str, name: str, arguments: Sequence[str]) -> bool:
-    """Whether the user has a YAML file of that name in a folder of configs."""
+    """Return whether a config folder of the user has a YAML file of that name."""
     folders = [conf_dir()]
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, value = argument.partition("=")

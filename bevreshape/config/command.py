@@ -24,24 +24,24 @@ from bevreshape.errors import Divergence, TrainingInterrupted
 from bevreshape.signals import stops_as_interrupts
 
 Main = Callable[[dict[str, Any], Path], object]
-"""The work of a command, called with its settings and the folder of what it writes."""
+"""The function of a command, called with its settings and its output folder."""
 
 Rewrite = Callable[[str, list[str]], tuple[str, list[str]]]
-"""Turn the name of the primary config and the arguments into those that Hydra gets."""
+"""Change the name of the primary config and the arguments before Hydra reads them."""
 
 
 def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = None) -> None:
-    """Run a command. It ends with exit code 1 and one line where the input is at fault, with 3 where training diverged.
+    """Run a command. A user error ends it with one line and exit code 1, divergence with exit code 3.
 
     Args:
-        main: the work.
+        main: the function of the command.
         name: of the command and of its primary config in ``conf/``.
-        keys: a TypedDict of :mod:`bevreshape.config.settings`, with which the composed config is compared.
+        keys: a TypedDict of :mod:`bevreshape.config.settings`, to check the composed config.
         rewrite: changes the command line before Hydra reads it.
     """
     log_to_stderr()
     full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes its errors on instead of printing them
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
         register_choices(sys.argv[1:])
         sys.argv[1:] = local_folders(sys.argv[1:])
@@ -69,10 +69,9 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
 
 
 def _keeping(failures: list[Exception], main: Main, keys: type) -> Callable[[DictConfig], None]:
-    """A job that keeps its error to be raised later where it runs once; Hydra prints a line of its own about those it
-    sees.
+    """Return a job that stores its error in ``failures``, so that Hydra does not print a line about it.
 
-    In a sweep Hydra must see them: they are the status of a job.
+    In a sweep the job raises the error, since Hydra sets the status of the job by it.
     """
 
     @wraps(main)

@@ -11,14 +11,14 @@ from bevreshape.config.options import LocalPath, read_value
 from bevreshape.errors import InputError
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
-"""Keys of Hydra's that name folders of this machine."""
+"""Hydra's keys for local folders."""
 
 
 def local_folders(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with folders as paths on this machine, ``~`` expanded.
 
     Raises:
-        InputError: for an address elsewhere.
+        InputError: when a folder is a remote address.
     """
     found, is_folder = [], False
     for argument in arguments:
@@ -35,7 +35,7 @@ def local_folders(arguments: Sequence[str]) -> list[str]:
 
 
 def typed_value(arguments: Sequence[str], key: str) -> str | None:
-    """Return the last value of ``key=value``; ``None`` where it is not given, or null."""
+    """Return the last value of ``key=value``; ``None`` if it is not given, or null."""
     found: list[Any] = [match[1] for argument in arguments if (match := re.fullmatch(rf"\+*{key}=(.*)", argument))]
     return found[-1].strip("'\"") if found and found[-1] not in ("", "null") else None
 
@@ -50,10 +50,10 @@ def typed_trust(arguments: Sequence[str]) -> tuple[str, ...]:
 
 
 def asks_for_help(arguments: Sequence[str]) -> bool:
-    """Whether the command is asked to explain itself, and will do nothing else."""
+    """Return whether the arguments ask only for help or for the config."""
     return not {"--help", "-h"}.isdisjoint(arguments)
 
 
 def quoted(text: str) -> str:
-    """Return a text as the value of an override that Hydra leaves as it is, whatever it holds but interpolations."""
+    """Quote a text as the value of an override, so that Hydra reads it unchanged; interpolations stay."""
     return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + (found[2] and r"\""), text) + '"'

@@ -1,4 +1,4 @@
-"""Configs composed by Hydra, as plain values."""
+"""Composing configs as plain values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
     """Return a composed config as plain values, resolved.
 
     Raises:
-        InputError: when a value that must be given is missing.
+        InputError: when a required value is missing.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -31,12 +31,12 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def compose_training(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the config of a training, for a script that takes the same overrides, or a command that trains on the way.
+    """Return the config of a training for scripts, and for commands that train models.
 
-    The Hydra of a command that is running stays as it is.
+    The state of a running Hydra command is restored.
 
     Raises:
-        InputError: for an override that no training takes.
+        InputError: when training does not take an override.
     """
     running, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
@@ -44,7 +44,7 @@ def compose_training(arguments: Sequence[str]) -> dict[str, Any]:
         register_choices(arguments)
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = hydra.compose("train", [*arguments], return_hydra_config=True)
-            HydraConfig.instance().set_config(cfg)  # names are made of the groups that were chosen
+            HydraConfig.instance().set_config(cfg)  # names contain the chosen groups
             own = plain_config(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"]))
     except Exception as error:
         message = explain_override(error, conf_dir(), "train", arguments) or command_message(error)

@@ -1,4 +1,4 @@
-"""Build objects from plain config nodes, without Hydra and OmegaConf: nothing in a value is ever interpreted."""
+"""Build objects from plain config nodes, without Hydra and OmegaConf and without interpolation."""
 
 import importlib
 import inspect
@@ -13,8 +13,7 @@ TARGET = "_target_"
 """The key of a node that names the class to call."""
 
 PARTIAL = "_partial_"
-"""The key of a node that becomes a function of the arguments that it lacks, such as an optimizer before its
-parameters."""
+"""The key of a node that becomes a function of the missing arguments, such as an optimizer of its parameters."""
 
 RESERVED = (TARGET, PARTIAL)
 
@@ -22,7 +21,7 @@ RESERVED = (TARGET, PARTIAL)
 def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
     """Build the object of a config node ``{_target_: package.module.Class, option: value, …}``.
 
-    Nodes inside it, in mappings and lists at any depth, are built first. All other values reach the class as they are.
+    Nested nodes, in mappings and lists at any depth, are built first. All other values are passed unchanged.
 
     Args:
         key: of the node in the config, for messages.
@@ -50,7 +49,7 @@ def construct(key: str, node: Mapping[str, Any], **given: Any) -> Any:
 
 
 def check_node(key: str, node: Mapping[str, Any], given: Collection[str] = ()) -> None:
-    """Compare a config node, and the nodes inside it, with the signatures of their classes, and build nothing.
+    """Check a config node and its nested nodes against the signatures of their classes, without building them.
 
     Args:
         key: of the node in the config, for messages.
@@ -58,7 +57,7 @@ def check_node(key: str, node: Mapping[str, Any], given: Collection[str] = ()) -
         given: names of further arguments that its class will get.
 
     Raises:
-        InputError: as :func:`construct`, but for what only the class itself knows.
+        InputError: as :func:`construct`, except for errors that the class itself raises.
     """
     target = _target(key, node)
     check_options(key, target, node, given)
@@ -71,14 +70,14 @@ def check_node(key: str, node: Mapping[str, Any], given: Collection[str] = ()) -
 
 
 def taken(key: str, node: Mapping[str, Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments on offer that the class of a node takes."""
+    """Return the offered arguments that the class of a node takes."""
     parameters = inspect.signature(_target(key, node)).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in offered.items() if name in parameters or takes_all}
 
 
 def accepted(key: str, node: Mapping[str, Any], offered: Iterable[str]) -> tuple[str, ...]:
-    """Those arguments on offer that the class of a node takes and the node does not set."""
+    """Return the names of the offered arguments that the class of a node takes and the node does not set."""
     parameters = inspect.signature(_target(key, node)).parameters
     return tuple(name for name in offered if name in parameters and name not in node)
 
@@ -95,12 +94,14 @@ def _target(key: str, node: Mapping[str, Any]) -> Any:
     try:
         inspect.signature(found)
     except ValueError:
-        raise InputError(f"{key}.{TARGET}={name} does not say which options it takes; name a class of Python") from None
+        raise InputError(
+            f"{key}.{TARGET}={name} has no signature that lists its options; name a class of Python"
+        ) from None
     return found
 
 
 def _nodes(key: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
-    """The outermost nodes inside a value, with their keys."""
+    """Return the outermost nodes inside a value, with their keys."""
     if isinstance(value, Mapping):
         if TARGET in value:
             return [(key, value)]
@@ -111,15 +112,20 @@ def _nodes(key: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def locate(target: str) -> Any:
-    """Import what a dotted name stands for.
+    """Import the object of a dotted name.
 
     Raises:
-        InputError: when there is no such thing, or its module cannot be imported.
+        InputError: when there is no such object, or its module cannot be imported.
     """
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # TypeError: dots alone; ValueError: none
+    except (
+        ImportError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # TypeError: only dots; ValueError: an empty name
         raise InputError(f"{target} cannot be imported: {error}") from error
 
 
@@ -127,7 +133,7 @@ def check_options(key: str, target: Callable[..., Any], node: Mapping[str, Any],
     """Compare the options of a node with the signature of its class.
 
     Raises:
-        InputError: for an option that the class does not have, or one that it needs and that is missing.
+        InputError: when the class does not have an option, or a required option is missing.
     """
     parameters = inspect.signature(target).parameters
     hydra = [
@@ -156,7 +162,7 @@ def check_options(key: str, target: Callable[..., Any], node: Mapping[str, Any],
 
 
 def _built(key: str, value: Any) -> Any:
-    """A value with the nodes inside it built."""
+    """Return a value with its nested nodes built."""
     if isinstance(value, Mapping):
         if TARGET in value:
             return construct(key, value)

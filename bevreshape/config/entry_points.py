@@ -1,4 +1,4 @@
-"""Classes of other packages: found by entry points or named by a dotted path, described as config nodes."""
+"""Config nodes for classes of other packages, named by entry points or dotted paths."""
 
 import inspect
 import re
@@ -20,31 +20,31 @@ ENTRY_POINTS: Mapping[str, str] = {
     "objective": "bevreshape.objectives",
     "metric": "bevreshape.metrics",
 }
-"""Config group → entry-point group, in which other packages announce their classes."""
+"""Config group → entry-point group, in which other packages register their classes."""
 
 
 def entry_point_classes(group: str) -> dict[str, str]:
     """Return the classes of other installed packages for a config group: name → ``package.module.Class``.
 
     Raises:
-        InputError: when two packages announce one name.
+        InputError: when two packages register one name.
     """
     found: dict[str, str] = {}
     for point in entry_points(group=ENTRY_POINTS[group]) if group in ENTRY_POINTS else ():
         target = point.value.replace(":", ".")
         if found.setdefault(point.name, target) != target:
             raise InputError(
-                f"two installed packages announce a {group} '{point.name}' ({found[point.name]} and {target}); "
+                f"two installed packages register a {group} '{point.name}' ({found[point.name]} and {target}); "
                 f"uninstall one, or choose {group}={target}"
             )
     return found
 
 
 def class_choice(group: str, target: str) -> dict[str, Any]:
-    """Return what the choice of a class puts into a config group: its target, and the options of its signature.
+    """Return the config node of a class: its target, and the options of its signature.
 
-    An option without a default must be given. One whose default no config can hold is left to the class. In a group of
-    several nodes a head is named by the task of the commands, ``segmentation``, all others by their class.
+    An option without a default must be given. A default that is no plain value is left to the class. In a group of
+    several nodes a head is named ``segmentation``, all others by their class.
 
     Raises:
         InputError: when the class cannot be imported.

@@ -1,4 +1,4 @@
-"""The groups of a config: what the program passes to their classes, and what it needs from their objects."""
+"""The groups of a config: arguments of their classes, and required attributes of their objects."""
 
 import re
 from collections.abc import Mapping
@@ -8,12 +8,11 @@ from bevreshape.config.construct import accepted, check_node, construct
 from bevreshape.errors import InputError
 
 MODEL_PARTS = ("encoder", "reshaper", "head")
-"""Groups of a config that make the model."""
+"""Groups that form the model."""
 
 
 NAMED = ("head", "objective", "metric")
-"""Groups that hold several nodes by name; what the program offers, their classes may leave out, and a node may set
-itself."""
+"""Groups that hold several nodes by name. Their classes may omit the offered arguments, and nodes may set them."""
 
 
 GIVEN: Mapping[str, tuple[str, ...]] = {
@@ -27,7 +26,7 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
     "optimizer": (),
     "logger": ("save_dir",),
 }
-"""What the program gives the class of a group, in addition to the options of the config."""
+"""Arguments for the class of a group, in addition to the options of the config."""
 
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
@@ -39,21 +38,21 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "metric": ("update", "compute", "reset"),
     "optimizer": ("build",),
 }
-"""What the program asks of the objects of a group; a class of another kind lacks some of it."""
+"""Required attributes of the objects of a group."""
 
 
 ADVICE = {
     "out_channels": "set it to d in its __init__, the head is built for it",
     "sources": "set it to a FeatureShape of each scale in its __init__, the reshaper is built for them",
 }
-"""For what one's own class easily lacks."""
+"""Remedies for attributes that a third party's class may lack."""
 
 
 def check_nodes(cfg: Mapping[str, Any]) -> None:
-    """Compare every group of a config with its class, before anything is read, built or loaded from the network.
+    """Check every group of a config against its class, before anything is read, built or downloaded.
 
     Raises:
-        InputError: naming the key.
+        InputError: when a node does not fit its class; names the key.
     """
     for key, names in GIVEN.items():
         node = dict(cfg.get(key) or {})
@@ -65,7 +64,7 @@ def check_nodes(cfg: Mapping[str, Any]) -> None:
 
 
 def build_part(key: str, node: Mapping[str, Any], where: str = "", **given: Any) -> Any:
-    """The object of one node.
+    """Build the object of one node.
 
     Args:
         key: of its group.
@@ -84,12 +83,12 @@ def build_part(key: str, node: Mapping[str, Any], where: str = "", **given: Any)
 
 
 def build_named(key: str, nodes: Mapping[str, Any], **offered: Any) -> dict[str, Any]:
-    """The objects of a group of several nodes, by name.
+    """Build the objects of a group of several nodes, by name.
 
     Args:
         key: of the group.
         nodes: by name.
-        offered: arguments for the classes that take them, where the node does not set them.
+        offered: arguments for classes that take them and nodes that do not set them.
 
     Raises:
         InputError: naming the key.

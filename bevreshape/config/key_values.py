@@ -13,12 +13,12 @@ def read_key_values(schema: type, defaults: Mapping[str, Any], arguments: Sequen
     """Return the settings of a script: its defaults, changed by ``key=value`` arguments.
 
     Args:
-        schema: a TypedDict: the keys and what each may be. Values are written as in YAML, texts and paths as they are.
+        schema: a TypedDict of the keys and their types. Values are written as in YAML, strings and paths unquoted.
         defaults: of every key.
         arguments: such as ``samples=2`` and ``trust=[mine,yours]``.
 
     Raises:
-        InputError: for what is no ``key=value``, a key that is unknown, or a value out of its range.
+        InputError: when an argument is no ``key=value``, a key is unknown, or a value is out of range.
     """
     hints = get_type_hints(schema, include_extras=True)
     given: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""From a checkpoint to its model, without running anything that the file names but bevreshape does not know."""
+"""Loading the model of a checkpoint, without calling classes that are neither known nor trusted."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import check_architecture, load_weights, model_weights, read_checkpoint
 
 MAX_BUFFER_BYTES = 1 << 30
-"""Of what a checkpoint's model holds in addition to its weights."""
+"""Largest memory of a checkpoint's model in addition to its weights."""
 
 
 def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, BEVSpec, dict[str, Any]]:
@@ -22,22 +22,21 @@ def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, BEVSpec,
 
     Args:
         path: the checkpoint.
-        trust: packages whose classes it may call, in addition to bevreshape and the installed entry points.
+        trust: packages whose classes it may name, in addition to bevreshape and the installed entry points.
 
     Returns:
         The model, the specification it was trained for, and the config of its run.
 
     Raises:
-        InputError: when the file is not such a checkpoint, or names classes outside bevreshape and the entry points
-            that are installed.
+        InputError: when the file is no checkpoint of bevreshape, or names a class that is not allowed.
     """
     checkpoint = read_checkpoint(path)
     cfg, spec = _read_recipe(checkpoint["bevreshape"], f"checkpoint {path}", read_trust(trust))
     weights = model_weights(checkpoint)
     try:
         if all(node["_target_"].startswith("bevreshape.") for node in _model_nodes(cfg, path).values()):
-            # a sketch that takes no memory, since numbers in the recipe may ask for any amount; other packages' classes
-            # may need real tensors
+            # on the device meta, since numbers in the recipe may ask for any amount of memory; classes of other
+            # packages may need real tensors
             with torch.device("meta"):
                 sketch = build_model({**cfg, "encoder": _with_offsets(cfg["encoder"])}, spec)
             check_architecture(sketch, weights, path)
@@ -55,15 +54,13 @@ def load_model(path: str, trust: Sequence[str] = ()) -> tuple[BEVModel, BEVSpec,
 
 
 def _with_offsets(encoder: dict[str, Any]) -> dict[str, Any]:
-    """An encoder's node with offsets, which are otherwise found by a look at real tensors, and of which no weight
-    depends."""
+    """Return an encoder's node with offsets, since measuring them needs real tensors; no weight depends on them."""
     strides = encoder.get("strides", [8])
     return {**encoder, "offset_px": [0.0] * len(strides)} if isinstance(strides, list) else encoder
 
 
 def _read_recipe(recipe: Mapping[str, Any], where: str, trust: Sequence[str]) -> tuple[dict[str, Any], BEVSpec]:
-    """The config of a checkpoint's run, without its interest in published weights, and the specification it was trained
-    for."""
+    """Return the config of a checkpoint's run with ``pretrained`` off, and the specification of its data."""
     cfg = recipe.get("config")
     if not isinstance(cfg, dict):
         raise InputError(f"{where}: bevreshape.config must be a mapping, not {cfg!r:.80}; it is damaged")
@@ -79,7 +76,7 @@ def _read_recipe(recipe: Mapping[str, Any], where: str, trust: Sequence[str]) ->
 
 
 def _model_nodes(cfg: Mapping[str, Any], where: str) -> dict[str, Mapping[str, Any]]:
-    """The nodes of a model by their keys, of heads each."""
+    """Return the nodes of a model by their keys, one for each head."""
     nodes = {part: cfg.get(part) for part in MODEL_PARTS}
     heads = nodes.pop("head")
     nodes |= (
@@ -94,7 +91,7 @@ def _model_nodes(cfg: Mapping[str, Any], where: str) -> dict[str, Mapping[str, A
 
 
 def _check_buffers(sketch: torch.nn.Module, path: str) -> None:
-    """Refuse a model that takes much memory in addition to its weights, all of which are in the file."""
+    """Refuse a model that takes too much memory in addition to its weights."""
     stored = sketch.state_dict().keys()
     others = sum(one.numel() * one.element_size() for name, one in sketch.named_buffers() if name not in stored)
     if others > MAX_BUFFER_BYTES:

@@ -1,10 +1,10 @@
-"""Types and ranges of options: declared where an option is named, read by one mechanism before anything is built.
+"""Types and ranges of options, declared in signatures and checked before anything is built.
 
 A class that a config can name declares every option in its constructor: ``height_m: Annotated[float, Ge(-10),
 Le(10)]``. A mapping of fixed keys is declared as a dataclass or a TypedDict, so that unknown keys in it are refused.
-Config nodes are read by :func:`read_options` before they reach the class; :func:`checked` reads the arguments of a
-library call likewise. Numbers are finite, ``true`` is no number, 2 is taken for 2.0, 2.0 is no integer, and no text is
-a number or a boolean.
+:func:`read_options` checks a config node before its class is called. :func:`checked` checks the arguments of a library
+call in the same way. Numbers are finite, ``true`` is no number, 2 is accepted for 2.0, 2.0 is no integer, and no string
+is a number or a boolean.
 """
 
 import inspect
@@ -41,10 +41,10 @@ Built = TypeVar("Built", bound=type)
 
 
 def local_path(path: str | Path) -> str:
-    """A path on this machine, ``~`` expanded.
+    """Return a path on this machine, ``~`` expanded.
 
     Raises:
-        InputError: when it is empty, or an address elsewhere such as ``s3://bucket/x``.
+        InputError: when it is empty, or a remote address such as ``s3://bucket/x``.
     """
     text = str(path)
     if re.match(r"([^/\s@]+@)?[a-zA-Z][a-zA-Z0-9+.-]+:/", text):  # one letter is a drive
@@ -58,29 +58,29 @@ def local_path(path: str | Path) -> str:
 
 
 Count = Annotated[int, Ge(1), Le(1024)]
-"""How many of something that is built one by one, such as heads, layers, points, workers."""
+"""A number of heads, layers, points or workers."""
 CountOrNone = Annotated[int, Ge(0), Le(1024)]
-"""The same; 0 leaves it out."""
+"""The same, or 0 for none."""
 Width = Annotated[int, Ge(1), Le(65_536)]
 """Channels, tokens or hidden units."""
 Upsample = Annotated[int, Ge(1), Le(64)]
 """Fine cells per coarse cell along a side."""
 BatchSize = Annotated[int, Ge(1), Le(65_536)]
-"""Samples at once."""
+"""Samples in a batch."""
 Steps = Annotated[int, Ge(1), Le(1_000_000_000)]
 """Optimizer steps, samples or scenes."""
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
-"""Of a random generator; numpy takes no more than 32 bits."""
+"""Seed of a random generator; numpy takes at most 32 bits."""
 Share = Annotated[float, Ge(0), Le(1)]
-"""A part of a whole, or a probability."""
+"""A fraction or a probability, 0 to 1."""
 OpenShare = Annotated[float, Gt(0), Lt(1)]
-"""A part of a whole that is neither none nor all of it."""
+"""A fraction between 0 and 1, both excluded."""
 Weight = Annotated[float, Ge(0), Le(1e6)]
-"""A factor that may be 0."""
+"""A factor ≥ 0."""
 Factor = Annotated[float, Gt(0), Le(1e9)]
-"""A factor that may not be 0."""
+"""A factor > 0."""
 Height = Annotated[float, Ge(-100), Le(100)]
-"""Above the ground or the camera, in metres."""
+"""A height above the ground or the camera, in metres."""
 Heights = Annotated[Sequence[Height], Len(1)]
 """Several heights, in metres."""
 HeightRange = Annotated[Sequence[Height], Len(2, 2)]
@@ -92,7 +92,7 @@ Depths = Annotated[Sequence[Length], Len(2)]
 Edges = Annotated[Sequence[Annotated[float, Ge(-10_000), Le(10_000)]], Len(2, 2)]
 """[lowest, highest] coordinate on the ground, in metres."""
 FocalLength = Annotated[float, Ge(1), Le(1e6)]
-"""In pixels."""
+"""A length in pixels."""
 ImageSize = Annotated[Sequence[Annotated[int, Ge(16), Le(16_384)]], Len(2, 2)]
 """[height, width] of images, in pixels."""
 LocalPath = Annotated[str | Path, AfterValidator(local_path)]
@@ -102,12 +102,12 @@ CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 def read_options(key: str, target: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a node as the signature of its class has them: 2 for a float becomes 2.0, a list a tuple.
+    """Convert the options of a node to the types in the signature of its class: 2 to 2.0, a list to a tuple.
 
     Args:
         key: of the node in the config, for messages.
-        target: the class; what it does not declare passes unchanged.
-        options: by name; objects that nested nodes have become are compared with their class.
+        target: the class; options without a declared type pass unchanged.
+        options: by name; objects built from nested nodes are checked by their class.
 
     Raises:
         InputError: naming the option, its value and what it may be.
@@ -122,18 +122,17 @@ def read_options(key: str, target: Callable[..., Any], options: Mapping[str, Any
 
 
 def read_settings(schema: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The composed config of a command, as its TypedDict has it.
+    """Convert the composed config of a command to the types of its TypedDict.
 
     Raises:
-        InputError: for a key that the command does not have, naming near ones at any level, or a value as
-            :func:`read_value`.
+        InputError: when the command does not have a key, with similar keys of any level; or as :func:`read_value`.
     """
     keys = _keys(schema)
     assert keys is not None
     for name in settings:
         if name not in keys:
             known = {key: settings.get(key) for key in keys}
-            raise InputError(f"{name} is no key of this command; {suggest_key(str(name), known)}")
+            raise InputError(f"{name} is not a key of this command; {suggest_key(str(name), known)}")
     for name in keys:
         if name not in settings:
             raise InputError(f"{name} is missing; leave it in the config, it must be {describe(keys[name][0])}")
@@ -141,7 +140,7 @@ def read_settings(schema: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suggest_key(key: str, known: Mapping[str, Any]) -> str:
-    """The tail of an "unknown key" message: near keys of a nested config, at any level.
+    """Return the end of an "unknown key" message: similar keys of a nested config, at any level.
 
     Args:
         key: dotted.
@@ -166,7 +165,7 @@ def _paths(known: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def checked(target: Built) -> Built:
-    """Let a class read the arguments of its constructor by their declarations, for those who call it from Python."""
+    """Make a class check the arguments of its constructor by their declared types, also when called from Python."""
     build = target.__init__  # type: ignore[misc]
     signature = inspect.signature(build)
 
@@ -184,7 +183,7 @@ def checked(target: Built) -> Built:
 
 
 def read_value(key: str, hint: Any, value: Any) -> Any:
-    """A value as its declaration has it.
+    """Convert a value to its declared type.
 
     Args:
         key: of the value, for messages.
@@ -219,7 +218,7 @@ def read_value(key: str, hint: Any, value: Any) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """What a declaration allows, for people."""
+    """Describe the allowed values of a declaration, for messages."""
     return _listed(dict.fromkeys(map(_kind, _arms(hint))))
 
 
@@ -229,7 +228,7 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _read_keys(key: str, target: Any, keys: Mapping[str, tuple[Any, bool]], value: Mapping[Any, Any]) -> Any:
-    """A mapping of fixed keys, as the dataclass or TypedDict ``target``."""
+    """Convert a mapping of fixed keys to the dataclass or TypedDict ``target``."""
     for name in value:
         if name not in keys:
             raise InputError(f"{key}.{name} is unknown; {suggest(str(name), keys)}")
@@ -241,10 +240,10 @@ def _read_keys(key: str, target: Any, keys: Mapping[str, tuple[Any, bool]], valu
 
 
 def _read_entries(key: str, hint: Any, value: Mapping[Any, Any]) -> dict[str, Any]:
-    """A mapping of free names."""
+    """Convert a mapping with arbitrary names."""
     for name in value:
         if not isinstance(name, str):
-            raise InputError(f"{key} has the name {name!r}, which is no text; put it into quotes")
+            raise InputError(f"{key} has the name {name!r}, which is not a string; put it into quotes")
     return {name: read_value(f"{key}.{name}", hint, inner) for name, inner in value.items()}
 
 
@@ -261,7 +260,7 @@ def _message(key: str, hint: Any, value: Any, error: ValidationError) -> str:
 
 
 def _words(hint: Any) -> Iterator[Any]:
-    """Those that an option, or a member of its list, is one of."""
+    """Yield the literal values of an option, or of the members of its list."""
     for inner, _ in map(_bare, _arms(hint)):
         if get_origin(inner) is Literal:
             yield from get_args(inner)
@@ -270,7 +269,7 @@ def _words(hint: Any) -> Iterator[Any]:
 
 
 def show(value: Any) -> str:
-    """A value as a config writes it, cut after 80 letters."""
+    """Return a value as written in a config, truncated to 80 characters."""
     if isinstance(value, str) or value is None or isinstance(value, bool):
         text = repr(value) if isinstance(value, str) else json.dumps(value)
     elif isinstance(value, float):
@@ -287,7 +286,7 @@ def show(value: Any) -> str:
 
 @cache
 def declared(target: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Hints and defaults of the named parameters of a class or function."""
+    """Return type hints and defaults of the named parameters of a class or function."""
     build = target.__init__ if inspect.isclass(target) else target
     names = getattr(inspect.unwrap(build), "__globals__", {})
     hints: dict[str, Any] = {}
@@ -301,19 +300,19 @@ def declared(target: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]
             alone = types.SimpleNamespace(__annotations__={name: parameter.annotation})
             try:
                 hints |= get_type_hints(alone, names, include_extras=True)
-            except (NameError, TypeError):  # imported for type checkers alone
+            except (NameError, TypeError):  # imported only for type checkers
                 continue
     return hints, defaults
 
 
 def _is_default(value: Any, default: Any) -> bool:
-    """Whether a third party's default, None or infinite, is given though its hint does not allow it."""
+    """Return whether a value equals a third party's default, None or infinite, which its hint does not allow."""
     return default is None is value or (isinstance(value, float) and type(default) is float and value == default)
 
 
 @cache
 def _keys(target: Any) -> dict[str, tuple[Any, bool]] | None:
-    """Hint of every fixed key and whether it must be there; ``None`` for what has none."""
+    """Return the hint of every fixed key and whether it is required; ``None`` for a type without fixed keys."""
     if is_typeddict(target):
         hints = get_type_hints(target, include_extras=True)
         return {name: (_unqualified(hint), name in target.__required_keys__) for name, hint in hints.items()}
@@ -333,8 +332,8 @@ def _unqualified(hint: Any) -> Any:
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter | None:
-    """What reads values of a type; ``None`` for hints that only a type checker can use."""
-    own_config = _keys(hint) is not None  # pydantic takes none for these
+    """Return the adapter that converts values to a type; ``None`` for hints that only a type checker can use."""
+    own_config = _keys(hint) is not None  # pydantic accepts no config for these
     try:
         return TypeAdapter(hint) if own_config else TypeAdapter(hint, config=CONFIG)
     except (PydanticUserError, SchemaError, NameError, TypeError):
@@ -342,14 +341,14 @@ def _adapter(hint: Any) -> TypeAdapter | None:
 
 
 def _arms(hint: Any) -> list[Any]:
-    """The members of a union, or the type itself."""
+    """Return the members of a union, or the type itself."""
     if get_origin(hint) in (Union, types.UnionType):
         return [arm for member in get_args(hint) for arm in _arms(member)]
     return [hint]
 
 
 def _bare(arm: Any) -> tuple[Any, tuple[Any, ...]]:
-    """A type without its ``Annotated``, and what that holds."""
+    """Return a type without its ``Annotated``, and the annotations."""
     return (get_args(arm)[0], get_args(arm)[1:]) if get_origin(arm) is Annotated else (arm, ())
 
 

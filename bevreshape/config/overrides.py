@@ -1,4 +1,4 @@
-"""Errors of a command line: Hydra's, each as one line that names the key which was meant."""
+"""Hydra's errors about a command line, as one-line messages that name the key."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ def explain_override(error: Exception, conf: Path, config_name: str, arguments: 
     """Return the message for an override that Hydra refuses; ``None`` for other errors.
 
     Args:
-        error: what was raised.
+        error: the error that was raised.
         conf: the folder of configs.
         config_name: the primary config of the command.
         arguments: its command line.
@@ -34,7 +34,7 @@ def explain_override(error: Exception, conf: Path, config_name: str, arguments: 
         options = error.options or [path.stem for path in (conf / group).glob("*.yaml") if group]
         if options:
             return f"{group}={name} is unknown; {suggest(name, options)}"
-        return f"{error.missing_cfg_file} cannot be found; name a config that is there"
+        return f"{error.missing_cfg_file} cannot be found; name an existing config"
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         for argument in arguments:
             group, _, name = argument.lstrip("+").partition("=")
@@ -64,18 +64,18 @@ def explain_override(error: Exception, conf: Path, config_name: str, arguments: 
         group = str(match[1] or match[2])
         return f"{group} is chosen twice; choose one, {group}=NAME" + (" without +" if match[1] else "")
     if match := re.search(r"Error merging override (.*)", text):
-        reason = str(cause).splitlines()[0] if cause is not None else "it is of another kind"
+        reason = str(cause).splitlines()[0] if cause is not None else "it has another type"
         return f"{match[1]} does not fit there ({reason}); --help shows the keys and their values"
     return None
 
 
 def command_message(error: BaseException) -> str | None:
-    """The one-line message for an error of a command of the user's making; ``None`` for one of ours."""
+    """Return the one-line message of a user error in a command; ``None`` for an internal error."""
     return hydra_message(error) or user_message(error)
 
 
 def hydra_message(error: BaseException) -> str | None:
-    """The message for what Hydra or OmegaConf raise; ``None`` for all other errors."""
+    """Return the message for an error of Hydra or OmegaConf; ``None`` for any other."""
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     chain = causes(error)
@@ -88,14 +88,14 @@ def hydra_message(error: BaseException) -> str | None:
             return user_message(link)
     if isinstance(error, OverrideParseException):
         reason = error.message.splitlines()[0]
-        return f"{error.override} is not understood ({reason}); write key=value, and quote what has = or spaces"
+        return f"{error.override} is not understood ({reason}); write key=value, and quote values with = or spaces"
     if isinstance(error, OmegaConfBaseException):
         return explain_value(error)
     return " ".join(str(chain[0]).replace("\n", " ").split() + str(chain[-1]).split() * (chain[-1] is not chain[0]))
 
 
 def _raised_while_composing(error: Exception) -> bool:
-    """Whether Hydra or OmegaConf failed on the command line, and not what a command does with the config."""
+    """Return whether Hydra or OmegaConf failed while composing, before the command ran."""
     frames = list(traceback.walk_tb(error.__traceback__))
     modules = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in frames]
     names = [frame.f_code.co_name for frame, _ in frames]
@@ -103,7 +103,7 @@ def _raised_while_composing(error: Exception) -> bool:
 
 
 def _misfit(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
-    """Return the message for an override that Hydra does not foresee, by the argument that is probably at fault."""
+    """Return the message for an override that Hydra fails on; names the argument that is probably wrong."""
     for argument in arguments:
         group, _, value = argument.lstrip("+").partition("=")
         if (conf / group).is_dir() and group and value[:1] in "[{":
@@ -112,22 +112,20 @@ def _misfit(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
     for argument in arguments:
         last = argument.partition("=")[0].rpartition(".")[2]
         if last and repr(last) in str(error):
-            return (
-                f"{argument}: there is a list or a value, which has no {last}; --help shows the keys and their values"
-            )
+            return f"{argument}: its parent is a list or a value and has no {last}; --help shows the keys and values"
     return f"{' '.join(arguments)} cannot be put into the config ({error}); --help shows the keys and their values"
 
 
 def explain_value(error: OmegaConfBaseException) -> str:
-    """Return the message for a value that cannot be resolved, such as an interpolation of nothing."""
+    """Return the message for a value that cannot be resolved, such as an interpolation of a missing key."""
     reason = str(error.msg or error).splitlines()[0]
     return f"{error.full_key}: {reason}; correct the value" if error.full_key else f"the config has a fault: {reason}"
 
 
 def _unknown(key: str, conf: Path, config_name: str, arguments: Sequence[str], *, deleted: bool) -> str:
-    """That a key is unknown, which was meant, or how a new one is added."""
+    """Return the message for an unknown key: similar keys, or how to add a new one."""
     if (conf / key).is_dir() and not deleted:
-        return f"{key} is no group of this command's defaults; choose it by +{key}=NAME"
+        return f"{key} is not a group of this command's defaults; choose it by +{key}=NAME"
     known = _composed(conf, config_name, arguments)
     known = known if key.startswith("hydra") else {name: value for name, value in known.items() if name != "hydra"}
     parent, _, name = key.rpartition(".")
@@ -135,17 +133,17 @@ def _unknown(key: str, conf: Path, config_name: str, arguments: Sequence[str], *
     for part in parent.split(".") if parent else ():
         node = node.get(part) if isinstance(node, Mapping) else None
     if parent and node is not None and not isinstance(node, Mapping):
-        return f"{key} is no key: {parent} holds a value; write {parent}=VALUE"
+        return f"{key} is not a key: {parent} holds a value; write {parent}=VALUE"
     tail = suggest_key(key, known)
     if isinstance(node, Mapping) and not deleted:
         takes = _takes(parent, node, name)
         if takes or (takes is None and "did you mean" not in tail):
             return f"{key} is not in the config; +{key}=VALUE adds it"
-    return f"{key} is no key of this command; {tail}"
+    return f"{key} is not a key of this command; {tail}"
 
 
 def _takes(parent: str, node: Mapping[str, Any], name: str) -> bool | None:
-    """Whether a node may get another key; ``None`` where names are free."""
+    """Return whether a node may get another key; ``None`` if names are arbitrary."""
     if not parent or parent.startswith("hydra") or parent in FIXED_GROUPS:
         return False
     if parent == "trainer":
@@ -160,7 +158,7 @@ def _takes(parent: str, node: Mapping[str, Any], name: str) -> bool | None:
 
 
 def _composed(conf: Path, config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The config as the choices of groups make it, without values; as by default where these fail too."""
+    """Return the config composed from the chosen groups only, or from the defaults if that fails."""
     groups = [a for a in arguments if "=" in a and (conf / a.lstrip("+").partition("=")[0].partition("@")[0]).is_dir()]
     for choices in (groups, []):
         GlobalHydra.instance().clear()

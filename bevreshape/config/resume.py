@@ -14,17 +14,17 @@ NEEDED = (
     "data", "loader", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "trainer", "seed", "name",
     "checkpoint_every_n_steps", "log_images",
 )  # fmt: skip
-"""What the config of a run that resumes must have."""
+"""Required keys in the config of a run that resumes."""
 
 ALONE = ("~", "-m", "--multirun", "-cn", "--config-name", "-cp", "--config-path")
 """Arguments that would make it another run."""
 
 
 def resume_arguments(name: str, arguments: list[str]) -> tuple[str, list[str]]:
-    """With ``resume=FOLDER``, make that run's config the primary one and point Hydra at its folder.
+    """Make the config of the run in ``resume=FOLDER`` the primary one, and its folder Hydra's run folder.
 
     Raises:
-        InputError: when the folder is no run, or an argument would make it another one.
+        InputError: when the folder is not that of a run, or an argument would make it another run.
     """
     typed = typed_value(arguments, "resume")
     if typed is None:
@@ -37,7 +37,7 @@ def resume_arguments(name: str, arguments: list[str]) -> tuple[str, list[str]]:
         )
     if "${" in str(run.resolve()):
         raise InputError(
-            f"resume={run} is located in {run.resolve()}, of which Hydra would resolve '${{'; rename that folder"
+            f"resume={run} is located in {run.resolve()}, where Hydra would resolve '${{'; rename that folder"
         )
     for argument in arguments:
         _check_argument(argument)

@@ -1,4 +1,4 @@
-"""The keys of every command: what is not listed here is refused, before anything is read, built or written."""
+"""The keys of every command. Other keys are refused before anything is read, built or written."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
@@ -20,11 +20,11 @@ from bevreshape.config.options import (
 )
 
 Node = Mapping[str, Any]
-"""A group: its class knows its options, the ``trainer`` group has rules of its own."""
+"""A group, checked by its class; the ``trainer`` group has its own checks."""
 
 Split = Literal["train", "val", "test"]
 Device = str
-"""``auto``, or what torch calls a device; it is tried where it is needed."""
+"""``auto`` or a device name of torch, checked when it is used."""
 
 Trust = str | Sequence[str]
 """Packages whose classes may be called."""
@@ -35,21 +35,21 @@ Sizes = Annotated[Sequence[Width], Len(2, 2)]
 
 
 class LogImages(TypedDict):
-    """What is drawn while training."""
+    """Images drawn while training."""
 
     every_n_validations: Steps
     num_samples: Count
 
 
 class Loader(TypedDict):
-    """How samples are read."""
+    """Options of the data loader."""
 
     batch_size: BatchSize
     num_workers: CountOrNone
 
 
 class Train(TypedDict):
-    """Of ``bevreshape.train``."""
+    """Keys of ``bevreshape.train``."""
 
     data: Node
     loader: Loader
@@ -71,7 +71,7 @@ class Train(TypedDict):
 
 
 class Evaluate(TypedDict):
-    """Of ``bevreshape.evaluate``."""
+    """Keys of ``bevreshape.evaluate``."""
 
     data: Node
     loader: Loader
@@ -85,7 +85,7 @@ class Evaluate(TypedDict):
 
 
 class Predict(TypedDict):
-    """Of ``bevreshape.predict``."""
+    """Keys of ``bevreshape.predict``."""
 
     checkpoint: LocalPath
     input: LocalPath
@@ -99,7 +99,7 @@ class Predict(TypedDict):
 
 
 class Export(TypedDict):
-    """Of ``bevreshape.export``."""
+    """Keys of ``bevreshape.export``."""
 
     checkpoint: LocalPath
     format: Literal["onnx", "pt2"]
@@ -110,7 +110,7 @@ class Export(TypedDict):
 
 
 class Turns(TypedDict, total=False):
-    """Degrees by which cameras are turned."""
+    """Rotations of cameras in degrees."""
 
     yaw_deg: Angles
     pitch_deg: Angles
@@ -118,13 +118,13 @@ class Turns(TypedDict, total=False):
 
 
 class Errors(Turns, total=False):
-    """By how much the calibration is misread."""
+    """Calibration errors."""
 
     height_m: Sequence[Annotated[float, Ge(0), Le(100)]]
 
 
 class Corruptions(TypedDict, total=False):
-    """How much images are spoilt."""
+    """Strengths of image corruptions."""
 
     darkness: Sequence[Share]
     noise: Sequence[Share]
@@ -133,7 +133,7 @@ class Corruptions(TypedDict, total=False):
 
 
 class Diagnose(TypedDict):
-    """Of ``bevreshape.diagnose``."""
+    """Keys of ``bevreshape.diagnose``."""
 
     data: Node
     loader: Loader
@@ -144,7 +144,7 @@ class Diagnose(TypedDict):
     device: Device
     trust: Trust
     name: str
-    samples: Annotated[int, Ge(2), Le(1024)]  # one has no spread
+    samples: Annotated[int, Ge(2), Le(1024)]  # a spread needs two
     cells: Count
     probes: Count | None
     errors: Errors
@@ -156,7 +156,7 @@ Precision = Literal["32-true", "bf16-mixed"]
 
 
 class Benchmark(TypedDict):
-    """Of ``bevreshape.benchmark``; lists are measured side by side."""
+    """Keys of ``bevreshape.benchmark``; every combination of lists is measured."""
 
     encoder: Node
     head: Node
@@ -180,7 +180,7 @@ class Benchmark(TypedDict):
 
 
 class Study(TypedDict):
-    """Of ``bevreshape.study``."""
+    """Keys of ``bevreshape.study``."""
 
     plan: Node
     name: str
@@ -189,7 +189,7 @@ class Study(TypedDict):
 
 
 class Report(TypedDict):
-    """Of ``bevreshape.report``, in addition to folders."""
+    """Options of ``bevreshape.report``, in addition to folders."""
 
     out: LocalPath
     samples: Count
@@ -204,4 +204,4 @@ FIXED_GROUPS = frozenset(
     for key, kind in get_type_hints(command).items()
     if is_typeddict(kind)
 )
-"""Groups whose keys are listed above, so that none can be added."""
+"""Groups with a fixed set of keys."""

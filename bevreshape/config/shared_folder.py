@@ -1,4 +1,4 @@
-"""One run folder for all processes that a launcher has started."""
+"""Check that all processes of a launcher share one run folder."""
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -8,10 +8,10 @@ from bevreshape.training.processes import group
 
 
 def check_shared_folder() -> None:
-    """Refuse what would give every process of a launcher a run folder of its own.
+    """Check that all processes of a launcher use the same run folder.
 
     Raises:
-        InputError: for a sweep, or a run folder that is named by the time.
+        InputError: for a sweep, or when the name of the run folder contains the time.
     """
     launched = group()
     if launched is None:

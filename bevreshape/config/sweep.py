@@ -1,4 +1,4 @@
-"""One table over the runs of a sweep, kept as each ends."""
+"""A table of the runs of a sweep, updated at the end of each."""
 
 import contextlib
 import io
@@ -26,11 +26,10 @@ SHOWN = (IOU, "fit/")
 
 
 class Summary(Callback):
-    """Hydra callback: ``summary.csv`` in the sweep's folder has a row per job that ended, the failed ones with their
-    reason.
+    """Write ``summary.csv`` in the sweep's folder, as a Hydra callback: a row per finished or failed job.
 
-    Each job leaves ``job.json`` in its own folder and the table is made anew from all of these, so that jobs on other
-    processes or machines (Hydra launchers) add to the same table.
+    Each job writes ``job.json`` in its own folder, and the table is built from all of these. So jobs in other processes
+    or on other machines (Hydra launchers) add to the same table.
     """
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -52,7 +51,7 @@ class Summary(Callback):
 
 
 def write_summary(sweep: Path) -> list[dict[str, Any]]:
-    """Write ``summary.csv`` from every ``job.json`` below a sweep's folder; its rows."""
+    """Write ``summary.csv`` from every ``job.json`` below a sweep's folder; return its rows."""
     with locked(sweep / ".summary.lock"):
         rows = [row for path in sweep.rglob("job.json") if (row := _row(path)) is not None]
         rows.sort(key=lambda row: int(row["job"]) if row["job"].isdigit() else 0)
@@ -61,7 +60,7 @@ def write_summary(sweep: Path) -> list[dict[str, Any]]:
 
 
 def _error_of(job_return: JobReturn) -> BaseException:
-    """Return what a failed job raised; Hydra offers it by raising it again, and by printing."""
+    """Return the error of a failed job, which Hydra's ``return_value`` raises again."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             _ = job_return.return_value
@@ -71,7 +70,7 @@ def _error_of(job_return: JobReturn) -> BaseException:
 
 
 def _row(path: Path) -> dict[str, Any] | None:
-    """What a job has left; none where that is damaged, which is said and takes no other job's row away."""
+    """Return the row of a job; ``None``, with a printed warning, if its file is damaged."""
     try:
         row = read_json(path)
     except InputError as error:
@@ -87,7 +86,7 @@ def _row(path: Path) -> dict[str, Any] | None:
 
 
 def print_summary(rows: list[dict[str, Any]]) -> None:
-    """What differs between the jobs and their IoU as a table, below it a line for each job that failed."""
+    """Print a table of the differing settings and IoU of jobs, and a line for each failed job."""
     print_table(summary_table(rows))
     for row in rows:
         if row["reason"]:
@@ -96,7 +95,7 @@ def print_summary(rows: list[dict[str, Any]]) -> None:
 
 
 def summary_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows for a console: what differs between them, the mean IoU and that of the classes."""
+    """Build the console's table: differing settings, mean IoU and the IoU of classes."""
     keys = dict.fromkeys(key for row in rows for key in row if key not in ("job", "status", "reason"))
     apart = [key for key in keys if not _is_shown(key) and len({row.get(key) for row in rows}) > 1]
     scores = sorted((key for key in keys if key.startswith(IOU)), key=lambda key: key != f"{IOU}mean")

@@ -1,1 +1,1 @@
-"""Files, checkpoints and run folders: written whole or not at all, read without executing anything."""
+"""Files, checkpoints and run folders: written atomically, read without executing anything."""

@@ -1,4 +1,4 @@
-"""The archive of a checkpoint: judged before torch reads it, and read by torch as it was judged."""
+"""Checks of a checkpoint's archive before torch reads it."""
 
 import pickletools
 import struct
@@ -30,48 +30,47 @@ KINDS = (
 NAMED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"} | {
     f"torch {kind}Storage" for kind in KINDS
 }
-"""All that a checkpoint of this program names: tensors and what they are made of. Torch allows more, such as
+"""The only names in a checkpoint of this program: tensors and their parts. Torch allows more, such as
 ``bytearray``, which takes any amount of memory."""
 
 MOST_PICKLE_BYTES = 64 << 20
-"""Of a checkpoint without the numbers of its tensors."""
+"""Largest pickle of a checkpoint, which excludes the values of its tensors."""
 
 MOST_OPCODES = 2_000_000
-"""Of that pickle. A parameter with its moments takes 127; one opcode of a byte may take 100 bytes of memory."""
+"""Most opcodes of the pickle. A parameter with its moments takes 127; an opcode may take 100 bytes of memory."""
 
 BLOCK_BYTES = 1 << 20
 
 LONGEST_NAME = 500
-"""Characters of an entry's name; torch cuts longer ones off."""
+"""Most characters of an entry's name; torch truncates longer names."""
 
 LOCAL = struct.Struct("<4sHHHHHIIIHH")
-"""Before an entry: signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra
+"""Header of an entry: signature, version, flags, method, time, date, checksum, two sizes, lengths of name and extra
 fields."""
 
 END = struct.Struct("<4sHHHHIIH")
-"""Of the archive: signature, disks, entries here and in all, size and start of their directory, length of a comment."""
+"""End record: signature, disks, entries here and in all, size and start of the directory, length of a comment."""
 
 LOCATOR = struct.Struct("<4sIQI")
-"""Before the end: signature, disk, place of the zip64 record, disks."""
+"""Zip64 locator: signature, disk, position of the zip64 record, disks."""
 
 RECORD = struct.Struct("<4sQHHIIQQQQ")
-"""Of zip64: signature, bytes that follow, versions, disks, and as at the end."""
+"""Zip64 record: signature, bytes that follow, versions, disks, then as in the end record."""
 
 FOLDER = 0x10
-"""The attribute of DOS for one; miniz, by which torch reads archives, then leaves the memory for its content as it
-was."""
+"""DOS attribute of a folder. For such an entry miniz, torch's archive reader, leaves the content uninitialized."""
 
 
 def check_archive(file: BinaryIO, path: Path) -> None:
-    """Refuse an archive that is damaged, or is not as torch writes it: every entry once, whole, apart and uncompressed.
+    """Refuse an archive that is damaged or not as torch writes it: unique entries, uncompressed, without overlap.
 
-    Nothing is unpacked; entries are read block by block for their checksums, which torch itself does not compare.
+    Nothing is unpacked. Entries are read block by block to compare their checksums, which torch does not do.
 
     Raises:
-        InputError: naming the entry or what is wrong with all of them.
+        InputError: when the archive is refused; names the entry and the reason.
     """
-    if not zipfile.is_zipfile(file):  # torch.save writes one; other pickles are not even looked into
-        raise InputError(f"checkpoint {path} is cut off or not a checkpoint; name a .ckpt that bevreshape wrote whole")
+    if not zipfile.is_zipfile(file):  # torch.save writes one; other pickles are not read
+        raise InputError(f"checkpoint {path} is truncated or not a checkpoint; name a complete .ckpt of bevreshape")
     with zipfile.ZipFile(file) as archive:
         entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
         folder = _check_names(entries, path)
@@ -88,7 +87,7 @@ def check_archive(file: BinaryIO, path: Path) -> None:
                         pass
             except (zipfile.BadZipFile, EOFError) as error:
                 raise InputError(
-                    f"checkpoint {path} is damaged: {entry.filename!r} differs from its checksum; copy it anew, or use "
+                    f"checkpoint {path} is damaged: {entry.filename!r} differs from its checksum; copy it again or use "
                     "another one"
                 ) from error
         _check_named(archive, archive.getinfo(f"{folder}/data.pkl"), path)
@@ -96,8 +95,8 @@ def check_archive(file: BinaryIO, path: Path) -> None:
     offsets = archive_offsets(file)
     if offsets is None:
         raise InputError(
-            f"checkpoint {path} cannot be judged: torch {torch.__version__} does not tell which entries it reads; "
-            "install the version that bevreshape names"
+            f"checkpoint {path} cannot be checked: torch {torch.__version__} does not report which entries it reads; "
+            "install the version that bevreshape requires"
         )
     if {f"{folder}/{name}": start for name, start in offsets.items()} != starts:
         raise _unlike(path, "is an archive of which torch reads other entries than Python")
@@ -108,7 +107,7 @@ def _unlike(path: Path, how: str) -> InputError:
 
 
 def _check_names(entries: Sequence[zipfile.ZipInfo], path: Path) -> str:
-    """The one folder of all entries. Torch finds ``DATA.PKL`` where it looks for ``data.pkl``."""
+    """Return the folder of all entries. Torch ignores case: ``DATA.PKL`` would be read as ``data.pkl``."""
     names = [entry.orig_filename for entry in entries]
     odd = [name for name in names if not name.isascii() or not name.isprintable() or len(name) > LONGEST_NAME]
     odd += [entry.filename for entry in entries if entry.filename != entry.orig_filename]
@@ -123,15 +122,14 @@ def _check_names(entries: Sequence[zipfile.ZipInfo], path: Path) -> str:
 
 
 def _check_directory(file: BinaryIO, entries: int, start: int, path: Path) -> None:
-    """Refuse an archive that might have another directory than the one that Python has read.
+    """Refuse an archive in which torch might find another directory than Python.
 
-    Torch takes the zip64 record to which its locator points, Python the one just before the locator; both then believe
-    it.
+    Torch uses the zip64 record at the locator's offset, Python the record just before the locator.
 
     Args:
-        file: of the archive.
-        entries: number of those that have been read.
-        start: of the directory that has been read, in bytes.
+        file: the archive.
+        entries: number of entries that Python has read.
+        start: of the directory that Python has read, in bytes.
         path: of the archive, for messages.
     """
     end = file.seek(0, 2) - END.size
@@ -143,15 +141,17 @@ def _check_directory(file: BinaryIO, entries: int, start: int, path: Path) -> No
             end -= LOCATOR.size + RECORD.size
             kind, rest, _, _, _, _, _, *whole = _unpacked(file, end, RECORD)
             consistent &= kind == b"PK\x06\x06" and rest == RECORD.size - 12 and place == end
-            limits = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)  # stand for a number that only the zip64 record holds
+            limits = (0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)  # stand for a value that only the zip64 record holds
             consistent &= all(one in pair for one, *pair in zip(short, whole, limits, strict=True))
     if not consistent or whole != [entries, end - start, start]:
         raise _unlike(path, "has a table of its entries that is not at its end, or more than one")
 
 
 def _check_places(file: BinaryIO, entries: Sequence[zipfile.ZipInfo], end: int, path: Path) -> dict[str, int]:
-    """Where the content of each entry starts, in bytes; entries are plain, and in the order in which they lie before
-    ``end``."""
+    """Return the start of each entry's content in bytes; refuse entries that overlap or are compressed.
+
+    ``entries`` are sorted by their position, and end at ``end``.
+    """
     size, starts = file.seek(0, 2), {}
     for entry, after in zip(entries, [*(entry.header_offset for entry in entries[1:]), end], strict=True):
         name = entry.filename
@@ -182,7 +182,7 @@ def _unpacked(file: BinaryIO, at: int, kind: struct.Struct) -> tuple[Any, ...]:
 
 
 def _check_named(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    """Refuse a pickle that names anything but tensors or holds too much, without running it."""
+    """Refuse a pickle that names anything but tensors or is too large, without executing it."""
     if entry.file_size > MOST_PICKLE_BYTES:
         raise InputError(
             f"checkpoint {path} holds {entry.file_size:,} bytes in addition to its tensors, at most "

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read from one, and what is refused."""
+"""Reading and checking checkpoints."""
 
 import pickle
 import struct
@@ -16,24 +16,24 @@ from bevreshape.storage.plain_values import check_plain
 from bevreshape.storage.run_folder import difference
 
 FORMAT = 3
-"""Raised when the recipe inside a checkpoint changes its meaning."""
+"""Version of the recipe inside a checkpoint; increased when its meaning changes."""
 
 MOST_DEPTH = 64
-"""Of mappings and lists in each other; Lightning's are nested about 8 deep, and a config at most 32."""
+"""Deepest nesting of mappings and lists. Lightning's are nested about 8 deep, a config at most 32."""
 
 LONGEST_NAME = 1000
-"""Characters of a weight's name, which messages quote."""
+"""Most characters of a weight's name, which messages quote."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint of this program without ever executing anything in it.
+    """Load a checkpoint of this program without executing anything in it.
 
     Returns:
         The Lightning checkpoint; ``["bevreshape"]`` is the recipe that rebuilds the model (plain values), and
         ``["state_dict"]`` its weights under ``model.``.
 
     Raises:
-        InputError: not a file, not a checkpoint, cut off, damaged, unsafe, of another program, or of a newer format.
+        InputError: when it is no checkpoint, damaged, unsafe, of another program, or of another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,9 +70,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _plain(loaded: Any, path: Path) -> Any:
-    """The mappings of a checkpoint as plain ones; in others a pickle may have replaced the methods.
+    """Return a checkpoint with plain mappings; a pickle may have replaced the methods of others.
 
-    What stands in several places is copied for each, in all no more values than a pickle may have.
+    A shared object is copied for each place that refers to it. All copies together have at most ``MOST_OPCODES``
+    values.
     """
     left = MOST_OPCODES
 
@@ -96,7 +97,7 @@ def _plain(loaded: Any, path: Path) -> Any:
 
 
 def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
-    """A state dict of dense tensors that are all in the file."""
+    """Return the state dict, and check that it holds only dense tensors whose values are in the file."""
     if not isinstance(state, dict):
         raise InputError(
             f"checkpoint {path}: state_dict is a {type(state).__name__}, not weights by name; it is damaged"
@@ -109,7 +110,7 @@ def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
                 "belong; it is damaged"
             )
     total, size = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
-    if total > 2 * size:  # some models hold a weight twice
+    if total > 2 * size:  # some models refer to a weight twice
         raise InputError(
             f"checkpoint {path}: its weights would take {total:,} bytes, which its {size:,} do not hold; it is damaged"
         )
@@ -117,8 +118,10 @@ def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
 
 
 def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """How given weights differ from a module's own in names, shapes and types, the first two of each kind; empty where
-    they fit."""
+    """Return how given weights differ from a module's in names, shapes and types; empty if they fit.
+
+    The first two differences of each kind are listed.
+    """
     kinds = (
         [
             f"{key} is {_kind(given[key], own[key])} there and {_kind(own[key], given[key])} here"
@@ -134,16 +137,15 @@ def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 
 def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Put a checkpoint's weights into a model.
+    """Load a checkpoint's weights into a model.
 
     Raises:
-        InputError: when the model is of another architecture, naming the first tensors that differ, or a weight is NaN
-            or infinite.
+        InputError: when the model has another architecture, or a weight is NaN or infinite; names the tensors.
     """
     weights = model_weights(checkpoint)
     check_architecture(model, weights, path)
     for key, own in model.state_dict().items():
-        # a buffer may hold infinities on purpose, as masks do; then the new model has them in the same places
+        # a buffer may hold infinities on purpose, such as a mask; then the new model has the same
         broken = ~weights[key].isfinite() & own.isfinite()
         if broken.any():
             raise InputError(
@@ -154,7 +156,7 @@ def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str |
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The weights of a checkpoint's model, under the model's own names."""
+    """Return the weights of a checkpoint's model, under the names of the model."""
     prefix = "model."
     return {
         key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
@@ -162,30 +164,29 @@ def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def check_architecture(model: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Compare a model, which may be on the device ``meta`` where nothing is allocated, with weights that are to be
-    loaded.
+    """Compare a model with weights before they are loaded; the model may be on the device ``meta``.
 
     Raises:
-        InputError: when the model is of another architecture; names the first tensors that differ.
+        InputError: when the model has another architecture; names the first tensors that differ.
     """
     wrong = differences(model.state_dict(), weights)
     if wrong:
         raise InputError(
-            f"checkpoint {path} is of another architecture: {wrong}; set the encoder, reshaper, head and data it was "
+            f"checkpoint {path} has another architecture: {wrong}; set the encoder, reshaper, head and data it was "
             "trained with"
         )
 
 
 def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a run's ``last.ckpt``, compared with the module that resumes from it, before a trainer restores it.
+    """Read a run's ``last.ckpt`` and compare it with the task that resumes, before a trainer restores it.
 
     Args:
         module: the task.
         path: of the checkpoint.
-        config: of the run; options that do not change the shapes of weights can be compared there alone.
+        config: of the run, to compare options that do not change the shapes of weights.
 
     Raises:
-        InputError: when it lacks what training needs besides weights, or is of another model.
+        InputError: when it lacks the state of training, or is of another model.
     """
     checkpoint = read_checkpoint(path)
     stored = checkpoint["bevreshape"].get("config")
@@ -193,7 +194,7 @@ def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[st
         key, saved, given = found
         raise InputError(
             f"checkpoint {path} was saved with {key}={saved} but its run's config has {key}={given}; restore the "
-            "config.yaml that it was begun with, or start a new run"
+            "config.yaml that it began with, or start a new run"
         )
     kinds = {
         "epoch": int,
@@ -208,12 +209,12 @@ def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[st
         if type(found) is not kind or (isinstance(found, list) and len(found) != 1):
             what = "a list of one" if kind is list else f"of kind {kind.__name__}"
             raise InputError(
-                f"checkpoint {path}: {key} must be {what}, not {type(found).__name__}; nothing can go on from it, so "
+                f"checkpoint {path}: {key} must be {what}, not {type(found).__name__}; it is damaged, so "
                 "start a new run"
             )
     if _counted_steps(checkpoint["loops"]) != checkpoint["global_step"]:
         raise InputError(
-            f"checkpoint {path}: its loops tell of {_counted_steps(checkpoint['loops'])} steps but global_step of "
+            f"checkpoint {path}: its loops counted {_counted_steps(checkpoint['loops'])} steps but global_step is "
             f"{checkpoint['global_step']}; it is damaged, so start a new run"
         )
     wrong = differences(module.state_dict(), checkpoint["state_dict"])
@@ -223,7 +224,7 @@ def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[st
 
 
 def _counted_steps(loops: Mapping[str, Any]) -> int | None:
-    """The optimizer steps that Lightning's loops have counted; without its state a loop would begin anew in silence."""
+    """Return the optimizer steps that Lightning's loops have counted; ``None`` if a loop has no state to restore."""
     try:
         loop = loops["fit_loop"]
         counted = [loop[key]["total"]["completed"] for key in ("epoch_progress", "epoch_loop.batch_progress")]
@@ -235,10 +236,10 @@ def _counted_steps(loops: Mapping[str, Any]) -> int | None:
 
 @contextmanager
 def restoring(path: str | Path, began: Callable[[], bool]) -> Iterator[None]:
-    """Say that a checkpoint is at fault where restoring it fails, before training has begun.
+    """Turn an error before training has begun into a message about the checkpoint.
 
     Raises:
-        InputError: naming the checkpoint.
+        InputError: when restoring fails; names the checkpoint.
     """
     try:
         yield
@@ -248,13 +249,13 @@ def restoring(path: str | Path, began: Callable[[], bool]) -> Iterator[None]:
         if began():
             raise
         raise InputError(
-            f"checkpoint {path} cannot be resumed from ({type(error).__name__}: {_first_line(error)}); it is damaged "
+            f"checkpoint {path} cannot be restored ({type(error).__name__}: {_first_line(error)}); it is damaged "
             "or of another version, so start a new run"
         ) from error
 
 
 def _kind(tensor: torch.Tensor, other: torch.Tensor) -> str:
-    """Shape of a tensor, or its type where that is all that differs."""
+    """Return the shape of a tensor, or its type if the shapes are equal."""
     return str(tuple(tensor.shape)) if tensor.shape != other.shape else str(tensor.dtype).removeprefix("torch.")
 
 

@@ -1,4 +1,4 @@
-"""Files: written so that they are either whole or not there, read so that nothing hangs and bad ones are a sentence."""
+"""Files: atomic writing, and reading with one-line error messages."""
 
 import codecs
 import csv
@@ -20,14 +20,13 @@ from bevreshape.errors import REMEDIES, InputError, shown, system_error
 from bevreshape.storage.lock import try_lock
 
 MAX_TEXT_MB = 128
-"""A larger text is refused by its size."""
+"""Largest text in megabytes."""
 
 MAX_PARSED_MB = 1000
-"""Of memory that the values of a JSON file may take: the poses of four cameras in 100,000 frames take 750."""
+"""Largest memory of a JSON file's values, in MB; the poses of four cameras in 100,000 frames take 750 MB."""
 
 _TAKEN = {"{": 72, "[": 72, ",": 40, ":": 250}
-"""Bytes of memory for what a sign of JSON begins: an empty object or list, a number in a list, a key with its
-number."""
+"""Bytes of memory per character of JSON: for an empty object or list, a number in a list, a key with its number."""
 
 _ENCODINGS = (  # the byte order mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -46,9 +45,9 @@ _KINDS = {
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
-    """Let ``write`` fill a file that takes its name only when it is complete.
+    """Write a temporary file by ``write``, then rename it, so that the file is complete or absent.
 
-    Until then it is locked, so that :func:`remove_abandoned` knows it from what a killed process has left.
+    The temporary file is locked until then, so that :func:`remove_abandoned` keeps it.
 
     Args:
         path: of the file; its folder must exist.
@@ -74,7 +73,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool =
 
 
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file as :func:`write_whole` does, in a folder that is made if need be.
+    """Write a file as :func:`write_whole` does, and create its folder if needed.
 
     Raises:
         InputError: when the disk is full or the folder cannot be written; the old file, if any, is untouched.
@@ -92,7 +91,7 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_abandoned(*folders: Path) -> None:
-    """Delete what processes that were killed have left half written in these folders."""
+    """Delete the partial files that killed processes have left in these folders."""
     for folder in folders:
         for part in folder.glob(".*.part"):
             with suppress(FileNotFoundError), part.open("r+b") as file:
@@ -106,7 +105,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table, atomically: a row a mapping, their keys as columns in the order in which they first occur."""
+    """Write a table atomically: a row per mapping, columns in the order in which keys first occur."""
     text = io.StringIO()
     writer = csv.DictWriter(
         text, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n"
@@ -122,10 +121,10 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; what is no regular file is refused by its kind, since a pipe or device might never end.
+    """Open a regular file for reading; others are refused, since a pipe or device might never end.
 
     Raises:
-        OSError: whose ``strerror`` says why it cannot be read.
+        OSError: when it cannot be read; ``strerror`` gives the reason.
     """
     try:
         mode = path.stat().st_mode
@@ -137,11 +136,11 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path, missing: str = "there is no such file; copy it again") -> str:
-    """Read a text in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Args:
         path: of the file.
-        missing: what a message says where there is no such file, and what to do.
+        missing: the message for a missing file, with the remedy.
 
     Raises:
         InputError: when the file is missing, no regular file, too large, or in another encoding.
@@ -170,7 +169,7 @@ def read_text(path: Path, missing: str = "there is no such file; copy it again")
 
 
 def parsed_mb(text: str) -> float:
-    """About how many megabytes of memory the values of a JSON text take at most, besides its own."""
+    """Return an upper estimate of the memory of a JSON text's values in MB, in addition to the text's own."""
     return sum(text.count(sign) * taken for sign, taken in _TAKEN.items()) / 1e6
 
 
@@ -179,19 +178,19 @@ def read_json(path: Path, missing: str = "there is no such file; copy it again",
 
     Args:
         path: of the file.
-        missing: what a message says where there is no such file, and what to do.
-        most_mb: megabytes of memory that its values may take, see :func:`parsed_mb`.
+        missing: the message for a missing file, with the remedy.
+        most_mb: largest memory of its values, in MB, see :func:`parsed_mb`.
 
     Raises:
-        InputError: as :func:`read_text`, when it is not JSON, has more values, an object has a key twice, or it is
-            nested too deeply.
+        InputError: as :func:`read_text`; when it is not JSON, too large or too deeply nested, or has a key twice in an
+            object.
     """
 
     def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise InputError(f"{path}: the key {shown(key)} stands twice in one object; remove one")
+                raise InputError(f"{path}: the key {shown(key)} occurs twice in one object; remove one")
             found[key] = value
         return found
 
@@ -206,12 +205,13 @@ def read_json(path: Path, missing: str = "there is no such file; copy it again",
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: the file is not JSON ({error}); write it anew or copy it again") from None
+        raise InputError(f"{path}: the file is not JSON ({error}); write or copy it again") from None
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:
-    """The files of a folder that match a pattern, sorted, without hidden ones such as ``._a.jpg``, which copying from a
-    Mac leaves.
+    """Return the files of a folder that match a pattern, sorted.
+
+    Hidden files are left out, such as ``._a.jpg``, which copying from a Mac creates.
 
     Raises:
         InputError: when the folder cannot be listed.

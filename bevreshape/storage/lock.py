@@ -1,4 +1,4 @@
-"""Locks on files: held until they are given back, or the process ends."""
+"""File locks, held until they are released or the process ends."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ def try_lock(file: IO[Any]) -> bool:
     """Lock an open file for as long as it is open.
 
     Returns:
-        ``False`` where another process holds it, or files cannot be locked.
+        ``False`` if another process holds the lock, or files cannot be locked.
     """
     try:
         import fcntl  # not on Windows
@@ -24,12 +24,12 @@ def try_lock(file: IO[Any]) -> bool:
 
 @contextmanager
 def locked(path: Path, *, wait: bool = True, waiting: str = "") -> Iterator[bool]:
-    """Lock a file, which is made if need be, while the block runs.
+    """Lock a file while the block runs; create it if needed.
 
     Args:
         path: of the file; its content is lost.
-        wait: for another process that holds the lock; otherwise the block runs without it.
-        waiting: what is printed before such a wait.
+        wait: wait for another process that holds the lock; otherwise the block runs without the lock.
+        waiting: message printed before such a wait.
 
     Yields:
         Whether the lock is held.

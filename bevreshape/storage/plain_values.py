@@ -1,8 +1,7 @@
-"""What checkpoints and run folders hold, read as plain values that nothing interprets.
+"""Reading checkpoints' recipes and run folders as plain values.
 
-Such a file may come from anywhere. Its values are compared with what bevreshape writes: mappings, lists, texts and
-numbers, and no text that Hydra or OmegaConf would resolve. :mod:`bevreshape.config.allowed` says which classes it may
-name.
+Such a file may come from an unknown source. It may hold mappings, lists, strings and numbers, but no string that Hydra
+or OmegaConf would resolve. :mod:`bevreshape.config.allowed` lists the classes that it may name.
 """
 
 import csv
@@ -20,22 +19,21 @@ from bevreshape.errors import InputError
 from bevreshape.storage.files import parsed_mb
 
 MOST_VALUES, MOST_DEPTH, MOST_CHARACTERS, MOST_BYTES = 100_000, 32, 100_000, 64 << 20
-"""Of one stored config, text or file: far more than any that bevreshape writes, little enough to be read at once."""
+"""Limits of a stored config, string or file: far above any that bevreshape writes, but small enough to read at once."""
 
 MOST_YAML_BYTES, MOST_JSON_MB = 4 << 20, 100
-"""Of a text in YAML, a megabyte of which is read in about a second, and of the memory that one in JSON takes when
-read."""
+"""Largest YAML text (a megabyte is read in about a second), and largest memory of a JSON text's values in MB."""
 
 
 def check_plain(node: Any, where: str) -> None:
-    """Refuse what a config of bevreshape never holds: other kinds of values, interpolations, and amounts beyond reason.
+    """Refuse values that no config of bevreshape holds: other types, interpolations, and too many or too long values.
 
     Args:
-        node: of a file, or of a config that will be stored.
+        node: from a file, or from a config that will be stored.
         where: the file or key, for messages.
 
     Raises:
-        InputError: naming the key.
+        InputError: when a value is refused; names the key.
     """
     left = MOST_VALUES
 
@@ -75,7 +73,7 @@ def _too_much(where: str) -> InputError:
 def _check_text(text: str, where: str) -> None:
     if "${" in text:
         raise InputError(
-            f"{where} holds {short(text)!r}, which is written like an interpolation; what is stored is never resolved, "
+            f"{where} holds {short(text)!r}, which is written like an interpolation; stored values are never resolved, "
             "so write its value"
         )
     if len(text) > MOST_CHARACTERS:
@@ -85,13 +83,13 @@ def _check_text(text: str, where: str) -> None:
 
 
 class _TooMuch(Exception):
-    """A text has more values than are read."""
+    """A text has more values than allowed."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values alone, each written out: a few references to references stand for any amount of them.
+    """Load plain values and refuse references, a few of which can stand for any amount of values.
 
-    They are counted as they are read, as :func:`check_plain` counts them.
+    Values are counted while reading, as :func:`check_plain` counts them.
     """
 
     def __init__(self, text: str) -> None:
@@ -112,10 +110,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of plain values, for instance of a run's ``config.yaml``.
+    """Read a mapping of plain values, for instance from a run's ``config.yaml``.
 
     Raises:
-        InputError: naming the file.
+        InputError: when it is damaged or no such mapping; names the file.
     """
     text = _read_text(path, MOST_YAML_BYTES)
     try:
@@ -130,10 +128,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A mapping of plain values, for instance of a run's ``metrics.json``.
+    """Read a mapping of plain values, for instance from a run's ``metrics.json``.
 
     Raises:
-        InputError: naming the file.
+        InputError: when it is damaged or no such mapping; names the file.
     """
     text = _read_text(path)
     if parsed_mb(text) > MOST_JSON_MB:
@@ -148,10 +146,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
-    """The rows of a run's ``history.csv``, one a validation, figures as texts.
+    """Read the rows of a run's ``history.csv``, one per validation, with values as strings.
 
     Raises:
-        InputError: naming the file and the line.
+        InputError: when it is damaged; names the file and the line.
     """
     remedy = "restore it, or rename it if its rows may be lost"
     try:
@@ -161,7 +159,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         columns = next(lines, [])
         if "step" not in columns or len(set(columns)) < len(columns):
-            raise InputError(f"{path} is damaged: its first line is no list of columns with step; {remedy}")
+            raise InputError(f"{path} is damaged: its first line does not list columns with step; {remedy}")
         rows = []
         for values in lines:
             row = dict(zip(columns, values, strict=False))
@@ -176,7 +174,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
 
 
 def _is_figure(text: str) -> bool:
-    """Whether it is a number, or empty for one that is not known."""
+    """Return whether a text is a number, or empty for an unknown one."""
     try:
         return text == "" or math.isfinite(float(text)) or text in ("nan", "inf", "-inf")
     except ValueError:
@@ -207,7 +205,7 @@ def _checked_mapping(found: Any, path: Path) -> dict[str, Any]:
 
 
 def short(value: Any) -> str:
-    """A text of what somebody else wrote, short enough for a message."""
+    """Return an untrusted value as text, shortened for a message."""
     text = str(value) if not isinstance(value, int) or abs(value) < 2**64 else "a large integer"
     return text if len(text) <= 80 else f"{text[:77]}…"
 
@@ -219,12 +217,12 @@ def _reason(error: Exception) -> str:
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Return plain values as a text that :func:`read_yaml` reads, each value written out."""
+    """Return plain values as YAML for :func:`read_yaml`, without references."""
     return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Write no references."""
+    """Write YAML without references."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

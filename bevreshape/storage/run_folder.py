@@ -1,4 +1,4 @@
-"""A run's folder: one process trains in it at a time, and one config, however often it is started there."""
+"""A run's folder: one config, and one training process at a time."""
 
 import errno
 import os
@@ -16,17 +16,17 @@ from bevreshape.storage.files import remove_abandoned, write_text
 from bevreshape.storage.plain_values import read_yaml, to_yaml
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "loader.num_workers", "logger.")
-"""What may differ when a run resumes; everything else would make it another run."""
+"""Keys that may change when a run resumes; a change of any other would make it another run."""
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, without what killed processes have left half written there.
+    """Lock a run's folder, and remove partial files of killed processes.
 
-    The lock ends with this process, and none that it forks has it.
+    The lock ends with this process; forked processes do not hold it.
 
     Raises:
-        InputError: when another process holds it.
+        InputError: when another process holds the lock.
     """
     import fcntl  # not on Windows, where nothing is trained
 
@@ -54,7 +54,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """Open a lock for reading and writing; never another file that a link leads to, since it is written anew."""
+    """Open a lock file for reading and writing; refuse a link, since its target would be overwritten."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError as error:
@@ -68,7 +68,7 @@ def _open_lock(path: Path) -> TextIO:
 
 
 def begin(folder: Path, cfg: Mapping[str, Any]) -> None:
-    """Write the config of a new run, where there is none.
+    """Write the config of a new run, unless the folder has one.
 
     Raises:
         InputError: when the folder cannot be written.
@@ -79,10 +79,10 @@ def begin(folder: Path, cfg: Mapping[str, Any]) -> None:
 
 
 def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
-    """Refuse another run than the one that was begun in a folder, if any was.
+    """Check that a config is that of the run which began in a folder, if any did.
 
     Raises:
-        InputError: naming the first key that differs, and both values.
+        InputError: when it differs; names the first such key and both values.
     """
     path = folder / "config.yaml"
     if not path.exists():
@@ -96,7 +96,7 @@ def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
 
 
 def difference(begun: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first key that makes two configs different runs, and both values; ``None`` where they are the same run."""
+    """Return the first key that makes two configs different runs, and both values; ``None`` for the same run."""
     flat = _flat(begun), _flat(given)
     for key in (*flat[1], *flat[0]):
         if flat[0].get(key) != flat[1].get(key) and not f"{key}.".startswith(CHANGEABLE):
@@ -105,7 +105,7 @@ def difference(begun: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str,
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a.b": 1}`` of ``{"a": {"b": 1}}``."""
+    """Return ``{"a.b": 1}`` for ``{"a": {"b": 1}}``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

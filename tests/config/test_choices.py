@@ -62,7 +62,7 @@ def test_name_of_a_built_in_is_refused(command, plugin: str, monkeypatch: pytest
     announce(monkeypatch, ("mlp", plugin))
     ended = command("train")
     assert ended.code == 1
-    assert "announces a reshaper 'mlp', which is the name of a built-in" in ended.err
+    assert "registers a reshaper 'mlp', which is the name of a built-in" in ended.err
 
 
 def test_one_name_of_two_packages_is_refused(command, plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:

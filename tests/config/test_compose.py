@@ -16,7 +16,7 @@ def test_a_training_is_composed_within_a_command_whose_own_config_stays(monkeypa
         HydraConfig.instance().set_config(compose("study", return_hydra_config=True))
         running, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
         found = compose_training(["reshaper=cross_attention", "seed=3"])
-        with pytest.raises(InputError, match="lr is no key of this command"):
+        with pytest.raises(InputError, match="lr is not a key of this command"):
             compose_training(["lr=3"])
         assert GlobalHydra.instance().hydra is running
         assert HydraConfig.instance().cfg is config

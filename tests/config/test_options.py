@@ -243,7 +243,7 @@ def test_values_are_read_as_their_type(hint: Any, value: Any, read: Any) -> None
         (Sequence[str], "word", "key='word' must be a list of text"),
         (Spread, {"yaw_deg": 1e9}, "key.yaw_deg=1e+09 must be a number from 0 to 45"),
         (Spread, {"yaw": 1}, "key.yaw is unknown; did you mean yaw_deg?"),
-        (Mapping[str, float], {1: 2.0}, "key has the name 1, which is no text; put it into quotes"),
+        (Mapping[str, float], {1: 2.0}, "key has the name 1, which is not a string; put it into quotes"),
         (
             Annotated[Mapping[str, float], Len(1)],
             {},
@@ -332,7 +332,7 @@ def test_near_keys_are_named_with_their_path(key: str, near: str) -> None:
 def test_keys_of_other_commands_are_refused() -> None:
     plain = {"checkpoint": "a", "format": "onnx", "out": None, "calibration": None, "trust": [], "repeats": 20}
     assert read_settings(settings.Export, plain) == plain
-    with pytest.raises(InputError, match=r"^threshold is no key of this command; known are calibration, checkpoint"):
+    with pytest.raises(InputError, match=r"^threshold is not a key of this command; known are calibration, checkpoint"):
         read_settings(settings.Export, {**plain, "threshold": 1})
     with pytest.raises(InputError, match=r"^trust=3 must be text or a list of text"):
         read_settings(settings.Export, {**plain, "trust": 3})

@@ -37,7 +37,7 @@ CHECKPOINT = "checkpoint={run}/checkpoints/best.ckpt"
         ("train", (*TINY, "augment=photometric", "encoder.strides._target_=1"), "encoder.strides._target_=1"),
         ("benchmark", ("reshaper=pool", "++features.x=1"), "features.x=1"),
         ("evaluate", (CHECKPOINT, "+data.grid.forrward_m=[0,32]"), "data.grid.forrward_m"),
-        ("evaluate", (CHECKPOINT, "data.image_size=[64,64]"), "brought to the cells and the image size"),
+        ("evaluate", (CHECKPOINT, "data.image_size=[64,64]"), "the data uses the grid and the image size"),
     ],
 )
 def test_arguments(command, trained: Path, name: str, arguments: tuple[str, ...], words: str) -> None:

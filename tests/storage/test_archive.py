@@ -156,7 +156,7 @@ def test_only_the_end_that_torch_writes_is_read(tmp_path: Path) -> None:
     ):
         path.write_bytes(entries + first + tail)
         with pytest.raises(
-            InputError, match=r"a\.ckpt (has a table of its entries|does not begin|is cut off|cannot be read)"
+            InputError, match=r"a\.ckpt (has a table of its entries|does not begin|is truncated|cannot be read)"
         ):
             read_checkpoint(path)
 

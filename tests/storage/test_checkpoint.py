@@ -446,7 +446,7 @@ def test_huge_numbers_in_a_recipe_take_no_memory(best: dict[str, Any], tmp_path:
         return model
 
     monkeypatch.setattr(loading, "build_model", watched)
-    with pytest.raises(InputError, match=r"huge\.ckpt is of another architecture"):
+    with pytest.raises(InputError, match=r"huge\.ckpt has another architecture"):
         load_model(str(tmp_path / "huge.ckpt"))
     assert devices == [{"meta"}]
 

@@ -102,7 +102,7 @@ def test_text_is_read_in_every_encoding_that_says_which_it_is(tmp_path: Path, co
         (b"", "not JSON"),
         (b"[" * 100_000, "not JSON .*recursion"),
         (b'{"a":' * 100_000, "not JSON .*recursion"),
-        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' stands twice in one object"),
+        (b'{"a": {"b": 1, "c": 2, "b": 3}}', "the key 'b' occurs twice in one object"),
         (b"[1" + b"0" * 5000 + b"]", "not JSON .*digits"),
     ],
 )

@@ -410,11 +410,11 @@ RESUMED = {
     "two optimizers": (damage_checkpoint(lambda c: c["optimizer_states"].append({})), "optimizer_states must be"),
     "no schedule": (damage_checkpoint(lambda c: c.pop("lr_schedulers")), "lr_schedulers must be a list of one"),
     "no loops": (damage_checkpoint(lambda c: c.pop("loops")), "loops must be of kind dict"),
-    "loops of nothing": (damage_checkpoint(lambda c: c["loops"].update(fit_loop={})), "its loops tell of None steps"),
+    "loops of nothing": (damage_checkpoint(lambda c: c["loops"].update(fit_loop={})), "its loops counted None steps"),
     "optimizer of nothing": (damage_checkpoint(lambda c: c["optimizer_states"][0].clear()), "optimizer_states"),
     "no step": (damage_checkpoint(lambda c: c.pop("global_step")), "global_step must be"),
     "another model": (damage_checkpoint(of_another_model), "of another model than its run's config"),
-    "cut off": (half, "cut off or not a checkpoint"),
+    "truncated": (half, "truncated or not a checkpoint"),
     "history no CSV": (damage_text("history.csv", b"\0\0\0"), "history.csv is damaged"),
     "history without step": (damage_text("history.csv", b"a,b\n1,2\n"), "history.csv is damaged"),
 }

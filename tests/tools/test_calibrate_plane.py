@@ -338,7 +338,7 @@ def test_marks_that_lie_too_close_leave_the_pose_open(tmp_path, monkeypatch, cap
         ("nan", (), "must be the metres between neighbouring lines", 1),
         ("1e-300", (), "must be the metres between neighbouring lines", 1),
         ("three", (), "argument --spacing: invalid float value: 'three'", 1),
-        ("3.5", ("--spacin", "3"), "--spacin is no argument here; did you mean --spacing?", 1),
+        ("3.5", ("--spacin", "3"), "--spacin is unknown; did you mean --spacing?", 1),
         ("3.5", ("--points", "1,600,5,1"), "either --points u,v,x,y .* or --line", 1),
         ("3.5", ("--calibration", "x.json"), "give the intrinsics: --calibration FILE, or --intrinsics", 1),
         ("3.5", ("--line", "300,600", "300,600"), r"all pixels of a line are at \(300, 600\)", 1),

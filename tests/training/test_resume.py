@@ -123,7 +123,7 @@ def test_run_in_a_folder_that_hydra_would_resolve_is_refused(command, trained: P
     run = Path(shutil.copytree(trained, tmp_path / "${oc.env:HOME}"))
     ended = command("train", f"resume='{run}'")
     assert (ended.code, "Traceback" in ended.err) == (1, False)
-    assert "of which Hydra would resolve '${'; rename that folder" in ended.err
+    assert "where Hydra would resolve '${'; rename that folder" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 

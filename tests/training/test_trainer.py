@@ -132,7 +132,7 @@ SEEN: dict[str, Any] = {}
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Note the switches that training and validation run under, and how many batches these take."""
     SEEN.clear()
-    step = BEVTask._step
+    step = BEVTask.step
 
     def watching(task: BEVTask, batch: Any, stage: str) -> Any:
         stage = stage if task.trainer.state.fn == "fit" or stage != "val" else "validate"
@@ -143,7 +143,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         SEEN["benchmark"] = torch.backends.cudnn.benchmark
         return step(task, batch, stage.replace("validate", "val"))
 
-    monkeypatch.setattr(BEVTask, "_step", watching)
+    monkeypatch.setattr(BEVTask, "step", watching)
     return SEEN
 
 

@@ -193,7 +193,7 @@ def test_label_maps_of_ids_and_bits(tmp_path: Path) -> None:
         ({**with_camera(), "boxes": {"categories": ["car", "car"]}}, "categories: 'car' is named twice"),
         ({**with_camera(), "boxes": {"categories": [["car"]]}}, "is list, not a text"),
         ("[" * 50_000, "not JSON .*recursion"),
-        ('{"version": 1, "version": 1, "cameras": []}', "the key 'version' stands twice"),
+        ('{"version": 1, "version": 1, "cameras": []}', "the key 'version' occurs twice"),
         ({**with_camera(), "labels": {"ids": {"x": "road"}}}, "labels: 'x' is not an id"),
         ({**with_camera(), "labels": {"ids": {"256": "road"}}}, "labels: '256' is not an id"),
         ({**with_camera(), "labels": {"ids": {"255": "sky"}}}, "an id of 'sky' is void as well"),
