@@ -67,7 +67,7 @@ class Benchmarking:
         """Measure every case; ``each_repeat`` is called after every measurement of all reshapers.
 
         Raises:
-            InputError: when no reshaper can be measured on a case.
+            InputError: if no reshaper can be measured on a case.
         """
         for case in self.cases:
             yield measure_case(self.settings, case, each_repeat)
@@ -82,7 +82,7 @@ def measure_case(cfg: Mapping[str, Any], case: Case, each_repeat: Callable[[], o
     """Measure every reshaper on one case; ``each_repeat`` is called after every measurement of all.
 
     Raises:
-        InputError: when none can be measured.
+        InputError: if none can be measured.
     """
     device = torch.device(case.device)
     cameras = ring(case.cameras, case.image_size, case.batch, device)

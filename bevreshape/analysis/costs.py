@@ -160,7 +160,7 @@ def scaling_exponent(sizes: Sequence[float | int], values: Sequence[float]) -> f
     """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms.
 
     Raises:
-        InputError: when there are not two different sizes.
+        InputError: if there are not two different sizes.
     """
     if len(set(sizes)) < 2:
         raise InputError(f"scaling: sizes {list(sizes)} are fewer than two different ones; give several factors")

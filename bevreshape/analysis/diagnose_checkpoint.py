@@ -26,7 +26,7 @@ def diagnose_checkpoint(settings: Mapping[str, Any]) -> Diagnosis:
         settings: of the command, see :class:`~bevreshape.config.settings.Diagnose`.
 
     Raises:
-        InputError: when the data has other classes or cameras than the model.
+        InputError: if the data has other classes or cameras than the model.
     """
     logger_options(settings)
     device = read_device(str(settings["device"]))

@@ -98,7 +98,7 @@ def diagnose(
         true: where the cameras of the first samples really are, if batches tell something else.
 
     Raises:
-        InputError: when the reshaper does not say what it is built for, or the split is empty.
+        InputError: if the reshaper does not say what it is built for, or the split is empty.
     """
     reshaper = model.reshaper
     if not isinstance(reshaper, Reshaper) or not isinstance(reshaper.grid, BEVGrid):

@@ -48,7 +48,7 @@ def cell_raster(shape: tuple[int, int], k: int) -> list[tuple[int, int]]:
     An axis of fewer than k cells gives all of them.
 
     Raises:
-        InputError: when k is less than 1.
+        InputError: if k is less than 1.
     """
     if k < 1:
         raise InputError(f"cell_raster: k={k} of {shape[0]}×{shape[1]} cells; choose at least 1")
@@ -60,7 +60,7 @@ def cell_indices(cells: Cells | None, shape: tuple[int, int], device: torch.devi
     """The cells as a tensor, all of (R, C) row by row where it is ``None``.
 
     Raises:
-        InputError: when there is none, or one lies outside.
+        InputError: if there is none, or one lies outside.
     """
     if cells is None:
         return torch.cartesian_prod(torch.arange(shape[0], device=device), torch.arange(shape[1], device=device))
@@ -81,7 +81,7 @@ def attention_held(module: nn.Module) -> Iterator[None]:
     The forward pass is the same.
 
     Raises:
-        InputError: when there is no such attention.
+        InputError: if there is no such attention.
     """
     held = [x for part in module.modules() if isinstance(part, Attention) for x in (part.to_q, part.to_k)]
     if not held:
@@ -233,7 +233,7 @@ def attention_weights(
         Of every sample, head a and cell the tokens of all cameras (of its first scale).
 
     Raises:
-        InputError: when it does not offer them, or a cell lies outside the map.
+        InputError: if it does not offer them, or a cell lies outside the map.
     """
     offered = getattr(reshaper, "attention_weights", None)
     if offered is None:
@@ -250,7 +250,7 @@ def mlp_weights(mlp: MLP, *, cells: Cells | None = None) -> Float[Tensor, "q n h
     """W of a one-layer MLP, ``O = σ(W·X + b)``, with its sign: the same for every input and channel.
 
     Raises:
-        InputError: when it has hidden layers, or reads the calibration, so that no W is the same for every input.
+        InputError: if it has hidden layers, or reads the calibration, so that no W is the same for every input.
     """
     (layer, *hidden), source = mlp.layers, mlp.source
     if hidden or mlp.rectify is not None:

@@ -114,7 +114,7 @@ def iou_of(
         step: called whenever a batch is done with a variant, to show progress.
 
     Raises:
-        InputError: when there is no batch, or images are not floats.
+        InputError: if there is no batch, or images are not floats.
     """
     task, read = None, 0
     with evaluating(model):

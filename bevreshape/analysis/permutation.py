@@ -39,7 +39,7 @@ def permute_tokens(
         permutation: of the tokens of a camera or of all.
 
     Raises:
-        InputError: when it is no permutation of that many tokens.
+        InputError: if it is no permutation of that many tokens.
     """
     n = features.shape[1] if features.ndim == 5 else 1
     return _permute(features, _of_all(permutation, n, features.shape[-2] * features.shape[-1]))
@@ -77,7 +77,7 @@ def token_encodings(reshaper: Reshaper) -> Encodings:
     ``token_encodings.register(Mine, lambda mine: [(mine.encode, (0,))])``.
 
     Raises:
-        InputError: when it has encodings but nobody registered which, or they follow from the calibration.
+        InputError: if it has encodings but nobody registered which, or they follow from the calibration.
     """
     if any(isinstance(module, PositionalEncoding | RotaryEncoding) for module in reshaper.modules()):
         raise InputError(
@@ -175,7 +175,7 @@ class PermutedReshaper(Reshaper):
             encodings.
 
     Raises:
-        InputError: when it is no permutation of that many tokens; when the reshaper takes several scales; when its
+        InputError: if it is no permutation of that many tokens; when the reshaper takes several scales; when its
             encodings are to move but cannot, see :func:`token_encodings`.
     """
 
@@ -254,7 +254,7 @@ def permutation_error(
         relative_to: the size of the output, or its change from image to image.
 
     Raises:
-        InputError: when f changes the shape that is to be permuted, the divisor is 0, a single sample has no other to
+        InputError: if f changes the shape that is to be permuted, the divisor is 0, a single sample has no other to
             be compared with, or see :class:`PermutedReshaper`.
     """
     source = reshaper.source
@@ -305,7 +305,7 @@ def iou_when_permuted(
         their tokens.
 
     Raises:
-        InputError: when there is no batch, or the first has a single sample, when images are not floats, or see
+        InputError: if there is no batch, or the first has a single sample, when images are not floats, or see
             :class:`PermutedReshaper`.
     """
     own = model.reshaper
@@ -356,7 +356,7 @@ def from_gram(reshaper: CrossAttention, gram: Float[Tensor, "b c c"]) -> Float[T
         gram: XᵀX.
 
     Raises:
-        InputError: when it is another attention.
+        InputError: if it is another attention.
     """
     attention, kind = reshaper.attention, reshaper.encode_tokens.kind
     if attention.kernel != "linear" or not reshaper.attention_only or kind != "none":

@@ -1,4 +1,4 @@
-"""Attention as in the article's equations, shared by the reshapers that attend."""
+"""Attention as in the article's equations, shared by several reshapers."""
 
 from typing import Literal
 
@@ -19,24 +19,24 @@ Kernel = Literal["softmax", "linear"]
 
 @checked
 class Attention(nn.Module):
-    """``softmax(Q·Kᵀ/√d)·V``, or without softmax and scale ``Q·(KᵀV)``, whose cost grows linearly with tokens.
+    """``softmax(Q·Kᵀ/√d)·V``, or without softmax and scale ``Q·(KᵀV)``, whose cost is linear in the tokens.
 
-    Q, K and V are projections from the right, ``X·W``, without bias unless asked for. With several heads each works on
-    its own part of the channels and d is the width of a head (Vaswani et al. 2017).
+    Q, K and V are projections from the right, ``X·W``, by default without bias. Each head has its own part of the
+    channels, and d is the width of a head (Vaswani et al. 2017).
 
     Args:
         query_width: channels of the queries.
         token_width: channels of the tokens.
         dim: channels of Q, K, V and the output, of all heads together.
-        heads: how many.
+        heads: number of heads.
         kernel: ``softmax`` or ``linear``.
-        divide_by_tokens: divide the linear kernel's sum by the number of tokens that are there, so that it does not
-            grow with them.
-        bias: whether the projections have one, which starts at 0.
-        rotary: turns Q and K, split into heads, by their places.
+        divide_by_tokens: divide the linear kernel's sum by the number of present tokens, so that it does not grow with
+            them.
+        bias: give the projections a bias, initially 0.
+        rotary: rotates Q and K, split into heads, by their positions.
 
     Raises:
-        InputError: a dim that the heads do not divide.
+        InputError: if the heads do not divide ``dim``.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Attention(nn.Module):
         values: Float[Tensor, "b t c"],
         present: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Attend from queries to tokens; ``present`` is false for tokens that do not exist.
+        """Attend from queries to tokens; ``present`` is false for missing tokens.
 
-        Where a sample has no token at all its output is 0.
+        The output of a sample without tokens is 0.
         """
         return self.attend(self.to_q(queries), self.to_k(keys), self.to_v(values), present)
 
@@ -85,13 +85,13 @@ class Attention(nn.Module):
         v: Float[Tensor, "b t d"],
         present: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """The same from Q, K and V already projected."""
+        """Attend as :meth:`forward`, from projected Q, K and V."""
         q, k = self._placed(q, k)
         v = self._heads(v)
         if self.kernel == "softmax":
             mask = None if present is None else present[:, None, None]  # b 1 1 t
             out = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v, attn_mask=mask)
-            if mask is not None:  # of nothing, other runtimes make an average or what is not a number
+            if mask is not None:  # without tokens, other runtimes return an average or NaN
                 out = torch.where(mask.any(-1, keepdim=True), out, 0.0)
         else:
             out = q @ (self._averaging(k, present).mT @ v)
@@ -103,9 +103,9 @@ class Attention(nn.Module):
         keys: Float[Tensor, "b t c"],
         present: Bool[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b a q t"]:
-        """What every query weighs every token by, head by head: A, of which :meth:`forward` is A·V.
+        """Return the attention matrix A of every head; :meth:`forward` is A·V.
 
-        Of tokens that do not exist it is 0. With the linear kernel it may be negative.
+        It is 0 for missing tokens. With the linear kernel it may be negative.
         """
         q, k = self._placed(self.to_q(queries), self.to_k(keys))
         if self.kernel == "linear":
@@ -118,16 +118,16 @@ class Attention(nn.Module):
         return torch.where(there, scores.softmax(-1), 0.0)
 
     def _placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Q and K of every head, turned where there is a rotary encoding: (b, heads, q, d) and (b, heads, t, d)."""
+        """Return Q and K of every head, rotated by a rotary encoding if any: (b, heads, q, d) and (b, heads, t, d)."""
         q, k = self._heads(q), self._heads(k)
         return (q, k) if self.rotary is None else self.rotary(q, k)
 
     def _averaging(self, k: Tensor, present: Tensor | None) -> Tensor:
-        """The linear kernel's K: 0 for tokens that do not exist, and divided by how many do."""
+        """Return the linear kernel's K: 0 for missing tokens, divided by the number of present ones."""
         if present is not None:
             k = k * present[:, None, :, None]
         if self.divide_by_tokens:
-            # before the product, which would overflow half precision
+            # before the product, because it would overflow half precision
             k = k / (k.shape[-2] if present is None else present.sum(1).clamp(min=1)[:, None, None, None])
         return k
 
@@ -136,14 +136,14 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Two linear layers with a GELU between, on every token alone."""
+    """Two linear layers with a GELU between, applied to every token separately."""
 
     def __init__(self, dim: int, multiple: int) -> None:
         super().__init__(Linear(dim, multiple * dim), nn.GELU(), Linear(multiple * dim, dim))
 
 
 def present_tokens(cameras: Cameras | None, tokens: int) -> Bool[Tensor, "b nt"] | None:
-    """Which of the tokens of all cameras, ``tokens`` a camera, are there; ``None`` when all are."""
+    """Return which tokens of all cameras, ``tokens`` per camera, are present; ``None`` if all are."""
     if cameras is None or cameras.camera_mask is None:
         return None
     return torch.repeat_interleave(cameras.camera_mask, tokens, dim=1)

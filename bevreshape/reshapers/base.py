@@ -13,25 +13,25 @@ from bevreshape.storage.checkpoint import differences
 
 
 class Reshaper(nn.Module):
-    """Base of all view transformers: knows its source and its target, compares them with what it is given.
+    """Base of all view transformers: holds source and target shapes, and compares its inputs with them.
 
     A subclass implements :meth:`reshape` on ``(b, n, c, h, w)``. Reshapers that use no geometry are also plain adapters
     for any h×w → R×C on ``(b, c, h, w)``, with no camera.
 
     Args:
-        source: the features it will get; a sequence of them where it takes several scales.
-        grid: the cells it fills, or just (R, C) for a plain adapter that knows no metres.
+        source: the shape of its features; a sequence of shapes for several scales.
+        grid: the cells it fills, or only (R, C) for a plain adapter without metres.
         out_channels: d.
-        needs_cameras: whether it reads the calibration; then ``cameras`` must be given and ``grid`` be a
+        needs_cameras: whether it reads the calibration. Then ``cameras`` is required and ``grid`` must be a
             :class:`BEVGrid`.
 
     Raises:
-        InputError: when the calibration is read and (R, C) is given instead of a grid, or when scales are of different
-            rigs.
+        InputError: if a reshaper that reads the calibration is given (R, C) instead of a grid, or if the scales belong
+            to different rigs.
     """
 
     takes_scales: ClassVar[bool] = False
-    """Whether it can take several feature scales; then :meth:`reshape` gets a tuple, also of one."""
+    """Whether it accepts several feature scales; then :meth:`reshape` receives a tuple, even for one scale."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class Reshaper(nn.Module):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Return its name in messages."""
         return type(self).__name__
 
     @property
     def needs_cameras(self) -> bool:
-        """Whether it reads the calibration."""
+        """Return whether it reads the calibration."""
         return self._needs_cameras
 
     @property
@@ -80,15 +80,15 @@ class Reshaper(nn.Module):
         """Turn camera features into a bird's-eye view.
 
         Args:
-            features: (b, n, c, h, w), or (b, c, h, w) for one camera; a sequence of them, one a scale, where several
-                scales are taken.
-            cameras: the calibration, of the full-size images; may be left out where it is not read.
+            features: (b, n, c, h, w), or (b, c, h, w) for one camera; a sequence of them, one per scale, for several
+                scales.
+            cameras: the calibration of the full-size images; optional if it is not read.
 
         Returns:
             (b, d, R, C).
 
         Raises:
-            InputError: when the features are not what this was built for, or a needed calibration is missing.
+            InputError: if the features do not have the shape this was built for, or a needed calibration is missing.
         """
         scales = self.checked(features, cameras)
         return self.reshape(scales if self.takes_scales else scales[0], cameras)
@@ -96,9 +96,9 @@ class Reshaper(nn.Module):
     def forward_with_auxiliary(
         self, features: Any, cameras: Cameras | None = None
     ) -> tuple[Float[Tensor, "b d R C"], dict[str, Tensor]]:
-        """The bird's-eye view, and losses of the method's own by name, weighted, which training adds.
+        """Return the bird's-eye view, and the method's own weighted losses by name. Training adds them.
 
-        A method that has such losses overrides this; :class:`~bevreshape.model.BEVModel` calls it in training.
+        Methods with such losses override this; :class:`~bevreshape.model.BEVModel` calls it in training.
         """
         return self(features, cameras), {}
 
@@ -107,7 +107,7 @@ class Reshaper(nn.Module):
         features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
         cameras: Cameras | None,
     ) -> tuple[Tensor, ...]:
-        """Compare what is given with what this was built for.
+        """Compare the inputs with the shapes this was built for.
 
         Returns:
             (b, n, c, h, w) of every scale, with zeros in dropped cameras.
@@ -147,10 +147,10 @@ class Reshaper(nn.Module):
         return tuple(without_dropped(x, cameras) for x in scales)
 
     def check_cameras(self, cameras: Cameras | None) -> None:
-        """Compare a calibration that is read with what this was built for.
+        """Compare a required calibration with the shape this was built for.
 
         Raises:
-            InputError: when it is missing, or is of images of another size.
+            InputError: if it is missing, or belongs to images of another size.
         """
         if cameras is None:
             raise InputError(
@@ -160,14 +160,14 @@ class Reshaper(nn.Module):
             built.check_covers(cameras.image_size, self.name)
 
     def reshape(self, features: Any, cameras: Cameras | None) -> Tensor:
-        """(b, n, c, h, w), a tuple of them where several scales are taken → (b, d, R, C), sizes already compared."""
+        """Reshape (b, n, c, h, w), or a tuple for several scales → (b, d, R, C). The sizes are already compared."""
         raise NotImplementedError
 
     def check_original(self, weights: Mapping[str, Any], remedy: str) -> None:
         """Compare published weights, renamed, with this module's own.
 
         Raises:
-            InputError: naming what is missing, left over or of another shape, and the remedy.
+            InputError: if names are missing, left over or of another shape; it lists them and the remedy.
         """
         wrong = differences(self.state_dict(), weights)
         if wrong:
@@ -175,10 +175,10 @@ class Reshaper(nn.Module):
 
 
 class GeometricReshaper(Reshaper):
-    """Base of view transformers that project: what follows from the calibration is computed apart from the images.
+    """Base of view transformers that project: geometry is computed separately from the features.
 
-    A subclass implements :meth:`locate`, which reads the cameras (and weights) alone, and :meth:`gather`, which reads
-    features at what it found. On a fixed rig :class:`~bevreshape.reshapers.FixedRig` does the first only once.
+    A subclass implements :meth:`locate`, which reads only the cameras (and weights), and :meth:`gather`, which samples
+    features by its result. On a fixed rig :class:`~bevreshape.reshapers.FixedRig` calls :meth:`locate` once.
     """
 
     grid: BEVGrid
@@ -189,7 +189,7 @@ class GeometricReshaper(Reshaper):
         super().__init__(source, grid, out_channels, needs_cameras=True)
 
     def locate(self, cameras: Cameras) -> Any:
-        """Return what the calibration of b rigs decides: a named tuple (or a tuple of them) of tensors."""
+        """Return the geometry of b rigs: a named tuple (or a tuple of them) of tensors."""
         raise NotImplementedError
 
     def gather(self, features: Any, located: Any) -> Tensor:
@@ -197,7 +197,7 @@ class GeometricReshaper(Reshaper):
 
         Args:
             features: (b, n, c, h, w), or a tuple of scales.
-            located: from :meth:`locate`, of b rigs or of one that all samples share.
+            located: from :meth:`locate`, of b rigs or of one shared by all samples.
 
         Returns:
             (b, d, R, C).
@@ -210,14 +210,14 @@ class GeometricReshaper(Reshaper):
 
 
 def without_dropped(features: Tensor, cameras: Cameras | None) -> Tensor:
-    """(b, n, c, h, w) with zeros in dropped cameras, whatever they hold, NaN too."""
+    """Return (b, n, c, h, w) with zeros in dropped cameras, even if they hold NaN."""
     if cameras is None or cameras.camera_mask is None:
         return features
     return torch.where(cameras.camera_mask[..., None, None, None], features, 0)
 
 
 def present_weights(features: Tensor, cameras: Cameras | None) -> Tensor:
-    """(b, n) weights that average over the cameras that are there; all cameras when no mask is given."""
+    """Return weights (b, n) that average over the present cameras; over all cameras without a mask."""
     b, n = features.shape[:2]
     if cameras is None or cameras.camera_mask is None:
         return features.new_full((b, n), 1.0 / n)
@@ -226,5 +226,5 @@ def present_weights(features: Tensor, cameras: Cameras | None) -> Tensor:
 
 
 def average_views(views: Tensor, cameras: Cameras | None) -> Tensor:
-    """(b, n, d, R, C) → (b, d, R, C), averaged over the cameras that are there."""
+    """Average (b, n, d, R, C) → (b, d, R, C) over the present cameras."""
     return torch.einsum("bndrc,bn->bdrc", views, present_weights(views, cameras))

@@ -13,47 +13,50 @@ from bevreshape.ops.sampling import Positions, Taps, project_points, sample_feat
 from bevreshape.reshapers.base import GeometricReshaper
 
 COMPRESSOR = "bev_compressor."
-"""What the original's names of the compressor's parameters begin with, in the state of its whole network."""
+"""Prefix of the compressor's parameters in the state dict of the original network."""
 
 OTHERS = ("encoder.", "decoder.", "ce_weight", "center_weight", "offset_weight")
-"""The rest of that network."""
+"""Prefixes of the rest of that network."""
 
 
 @checked
 class Bilinear(GeometricReshaper):
-    """Every voxel above a cell reads the features where it appears, and a convolution folds the heights (Harley et al.,
-    "Simple-BEV: What Really Matters for Multi-Sensor BEV Perception?", ICRA 2023).
+    """Every voxel above a cell samples the features at its projection, and a convolution folds the heights.
 
-    Space above the grid is cut into k heights. A voxel's centre x is projected into every camera n that sees it, n ∈
-    N(x), the features F are read there bilinearly, π(x), and averaged; a voxel that nobody sees is 0::
+    After Simple-BEV (Harley et al., "Simple-BEV: What Really Matters for Multi-Sensor BEV Perception?", ICRA 2023).
+    Space above the grid is divided into k heights. A voxel's centre x is projected into every camera n that sees it, n
+    ∈ N(x). The features F are sampled there bilinearly, at π(x), and averaged; a voxel that no camera sees is 0::
 
         V(x) = 1/|N(x)| · Σ_{n ∈ N(x)} F_n(π_n(x))                          b·R·C·k voxels of c channels
         out  = GELU(InstanceNorm(Conv3×3(V)))     heights folded into channels, b (k·c) R C → b d R C
 
-    There is no depth: all voxels along a ray read the same, and what stands there is for the head to find out. The
-    convolution and its norm carry what is seen into neighbouring cells that no camera sees. With ``compress=False`` the
-    heights are summed, which has no parameter and is what the original does with ``do_rgbcompress=False``.
+    There is no depth: all voxels along a ray receive the same features, and the head must resolve the depth. The
+    convolution and its norm also reach neighbouring cells that no camera sees. With ``compress=False`` the heights are
+    summed without parameters, as the original does with ``do_rgbcompress=False``.
 
-    What differs from the original: a camera counts where it looks, in the original where, channel by channel, the value
-    read is not exactly 0. Heights go upward and row 0 is farthest ahead, in the original it is farthest behind. And a
-    feature is read at its centre, pixel ``stride·j + offset_px``, the nearest at the border. The original scales
-    positions by w / (w − 1) and takes ½ off, reading up to half a feature beside the place, and lets features fade to 0
-    at the border: it normalises for ``align_corners=True`` and samples without. :meth:`locate_original` reproduces that
-    from its own positions, :meth:`load_original` takes its weights into this order.
+    Differences from the original:
 
-    Can it reproduce X at a cell that looks at exactly one token? With ``compress=False`` yes. Otherwise, as in the
+    - A camera counts if it sees the voxel. In the original it counts, per channel, if the sampled value is not 0.
+    - Heights go upward and row 0 is farthest ahead. In the original row 0 is farthest behind.
+    - A feature is sampled at its centre, pixel ``stride·j + offset_px``, the nearest one at the border. The original
+      normalises positions for ``align_corners=True`` but samples without it: it scales them by w / (w − 1), subtracts
+      ½, is off by up to half a feature, and fades to 0 at the border. :meth:`locate_original` reproduces this from the
+      original's positions; :meth:`load_original` converts its weights to this order.
+
+    Can it reproduce X at a cell that observes exactly one token? With ``compress=False`` yes. Otherwise, as in the
     original, up to each channel's mean and scale over the map, which the instance norm removes.
 
     Args:
-        source: the features it will get, with their stride and offset.
+        source: the shape of its features, with their stride and offset.
         grid: the cells it fills.
         heights: k.
-        height_m: lower and upper edge of the space that is cut into heights, in metres above the ground.
+        height_m: lower and upper edge of the space that is divided into heights, in metres above the ground.
         compress: fold the heights by a convolution; else sum them.
         channels: d, of the convolution; those of the source by default.
 
     Raises:
-        InputError: when the grid has no metres, there is no space to cut, or channels without a convolution.
+        InputError: if the grid has no metres, ``height_m`` does not ascend, or channels are given without a
+            convolution.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Bilinear(GeometricReshaper):
         )
 
     def locate(self, cameras: Cameras) -> Taps | Positions:
-        """Project the voxels' centres into the cameras that see them, heights of a cell side by side."""
+        """Project the voxels' centres into the cameras that see them; the heights of a cell are adjacent."""
         return project_points(cameras, self.grid, self.heights_m, self.source)
 
     def gather(self, features: Tensor, located: Taps | Positions) -> Tensor:
@@ -99,19 +102,19 @@ class Bilinear(GeometricReshaper):
         return self.compressor(rearrange(voxels, "b (R C k) c -> b (k c) R C", R=self.grid.rows, k=len(self.heights_m)))
 
     def locate_original(self, positions: Float[Tensor, "b n Z Y X 2"], valid: Bool[Tensor, "b n Z Y X"]) -> Taps:
-        """Return what :meth:`gather` takes, sampled as the original does.
+        """Return input of :meth:`gather` that samples as the original does.
 
         Args:
-            positions: x and y that the original projects its voxels to, in features, before it normalises them. Its
-                order is Z forward, Y down, X to the right.
-            valid: where it takes them for seen.
+            positions: projections x and y of the original's voxels, in features, before normalisation. Its order is Z
+                forward, Y down, X to the right.
+            valid: the original's visibility.
 
         Returns:
-            Located features; ``gather(features, located).flip(2)`` is the original's, whose rows go forward.
+            The taps; ``gather(features, taps).flip(2)`` is the original's output, whose rows go forward.
         """
         size = positions.new_tensor([self.source.width, self.source.height])
         places = positions * (size / (size - 1)) - 0.5
-        # a voxel whose four taps are all outside reads 0, which the original does not count
+        # a voxel with all four taps outside is 0, which the original does not count
         seen = valid & ((places > -1) & (places < size)).all(-1)
         return taps_at(
             rearrange(places.flip(2, 3), "b n Z Y X uv -> b n (Z X Y) uv"),
@@ -121,14 +124,14 @@ class Bilinear(GeometricReshaper):
         )
 
     def load_original(self, state: Mapping[str, Tensor]) -> "Bilinear":
-        """Take the weights of the original's compressor, turned into this class's order of heights and rows.
+        """Load the weights of the original's compressor, converted to this class's order of heights and rows.
 
         Args:
-            state: of its whole network ``Segnet``, of which encoder and decoder are left aside, or of its
-                ``bev_compressor`` alone.
+            state: state dict of its ``bev_compressor``, or of the whole network ``Segnet``, whose encoder and decoder
+                are skipped.
 
         Raises:
-            InputError: when the compressor's weights are missing or of another shape, or others are left over.
+            InputError: if the compressor's weights are missing or of another shape, or others are left over.
         """
         if self.compressor is None:
             raise InputError("Bilinear: compress=false has no weights to load; build it with compress=true")

@@ -1,4 +1,4 @@
-"""Embeddings that know the calibration, shared by the reshapers that attend from cells to cameras."""
+"""Embeddings of the calibration, shared by reshapers that attend from cells to cameras."""
 
 import torch
 from jaxtyping import Float
@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 TINY = 1e-7
-"""Keeps lengths from 0, as published."""
+"""Keeps lengths above 0, as published."""
 
 
 class CameraEmbedding(nn.Module):
-    """Unit vectors of directions as a camera looks, learned from coordinates (CVT, Zhou and Krähenbühl 2022).
+    """Learned unit vectors of viewing directions, from coordinates (CVT, Zhou and Krähenbühl 2022).
 
-    A feature is ``P·(point, 1) − O·(center, 1)``, the point 1 m deep on its ray, and a cell ``G·(x, y) + g −
-    O·(center, 1)``, each divided by its length: the angle between the two says whether the camera at that centre sees
-    the cell in that feature. All coordinates are metres in the ego frame, and the arithmetic is theirs (float32 or
-    more), whatever the precision of the network; what is linear after it is multiplied as the network multiplies.
+    A feature is ``P·(point, 1) − O·(center, 1)`` with the point 1 m deep on its ray; a cell is ``G·(x, y) + g −
+    O·(center, 1)``. Each is divided by its length. The angle between the two depends on whether the camera at that
+    centre sees the cell in that feature. Coordinates are metres in the ego frame, computed in float32 or more at every
+    precision of the network; linear maps that follow have the network's precision.
 
     Args:
         dim: width of the embeddings.
@@ -28,40 +28,41 @@ class CameraEmbedding(nn.Module):
         self.cell = nn.Linear(2, dim)
 
     def centers(self, centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n d"]:
-        """What the others subtract: ``O·(center, 1)``, not divided."""
+        """Return ``O·(center, 1)``, not normalised, which the other embeddings subtract."""
         weight = self.center.weight
         return affine(centers, weight[:, :3], weight[:, 3])
 
     def points(self, points: Float[Tensor, "*t 3"], centers: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
-        """Of features, from points on their rays and what :meth:`centers` said of their cameras."""
+        """Embed features, given points on their rays and the result of :meth:`centers`."""
         weight = self.point.weight
         return unit(affine(points, weight[:, :3], weight[:, 3] - centers))
 
     def rays(self, rays: Float[Tensor, "*n t 3"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 7 t"]:
-        """What :meth:`ray_weight` takes to the same as :meth:`points` of ``centers + rays``, for one linear map to
-        follow.
+        """Return z such that ``ray_weight · z`` equals :meth:`points` of ``centers + rays``, before a linear map.
 
-        It is 7 wide, however wide the embedding, whose length comes from the weights' own products.
+        It has 7 channels for every width of the embedding. The length is computed from products of the weights.
         """
         dtype = torch.promote_types(rays.dtype, self.point.weight.dtype)
         known = _with_center(rays.to(dtype), centers)  # n 7 t
         weight = self.ray_weight(dtype)
         square = (known * (weight.mT @ weight @ known)).sum(-2, keepdim=True)  # |Wz|² = zᵀWᵀWz
-        # kept from 0, where the root's gradient would be infinite
+        # above 0, where the root's gradient would be infinite
         return known / (square.clamp(min=1e-20).sqrt() + TINY)
 
     def ray_weight(self, dtype: torch.dtype) -> Float[Tensor, "d 7"]:
-        """Of (ray, centre, 1): ``P·(centre + ray, 1) − O·(centre, 1)``."""
+        """Return the matrix of (ray, centre, 1) → ``P·(centre + ray, 1) − O·(centre, 1)``."""
         point, center = self.point.weight.to(dtype), self.center.weight.to(dtype)
         return torch.cat([point[:, :3], point - center], dim=1)
 
     def cells(self, ground: Float[Tensor, "*p 2"], centers: Float[Tensor, "*q d"]) -> Float[Tensor, "*r d"]:
-        """Of cells as seen by cameras, from positions on the ground and what :meth:`centers` said of the cameras."""
+        """Embed cells as seen by cameras, given ground positions and the result of :meth:`centers`."""
         return unit(self._away(ground, centers))
 
     def seen_cells(self, ground: Float[Tensor, "p 2"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 7 p"]:
-        """What :meth:`cell_weight` takes to the same as :meth:`cells`, for one linear map to follow, and last the sum
-        of their squared distances from their mean, for a LayerNorm to follow."""
+        """Return z such that ``cell_weight · z`` equals :meth:`cells`, to be followed by a linear map.
+
+        The last channel is the sum of the embedding's squared deviations from its mean, for a LayerNorm.
+        """
         away = self._away(ground, self.centers(centers).unsqueeze(-2))  # n p d
         norm = torch.linalg.vector_norm(away, dim=-1).unsqueeze(-2)  # n 1 p
         length = norm + TINY
@@ -70,7 +71,7 @@ class CameraEmbedding(nn.Module):
         return torch.cat([known, spread / length], dim=-2) / length
 
     def cell_weight(self, dtype: torch.dtype) -> Float[Tensor, "d 6"]:
-        """Of (x, y, centre, 1): ``G·(x, y) + g − O·(centre, 1)``."""
+        """Return the matrix of (x, y, centre, 1) → ``G·(x, y) + g − O·(centre, 1)``."""
         weight, bias, center = (x.to(dtype) for x in (self.cell.weight, self.cell.bias, self.center.weight))
         return torch.cat([weight, -center[:, :3], (bias - center[:, 3])[:, None]], dim=1)
 
@@ -79,13 +80,13 @@ class CameraEmbedding(nn.Module):
 
 
 def _with_center(points: Float[Tensor, "*n t i"], centers: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n _ t"]:
-    """(point, centre, 1) of every point of every camera."""
+    """Return (point, centre, 1) for every point of every camera."""
     ones = F.pad(centers.to(points.dtype), (0, 1), value=1.0).unsqueeze(-1)  # n 4 1
     return torch.cat([points.mT, ones.expand(*ones.shape[:-1], points.shape[-2])], dim=-2)
 
 
 def affine(points: Float[Tensor, "*t i"], weight: Float[Tensor, "d i"], bias: Tensor) -> Float[Tensor, "*t d"]:
-    """``points·weightᵀ + bias`` in the precision of the points or the weights, whichever is higher."""
+    """Return ``points·weightᵀ + bias`` in the higher precision of points and weights."""
     dtype = torch.promote_types(points.dtype, weight.dtype)
     points, weight, total = points.to(dtype), weight.to(dtype), bias.to(dtype)
     for i in range(points.shape[-1]):
@@ -94,5 +95,5 @@ def affine(points: Float[Tensor, "*t i"], weight: Float[Tensor, "d i"], bias: Te
 
 
 def unit(x: Float[Tensor, "*t d"]) -> Float[Tensor, "*t d"]:
-    """Divided by its length."""
+    """Divide by the length."""
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + TINY)

@@ -19,11 +19,11 @@ Encoding = Literal["published", "sincos"]
 
 
 class RayGeometry(NamedTuple):
-    """What the calibration decides.
+    """Values that depend on the calibration alone.
 
     Attributes:
         taps: of the polar maps.
-        camera_mask: (b, n), false where a camera was dropped; ``None`` where all are there.
+        camera_mask: (b, n), false for a dropped camera; ``None`` if all are present.
     """
 
     taps: PolarTaps
@@ -32,45 +32,47 @@ class RayGeometry(NamedTuple):
 
 @checked
 class ColumnAttention(GeometricReshaper):
-    """Every column of the image is translated into the ray on the ground that it looks along, by a transformer.
+    """A transformer translates every image column into its ray on the ground.
 
     After Translating Images into Maps (Saha, Mendez, Russell and Bowden, ICRA 2022). A column's h tokens X attend to
-    one another, ``M = encoder(X)``; queries, one a bin of depth, attend to one another and to the column,
-    ``decoder(E, M)``, where E is a sinusoidal encoding of the bin and a learned vector q a bin is added to it wherever
-    it looks things up. All layers normalise after adding (Vaswani et al. 2017). The weights are shared by all columns
-    and cameras. The map of columns × bins is read where cells of the ground lie in it; with several scales each answers
-    for a band of depth, coarse ones near, fine ones far, with weights of its own (see :class:`PolarMaps`). A cell that
-    several cameras see is their average, one that nobody sees is 0.
+    one another, ``M = encoder(X)``. Queries, one per depth bin, attend to one another and to the column,
+    ``decoder(E, M)``. E is a sinusoidal encoding of the bin; a learned vector per bin is added to it for queries. All
+    layers normalise after the sum (Vaswani et al. 2017). All columns and cameras share the weights. The map of columns
+    × bins is sampled at the cells of the ground. With several scales each covers a band of depth, coarse ones near,
+    fine ones far, with its own weights (see :class:`PolarMaps`). A cell that several cameras see is their average; a
+    cell that no camera sees is 0.
 
-    This is the published single-frame network between its backbone and its head; its models with time, its auxiliary
-    heads and its monotonic attention, which are not its defaults, are left out, and so is dropout. As published
-    (``encoding="published"``), what is added to tokens where they are looked up is their own features again, with the
-    encoding: keys of the decoder are ``M + X + E``, of the encoder's first layer ``2·X + E``; and in E both channels
-    of a pair are the sine. With ``sincos`` E alone is added, of sines and cosines.
+    This is the published single-frame network between its backbone and its head. Its temporal models, auxiliary heads
+    and monotonic attention are not its defaults and are omitted, as is dropout. As published
+    (``encoding="published"``), keys include the features a second time: keys of the decoder are ``M + X + E``, those of
+    the encoder's first layer ``2·X + E``; and in E both channels of a pair are the sine. With ``sincos`` only E is
+    added, of sines and cosines.
 
-    What else differs from the original: it looks up one learned vector for all bins, the first of a hundred, here there
-    is one a bin; it cuts the image's middle rows out, here all are tokens. It lays the polar map's columns between
-    the image's borders at depths evenly spaced from the first to the last of a band, whatever depth the rows of the
-    grid have; here it is where they are (see :class:`ColumnMLP`, too). To have the original's own positions give
-    :meth:`gather` what ``maps.corners`` makes of them.
+    Other differences from the original:
 
-    Can it reproduce X at a cell that looks at exactly one token? No: as in the original, layer norms after each sum
+    - It uses one learned vector for all bins, the first of a hundred. Here there is one per bin.
+    - It crops the image's middle rows. Here all rows are tokens.
+    - It places the polar map's columns between the image's borders, at depths evenly spaced over a band, regardless of
+      the depths of the grid's rows. Here positions are exact (see also :class:`ColumnMLP`). To use the original's
+      positions, pass the result of ``maps.corners`` to :meth:`gather`.
+
+    Can it reproduce X at a cell that observes exactly one token? No: as in the original, layer norms after each sum
     remove a token's mean and length.
 
     Args:
-        source: the features it will get, one a scale, all of d channels.
+        source: the shape of its features, one per scale, all of d channels.
         grid: the cells it fills.
-        heads: of every attention.
-        encoder_layers: how many.
-        decoder_layers: how many, at least one.
-        dim_feedforward: width of the feed-forwards, one number or one a scale; ``None`` for 2·d.
+        heads: number of heads of every attention.
+        encoder_layers: number of encoder layers.
+        decoder_layers: number of decoder layers, at least one.
+        dim_feedforward: width of the feed-forwards, one number or one per scale; ``None`` for 2·d.
         encoding: ``published`` or ``sincos``.
         depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
-        bin_m: length of a bin of depth; ``None`` for that of a cell.
-        focal_px: nominal focal length of the full-size image, for what is derived; ``None`` for 0.8 of its width.
+        bin_m: length of a depth bin; ``None`` for that of a cell.
+        focal_px: nominal focal length of the full-size image, for derived borders; ``None`` for 0.8 of its width.
 
     Raises:
-        InputError: an unknown encoding, or widths, layers or borders that do not fit.
+        InputError: if the encoding is unknown, or widths, layers or borders do not fit.
     """
 
     takes_scales = True
@@ -108,8 +110,8 @@ class ColumnAttention(GeometricReshaper):
             widths = list(dim_feedforward)
         if len(widths) != len(self.sources):
             raise InputError(
-                f"ColumnAttention: dim_feedforward={dim_feedforward} must be one width, or {len(self.sources)}, one a "
-                "scale"
+                f"ColumnAttention: dim_feedforward={dim_feedforward} must be one width, or {len(self.sources)}, one "
+                "per scale"
             )
         focal = nominal_focal(self.sources[0]) if focal_px is None else focal_px
         self.maps = PolarMaps(self.name, self.sources, self.grid, depth_m, bin_m, focal)
@@ -119,7 +121,7 @@ class ColumnAttention(GeometricReshaper):
         )
 
     def locate(self, cameras: Cameras) -> RayGeometry:
-        """Return the tokens of the polar maps that cells read."""
+        """Return the tokens of the polar maps at the cells."""
         return RayGeometry(self.maps.locate(cameras), cameras.camera_mask)
 
     def gather(self, features: tuple[Tensor, ...], located: RayGeometry) -> Tensor:
@@ -134,15 +136,15 @@ class ColumnAttention(GeometricReshaper):
 
     @torch.no_grad()
     def load_original(self, state: Mapping[str, Tensor]) -> "ColumnAttention":
-        """Take the weights of a published ``Transformer``; of several scales, of the published network's ``tbev8``,
-        ``tbev16`` and so on, the names in the order of this one's scales from fine to coarse.
+        """Load the weights of a published ``Transformer``.
 
-        Where the weights have a ``query_embed.weight``, its first row becomes the query of every bin, as there; where
-        they have none, for it is no part of the ``Transformer``, the queries stay as they are. Other parts of the
-        network are to be left out.
+        For several scales they are those of the published network's ``tbev8``, ``tbev16`` and so on, in the order of
+        this reshaper's scales from fine to coarse. The first row of ``query_embed.weight`` becomes the query of every
+        bin, as in the original. It is not part of the ``Transformer``; without it the queries are kept. Other parts of
+        the network must be left out.
 
         Raises:
-            InputError: naming what is missing, left over or of another shape.
+            InputError: if weights are missing, left over or of another shape; it lists them.
         """
         names = sorted(
             {key.partition(".")[0] for key in state if key.startswith("tbev")}, key=lambda name: int(name[4:])

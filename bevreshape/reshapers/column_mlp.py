@@ -27,14 +27,14 @@ PUBLISHED = {
     "fc.weight": "weight",
     "fc.bias": "bias",
 }
-"""Names in the published weights, and here."""
+"""Names in the published weights, and the names here."""
 
 
 class Windows(NamedTuple):
-    """The rows of the features that W sees, of s scales.
+    """The rows of the features that are the input of W, for s scales.
 
     Attributes:
-        rows: (b, n, s, k + 1), one row more than the longest window has, those outside the image moved to its border.
+        rows: (b, n, s, k + 1), one row more than the longest window; rows outside the image are clamped to its border.
         upper: (b, n, s, k), weight of the upper of two neighbouring rows, 0 outside the image.
         lower: (b, n, s, k), weight of the lower one.
     """
@@ -45,12 +45,12 @@ class Windows(NamedTuple):
 
 
 class ColumnGeometry(NamedTuple):
-    """What the calibration decides.
+    """Values that depend on the calibration alone.
 
     Attributes:
-        taps: of the polar maps.
-        windows: of the images' rows.
-        camera_mask: (b, n), false where a camera was dropped; ``None`` where all are there.
+        taps: samples of the polar maps.
+        windows: windows of the images' rows.
+        camera_mask: (b, n), false for a dropped camera; ``None`` if all are present.
     """
 
     taps: PolarTaps
@@ -64,9 +64,9 @@ class Columns(nn.Module):
     Args:
         source: the features.
         dim: d.
-        rows: k, rows of the features that W sees; ``None`` for all of them.
-        bins: of depth.
-        groups: into which W divides the channels.
+        rows: k, rows of the features that are the input of W; ``None`` for all of them.
+        bins: number of depth bins.
+        groups: number of groups into which W divides the channels.
     """
 
     def __init__(self, source: FeatureShape, dim: int, rows: int | None, bins: int, groups: int) -> None:
@@ -84,7 +84,7 @@ class Columns(nn.Module):
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, window: Sequence[Tensor], present: Tensor | None) -> Tensor:
-        """(b, n, c, h, w), its part of :meth:`ColumnMLP.windows`, and (b, n) → (b, n, w, bins, d)."""
+        """Map (b, n, c, h, w), its part of :meth:`ColumnMLP.windows`, and (b, n) → (b, n, w, bins, d)."""
         n, w = x.shape[1], x.shape[-1]
         x = x.flatten(0, 1)  # (b n) c h w
         present = None if present is None else present.reshape(-1, 1, 1, 1)
@@ -98,12 +98,12 @@ class Columns(nn.Module):
         return rearrange(x, "g (b n w) (z d) -> b n w z (g d)", n=n, w=w, z=self.bins)
 
     def _project(self, x: Tensor) -> Tensor:
-        # as plain products, which do without a convolution's reordering
+        # as a plain product, to avoid a convolution's reordering
         weight = self.project.weight.expand(x.shape[0], -1, -1)
         return grouped_linear(weight, x.flatten(2).mT).unflatten(2, x.shape[2:])
 
     def _window(self, x: Tensor, rows: int, window: Sequence[Tensor], present: Tensor | None) -> Tensor:
-        """(b n) d k w, read between rows where it begins between rows; zeros are projected outside the image."""
+        """Return (b n) d k w, interpolated if the window begins between rows; zeros are projected outside the image."""
         b, c, h, w = x.shape
         row, upper, lower = window
         flat = h * torch.arange(b * c, device=x.device).reshape(b, c, 1) + row[:, None, : rows + 1]
@@ -115,42 +115,45 @@ class Columns(nn.Module):
 
 @checked
 class ColumnMLP(GeometricReshaper):
-    """Every column of the image becomes the ray on the ground that it looks along, by one fully connected layer.
+    """One fully connected layer maps every image column to its ray on the ground.
 
-    The dense transformer of Pyramid Occupancy Networks (Roddick and Cipolla, CVPR 2020). Of a feature map X, (c, h, w),
-    channels are projected and normalised, ``Y = ReLU(GroupNorm(P·X))``; each column of Y, k rows × d channels, becomes
-    bins of depth × d channels by the same ``W·y + b``; the map of columns × bins is read where cells of the ground lie
-    in it. With several scales each answers for a band of depth, coarse ones near, fine ones far (see
-    :class:`PolarMaps`). The weights are shared by all columns and cameras; a cell that several cameras see is their
-    average, one that nobody sees is 0.
+    This is the dense transformer of Pyramid Occupancy Networks (Roddick and Cipolla, CVPR 2020). The channels of a
+    feature map X, (c, h, w), are projected and normalised, ``Y = ReLU(GroupNorm(P·X))``. The same ``W·y + b`` maps each
+    column of Y, k rows × d channels, to depth bins × d channels. The map of columns × bins is sampled at the cells of
+    the ground. With several scales each covers a band of depth, coarse ones near, fine ones far (see
+    :class:`PolarMaps`). All columns and cameras share the weights. A cell that several cameras see is their average; a
+    cell that no camera sees is 0.
 
-    W sees the k rows around the point that is ``height_m``'s middle above the camera at the near end of the band, for
-    an object that is seen there whole is seen farther off too; k covers ``height_m`` there. Where that is the whole
-    image or more, it sees all rows.
+    The input of W is the k rows around a point at the near end of the band, at the middle of ``height_m`` relative to
+    the camera. k covers ``height_m`` there; objects that fit at the near end also fit farther away. If that is the
+    whole image or more, all rows are used.
 
-    What differs from the original: it reads cells at their corner and the features as if each were centred half a
-    stride into its cell, and lets the maps fade to zero at their borders, which are also the borders between scales;
-    here it is centres, features where they are centred, and no fading. Its window begins at a whole row; here it is
-    read where it lies. One camera there, looking level from the origin; here any rig. To have the original's own
-    positions give :meth:`gather` what ``maps.corners`` makes of them (fading to zero), and what :meth:`windows` makes
-    of the rows at which its windows begin.
+    Differences from the original:
 
-    Can it reproduce X at a cell that looks at exactly one token? No: as in the original, the group norm removes the
+    - It samples cells at their corner, and features as if centred half a stride into their cell. Here both are centred.
+    - Its maps fade to zero at their borders, also between scales. Here they do not.
+    - Its window begins at an integer row. Here it is interpolated.
+    - It has one level camera at the origin. Here any rig is possible.
+
+    To use the original's positions, pass to :meth:`gather` the result of ``maps.corners`` (which fades to zero), and
+    that of :meth:`windows` for the first rows of its windows.
+
+    Can it reproduce X at a cell that observes exactly one token? No: as in the original, the group norm removes the
     mean and scale of each group of channels over the image, and ReLU what is negative.
 
     Args:
-        source: the features it will get, one a scale.
+        source: the shape of its features, one per scale.
         grid: the cells it fills.
         dim: d.
-        groups: into which W divides the channels.
+        groups: number of groups into which W divides the channels.
         depth_m: borders of the bands, near first, one more than scales; ``None`` derives them.
-        bin_m: length of a bin of depth; ``None`` for that of a cell.
-        rows: k of every scale, which may exceed the image, zeros then stand beside it; ``None`` derives them.
-        height_m: the lowest and highest that is looked for, relative to the camera.
-        focal_px: nominal focal length of the full-size image, for what is derived; ``None`` for 0.8 of its width.
+        bin_m: length of a depth bin; ``None`` for that of a cell.
+        rows: k of every scale; beyond the image they are zero. ``None`` derives them.
+        height_m: lowest and highest visible point, relative to the camera.
+        focal_px: nominal focal length of the full-size image, for derived values; ``None`` for 0.8 of its width.
 
     Raises:
-        InputError: when widths, borders or rows do not fit.
+        InputError: if widths, borders or rows do not fit.
     """
 
     takes_scales = True
@@ -184,7 +187,7 @@ class ColumnMLP(GeometricReshaper):
             wanted = [math.ceil(focal / s.stride * (high - low) / band.near_m) for s, band in pairs]
             self.rows = [k if k < s.height else None for k, s in zip(wanted, self.sources, strict=True)]
         elif len(rows) != len(self.sources):
-            raise InputError(f"ColumnMLP: rows={list(rows)} must be {len(self.sources)} numbers, one a scale")
+            raise InputError(f"ColumnMLP: rows={list(rows)} must be {len(self.sources)} numbers, one per scale")
         else:
             self.rows = list(rows)
         self.scales = nn.ModuleList(
@@ -192,14 +195,14 @@ class ColumnMLP(GeometricReshaper):
         )
 
     def locate(self, cameras: Cameras) -> ColumnGeometry:
-        """Return the tokens of the polar maps that cells read, and the rows of the images that W sees."""
+        """Return the tokens of the polar maps at the cells, and the rows that are the input of W."""
         return ColumnGeometry(self.maps.locate(cameras), self.windows(self._tops(cameras)), cameras.camera_mask)
 
     def windows(self, tops: Float[Tensor, "b n s"]) -> Windows:
-        """Return the windows that begin at the rows ``tops`` of the features of every scale."""
+        """Return the windows that begin at rows ``tops`` of the features of every scale."""
         rows = max(rows or 0 for rows in self.rows)
         last = constant([source.height - 1 for source in self.sources], tops)[:, None]  # s 1
-        tops = tops.nan_to_num().unsqueeze(-1)  # as an index it would end the process
+        tops = tops.nan_to_num().unsqueeze(-1)  # a NaN as an index would end the process
         row = tops.floor() + torch.arange(rows + 1, device=tops.device)  # b n s k+1
         on = row.clamp(min=0).minimum(last)
         inside, part = (on == row).to(tops.dtype), tops - tops.floor()
@@ -230,13 +233,13 @@ class ColumnMLP(GeometricReshaper):
 
     @torch.no_grad()
     def load_original(self, state: Mapping[str, Tensor]) -> "ColumnMLP":
-        """Take the weights of the published ``DenseTransformer``, or of a ``TransformerPyramid`` scale by scale.
+        """Load the weights of the published ``DenseTransformer``, or of a ``TransformerPyramid`` scale by scale.
 
-        Built with the published ``focal_px``, ``height_m`` and ``depth_m`` it has as many rows, where they do not
-        exceed the image's; else set ``rows``.
+        With the published ``focal_px``, ``height_m`` and ``depth_m`` the numbers of rows agree, unless they exceed the
+        image's; else set ``rows``.
 
         Raises:
-            InputError: naming what is missing, left over or of another shape.
+            InputError: if weights are missing, left over or of another shape; it lists them.
         """
         weights: dict[str, Tensor] = {}
         for key, value in state.items():

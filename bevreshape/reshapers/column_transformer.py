@@ -1,4 +1,4 @@
-"""The transformer of Translating Images into Maps: a column's tokens to the bins of its ray."""
+"""The transformer of Translating Images into Maps: tokens of a column → bins of its ray."""
 
 import math
 
@@ -11,7 +11,7 @@ from bevreshape.ops.linear import Linear, linear
 
 
 class Heads(nn.Module):
-    """``softmax(Q·Kᵀ/√d)·V·Wo + bo`` in heads, Q, K and V projected with biases (Vaswani et al. 2017)."""
+    """``softmax(Q·Kᵀ/√d)·V·Wo + bo`` per head, with Q, K and V projected with biases (Vaswani et al. 2017)."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Heads(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """(b or 1, t, d), (b, s, d) and (b, s, d) → (b, t, d)."""
+        """Attend: (b or 1, t, d), (b, s, d) and (b, s, d) → (b, t, d)."""
         weight, bias, d = self.to_qkv.weight, self.to_qkv.bias, q.shape[-1]
         if q is k:
             q, k = linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, dim=-1)
@@ -35,7 +35,7 @@ class Heads(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention of a column's tokens and a feed-forward, each added and then normalised."""
+    """Self-attention of a column's tokens and a feed-forward, each with a residual and then a norm."""
 
     def __init__(self, dim: int, heads: int, width: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of a ray's queries, attention to the column's tokens, feed-forward, each added and normalised."""
+    """Self-attention of a ray's queries, attention to the column, feed-forward, each with a residual and a norm."""
 
     def __init__(self, dim: int, heads: int, width: int) -> None:
         super().__init__()
@@ -67,15 +67,15 @@ class DecoderLayer(nn.Module):
 
 
 class ColumnTransformer(nn.Module):
-    """One scale: every column's tokens to its ray's bins, by an encoder and a decoder.
+    """One scale: an encoder and a decoder map every column's tokens to its ray's bins.
 
     Args:
         dim: d, channels of the features.
         rows: h, tokens of a column.
-        bins: of depth, queries of a ray.
-        heads: of every attention.
-        layers: of the encoder and of the decoder.
-        width: of the feed-forwards.
+        bins: number of depth bins, the queries of a ray.
+        heads: number of heads of every attention.
+        layers: numbers of layers of encoder and decoder.
+        width: width of the feed-forwards.
         encoding: ``published`` or ``sincos``.
     """
 
@@ -98,7 +98,7 @@ class ColumnTransformer(nn.Module):
         self.register_buffer("bin_wave", sequence_wave(bins, dim, self.published), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, h, d), b columns → (b, bins, d)."""
+        """Translate b columns (b, h, d) → (b, bins, d)."""
         place = x + self.row_wave if self.published else self.row_wave
         for encode in self.encoder:
             x = encode(x, place)
@@ -110,8 +110,10 @@ class ColumnTransformer(nn.Module):
 
 
 def sequence_wave(count: int, channels: int, sines_only: bool) -> Tensor:
-    """(count, channels): ``sin(i·ω)`` and ``cos(i·ω)`` in turn for i = 0, 1, ..., ω = 10000^(-2m/channels) of the pair
-    m (Vaswani et al. 2017); or the sine in the place of the cosine, too."""
+    """Return (count, channels): alternating ``sin(i·ω)`` and ``cos(i·ω)`` for i = 0, 1, ... (Vaswani et al. 2017).
+
+    Pair m has ω = 10000^(-2m/channels). ``sines_only`` uses the sine instead of the cosine, too.
+    """
     omega = torch.exp(torch.arange(0, channels, 2).double() * (-math.log(10000.0) / channels))
     phase = torch.arange(count).double()[:, None] * omega  # count pairs
     pair = [phase.sin(), phase.sin() if sines_only else phase.cos()]

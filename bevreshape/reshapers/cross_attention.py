@@ -21,41 +21,39 @@ class CrossAttention(Reshaper):
     """``O = softmax(Q·Kᵀ/√d)·V`` with K, V projected from the tokens X and Q from a learned query Ø of R×C cells.
 
     With ``kernel="linear"``, ``attention_only`` and no encodings this is ``O = Ø·Wq·Wkᵀ·(XᵀX)·Wv`` (divided by the
-    number of tokens, unless ``divide_by_tokens`` is off), in which XᵀX does not know the order of the tokens. The
-    mapping from tokens to cells depends on the image. The tokens of all cameras stand in one softmax, those of dropped
-    cameras left out.
+    number of tokens, unless ``divide_by_tokens`` is off). XᵀX does not depend on the order of the tokens. The mapping
+    from tokens to cells depends on the image. One softmax covers the tokens of all present cameras.
 
-    Unless ``attention_only``, Q and K are projected from normalised queries and tokens, the output is projected, added
-    to Ø, and followed by a feed-forward with its own residual (Vaswani et al. 2017; after normalisation, Xiong et al.
-    2020). V is projected from the tokens as they are. Encodings are added to keys and queries, not to values (DETR,
-    Carion et al. 2020): they say where to look, not what is there.
+    Unless ``attention_only``, Q and K are projected from normalised queries and tokens (pre-norm, Xiong et al. 2020).
+    The output is projected, added to Ø, and followed by a feed-forward with its own residual (Vaswani et al. 2017). V
+    is projected from the tokens without normalisation. Encodings are added to keys and queries, not to values (DETR,
+    Carion et al. 2020): they determine positions, not content.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes, the output is linear in that token where the
-    feed-forward adds nothing. With ``normalise_values`` it cannot: the token's mean and length are in no output, and
-    with 16 channels .089 of the variance is lost.
+    Can it reproduce X at a cell that observes exactly one token? Yes, the output is linear in that token if the
+    feed-forward adds nothing. With ``normalise_values`` it cannot: the token's mean and length do not reach the output,
+    and with 16 channels .089 of the variance is lost.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills, or (R, C).
         dim: d, channels of Ø and of the output.
-        heads: of the attention.
+        heads: number of heads.
         kernel: ``softmax``, or ``linear``, whose cost grows with tokens + cells, not with their product.
         divide_by_tokens: see :class:`Attention`.
-        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``; with several cameras the learned one
-            differs from camera to camera, and the others have a learned vector a camera added, so their order matters
-            then. ``rotary`` turns Q and K in place of adding to them (:class:`RotaryEncoding`), an image laid over the
-            cells.
+        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``. With several cameras the learned encoding
+            differs between cameras, and the others add a learned vector per camera; the order of cameras then matters.
+            ``rotary`` rotates Q and K instead of adding to them (:class:`RotaryEncoding`), with the image stretched
+            over the cells.
         query_encoding: the same for the cells; ``rotary`` for both or for neither.
-        mlp_ratio: width of the feed-forward in multiples of ``dim``; 0 leaves it out.
+        mlp_ratio: width of the feed-forward relative to ``dim``; 0 omits it.
         normalise_values: project V from the normalised tokens, which lack each token's mean and length, instead of from
-            X; without effect when ``attention_only``.
+            X; no effect with ``attention_only``.
         attention_only: the equation alone, without norms, output projection, residuals and feed-forward.
-        calibration: read it: keys also hold the direction of every token's ray in the ego frame, see
-            :class:`RayEncoding`, so that A follows the camera's pose; values stay as they are. Cameras must be given
-            then, and a grid.
+        calibration: add the direction of every token's ray in the ego frame to the keys, see :class:`RayEncoding`, so
+            that A follows the camera's pose. Values do not change. Cameras and a grid are then required.
 
     Raises:
-        InputError: an unknown kernel or encoding, rotary encoding of one side only, or widths that do not fit.
+        InputError: if the kernel or an encoding is unknown, only one side is rotary, or widths do not fit.
     """
 
     def __init__(
@@ -78,13 +76,13 @@ class CrossAttention(Reshaper):
         if (token_encoding == "rotary") != (query_encoding == "rotary"):
             raise InputError(
                 f"CrossAttention: token_encoding={token_encoding} and query_encoding={query_encoding} do not go "
-                "together; a turn tells how far a token is from a cell only if both are turned: set both to rotary, "
-                "or neither"
+                "together; a rotation encodes the distance of token and cell only if both are rotated: set both to "
+                "rotary, or neither"
             )
         rows, cols = self.target_shape
         self.attention_only = attention_only
         self.normalise_values = normalise_values
-        # where Ø is normalised to look things up, its own part of the output can start quietly
+        # if Ø is normalised for its queries, its own part of the output can start small
         self.query = nn.Parameter(torch.randn(rows * cols, dim) * (1.0 if attention_only else 0.02))
         self.encode_tokens = PositionalEncoding(
             token_encoding, (source.height, source.width), source.channels, source.cameras
@@ -115,7 +113,7 @@ class CrossAttention(Reshaper):
         features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
         cameras: Cameras | None = None,
     ) -> Float[Tensor, "b a q n h w"]:
-        """What each of the R·C cells, row by row, weighs every token by, head by head.
+        """Return the attention of each of the R·C cells (row-major) to every token, per head.
 
         Raises:
             InputError: as :meth:`forward`.
@@ -126,7 +124,7 @@ class CrossAttention(Reshaper):
         return rearrange(self.attention.matrix(queries, keys, present), "b a q (n h w) -> b a q n h w", n=n, h=h)
 
     def _looking(self, features: Tensor, cameras: Cameras | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """What attends to what: queries, keys, values, and which of the tokens are there."""
+        """Return queries, keys, values, and which tokens are present."""
         tokens, query = rearrange(features, "b n c h w -> b (n h w) c"), self.query
         values = tokens
         if not self.attention_only:

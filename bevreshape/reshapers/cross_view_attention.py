@@ -23,11 +23,11 @@ from bevreshape.reshapers.published_names import CVT
 
 
 class Directions(NamedTuple):
-    """What the calibration decides at one scale, see :class:`CameraEmbedding`.
+    """Values that depend on the calibration alone, at one scale; see :class:`CameraEmbedding`.
 
     Attributes:
-        rays: (b, n, 7, t), of the tokens.
-        cells: (b, n, 7, q), of the cells as every camera sees them.
+        rays: (b, n, 7, t), embedded rays of the tokens.
+        cells: (b, n, 7, q), embedded cells as seen by every camera.
     """
 
     rays: Tensor
@@ -35,11 +35,11 @@ class Directions(NamedTuple):
 
 
 class RigDirections(NamedTuple):
-    """What the calibration decides.
+    """Values that depend on the calibration alone.
 
     Attributes:
-        scales: one each.
-        camera_mask: (b, n), false where a camera was dropped; ``None`` where all are there.
+        scales: directions at every scale.
+        camera_mask: (b, n), false for a dropped camera; ``None`` if all are present.
     """
 
     scales: tuple[Directions, ...]
@@ -47,7 +47,7 @@ class RigDirections(NamedTuple):
 
 
 class CrossView(nn.Module):
-    """One scale: BEV queries, which know the cameras, attend to its tokens."""
+    """One scale: camera-aware BEV queries attend to its tokens."""
 
     def __init__(
         self, channels: int, dim: int, heads: int, dim_head: int, qkv_bias: bool, skip: bool, image_features: bool
@@ -79,7 +79,7 @@ class CrossView(nn.Module):
     def matrix(
         self, bev: Tensor, features: Tensor, rays: Tensor, cells: Tensor, present: Tensor | None
     ) -> Float[Tensor, "b a q n t"]:
-        """Return the softmax of :meth:`forward`, given the same."""
+        """Return the softmax of :meth:`forward` for the same arguments."""
         q, k, _ = self.project_qkv(bev, features, rays, cells, present)
         return joint_matrix(q, k, present)
 
@@ -116,50 +116,50 @@ class CrossView(nn.Module):
 
 @checked
 class CrossViewAttention(GeometricReshaper):
-    """Cells look up the tokens of all cameras by the direction in which a camera would see them (CVT).
+    """Cells attend to the tokens of all cameras by the direction in which a camera would see them (CVT).
 
     "Cross-view Transformers for real-time Map-view Semantic Segmentation" (Zhou & Krähenbühl, CVPR 2022). A token of
-    camera n at pixel u is embedded by the point one metre deep on its ray, a cell by its place x on the ground, both
-    relative to where the camera stands, ``cₙ``, and only the direction of that difference counts::
+    camera n at pixel u is embedded by the point one metre deep on its ray, and a cell by its position x on the ground.
+    Both are relative to the camera's centre ``cₙ``, and only the direction of the difference counts::
 
         δₙᵤ = unit(W_ray·(Rₙ Kₙ⁻¹ u + cₙ) - W_camera·cₙ)        query  qₙₓ = to_q(unit(W_ground·x - W_camera·cₙ) + bev)
         key kₙᵤ = to_k(δₙᵤ + φ(feature))                        value  vₙᵤ = to_v(ψ(feature))
         bev ← LN(z + MLP(z)),  z = LN(bev + project(softmax over all n, u (qₙₓ·kₙᵤ/√e) · v))
 
     with φ, ψ = BatchNorm, ReLU and a 1×1 convolution each, and to_q, to_k, to_v a LayerNorm and a linear layer. The BEV
-    starts as a learned map, and every scale refines it in turn, followed by residual bottlenecks (He et al. 2016).
-    That a token lies where a cell is seen is learned, not computed: every cell looks at all cameras, those that do not
-    see it too.
+    starts as a learned map, and every scale refines it in turn, followed by residual bottlenecks (He et al. 2016). The
+    correspondence of tokens and cells is learned, not computed: every cell attends to all cameras, even those that do
+    not see it.
 
-    The result is that of the original, up to rounding; what differs is how it is had. Cells × tokens is never formed,
-    see :func:`joint_attention`, nor are embedded tokens wider than their features, see :class:`NormedLinear`. What the
-    original does not have:
+    The result equals the original's up to rounding. It is computed without the matrix of cells × tokens, see
+    :func:`joint_attention`, and without embedded tokens wider than their features, see :class:`NormedLinear`.
+    Differences from the original:
 
-    - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w and its cells lie at ``linspace`` over the whole map,
-      its edges included, both up to half a cell off. Here a ray starts where the feature is centred, and a cell is its
-      centre; the original's own come out by ``gather(features, encode(rays, centers, ground))``.
-    - Dropped cameras have no weight in the softmax, and their images are left out of BatchNorm's statistics.
+    - Its rays start at pixel ``j·W/(w - 1)`` for feature j of w, and its cells are a ``linspace`` over the whole map
+      that includes the edges. Both are off by up to half a cell. Here rays start at the features' centres, and cells
+      are their centres. ``gather(features, encode(rays, centers, ground))`` uses the original's coordinates.
+    - Dropped cameras have no weight in the softmax, and BatchNorm's statistics exclude their images.
 
-    In training, BatchNorm lets the samples of a batch meet, as in the original; in evaluation they do not.
+    In training, BatchNorm couples the samples of a batch, as in the original; in evaluation it does not.
 
-    Can it reproduce X at a cell that looks at exactly one token? Nearly: as in the original, V is of normalised
-    keys, but of ``dim`` channels, which can hold the length of a token of fewer channels (.06 of the variance is
-    left after a short training, and falling).
+    Can it reproduce X at a cell that observes exactly one token? Nearly: as in the original, V is projected from
+    normalised keys, but with ``dim`` channels, which can hold the length of a token of fewer channels (.06 of the
+    variance is left after a short training, and falling).
 
     Args:
-        source: the features it will get, of one scale or of several; they are looked up in this order (the original:
-            the finest first).
+        source: the shape of its features, one scale or several; attention visits them in this order (the original: the
+            finest first).
         grid: the cells it fills.
         dim: d, channels of the BEV and of all embeddings (the original: 128).
-        heads: of the attention.
+        heads: number of heads.
         dim_head: e, width of a head (the original: 32).
-        qkv_bias: whether to_q, to_k and to_v have a bias.
-        skip: whether what is found is added to the BEV, or takes its place.
-        image_features: whether keys hold what the image shows (φ), or only where it looks.
+        qkv_bias: give to_q, to_k and to_v a bias.
+        skip: add the attention's output to the BEV instead of replacing it.
+        image_features: include the image features (φ) in the keys; otherwise keys are directions alone.
         middle: bottlenecks after every scale, one number for all or one each.
 
     Raises:
-        InputError: when the grid has no metres, or widths or numbers of blocks that cannot be.
+        InputError: if the grid has no metres, or widths or numbers of blocks do not fit.
     """
 
     takes_scales = True
@@ -181,7 +181,7 @@ class CrossViewAttention(GeometricReshaper):
         blocks = [middle] * len(self.sources) if isinstance(middle, int) else list(middle)
         if len(blocks) != len(self.sources):
             raise InputError(
-                f"{self.name}: middle={middle} must say how many blocks follow each of {len(self.sources)} scales"
+                f"{self.name}: middle={middle} must give the number of blocks after each of {len(self.sources)} scales"
             )
         if any(blocks) and dim % 4:
             raise InputError(
@@ -200,10 +200,10 @@ class CrossViewAttention(GeometricReshaper):
         """Load the weights of the original.
 
         Args:
-            state: of its ``Encoder``; the prefix ``encoder.``, its backbone and its grids are skipped.
+            state: state dict of its ``Encoder``; the prefix ``encoder.``, its backbone and its grids are skipped.
 
         Raises:
-            InputError: when weights are missing, left over or of another shape.
+            InputError: if weights are missing, left over or of another shape.
         """
         own, renamed = self.state_dict(), {}
         for name, value in state.items():
@@ -235,15 +235,15 @@ class CrossViewAttention(GeometricReshaper):
 
         With the original's inverse matrices ``I_inv``, ``E_inv`` and its grids, its coordinates are ``rays =
         (E_inv[..., :3, :3] @ I_inv @ image_plane).mT`` of every scale, ``centers = E_inv[..., :3, 3]`` and ``ground =
-        grid[:2]``, cells last; its ego frame is ours.
+        grid[:2]``, cells last. The ego frames are the same.
 
         Args:
-            rays: of the tokens of every scale, row by row: directions in the ego frame, one metre deep.
-            centers: where the cameras stand, in metres.
-            ground: places of the cells (x, y), in metres.
-            mask: false where a camera was dropped.
+            rays: directions of the tokens of every scale, row-major, in the ego frame, one metre deep.
+            centers: centres of the cameras, in metres.
+            ground: positions of the cells (x, y), in metres.
+            mask: false for a dropped camera.
         """
-        if mask is not None:  # not even an impossible calibration may show
+        if mask is not None:  # the calibration of a dropped camera may be invalid
             rays = [torch.where(mask[..., None, None], x, 0.0) for x in rays]
             centers = torch.where(mask[..., None], centers, 0.0)
         scales: list[Directions] = []
@@ -269,9 +269,9 @@ class CrossViewAttention(GeometricReshaper):
         cameras: Cameras | None = None,
         scale: int = 0,
     ) -> Float[Tensor, "b a q n h w"]:
-        """What each of the R·C cells, row by row, weighs every token of a scale by, head by head.
+        """Return the attention of each of the R·C cells (row-major) to every token of a scale, per head.
 
-        For evaluation: in training it would count the images twice in BatchNorm's statistics.
+        It is for evaluation: in training BatchNorm's statistics would count the images twice.
 
         Raises:
             InputError: as :meth:`forward`.

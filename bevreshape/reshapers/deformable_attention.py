@@ -23,58 +23,57 @@ from bevreshape.reshapers.spatial_cross_attention import Layer
 
 @checked
 class DeformableAttention(GeometricReshaper):
-    r"""Every cell looks at a few places of the images around its own projections, and learns where and how much.
+    r"""Every cell samples a few positions around its projections; offsets and weights are learned.
 
-    After BEVFormer's encoder (Li et al., ECCV 2022) without its temporal self-attention, on the multi-scale deformable
-    attention of Deformable DETR (Zhu et al., ICLR 2021). A cell's learned query q, which stands on the ground like a
-    pillar, has a reference point P_z at every height z. For every camera i of those V(q) whose image shows one of them
-    at least, and for each of A heads,
+    This is BEVFormer's encoder (Li et al., ECCV 2022) without its temporal self-attention. It builds on the multi-scale
+    deformable attention of Deformable DETR (Zhu et al., ICLR 2021). A cell's learned query q is a pillar with a
+    reference point P_z at every height z. V(q) are the cameras that see at least one of these points. For every camera
+    i in V(q) and each of A heads,
 
     ``SCA(q) = q + out(1/|V| · Σ_i∈V concat_a Σ_l Σ_p w_alp · V_a F_il(P_i,z(p) + Δ_alp))``
 
     with offsets ``Δ = offsets(q)`` in features of scale l, weights ``w = softmax_lp(weights(q))``, point p at height
-    number p mod heights, and ``V_a F`` read bilinearly, 0 outside of the map. Then follow a norm, a feed-forward with
-    residual and a norm. Layers after the first ask with what the former one found.
+    index p mod heights, and ``V_a F`` sampled bilinearly, 0 outside of the map. A norm, a feed-forward with residual
+    and a norm follow. The queries of later layers are the output of the previous one.
 
     (b, n, c, h, w), one or several scales → (b, dim, R, C). A cell that no camera sees keeps its query alone.
 
-    What differs from the published module, and why:
+    Differences from the published module:
 
-    - A feature is read where it is centred, pixel ``stride·j + offset_px``. The original takes fractions of the image
-      times the size of the map, minus ½, which is the same for features with offset (stride - 1)/2 that cover the
-      image exactly. :meth:`locate_original` takes the original's own points.
-    - Every sample of a batch has its own cameras. The original chooses the queries that a camera sees by the first
-      sample's calibration for all of them, and divides by each one's own count.
-    - A point behind a camera reads 0; the original divides by a depth of 1e-5, which mostly falls outside of the map.
-    - Offsets and weights depend on the query alone, so they are computed once a cell, not once a camera.
-    - No dropout, and no camera embeddings by default, which tie the weights to the order of cameras.
-    - Temporal self-attention is left out, with the norm behind it; only that one is given the queries' position in the
-      original, so ``query_position`` is off by default. Queries begin quietly: their own part of the output is noise.
+    - A feature is sampled at its centre, pixel ``stride·j + offset_px``. The original uses fractions of the image times
+      the size of the map, minus ½. This is the same for features with offset (stride - 1)/2 that cover the image
+      exactly. :meth:`locate_original` uses the original's points.
+    - Every sample of a batch has its own cameras. The original selects the visible queries of all samples by the first
+      sample's calibration, and divides by each sample's own count.
+    - A point behind a camera is 0. The original divides by a depth of 1e-5, which mostly falls outside of the map.
+    - Offsets and weights depend on the query alone, so they are computed once per cell, not once per camera.
+    - There is no dropout. Camera embeddings tie the weights to the order of cameras and are off by default.
+    - Temporal self-attention and its norm are omitted. In the original only this attention receives the queries'
+      position, so ``query_position`` is off by default. Queries start small: their own part of the output is noise.
 
-    Only pairs of cells and cameras that see them are computed, so the host waits for the device once to know how many
-    there are, except on a fixed rig and in an exported program, whose shapes must not depend on the calibration;
-    memory grows with pairs · heads · scales · points, not with features.
+    Only pairs of a camera and a visible cell are computed. The host waits for the device once to count them, except on
+    a fixed rig and in an exported program, whose shapes must not depend on the calibration. Memory grows with pairs ·
+    heads · scales · points, not with features.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes when ``attention_only``; otherwise nearly, since
-    layer norms act after the sums with the residual (5e-4 of the variance is left after training).
+    Can it reproduce X at a cell that observes exactly one token? Yes with ``attention_only``; otherwise nearly, since
+    layer norms follow the sums with the residual (5e-4 of the variance is left after training).
 
     Args:
-        source: the features it will get, of one scale or several. Scales of another width than ``dim`` are first
+        source: the shape of its features, one scale or several. Scales of another width than ``dim`` are first
             projected to it.
         grid: the cells it fills.
         dim: width of queries and BEV features.
-        heads: how many share the channels; each begins in a direction of its own.
-        points: places that a head reads in every scale, shared out among the heights.
-        layers: how often cells look; BEVFormer's 6.
+        heads: number of heads that share the channels; each starts with its own direction.
+        points: samples per head and scale, divided among the heights.
+        layers: number of layers; BEVFormer has 6.
         heights_m: z of the reference points above the ground, in metres.
-        mlp_ratio: width of the feed-forward in multiples of ``dim``.
-        query_position: add a learned position, half of a row and half of a column, to queries when they decide where
-            to look.
+        mlp_ratio: width of the feed-forward relative to ``dim``.
+        query_position: add a learned position, half of a row and half of a column, to queries for offsets and weights.
         camera_embedding: add a learned vector to every camera's features; then the order of cameras matters.
         attention_only: the attention and its residual alone, without norms and feed-forward.
 
     Raises:
-        InputError: a width that heads do not divide, points that heights do not divide, or none of something.
+        InputError: if the heads do not divide ``dim``, the heights do not divide ``points``, or a number is 0.
     """
 
     takes_scales: ClassVar[bool] = True
@@ -101,7 +100,7 @@ class DeformableAttention(GeometricReshaper):
             )
         if points % len(heights_m):
             raise InputError(
-                f"{self.name}: points={points} cannot be shared out among {len(heights_m)} heights_m; choose a "
+                f"{self.name}: points={points} cannot be divided among {len(heights_m)} heights_m; choose a "
                 "multiple of their number"
             )
         if query_position and dim % 2:
@@ -136,14 +135,14 @@ class DeformableAttention(GeometricReshaper):
         return self._by_scale(found, positions)
 
     def locate_original(self, points: Float[Tensor, "n b RC z 2"], seen: Bool[Tensor, "n b RC z"]) -> References:
-        """Return what :meth:`locate` returns, from the published ``reference_points_cam`` and ``bev_mask``.
+        """Return the result of :meth:`locate` for the published ``reference_points_cam`` and ``bev_mask``.
 
-        The original's row 0 lies farthest behind: ``reshaper.gather((features, ...), reshaper.locate_original(points,
+        The original's row 0 is farthest behind: ``reshaper.gather((features, ...), reshaper.locate_original(points,
         seen)).flip(2)`` is its output.
 
         Args:
             points: fractions of the image, cells in the original's order.
-            seen: which of them are in it.
+            seen: whether each point is in the image.
         """
         rows = self.target_shape[0]
         points, seen = (x.transpose(0, 1).unflatten(2, (rows, -1)).flip(2).flatten(2, 3) for x in (points, seen.bool()))
@@ -180,17 +179,17 @@ class DeformableAttention(GeometricReshaper):
         return torch.cat([col[None].expand(cells), row[:, None].expand(cells)], dim=2).flatten(0, 1)
 
     def load_original(self, state_dict: Mapping[str, Tensor]) -> "DeformableAttention":
-        """Take the weights of a published ``BEVFormerEncoder``, or of a ``SpatialCrossAttention`` alone.
+        """Load the weights of a published ``BEVFormerEncoder``, or of a ``SpatialCrossAttention`` alone.
 
-        ``layers.N.attentions.1``, ``norms.1``, ``norms.2`` and ``ffns.0`` become layer N; what belongs to temporal
-        self-attention, ``attentions.0`` and ``norms.0``, is left aside. Taken too where they are there:
-        ``bev_embedding.weight``, ``positional_encoding.row_embed.weight`` and ``col_embed``, ``level_embeds`` and
-        ``cams_embeds``. Without ``level_embeds`` nothing is added to the scales; queries and projections of scales stay
-        as they are. Names of layers may begin with anything up to ``encoder.``. Rows of queries and of their positions
-        are turned round, since they begin farthest behind there.
+        ``layers.N.attentions.1``, ``norms.1``, ``norms.2`` and ``ffns.0`` become layer N. Those of temporal
+        self-attention, ``attentions.0`` and ``norms.0``, are skipped. ``bev_embedding.weight``,
+        ``positional_encoding.row_embed.weight`` and ``col_embed``, ``level_embeds`` and ``cams_embeds`` are loaded if
+        given. Without ``level_embeds`` nothing is added to the scales; queries and projections of scales are kept.
+        Names of layers may have any prefix up to ``encoder.``. Rows of queries and of their positions are reversed,
+        since the original's begin farthest behind.
 
         Raises:
-            InputError: naming what is missing, left over or of another size.
+            InputError: if weights are missing, left over or of another size; it lists them.
         """
         own = self.state_dict()
         found, left = bevformer_weights(state_dict)

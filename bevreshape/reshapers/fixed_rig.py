@@ -11,10 +11,10 @@ from bevreshape.reshapers.base import GeometricReshaper, Reshaper
 
 
 class Buffers(nn.Module):
-    """A (named) tuple of tensors, ``None`` and further tuples, kept as buffers that no checkpoint holds.
+    """A (named) tuple of tensors, ``None`` and further tuples, stored in non-persistent buffers.
 
     Raises:
-        InputError: when it is read after a cast to another precision.
+        InputError: if it is read after a cast to another precision.
     """
 
     def __init__(self, values: tuple[Any, ...]) -> None:
@@ -44,19 +44,18 @@ class Buffers(nn.Module):
 
 
 class FixedRig(Reshaper):
-    """A reshaper with its calibration, called as ``fixed(features)``; the output is that of
-    ``reshaper(features, cameras)``.
+    """A reshaper with its calibration: ``fixed(features)`` equals ``reshaper(features, cameras)``.
 
-    Of a :class:`GeometricReshaper` what follows from the calibration is computed here, once. It may follow from the
-    weights too, so this is for inference: load weights and cast first, then wrap. The rig is in buffers that no
-    checkpoint holds.
+    The geometry of a :class:`GeometricReshaper` is computed once, on construction. It may depend on the weights, so
+    this is for inference: load weights and cast first, then wrap. The rig is stored in non-persistent buffers.
 
     Args:
-        reshaper: in evaluation.
-        cameras: of one rig, b = 1, of the full-size images.
+        reshaper: in evaluation mode.
+        cameras: one rig, b = 1, of the full-size images.
 
     Raises:
-        InputError: when the reshaper trains, or the calibration is of several rigs or of another number of cameras.
+        InputError: if the reshaper is in training mode, or the calibration has several rigs or another number of
+            cameras.
     """
 
     takes_scales: ClassVar[bool] = True
@@ -82,14 +81,14 @@ class FixedRig(Reshaper):
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Return its name in messages."""
         return self.reshaper.name
 
     def checked(self, features: Any, cameras: Cameras | None) -> tuple[Tensor, ...]:
-        """Compare what is given with what this was built for; see :meth:`Reshaper.checked`.
+        """Compare the inputs with the shapes this was built for; see :meth:`Reshaper.checked`.
 
         Raises:
-            InputError: as :meth:`Reshaper.forward`, and when a calibration is given or this is to be trained.
+            InputError: as :meth:`Reshaper.forward`, and if a calibration is given or this is in training mode.
         """
         if cameras is not None:
             raise InputError(f"{self.name}: its rig is fixed; call it with features alone, or call the reshaper within")

@@ -9,20 +9,19 @@ from bevreshape.reshapers.base import GeometricReshaper
 
 
 class IPM(GeometricReshaper):
-    """Every cell reads the features where its centre, on the ground, appears (Mallot et al. 1991).
+    """Every cell samples the features at the projection of its centre on the ground (Mallot et al. 1991).
 
-    No parameter: all it knows is the calibration and that the world is flat. A cell seen by several cameras is their
-    average, a cell that nobody sees is 0. A feature is read where it is centred, pixel ``stride·j + offset_px``, and
-    bilinearly between.
+    It has no parameters and assumes a flat world. A cell seen by several cameras is their average; a cell that no
+    camera sees is 0. Feature j is centred on pixel ``stride·j + offset_px``, with bilinear interpolation between.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes, the cell is that token.
+    Can it reproduce X at a cell that observes exactly one token? Yes, the cell is that token.
 
     Args:
-        source: the features it will get, with their stride and offset.
+        source: the shape of its features, with their stride and offset.
         grid: the cells it fills.
 
     Raises:
-        InputError: when the grid has no metres.
+        InputError: if the grid has no metres.
     """
 
     def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int]) -> None:

@@ -24,12 +24,12 @@ from bevreshape.reshapers.published_names import GKT
 
 
 class Sight(NamedTuple):
-    """What the calibration decides at one scale.
+    """Values that depend on the calibration alone, at one scale.
 
     Attributes:
         arranged: the windows, in a list of t features of all cameras.
-        embedding: (b, t, d), of these features.
-        cells: (b, p, s, d), embedding of every cell as each of its s cameras sees it.
+        embedding: (b, t, d), embeddings of these features.
+        cells: (b, p, s, d), embeddings of every cell as seen by each of its s cameras.
     """
 
     arranged: Arranged
@@ -88,40 +88,44 @@ class KernelAttention(GeometricReshaper):
     """Every cell attends to the features around its projection, in all cameras that see it (GKT, Chen et al. 2022).
 
     A cell (x, y), at a fixed height above the ground, is projected into every image; its tokens are the window of
-    k_h × k_w features nearest to where it appears. With X̃ the features after a small convolution, x the cells so far
-    (at first a learned prior) and e the unit vectors of :class:`CameraEmbedding`::
+    k_h × k_w features nearest to the projection. With X̃ the features after a small convolution, x the current cells (at
+    first a learned prior) and e the unit vectors of :class:`CameraEmbedding`::
 
         q = Wq·LN(x + e_cell)    k = Wk·LN(e_feature + A·relu(LN(X̃)))    v = Wv·LN(B·relu(LN(X̃)))
         z = LN(x + Wo·softmax(q·kᵀ/√d_head)·v)      x ← LN(z + MLP(z))
 
-    with one softmax over the windows of all cameras, q being another for each of them. Then come residual bottlenecks
-    among the cells. Several scales do so one after another, each with its own weights.
+    with one softmax over the windows of all cameras and a separate q for each camera. Residual bottlenecks among the
+    cells follow. Several scales follow one another, each with its own weights.
 
-    Only the features that some window holds are read, and only the cameras that see a cell are gathered for it. While
-    the model is compiled or exported all are read, and the result is the same.
+    Only features in a window are read, and only the cameras that see a cell are gathered for it. Compiled and exported
+    programs read all features, with the same result.
 
-    The original reads feature j as centred on pixel j·W/w, draws its rays and its cells on grids that include both
-    edges, repeats the border in windows that cross it, and lets a cell that no camera sees average the windows of all.
-    Here geometry is that of ``source`` and ``grid``, windows end at the border, and such a cell keeps to its prior.
-    :meth:`arrange` takes the original's own coordinates. The bottlenecks have batch normalisation as published, so in
-    training the samples of a batch do meet.
+    Differences from the original:
 
-    Can it reproduce X at a cell that looks at exactly one token? No: as in the original, V is of normalised
+    - It centres feature j on pixel j·W/w, and its grids of rays and cells include both edges. Here geometry is that of
+      ``source`` and ``grid``.
+    - Its windows repeat the border. Here they end there.
+    - A cell that no camera sees averages the windows of all. Here it keeps its prior.
+
+    :meth:`arrange` accepts the original's coordinates. As published, the bottlenecks have batch normalisation, which
+    couples the samples of a batch in training.
+
+    Can it reproduce X at a cell that observes exactly one token? No: as in the original, V is projected from normalised
     features. With 16 channels, .10 of the variance is lost.
 
     Args:
-        source: the features it will get, or several scales of them, in the order in which they are asked.
+        source: the shape of its features, one scale or several, in the order of attention.
         grid: the cells it fills.
         dim: d, channels of the cells; a multiple of 4.
-        heads: of the attention.
+        heads: number of heads.
         kernel_size: (k_h, k_w), rows and columns of features; published are 7 × 1.
-        context_kernel: rows and columns of the convolution that lets a feature know its neighbours first, odd;
-            ``None`` leaves it out. Published are 1 × 7, across the window.
-        height_m: of the points that are projected, in metres above the ground.
-        bottlenecks: after every scale.
+        context_kernel: rows and columns of the convolution over neighbouring features, odd; ``None`` omits it.
+            Published are 1 × 7, across the window.
+        height_m: height of the projected points, in metres above the ground.
+        bottlenecks: number of bottlenecks after every scale.
 
     Raises:
-        InputError: when the grid has no metres, heads do not divide dim, or a size is none.
+        InputError: if the grid has no metres, heads do not divide ``dim``, or a size is 0.
     """
 
     takes_scales = True
@@ -161,7 +165,7 @@ class KernelAttention(GeometricReshaper):
         )
 
     def locate(self, cameras: Cameras) -> tuple[Sight, ...]:
-        """What :meth:`arrange` makes of the cells' centres and the cameras' rays."""
+        """Call :meth:`arrange` for the cells' centres and the cameras' rays."""
         there = cameras.full_mask[..., None, None]  # b n 1 1
         ground = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
         points = F.pad(ground, (0, 1), value=self.height_m)  # p 3
@@ -183,14 +187,14 @@ class KernelAttention(GeometricReshaper):
         windows: Sequence[Windows],
         average_unseen: bool = False,
     ) -> tuple[Sight, ...]:
-        """Return what :meth:`gather` takes, from given coordinates, such as those of the original.
+        """Return input of :meth:`gather` for given coordinates, such as those of the original.
 
         Args:
-            ground: (x, y) of every cell in ego metres, row by row.
-            centers: of the cameras, in ego metres.
-            points: of every feature of every scale, the point 1 m deep on its ray, in ego metres.
-            windows: of every scale.
-            average_unseen: let a cell that has no valid feature average all its windows, as the original does.
+            ground: (x, y) of every cell in ego metres, row-major.
+            centers: centres of the cameras, in ego metres.
+            points: for every feature of every scale, the point 1 m deep on its ray, in ego metres.
+            windows: windows of every scale.
+            average_unseen: average all windows of a cell without valid features, as the original does.
         """
         found, camera = arrange_windows(windows, self.sources, self.neighbours or (1, 1), average_unseen)
         sights = []
@@ -211,13 +215,13 @@ class KernelAttention(GeometricReshaper):
         return rearrange(x, "b (R C) d -> b d R C", R=self.target_shape[0]).to(features[0].dtype)
 
     def load_original(self, state_dict: Mapping[str, Tensor]) -> "KernelAttention":
-        """Take over published weights.
+        """Load published weights.
 
         Args:
-            state_dict: of the published encoder (``GeometryKernelEncoder``), without those of its ``backbone``.
+            state_dict: that of the published encoder (``GeometryKernelEncoder``), without its ``backbone``.
 
         Raises:
-            InputError: when weights are missing, left over, or of another shape.
+            InputError: if weights are missing, left over, or of another shape.
         """
         given = {}
         for name, value in state_dict.items():

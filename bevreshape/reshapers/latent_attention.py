@@ -1,4 +1,4 @@
-"""Attention by way of a few latents, every feature with its ray."""
+"""Attention through a few latents; every feature carries its ray."""
 
 import math
 import re
@@ -20,16 +20,16 @@ from bevreshape.reshapers.published_names import LARA
 
 Query = Literal["coordinates", "fourier", "learned"]
 LEARNED_WIDTH = 32
-"""Channels of the vector that a cell learns."""
+"""Channels of a cell's learned vector."""
 
 
 class Embedded(NamedTuple):
-    """What needs no image.
+    """Values that do not depend on the images.
 
     Attributes:
-        rays: (b, t, ray_dim), embedded.
+        rays: (b, t, ray_dim), embedded rays.
         queries: (1, R·C, dim), Q of the cells.
-        present: (b, t), false for features of dropped cameras; ``None`` where all are there.
+        present: (b, t), false for features of dropped cameras; ``None`` if all are present.
     """
 
     rays: Tensor
@@ -39,51 +39,55 @@ class Embedded(NamedTuple):
 
 @checked
 class LatentAttention(GeometricReshaper):
-    """Features are read into a few latents, these attend to each other, and the cells read the latents.
+    """A few latents attend to the features and to each other, and the cells attend to the latents.
 
     After LaRa (Bartoccioni et al., CoRL 2022), which follows Perceiver IO (Jaegle et al. 2021). With X the features of
     all cameras, E their rays, Z the learned latents and Ø the cells:
 
     - tokens ``T = [X, MLP(E)]``, (b, n·h·w, c + ray_dim); E is the camera's centre in metres and the unit direction
-      in which the feature looks, both in the ego frame (with ``plucker`` also their cross product);
+      of the feature's ray, both in the ego frame (with ``plucker`` also their cross product);
     - ``Z ← block(Z, T)``, then ``depth`` times ``Z ← block(Z, Z)``, (b, latents, dim);
-    - ``O = block(MLP(Ø), Z)``, (b, R·C, dim), without the first residual: a place is no feature.
+    - ``O = block(MLP(Ø), Z)``, (b, R·C, dim), without the first residual, because positions are no features.
 
     A block is ``z ← z + softmax(Q·Kᵀ/√d)·V·W`` and ``z ← z + feedforward(z)``, with Q, K, V of normalised z and tokens.
     Cost and memory grow with tokens + cells, not with their product, and no tokens × latents matrix is kept. Cells are
-    never projected into images: a cell that nobody sees still reads the latents.
+    never projected into images: a cell that no camera sees still attends to the latents.
 
-    A cell is told by its ``coordinates`` and their distance from the vehicle; by ``fourier`` features of them; or by a
-    ``learned`` vector. In the coordinates, x forward and y left, the vehicle stands at 0 and the farthest cell centre
-    of either axis at ±1, which on a grid around the vehicle are the original's.
+    A cell is represented by its ``coordinates`` and their distance from the vehicle, by ``fourier`` features of these,
+    or by a ``learned`` vector. Coordinates are x forward and y left, with the vehicle at 0 and the farthest cell centre
+    of either axis at ±1. On a grid around the vehicle these are the original's.
 
-    The original reads feature j at pixel ``stride·j``; here at ``stride·j + offset_px``. Its Plücker rays of a batch of
-    three are crossed along the batch (``torch.cross`` takes the first dimension of size 3), and with Fourier features
-    the cells of a grid that is not square are out of order; neither happens here. Of its variants those that tell
-    a camera by its number are left out. Its rows and columns ascend, x and y; here row 0 is farthest ahead and column 0
-    farthest left, as everywhere. To work from rays and positions of one's own:
-    ``reshaper.gather(features, reshaper.embed(rays, cells))``.
+    Differences from the original:
 
-    Can it reproduce X at a cell that looks at exactly one token? Nearly: through residuals (1e-4 of the variance is
-    left after training), but only as many tokens as there are latents.
+    - It centres feature j on pixel ``stride·j``. Here it is ``stride·j + offset_px``.
+    - Its Plücker rays of a batch of three are crossed along the batch (``torch.cross`` uses the first dimension of size
+      3), and Fourier features mix up the cells of a grid that is not square. Neither happens here.
+    - Its variants with camera indices are omitted.
+    - Its rows and columns ascend with x and y. Here row 0 is farthest ahead and column 0 farthest left, as everywhere.
+
+    ``reshaper.gather(features, reshaper.embed(rays, cells))`` accepts other rays and positions.
+
+    Can it reproduce X at a cell that observes exactly one token? Nearly: through residuals (1e-4 of the variance is
+    left after training), but only for as many tokens as there are latents.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills.
         dim: channels of the latents and of the output (LaRa: 256).
-        latents: how many (LaRa: 256).
-        depth: self-attention blocks (LaRa: 4).
-        read_heads: of the attention from latents to tokens (LaRa: 32).
-        heads: of the attention among latents and from cells to latents (LaRa: 16).
+        latents: number of latents (LaRa: 256).
+        depth: number of self-attention blocks (LaRa: 4).
+        read_heads: heads of the attention from latents to tokens (LaRa: 32).
+        heads: heads of the attention among latents and from cells to latents (LaRa: 16).
         ray_dim: channels of an embedded ray (LaRa: 128); ``None`` is half of ``dim``.
-        plucker: rays with their moment, ``centre × direction``, as the authors came to recommend.
+        plucker: add the moment of rays, ``centre × direction``, as the authors later recommended.
         query: ``coordinates``, ``fourier`` or ``learned``.
-        query_bands: frequencies an axis, for ``fourier``, from 1 to half the cells of an axis.
-        layer_scale: what the residuals among latents are multiplied by at the start; 0 leaves it out (LaRa), 1e-5 is
-            that of its smaller version.
+        query_bands: frequencies per axis for ``fourier``, from 1 to half the cells of an axis.
+        layer_scale: initial factor of the residuals among latents; 0 omits it (LaRa), 1e-5 is that of its smaller
+            version.
 
     Raises:
-        InputError: an unknown query, no latents, heads that do not divide ``dim``, or a grid without metres.
+        InputError: if the query is unknown, there are no latents, heads do not divide ``dim``, or the grid has no
+            metres.
     """
 
     def __init__(
@@ -133,9 +137,9 @@ class LatentAttention(GeometricReshaper):
         """Embed rays and cells.
 
         Args:
-            rays: of every feature, camera by camera and row by row, a point on it in metres and its unit direction.
-            cells: position of every cell, row by row, in units of the farthest cell.
-            present: which features are there; all where it is ``None``.
+            rays: for every feature, camera by camera and row-major, a point on its ray in metres and a unit direction.
+            cells: position of every cell, row-major, in units of the farthest cell.
+            present: which features are present; ``None`` for all.
         """
         if present is not None:
             rays = torch.where(present.unsqueeze(-1), rays, 0.0)
@@ -145,11 +149,11 @@ class LatentAttention(GeometricReshaper):
         return Embedded(self.embed_rays(rays), queries, present)
 
     def gather(self, features: Tensor, located: Embedded) -> Tensor:
-        rays, q = (x.to(self.latents.dtype) for x in (located.rays, located.queries))  # autocast narrows them
+        rays, q = (x.to(self.latents.dtype) for x in (located.rays, located.queries))  # autocast lowers their precision
         tokens = rearrange(features, "b n c h w -> b (n h w) c")
         b = tokens.shape[0]
         present = None if located.present is None else located.present.expand(b, -1)
-        if present is not None:  # a weight of 0 would not stop what is not a number
+        if present is not None:  # 0 · NaN would be NaN
             tokens = torch.where(present.unsqueeze(-1), tokens, 0.0)
         tokens = torch.cat([tokens, rays.expand(b, -1, -1)], dim=-1)  # b t c+ray_dim
         latents = self.read(self.latents.unsqueeze(0), tokens, present)
@@ -159,17 +163,17 @@ class LatentAttention(GeometricReshaper):
         return rearrange(bev, "b (R C) d -> b d R C", R=self.target_shape[0])
 
     def load_original(self, state: Mapping[str, Tensor]) -> "LatentAttention":
-        """Take the weights of LaRa's ``latent_encoder`` and ``latent_decoder``.
+        """Load the weights of LaRa's ``latent_encoder`` and ``latent_decoder``.
 
-        The widths must be those that it was published with: ``dim=256, latents=256, read_heads=32, heads=16,
-        ray_dim=128`` on 128 channels.
+        The widths must be the published ones: ``dim=256, latents=256, read_heads=32, heads=16, ray_dim=128`` on 128
+        channels.
 
         Args:
             state: the state dict of LaRa or its checkpoint, names with any prefix; its image encoder and BEV decoder
-                are passed over.
+                are skipped.
 
         Raises:
-            InputError: when a weight is missing, left over or of another shape.
+            InputError: if a weight is missing, left over or of another shape.
         """
         given: dict[str, Tensor] = {}
         for key, value in state.items():
@@ -192,7 +196,7 @@ class LatentAttention(GeometricReshaper):
         return torch.stack([centers[:, axis] / reach for axis, reach in enumerate(self._reach())], dim=-1).to(dtype)
 
     def _reach(self) -> tuple[float, float]:
-        """How far the farthest cell centre of either axis is from the vehicle, in metres."""
+        """Return the distance of the farthest cell centre from the vehicle along either axis, in metres."""
         half = self.grid.cell_m / 2
         x, y = (max(abs(edge) for edge in edges) - half for edges in (self.grid.forward_m, self.grid.left_m))
         return max(x, half), max(y, half)
@@ -202,7 +206,7 @@ class LatentAttention(GeometricReshaper):
             return self.cells
         if self.query == "coordinates":
             return torch.cat([cells, cells.square().sum(-1, keepdim=True).sqrt()], dim=-1)
-        # from -1 to 1 there are that many cells, and half as many waves can be told apart
+        # from -1 to 1 there are that many cells, and half as many waves are distinguishable
         phases = [
             math.pi * cells[:, axis, None] * torch.linspace(
                 1, reach / self.grid.cell_m + 0.5, self.query_bands, device=cells.device, dtype=cells.dtype

@@ -11,8 +11,8 @@ from bevreshape.reshapers.attention import Attention, FeedForward
 class CoordinateMLP(nn.Module):
     """Two linear layers with a GELU between, from coordinates to channels.
 
-    The first works at the precision of the coordinates, whatever that of the network: eight bits do not tell the cells
-    of a fine grid apart.
+    The first has the precision of the coordinates at every precision of the network: the eight bits of bfloat16 do not
+    distinguish the cells of a fine grid.
     """
 
     def __init__(self, coordinates: int, dim: int) -> None:
@@ -29,14 +29,13 @@ class CoordinateMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Queries attend to tokens, then every one of them goes through a feed-forward; norms come first.
+    """Queries attend to tokens and pass through a feed-forward, both with pre-norm.
 
     Args:
         dim: channels of the queries.
-        heads: of the attention.
-        token_width: channels of the tokens; ``None`` where the tokens are the queries, which share one norm.
-        scale: what the residual branches are multiplied by at the start, channel by channel (LayerScale, Touvron et al.
-            2021); 0 leaves the multiplication out.
+        heads: number of heads.
+        token_width: channels of the tokens; ``None`` if the tokens are the queries, which then share one norm.
+        scale: initial factor of the residual branches, per channel (LayerScale, Touvron et al. 2021); 0 omits it.
     """
 
     def __init__(self, dim: int, heads: int, token_width: int | None = None, scale: float = 0.0) -> None:
@@ -52,17 +51,17 @@ class Block(nn.Module):
         return self.think(queries + self._scaled(0, self.answer(self.ask(queries), tokens, present)))
 
     def ask(self, queries: Tensor) -> Tensor:
-        """Q, which needs no tokens."""
+        """Project queries to Q."""
         return self.attention.to_q(self.norm(queries))
 
     def answer(self, q: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        """What Q gathers from the tokens."""
+        """Attend from Q to the tokens."""
         tokens = (self.norm_tokens or self.norm)(tokens)
         k, v = self.attention.to_k(tokens), self.attention.to_v(tokens)
         return self.out(self.attention.attend(q, k, v, present))
 
     def think(self, x: Tensor) -> Tensor:
-        """The feed-forward with its residual."""
+        """Apply the feed-forward with its residual."""
         return x + self._scaled(1, self.feedforward(x))
 
     def _scaled(self, branch: int, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Features spread along their rays by a predicted depth, and summed on the ground."""
+"""Lift-splat: features distributed along their rays by a predicted depth, and summed on the ground plane."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ class PlacedPoints(NamedTuple):
     """The points of the rays sorted by the cell that they fall into, m = n·D·h·w.
 
     Attributes:
-        order: (b, m), which point.
-        pixels: (b, m), whose pixel.
-        cells: (b, m), which cell.
+        order: (b, m), index of the point.
+        pixels: (b, m), index of its pixel.
+        cells: (b, m), index of its cell.
         starts: (b, R·C), the first point of every cell.
-        counts: (b, n, D, h, w), in the points' own order, whether a point counts.
+        counts: (b, n, D, h, w), in the original order, whether a point counts.
     """
 
     order: Tensor
@@ -38,46 +38,48 @@ class PlacedPoints(NamedTuple):
 
 @checked
 class LiftSplat(GeometricReshaper):
-    """Every feature is spread along its ray by a predicted distribution over depth; cells sum what falls into them.
+    """Every feature is distributed along its ray by a predicted depth, and every cell sums the points in it.
 
-    Lift, Splat, Shoot (Philion & Fidler, ECCV 2020). A 1×1 convolution of the features gives a pixel D logits and a
-    context vector of d channels. The point of pixel p at the k-th depth carries ``softmax(logits_p)_k · context_p``:
+    Lift, Splat, Shoot (Philion & Fidler, ECCV 2020). A 1×1 convolution of the features gives every pixel D logits and a
+    context vector of d channels. The point of pixel p at the k-th depth has ``softmax(logits_p)_k · context_p``:
 
-        ``bev[cell] = Σ_(p,k) [point (p,k) lies in the cell] · softmax(logits_p)_k · context_p``.
+        ``bev[cell] = Σ_(p,k) [point (p,k) is in the cell] · softmax(logits_p)_k · context_p``.
 
-    The point lies on the ray through the pixel on which the feature is centred, at that depth along the optical axis,
-    ``center + depth · ray``. Its height decides only whether it counts. A cell without a point is 0.
+    The point is on the ray through the feature's centre, at the given depth along the optical axis, ``center + depth ·
+    ray``. Its height only decides whether it counts. A cell without points is 0.
 
-    The points' features, (b, n·D·h·w, d), are never written down: sorted by cell, the sum is a weighted bag of context
-    rows. Sorting follows from the calibration alone, so on a fixed rig it is done once (:class:`FixedRig`). The result
-    is laid out channels last.
+    The points' features, (b, n·D·h·w, d), are never formed: sorted by cell, the sum is a weighted bag of context rows.
+    The order depends on the calibration alone, so a fixed rig sorts once (:class:`FixedRig`). The result is channels
+    last in memory.
 
-    Differences from the published code, and how to have its numbers:
+    Differences from the published code:
 
-    - It centres features evenly from the first pixel of an image to the last (a ``linspace``), whatever the encoder's
-      stride; here they are centred on ``stride·j + offset_px``.
-    - It rounds towards zero, so that points up to one cell behind the grid or right of it fall into its border cells,
-      and points down to a whole height band below that band still count. Here they are left out.
-    - Its sums are differences of one running sum over all points, which costs digits. Here each cell is summed alone.
-    - Its axes (X, Y) are cells ahead and to the left: row is ``R - 1 - X`` and column ``C - 1 - Y``, so its output is
-      ``bev.flip(-2, -1)``. It keeps height bands apart as channels; here there is one band, as it is configured.
+    - It centres features evenly from the first pixel of an image to the last (a ``linspace``), for every stride of the
+      encoder. Here they are centred on ``stride·j + offset_px``.
+    - It rounds towards zero. Points up to one cell behind or to the right of the grid fall into its border cells, and
+      points up to one height band below the band still count. Here they are omitted.
+    - Its sums are differences of one running sum over all points, which loses precision. Here each cell is summed
+      separately.
+    - Its axes (X, Y) are cells ahead and to the left: the row is ``R - 1 - X`` and the column ``C - 1 - Y``, so its
+      output is ``bev.flip(-2, -1)``. Its height bands are separate channels; here there is one band, as configured.
 
-    With :meth:`load_original` and its own points, ``gather(features, place(points, truncate=True))`` is its output.
+    With :meth:`load_original` and the original's points, ``gather(features, place(points, truncate=True))`` is its
+    output.
 
     Depth can be supervised (as in BEVDepth, Li et al., AAAI 2023): add ``depth_loss(depth(features), depth_m)`` to the
     loss.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes, times the probability of its depth.
+    Can it reproduce X at a cell that observes exactly one token? Yes, times the probability of its depth.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills.
         depths_m: first depth, end (not included) and step, in metres; D of them. Published: 4, 45, 1.
         height_m: lowest and highest point that counts, in metres above the ground.
         channels: d.
 
     Raises:
-        InputError: when the grid has no metres, or depths or heights do not ascend.
+        InputError: if the grid has no metres, or depths or heights do not ascend.
     """
 
     pixel_of_point: Tensor
@@ -110,11 +112,11 @@ class LiftSplat(GeometricReshaper):
         points = torch.arange(source.cameras * self.depths * source.tokens)  # in the order n D h w
         pixels = points // (self.depths * source.tokens) * source.tokens + points % source.tokens
         self.register_buffer("pixel_of_point", pixels.int(), persistent=False)
-        # points that do not count weigh nothing, and any cell can hold them; spread out they hold up none
+        # points that do not count have weight 0; they are distributed over all cells, so that no cell is slow
         self.register_buffer("spare_cell", (points % math.prod(self.target_shape)).int(), persistent=False)
 
     def points(self, cameras: Cameras) -> Float[Tensor, "b n D h w 3"]:
-        """Where features may lie: ego points in metres."""
+        """Return the points of every feature at every depth, in ego metres."""
         device, dtype = cameras.intrinsics.device, cameras.intrinsics.dtype
         rays = cameras.rays(self.source.pixels(device, dtype).flatten(0, 1))  # b n p 3
         rays = rays.unflatten(2, (1, self.source.height, self.source.width))  # b n 1 h w 3
@@ -129,8 +131,8 @@ class LiftSplat(GeometricReshaper):
 
         Args:
             points: ego points in metres.
-            present: which cameras are there; ``None``: all.
-            truncate: round towards zero, as the published code does, in place of down.
+            present: which cameras are present; ``None`` for all.
+            truncate: round towards zero, as the published code does, instead of down.
         """
         rows, cols = self.target_shape
         low, high = self.height_m
@@ -142,7 +144,7 @@ class LiftSplat(GeometricReshaper):
             counts = counts & present[..., None, None, None]
         cells = torch.where(counts, (rows - 1 - ahead) * cols + (cols - 1 - left), 0).int().flatten(1)
         cells = torch.where(counts.flatten(1), cells, self.spare_cell)  # b m, m points
-        if is_exporting():  # unsorted, for ONNX sorts slowly; splat does not read starts then
+        if is_exporting():  # unsorted, because ONNX sorts slowly; splat then does not read starts
             order = torch.arange(cells.shape[1], device=cells.device).expand_as(cells)
             return PlacedPoints(order, self.pixel_of_point.expand_as(cells), cells, cells, counts)
         return PlacedPoints(*self._sort(cells), counts)
@@ -150,7 +152,7 @@ class LiftSplat(GeometricReshaper):
     def _sort(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         b, m = cells.shape
         size = math.prod(self.target_shape)
-        cells, order = flat_index(cells, b, size).sort()  # one long sort is faster than one a sample
+        cells, order = flat_index(cells, b, size).sort()  # one long sort is faster than one per sample
         held = cells.new_zeros(b * size).index_add_(0, cells, torch.ones_like(cells)).view(b, size)
         sample = torch.arange(b, device=cells.device, dtype=torch.int32)[:, None]
         order = order.view(b, m).int() - sample * m
@@ -164,12 +166,12 @@ class LiftSplat(GeometricReshaper):
     def lift(
         self, features: Float[Tensor, "b n c h w"]
     ) -> tuple[Float[Tensor, "b n D h w"], Float[Tensor, "b n d h w"]]:
-        """Logits of depth, and context."""
+        """Return logits of depth, and context."""
         lifted = self.depthnet(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         return lifted[:, :, : self.depths], lifted[:, :, self.depths :]
 
     def depth(self, features: Float[Tensor, "b n c h w"]) -> Float[Tensor, "b n D h w"]:
-        """Logits of depth of every feature; their softmax over D is the distribution."""
+        """Return every feature's logits of depth; their softmax over D is the distribution."""
         return self.lift(features)[0]
 
     def depth_loss(
@@ -178,12 +180,12 @@ class LiftSplat(GeometricReshaper):
         depth_m: Float[Tensor, "b n h w"],
         valid: Bool[Tensor, "b n h w"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy with the depth nearest to the true one.
+        """Return the mean cross-entropy with the depth bin nearest to the target depth.
 
         Args:
-            logits: of :meth:`depth`.
-            depth_m: true depth along the optical axis, in metres, where every feature is centred.
-            valid: where it is known. Pixels whose depth is none of D, more than half a step off, are left out as well.
+            logits: from :meth:`depth`.
+            depth_m: target depth along the optical axis, in metres, at every feature's centre.
+            valid: where it is known. Pixels more than half a step off all D depths are excluded as well.
         """
         nearest = torch.floor((depth_m - self.first_m) / self.step_m + 0.5)
         known = (nearest >= 0) & (nearest < self.depths)
@@ -195,12 +197,12 @@ class LiftSplat(GeometricReshaper):
     def splat(
         self, chances: Float[Tensor, "b n D h w"], context: Float[Tensor, "b n d h w"], located: PlacedPoints
     ) -> Float[Tensor, "b d R C"]:
-        """Sum of what falls into every cell.
+        """Sum the points of every cell.
 
         Args:
-            chances: of every depth, a distribution over D.
-            context: what a pixel carries.
-            located: from :meth:`place`, of b samples or of one; the chances of points that do not count are not read.
+            chances: probability of every depth, a distribution over D.
+            context: context vector of every pixel.
+            located: from :meth:`place`, of b samples or of one. Probabilities of points that do not count are not read.
         """
         order, pixels, cells, starts, counts = located
         b, m = chances.shape[0], order.shape[1]
@@ -223,7 +225,7 @@ class LiftSplat(GeometricReshaper):
         return bev.unflatten(1, self.target_shape).permute(0, 3, 1, 2)
 
     def gather(self, features: Tensor, located: PlacedPoints) -> Tensor:
-        # a camera without a point in the grid, such as a dropped one, is not even multiplied by zero
+        # a camera without points in the grid, such as a dropped one, may hold NaN, so it is not multiplied by zero
         seen = located.counts.flatten(2).any(-1)[..., None, None, None]  # b n 1 1 1
         logits, context = self.lift(torch.where(seen, features, 0))
         with torch.autocast(features.device.type, enabled=False):
@@ -231,13 +233,12 @@ class LiftSplat(GeometricReshaper):
             return self.splat(logits.to(exact).softmax(2), context.to(exact), located).to(features.dtype)
 
     def load_original(self, state_dict: Mapping[str, Tensor]) -> "LiftSplat":
-        """Take the published module's weights, ``camencode.depthnet.weight`` and ``.bias``, with or without
-        ``camencode.``.
+        """Load the published weights ``camencode.depthnet.weight`` and ``.bias``, with or without ``camencode.``.
 
-        Its first D channels are the logits, the others the context, as here.
+        The first D channels are the logits, the others the context, as here.
 
         Raises:
-            InputError: when one is missing or of another shape, or something else is left over.
+            InputError: if one is missing or of another shape, or others are left over.
         """
         given = {name.removeprefix("camencode."): value for name, value in state_dict.items()}
         self.check_original(

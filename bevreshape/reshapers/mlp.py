@@ -18,11 +18,11 @@ from bevreshape.ops.linear import Activation, grouped_linear
 from bevreshape.reshapers.base import Reshaper, without_dropped
 
 ORIGINAL = re.compile(r"(?:.*\.)?(?:mat_list|hw_mat)\.(\d+)\.(\d+)\.(weight|bias)")
-"""What VPN and HDMapNet call a parameter: camera, place in its Linear-ReLU-Linear-ReLU, kind."""
+"""VPN's and HDMapNet's names of a parameter: camera, position in its Linear-ReLU-Linear-ReLU, kind."""
 
 
 class TokenLinear(nn.Module):
-    """``W·X + b`` over tokens, one W a group: (g, m, tokens) → (g, m, cells)."""
+    """``W·X + b`` over tokens, one W per group: (g, m, tokens) → (g, m, cells)."""
 
     def __init__(self, groups: int, tokens: int, cells: int, gain: float, bias: bool = True) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class TokenLinear(nn.Module):
 
 
 class LowRankLinear(nn.Module):
-    """``U·(V·X) + b``: what :class:`TokenLinear` is, with ``W = U·V`` through ``rank`` tokens."""
+    """``U·(V·X) + b``: a :class:`TokenLinear` with ``W = U·V`` of rank ``rank``."""
 
     def __init__(self, groups: int, tokens: int, cells: int, rank: int, gain: float) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W, (g, cells, tokens)."""
+        """Return W, (g, cells, tokens)."""
         return self.outer.weight @ self.inner.weight
 
     def forward(self, x: Tensor, activation: str) -> Tensor:
@@ -52,15 +52,15 @@ class LowRankLinear(nn.Module):
 
 
 class Rectify(nn.Module):
-    """Move the image's rows and columns as the calibration says: ``X' = A·X·Bᵀ`` of every channel, (h, w).
+    """Move the image's rows and columns by the calibration: ``X' = A·X·Bᵀ`` of every channel, (h, w).
 
-    A (h×h) and B (w×w) are the identity plus what a small MLP, every camera's own, makes of its calibration; at first
-    that is nothing. The calibration comes as 14 numbers (focal lengths, skew and principal point in parts of the
-    image, two columns of ego_from_cam's rotation, translation in metres), each with sine and cosine at ``OCTAVES``
-    frequencies, without which the small differences that matter, half a degree, are hard to learn from.
+    A (h×h) and B (w×w) are the identity plus the output of a small MLP per camera, initially 0. Its input is the
+    calibration in 14 numbers: focal lengths, skew and principal point relative to the image, two columns of
+    ego_from_cam's rotation, and translation in metres. Each is encoded by sine and cosine at ``OCTAVES`` frequencies,
+    because small differences such as half a degree are otherwise hard to learn.
     """
 
-    OCTAVES = 5  # 1, 2, 4, 8 and 16 radians a unit
+    OCTAVES = 5  # 1, 2, 4, 8 and 16 radians per unit
     INPUTS = 14
 
     octaves: Tensor
@@ -95,7 +95,7 @@ class Rectify(nn.Module):
 
 
 def describe(cameras: Cameras) -> Float[Tensor, "b n 14"]:
-    """A calibration in numbers that do not change when the image is resized."""
+    """Describe a calibration in 14 numbers that do not change when the image is resized."""
     height, width = cameras.image_size
     k, pose = cameras.intrinsics, cameras.ego_from_cam
     inside = [
@@ -113,48 +113,47 @@ class MLP(Reshaper):
     """``O = σ(W·X + b)``, W of size RC × hw, from every token to every cell, the same for all channels.
 
     After View Parsing Network (VPN; Pan et al., RA-L 2020) and HDMapNet (Li et al., ICRA 2022), which have one hidden
-    layer of R·C tokens, each layer followed by σ. W is fixed after training: it holds one view of the world, needs no
-    positional encoding and no calibration. VPN is ``hidden=[R·C]``; so is HDMapNet's MLP, whose output a camera is
-    :meth:`per_camera` (it then turns each camera's map by its extrinsics and takes the largest, which is not done
-    here).
+    layer of R·C tokens, with σ after each layer. W is fixed after training: it represents one view of the world, and
+    needs neither positional encoding nor calibration. VPN is ``hidden=[R·C]``. So is HDMapNet's MLP, whose output per
+    camera is :meth:`per_camera`; it then warps each camera's map by its extrinsics and takes the maximum, which is not
+    done here.
 
-    The published σ is relu, after the last layer too. Features that are never negative, as an encoder's behind its own
-    relu, then leave a cell whose row of W is negative at 0 for every image, without a gradient that could bring it
-    back: of a single layer behind the default encoder half of all cells. ``gelu``, with which ``conf`` trains, lets
-    them live.
+    The published σ is relu, after the last layer too. If features are never negative, as after an encoder's relu, a
+    cell with a negative row of W is 0 for every image and has no gradient: half of all cells, for a single layer after
+    the default encoder. ``gelu``, the default in ``conf``, avoids this.
 
-    ``rank=r`` writes W as U·V with U of RC × r and V of r × hw, r·(RC + hw) numbers and multiply-adds a channel in
-    place of RC·hw: from 512 tokens to 100×100 cells, rank 64 takes .7 million in place of 5.1. The best U·V for a given
-    W misses it by the singular values beyond the r-th, ``√Σσᵢ²`` (Eckart and Young 1936). For IPM of a front camera,
-    16×32 features to 32 m × 32 m, that leaves .28 of the sum of squares at rank 32, .12 at 64 and .03 at 128, whatever
-    the size of cells: what r cannot hold is blurred.
+    ``rank=r`` factors W as U·V with U of RC × r and V of r × hw: r·(RC + hw) parameters and multiply-adds per channel
+    instead of RC·hw. From 512 tokens to 100×100 cells, rank 64 has .7 million instead of 5.1. The best U·V for a given
+    W has the error ``√Σσᵢ²`` of the singular values beyond the r-th (Eckart and Young 1936). For IPM of a front camera,
+    16×32 features to 32 m × 32 m, this is .28 of the sum of squares at rank 32, .12 at 64 and .03 at 128, for every
+    size of cells; the error is blur.
 
-    ``calibration=True`` lets the mapping follow the camera, so that adapting to the image (attention) can be told
-    apart from knowing where the camera looks. It becomes ``W·(A ⊗ B)``, with A and B, see :class:`Rectify`, moving the
-    image's rows and columns: to first order, what pitch, height and yaw, focal length and principal point do; roll
-    and a sideways step only in part. Scaling tokens (FiLM) could not move anything, and a change of W of low rank
-    moves few of its cells. Learning IPM of one camera, 8×16 features to 12×12 cells, on 2000 calibrations (1.5° of
-    pitch, 2° of yaw, 1° of roll, 0.1 m of height) in 1000 steps, the squared error left on others was, in parts of the
-    variance, .105 without calibration, .042 and .018 with an added change of rank 32 and 128, .011 with 8 W's mixed
-    linearly (.10 by softmax), and .011 with this, which has a quarter of their numbers to train; with three times the
-    spread .49 without, .081 with 8 W's and .035 with this.
+    ``calibration=True`` makes the mapping depend on the camera, to separate adaptation to the image (attention) from
+    knowledge of the camera's pose. The mapping becomes ``W·(A ⊗ B)``; A and B move the image's rows and columns, see
+    :class:`Rectify`. To first order these are the effects of pitch, height, yaw, focal length and principal point; roll
+    and sideways translation are covered only in part. Scaling tokens (FiLM) could not move anything, and a low-rank
+    change of W moves few cells. In a test, IPM of one camera, 8×16 features to 12×12 cells, was learned from 2000
+    calibrations (1.5° of pitch, 2° of yaw, 1° of roll, 0.1 m of height) in 1000 steps. The squared error on other
+    calibrations, relative to the variance, was .105 without calibration, .042 and .018 with an added change of rank 32
+    and 128, .011 with a linear mixture of 8 W's (.10 by softmax), and .011 with this, at a quarter of their parameters.
+    At three times the spread it was .49 without, .081 with 8 W's and .035 with this.
 
-    Can it reproduce X at a cell that looks at exactly one token? With ``activation=none`` yes; with relu where X is
-    not negative; with gelu and tanh nearly.
+    Can it reproduce X at a cell that observes exactly one token? Yes with ``activation=none``; with relu if X is
+    not negative; nearly with gelu and tanh.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills, or (R, C).
-        hidden: tokens of the hidden layers; none gives the single layer.
+        hidden: numbers of tokens of the hidden layers; an empty list gives the single layer.
         channels: d, by a linear projection of the channels before W, ``O = σ(W·(X·P) + b)``; ``None`` keeps c.
         activation: σ, one of relu, gelu, tanh, none.
-        views: ``per_view`` gives every camera its own layers and sums their outputs (VPN), a dropped camera left out
-            of the sum; ``joint`` gives all cameras' tokens to one W, a dropped camera's as zeros.
-        rank: of every layer's W that this makes smaller; ``None`` for full ones.
-        calibration: read it; cameras must be given then, and a grid.
+        views: ``per_view`` gives every camera its own layers and sums their outputs without dropped cameras (VPN);
+            ``joint`` gives all cameras' tokens to one W, with zeros for dropped cameras.
+        rank: rank of every layer's W that becomes smaller by it; ``None`` for full matrices.
+        calibration: read the calibration; cameras and a grid are then required.
 
     Raises:
-        InputError: an unknown activation or rule for views, or a rank that makes nothing smaller.
+        InputError: if the activation or ``views`` is unknown, or the rank makes no layer smaller.
     """
 
     def __init__(
@@ -177,7 +176,7 @@ class MLP(Reshaper):
         self.project = nn.Conv2d(source.channels, channels, 1, bias=False) if channels is not None else nn.Identity()
         groups, tokens = (1, source.cameras * source.tokens) if self.joint else (source.cameras, source.tokens)
         self.widths = [tokens, *hidden, rows * cols]
-        # hidden layers need random features, but in the last one what W draws stays as noise beside what it learns
+        # hidden layers need random features, but the last W's initial values would remain as noise
         gains = [1.0] * len(hidden) + [0.1]
         small = [rank is not None and rank * (i + o) < i * o for i, o in pairwise(self.widths)]
         if rank is not None and not any(small):
@@ -200,11 +199,10 @@ class MLP(Reshaper):
     def per_camera(
         self, features: Float[Tensor, "b n c h w"], cameras: Cameras | None = None
     ) -> Float[Tensor, "b n d R C"]:
-        """What each camera adds to the sum.
+        """Return each camera's term of the sum.
 
         Raises:
-            InputError: with ``views="joint"``, where cameras add nothing of their own; when a needed calibration is
-                missing.
+            InputError: with ``views="joint"``, which has no such terms, or if a needed calibration is missing.
         """
         if self.joint:
             raise InputError("MLP: with views=joint one W reads all cameras; per_camera needs views=per_view")
@@ -213,7 +211,7 @@ class MLP(Reshaper):
         return self._maps(without_dropped(features, cameras), cameras).transpose(0, 1).unflatten(-1, self.target_shape)
 
     def _maps(self, features: Tensor, cameras: Cameras | None) -> Tensor:
-        """(b, n, c, h, w) → (g, b, d, cells)."""
+        """Map (b, n, c, h, w) → (g, b, d, cells)."""
         b, n = features.shape[:2]
         x = self.project(features.flatten(0, 1)).unflatten(0, (b, n))  # b n d h w
         if self.rectify is not None:
@@ -225,20 +223,20 @@ class MLP(Reshaper):
         maps = x.unflatten(1, (b, -1))  # g b d cells
         if self.joint or cameras is None or cameras.camera_mask is None:
             return maps
-        return maps * cameras.camera_mask.T[..., None, None].to(maps.dtype)  # σ(b) remains of a dropped camera
+        return maps * cameras.camera_mask.T[..., None, None].to(maps.dtype)  # a dropped camera would add σ(b)
 
     @torch.no_grad()
     def load_original(self, state_dict: Mapping[str, Any]) -> "MLP":
-        """Take the weights of VPN's ``TransformModule`` or of HDMapNet's ``ViewTransformation``.
+        """Load the weights of VPN's ``TransformModule`` or of HDMapNet's ``ViewTransformation``.
 
         Built as ``MLP(source, grid, hidden=[R * C])`` this gives VPN's output, and :meth:`per_camera` HDMapNet's.
 
         Args:
-            state_dict: that module's, its keys ``mat_list.{camera}.{0,2}.{weight,bias}`` or ``hw_mat.…``, with or
+            state_dict: that module's, with keys ``mat_list.{camera}.{0,2}.{weight,bias}`` or ``hw_mat.…``, with or
                 without a prefix.
 
         Raises:
-            InputError: when something is missing, left over or of another size, or options make this another network.
+            InputError: if weights are missing, left over or of another size, or options define another network.
         """
         full = [layer for layer in self.layers if isinstance(layer, TokenLinear)]
         plain = not (self.joint or self.rectify or isinstance(self.project, nn.Conv2d)) and len(full) == len(

@@ -1,4 +1,4 @@
-"""An MLP from view to view and back, and attention that finds again in the image what the MLP put into each cell."""
+"""An MLP from the image to the bird's-eye view and back, and hard attention from cells to tokens."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -23,10 +23,10 @@ RENAMED = {
     "value_conv.": "to_v.",
     "f_conv.": "fuse.",
 }
-"""The published modules' names and these here."""
+"""The published modules' names, and the names here."""
 
 UNUSED = ("res_conv.", "epoch")
-"""What published checkpoints hold that no output depends on."""
+"""Entries of published checkpoints that no output depends on."""
 
 
 class TokenMLP(nn.Sequential):
@@ -39,12 +39,12 @@ class TokenMLP(nn.Sequential):
 def cycle_loss(
     again: Float[Tensor, "z c t"], x: Float[Tensor, "z c t"], weights: Float[Tensor, "b n"]
 ) -> Float[Tensor, ""]:
-    """Mean of \\|X − X''\\|, over the cameras that are there: how much of the image its own view from above forgets.
+    """Return the mean of \\|X − X''\\| over the present cameras: the reconstruction error of the cycle.
 
     Args:
         again: X'', z = b·n.
         x: X.
-        weights: of the cameras, whose sum is 1.
+        weights: weights of the cameras; their sum is 1.
     """
     missed = F.l1_loss(again, x, reduction="none").mean((1, 2))  # z
     return (missed * weights.flatten()).sum() / len(weights)
@@ -52,40 +52,43 @@ def cycle_loss(
 
 @checked
 class MLPAttention(Reshaper):
-    """An MLP makes the bird's-eye view, another one the image of it again, and hard attention compares them (PYVA).
+    """An MLP predicts the bird's-eye view, another reconstructs the image, and hard attention compares them (PYVA).
 
-    Projecting Your View Attentively (Yang et al., CVPR 2021). Of a camera's features X, (c, h·w)::
+    Projecting Your View Attentively (Yang et al., CVPR 2021). For a camera's features X, (c, h·w)::
 
-        X'  = MLP(X)                                    c × RC, the view from above
-        X'' = MLP'(X')                                  c × hw, the image that it remembers
+        X'  = MLP(X)                                    c × RC, the bird's-eye view
+        X'' = MLP'(X')                                  c × hw, the reconstructed image
         Q, K, V = 1×1 convolutions of X', X, X''        Q and K of c/8 channels
         S_j, i_j = max, argmax over tokens i of K_i·Q_j     for every cell j
         T_j = V at i_j
         O   = X' + conv3×3([X', T]) ⊙ S                 c × RC
 
-    All cameras share these weights and are averaged over those that are there. X'' ends in a relu, so X should too.
+    All cameras share these weights, and the result is averaged over the present cameras. X'' ends in a relu, so X
+    should too.
 
-    Training adds the cycle's error, that X'' should be X: ``cycle_weight`` times :func:`cycle_loss`. The authors also
-    supervise X', through a head of its own, which is not done here.
+    Training adds the error of the cycle X → X'': ``cycle_weight`` times :func:`cycle_loss`. The authors also supervise
+    X' through a separate head, which is not done here.
 
-    Differs from the original: any h×w becomes any R×C, where theirs are one square; and X' is what the result is added
-    to and convolved with, since S and T are of its cells, where the published code takes the image's X, whose token
-    of the same number looks elsewhere. ``residual="image"`` does as they did, with h×w = R×C. The relevance K·Q is
-    only looked at to find its largest entry, and the gradient goes through that entry alone, as that of a maximum does,
-    so that no matrix of tokens × cells is kept for the backward pass.
+    Differences from the original:
 
-    Can it reproduce X at a cell that looks at exactly one token? Where X is not negative yes, through X'; the relu
+    - Any h×w becomes any R×C. Theirs are one square.
+    - The result is added to X' and convolved with it, since S and T belong to its cells. The published code uses X,
+      whose token of the same index observes something else. ``residual="image"`` does the same, for h×w = R×C.
+    - The relevance K·Q is used only for its largest entry, and the gradient passes through that entry alone, as for a
+      maximum. No matrix of tokens × cells is kept for the backward pass.
+
+    Can it reproduce X at a cell that observes exactly one token? Yes where X is not negative, through X'; the relu
     of the original removes the rest.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills, or (R, C).
-        hidden: tokens of the hidden layers; ``None``, as published, for as many as come out: R·C there, h·w back.
+        hidden: tokens of the hidden layers; ``None``, as published, for those of the outputs: R·C forward, h·w back.
         residual: ``bev`` or ``image``, see above.
-        cycle_weight: of the cycle's error in the loss; 0.001 is the authors'.
+        cycle_weight: weight of the cycle's error in the loss; the authors' is 0.001.
 
     Raises:
-        InputError: an unknown residual, a negative weight, or the image's where h×w is not R×C.
+        InputError: if the residual is unknown, the weight is negative, or h×w is not R×C for ``residual="image"``.
     """
 
     def __init__(
@@ -128,7 +131,7 @@ class MLPAttention(Reshaper):
     def cycle(
         self, features: Float[Tensor, "b n c h w"], cameras: Cameras | None
     ) -> tuple[Float[Tensor, "b c R C"], Float[Tensor, "z c t"], Float[Tensor, "z c t"]]:
-        """The bird's-eye view, X and X''."""
+        """Return the bird's-eye view, X and X''."""
         b = features.shape[0]
         x = rearrange(features, "b n c h w -> (b n) c (h w)")
         bev = self.transform(x)  # z c RC, z = b·n
@@ -147,18 +150,18 @@ class MLPAttention(Reshaper):
 
     @torch.no_grad()
     def load_original(self, state_dict: Mapping[str, Any]) -> "MLPAttention":
-        """Take the weights of the published ``CycledViewProjection`` and ``CrossViewTransformer``.
+        """Load the weights of the published ``CycledViewProjection`` and ``CrossViewTransformer``.
 
         Built with ``residual="image"`` this gives their output, ``transformer(x, *projection(x))``.
 
         Args:
             state_dict: of both, ``{**projection.state_dict(), **transformer.state_dict()}``: the keys
-                ``transform_module.…`` and ``retransform_module.…`` of the one, ``query_conv.…``, ``key_conv.…``,
-                ``value_conv.…`` and ``f_conv.…`` of the other. The latter's ``res_conv.…``, which nothing reads, and
-                the ``epoch`` of their checkpoints are left out.
+                ``transform_module.…`` and ``retransform_module.…`` of the first, ``query_conv.…``, ``key_conv.…``,
+                ``value_conv.…`` and ``f_conv.…`` of the second. The unused ``res_conv.…`` and the ``epoch`` of their
+                checkpoints are skipped.
 
         Raises:
-            InputError: when something is missing, left over or of another size.
+            InputError: if weights are missing, left over or of another size.
         """
         given = {}
         for key, value in state_dict.items():
@@ -171,11 +174,11 @@ class MLPAttention(Reshaper):
 
 
 def _project(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1×1 convolution of tokens, (z, c, tokens), as the product that it is."""
+    """Apply a 1×1 convolution to tokens, (z, c, tokens), as a matrix product."""
     assert conv.bias is not None
     return torch.baddbmm(conv.bias[:, None], conv.weight.flatten(1).expand(x.shape[0], -1, -1), x)
 
 
 def _gather(x: Float[Tensor, "z c t"], chosen: Tensor) -> Float[Tensor, "z c j"]:
-    """Of every channel the chosen tokens."""
+    """Gather the chosen tokens of every channel."""
     return x.gather(2, chosen.unsqueeze(1).expand(-1, x.shape[1], -1))

@@ -1,4 +1,4 @@
-"""Polar maps, image columns × bins of depth, and how cells of the ground read them."""
+"""Polar maps, image columns × depth bins, and their sampling at cells of the ground."""
 
 import math
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from bevreshape.ops.tensors import constant, is_exporting
 
 @dataclass(frozen=True)
 class Band:
-    """The depths that one scale answers for.
+    """The range of depths that one scale covers.
 
     Attributes:
-        near_m: where its first bin begins, in metres from the camera along its horizontal heading.
-        far_m: where its last bin ends.
-        bins: of equal length.
+        near_m: start of its first bin, in metres from the camera along its horizontal heading.
+        far_m: end of its last bin.
+        bins: number of bins, of equal length.
     """
 
     near_m: float
@@ -34,11 +34,11 @@ class Band:
 
 
 class PolarTaps(NamedTuple):
-    """The tokens of the polar maps that cells read.
+    """The tokens of the polar maps at the cells.
 
     Attributes:
         tokens: (b, p, m), indices of tokens.
-        weights: (b, p, m), of each of them.
+        weights: (b, p, m), their weights.
     """
 
     tokens: Int[Tensor, "b p m"]
@@ -46,30 +46,30 @@ class PolarTaps(NamedTuple):
 
 
 class PolarMaps:
-    """The polar maps of all cameras and scales, and the way from there to the ground.
+    """The polar maps of all cameras and scales, and their sampling at cells of the ground.
 
-    A column of an image looks along a vertical plane through the camera. On its floor lie ``bins`` of depth, measured
-    along the camera's horizontal heading, as the distance of image planes of a level camera is. Of several scales each
-    answers for a band of depth, the coarsest for the nearest, where a column is as wide as a cell (Roddick and
+    An image column corresponds to a vertical plane through the camera, divided into ``bins`` of depth. Depth is
+    measured along the camera's horizontal heading; for a level camera it is the depth along the optical axis. Each of
+    several scales covers a band of depth, the coarsest the nearest, where a column is as wide as a cell (Roddick and
     Cipolla 2020).
 
-    A cell's column is that of its centre on the ground, through the full calibration; of a level camera all points
-    above it lie in the same column, of a pitched one that is an approximation which is exact on the ground. A camera
-    sees a cell that is in front of it, between its first and last column and inside a band; whether its rows reach
-    that low is not asked, since what stands there may be seen all the same. Maps are read bilinearly inside a band,
-    and nearest within half a bin or half a column of its borders.
+    A cell's column is that of its centre on the ground, by the full calibration. For a level camera all points above it
+    are in the same column. For a pitched camera this is an approximation that is exact on the ground. A camera sees a
+    cell that is in front of it, between its first and last column and inside a band. The rows are not checked, since
+    objects in the cell may be visible even if its ground is not. Maps are sampled bilinearly inside a band, and at the
+    nearest token within half a bin or half a column of its borders.
 
     Args:
-        name: of the reshaper, to begin messages with.
-        sources: the features, one a scale.
+        name: name of the reshaper, at the beginning of messages.
+        sources: shapes of the features, one per scale.
         grid: the cells.
         depth_m: borders of the bands in ascending order, one more than scales; ``None`` for those of the paper: from
             1 m to the grid's farthest corner, divided where a cell is as wide as a column of the next finer scale.
         bin_m: length of a bin; ``None`` for the length of a cell.
-        focal_px: nominal focal length of the cameras, from which the paper's borders follow.
+        focal_px: nominal focal length of the cameras, for the paper's borders.
 
     Raises:
-        InputError: when borders do not ascend or their number does not fit.
+        InputError: if borders do not ascend or their number does not fit.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class PolarMaps:
         self.tokens = sum(sizes)
 
     def locate(self, cameras: Cameras) -> PolarTaps:
-        """Return the tokens of the maps that every cell reads, averaged over the cameras that see it."""
+        """Return the tokens of the maps at every cell, averaged over the cameras that see it."""
         homography, ahead = cameras.pixel_from_ground, heading(cameras)
         behind = -(ahead * cameras.centers[..., :2]).sum(-1, keepdim=True)
         across, _, distance, depth = self._on_cells(
@@ -134,7 +134,7 @@ class PolarMaps:
         return self._corners(position, table[4:].long(), seen / seen.sum(1, keepdim=True).clamp(min=1))
 
     def _on_cells(self, linear: Float[Tensor, "b n i 3"]) -> Float[Tensor, "b n i p"]:
-        """Values at the centres of cells that are linear in (x, y, 1)."""
+        """Return functions linear in (x, y, 1) at the cells' centres."""
         centers = self.grid.centers(linear.device, linear.dtype)
         rows = linear[..., :1] * centers[:, 0, 0]
         cols = linear[..., 1:2] * centers[0, :, 1] + linear[..., 2:]
@@ -147,21 +147,21 @@ class PolarMaps:
         scale: Int[Tensor, "b n p"],
         weight: Float[Tensor, "b n p"],
     ) -> PolarTaps:
-        """Return the tokens around positions in the maps, with bilinear weights; outside a map there is nothing.
+        """Return the tokens around positions in the maps, with bilinear weights; tokens outside a map are 0.
 
         Args:
             column: 0 is the centre of the map's first column.
             bins: 0 is the centre of its first bin.
-            scale: whose map it is.
-            weight: of what is read there.
+            scale: index of the map's scale.
+            weight: weight of the sample.
 
         Returns:
-            Four tokens a camera, m = 4·n.
+            Four tokens per camera, m = 4·n.
         """
         return self._corners(torch.stack([column, bins]), _look_up(self._layout(), scale, torch.long), weight)
 
     def _layout(self) -> list[tuple[int, int, int, int]]:
-        """Last column, last bin, number of bins and first token of every scale's map."""
+        """Return last column, last bin, number of bins and first token of every scale's map."""
         return [
             (source.width - 1, band.bins - 1, band.bins, start)
             for source, band, start in zip(self.sources, self.bands, self.starts, strict=True)
@@ -181,13 +181,13 @@ class PolarMaps:
         return PolarTaps(tokens, weights)
 
     def read(self, maps: Sequence[Tensor], taps: PolarTaps) -> Float[Tensor, "b d R C"]:
-        """Sum what the cells read.
+        """Sum the weighted tokens of every cell.
 
         Args:
-            maps: (b, n, w, bins, d), one a scale.
-            taps: from :meth:`locate`, of b samples or of one that all share.
+            maps: (b, n, w, bins, d), one per scale.
+            taps: from :meth:`locate`, of b samples or of one shared by all.
         """
-        nothing = torch.zeros_like(maps[0][:, :, 0, :1])  # b n 1 d, what weighs nothing is read there
+        nothing = torch.zeros_like(maps[0][:, :, 0, :1])  # b n 1 d, target of taps with weight 0
         table = torch.cat([*(polar.flatten(2, 3) for polar in maps), nothing], dim=2).flatten(1, 2)  # b n·(tokens+1) d
         b, dtype = table.shape[0], table.dtype
         table = table if dtype == torch.float64 else table.float()
@@ -205,7 +205,7 @@ class PolarMaps:
 
 
 def _look_up(values: Sequence[tuple[float | int, ...]], row: Tensor, dtype: torch.dtype) -> Tensor:
-    """(columns, *row.shape): every column of a table at these rows."""
+    """Return every column of a table at these rows, (columns, *row.shape)."""
     table = constant(values, row, dtype).mT
     if len(values) == 1:
         return table[..., None, None]
@@ -213,14 +213,16 @@ def _look_up(values: Sequence[tuple[float | int, ...]], row: Tensor, dtype: torc
 
 
 def heading(cameras: Cameras) -> Float[Tensor, "b n 2"]:
-    """Where the optical axes point on the ground (x, y), of length 1; shorter of a camera that looks straight down."""
+    """Return the optical axes' direction on the ground (x, y), of length 1; shorter if a camera points down."""
     axis = cameras.ego_from_cam[..., :2, 2]
     return axis / axis.square().sum(-1, keepdim=True).sqrt().clamp(min=NEAR)
 
 
 def depth_borders(strides: Sequence[int], grid: BEVGrid, bin_m: float, focal_px: float | int) -> list[float]:
-    """Borders of the bands from near to far: that of a scale begins at the last bin in which its columns are no wider
-    than a bin, ``⌊focal / stride⌋`` bins away, and the scales share what the grid is deep."""
+    """Return the borders of the bands from near to far, over the depth of the grid.
+
+    A scale's band begins at the last bin in which its columns are no wider than a bin, ``⌊focal / stride⌋`` bins away.
+    """
     corner = math.hypot(max(map(abs, grid.forward_m)), max(map(abs, grid.left_m)))
     far = math.ceil(corner / bin_m - 1e-6) * bin_m
     borders = [min(1.0, far / 2)]
@@ -231,5 +233,5 @@ def depth_borders(strides: Sequence[int], grid: BEVGrid, bin_m: float, focal_px:
 
 
 def nominal_focal(source: FeatureShape) -> float:
-    """A focal length in pixels where nobody knows one: 0.8 of the image's width, as of nuScenes' front cameras."""
+    """Return the default focal length in pixels: 0.8 of the image's width, as of nuScenes' front cameras."""
     return 0.8 * source.width * source.stride

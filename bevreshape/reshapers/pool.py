@@ -12,10 +12,10 @@ from bevreshape.reshapers.base import Reshaper, average_views
 
 
 def bins(size: int, cells: int) -> Tensor:
-    """(cells, widest) positions that every cell pools, short bins filled up with their last position.
+    """Return the positions that every cell pools, (cells, widest); short bins repeat their last position.
 
-    Cell i pools ``floor(i·size/cells)`` up to, not including, ``ceil((i + 1)·size/cells)``: the bins of PyTorch's
-    adaptive pooling, which are equal where ``cells`` divides ``size`` and overlap where it does not.
+    Cell i pools ``floor(i·size/cells)`` up to, not including, ``ceil((i + 1)·size/cells)``, like PyTorch's adaptive
+    pooling. Bins are equal if ``cells`` divides ``size``, and overlap otherwise.
     """
     i = np.arange(cells)
     first, last = i * size // cells, -(-(i + 1) * size // cells) - 1
@@ -24,7 +24,7 @@ def bins(size: int, cells: int) -> Tensor:
 
 
 def averaging(size: int, cells: int) -> Tensor:
-    """(cells, size) matrix that averages over every cell's bin."""
+    """Return the matrix (cells, size) that averages over every cell's bin."""
     member = torch.zeros(cells, size).scatter_(1, bins(size, cells), 1.0)
     return member / member.sum(1, keepdim=True)
 
@@ -33,14 +33,14 @@ def averaging(size: int, cells: int) -> Tensor:
 class Pool(Reshaper):
     """Average or maximum over a rectangle of features for every cell: h×w → R×C, evenly or unevenly.
 
-    No parameter, and no idea of perspective: the image's top becomes the far end. Averaging is two small matrix
-    products and the maximum two gathers, so that every size exports. Every camera is pooled alone; the cameras that are
-    there are averaged.
+    It has no parameters and ignores perspective: the image's top becomes the far end. Averaging is two small matrix
+    products and the maximum two gathers, so that every size exports. Every camera is pooled separately, and the present
+    cameras are averaged.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes, where its rectangle is that token.
+    Can it reproduce X at a cell that observes exactly one token? Yes, if its rectangle is that token.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills, or (R, C).
         mode: ``average`` or ``max``.
 

@@ -1,4 +1,4 @@
-"""What tells attention where a token lies: without an encoding it sees a set."""
+"""Positional encodings of tokens; without one, attention treats tokens as a set."""
 
 import math
 from typing import Literal
@@ -16,15 +16,15 @@ Encoding = Literal["none", "sinusoidal", "learned", "rotary"]
 
 
 def sinusoidal(rows: int, cols: int, channels: int) -> Tensor:
-    """2D sinusoidal encoding, (rows·cols, channels): half the channels tell the row, half the column.
+    """Return a 2D sinusoidal encoding, (rows·cols, channels): half the channels encode the row, half the column.
 
-    An axis of N cells has m = channels / 4 frequencies ω, in a geometric row from π/2 to π/N per cell; cell j gets
-    ``sin ω·(j + ½)`` and ``cos ω·(j + ½)``. The shortest wave tells neighbours apart, the longest does not repeat on
-    the map. The fixed base of 10000 (Vaswani et al. 2017), made for long sentences, would leave most channels constant
-    here.
+    An axis of N cells has m = channels / 4 frequencies ω, a geometric sequence from π/2 to π/N per cell; cell j has
+    ``sin ω·(j + ½)`` and ``cos ω·(j + ½)``. The shortest wave distinguishes neighbours, and the longest does not repeat
+    on the map. The fixed base of 10000 (Vaswani et al. 2017) suits long sentences; here most channels would be
+    constant.
 
     Raises:
-        InputError: when channels are not divisible by 4.
+        InputError: if channels are not divisible by 4.
     """
     if channels % 4:
         raise InputError(
@@ -44,18 +44,18 @@ def sinusoidal(rows: int, cols: int, channels: int) -> Tensor:
 
 @checked
 class PositionalEncoding(nn.Module):
-    """Adds to every token of one or several equal maps what tells its place.
+    """Adds an encoding of its position to every token of one or several maps of equal shape.
 
     Args:
-        kind: ``none`` adds nothing; ``sinusoidal`` a fixed wave, and with several maps one learned vector a map;
-            ``learned`` one learned vector a token of every map; ``rotary`` nothing to a single map and one learned
-            vector a map to several, since :class:`RotaryEncoding` tells places within a map.
+        kind: ``none`` adds nothing; ``sinusoidal`` a fixed wave, and with several maps a learned vector per map;
+            ``learned`` a learned vector per token of every map; ``rotary`` only a learned vector per map if there are
+            several, since :class:`RotaryEncoding` encodes positions within a map.
         shape: (rows, columns) of a map.
-        channels: of a token.
-        maps: how many maps follow one another, such as the cameras of a rig.
+        channels: channels of a token.
+        maps: number of concatenated maps, such as the cameras of a rig.
 
     Raises:
-        InputError: an unknown kind, or channels that sinusoids do not fit.
+        InputError: if the kind is unknown, or sinusoids do not fit the channels.
     """
 
     wave: Tensor
@@ -70,11 +70,11 @@ class PositionalEncoding(nn.Module):
             self.register_buffer("wave", sinusoidal(*shape, channels), persistent=False)
         self.learned: nn.Parameter | None = None
         if learned_tokens:
-            # as strong as a wave
+            # the variance of a wave
             self.learned = nn.Parameter(torch.randn(maps, learned_tokens, channels) * math.sqrt(0.5))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(b, maps·rows·cols, channels), or without b, with the encoding added."""
+        """Add the encoding to (b, maps·rows·cols, channels), or to the same without b."""
         waving = self.kind == "sinusoidal"
         if self.learned is None:
             return tokens + self.wave if waving else tokens
@@ -83,23 +83,23 @@ class PositionalEncoding(nn.Module):
 
 
 class RotaryEncoding(nn.Module):
-    """Turns projected queries and keys by their places, so that a score knows how far apart they lie (RoFormer, Su et
-    al. 2021), here in two dimensions.
+    """Rotates projected queries and keys by their positions, so that scores depend on their distance.
 
-    Channels i and i + d/2 of a head are one complex number; of these d/2, the first half turn with the row and the
-    second with the column, ``q·exp(i·ω·p)`` and ``k·exp(i·ω·p)``, whose product knows ``ω·(p_k - p_q)`` alone. Maps of
-    different shape are laid over each other: cell j of N lies at ``p = (j + ½) / N``. An axis has m = d / 4 frequencies
-    ω, in a geometric row from π/2 per cell of the finer map to π per map: the fastest tells neighbours apart, the
-    slowest makes less than half a turn between any two places. RoFormer's base of 10000 is made for long sentences.
+    This is RoFormer's encoding (Su et al. 2021) in two dimensions. Channels i and i + d/2 of a head are one complex
+    number. The first half of these d/2 rotate with the row, the second with the column, ``q·exp(i·ω·p)`` and
+    ``k·exp(i·ω·p)``; their product depends on ``ω·(p_k - p_q)`` alone. Maps of different shape are stretched over each
+    other: cell j of N is at ``p = (j + ½) / N``. An axis has m = d / 4 frequencies ω, a geometric sequence from π/2 per
+    cell of the finer map to π per map. The fastest distinguishes neighbours; the slowest makes less than half a turn
+    over the map. RoFormer's base of 10000 suits long sentences.
 
     Args:
         queries: (rows, columns) of the map of queries.
         keys: (rows, columns) of a map of keys.
         channels: d, of one head.
-        maps: how many maps of keys follow one another, such as the cameras of a rig; all are turned alike.
+        maps: number of concatenated maps of keys, such as the cameras of a rig; all are rotated alike.
 
     Raises:
-        InputError: when channels are not divisible by 4.
+        InputError: if channels are not divisible by 4.
     """
 
     turn_queries: Tensor
@@ -118,20 +118,20 @@ class RotaryEncoding(nn.Module):
         self.register_buffer("turn_keys", _turns(keys, finer, channels), persistent=False)
 
     def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, heads, q, d) and (b, heads, maps·t, d), turned."""
+        """Rotate (b, heads, q, d) and (b, heads, maps·t, d)."""
         k = k.unflatten(-2, (self.maps, -1))
         return _turn(q, self.turn_queries), _turn(k, self.turn_keys).flatten(-3, -2)
 
 
 class RayEncoding(nn.Module):
-    """Adds to every token a learned linear map of the direction in which it looks.
+    """Adds a learned linear map of its viewing direction to every token.
 
     A direction is azimuth and elevation of the token's ray in the ego frame, each as sine and cosine at ``OCTAVES``
-    frequencies, 1, 2, 4 … 32 a radian. They are integers, so that the azimuth has no seam behind the vehicle; half of
-    the shortest wave is 5.6°. Where a camera stands is not part of it.
+    frequencies, 1, 2, 4 … 32 per radian. They are integers, so that the azimuth has no seam behind the vehicle; half of
+    the shortest wave is 5.6°. The camera's position is not part of it.
 
     Args:
-        source: of the tokens, camera by camera.
+        source: the shape of the features.
     """
 
     OCTAVES = 6
@@ -144,7 +144,7 @@ class RayEncoding(nn.Module):
         self.register_buffer("pixels", source.pixels().flatten(0, 1), persistent=False)
         self.register_buffer("octaves", 2.0 ** torch.arange(self.OCTAVES), persistent=False)
         width = 4 * self.OCTAVES
-        # as strong as a wave: half of the waves' squares is their mean
+        # the variance of a wave: the mean of a squared sine is a half
         self.weight = nn.Parameter(torch.randn(source.channels, width) * width**-0.5)
 
     def forward(self, tokens: Float[Tensor, "*b nt c"], cameras: Cameras) -> Float[Tensor, "b nt c"]:
@@ -152,7 +152,7 @@ class RayEncoding(nn.Module):
         return tokens + F.linear(waves, self.weight)
 
     def waves(self, cameras: Cameras) -> Float[Tensor, "b nt w"]:
-        """Sines, then cosines, of azimuth and elevation; those of angles 0 for a dropped camera."""
+        """Return sines, then cosines, of azimuth and elevation; those of angles 0 for a dropped camera."""
         x, y, z = cameras.rays(self.pixels).unbind(-1)  # b n t
         angles = torch.stack([torch.atan2(y, x), torch.atan2(z, (x.square() + y.square()).sqrt())], -1)
         if cameras.camera_mask is not None:
@@ -162,7 +162,7 @@ class RayEncoding(nn.Module):
 
 
 def _turns(shape: tuple[int, int], finer: tuple[int, int], channels: int) -> Tensor:
-    """Cosine and sine by which the places of a map are turned, (2, rows·cols, channels/2)."""
+    """Return cosine and sine of the rotations of a map's positions, (2, rows·cols, channels/2)."""
     slowness = torch.linspace(0, 1, channels // 4, dtype=torch.float64)
     row, col = (
         (torch.arange(cells, dtype=torch.float64) + 0.5)[:, None] / cells * math.pi * (most / 2) ** (1 - slowness)

@@ -1,4 +1,4 @@
-"""Names of published weights, and ours for the same parameters."""
+"""Names of published weights, and the names of the same parameters here."""
 
 import re
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ CVT = (
     ("cross_attend.mlp.", "feedforward."),
     ("cross_attend.", ""),
 )
-"""Cross-view transformers (CVT): names there, and here."""
+"""Cross-view transformers (CVT): original names, and the names here."""
 
 GKT = {
     r"bev_embedding\.learned_features": "prior",
@@ -36,7 +36,7 @@ GKT = {
     r"cross_views\.(\d+)\.cross_attn\.mlp\.": r"scales.\1.feedforward.",
     r"cross_views\.(\d+)\.cross_attn\.": r"scales.\1.",
 }
-"""Geometry-guided kernel transformer (GKT): patterns of names there, and names here."""
+"""Geometry-guided kernel transformer (GKT): patterns of original names, and the names here."""
 
 LARA = (
     (r"^.*?(?=latent_(encoder|decoder)\.)", ""),
@@ -60,7 +60,7 @@ LARA = (
     (r"^(read|think\.\d+|write)\.1\.1\.", r"\1.feedforward.1.0."),
     (r"^(read|think\.\d+|write)\.1\.3\.", r"\1.feedforward.1.2."),
 )
-"""LaRa: patterns of names there, and names here, one after the other."""
+"""LaRa: patterns of original names, and the names here, applied in order."""
 
 TIM = {
     "in_proj_": "to_qkv.",
@@ -75,11 +75,11 @@ TIM = {
     "decoder.layers.": "decoder.",
     "decoder.norm.": "norm.",
 }
-"""Translating Images into Maps: parts of names there, and here."""
+"""Translating Images into Maps: parts of original names, and of the names here."""
 
 
 def tim_name(key: str) -> str:
-    """Return the name here of a weight of Translating Images into Maps."""
+    """Translate the name of a weight of Translating Images into Maps."""
     attention = "attention." if key.startswith("encoder.") else "self_attention."
     for theirs, ours in {**TIM, "self_attn.": attention}.items():
         key = key.replace(theirs, ours)
@@ -88,7 +88,7 @@ def tim_name(key: str) -> str:
 
 def bevformer_weights(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return BEVFormer's weights under the names of :class:`DeformableAttention`, and the names that are left over."""
-    # of two attentions in a layer the first is the temporal one, and so is the first of three norms
+    # the first of two attentions in a layer is temporal, and so is the first of three norms
     spatial = int(any(".attentions.1." in f".{name}" for name in state_dict))
     attention = f"attentions.{spatial}"
     in_a_layer = {

@@ -1,4 +1,4 @@
-"""Self-attention, which keeps the shape, and a resize."""
+"""Self-attention, which keeps the shape, followed by a resize."""
 
 from collections.abc import Sequence
 
@@ -19,28 +19,28 @@ from bevreshape.reshapers.positional import Encoding, PositionalEncoding, Rotary
 class SelfAttention(Reshaper):
     """``softmax(Q·Kᵀ/√d)·V`` with Q, K and V projected from the same tokens X, then a bilinear resize to R×C.
 
-    Self-attention keeps h×w, so the resize is what changes the shape, stretching the image over the cells.
-    Without an encoding it is equivariant to the order of the tokens. Every camera is attended to alone, with the same
-    weights, and the cameras that are there are averaged.
+    Self-attention keeps h×w; the resize changes the shape and stretches the image over the cells. Without an encoding
+    it is equivariant to the order of the tokens. Every camera is processed separately, with the same weights, and the
+    present cameras are averaged.
 
     Unless ``attention_only``, tokens are normalised, the output is projected back to c channels, added to X, and
     followed by a feed-forward with its own residual. Encodings are added to queries and keys, not to values.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes, through the residual, at a cell that the
-    resize places on a token.
+    Can it reproduce X at a cell that observes exactly one token? Yes, through the residual, at a cell that coincides
+    with a token after the resize.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills, or (R, C).
-        dim: channels of Q, K and V; with ``attention_only`` of the output too, which otherwise keeps c.
-        heads: of the attention.
-        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``, the same for all cameras; ``rotary`` turns
-            Q and K in place of adding to them (:class:`RotaryEncoding`).
-        mlp_ratio: width of the feed-forward in multiples of c; 0 leaves it out.
+        dim: channels of Q, K and V; with ``attention_only`` also of the output, which otherwise has c.
+        heads: number of heads.
+        token_encoding: ``none``, ``sinusoidal``, ``learned`` or ``rotary``, the same for all cameras; ``rotary``
+            rotates Q and K instead of adding to them (:class:`RotaryEncoding`).
+        mlp_ratio: width of the feed-forward relative to c; 0 omits it.
         attention_only: the equation alone, without norms, output projection, residuals and feed-forward.
 
     Raises:
-        InputError: an unknown encoding, or widths that do not fit.
+        InputError: if the encoding is unknown, or widths do not fit.
     """
 
     def __init__(
@@ -82,8 +82,9 @@ class SelfAttention(Reshaper):
         features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]],
         cameras: Cameras | None = None,
     ) -> Float[Tensor, "b a q n h w"]:
-        """What each of the R·C cells, row by row, weighs every token by, head by head: resize and average of cameras,
-        which follow attention, included; the residual left out.
+        """Return the attention of each of the R·C cells (row-major) to every token, per head.
+
+        It includes the resize and the average of cameras, but not the residual.
 
         Raises:
             InputError: as :meth:`forward`.
@@ -97,12 +98,12 @@ class SelfAttention(Reshaper):
         return of_cells * present_weights(x, cameras)[:, None, None, :, None, None]
 
     def _looking(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of every image, queries or keys, and values, (bn, hw, c) each."""
+        """Return tokens of every image, queries or keys, and values, (bn, hw, c) each."""
         tokens = rearrange(features, "b n c h w -> (b n) (h w) c")
         values = tokens if self.attention_only else self.norm(tokens)
         return tokens, self.encode(values), values
 
     def _resized(self, tokens: Tensor) -> Tensor:
-        """(bn, hw, d) → (bn, d, R, C)."""
+        """Resize (bn, hw, d) → (bn, d, R, C)."""
         x = rearrange(tokens, "bn (h w) d -> bn d h w", h=self.source.height)
         return F.interpolate(x, self.target_shape, mode="bilinear", align_corners=False)

@@ -15,7 +15,7 @@ from bevreshape.ops.visible_pairs import References
 
 
 def ring(heads: int, points: int) -> Float[Tensor, "2 heads points"]:
-    """Return the offsets that heads begin with, in features: every head in its own direction, 1 to p features away."""
+    """Return the heads' initial offsets in features: every head in its own direction, 1 to p features away."""
     angle = torch.arange(heads) * (2 * math.pi / heads)
     way = torch.stack([angle.cos(), angle.sin()])  # 2 heads
     way = way / way.abs().amax(0)
@@ -60,7 +60,7 @@ class SpatialCrossAttention(nn.Module):
         return query + self.out(found.to(query.dtype))
 
     def _values(self, tokens: Float[Tensor, "bn t c"], embedding: Tensor) -> Float[Tensor, "bn t d"]:
-        """``(tokens + embedding)·V``, the embedding taken into the bias."""
+        """Return ``(tokens + embedding)·V``, with the embedding folded into the bias."""
         bias = F.linear(embedding, self.value.weight, self.value.bias)  # n d
         bias = bias.repeat(tokens.shape[0] // bias.shape[0], 1)[:, None].expand(-1, tokens.shape[1], -1)
         return torch.baddbmm(bias, tokens, self.value.weight.mT.expand(tokens.shape[0], -1, -1))
@@ -72,7 +72,7 @@ class SpatialCrossAttention(nn.Module):
             F.linear(query.to(dtype), linear.weight.to(dtype), linear.bias.to(dtype))
             for linear in (self.offsets, self.weights)
         )
-        # a NaN that training has run into shows in the weights; as an index it would end the process
+        # a NaN of diverged training stays visible in the weights; as an index it would end the process
         return offsets.nan_to_num().unflatten(2, (2, -1)), weights.unflatten(2, (heads, -1)).softmax(-1).flatten(2)
 
 

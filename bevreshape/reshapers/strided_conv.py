@@ -1,4 +1,4 @@
-"""A convolution whose stride is the change of size."""
+"""A convolution whose stride changes the size."""
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -13,19 +13,19 @@ from bevreshape.reshapers.base import Reshaper, average_views
 class StridedConv(Reshaper):
     """A learned convolution with kernel = stride = (h/R, w/C), even or uneven.
 
-    Where R and C do not divide h and w, or exceed them, the features are first resized, bilinearly, to the nearest
-    whole multiple (at least once) of R×C, so that every size works and the whole image is covered. Every camera goes
-    through the same convolution; the cameras that are there are averaged.
+    If R and C do not divide h and w, or exceed them, the features are first resized bilinearly to the nearest integer
+    multiple (≥ 1) of R×C. Every size works, and the whole image is covered. All cameras share the convolution, and the
+    present cameras are averaged.
 
-    Can it reproduce X at a cell that looks at exactly one token? Yes, the convolution is linear.
+    Can it reproduce X at a cell that observes exactly one token? Yes, the convolution is linear.
 
     Args:
-        source: the features it will get.
+        source: the shape of its features.
         grid: the cells it fills, or (R, C).
         channels: d; ``None`` keeps c.
 
     Raises:
-        InputError: when there are no channels.
+        InputError: if ``channels`` is 0.
     """
 
     def __init__(self, source: FeatureShape, grid: BEVGrid | tuple[int, int], *, channels: Width | None = None) -> None:

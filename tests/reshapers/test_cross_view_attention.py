@@ -315,7 +315,7 @@ def test_cells_by_tokens_are_never_formed(rig) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"middle": [1, 2]}, r"middle=\[1, 2\] must say how many blocks follow each of 1 scales"),
+        ({"middle": [1, 2]}, r"middle=\[1, 2\] must give the number of blocks after each of 1 scales"),
         ({"dim": 6}, r"dim=6 is no multiple of 4; choose one, or middle=0"),
     ],
 )

@@ -329,7 +329,7 @@ def test_camera_embeddings_tie_weights_to_the_order_of_cameras(rig) -> None:
     ("options", "message"),
     [
         ({"dim": 20}, r"dim=20 cannot be divided among heads=8"),
-        ({"points": 6}, r"points=6 cannot be shared out among 4 heights_m"),
+        ({"points": 6}, r"points=6 cannot be divided among 4 heights_m"),
         ({"dim": 9, "heads": 3, "query_position": True}, r"dim=9 cannot hold a row's and a column's position"),
     ],
 )
