@@ -1,8 +1,8 @@
-"""Augmentation of whole batches on their device; calibration, targets and validity move along with the images.
+"""Augment whole batches on their device; calibration, targets and validity follow the images.
 
-What happens to a sample is a function of (seed, epoch, index of the sample): batches may be composed in any way, on any
-number of processes, and a resumed run sees what the uninterrupted one would have seen. The few numbers of a sample are
-drawn on the CPU, and all samples are then changed at once.
+The change of a sample is a function of (seed, epoch, index of the sample). It does not depend on how batches are
+composed or on the number of processes, and a resumed run repeats it. The few random values of a sample are drawn on
+the CPU; all samples are then changed at once.
 """
 
 import math
@@ -31,11 +31,11 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 
 STREAM = 0x4155474D
-"""Word of the random key that keeps these draws apart from those for the order of training."""
+"""Last word of the random key; it separates these draws from those of the training order."""
 
 
 class Draws(NamedTuple):
-    """Uniform random numbers in 0..1 of every sample, (b,) each."""
+    """Hold uniform random values in 0..1 of every sample, (b,) each."""
 
     brightness: Tensor
     contrast: Tensor
@@ -50,28 +50,28 @@ class Draws(NamedTuple):
 
 @checked
 class Augment:
-    """Photometric jitter, horizontal flip, and zoom (resize and crop), called as ``augment(batch, seed, epoch)``.
+    """Apply photometric jitter, horizontal flip, and zoom (resize and crop): ``augment(batch, seed, epoch)``.
 
-    All cameras of a sample change alike. Flip and zoom are off unless asked for, since they move the homography between
-    image and ground that a reshaper without calibration learns by heart.
+    All cameras of a sample change alike. Flip and zoom are off by default: they change the homography between image and
+    ground, and a reshaper without calibration memorizes that homography.
 
     Args:
         brightness: images are multiplied by a factor from 1 ± brightness.
         contrast: the distance to an image's mean is multiplied by a factor from 1 ± contrast.
         saturation: the distance to grey is multiplied by a factor from 1 ± saturation.
-        hue: turned by up to ± hue of the whole circle, at most 0.5.
+        hue: the hue is rotated by up to ± hue of the whole circle, at most 0.5.
         noise: highest standard deviation of Gaussian noise; a sample's own is uniform from 0. White is 1.
         flip_p: probability that the world is mirrored at the plane y = 0.
         zoom: lowest and highest factor by which images are enlarged, at least 1, before a random window of their old
-            size is cut out. Cells that no camera sees any more become invalid.
+            size is cut out. Cells that no camera sees any longer become invalid.
         grid: of the targets; it must be symmetric in y to be mirrored.
-        image_mode: ``grey`` where all three channels of an image are the same, so that its noise is as well.
+        image_mode: ``grey`` where all three channels of an image are the same; its noise is then the same too.
         camera_names: of the rig. Mirroring swaps the images of two cameras whose names differ by ``left`` and
-            ``right`` alone, so that a name goes on meaning a direction; others keep their place.
+            ``right`` alone, so that a name keeps its direction; other cameras keep their position.
 
     Raises:
-        InputError: when the factors of zoom do not ascend, or a flip is asked for that the grid or a missing grid
-            forbids.
+        InputError: when the factors of zoom do not ascend, or a flip is requested without a grid or with one that is
+            not symmetric.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Augment:
         self.active = any((brightness, contrast, saturation, hue, noise, flip_p)) or self.zoom[1] > 1
 
     def __call__(self, batch: BEVBatch, seed: int, epoch: int) -> BEVBatch:
-        """A changed copy of a batch that is on its device, with images in 0..1 and with its targets."""
+        """Return an augmented copy of a batch, which is on its device, with images in 0..1 and with its targets."""
         if not self.active:
             return batch
         generators = [seeded(STREAM, seed, epoch, meta.index) for meta in batch.meta]
@@ -120,7 +120,7 @@ class Augment:
         return replace(batch, images=self._photometric(batch.images, draws, generators))
 
     def _partner(self, batch: BEVBatch) -> list[int]:
-        """For every camera the one on the other side."""
+        """Return the index of the mirrored camera of every camera."""
         n = batch.images.shape[1]
         if self.partner and len(self.partner) != n:
             raise InputError(
@@ -129,7 +129,7 @@ class Augment:
         return self.partner or list(range(n))
 
     def _window(self, batch: BEVBatch, draws: Draws) -> Window:
-        """What is cut out of every sample's enlarged images."""
+        """Return the window that is cut out of every sample's enlarged images."""
         (height, width), dtype = batch.images.shape[-2:], batch.cameras.intrinsics.dtype
         low, high = self.zoom
         scale = low + (high - low) * draws.zoom.to(dtype)  # b
@@ -158,7 +158,7 @@ class Augment:
         return image
 
     def _noise_like(self, image: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """Standard normal numbers, each sample's from its own generator; drawn on the device, to be copied nowhere."""
+        """Draw standard normal noise on the device, each sample's from its own generator."""
         noise = torch.empty_like(image[:, :, :1] if self.grey else image)
         for one, drawn in zip(noise, generators, strict=True):
             seed = int(torch.randint(2**62, (), generator=drawn))
@@ -167,7 +167,7 @@ class Augment:
 
 
 def mirrored_cameras(names: Sequence[str]) -> list[int]:
-    """For every camera the number of the one on the other side, by its name; its own number where there is none."""
+    """Return the index of the mirrored camera of every camera, by its name; its own index where there is none."""
 
     def other_side(match: re.Match[str]) -> str:
         word = match[0]

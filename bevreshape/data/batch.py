@@ -1,4 +1,4 @@
-"""What a data source yields and what the network receives."""
+"""Define the sample that a data source yields and the batch that the network receives."""
 
 import re
 import sys
@@ -20,22 +20,22 @@ from bevreshape.geometry.ipm import sample
 SPLITS = ("train", "val", "test")
 
 SEGMENTATION = "segmentation"
-"""The target, and the head, of overlapping classes, one channel each."""
+"""Name of the target, and of the head, of overlapping classes, one channel each."""
 
 REMEDIES = {"flip": "augment.flip_p=0", "zoom": "augment.zoom=[1,1]"}
-"""What asks for a transformation of a batch, and how it is turned off."""
+"""Setting that turns off each transformation of a batch."""
 
 
 @dataclass(frozen=True)
 class Meta:
-    """What is known of a sample.
+    """Describe a sample.
 
     Attributes:
-        name: what a person calls it; images and predictions are filed under it.
-        index: position in the split; order and augmentation are functions of it.
-        scene: the drive or sequence that it is part of.
-        timestamp: seconds.
-        conditions: what the scene is like, such as ``night`` or ``rain``.
+        name: readable name; images and predictions are stored under it.
+        index: position in the split; order and augmentation depend on it.
+        scene: its drive or sequence.
+        timestamp: in seconds.
+        conditions: of the scene, such as ``night`` or ``rain``.
     """
 
     name: str
@@ -47,16 +47,16 @@ class Meta:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One rig at one time, on the CPU, as a data source's dataset returns it; no tensor has a dimension of samples.
+    """Hold one rig at one time, on the CPU, as a data source's dataset returns it; no tensor has a batch dimension.
 
     Attributes:
         images: (n, 3, H, W) uint8, RGB; turned into floats in 0..1 on the device.
         intrinsics: (n, 3, 3) float32, ``pixel_from_cam``.
         ego_from_cam: (n, 4, 4) float32, metres.
         meta: of the sample.
-        targets: by task; left out where :meth:`BEVSource.make_targets` makes them.
+        targets: by task; empty where :meth:`BEVSource.make_targets` makes them.
         camera_mask: (n,) bool, false where the camera is missing; ``None``: all are there.
-        labels: what targets are made from on the device.
+        labels: source of the targets that are made on the device.
     """
 
     images: Tensor
@@ -69,29 +69,29 @@ class Sample:
 
     @property
     def cameras(self) -> Cameras:
-        """Its cameras, as a batch of one."""
+        """Return its cameras, as a batch of one."""
         height, width = self.images.shape[-2:]
         return Cameras(self.intrinsics[None], self.ego_from_cam[None], (height, width), self.full_mask[None])
 
     @property
     def full_mask(self) -> Bool[Tensor, " n"]:
-        """``camera_mask``, all true where it is ``None``."""
+        """Return ``camera_mask``, all true where it is ``None``."""
         return torch.ones(len(self.images), dtype=torch.bool) if self.camera_mask is None else self.camera_mask
 
 
 @dataclass(frozen=True, eq=False)
 class BEVBatch:
-    """Samples of rigs: moves, flips, zooms, and selects cameras and samples of itself.
+    """Hold samples of rigs; a batch moves, flips, zooms, and selects cameras and samples of itself.
 
     Attributes:
         images: (b, n, 3, H, W); float in 0..1 once it is on the device.
         cameras: of b rigs of n, with the mask of those that are missing.
         targets: by task.
         meta: of every sample.
-        labels: what targets are made from, until they are; some metrics read them too.
+        labels: source of targets that are not made yet; some metrics read them too.
 
     Raises:
-        InputError: when a target is none that knows how it is transformed.
+        InputError: when a target does not define its own transformations.
     """
 
     images: Tensor
@@ -104,8 +104,8 @@ class BEVBatch:
         for name, target in self.targets.items():
             if not isinstance(target, Target):
                 raise InputError(
-                    f"target {name!r} is a {type(target).__name__}, which does not say what an augmentation makes of "
-                    "it; wrap it in a bevreshape.data.targets.BEVTarget, or a Target of your own"
+                    f"target {name!r} is a {type(target).__name__}, which does not define how it is augmented; "
+                    "wrap it in a bevreshape.data.targets.BEVTarget, or a Target of your own"
                 )
 
     def __len__(self) -> int:
@@ -113,27 +113,27 @@ class BEVBatch:
 
     @property
     def names(self) -> list[str]:
-        """The samples' names."""
+        """Return the samples' names."""
         return [meta.name for meta in self.meta]
 
     def __getitem__(self, samples: slice | Sequence[int]) -> "BEVBatch":
-        """Some samples, by a slice or by their numbers."""
+        """Return some samples, by a slice or by their indices."""
         numbers = list(range(len(self)))[samples] if isinstance(samples, slice) else list(samples)
         index = samples if isinstance(samples, slice) else torch.tensor(numbers, device=self.images.device)
         chosen = self._map(lambda tensor: tensor[index])
         return replace(chosen, meta=[self.meta[number] for number in numbers])
 
     def to(self, device: torch.device | str) -> "BEVBatch":
-        """The same on another device."""
+        """Return the batch on another device."""
         ahead = torch.device(device).type == "cuda"
         return self._map(lambda tensor: tensor.to(device, non_blocking=ahead))
 
     def pin_memory(self) -> "BEVBatch":
-        """The same in memory from which a GPU reads without waiting."""
+        """Return the batch in pinned memory, from which a GPU copies asynchronously."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def select_cameras(self, cameras: Sequence[int]) -> "BEVBatch":
-        """These cameras, in this order."""
+        """Return the batch with these cameras, in this order."""
         chosen = list(cameras)
         selected = replace(self, images=self.images[:, chosen], cameras=self.cameras.map(lambda x: x[:, chosen]))
         return selected._transformed("select_cameras", chosen)
@@ -142,10 +142,10 @@ class BEVBatch:
         """Mirror the world at y = 0: the scene, the rig, and with it every image.
 
         Args:
-            cameras: for every camera the number of the one whose mirrored image it gets.
+            cameras: for every camera the index of the one whose mirrored image it gets.
 
         Raises:
-            InputError: when a target does not say how it is mirrored.
+            InputError: when a target does not define ``flip``.
         """
         partner = list(cameras)
         mirrored = replace(self, images=self.images[:, partner].flip(-1), cameras=self.cameras.mirrored(partner))
@@ -154,10 +154,10 @@ class BEVBatch:
     def zoom(self, window: Window, grid: BEVGrid) -> "BEVBatch":
         """Enlarge all images and cut a window of their old size out, in one resampling.
 
-        Cells of ``grid`` that no camera observes any more become invalid.
+        Cells of ``grid`` that no camera observes any longer become invalid.
 
         Raises:
-            InputError: when a target does not say what becomes of it.
+            InputError: when a target does not define ``zoom``.
         """
         n, (height, width) = self.images.shape[1], self.images.shape[-2:]
         device, (scale, left, top) = self.images.device, (part[:, None] for part in window)  # b 1
@@ -168,17 +168,16 @@ class BEVBatch:
         return moved._transformed("zoom", window).without_lost_cells(self, grid)
 
     def without_lost_cells(self, before: "BEVBatch", grid: BEVGrid) -> "BEVBatch":
-        """Targets are invalid in cells that a camera observed ``before`` and none does now; others count as they
-        did."""
+        """Invalidate targets in cells that a camera observed ``before`` and none does now; other cells stay."""
         observed, still = (ground_pixels(batch.cameras, grid)[1].any(1) for batch in (before, self))  # b rows cols
         return self.hide(observed & ~still)
 
     def hide(self, cells: Bool[Tensor, "b rows cols"]) -> "BEVBatch":
-        """The same with all targets invalid in these cells."""
+        """Return the batch with all targets invalid in these cells."""
         return self._transformed("hide", cells)
 
     def where(self, chosen: Bool[Tensor, " b"], other: "BEVBatch") -> "BEVBatch":
-        """The samples of this batch where ``chosen``, elsewhere those of another one."""
+        """Return the samples of this batch where ``chosen``, elsewhere those of another one."""
         return replace(
             self,
             images=torch.where(like(chosen, self.images), self.images, other.images),
@@ -197,7 +196,7 @@ class BEVBatch:
         )
 
     def _transformed(self, what: str, *arguments: Any) -> "BEVBatch":
-        """Targets and labels by their own method of that name."""
+        """Transform targets and labels by their own method of that name."""
 
         def ask(name: str, part: Any) -> Any:
             try:
@@ -205,7 +204,7 @@ class BEVBatch:
             except NotImplementedError:
                 kind = type(part).__name__
                 raise InputError(
-                    f"{name} is a {kind}, which does not say what {what} makes of it; define {kind}.{what}"
+                    f"{name} is a {kind}, which does not define {what}; define {kind}.{what}"
                     + (f", or set {REMEDIES[what]}" if what in REMEDIES else "")
                 ) from None
 
@@ -214,7 +213,7 @@ class BEVBatch:
 
 
 def collate(samples: Sequence[Sample]) -> BEVBatch:
-    """Samples as a batch."""
+    """Stack samples into a batch."""
     images = default_collate([sample.images for sample in samples])
     cameras = Cameras(
         default_collate([sample.intrinsics for sample in samples]),
@@ -234,7 +233,7 @@ def collate(samples: Sequence[Sample]) -> BEVBatch:
 
 @runtime_checkable
 class BEVSource(Protocol):
-    """A source of labelled rigs: what :class:`~bevreshape.data.datamodule.BEVDataModule` needs to know of it."""
+    """Provide labelled rigs to :class:`~bevreshape.data.datamodule.BEVDataModule`."""
 
     grid: BEVGrid
     classes: tuple[str, ...]
@@ -242,29 +241,28 @@ class BEVSource(Protocol):
     image_size: tuple[int, int]
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Generate, cache or check what is needed; called once per machine, before any of these splits is read."""
+        """Generate, cache or check the data; called once per machine, before any of these splits is read."""
 
     def split(self, name: str) -> Dataset[Sample]:
-        """The split ``train``, ``val`` or ``test``."""
+        """Return the split ``train``, ``val`` or ``test``."""
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
-        """Complete a batch on its device, for instance with targets made from labelled images; augmented only
-        afterwards."""
+        """Complete a batch on its device, for instance with targets made from labelled images; augmentation follows."""
 
 
 def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> list[int]:
-    """For every camera that a model was trained with, the position of the data's camera that takes its place.
+    """Return, for every camera that a model was trained with, the index of the matching camera of the data.
 
-    Names match without regard to case and a leading ``cam``; where they do not match at all, order decides, and it is
-    printed which camera stands for which.
+    Names match regardless of case and of a leading ``cam``. Where they do not match at all, order decides, and the
+    pairs are printed.
 
     Raises:
-        InputError: another number of cameras.
+        InputError: when the numbers of cameras differ.
     """
     if len(wanted) != len(given):
         raise InputError(
             f"{where}: it has {len(given)} cameras ({', '.join(given)}) but the checkpoint was trained on "
-            f"{len(wanted)} ({', '.join(wanted)}); choose data of the same rig, or the cameras that take their places "
+            f"{len(wanted)} ({', '.join(wanted)}); choose data of the same rig, or the cameras that replace them "
             "with data.cameras"
         )
     plain = [[re.sub(r"^cam(era)?_?", "", name.lower()) for name in names] for names in (wanted, given)]
@@ -277,7 +275,7 @@ def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> li
 
 
 def seeded(*key: int) -> torch.Generator:
-    """A CPU generator that depends on all of ``key`` and on nothing else, the same on every machine and process."""
+    """Return a CPU generator that depends on ``key`` alone, the same on every machine and in every process."""
     mixed = 0xCBF29CE484222325  # FNV-1a over the words of the key
     for word in key:
         for shift in range(0, 64, 8):

@@ -1,4 +1,4 @@
-"""Splits and loaders; what can run on the device in batch does."""
+"""Load splits in batches; targets and augmentation are computed on the device."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -19,11 +19,11 @@ Augmentation = Callable[[BEVBatch, int, int], BEVBatch]
 
 
 class ResumableShuffleSampler(Sampler[int]):
-    """The order of training, a function of seed and epoch alone, so that a run goes on where it stopped.
+    """Shuffle training samples as a function of seed and epoch alone, so that a run resumes within an epoch.
 
     Batch g of an epoch is the same set of samples on one process with batch size B·world and on ``world`` processes
-    with batch size B each. Samples that do not fill an optimizer step are left out of the epoch, other ones each time,
-    so that every step accumulates the same number of batches and none reaches into the next epoch.
+    with batch size B each. Samples that do not fill an optimizer step are left out of the epoch, different ones in
+    each. Every step thus accumulates the same number of batches, and none extends into the next epoch.
 
     Args:
         length: samples in the split.
@@ -31,8 +31,8 @@ class ResumableShuffleSampler(Sampler[int]):
         seed: of the order.
         rank: number of this process.
         world: number of processes.
-        epoch: the first epoch to be iterated.
-        start: batches of that first epoch to be left out, because they were trained on before.
+        epoch: the first epoch to iterate.
+        start: batches of that first epoch to skip; they were trained on before.
         accumulated: batches per optimizer step.
 
     Raises:
@@ -63,7 +63,7 @@ class ResumableShuffleSampler(Sampler[int]):
         self.rank, self.world, self.epoch, self.start = rank, world, epoch, start
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning when an epoch begins."""
+        """Set the epoch; Lightning calls this when one begins."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class ResumableShuffleSampler(Sampler[int]):
 
 
 def evaluation_sampler(dataset: Sized, rank: int, world: int) -> UnrepeatedDistributedSampler:
-    """Give each sample to exactly one process, none twice: shares may differ in length, metrics add up exactly.
+    """Give each sample to exactly one process: shares may differ in length, and metrics add up exactly.
 
     Raises:
         InputError: when there are more processes than samples.
@@ -92,18 +92,18 @@ def evaluation_sampler(dataset: Sized, rank: int, world: int) -> UnrepeatedDistr
 
 @checked
 class BEVDataModule(LightningDataModule):
-    """Loaders over a :class:`~bevreshape.data.batch.BEVSource`.
+    """Load batches of a :class:`~bevreshape.data.batch.BEVSource`.
 
     Args:
-        source: where the samples come from.
+        source: of the samples.
         batch_size: samples per process.
         num_workers: processes that read samples; 0 reads in the training process.
-        augment: changes training batches on the device; ``None`` leaves them as they are.
+        augment: changes training batches on the device; ``None`` does not change them.
         seed: of order and augmentation.
 
-    ``tested_split`` says what ``trainer.test`` reads; ``camera_order`` which cameras batches have, in which order, if
-    not those of the source; ``arrived_s`` when the latest batch came out of its loader, by ``time.perf_counter``,
-    before anything was done to it on the device.
+    ``tested_split`` is the split of ``trainer.test``. ``camera_order`` selects and orders the cameras of batches;
+    ``None`` keeps those of the source. ``arrived_s`` is the time when the latest batch left its loader, by
+    ``time.perf_counter``, before any work on the device.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Images and label images from files, refused with a sentence where a network or a calibration would be misled."""
+"""Read images and label images from files; refuse those that would mislead a network or a calibration."""
 
 import sys
 import warnings
@@ -23,22 +23,21 @@ from bevreshape.geometry.ipm import sample
 from bevreshape.storage.files import open_regular
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-"""Of the files that count as images, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 MAX_MEGAPIXELS = 64
-"""A larger image is refused by its header; decoding it could fill the memory."""
+"""Size limit of an image, checked in its header; decoding a larger one could fill the memory."""
 
 OnCorruptImage = Literal["raise", "mask"]
-"""What becomes of an image that cannot be read while a data set is."""
+"""Treatment of an unreadable image in a data set: raise an error, or mask its camera."""
 
 
 ImageMode = Literal["rgb", "grey"]
-"""How images are read: in three colours, or as one grey channel that is repeated, so that any encoder takes it."""
+"""Channels of an image: three colours, or one grey channel repeated three times for the encoder."""
 
 
 class CorruptImageError(InputError):
-    """An image's file is missing, or is no whole JPEG or PNG; what is wrong with one that can be read is no such
-    damage."""
+    """Report that an image's file is missing, or is not a complete JPEG or PNG."""
 
 
 _ORIENTATION = 0x0112  # EXIF
@@ -54,23 +53,23 @@ _MODES = {
 def read_image(
     path: Path, image_size: tuple[int, int] | None = None, image_mode: str = "rgb"
 ) -> UInt8[Tensor, "3 H W"]:
-    """Decode a JPEG or PNG into RGB, exactly the stored pixels.
+    """Decode a JPEG or PNG into RGB, with exactly the stored pixels.
 
-    A palette, and an alpha channel that is opaque throughout, are resolved, since nothing is lost by it.
+    A palette and a fully opaque alpha channel are resolved without loss.
 
     As ``grey`` a single channel is read exactly, and colours become their luma (ITU-R 601); all three channels are
-    that.
+    equal.
 
     Args:
         path: of the file.
-        image_size: (H, W) that :func:`resize_and_crop` will make of it; then a JPEG that is twice, four or eight times
-            as large is decoded at a half, a quarter or an eighth of its size, which is much faster, where that divides
-            both sides.
+        image_size: (H, W) that :func:`resize_and_crop` will produce. A JPEG of twice, four or eight times that size is
+            then decoded at a half, a quarter or an eighth of its size, where that divides both sides, which is much
+            faster.
         image_mode: one of :data:`ImageMode`.
 
     Raises:
-        InputError: missing, empty, truncated, not an image, larger than ``MAX_MEGAPIXELS``, 16-bit, grey unless it
-            shall be, CMYK, transparent, or stored rotated (the calibration is for pixels as stored).
+        InputError: when the file is missing, empty, truncated, not an image, larger than ``MAX_MEGAPIXELS``, 16-bit,
+            grey in mode ``rgb``, CMYK, transparent, or stored rotated (the calibration is for pixels as stored).
     """
     image, _, orientation = _decode(path, image_size)
     if image.mode == "P" or (image.mode == "RGB" and "transparency" in image.info):
@@ -98,11 +97,11 @@ def read_image(
 
 
 def read_or_mask(read: Callable[[], Tensor], on_corrupt_image: str | None) -> Tensor | None:
-    """What ``read`` delivers, or ``None`` where the image is damaged and shall be masked, which is said.
+    """Return the image of ``read``, or ``None`` where it is damaged and to be masked, which is printed.
 
     Args:
-        read: delivers an image.
-        on_corrupt_image: one of :data:`OnCorruptImage`; ``None`` refuses without a word of this choice.
+        read: returns an image.
+        on_corrupt_image: one of :data:`OnCorruptImage`; ``None`` refuses without a hint at this option.
 
     Raises:
         InputError: as ``read``.
@@ -114,16 +113,17 @@ def read_or_mask(read: Callable[[], Tensor], on_corrupt_image: str | None) -> Te
             print(f"{error}; its camera is masked", file=sys.stderr)
             return None
         if on_corrupt_image == "raise":
-            raise CorruptImageError(f"{error}; data.on_corrupt_image=mask goes on without this camera") from None
+            raise CorruptImageError(f"{error}; data.on_corrupt_image=mask continues without this camera") from None
         raise
 
 
 def read_label_image(path: Path) -> UInt8[Tensor, "H W"]:
-    """Decode a PNG of one number a pixel, such as class ids, exactly as stored: of a palette PNG the indices count, and
-    grey of 1, 2 or 4 bits is not stretched to 0..255.
+    """Decode a PNG of one integer a pixel, such as class ids, exactly as stored.
+
+    A palette PNG gives its indices, and grey of 1, 2 or 4 bits is not stretched to 0..255.
 
     Raises:
-        InputError: missing, empty, truncated, not a PNG, too large, or of another kind of pixel.
+        InputError: when the file is missing, empty, truncated, not a PNG, too large, or has other pixels.
     """
     image, stored, _ = _decode(path)
     if image.format != "PNG":
@@ -137,28 +137,31 @@ def read_label_image(path: Path) -> UInt8[Tensor, "H W"]:
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
-    """(H, W) in pixels, from the header alone.
+    """Return (H, W) in pixels, from the header alone.
 
     Raises:
-        InputError: as :func:`read_image`, as far as the header tells.
+        InputError: as :func:`read_image`, as far as the header shows.
     """
     with _opened(path) as image:
         return image.height, image.width
 
 
 def resize_and_crop(
-    image: UInt8[Tensor, "3 h w"], intrinsics: Tensor, dst_size: tuple[int, int], lens: DistortionModel | None = None
+    image: UInt8[Tensor, "3 h w"],
+    intrinsics: Tensor,
+    dst_size: tuple[int, int],
+    distortion: DistortionModel | None = None,
 ) -> tuple[UInt8[Tensor, "3 H W"], Tensor]:
-    """Bring an image to the network's size, and its intrinsics (3, 3) along.
+    """Resize and crop an image to the network's size, and adapt its intrinsics (3, 3).
 
-    Resized, antialiased, until it covers ``dst_size``; what is too high is cut off the top, where the sky is, and
-    what is too wide off both sides. With a lens it is undistorted on the way, and the intrinsics are those of its
-    pinhole image.
+    The image is resized, antialiased, until it covers ``dst_size``. Excess height is cut off the top, where the sky is,
+    and excess width off both sides. With a distortion model it is undistorted in the same step, and the intrinsics are
+    those of its pinhole image.
     """
     old_size = (image.shape[1], image.shape[2])
-    if lens is not None:
+    if distortion is not None:
         fitted = resize_and_crop_intrinsics(intrinsics, old_size, dst_size)
-        return _fit_bent(image, lens, fitted, dst_size), fitted
+        return _fit_distorted(image, distortion, fitted, dst_size), fitted
     new_size, top, left = _fit(old_size, dst_size)
     if new_size != old_size:
         image = F.interpolate(image[None], new_size, mode="bilinear", antialias=True)[0]
@@ -167,59 +170,75 @@ def resize_and_crop(
 
 
 def resize_and_crop_intrinsics(intrinsics: Tensor, src_size: tuple[int, int], dst_size: tuple[int, int]) -> Tensor:
-    """What :func:`resize_and_crop` makes of the intrinsics (..., 3, 3) of an image of ``src_size`` (H, W)."""
+    """Return the intrinsics (..., 3, 3) after :func:`resize_and_crop` of an image of ``src_size`` (H, W)."""
     new_size, top, left = _fit(src_size, dst_size)
     scale_v, scale_u = (new / old for new, old in zip(new_size, src_size, strict=True))
     return shift_intrinsics(resize_intrinsics(intrinsics, scale_u, scale_v), -left, -top)
 
 
 def reduction(src_size: tuple[int, int], dst_size: tuple[int, int]) -> int:
-    """By which factor, 1, 2, 4 or 8, a JPEG may be decoded smaller and still be no smaller than it will be fitted."""
+    """Return the factor 1, 2, 4 or 8 by which a JPEG may be decoded smaller without falling below its final size."""
     (high, wide), _, _ = _fit(src_size, dst_size)
     factors = (factor for factor in (8, 4, 2) if not any(side % factor for side in src_size))
     return next((f for f in factors if src_size[0] >= f * high and src_size[1] >= f * wide), 1)
 
 
-def undistort(image: UInt8[Tensor, "3 H W"], lens: DistortionModel) -> UInt8[Tensor, "3 H W"]:
-    """The pinhole image of a stored one, bilinear; its intrinsics are the lens' ``pinhole_intrinsics``."""
-    return resize_and_crop(image, pinhole_intrinsics(lens), lens.image_size, lens)[0]
+def undistort(image: UInt8[Tensor, "3 H W"], distortion: DistortionModel) -> UInt8[Tensor, "3 H W"]:
+    """Return the pinhole image of a stored one, bilinear; its intrinsics are ``distortion.pinhole_intrinsics``."""
+    return resize_and_crop(image, pinhole_intrinsics(distortion), distortion.image_size, distortion)[0]
 
 
-def undistort_labels(labels: UInt8[Tensor, "H W"], lens: DistortionModel) -> UInt8[Tensor, "H W"]:
-    """The pinhole label image of a stored one: of every pixel the nearest."""
-    return labels.flatten()[_nearest(lens)].reshape(labels.shape)
+def undistort_labels(labels: UInt8[Tensor, "H W"], distortion: DistortionModel) -> UInt8[Tensor, "H W"]:
+    """Return the pinhole label image of a stored one, by the nearest pixel."""
+    return labels.flatten()[_nearest(distortion)].reshape(labels.shape)
 
 
-def _fit_bent(image: Tensor, lens: DistortionModel, intrinsics: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Read a stored image where the pixels of a pinhole image look: two by two for each, unless it is hardly shrunk,
-    in the stored image shrunk, antialiased, to about that density."""
-    ratio = min(old / new for old, new in zip(lens.image_size, image_size, strict=True))
+def _fit_distorted(
+    image: Tensor, distortion: DistortionModel, intrinsics: Tensor, image_size: tuple[int, int]
+) -> Tensor:
+    """Sample the pinhole image of a stored one.
+
+    The stored image is first shrunk, antialiased, to about the density of the samples. Each pixel is the mean of two by
+    two samples, or one sample where the image is hardly shrunk.
+    """
+    ratio = min(old / new for old, new in zip(distortion.image_size, image_size, strict=True))
     over = 1 if ratio < 1.25 else 2
     if ratio > over:
-        height, width = (round(side * over / ratio) for side in lens.image_size)
+        height, width = (round(side * over / ratio) for side in distortion.image_size)
         image = F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
-    pixels = _sources(lens, (image.shape[1], image.shape[2]), image_size, over, tuple(intrinsics.flatten().tolist()))
+    pixels = _sources(
+        distortion, (image.shape[1], image.shape[2]), image_size, over, tuple(intrinsics.flatten().tolist())
+    )
     read = sample(image[None, None].float(), pixels[None, None])[0]  # 1 3 over·H over·W
     return F.avg_pool2d(read, over)[0].round().byte()
 
 
 @lru_cache(maxsize=16)
 def _sources(
-    lens: DistortionModel, size: tuple[int, int], image_size: tuple[int, int], over: int, intrinsics: tuple[float, ...]
+    distortion: DistortionModel,
+    size: tuple[int, int],
+    image_size: tuple[int, int],
+    over: int,
+    intrinsics: tuple[float, ...],
 ) -> Tensor:
-    """Where in the stored image, resized to ``size``, ``over`` by ``over`` points of every pixel are: float32 (…,
-    2)."""
+    """Return ``over`` by ``over`` points of every pixel in the stored image, resized to ``size``: float32 (…, 2)."""
     finer = resize_intrinsics(torch.tensor(intrinsics, dtype=torch.float64).reshape(3, 3), over, over)
-    pixels = source_pixels(lens, finer, (image_size[0] * over, image_size[1] * over))
-    scale = torch.tensor([size[1] / lens.image_size[1], size[0] / lens.image_size[0]], dtype=torch.float64)
+    pixels = source_pixels(distortion, finer, (image_size[0] * over, image_size[1] * over))
+    scale = torch.tensor([size[1] / distortion.image_size[1], size[0] / distortion.image_size[0]], dtype=torch.float64)
     return (scale * (pixels + 0.5) - 0.5).float()
 
 
 @lru_cache(maxsize=16)
-def _nearest(lens: DistortionModel) -> Tensor:
-    """For every pixel of the pinhole image, row by row, the number of the stored one."""
-    height, width = lens.image_size
-    u, v = source_pixels(lens, pinhole_intrinsics(lens), lens.image_size).round().int().flatten(0, 1).unbind(-1)
+def _nearest(distortion: DistortionModel) -> Tensor:
+    """Return, for every pixel of the pinhole image, row by row, the index of the stored one."""
+    height, width = distortion.image_size
+    u, v = (
+        source_pixels(distortion, pinhole_intrinsics(distortion), distortion.image_size)
+        .round()
+        .int()
+        .flatten(0, 1)
+        .unbind(-1)
+    )
     return v.clamp(0, height - 1) * width + u.clamp(0, width - 1)
 
 
@@ -230,7 +249,7 @@ def _fit(src_size: tuple[int, int], dst_size: tuple[int, int]) -> tuple[tuple[in
 
 
 class _Decoded(NamedTuple):
-    """What a file holds.
+    """Hold the content of an image file.
 
     Attributes:
         image: its pixels.
@@ -244,13 +263,15 @@ class _Decoded(NamedTuple):
 
 
 _STRETCHED = {"1": 1, "L;2": 85, "L;4": 17, "L": 1, "P;1": 1, "P;2": 1, "P;4": 1, "P": 1}
-"""How labels may be stored, and by which factor Pillow makes their values larger."""
+"""Storage of labels, and the factor by which Pillow enlarges their values."""
 
 
 @contextmanager
 def _opened(path: Path, *, whole: bool = False) -> Iterator[Image.Image]:
-    """An image whose header is read and judged, and for a ``whole`` one also the check sums of a PNG, which Pillow
-    leaves out where it decodes."""
+    """Open an image and check its header.
+
+    With ``whole`` the checksums of a PNG are verified too; Pillow skips them when it decodes.
+    """
     try:
         file = open_regular(path)
     except FileNotFoundError:
@@ -264,7 +285,7 @@ def _opened(path: Path, *, whole: bool = False) -> Iterator[Image.Image]:
         if whole and image.format == "PNG":
             try:
                 image.verify()
-            except Exception as error:  # what Pillow's parsers raise depends on where a file is damaged
+            except Exception as error:  # Pillow's parsers raise various errors for damaged files
                 raise _unreadable(path, error) from None
             file.seek(0)
             image = _header(file, path)
@@ -275,7 +296,7 @@ def _header(file: BinaryIO, path: Path) -> Image.Image:
     too_large = f"more than {MAX_MEGAPIXELS} million pixels; scale it down, and its intrinsics along"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on what does not concern pixels
+            warnings.simplefilter("ignore")  # Pillow's warnings that do not concern pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(file, formats=("JPEG", "PNG"))
             stored = _stored(image)
@@ -289,7 +310,7 @@ def _header(file: BinaryIO, path: Path) -> Image.Image:
         raise _unreadable(path, error) from None
     if image.width * image.height > MAX_MEGAPIXELS * 10**6:
         raise InputError(f"{path}: the image is {image.width}×{image.height}, {too_large}")
-    if "16" in stored:  # Pillow would cut the low byte of colours without a word
+    if "16" in stored:  # Pillow would silently drop the low byte of colours
         raise InputError(
             f"{path}: the image has 16 bits a channel; save it with 8 bits a channel, all images by the same scale"
         )
@@ -312,12 +333,12 @@ def _decode(path: Path, image_size: tuple[int, int] | None = None) -> _Decoded:
 
 
 def _stored(image: Image.Image) -> str:
-    """Pillow's raw mode of an image that is opened and not yet loaded."""
+    """Return Pillow's raw mode of an image that is opened and not yet loaded."""
     arguments: Any = image.tile[0][3]  # type: ignore[attr-defined]  # of ImageFile
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    if "MAX_TEXT" in str(error):  # Pillow bounds what the texts in a PNG unpack to
+    if "MAX_TEXT" in str(error):  # Pillow limits the unpacked size of texts in a PNG
         return InputError(f"{path}: the image holds a text that is too large ({error}); save it without its metadata")
     return CorruptImageError(f"{path}: the image is truncated or damaged ({error}); copy it again")

@@ -1,5 +1,4 @@
-"""Names that people give to classes, cameras and labels, refused where a key, a column, a folder or a console would
-break."""
+"""Check names of classes, cameras and labels that become keys, columns, folders or console output."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,17 +6,17 @@ from typing import Any
 from bevreshape.errors import InputError, shown
 
 RESERVED = ("mean",)
-"""What metrics call other values than a class's."""
+"""Names of metrics that belong to no class."""
 
 LONGEST = 64
-"""Characters of a class's name, which heads columns."""
+"""Highest number of characters in a class's name, which heads columns."""
 
 
 def check_name(name: Any, where: str) -> str:
-    """A name that is a text of printable characters, without blanks at its ends.
+    """Return a name that is a text of printable characters, without blanks at its ends.
 
     Raises:
-        InputError: naming what is wrong with it, after ``where``.
+        InputError: naming the problem, after ``where``.
     """
     if not isinstance(name, str):
         raise InputError(
@@ -32,7 +31,7 @@ def check_name(name: Any, where: str) -> str:
 
 
 def check_classes(names: Iterable[Any], where: str) -> tuple[str, ...]:
-    """Names of classes, each of which can stand in metrics' keys such as ``iou/<class>/<band>`` beside ``iou/mean``.
+    """Return names of classes that are valid in metrics' keys such as ``iou/<class>/<band>`` and ``iou/mean``.
 
     Raises:
         InputError: naming the class, after ``where``.
@@ -43,10 +42,10 @@ def check_classes(names: Iterable[Any], where: str) -> tuple[str, ...]:
         at = f"{where}: class {shown(name)}"
         if "/" in name:
             raise InputError(
-                f"{at} holds a slash, which parts the keys of metrics; rename it, such as {name.replace('/', '_')!r}"
+                f"{at} holds a slash, the separator of metrics' keys; rename it, such as {name.replace('/', '_')!r}"
             )
         if name in RESERVED:
-            raise InputError(f"{at} is what metrics call the mean of all classes; rename it")
+            raise InputError(f"{at} is the metrics' name for the mean of all classes; rename it")
         if len(name) > LONGEST:
             raise InputError(f"{at} has {len(name)} characters, more than {LONGEST}; shorten it")
         if name in found:

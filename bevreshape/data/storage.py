@@ -1,8 +1,8 @@
-"""Records, a file each: generated once, on all cores, and read one at a time.
+"""Store one record per file: generated once, on all cores, and read one at a time.
 
-A file is a header, with checksum and length, and the record. It is written beside its place and moved there in one
-step, so that what has its name is whole; what something else has damaged is recognised by its header. Generation
-resumes at the first record that is missing.
+A file is a header, with checksum and length, and the record. It is written next to its path and moved there in one
+step, so a file of that name is complete; later damage is detected by its header. Generation resumes at the first record
+that is missing.
 
 Reading 40 kB takes 34 to 54 µs of a processor's time, where a sample of the synthetic world takes 700 µs. From files of
 64 records it takes 0.5 to 0.7 of that, from SQLite 1.1 to 1.2 (``tools/time_records.py``), so the simplest way was
@@ -34,10 +34,10 @@ RUN = 64
 """Records that a worker makes at a time."""
 HEADER = struct.Struct("<II")  # checksum and bytes of the record
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
-"""How workers start; forked ones, as torch's loaders have them on Linux, need not import everything anew."""
+"""Start method of workers; forked ones, as in torch's loaders on Linux, need not import everything again."""
 
 MakeRecords = Callable[[int, int], list[bytes]]
-"""Makes the records from a first to before a last one; crosses into other processes, so it must pickle."""
+"""Makes the records from a first to before a last one; it is sent to other processes, so it must pickle."""
 
 
 def record_path(folder: Path, index: int) -> Path:
@@ -70,7 +70,7 @@ def read_record(folder: Path, index: int, remedy: str) -> bytes:
     Args:
         folder: of the records.
         index: of the record.
-        remedy: what makes a lost one again.
+        remedy: how a lost record is made again.
 
     Raises:
         InputError: when its file is missing or damaged.
@@ -79,12 +79,10 @@ def read_record(folder: Path, index: int, remedy: str) -> bytes:
     try:
         stored = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file, which would hold record {index}; {remedy}") from None
+        raise InputError(f"{path}: there is no such file of record {index}; {remedy}") from None
     header, record = stored[: HEADER.size], stored[HEADER.size :]
     if len(header) < HEADER.size or len(stored) != sum(_sizes(header)):
-        raise InputError(
-            f"{path}: the file has {len(stored)} bytes, which are no whole record; it was cut off; {remedy}"
-        )
+        raise InputError(f"{path}: the file has {len(stored)} bytes and no complete record; it was cut off; {remedy}")
     if HEADER.unpack(header)[0] != zlib.crc32(record):
         raise InputError(f"{path}: the record is damaged (its checksum differs); delete the file, {remedy}")
     return record
@@ -93,23 +91,23 @@ def read_record(folder: Path, index: int, remedy: str) -> bytes:
 def prepare(
     folder: Path, meta: Mapping[str, object], count: int, make: MakeRecords, workers: int, key: str = "data.root"
 ) -> None:
-    """Have ``count`` records in ``folder``, generating those that are missing or cut off.
+    """Generate the records of ``folder``, ``count`` in all, that are missing or cut off.
 
     Args:
-        folder: made if need be.
-        meta: what the content depends on, written beside it for people as ``meta.json``.
+        folder: created if absent.
+        meta: parameters of the content, written for readers as ``meta.json``.
         count: records wanted.
         make: makes a run of records.
         workers: processes to make them in; 1 means this one.
-        key: the setting that says where they are kept.
+        key: the setting that names the folder.
 
     Raises:
         InputError: when the folder cannot be written, or the disk is full.
     """
     if not _missing(folder, count):
         return
-    with explained(folder, key), alone(folder):
-        missing = _missing(folder, count)  # another process may have made them while this one waited
+    with explain_unwritable(folder, key), exclusive(folder):
+        missing = _missing(folder, count)  # another process may have made them meanwhile
         remove_abandoned(folder)
         if missing:
             _write(folder / "meta.json", json.dumps(meta, indent=2).encode())
@@ -117,7 +115,7 @@ def prepare(
 
 
 def _missing(folder: Path, count: int) -> dict[int, int]:
-    """Return the runs of records that are to be made: the number of each by its first."""
+    """Return the runs of records to be made: their lengths by their first index."""
     runs: dict[int, int] = {}
     first = -1
     for index in range(count):
@@ -149,14 +147,14 @@ def _generate(folder: Path, runs: dict[int, int], make: MakeRecords, workers: in
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file without waiting for the disk; after a power failure its header tells whether it is whole."""
+    """Write a file without waiting for the disk; after a power failure its header shows whether it is complete."""
     write_whole(path, lambda file: file.write(content), durable=False)
 
 
 def _made(sizes: dict[int, int], make: MakeRecords, workers: int) -> Iterator[tuple[int, list[bytes]]]:
     """Yield (first record, records) of every run of them, in the order in which they get ready.
 
-    Torch works on one thread here: processes share the cores, and a loop's split over threads may show in the last bit.
+    Torch uses one thread here: processes share the cores, and the number of threads may change the last bit.
     """
     if min(workers, len(sizes)) == 1:
         threads = torch.get_num_threads()
@@ -179,8 +177,7 @@ def _made(sizes: dict[int, int], make: MakeRecords, workers: int) -> Iterator[tu
 
 
 def _join() -> None:
-    """Set up a worker: it has one thread, and ends with its parent, for whose work it would wait for ever, not
-    before."""
+    """Set up a worker: it uses one thread, and it ends with its parent."""
     ignore_stop_signals()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -194,16 +191,16 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time write into a folder; the lock goes with the process that holds it."""
+def exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time write into a folder; the lock ends with the process that holds it."""
     with locked(folder / "lock", waiting=f"{folder}: waiting for the process that is writing it"):
         yield
 
 
 @contextmanager
-def explained(folder: Path, key: str) -> Iterator[None]:
-    """Say what is wrong with a folder that cannot be written."""
+def explain_unwritable(folder: Path, key: str) -> Iterator[None]:
+    """Raise an error with a remedy for a folder that cannot be written."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); set {key} to a folder that can") from error
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); set {key} to a writable folder") from error

@@ -1,4 +1,4 @@
-"""Targets and labels of samples: each says itself what flipping, zooming and other cameras make of it."""
+"""Define targets and labels of samples; each defines its own flip, zoom and selection of cameras."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,8 +16,7 @@ Cells = TypeVar("Cells", bound="BEVTarget")
 
 
 class Window(NamedTuple):
-    """A part of every sample's enlarged images, (b,) each: pixel u of the whole becomes ``scale·(u + ½) − ½ −
-    left``."""
+    """Describe a crop of every sample's enlarged images, (b,) each: pixel u becomes ``scale·(u + ½) − ½ − left``."""
 
     scale: Tensor
     left: Tensor
@@ -26,23 +25,23 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """What belongs to samples beside images and cameras.
+    """Hold data of samples in addition to images and cameras.
 
-    Fields that are tensors have the samples along their first dimension in a batch; all other fields are the same for
-    all samples. A transformation that a subclass does not define is refused by
-    :class:`~bevreshape.data.batch.BEVBatch`, so that nothing is trained on in another frame than the images.
+    In a batch, tensor fields have the samples along their first dimension; all other fields are the same for all
+    samples. :class:`~bevreshape.data.batch.BEVBatch` refuses a transformation that a subclass does not define, so that
+    targets always share the frame of the images.
     """
 
     def flip(self: Own, cameras: Sequence[int]) -> Own:
         """Mirror the world at y = 0, in every sample.
 
         Args:
-            cameras: for every camera the number of the one whose mirrored image it gets.
+            cameras: for every camera the index of the one whose mirrored image it gets.
         """
         raise NotImplementedError
 
     def zoom(self: Own, window: Window) -> Own:
-        """Follow images of which a part is cut out; the cells on the ground stay where they are."""
+        """Follow a crop of the images; the cells on the ground do not move."""
         raise NotImplementedError
 
     def select_cameras(self: Own, cameras: Sequence[int]) -> Own:
@@ -50,22 +49,22 @@ class Annotation:
         raise NotImplementedError
 
     def hide(self: Own, cells: Bool[Tensor, "b rows cols"]) -> Own:
-        """Make invalid what belongs to cells that no camera observes any more."""
+        """Invalidate values of cells that no camera observes any longer."""
         raise NotImplementedError
 
     def map(self: Own, function: Callable[[Tensor], Tensor]) -> Own:
-        """The same with every tensor changed by a function."""
+        """Return a copy with every tensor changed by a function."""
         return replace(self, **{name: function(value) for name, value in self._tensors().items()})
 
     def where(self: Own, chosen: Bool[Tensor, " b"], other: Own) -> Own:
-        """The samples of this one where ``chosen``, elsewhere those of another one."""
+        """Return the samples of this one where ``chosen``, elsewhere those of another one."""
         others = other._tensors()
         merged = {name: torch.where(like(chosen, own), own, others[name]) for name, own in self._tensors().items()}
         return replace(self, **merged)
 
     @classmethod
     def stack(cls: type[Own], samples: Sequence[Own]) -> Own:
-        """Of single samples a batch."""
+        """Stack single samples into a batch."""
         parts = [sample._tensors() for sample in samples]
         stacked: dict[str, Any] = {name: default_collate([part[name] for part in parts]) for name in parts[0]}
         return replace(samples[0], **stacked)
@@ -77,7 +76,7 @@ class Annotation:
 
 @dataclass(frozen=True, eq=False)
 class Target(Annotation):
-    """What a head is to predict.
+    """Hold the values that a head is to predict.
 
     Attributes:
         value: (b, …).
@@ -90,7 +89,7 @@ class Target(Annotation):
 
 @dataclass(frozen=True, eq=False)
 class BEVTarget(Target):
-    """Values of cells that have no direction, such as classes and heights: (b, k, rows, cols)."""
+    """Hold values of cells without a direction, such as classes and heights: (b, k, rows, cols)."""
 
     def flip(self: Cells, cameras: Sequence[int]) -> Cells:
         return self.map(lambda cells: cells.flip(-1))
@@ -114,11 +113,11 @@ class BEVTarget(Target):
 
 @dataclass(frozen=True, eq=False)
 class ObjectCenters(BEVTarget):
-    """Where the objects of m classes have their centres.
+    """Hold the centres of the objects of m classes.
 
     Attributes:
-        value: (b, m, 3, rows, cols) float32. On an object: exp(−d²), d being the cells to its centre, and how many
-            cells ahead and to the left the centre is; elsewhere 0.
+        value: (b, m, 3, rows, cols) float32. On an object: exp(−d²), where d is the distance to its centre in
+            cells, and how many cells ahead and to the left the centre is; elsewhere 0.
         valid: (b, m, rows, cols).
         inside: (b, m, rows, cols), the cells of objects.
     """
@@ -132,7 +131,7 @@ class ObjectCenters(BEVTarget):
 
 
 def like(values: Tensor, other: Tensor) -> Tensor:
-    """(b,) → (b, 1, …, 1), to be broadcast over another tensor."""
+    """Reshape (b,) to (b, 1, …, 1), to broadcast over another tensor."""
     return values.reshape(-1, *[1] * (other.ndim - 1))
 
 

@@ -328,7 +328,7 @@ def test_brightness_contrast_and_saturation_of_every_sample():
         assert torch.allclose(changed, middle + factors.reshape(3, 1, 1, 1, 1) * (image - middle), atol=1e-4)
 
 
-def test_hue_turns_colours_and_keeps_greys():
+def test_hue_turns_colors_and_keeps_greys():
     image = make_batch(2).images
     image[:, 0] = image[:, 0, :1]  # the first camera sees grey
     changed = Augment(hue=0.3)(replace(make_batch(2), images=image), 0, 0).images
@@ -433,7 +433,7 @@ def test_a_third_partys_depth_is_flipped_with_its_cameras():
     [
         (
             {"flip_p": 1},
-            r"target 'own' is a Mine, which does not say what flip makes of it; define Mine.flip, or set "
+            r"target 'own' is a Mine, which does not define flip; define Mine.flip, or set "
             r"augment.flip_p=0",
         ),
         ({"zoom": (1.0, 1.5)}, r"what zoom makes of it; define Mine.zoom, or set augment.zoom=\[1,1\]"),
@@ -453,9 +453,7 @@ def test_a_target_that_does_not_say_how_it_is_transformed_is_refused(options, me
 
 def test_a_bare_tensor_is_no_target(no_shape_checks):
     batch = make_batch()
-    with pytest.raises(
-        InputError, match="target 'depth' is a Tensor, which does not say what an augmentation makes of it"
-    ):
+    with pytest.raises(InputError, match="target 'depth' is a Tensor, which does not define how it is augmented"):
         replace(batch, targets={"depth": torch.ones(3)})
 
 

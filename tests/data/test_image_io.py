@@ -42,7 +42,7 @@ def written_png(
     path: Path,
     samples: np.ndarray,
     depth: int,
-    colour: int,
+    color: int,
     *extra: bytes,
     interlaced: bool = False,
     behind: bytes = b"",
@@ -60,7 +60,7 @@ def written_png(
     passes = [samples[r::dr, c::dc] for r, c, dr, dc in ADAM7] if interlaced else [samples]
     content = b"".join(packed(part) for part in passes if part.size)
     height, width = samples.shape[:2]
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, interlaced))
     body = chunk(b"IDAT", zlib.compress(content)) + behind + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + body)
     return path
@@ -168,22 +168,20 @@ def test_labels_are_the_stored_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interlaced", [False, True])
-@pytest.mark.parametrize("colour", [0, 3], ids=["grey", "palette"])
+@pytest.mark.parametrize("color", [0, 3], ids=["grey", "palette"])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_labels_are_the_stored_numbers_at_every_depth(
-    tmp_path: Path, depth: int, colour: int, interlaced: bool
-) -> None:
+def test_labels_are_the_stored_numbers_at_every_depth(tmp_path: Path, depth: int, color: int, interlaced: bool) -> None:
     ids = np.random.default_rng(depth).integers(0, 2**depth, (13, 21, 1))
-    palette = [chunk(b"PLTE", bytes(3 * 2**depth))] if colour else []
-    transparent = [chunk(b"tRNS", b"\0\1" if colour == 0 else b"\0")]  # of grey value 1, or of index 0
-    gamma = [chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"sBIT", b"\1" if colour == 0 else b"\1\1\1")]
+    palette = [chunk(b"PLTE", bytes(3 * 2**depth))] if color else []
+    transparent = [chunk(b"tRNS", b"\0\1" if color == 0 else b"\0")]  # of grey value 1, or of index 0
+    gamma = [chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"sBIT", b"\1" if color == 0 else b"\1\1\1")]
     for name, extra in (("plain", palette), ("chunks", [*gamma, *palette, *transparent])):
-        path = written_png(tmp_path / f"{name}.png", ids, depth, colour, *extra, interlaced=interlaced)
+        path = written_png(tmp_path / f"{name}.png", ids, depth, color, *extra, interlaced=interlaced)
         np.testing.assert_array_equal(read_label_image(path).numpy(), ids[..., 0])
 
 
 @pytest.mark.parametrize(
-    ("depth", "colour", "channels", "says"),
+    ("depth", "color", "channels", "says"),
     [
         (16, 0, 1, "16 bits a channel"),
         (16, 4, 2, "16 bits a channel"),
@@ -194,8 +192,8 @@ def test_labels_are_the_stored_numbers_at_every_depth(
         (8, 6, 4, "the pixels are RGBA, but labels are single-channel"),
     ],
 )
-def test_labels_that_are_no_ids_are_refused(tmp_path: Path, depth: int, colour: int, channels: int, says: str) -> None:
-    path = written_png(tmp_path / "l.png", np.ones((5, 6, channels), int), depth, colour)
+def test_labels_that_are_no_ids_are_refused(tmp_path: Path, depth: int, color: int, channels: int, says: str) -> None:
+    path = written_png(tmp_path / "l.png", np.ones((5, 6, channels), int), depth, color)
     with pytest.raises(InputError, match=says):
         read_label_image(path)
 
@@ -337,9 +335,13 @@ LENSES = {
 }
 
 
-def opencv_map(lens: DistortionModel) -> tuple[np.ndarray, np.ndarray]:
-    k, coefficients, new = np.array(lens.intrinsics), np.array(lens.coefficients), pinhole_intrinsics(lens).numpy()
-    if lens.model == "fisheye":
+def opencv_map(distortion: DistortionModel) -> tuple[np.ndarray, np.ndarray]:
+    k, coefficients, new = (
+        np.array(distortion.intrinsics),
+        np.array(distortion.coefficients),
+        pinhole_intrinsics(distortion).numpy(),
+    )
+    if distortion.model == "fisheye":
         return cv2.fisheye.initUndistortRectifyMap(k, coefficients, np.eye(3), new, BENT[::-1], cv2.CV_32FC1)
     return cv2.initUndistortRectifyMap(k, coefficients, np.eye(3), new, BENT[::-1], cv2.CV_32FC1)
 
@@ -351,36 +353,38 @@ def textured() -> np.ndarray:
     return np.clip(128 + 400 * smooth, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
-def test_a_stored_image_is_undistorted_as_opencv_does(lens: DistortionModel) -> None:
+@pytest.mark.parametrize("distortion", LENSES.values(), ids=LENSES)
+def test_a_stored_image_is_undistorted_as_opencv_does(distortion: DistortionModel) -> None:
     image = textured()
-    expected = cv2.remap(image, *opencv_map(lens), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    found = undistort(torch.from_numpy(image).permute(2, 0, 1), lens).permute(1, 2, 0).numpy()
+    expected = cv2.remap(image, *opencv_map(distortion), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    found = undistort(torch.from_numpy(image).permute(2, 0, 1), distortion).permute(1, 2, 0).numpy()
     difference = np.abs(found.astype(int) - expected)
     assert difference.max() <= 3, "OpenCV rounds positions to a 32nd of a pixel"
     assert difference.mean() < 0.4
 
 
-@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
-def test_labels_are_undistorted_by_the_nearest_pixel(lens: DistortionModel) -> None:
+@pytest.mark.parametrize("distortion", LENSES.values(), ids=LENSES)
+def test_labels_are_undistorted_by_the_nearest_pixel(distortion: DistortionModel) -> None:
     codes = np.random.default_rng(6).integers(0, 256, BENT, dtype=np.uint8)
-    u, v = opencv_map(lens)
+    u, v = opencv_map(distortion)
     expected = codes[np.rint(v).astype(int), np.rint(u).astype(int)]
-    found = undistort_labels(torch.from_numpy(codes), lens).numpy()
+    found = undistort_labels(torch.from_numpy(codes), distortion).numpy()
     rounds_alike = (np.abs(u % 1 - 0.5) > 1e-3) & (np.abs(v % 1 - 0.5) > 1e-3)
     np.testing.assert_array_equal(found[rounds_alike], expected[rounds_alike])
     assert rounds_alike.mean() > 0.99
 
 
 @pytest.mark.parametrize("image_size", [(96, 160), (60, 100), (70, 160), (200, 320), (120, 90)])
-@pytest.mark.parametrize("lens", LENSES.values(), ids=LENSES)
+@pytest.mark.parametrize("distortion", LENSES.values(), ids=LENSES)
 def test_undistorting_and_fitting_at_once_shows_what_one_after_the_other_does(
-    lens: DistortionModel, image_size: tuple[int, int]
+    distortion: DistortionModel, image_size: tuple[int, int]
 ) -> None:
     image = torch.from_numpy(textured()).permute(2, 0, 1)
-    at_once, intrinsics = resize_and_crop(image, pinhole_intrinsics(lens), image_size, lens)
-    full = cv2.remap(textured(), *opencv_map(lens), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    expected, moved = resize_and_crop(torch.from_numpy(full).permute(2, 0, 1), pinhole_intrinsics(lens), image_size)
+    at_once, intrinsics = resize_and_crop(image, pinhole_intrinsics(distortion), image_size, distortion)
+    full = cv2.remap(textured(), *opencv_map(distortion), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    expected, moved = resize_and_crop(
+        torch.from_numpy(full).permute(2, 0, 1), pinhole_intrinsics(distortion), image_size
+    )
     assert torch.equal(intrinsics, moved)
     difference = (at_once.float() - expected.float()).abs()
     contrast = expected.float().std()
@@ -389,15 +393,17 @@ def test_undistorting_and_fitting_at_once_shows_what_one_after_the_other_does(
 
 def test_convention_an_undistorted_image_shows_what_its_intrinsics_say() -> None:
     """A dot painted where OpenCV projects a point appears, undistorted and fitted, where the pinhole camera sees it."""
-    lens = LENSES["opencv"]
+    distortion = LENSES["opencv"]
     for x, y in ((0.0, 0.0), (-0.5, 0.25), (0.45, -0.3), (0.3, 0.3)):
         ray = np.array([[[x, y, 1.0]]])
-        spot = cv2.projectPoints(ray, np.zeros(3), np.zeros(3), np.array(lens.intrinsics), np.array(lens.coefficients))
+        spot = cv2.projectPoints(
+            ray, np.zeros(3), np.zeros(3), np.array(distortion.intrinsics), np.array(distortion.coefficients)
+        )
         u, v = spot[0].ravel()
         vv, uu = np.mgrid[0 : BENT[0], 0 : BENT[1]]
         dot = 250 * np.exp(-((uu - u) ** 2 + (vv - v) ** 2) / (2 * 6.0**2))
         image = torch.from_numpy(np.repeat(dot[None], 3, 0).round().astype(np.uint8))
-        fitted, intrinsics = resize_and_crop(image, pinhole_intrinsics(lens), (120, 200), lens)
+        fitted, intrinsics = resize_and_crop(image, pinhole_intrinsics(distortion), (120, 200), distortion)
         weights = fitted[0].double().numpy()
         rows, cols = np.mgrid[0:120, 0:200]
         found = (weights * cols).sum() / weights.sum(), (weights * rows).sum() / weights.sum()

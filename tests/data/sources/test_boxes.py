@@ -60,7 +60,7 @@ def changed(**values: Any) -> list[dict[str, Any]]:
         (changed(size_m="4"), "box 1: size_m is '4'"),
         (changed(size_m=[4200, 1800, 1600]), r"box 1: size_m is \[4200, .*are they millimetres"),
         (changed(size_m=[1e308, 1, 1]), r"box 1: size_m is .*above 1000"),
-        (changed(center_m=[691608, 5335000, 1]), r"box 1: .*or places in the world\?"),
+        (changed(center_m=[691608, 5335000, 1]), r"box 1: .*or world coordinates\?"),
         (changed(yaw_deg=1e308), "box 1: yaw_deg is 1e\\+308; it must be a number of degrees, at most 3600"),
         (changed(yaw_deg=None), "box 1: yaw_deg is None; it must be a number of degrees"),
     ],

@@ -85,11 +85,11 @@ def test_label_maps_of_ids_and_bits(tmp_path: Path) -> None:
         ({"version": 2, "cameras": [CAMERA]}, "version is 2, this program reads 1"),
         ({"version": 1}, "'cameras' is missing"),
         ({"version": 1, "cameras": []}, "at least one camera"),
-        ({"version": 1, "cameras": [CAMERA, CAMERA]}, "two cameras are called 'front'"),
-        ({"version": 1, "cameras": [CAMERA], "frame": {}}, r"'frame' is no key here; did you mean frames"),
+        ({"version": 1, "cameras": [CAMERA, CAMERA]}, "two cameras are named 'front'"),
+        ({"version": 1, "cameras": [CAMERA], "frame": {}}, r"'frame' is an unknown key; did you mean frames"),
         ({"version": 1, "cameras": [{"name": "front"}]}, "camera front: ego_from_cam is missing"),
-        (with_camera(intrinsic=1), r"'intrinsic' is no key here; did you mean intrinsics"),
-        ({**with_camera(), "frames": {"7": {"frnt": {}}}}, r"frame '7': 'frnt' is no key here; did you mean front\?"),
+        (with_camera(intrinsic=1), r"'intrinsic' is an unknown key; did you mean intrinsics"),
+        ({**with_camera(), "frames": {"7": {"frnt": {}}}}, r"'7': 'frnt' is an unknown key; did you mean front\?"),
         (with_camera(image_size=[90.5, 160]), r"image_size is \[90.5, 160\]; it must be \[height, width\]"),
         (with_camera(intrinsics=[[1, 0], [0, 1]]), "intrinsics is 2×2; it must be 3×3"),
         (with_camera(intrinsics="K"), "intrinsics is 'K'; it must be 3 rows of 3 numbers"),
@@ -134,13 +134,13 @@ def test_label_maps_of_ids_and_bits(tmp_path: Path) -> None:
             r"0\)",
         ),
         ({**with_camera(), "boxes": {"categories": []}}, "boxes: categories is \\[\\]; it must list the names"),
-        ({**with_camera(), "boxes": {"names": ["car"]}}, "boxes: 'names' is no key here"),
+        ({**with_camera(), "boxes": {"names": ["car"]}}, "boxes: 'names' is an unknown key"),
         (with_camera(ego_from_cam=pose(r23=float("nan"))), "NaN or infinity"),
         (with_camera(name=5), "camera 0: name 5 is int, not a text"),
         (with_camera(name=["a"]), r"camera 0: name \['a'\] is list, not a text"),
         (with_camera(name=""), "camera 0: name '' is empty"),
-        (with_camera(name="../up"), r"camera 0: name '../up' is no folder's name"),
-        (with_camera(name=".."), "is no folder's name"),
+        (with_camera(name="../up"), r"camera 0: name '../up' is not a valid folder name"),
+        (with_camera(name=".."), "is not a valid folder name"),
         (with_camera(name="a\nb"), "holds the unprintable character"),
         (with_camera(image_size=[True, True]), r"image_size is \[True, True\]"),
         (with_camera(image_size=[10**400, 160]), "image_size is"),
@@ -210,7 +210,7 @@ def test_bad_calibrations_are_refused_by_name(tmp_path: Path, content: Any, says
 def test_a_camera_that_never_sees_the_grid_is_refused(tmp_path: Path) -> None:
     calibration = read_calibration(saved(tmp_path, with_camera()))
     calibration.check_views(BEVGrid((0, 20), (-5, 5), 0.5))
-    with pytest.raises(InputError, match=r"camera 'front' never sees the grid.*looks along \(1.00, 0.00, 0.00\)"):
+    with pytest.raises(InputError, match=r"camera 'front' never sees the grid.*faces \(1.00, 0.00, 0.00\)"):
         calibration.check_views(BEVGrid((-20, 0), (-5, 5), 0.5))
 
     turned = [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1]]
@@ -226,11 +226,11 @@ def test_distortion_is_undone_to_a_pinhole_camera(tmp_path: Path) -> None:
     content["frames"] = {"7": {"front": {"distortion": None}}}
     calibration = read_calibration(saved(tmp_path, content))
     rig, plain = calibration.of("1"), calibration.of("7")
-    assert plain.lenses == (None,)
+    assert plain.distortions == (None,)
     assert plain.intrinsics[0].tolist() == CAMERA["intrinsics"]
-    (lens,) = rig.lenses
-    assert lens is not None
-    assert lens.intrinsics == ((100, 0, 79.5), (0, 100, 44.5), (0, 0, 1))
+    (distortion,) = rig.distortions
+    assert distortion is not None
+    assert distortion.intrinsics == ((100, 0, 79.5), (0, 100, 44.5), (0, 0, 1))
     assert 80 < rig.intrinsics[0, 0, 0] < 100, "a barrel shows more than the pinhole camera of the same focal length"
     chosen = [[90.0, 0, 79.5], [0, 98.0, 44.5], [0, 0, 1.0]]
     own = with_camera(distortion={**distortion, "intrinsics": chosen})
@@ -241,6 +241,6 @@ def test_the_documented_files_are_read(tmp_path: Path) -> None:
     text = (Path(__file__).resolve().parents[3] / "data/README.md").read_text()
     calibration_json, boxes_json = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     calibration = read_calibration(saved(tmp_path, calibration_json))
-    assert calibration.of("000001").lenses[0] is not None
+    assert calibration.of("000001").distortions[0] is not None
     (tmp_path / "boxes.json").write_text(boxes_json)
     assert len(read_boxes(tmp_path / "boxes.json", calibration.boxes or ()).categories) == 1

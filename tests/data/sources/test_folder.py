@@ -364,7 +364,7 @@ def test_cells_of_an_even_multiple_keep_places(one: Builder) -> None:
     for name in "abc":
         one.save(f"bev/{name}.png", disc)
     bev = BEVLabels(one.root / "bev", read_calibration(one.root / "calibration.json"), {"disc": ["disc"]}, coarse)
-    plane = bev.lay(bev.read("a")[None])["disc"][0][0].numpy()
+    plane = bev.to_bev(bev.read("a")[None])["disc"][0][0].numpy()
     middle = coarse.centers().numpy()[plane].mean(0)
     np.testing.assert_allclose(middle, [5.03, 0.41], atol=0.02)
     assert abs(plane.sum() * 0.04 - np.pi * 1.4**2) < 0.3, "a ring of a quarter of a cell"
@@ -433,7 +433,7 @@ def test_grey_images_are_an_option(one: Builder) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("mean", "is what metrics call the mean"),
+        ("mean", "is the metrics' name for the mean"),
         ("a/b", "holds a slash"),
         ("", "is empty"),
         (" a", "with blanks at its ends"),
@@ -487,7 +487,7 @@ def without_bev_labels(one: Builder) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (unlisted_id, r"labels/a.png: the label holds 5, which calibration.json does not explain"),
+        (unlisted_id, r"labels/a.png: the label holds 5, which calibration.json does not define"),
         (unlisted_bit, r"bev/a.png: the label holds 4, which"),
         (other_grid, r"bev/a.png: the BEV labels have 5×6 cells but calibration.json states a grid of 12×12"),
         (other_label_size, r"labels/a.png: it is 30×40 \(height×width\) but .*calibration.json is for 60×80"),
@@ -741,7 +741,7 @@ def test_a_frames_own_calibration_under_another_spelling_is_refused(one: Builder
     one.list("train", [frame, "b"])
     one.content["frames"] = {key: {"front": {"ego_from_cam": one.content["cameras"][0]["ego_from_cam"]}}}
     one.calibrate()
-    with pytest.raises(InputError, match=f"frames has '{key}', of which there is no image, but one of '{frame}'"):
+    with pytest.raises(InputError, match=f"frames has '{key}', which has no image, but '{frame}' has one"):
         one.source().split("train")
     one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its image may be in another part of the data
     one.calibrate()

@@ -149,5 +149,5 @@ def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no \.png here"):
         KITTISplits(tmp_path, **ROAD, splits=None)
     (tmp_path / "training/image_2/000001.png").touch()
-    with pytest.raises(InputError, match=r"000001\.png: the name is none of this benchmark's, such as um_000000"):
+    with pytest.raises(InputError, match=r"000001\.png: the name is not one of this benchmark, such as um_000000"):
         KITTISplits(tmp_path, **ROAD, splits=None)

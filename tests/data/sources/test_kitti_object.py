@@ -153,7 +153,7 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
     assert intact.targets["segmentation"].valid.any()
     assert not spoilt.targets["segmentation"].valid.any()
     with pytest.raises(
-        InputError, match=r"000001\.png: the image is truncated.*data.on_corrupt_image=mask goes on without"
+        InputError, match=r"000001\.png: the image is truncated.*data.on_corrupt_image=mask continues without"
     ):
         source(root).split("test")[1]
     given = [
@@ -164,7 +164,7 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
     ]  # fmt: skip
     ended = command("train", *given, "hydra.run.dir=refused")
     assert ended.code == 1
-    assert "data.on_corrupt_image=mask goes on without this camera" in ended.err
+    assert "data.on_corrupt_image=mask continues without this camera" in ended.err
     ended = command("train", *given, "hydra.run.dir=run", "data.on_corrupt_image=mask")
     assert ended.code == 0, ended.err
     assert f"{path}: the image is truncated" in ended.err
@@ -186,7 +186,7 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
             "line 2 has 14 words after its type that are not the benchmark's 14 numbers",
         ),
         (CAR.replace("12.00", "nan"), "line 1 .* not the benchmark's 14 numbers"),
-        (CAR.replace("Car", "Carr"), "line 1 begins with 'Carr', which is no type; did you mean Car"),
+        (CAR.replace("Car", "Carr"), "line 1 begins with 'Carr', which is not a type; did you mean Car"),
         (CAR.replace("4.00", "0.00"), r"line 1 is a Car of 1.5×1.6×0 m; its sides must be positive"),
         (None, r"label_2/000000\.txt: there is no such label file; copy label_2"),
     ],

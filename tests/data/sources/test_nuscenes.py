@@ -201,8 +201,8 @@ def test_images_show_what_the_rasters_say(release: Path, ready: Path) -> None:
     for camera in range(6):
         u, v = pixels[0, camera].round().long().unbind(-1)
         ok = seen[camera] & (u >= 0) & (v >= 0) & (u < 80) & (v < 45)
-        colours = sample.images[camera][:, v.clamp(0, 44), u.clamp(0, 79)].float()
-        spread = colours.amax(0) - colours.amin(0)
+        colors = sample.images[camera][:, v.clamp(0, 44), u.clamp(0, 79)].float()
+        spread = colors.amax(0) - colors.amin(0)
         saturation.append((spread[ok & drivable].mean(), spread[ok & ~drivable].mean()))
     road, beside = torch.tensor(saturation).nanmean(0)
     assert road < 0.7 * beside
@@ -380,10 +380,10 @@ def test_official_and_geographic_splits() -> None:
         for i in range(40)
     ]  # fmt: skip
     index = prepared.Index(Path(), scenes, rng.uniform(0, 2000, (800, 2)))
-    official = splits.split_moments(index, "official", GRID)
+    official = splits.split_keyframes(index, "official", GRID)
     assert {scenes[i // 20]["split"] for i in official["train"]} == {"train"}
     assert np.array_equal(official["val"], official["test"])
-    apart = splits.split_moments(index, "geographic", GRID)
+    apart = splits.split_keyframes(index, "geographic", GRID)
     used = np.concatenate(list(apart.values()))
     assert len(set(used)) == len(used) > 600
     corner_m = math.hypot(16, 16)
@@ -434,7 +434,7 @@ def test_a_full_disk_keeps_what_is_there(release: Path, tmp_path: Path, monkeypa
             InputError, match=r"the disk is full, about \d+ MB more .* 4 records that are left; .*set out to"
         ):
             prepared.prepare_release(release, tmp_path, CONTENT, workers=1)
-    with pytest.raises(InputError, match="is not prepared for these cells, or not to the end"):
+    with pytest.raises(InputError, match="is not, or not fully, prepared for these cells"):
         source(release, tmp_path)
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.record")}
     assert len(kept) == 4
@@ -492,13 +492,13 @@ def test_a_damaged_table_is_a_one_line_error(release: Path, tmp_path: Path, cont
     (copied / "v1.0-mini").mkdir(parents=True)
     for path in (release / "v1.0-mini").iterdir():
         (copied / "v1.0-mini" / path.name).symlink_to(path)
-    with pytest.raises(InputError, match=r"refers to what is not there .*map mask"):
+    with pytest.raises(InputError, match=r"refers to missing records .*map mask"):
         tables.open_tables(copied, "v1.0-mini")
     (copied / "maps").symlink_to(release / "maps")
     table = copied / "v1.0-mini" / "sample.json"
     table.unlink()
     table.write_text(content)
-    with pytest.raises(InputError, match="a table is damaged or refers to what is not there"):
+    with pytest.raises(InputError, match="a table is damaged or refers to missing records"):
         tables.open_tables(copied, "v1.0-mini")
 
 
@@ -551,14 +551,14 @@ def test_missing_files_are_named(release: Path, ready: Path, tmp_path: Path) -> 
         ({"cameras": ["CAM_FRONT", "CAM_FRONT"]}, "no camera twice"),
         ({"cameras": ["CAM_TOP"]}, r"cameras=\['CAM_TOP'\] must be .* out of CAM_FRONT_LEFT"),
         ({"crop_bottom": 0.999}, "crop_bottom=0.999 must be a number from 0 to 0.9"),
-        ({"raster": "lss"}, "data.raster=lss draws boxes alone"),
+        ({"raster": "lss"}, "data.raster=lss draws only boxes"),
         ({"line_width_m": -1}, "line_width_m=-1 must be a number from 0.001"),
         ({"min_visibility": 5}, "min_visibility=5 must be an integer from 1 to 4"),
         ({"classes": {}}, "classes={} must be a mapping, not empty"),
-        ({"centers": ["vehicles"]}, "data.centers: 'vehicles' is not sought; did you mean vehicle"),
+        ({"centers": ["vehicles"]}, "data.centers: 'vehicles' is not a class here; did you mean vehicle"),
         ({"centers": ["lane"]}, "'lane' is of the map"),
         ({"targets": ["vehicles"]}, "no class 'vehicles' in data.classes; did you mean vehicle"),
-        ({"classes": {"a": {"boxes": []}}}, "data.classes.a: name what counts"),
+        ({"classes": {"a": {"boxes": []}}}, "data.classes.a: define it by"),
         ({"classes": {"a": {"map": ["street"]}}}, "no layer 'street'"),
         ({"classes": {"a": {"box": ["vehicle"]}}}, "classes.a.box is unknown; did you mean boxes"),
     ],

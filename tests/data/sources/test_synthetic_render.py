@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bevreshape.data.sources.synthetic.draw import draw_scene
-from bevreshape.data.sources.synthetic.ground import footprint, ground_colours
+from bevreshape.data.sources.synthetic.ground import footprint, ground_colors
 from bevreshape.data.sources.synthetic.rays import Rays
 from bevreshape.data.sources.synthetic.render import render
 from bevreshape.data.sources.synthetic.rig import nominal
@@ -57,8 +57,8 @@ def test_convention_ground_colors_are_where_the_labels_are() -> None:
     road = torch.from_numpy(bev_labels(scene, grid, 0.75)[0])
     looked = seen[0, 0]
     wrong = torch.zeros(grid.shape)
-    for colour, where in ((FLAT.asphalt, road), (FLAT.terrain, ~road)):
-        off = (views[0, 0] - torch.tensor(colour)[:, None, None]).abs().amax(0)
+    for color, where in ((FLAT.asphalt, road), (FLAT.terrain, ~road)):
+        off = (views[0, 0] - torch.tensor(color)[:, None, None]).abs().amax(0)
         wrong += (off > 0.1) & where & looked
     assert (looked & road).sum() > 500
     assert (looked & ~road).sum() > 500
@@ -231,7 +231,7 @@ def test_footprint_of_a_linear_field_is_its_steps() -> None:
 def test_surfaces_have_grain_but_keep_their_mean() -> None:
     look = replace(FLAT, grain=0.2, surface=(0.4, 30.0, 70.0))
     y, x = np.meshgrid(np.linspace(-3, 3, 120, dtype=np.float32), np.linspace(4, 10, 120, dtype=np.float32))
-    red, _, _ = ground_colours(Scene((straight(),), (), (), look), x, y)
+    red, _, _ = ground_colors(Scene((straight(),), (), (), look), x, y)
     assert red.mean() == pytest.approx(0.3, rel=0.1)
     assert 0.005 < red.std() < 0.08
 

@@ -1,4 +1,4 @@
-"""Camera folders: calibrated images of any camera, with labels in the images, from above, or as 3D boxes."""
+"""Read camera folders: calibrated images of any camera, with image labels, BEV labels, or 3D boxes."""
 
 from bevreshape.data.sources.folder.source import FolderSource
 

@@ -1,4 +1,4 @@
-"""3D boxes of a frame, ``boxes/<frame>.json`` of a camera folder; the schema is in ``data/README.md``."""
+"""Read the 3D boxes of a frame, ``boxes/<frame>.json`` of a camera folder (schema: ``data/README.md``)."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -15,23 +15,23 @@ from bevreshape.errors import InputError, shown, suggest
 from bevreshape.storage.files import read_json
 
 LONGEST_M, FARTHEST_M, MOST_DEG = 1000, 10_000, 3600
-"""Side of a box, distance along an axis and yaw, beyond which they cannot be meant."""
+"""Largest plausible side of a box, distance along an axis, and yaw."""
 
 MOST_MB = 50
-"""Of memory for the boxes of a frame as they are read, which 30,000 would take."""
+"""Memory limit for reading the boxes of a frame, enough for 30,000."""
 
 KEYS = ("category", "center_m", "size_m", "yaw_deg")
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Upright boxes in the ego frame, in float64.
+    """Hold upright boxes in the ego frame, in float64.
 
     Attributes:
         categories: of each of the k boxes.
         centers: (k, 3) x, y, z of the middle, metres.
         sizes: (k, 3) length, width, height, metres.
-        yaws: (k,) radians, counter-clockwise as seen from above; 0 lays the length along x.
+        yaws: (k,) radians, counter-clockwise seen from above; 0 points the length along x.
     """
 
     categories: tuple[str, ...]
@@ -40,17 +40,17 @@ class Boxes:
     yaws: Tensor
 
     def among(self, categories: Collection[str]) -> Bool[Tensor, " k"]:
-        """Which boxes are of one of these categories."""
+        """Return which boxes are of one of these categories."""
         return torch.tensor([category in categories for category in self.categories], dtype=torch.bool)
 
     @property
     def from_above(self) -> Float[Tensor, "k 5"]:
-        """What :func:`~bevreshape.geometry.rasterize` takes."""
+        """Return (x, y, yaw, length, width), the input of :func:`~bevreshape.geometry.rasterize.rasterize_boxes`."""
         return torch.cat([self.centers[:, :2], self.yaws[:, None], self.sizes[:, :2]], dim=1)
 
     @property
     def corners(self) -> Float[Tensor, "k 8 3"]:
-        """Ego points, metres. Bit 0 of a corner's number says front, bit 1 left, bit 2 top."""
+        """Return ego points, metres. Bit 0 of a corner's index means front, bit 1 left, bit 2 top."""
         bits = torch.tensor([[number >> axis & 1 for axis in range(3)] for number in range(8)], dtype=torch.float64)
         ahead, left, up = ((bits - 0.5) * self.sizes[:, None]).unbind(-1)  # k 8
         cos, sin = self.yaws.cos()[:, None], self.yaws.sin()[:, None]
@@ -58,14 +58,15 @@ class Boxes:
 
 
 def read_boxes(path: Path, known: Sequence[str]) -> Boxes:
-    """Read and check the boxes of a frame; an empty list is a frame without any.
+    """Read and check the boxes of a frame; a frame without boxes has an empty list.
 
     Args:
         path: the JSON file.
         known: categories that may occur.
 
     Raises:
-        InputError: missing, not JSON, not of the schema, a category that is not known, or a size that is not positive.
+        InputError: when the file is missing, not JSON, or not of the schema, a category is unknown, or a size is not
+            positive.
     """
     entries = read_json(
         path,
@@ -100,7 +101,7 @@ def _check(entry: Any, known: Sequence[str], where: str) -> None:
     if max(entry["size_m"]) > LONGEST_M or max(map(abs, entry["center_m"])) > FARTHEST_M:
         raise InputError(
             f"{where}: size_m is {entry['size_m']} and center_m {entry['center_m']}, above {LONGEST_M} or beyond "
-            f"{FARTHEST_M} metres; are they millimetres, or places in the world? They must be metres in the ego frame"
+            f"{FARTHEST_M} metres; are they millimetres, or world coordinates? They must be metres in the ego frame"
         )
     if not numbers([entry["yaw_deg"]], 1) or abs(entry["yaw_deg"]) > MOST_DEG:
         raise InputError(

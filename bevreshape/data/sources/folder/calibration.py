@@ -1,4 +1,4 @@
-"""``calibration.json`` of a camera folder; its schema is in ``data/README.md``."""
+"""Read ``calibration.json`` of a camera folder; its schema is in ``data/README.md``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,19 +23,19 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """A checked ``calibration.json``.
+    """Hold a checked ``calibration.json``.
 
     Attributes:
-        path: where it was read.
+        path: of the file.
         cameras: names, in the order of every tensor's camera dimension.
-        shared: the rig of every frame that has none of its own; ``None`` when each has.
+        shared: the rig of every frame without its own; ``None`` when each has one.
         frames: the rigs of single frames.
-        note: what its author wants a user to know.
+        note: from the author to the user.
         labels: meaning of the label images, if there are any.
         bev: meaning of the BEV labels, if there are any.
         bev_grid: its cells.
         boxes: categories of the 3D boxes, if there are any.
-        parted: whether every camera's files lie in a folder of its own, as those of several cameras do.
+        camera_subfolders: whether every camera's files are in a folder of its own, as for several cameras.
     """
 
     path: Path
@@ -47,13 +47,13 @@ class Calibration:
     bev: LabelMap | None = None
     bev_grid: BEVGrid | None = None
     boxes: tuple[str, ...] | None = None
-    parted: bool = False
+    camera_subfolders: bool = False
 
     def only(self, cameras: Sequence[str]) -> "Calibration":
-        """The same with some of its cameras, in this order.
+        """Return the calibration with some of its cameras, in this order.
 
         Raises:
-            InputError: when none is named, one twice, or one that is not there.
+            InputError: when none is named, one twice, or an unknown one.
         """
         if isinstance(cameras, str) or not cameras:
             raise InputError(
@@ -69,15 +69,15 @@ class Calibration:
         order = [self.cameras.index(name) for name in cameras]
 
         def chosen(rig: Rig) -> Rig:
-            sizes, lenses = tuple(rig.sizes[i] for i in order), tuple(rig.lenses[i] for i in order)
-            return Rig(rig.intrinsics[order], rig.ego_from_cam[order], sizes, lenses)
+            sizes, distortions = tuple(rig.sizes[i] for i in order), tuple(rig.distortions[i] for i in order)
+            return Rig(rig.intrinsics[order], rig.ego_from_cam[order], sizes, distortions)
 
         shared = None if self.shared is None else chosen(self.shared)
         frames = {name: chosen(rig) for name, rig in self.frames.items()}
         return replace(self, cameras=tuple(cameras), shared=shared, frames=frames)
 
     def of(self, frame: str) -> Rig:
-        """The rig of a frame.
+        """Return the rig of a frame.
 
         Raises:
             InputError: when the frame has none.
@@ -91,20 +91,20 @@ class Calibration:
 
     @property
     def rigs(self) -> list[Rig]:
-        """All different rigs."""
+        """Return all different rigs."""
         return [*self.frames.values()] if self.shared is None else [self.shared, *self.frames.values()]
 
     @property
     def largest_size(self) -> tuple[int, int]:
-        """(H, W) that every stored image fits into."""
+        """Return (H, W) that every stored image fits into."""
         sizes = [size for rig in self.rigs for size in rig.sizes]
         return max(h for h, _ in sizes), max(w for _, w in sizes)
 
     def check_views(self, grid: BEVGrid) -> None:
-        """Compare what the cameras see with the cells that are wanted.
+        """Check that every camera observes some of the cells of ``grid``.
 
         Raises:
-            InputError: naming a camera that sees no cell of the grid in any frame, and what it sees.
+            InputError: naming a camera that observes no cell of the grid in any frame, and its pose.
         """
         for number, camera in enumerate(self.cameras):
             if not any(_sees(rig.camera(number), grid) for rig in self.rigs):
@@ -120,10 +120,10 @@ def read_calibration(path: Path) -> Calibration:
     """Read and check a ``calibration.json``.
 
     Raises:
-        InputError: not JSON, not of the schema, or a camera that cannot be one (see
+        InputError: when the file is not JSON or not of the schema, or a camera is invalid (see
             :func:`~bevreshape.geometry.check_calibration`).
     """
-    content = read_json(path, "there is no such file; data/README.md says what it must hold")
+    content = read_json(path, "there is no such file; data/README.md gives its schema")
     top = {"version", "note", "cameras", "frames", "labels", "bev", "boxes"}
     check_keys(content, top, {"version", "cameras"}, str(path))
     if content["version"] != VERSION:
@@ -151,7 +151,7 @@ def read_calibration(path: Path) -> Calibration:
         bev=None if bev is None else read_bev_label_map(bev, f"{path}: bev"),
         bev_grid=None if bev is None else _grid(bev, f"{path}: bev"),
         boxes=_categories(content["boxes"], f"{path}: boxes") if "boxes" in content else None,
-        parted=len(entries) > 1,
+        camera_subfolders=len(entries) > 1,
     )
 
 
@@ -185,7 +185,7 @@ def _categories(boxes: Any, where: str) -> tuple[str, ...]:
 
 
 def _sees(camera: Cameras, grid: BEVGrid) -> bool:
-    above = camera.ego_from_cam[0, 0, 2, 3] > 0  # from below the ground shows nothing
+    above = camera.ego_from_cam[0, 0, 2, 3] > 0  # the ground is not visible from below
     return bool(above) and bool(ground_pixels(camera, grid)[1].any())
 
 
@@ -197,7 +197,4 @@ def _view(rig: Rig, number: int) -> str:
     pose = rig.ego_from_cam[number]
     x, y, z = pose[:3, 3].tolist()
     forward, left, up = pose[:3, 2].tolist()
-    return (
-        f"it stands at ({x:.2f}, {y:.2f}, {z:.2f}) m and looks along ({forward:.2f}, {left:.2f}, {up:.2f}) "
-        "(forward, left, up)"
-    )
+    return f"it is at ({x:.2f}, {y:.2f}, {z:.2f}) m and faces ({forward:.2f}, {left:.2f}, {up:.2f}) (forward, left, up)"

@@ -1,4 +1,4 @@
-"""Calibrated images in a folder, frame by frame, at the network's size."""
+"""Read calibrated images in a folder, frame by frame, at the network's size."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -22,34 +22,34 @@ from bevreshape.storage.files import visible
 
 
 def camera_folders(images: Path, calibration: Calibration) -> list[Path]:
-    """The folder of every camera's files: the folder itself for one camera, one named like each for several.
+    """Return the folder of every camera's files: ``images`` for one camera, a folder named like each for several.
 
     Raises:
         InputError: when it does not exist.
     """
     if not images.exists():
-        raise InputError(f"{images}: there is no such folder; data/README.md says what a camera folder holds")
-    if not calibration.parted:
+        raise InputError(f"{images}: there is no such folder; data/README.md describes a camera folder")
+    if not calibration.camera_subfolders:
         return [images]
     folders = [images / camera for camera in calibration.cameras]
     for folder in folders:
         if not folder.is_dir():
             raise InputError(
                 f"{folder}: there is no such folder, but calibration.json lists camera {folder.name!r}; several "
-                "cameras have a folder each, named like them"
+                "cameras have one folder each, of the camera's name"
             )
     return folders
 
 
 def files_by_frame(folder: Path) -> dict[str, Path]:
-    """Images of a folder, without hidden files, or one image, by the name of their frame.
+    """Return the images of a folder, without hidden files, or one image, by the name of their frame.
 
     Raises:
         InputError: when there is no such folder, or a frame has two images.
     """
     files: dict[str, Path] = {}
     if not folder.exists():
-        raise InputError(f"{folder}: there is no such folder; data/README.md says what a camera folder holds")
+        raise InputError(f"{folder}: there is no such folder; data/README.md describes a camera folder")
     for path in visible(folder) if folder.is_dir() else [folder]:
         if path.suffix.lower() not in SUFFIXES:
             continue
@@ -70,22 +70,22 @@ def check_size(path: Path, found: tuple[int, int], size: tuple[int, int], calibr
 
 
 def _plain_name(frame: str) -> str:
-    """A frame's name without what is often written otherwise: a suffix, zeros before a number, capitals."""
+    """Return a frame's name without its suffix, leading zeros and capitals."""
     path = Path(frame)
     bare = path.stem if path.suffix.lower() in SUFFIXES else frame
     return bare.lstrip("0").casefold()
 
 
 class CameraFolderDataset(Dataset[Sample]):
-    """Calibrated images without labels, one sample a frame.
+    """Read calibrated images without labels, one sample a frame.
 
     Args:
         images: folder of ``<frame>.jpg|png`` for one camera, of ``<camera>/<frame>.jpg|png`` for several; or one
             image of one camera.
         calibration: of these images.
-        image_size: (H, W) that the network wants.
-        names: the frames and their order; all of them, sorted, when left out.
-        allow_missing: whether a frame may lack images of some cameras; they are black and masked. Otherwise refused.
+        image_size: (H, W) of the network.
+        names: the frames and their order; by default all of them, sorted.
+        allow_missing: whether a frame may lack images of some cameras; they are then black and masked.
         on_corrupt_image: whether an image that cannot be read is refused (``raise``), or is named, black, and masked
             (``mask``), see :func:`~bevreshape.data.image_io.read_or_mask`.
         image_mode: see :func:`~bevreshape.data.image_io.read_image`.
@@ -126,15 +126,15 @@ class CameraFolderDataset(Dataset[Sample]):
                     )
 
     def _check_calibrated(self, known: Collection[str]) -> None:
-        """Refuse a calibration of single frames that would be left out, since images are called a little otherwise."""
+        """Refuse a calibration of single frames whose images have slightly different names."""
         own = self.calibration.frames
         meant = {_plain_name(name): name for name in known if name not in own}
         for name in own:
             other = meant.get(_plain_name(name)) if name not in known else None
             if other is not None:
                 raise InputError(
-                    f"{self.calibration.path}: frames has {name!r}, of which there is no image, but one of {other!r}; "
-                    "frames are called like their images, without the suffix"
+                    f"{self.calibration.path}: frames has {name!r}, which has no image, but {other!r} has one; "
+                    "a frame has the name of its images, without the suffix"
                 )
 
     def __len__(self) -> int:
@@ -145,9 +145,9 @@ class CameraFolderDataset(Dataset[Sample]):
         rig = self.calibration.of(name)
         images, intrinsics, mask = [], [], []
         for number, size in enumerate(rig.sizes):
-            found = self._read(index, number, size, distorted=rig.lenses[number] is not None)
+            found = self._read(index, number, size, distorted=rig.distortions[number] is not None)
             image = torch.zeros(3, *size, dtype=torch.uint8) if found is None else found
-            image, _ = resize_and_crop(image, rig.intrinsics[number], self.image_size, rig.lenses[number])
+            image, _ = resize_and_crop(image, rig.intrinsics[number], self.image_size, rig.distortions[number])
             images.append(image)  # the intrinsics below are of the stored size, whatever was decoded
             intrinsics.append(resize_and_crop_intrinsics(rig.intrinsics[number], size, self.image_size))
             mask.append(found is not None)
@@ -160,8 +160,8 @@ class CameraFolderDataset(Dataset[Sample]):
         )
 
     def _read(self, index: int, camera: int, size: tuple[int, int], *, distorted: bool) -> Tensor | None:
-        """An image, which a lens needs at its full size; none where it is missing, or masked since it cannot be
-        read."""
+        """Return an image, at full size if it is to be undistorted; ``None`` where it is missing, or masked since it is
+        unreadable."""
         path = self.image_path(index, camera)
         if path is None:
             return None
@@ -173,11 +173,11 @@ class CameraFolderDataset(Dataset[Sample]):
         return read_or_mask(read, self._on_corrupt_image)
 
     def stored(self, index: int, camera: int) -> Tensor | None:
-        """An image as it is stored, (3, H, W); none where it is missing or masked."""
+        """Return an image as it is stored, (3, H, W); ``None`` where it is missing or masked."""
         return self._read(index, camera, self.calibration.of(self.names[index]).sizes[camera], distorted=True)
 
     def image_path(self, index: int, camera: int) -> Path | None:
-        """The file of a frame's camera, ``None`` where it is missing."""
+        """Return the file of a frame's camera, ``None`` where it is missing."""
         return self._files[camera].get(self.names[index])
 
 
@@ -189,22 +189,22 @@ def open_frames(
     image_mode: str = "rgb",
     cameras: Sequence[str] = (),
 ) -> CameraFolderDataset:
-    """The images of a camera folder, of a plain folder of images, or one image.
+    """Open the images of a camera folder, of a plain folder of images, or one image.
 
     Args:
         path: any of them.
-        image_size: (H, W) that the network wants.
-        calibration: a ``calibration.json``; a camera folder brings its own.
+        image_size: (H, W) of the network.
+        calibration: a ``calibration.json``; a camera folder contains its own.
         image_mode: see :class:`CameraFolderDataset`.
-        cameras: of a model; where the calibration has all of these and more, the others are not read.
+        cameras: of a model; further cameras of the calibration are not read.
 
     Raises:
-        InputError: when there is nothing, or no calibration for it.
+        InputError: when there is no image, or no calibration for it.
     """
     if not path.exists():
         raise InputError(f"{path}: there is no such folder or image")
     if calibration is None and not (path / "calibration.json").is_file():
-        raise InputError(f"{path}: these images bring no calibration.json; pass one with calibration=FILE")
+        raise InputError(f"{path}: these images have no calibration.json; pass one with calibration=FILE")
     images = path / "images" if (path / "images").is_dir() else path
     found = read_calibration(calibration or path / "calibration.json")
     if cameras and set(cameras) < set(found.cameras):

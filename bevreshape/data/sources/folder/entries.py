@@ -1,4 +1,4 @@
-"""Values of ``calibration.json`` that are read from many places: keys, numbers, matrices."""
+"""Check values of ``calibration.json``: keys, numbers, matrices."""
 
 import sys
 from typing import Any
@@ -24,14 +24,14 @@ def read_matrix(rows: Any, side: int, where: str) -> Tensor:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is a number that a float64 holds; NaN and infinity are, which the calibration's own checks refuse."""
+    """Return whether a value is a number of float64; the calibration's checks refuse NaN and infinity."""
     return isinstance(value, float) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     )
 
 
 def numbers(values: Any, *counts: int) -> bool:
-    """Whether it is a list of that many finite numbers."""
+    """Return whether a value is a list of that many finite numbers."""
     return (
         isinstance(values, list)
         and len(values) in counts
@@ -40,7 +40,7 @@ def numbers(values: Any, *counts: int) -> bool:
 
 
 def check_keys(entry: Any, known: set[str], needed: set[str], where: str) -> None:
-    """Refuse what is no object, or an object with an unknown key or without a needed one.
+    """Refuse a value that is not an object, has an unknown key, or lacks a needed one.
 
     Raises:
         InputError: naming the key, after ``where``.
@@ -51,7 +51,7 @@ def check_keys(entry: Any, known: set[str], needed: set[str], where: str) -> Non
         )
     for key in entry:
         if key not in known:
-            raise InputError(f"{where}: {shown(key)} is no key here; {suggest(key, known)}")
+            raise InputError(f"{where}: {shown(key)} is an unknown key; {suggest(key, known)}")
     for key in sorted(needed):
         if key not in entry:
             raise InputError(f"{where}: {key!r} is missing; see data/README.md for the schema")

@@ -1,4 +1,4 @@
-"""What the bytes of label images mean, as ``calibration.json`` explains them."""
+"""Map the bytes of label images to names, as ``calibration.json`` defines them."""
 
 import re
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from bevreshape.geometry.ipm import VOID
 
 @dataclass(frozen=True)
 class LabelMap:
-    """What the bytes of a label image mean.
+    """Map the bytes of a label image to names.
 
     Attributes:
-        members: for every name, (256,) bool, which byte values count as it.
-        void: (256,) bool, values of pixels that nobody labelled.
+        members: for every name, (256,) bool, its byte values.
+        void: (256,) bool, values of unlabelled pixels.
         allowed: (256,) bool, values that may occur at all.
     """
 
@@ -30,7 +30,7 @@ class LabelMap:
     allowed: Tensor
 
     def any_of(self, names: Sequence[str], where: str) -> Tensor:
-        """(256,) bool: the values that count as one of ``names``.
+        """Return the values of all ``names``, (256,) bool.
 
         Raises:
             InputError: when a name is not one of the calibration's.
@@ -44,19 +44,19 @@ class LabelMap:
         """Compare the values of a label image with the ones that may occur.
 
         Raises:
-            InputError: naming the file and the values that the calibration does not explain.
+            InputError: naming the file and the values that the calibration does not define.
         """
         unknown = (torch.bincount(labels.flatten(), minlength=256) > 0) & ~self.allowed
         if unknown.any():
             ids = ", ".join(str(i) for i in unknown.nonzero().flatten().tolist())
             raise InputError(
-                f"{path}: the label holds {ids}, which calibration.json does not explain (it lists "
-                f"{', '.join(self.members)}); add them there, to 'void' where nobody knows"
+                f"{path}: the label holds {ids}, which calibration.json does not define (it lists "
+                f"{', '.join(self.members)}); add them there, to 'void' if they are unknown"
             )
 
 
 def read_bev_label_map(bev: Any, where: str) -> LabelMap:
-    """Return what the section ``bev`` says of its bytes: a class a bit, or an id a class."""
+    """Return the label map of the section ``bev``: a bit for each class, or an id for each."""
     check_keys(bev, {"grid", "bits", "ids", "void"}, {"grid"}, where)
     if ("bits" in bev) == ("ids" in bev):
         raise InputError(f"{where} must have either 'bits' (names from bit 0 on) or 'ids' (a name for every id)")
@@ -75,7 +75,7 @@ def read_bev_label_map(bev: Any, where: str) -> LabelMap:
 
 
 def unique_names(names: list[Any], where: str) -> tuple[str, ...]:
-    """Return names, each of which may stand there once."""
+    """Return names, which must be unique."""
     for number, name in enumerate(names):
         if check_name(name, f"{where}: name") in names[:number]:
             raise InputError(f"{where}: {name!r} is named twice; rename or remove one")
@@ -83,7 +83,7 @@ def unique_names(names: list[Any], where: str) -> tuple[str, ...]:
 
 
 def read_id_label_map(labels: Any, where: str) -> LabelMap:
-    """Return what a section with ``ids`` says of its bytes."""
+    """Return the label map of a section with ``ids``."""
     check_keys(labels, {"ids", "void"}, {"ids"}, where)
     given, void_ids = labels["ids"], labels.get("void", [])
     if not isinstance(given, dict) or not given:
@@ -112,5 +112,5 @@ def read_id_label_map(labels: Any, where: str) -> LabelMap:
 def _byte(value: Any, where: str) -> int:
     written = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
     if not re.fullmatch("[0-9]{1,3}", written) or int(written) > 255:
-        raise InputError(f"{where}: {shown(value)} is not an id; ids are whole numbers from 0 to 255")
+        raise InputError(f"{where}: {shown(value)} is not an id; ids are integers from 0 to 255")
     return int(written)

@@ -1,4 +1,4 @@
-"""What targets are made from: labels of images, laid onto the ground, labels from above, or 3D boxes."""
+"""Read the sources of targets: image labels, projected onto the ground plane, BEV labels, or 3D boxes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,14 +23,14 @@ Found = TypeVar("Found")
 def matching_cells(
     stored: BEVGrid, wanted: BEVGrid, where: str
 ) -> tuple[Integer[Tensor, "R s"], Integer[Tensor, "C s"]]:
-    """Rows and columns of ``stored`` that lie at the centres of ``wanted``.
+    """Return rows and columns of ``stored`` at the centres of ``wanted``.
 
-    The wanted cells must lie inside, in line with the stored ones, and be a whole number of times as long, or a whole
-    fraction as long. A centre then lies in one stored cell (s = 1), or, where it is an even number of times as long, on
-    the corner of four (s = 2).
+    The wanted cells must be inside the stored ones and aligned with them, and their length must be an integer multiple
+    or an integer fraction of theirs. A centre is then in one stored cell (s = 1) or, for an even multiple, on the
+    corner of four (s = 2).
 
     Raises:
-        InputError: when they are not, since the labels would move by part of a cell.
+        InputError: when they are not; the labels would move by part of a cell.
     """
     ratio = wanted.cell_m / stored.cell_m
     unit = min(wanted.cell_m, stored.cell_m)
@@ -46,7 +46,7 @@ def matching_cells(
             f"{where}: the BEV labels are on {stored.rows}×{stored.cols} cells of {stored.cell_m:g} m, forward "
             f"{stored.forward_m}, left {stored.left_m}, and cannot be read on {wanted.rows}×{wanted.cols} cells of "
             f"{wanted.cell_m:g} m, forward {wanted.forward_m}, left {wanted.left_m}, without moving them; choose cells "
-            "inside theirs that are a whole number of times as long, or a whole fraction as long, and in line with them"
+            "inside theirs, aligned with them, whose length is an integer multiple or an integer fraction of theirs"
         )
     centers = stored.metric_to_cell(wanted.centers(dtype=torch.float64))  # R C (col, row)
     on_corners = ratio > 1.5 and round(ratio) % 2 == 0
@@ -66,15 +66,15 @@ def _ids(values: Tensor) -> list[int]:
 
 
 class ImageLabels:
-    """Class ids of pixels, laid onto the ground by inverse perspective mapping.
+    """Read class ids of pixels, and project them onto the ground plane by inverse perspective mapping.
 
     Args:
-        folder: laid out as ``images/``, with PNG files of the images' sizes.
+        folder: structured as ``images/``, with PNG files of the images' sizes.
         calibration: of the images.
         classes: for every class, the names of the labels that count as it.
 
     Raises:
-        InputError: when the calibration does not explain the labels, or a name is none of them.
+        InputError: when the calibration does not define the labels, or a name is unknown.
     """
 
     def __init__(self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]]) -> None:
@@ -86,7 +86,7 @@ class ImageLabels:
         self._classes = {name: _ids(label_map.any_of(names, f"class {name!r}")) for name, names in classes.items()}
 
     def read(self, name: str, camera_mask: Tensor) -> UInt8[Tensor, "n H W"]:
-        """The label images of a frame, undistorted, void beyond their edge and where a camera is missing."""
+        """Return the label images of a frame, undistorted, void beyond their edge and where a camera is missing."""
         rig = self._calibration.of(name)
         canvas = torch.full((len(self._files), *self._calibration.largest_size), VOID, dtype=torch.uint8)
         for number, (files, size) in enumerate(zip(self._files, rig.sizes, strict=True)):
@@ -100,30 +100,32 @@ class ImageLabels:
             labels = read_label_image(files[name])
             check_size(files[name], (labels.shape[0], labels.shape[1]), size, self._calibration.path)
             self._label_map.check(labels, files[name])
-            lens = rig.lenses[number]
-            canvas[number, : size[0], : size[1]] = labels if lens is None else undistort_labels(labels, lens)
+            distortion = rig.distortions[number]
+            canvas[number, : size[0], : size[1]] = (
+                labels if distortion is None else undistort_labels(labels, distortion)
+            )
         return canvas
 
-    def lay(self, labels: Tensor, cameras: Cameras, grid: BEVGrid) -> dict[str, tuple[Tensor, Tensor]]:
-        """For every class, target and where it is known, both (b, rows, cols)."""
+    def to_bev(self, labels: Tensor, cameras: Cameras, grid: BEVGrid) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the target of every class and where it is known, both (b, rows, cols)."""
         target, known = labels_to_bev(labels, cameras, grid, list(self._classes.values()), _ids(self._label_map.void))
         return {name: (plane, known) for name, plane in zip(self._classes, target.unbind(1), strict=True)}
 
 
 class BEVLabels:
-    """Truth seen from above, one byte a cell, read at the centres of the wanted cells.
+    """Read BEV labels, one byte a cell, at the centres of the wanted cells.
 
-    Where these lie on the corners of four stored cells, a class is there if at least half of those that are known are
-    of it, and known if at least half of them are: no side is preferred, so nothing moves by half a cell.
+    A centre on the corner of four stored cells has a class if at least half of the known ones have it, and is known if
+    at least half of them are. No side is preferred, so labels do not move by half a cell.
 
     Args:
         folder: of ``<frame>.png``.
-        calibration: explains the bytes and states their grid.
+        calibration: defines the bytes and their grid.
         classes: for every class, the names of the labels that count as it.
-        grid: the cells that are wanted.
+        grid: the wanted cells.
 
     Raises:
-        InputError: when the calibration does not explain the labels, a name is none of them, or the grids do not fit.
+        InputError: when the calibration does not define the labels, a name is unknown, or the grids do not fit.
     """
 
     def __init__(
@@ -139,7 +141,7 @@ class BEVLabels:
         self._classes = {name: label_map.any_of(names, f"class {name!r}") for name, names in classes.items()}
 
     def read(self, name: str) -> UInt8[Tensor, "q R C"]:
-        """The labels of a frame, of the one or four stored cells at every wanted centre."""
+        """Return the labels of a frame, of the one or four stored cells at every wanted centre."""
         if name not in self._files:
             raise InputError(
                 f"{self._folder}: frame {name!r} has no BEV labels; add them, or take the frame out of the split"
@@ -156,8 +158,8 @@ class BEVLabels:
         found = labels[self._rows[:, None, :, None], self._cols[None, :, None, :]]  # R C s s
         return found.permute(2, 3, 0, 1).reshape(q, rows, cols)
 
-    def lay(self, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """For every class, target and where it is known, both (b, rows, cols)."""
+    def to_bev(self, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the target of every class and where it is known, both (b, rows, cols)."""
         values = labels.long()  # b q rows cols
         labelled = ~self._label_map.void.to(values.device)[values]
         count = labelled.sum(1)
@@ -170,16 +172,16 @@ class BEVLabels:
 
 
 class BoxLabels:
-    """3D boxes: a class is in the cells whose centre lies in the footprint of one of its boxes, and known everywhere.
+    """Rasterize 3D boxes: a class has the cells whose centre is in a footprint of its boxes, and is known everywhere.
 
     Args:
         folder: of ``<frame>.json``.
         calibration: lists the categories.
         classes: for every class, the categories that count as it.
-        grid: the cells that are wanted.
+        grid: the wanted cells.
 
     Raises:
-        InputError: when the calibration lists no categories, or a name is none of them.
+        InputError: when the calibration lists no categories, or a name is unknown.
     """
 
     def __init__(
@@ -198,12 +200,12 @@ class BoxLabels:
         self._grid = grid
 
     def read(self, name: str) -> Bool[Tensor, "k R C"]:
-        """The classes of a frame on the wanted cells."""
+        """Return the classes of a frame on the wanted cells."""
         boxes = read_boxes(self._folder / f"{name}.json", self._categories)
         cells = rasterize_boxes(boxes.from_above, self._grid)
         return torch.stack([cells[boxes.among(names)].any(0) for names in self._classes.values()])
 
-    def lay(self, planes: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """For every class, target and where it is known, both (b, rows, cols)."""
+    def to_bev(self, planes: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the target of every class and where it is known, both (b, rows, cols)."""
         known = torch.ones_like(planes[:, 0])
         return {name: (plane, known) for name, plane in zip(self._classes, planes.unbind(1), strict=True)}

@@ -1,4 +1,4 @@
-"""The calibrated cameras of one frame, and how ``calibration.json`` states them."""
+"""Read the calibrated cameras of one frame from ``calibration.json``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,33 +25,35 @@ from bevreshape.geometry.distortion import MODELS
 
 @dataclass(frozen=True)
 class Rig:
-    """The calibrated cameras of one frame, each for its own image.
+    """Hold the calibrated cameras of one frame, each for its own image.
 
     Attributes:
         intrinsics: (n, 3, 3) float64; with distortion, those of the undistorted image.
         ego_from_cam: (n, 4, 4) float64, metres.
         sizes: (H, W) of every camera's stored image.
-        lenses: what bends it, ``None`` for a pinhole.
+        distortions: of every stored image, ``None`` for a pinhole.
     """
 
     intrinsics: Tensor
     ego_from_cam: Tensor
     sizes: tuple[tuple[int, int], ...]
-    lenses: tuple[DistortionModel | None, ...]
+    distortions: tuple[DistortionModel | None, ...]
 
     def stored_intrinsics(self, number: int) -> Tensor:
-        """(3, 3) of a stored image, before it is undistorted."""
-        lens = self.lenses[number]
-        return self.intrinsics[number] if lens is None else torch.tensor(lens.intrinsics, dtype=torch.float64)
+        """Return (3, 3) intrinsics of a stored image, before it is undistorted."""
+        distortion = self.distortions[number]
+        return (
+            self.intrinsics[number] if distortion is None else torch.tensor(distortion.intrinsics, dtype=torch.float64)
+        )
 
     def camera(self, number: int) -> Cameras:
-        """One of them alone, for its image as large as it is stored."""
+        """Return one camera, for its undistorted image of the stored size."""
         return Cameras(self.intrinsics[None, [number]], self.ego_from_cam[None, [number]], self.sizes[number])
 
     def rays(self, number: int) -> Callable[[Tensor], Tensor]:
-        """Of a camera: what gives rays (p, 3) in its frame at stored pixels (p, 2), NaN where it shows nothing."""
-        lens = self.lenses[number]
-        return partial(pinhole_rays, self.intrinsics[number]) if lens is None else partial(rays_at, lens)
+        """Return a function from stored pixels (p, 2) to rays (p, 3) in the camera frame, NaN where there is none."""
+        distortion = self.distortions[number]
+        return partial(pinhole_rays, self.intrinsics[number]) if distortion is None else partial(rays_at, distortion)
 
 
 RIG_KEYS = {"image_size", "intrinsics", "ego_from_cam"}
@@ -59,7 +61,7 @@ _OPTIONAL_KEYS = {"distortion"}
 
 
 def camera_entries(cameras: Any, path: str) -> dict[str, dict[str, Any]]:
-    """What ``calibration.json`` says of its cameras, by their names, each with known keys alone.
+    """Return the entries of the cameras in ``calibration.json`` by their names, with known keys only.
 
     Raises:
         InputError: naming the camera, by ``path`` and its number.
@@ -71,15 +73,15 @@ def camera_entries(cameras: Any, path: str) -> dict[str, dict[str, Any]]:
         check_keys(camera, {"name", *RIG_KEYS, *_OPTIONAL_KEYS}, {"name"}, f"{path}: camera {number}")
         name = check_name(camera["name"], f"{path}: camera {number}: name")
         if name in (".", "..") or {"/", "\\"} & {*name}:
-            raise InputError(f"{path}: camera {number}: name {shown(name)} is no folder's name; rename it")
+            raise InputError(f"{path}: camera {number}: name {shown(name)} is not a valid folder name; rename it")
         if name in entries:
-            raise InputError(f"{path}: two cameras are called {name!r}; names are folders, make them differ")
+            raise InputError(f"{path}: two cameras are named {name!r}; names are folders, make them differ")
         entries[name] = {key: value for key, value in camera.items() if key != "name"}
     return entries
 
 
 def read_frame_rig(entries: dict[str, dict[str, Any]], frame: Any, where: str) -> Rig:
-    """Return the rig of a frame that states some of its cameras itself, the others being shared."""
+    """Return the rig of a frame: its own cameras, and the shared ones for the rest."""
     check_keys(frame, set(entries), set(), where)
     for camera, entry in frame.items():
         check_keys(entry, RIG_KEYS | _OPTIONAL_KEYS, set(), f"{where}, camera {camera!r}")
@@ -92,22 +94,22 @@ def read_rig(entries: dict[str, dict[str, Any]], where: str) -> Rig:
     Raises:
         InputError: naming the camera and the key.
     """
-    intrinsics, poses, sizes, lenses = [], [], [], []
+    intrinsics, poses, sizes, distortions = [], [], [], []
     for camera, entry in entries.items():
         at = f"{where}, camera {camera!r}"
         check_keys(entry, RIG_KEYS | _OPTIONAL_KEYS, RIG_KEYS, at)
         poses.append(read_matrix(entry["ego_from_cam"], 4, f"{at}: ego_from_cam"))
-        matrix, size, lens = optics(entry, at, poses[-1])
-        intrinsics.append(matrix if lens is None else _undistorted_intrinsics(lens, at))
+        matrix, size, distortion = optics(entry, at, poses[-1])
+        intrinsics.append(matrix if distortion is None else _undistorted_intrinsics(distortion, at))
         sizes.append(size)
-        lenses.append(lens)
-    return Rig(torch.stack(intrinsics), torch.stack(poses), tuple(sizes), tuple(lenses))
+        distortions.append(distortion)
+    return Rig(torch.stack(intrinsics), torch.stack(poses), tuple(sizes), tuple(distortions))
 
 
 def optics(
     entry: Mapping[str, Any], at: str, ego_from_cam: Tensor | None = None
 ) -> tuple[Tensor, tuple[int, int], DistortionModel | None]:
-    """Intrinsics as they stand there, (3, 3), size (H, W) and lens of a camera whose pose may be missing.
+    """Return the stored intrinsics (3, 3), size (H, W) and distortion of a camera whose pose may be missing.
 
     Raises:
         InputError: naming the key, after ``at``.
@@ -122,21 +124,21 @@ def optics(
         )
     pose = torch.eye(4, dtype=torch.float64) if ego_from_cam is None else ego_from_cam
     check_calibration(matrix, pose, (height, width), at)
-    return matrix, (height, width), _lens(entry, (height, width), at)
+    return matrix, (height, width), _read_distortion(entry, (height, width), at)
 
 
-def _lens(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> DistortionModel | None:
-    distortion = entry.get("distortion")
-    if distortion is None:
+def _read_distortion(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> DistortionModel | None:
+    stated = entry.get("distortion")
+    if stated is None:
         return None
-    check_keys(distortion, {"model", "coefficients", "intrinsics"}, {"model", "coefficients"}, f"{at}: distortion")
-    model, coefficients = distortion["model"], distortion["coefficients"]
+    check_keys(stated, {"model", "coefficients", "intrinsics"}, {"model", "coefficients"}, f"{at}: distortion")
+    model, coefficients = stated["model"], stated["coefficients"]
     if not isinstance(model, str) or model not in MODELS:
         raise InputError(f"{at}: distortion: model is {shown(model)}; {suggest(str(model), MODELS)}")
     if not numbers(coefficients, *MODELS[model]):
         counts = " or ".join(map(str, MODELS[model]))
         raise InputError(f"{at}: distortion: coefficients are {shown(coefficients)}; {model} takes {counts} numbers")
-    chosen = distortion.get("intrinsics")
+    chosen = stated.get("intrinsics")
     if chosen is not None:
         check_calibration(
             read_matrix(chosen, 3, f"{at}: distortion: intrinsics"), torch.eye(4), size, f"{at}: distortion"
@@ -144,9 +146,9 @@ def _lens(entry: Mapping[str, Any], size: tuple[int, int], at: str) -> Distortio
     return DistortionModel(model, tuple(map(float, coefficients)), _tuples(entry["intrinsics"]), size, _tuples(chosen))
 
 
-def _undistorted_intrinsics(lens: DistortionModel, at: str) -> Tensor:
+def _undistorted_intrinsics(distortion: DistortionModel, at: str) -> Tensor:
     try:
-        return pinhole_intrinsics(lens)
+        return pinhole_intrinsics(distortion)
     except InputError as error:
         raise InputError(f"{at}: {error}") from None
 

@@ -1,7 +1,7 @@
-"""Camera folders: one's own data, calibrated images with labels in the images, from above, or as 3D boxes.
+"""Use a camera folder as a data source: calibrated images with image labels, BEV labels, or 3D boxes.
 
-``data/README.md`` describes the folder. Images come at the network's size; label images stay at their own, so that
-ground truth does not suffer from a small network, and are laid onto the ground on the device, a batch at a time.
+``data/README.md`` describes the folder. Images come at the network's size; label images keep theirs, so that
+a small network does not degrade the ground truth. They are projected onto the ground plane on the device, in batches.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,19 +30,19 @@ from bevreshape.storage.files import read_text
 
 
 class ClassSpec(TypedDict):
-    """Where the target of one class comes from; several may be described, so that one word switches between them."""
+    """Describe the source of the target of one class; ``source`` selects among several described ones."""
 
     source: Literal["ipm", "bev", "boxes"]
     labels: NotRequired[Sequence[str]]
-    """For ``ipm``: names of image labels that count as this class."""
+    """For ``ipm``: names of the image labels of this class."""
     bev: NotRequired[Sequence[str]]
-    """For ``bev``: names of the BEV labels that count as this class."""
+    """For ``bev``: names of the BEV labels of this class."""
     boxes: NotRequired[Sequence[str]]
-    """For ``boxes``: categories of the 3D boxes that count as this class."""
+    """For ``boxes``: categories of the 3D boxes of this class."""
 
 
 class Splits(TypedDict, total=False):
-    """The frames of every split: a list of names, or a file of names, one a line, relative to the folder."""
+    """Name the frames of every split: a list, or a file with one name a line, relative to the folder."""
 
     train: str | Sequence[str]
     val: str | Sequence[str]
@@ -50,10 +50,10 @@ class Splits(TypedDict, total=False):
 
 
 def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
-    """Every name in ``calibration.json`` as a class.
+    """Return every name in ``calibration.json`` as a class.
 
     Raises:
-        InputError: when it names none.
+        InputError: when it has no name.
     """
     above = tuple(calibration.bev.members) if calibration.bev else ()
     imaged = tuple(calibration.labels.members) if calibration.labels else ()
@@ -69,7 +69,7 @@ def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
 
 
 def read_split(path: Path) -> list[str]:
-    """Frame names, one a line.
+    """Read frame names, one a line.
 
     Raises:
         InputError: when the file is missing or empty, or a frame is listed twice.
@@ -82,7 +82,7 @@ def read_split(path: Path) -> list[str]:
 
 
 def split_names(root: Path, split: str, given: str | Sequence[str]) -> list[str]:
-    """The frames that ``data.splits`` gives a split: a list of names, or a file of names, one a line, relative to
+    """Return the frames of a split in ``data.splits``: a list of names, or a file of names, one a line, relative to
     ``root``.
 
     Raises:
@@ -109,22 +109,20 @@ def _by_source(classes: Mapping[str, ClassSpec], source: str) -> dict[str, Seque
     for name, spec in classes.items():
         if spec["source"] == source:
             if not spec.get(key):
-                raise InputError(
-                    f"class {name!r}: its source is {source!r} but {key!r} is empty; name what counts as it"
-                )
+                raise InputError(f"class {name!r}: its source is {source!r} but {key!r} is empty; list its names there")
             chosen[name] = spec[key]  # type: ignore[literal-required]
     return chosen
 
 
 @dataclass(frozen=True, eq=False)
 class FolderLabels(Annotation):
-    """What the targets of a camera folder are made from; ``None`` where no class is.
+    """Hold the labels of a camera folder; ``None`` for a kind that no class uses.
 
     Attributes:
         images: (b, n, H, W) uint8, label images at their own size.
         intrinsics: (b, n, 3, 3), of these.
         bev: (b, q, R, C) uint8, of :class:`~bevreshape.data.sources.folder.labels.BEVLabels`.
-        boxes: (b, k, R, C) bool, the classes that are made from 3D boxes.
+        boxes: (b, k, R, C) bool, the classes from 3D boxes.
     """
 
     images: Tensor | None
@@ -134,7 +132,7 @@ class FolderLabels(Annotation):
 
 
 class LabelledFrames(Dataset[Sample]):
-    """Frames with :class:`FolderLabels`."""
+    """Read frames with :class:`FolderLabels`."""
 
     def __init__(
         self, frames: CameraFolderDataset, images: ImageLabels | None, bev: BEVLabels | None, boxes: BoxLabels | None
@@ -162,24 +160,23 @@ class LabelledFrames(Dataset[Sample]):
 
 @checked
 class FolderSource:
-    """A camera folder as a source of labelled rigs (a :class:`~bevreshape.data.batch.BEVSource`).
+    """Provide a camera folder as a source of labelled rigs (a :class:`~bevreshape.data.batch.BEVSource`).
 
     Args:
         root: the folder, with ``images/``, ``calibration.json``, and ``labels/``, ``bev/`` or ``boxes/``.
-        grid: the cells that are wanted.
-        image_size: (H, W) that the network wants.
-        classes: for every target class, where it comes from; left out, all that the calibration names, those of the
-            labels from above before boxes, and boxes before labels of the same name.
+        grid: the wanted cells.
+        image_size: (H, W) of the network.
+        classes: for every target class, its source; by default all names of the calibration, where BEV labels precede
+            boxes of the same name, and boxes precede image labels.
         splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
         allow_missing: see :class:`CameraFolderDataset`.
-        cameras: which of the calibration's, in order; all when left out.
-        image_mode: ``rgb``, or ``grey`` for images of one channel, which is repeated, and for colours without their
-            hue.
-        on_corrupt_image: likewise, one of :data:`~bevreshape.data.image_io.OnCorruptImage`; labels that cannot be read
-            are always refused.
+        cameras: which of the calibration's, in order; by default all.
+        image_mode: ``rgb``, or ``grey`` for one channel, repeated; colours become their luma.
+        on_corrupt_image: likewise, one of :data:`~bevreshape.data.image_io.OnCorruptImage`; unreadable labels are
+            always refused.
 
     Raises:
-        InputError: when folder, calibration, classes and grid do not fit together.
+        InputError: when folder, calibration, classes and grid do not match.
     """
 
     def __init__(
@@ -222,15 +219,15 @@ class FolderSource:
         self._on_corrupt_image = on_corrupt_image
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Read a frame of every split, so that what is wrong with all of them is told before the training starts."""
+        """Read a frame of every split, so that a general fault is reported before the training starts."""
         for name in splits:
             self.split(name)[0]
 
     def split(self, name: str) -> Dataset[Sample]:
-        """The frames of ``train``, ``val`` or ``test``.
+        """Return the frames of ``train``, ``val`` or ``test``.
 
         Raises:
-            InputError: when the split or one of its frames does not exist.
+            InputError: when the split or a frame of it does not exist.
         """
         if name not in self._splits:
             raise InputError(f"{self.root}: there is no split {name!r}; {suggest(name, self._splits)}")
@@ -246,18 +243,18 @@ class FolderSource:
         return LabelledFrames(frames, self._images, self._bev, self._boxes)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
-        """Make the classes of all cells, which are valid where a camera observes them; the labels are not kept."""
+        """Make the classes of all cells, valid where a camera observes them; the labels are dropped."""
         labels, cameras = batch.labels, batch.cameras
         assert isinstance(labels, FolderLabels)
         planes: dict[str, tuple[Bool[Tensor, "b R C"], Bool[Tensor, "b R C"]]] = {}
         if self._images is not None and labels.images is not None and labels.intrinsics is not None:
             size = (labels.images.shape[-2], labels.images.shape[-1])
             stored = replace(cameras, intrinsics=labels.intrinsics, image_size=size)
-            planes |= self._images.lay(labels.images, stored, self.grid)
+            planes |= self._images.to_bev(labels.images, stored, self.grid)
         if self._bev is not None and labels.bev is not None:
-            planes |= self._bev.lay(labels.bev)
+            planes |= self._bev.to_bev(labels.bev)
         if self._boxes is not None and labels.boxes is not None:
-            planes |= self._boxes.lay(labels.boxes)
+            planes |= self._boxes.to_bev(labels.boxes)
         observed = ground_pixels(cameras, self.grid)[1].any(1)  # b R C
         value, known = (torch.stack([planes[name][part] for name in self.classes], dim=1) for part in (0, 1))
         return replace(batch, targets={SEGMENTATION: BEVTarget(value, known & observed.unsqueeze(1))}, labels=None)

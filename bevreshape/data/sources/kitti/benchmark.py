@@ -1,7 +1,7 @@
-"""What KITTI's benchmarks share, read as they are unpacked: ``training/`` with ``image_2``, ``calib`` and labels.
+"""Read the common part of KITTI's benchmarks as unpacked: ``training/`` with ``image_2``, ``calib`` and labels.
 
-The camera is the left colour one. From its P2 = K · [I | t] follow the intrinsics K and, in the fourth column, where it
-stands in the frame of the rectified camera 0: at −t. ``P2 · R0_rect · Tr_velo_to_cam`` projects the velodyne's points
+The camera is the left colour one. Its P2 = K · [I | t] gives the intrinsics K and, from the fourth column, its
+position −t in the frame of the rectified camera 0. ``P2 · R0_rect · Tr_velo_to_cam`` projects the velodyne's points
 and ``P2 · R0_rect · Tr_cam_to_road⁻¹`` the road's (the readme files of the development kits).
 """
 
@@ -24,14 +24,14 @@ from bevreshape.geometry import BEVGrid, check_calibration
 from bevreshape.storage.files import read_text, visible
 
 VELODYNE_HEIGHT_M = 1.73
-"""Of the velodyne above the ground, by KITTI's drawing of its sensors."""
+"""Height of the velodyne above the ground, from KITTI's drawing of its sensors."""
 
 
 _NO_CALIBRATION = "there is no such calibration; copy it from the benchmark, or leave the frame out"
 
 
 class Matrices(dict[str, Tensor]):
-    """The matrices of a calibration file by name, each (4, 4) float64; a missing one is refused with a sentence."""
+    """Map names of a calibration file to matrices, each (4, 4) float64; a missing one raises ``InputError``."""
 
     def __init__(self, path: Path, matrices: Mapping[str, Tensor]) -> None:
         super().__init__(matrices)
@@ -48,7 +48,7 @@ def read_matrices(path: Path) -> Matrices:
     """Read a calibration file, lines of a name, a colon, and the 9 or 12 numbers of a (3, 3) or (3, 4) matrix.
 
     Raises:
-        InputError: when it is missing or unreadable, or a line has another number of numbers.
+        InputError: when it is missing or unreadable, or a line does not have 9 or 12 numbers.
     """
     matrices = {}
     for line in read_text(path, _NO_CALIBRATION).splitlines():
@@ -71,7 +71,7 @@ def read_matrices(path: Path) -> Matrices:
 
 
 def ego_from_velodyne_ground(matrices: Matrices) -> Float[Tensor, "4 4"]:
-    """``ego_from_rectified``, metres, of the ego frame below the velodyne, on the ground and parallel to it."""
+    """Return ``ego_from_rectified``, metres, of the ego frame below the velodyne, on the ground and parallel to it."""
     ego_from_velodyne = torch.eye(4, dtype=torch.float64)
     ego_from_velodyne[2, 3] = VELODYNE_HEIGHT_M
     return ego_from_velodyne @ _inverse(
@@ -80,7 +80,7 @@ def ego_from_velodyne_ground(matrices: Matrices) -> Float[Tensor, "4 4"]:
 
 
 def ego_from_road_plane(matrices: Matrices) -> Float[Tensor, "4 4"]:
-    """``ego_from_rectified``, metres, of the ego frame whose z = 0 is the road plane that was fitted to the frame.
+    """Return ``ego_from_rectified``, metres, of the ego frame with z = 0 on the frame's fitted road plane.
 
     The benchmark's road frame is x right, y down, z forward, with y = 0 on the road.
     """
@@ -91,7 +91,7 @@ def ego_from_road_plane(matrices: Matrices) -> Float[Tensor, "4 4"]:
 def left_camera(
     matrices: Matrices, ego_from_rectified: Float[Tensor, "4 4"]
 ) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:
-    """Intrinsics and ``ego_from_cam`` of the left colour camera."""
+    """Return intrinsics and ``ego_from_cam`` of the left colour camera."""
     projection = matrices["P2"]
     intrinsics = projection[:3, :3]
     rectified_from_cam = torch.eye(4, dtype=torch.float64)
@@ -107,15 +107,15 @@ def _inverse(matrix: Tensor, path: Path, name: str) -> Tensor:
 
 
 class KITTIFrames(Dataset[Sample]):
-    """Calibrated images without labels, one sample a frame; images may differ in size.
+    """Read calibrated images without labels, one sample a frame; images may differ in size.
 
     Args:
         training: the folder with ``image_2`` and ``calib``.
         names: of the frames.
-        image_size: (H, W) that the network wants.
-        ego_from_rectified: makes the ego frame out of a frame's matrices.
+        image_size: (H, W) of the network.
+        ego_from_rectified: returns the ego frame from a frame's matrices.
         image_mode: see :class:`~bevreshape.data.sources.folder.dataset.CameraFolderDataset`.
-        on_corrupt_image: likewise; the header of a masked image still has to tell its size.
+        on_corrupt_image: likewise; the header of a masked image must still hold its size.
     """
 
     def __init__(
@@ -155,22 +155,22 @@ class KITTIFrames(Dataset[Sample]):
         )
 
     def image_path(self, name: str) -> Path:
-        """The image of a frame."""
+        """Return the image file of a frame."""
         return self.training / "image_2" / f"{name}.png"
 
     def size(self, name: str) -> tuple[int, int]:
-        """(H, W) of a frame's image as stored."""
+        """Return (H, W) of a frame's image as stored."""
         return read_image_size(self.image_path(name))
 
     def matrices(self, name: str) -> Matrices:
-        """The calibration file of a frame."""
+        """Return the matrices of a frame's calibration file."""
         return read_matrices(self.training / "calib" / f"{name}.txt")
 
     def camera(self, name: str) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:
-        """Intrinsics, for the image as stored, and ``ego_from_cam`` of a frame, in float64.
+        """Return intrinsics, for the image as stored, and ``ego_from_cam`` of a frame, in float64.
 
         Raises:
-            InputError: when the calibration is missing, incomplete, or none of this image.
+            InputError: when the calibration is missing, incomplete, or not of this image.
         """
         matrices = self.matrices(name)
         intrinsics, ego_from_cam = left_camera(matrices, self._ego_from_rectified(matrices))
@@ -179,7 +179,7 @@ class KITTIFrames(Dataset[Sample]):
 
 
 class RuleSplits(TypedDict, total=False):
-    """As :class:`~bevreshape.data.sources.folder.source.Splits`; ``None`` divides by the benchmark's rule."""
+    """Name frames as :class:`~bevreshape.data.sources.folder.source.Splits`; ``None`` uses the benchmark's rule."""
 
     train: str | Sequence[str] | None
     val: str | Sequence[str] | None
@@ -187,7 +187,7 @@ class RuleSplits(TypedDict, total=False):
 
 
 class KITTISplits:
-    """The frames of ``training/image_2``, and who is trained on, validated on and tested on.
+    """Split the frames of ``training/image_2`` into training, validation and test.
 
     The benchmarks publish no labels of their test images, so their training frames are divided.
 
@@ -195,13 +195,13 @@ class KITTISplits:
         root: the folder with ``training/``.
         pattern: regular expression of the frames' names.
         example: of such a name.
-        rule: the split that a frame falls into, by its name.
-        rule_text: the rule as a person reads it.
+        rule: from a frame's name to its split.
+        rule_text: the rule in readable form.
         splits: for each split ``None`` (the rule), or as :func:`~bevreshape.data.sources.folder.source.split_names`
             takes it.
 
     Raises:
-        InputError: when there is no such folder, or an image's name is none of the benchmark's.
+        InputError: when there is no such folder, or an image's name is not of the benchmark.
     """
 
     def __init__(
@@ -229,15 +229,15 @@ class KITTISplits:
         for name in self.frames:
             if not re.fullmatch(pattern, name):
                 raise InputError(
-                    f"{images / name}.png: the name is none of this benchmark's, such as {example}; move the file "
+                    f"{images / name}.png: the name is not one of this benchmark, such as {example}; move the file "
                     "away, or set data.root to the benchmark"
                 )
 
     def of(self, split: str) -> tuple[str, ...]:
-        """The names of a split's frames.
+        """Return the names of a split's frames.
 
         Raises:
-            InputError: when the split is unknown or empty, or a listed frame is not there.
+            InputError: when the split is unknown or empty, or a listed frame does not exist.
         """
         if split not in SPLITS:
             raise InputError(f"{self.root}: there is no split {split!r}; {suggest(split, SPLITS)}")
@@ -258,7 +258,7 @@ class KITTISplits:
 
 
 class LabelledKITTI(Dataset[Sample]):
-    """Frames with their labels; each benchmark reads its own.
+    """Read frames with their labels; each benchmark reads its own.
 
     Args:
         frames: the images.
@@ -271,7 +271,7 @@ class LabelledKITTI(Dataset[Sample]):
         return len(self.frames)
 
     def check(self, name: str) -> None:
-        """Read what belongs to a frame besides its images.
+        """Read the labels of a frame, without its images.
 
         Raises:
             InputError: when it is missing or damaged.
@@ -280,12 +280,12 @@ class LabelledKITTI(Dataset[Sample]):
 
 
 class KITTISource:
-    """What the sources of both benchmarks have in common; each says how a split is labelled.
+    """Hold the common part of both benchmarks' sources; each defines how a split is labelled.
 
     Args:
         splits: the frames of every split.
-        grid: the cells that are wanted.
-        image_size: (H, W) that the network wants.
+        grid: the wanted cells.
+        image_size: (H, W) of the network.
         classes: names of the target classes.
         ego_from_rectified, on_corrupt_image, image_mode: see :class:`KITTIFrames`.
     """
@@ -332,7 +332,7 @@ class KITTISource:
         return self.labelled(name)
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Read every calibration and one frame of every split, so that the training does not end on a broken one."""
+        """Read every calibration and one frame of every split, so that faults show before the training."""
         for split in splits:
             labelled = self.labelled(split)
             for name in labelled.frames.names:

@@ -1,7 +1,7 @@
-"""KITTI's object benchmark (Geiger, Lenz and Urtasun 2012): where vehicles and people stand on the ground.
+"""Read KITTI's object benchmark (Geiger, Lenz and Urtasun 2012): cells of vehicles and people on the ground.
 
-``training/`` holds ``image_2/000000.png``, ``calib/000000.txt`` and ``label_2/000000.txt``: a line a 3D box, in the
-frame of the rectified camera 0. Only what the left colour camera sees is labelled.
+``training/`` holds ``image_2/000000.png``, ``calib/000000.txt`` and ``label_2/000000.txt``: one line for each 3D
+box, in the frame of the rectified camera 0. Only objects that the left colour camera observes are labelled.
 """
 
 import math
@@ -41,7 +41,7 @@ _NO_LABELS = "there is no such label file; copy label_2 from the benchmark, or l
 
 
 class Label(NamedTuple):
-    """One line of a label file."""
+    """Hold one line of a label file."""
 
     kind: str
     window: tuple[float, float, float, float]
@@ -68,7 +68,7 @@ def read_labels(path: Path) -> list[Label]:
         if not kind:
             continue
         if kind not in (*TYPES, UNLABELLED):
-            raise InputError(f"{path}: line {number} begins with {kind!r}, which is no type; {suggest(kind, TYPES)}")
+            raise InputError(f"{path}: line {number} begins with {kind!r}, which is not a type; {suggest(kind, TYPES)}")
         try:
             values = [float(word) for word in words]
         except ValueError:
@@ -88,11 +88,12 @@ def read_labels(path: Path) -> list[Label]:
 
 
 def ego_box(label: Label, ego_from_rectified: Float[Tensor, "4 4"]) -> Float[Tensor, " 5"]:
-    """(x, y, yaw, length, width) in metres and radians, as :func:`~bevreshape.geometry.rasterize.rasterize_boxes` takes
-    it.
+    """Return (x, y, yaw, length, width) in metres and radians, for
+    :func:`~bevreshape.geometry.rasterize.rasterize_boxes`.
 
-    The box's heading, (cos rotation_y, 0, −sin rotation_y) in the rectified frame, is turned into the ego frame and
-    laid onto the ground; the camera's tilt of about a degree shortens it by less than 0.1 %, which is left out.
+    The box's heading, (cos rotation_y, 0, −sin rotation_y) in the rectified frame, is rotated into the ego frame and
+    projected onto the ground plane. The camera's tilt of about a degree shortens it by less than 0.1 %, which is
+    neglected.
     """
     x, y, _, _ = ego_from_rectified @ torch.tensor([*label.bottom_m, 1.0], dtype=torch.float64)
     heading = torch.tensor([math.cos(label.rotation_y), 0.0, -math.sin(label.rotation_y)], dtype=torch.float64)
@@ -102,13 +103,13 @@ def ego_box(label: Label, ego_from_rectified: Float[Tensor, "4 4"]) -> Float[Ten
 
 
 def ego_boxes(labels: Sequence[Label], ego_from_rectified: Float[Tensor, "4 4"]) -> Float[Tensor, "k 5"]:
-    """:func:`ego_box` of every label, which may be none."""
+    """Return :func:`ego_box` of every label; there may be none."""
     none = torch.zeros(0, 5, dtype=torch.float64)
     return torch.cat([none, *(ego_box(label, ego_from_rectified)[None] for label in labels)])
 
 
 def behind_windows(labels: Sequence[Label], cameras: Cameras, grid: BEVGrid) -> Bool[Tensor, "R C"]:
-    """The cells whose centre appears in the window of a ``DontCare`` label, where objects were not labelled.
+    """Return the cells whose centre appears in the window of a ``DontCare`` label, where objects are not labelled.
 
     Args:
         labels: of one frame.
@@ -126,17 +127,17 @@ def behind_windows(labels: Sequence[Label], cameras: Cameras, grid: BEVGrid) -> 
 
 
 def split_of(name: str) -> str:
-    """The split of a frame by its number: even ones train, of the odd ones every other validates and tests."""
+    """Return the split of a frame: even numbers train, 1 modulo 4 validate, 3 modulo 4 test."""
     return ("train", "val", "train", "test")[int(name) % 4]
 
 
 class LabelledObjects(LabelledKITTI):
-    """Frames with the classes of all cells.
+    """Read frames with the classes of all cells.
 
     Args:
         frames: the images.
         grid: the cells.
-        classes: for every class, the types that count as it.
+        classes: for every class, its types.
 
     Raises:
         InputError: when a frame has no label file.
@@ -173,7 +174,7 @@ class LabelledObjects(LabelledKITTI):
         self.labels(name)
 
     def labels(self, name: str) -> list[Label]:
-        """The lines of a frame's label file."""
+        """Return the lines of a frame's label file."""
         return read_labels(self._path(name))
 
     def _path(self, name: str) -> Path:
@@ -182,20 +183,19 @@ class LabelledObjects(LabelledKITTI):
 
 @checked
 class KITTIObjectSource(KITTISource):
-    """KITTI's object benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
+    """Provide KITTI's object benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
-    The ego frame is the velodyne's, lowered onto the ground. A cell belongs to a class where its centre lies in a box
-    of it, and is valid where the network's image shows it and no ``DontCare`` window hides it. Types that no class
-    names are ground.
+    The ego frame is the velodyne's, lowered onto the ground. A cell has a class if its centre is in a box of the class.
+    It is valid if the network's image shows it and no ``DontCare`` window covers it. Types of no class are ground.
 
     Args:
         root: the folder with ``training/``.
-        grid: the cells that are wanted.
-        image_size: (H, W) that the network wants.
-        classes: for every target class, the benchmark's types that count as it.
+        grid: the wanted cells.
+        image_size: (H, W) of the network.
+        classes: for every target class, its types of the benchmark.
         splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, even numbers train, 1
-            modulo 4 validate, and 3 modulo 4 test. The benchmark shuffled its frames, so each drive is in all of them;
-            lists that keep drives apart (such as the 3712 and 3769 frames that papers use) are given as files.
+            modulo 4 validate, and 3 modulo 4 test. The benchmark shuffled its frames, so every split contains each
+            drive. Lists that separate drives (such as the 3712 and 3769 frames of papers) are given as files.
         on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
 
     Raises:
@@ -236,5 +236,5 @@ class KITTIObjectSource(KITTISource):
         return LabelledObjects(self.frames(split), self.grid, self._kinds)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
-        """Batches come complete."""
+        """Return the batch, which has its targets."""
         return batch

@@ -1,4 +1,4 @@
-"""KITTI's road benchmark (Fritsch, Kuehnl and Geiger 2013): road and ego lane of single images on the ground.
+"""Read KITTI's road benchmark (Fritsch, Kuehnl and Geiger 2013): road and ego lane on the ground.
 
 ``training/`` holds ``image_2/um_000000.png``, ``calib/um_000000.txt``, and in ``gt_image_2`` the masks
 ``um_road_000000.png`` of every frame and ``um_lane_000000.png`` of those with a marked ego lane. Categories are urban
@@ -35,19 +35,21 @@ from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
 from bevreshape.geometry.cameras import mirror_intrinsics
 
 CATEGORIES = ("um", "umm", "uu")
-"""Urban marked, urban multiple marked lanes, urban unmarked: how a frame's name begins."""
+"""Prefixes of frames' names: urban marked, urban multiple marked lanes, urban unmarked."""
 
 Mask = Literal["road", "lane"]
 MASKS: tuple[str, ...] = get_args(Mask)
 KNOWN = 4
-"""Bit 0 and 1 of a label: there is road, ego lane; four times that, bit 2 and 3: the mask says so or denies it."""
+"""Bits of a label: 0 and 1 mark road and ego lane; 2 and 3 mark where each of their masks is known."""
 
 TRAIN_BELOW, VAL_BELOW = 60, 80
 
 
 def split_of(name: str) -> str:
-    """The split of a frame by its number, alike in every category; neighbours, which may show one street, stay
-    together."""
+    """Return the split of a frame by its number, alike in every category.
+
+    Neighbours, which may show the same street, share a split.
+    """
     number = int(name.rpartition("_")[2])
     return "train" if number < TRAIN_BELOW else "val" if number < VAL_BELOW else "test"
 
@@ -55,13 +57,13 @@ def split_of(name: str) -> str:
 def read_masks(
     training: Path, name: str, size: tuple[int, int], image: Path, wanted: Collection[str] = MASKS
 ) -> UInt8[Tensor, "H W"]:
-    """The labels of a frame, see ``KNOWN``.
+    """Read the labels of a frame, see ``KNOWN``.
 
     Args:
         training: the folder with ``gt_image_2``.
         name: of the frame.
         size: (H, W) of its image.
-        image: of that size, named when a mask differs.
+        image: of that size, named in the error when a mask differs.
         wanted: out of ``MASKS``; others are not read.
 
     Raises:
@@ -80,7 +82,7 @@ def read_masks(
         evaluated = mask[0] > 0
         if not evaluated.any():
             raise InputError(
-                f"{path}: no pixel of the mask is red, so it says nothing; it must be red where it is known and blue "
+                f"{path}: no pixel of the mask is red, so nothing is known; it must be red where it is known and blue "
                 f"on the {what}"
             )
         labels |= ((evaluated & (mask[2] > 0)).byte() | evaluated.byte() * KNOWN) << bit
@@ -88,11 +90,10 @@ def read_masks(
 
 
 def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> dict[str, Path]:
-    """Where those of the wanted masks of a frame lie that there are: the benchmark has a lane mask of some frames
-    alone.
+    """Return the files of a frame's wanted masks that exist; the benchmark has a lane mask for some frames only.
 
     Raises:
-        InputError: when the road mask is wanted, and missing.
+        InputError: when the road mask is wanted and missing.
     """
     category, _, number = name.partition("_")
     paths = {what: training / "gt_image_2" / f"{category}_{what}_{number}.png" for what in MASKS}
@@ -107,7 +108,7 @@ def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> di
 
 @dataclass(frozen=True, eq=False)
 class RoadMasks(Annotation):
-    """The benchmark's masks of images as they are stored, from which classes are made on any cells.
+    """Hold the benchmark's masks of images as stored, from which classes are made on any cells.
 
     Attributes:
         masks: (b, 1, H, W) uint8, see ``KNOWN``; unknown beyond the image's edge.
@@ -122,7 +123,7 @@ class RoadMasks(Annotation):
     def on_ground(
         self, cameras: Cameras, grid: BEVGrid, classes: Sequence[str]
     ) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b k R C"]]:
-        """Where classes are, and where that is known, nowhere for a missing image.
+        """Return the cells of the classes, and the known cells; none is known for a missing image.
 
         Args:
             cameras: of the batch.
@@ -142,25 +143,25 @@ class RoadMasks(Annotation):
         return replace(self, masks=self.masks.flip(-1), intrinsics=mirrored)
 
     def zoom(self, window: Window) -> "RoadMasks":
-        return self  # whole images, whatever part of them the network sees
+        return self  # masks of whole images, regardless of the network's crop
 
     def select_cameras(self, cameras: Sequence[int]) -> "RoadMasks":
         return self.map(lambda tensor: tensor[:, list(cameras)])
 
     def hide(self, cells: Tensor) -> "RoadMasks":
-        return self  # the benchmark counts what the network's image does not show, too
+        return self  # the benchmark also counts cells outside the network's image
 
 
 class LabelledRoads(LabelledKITTI):
-    """Frames with :class:`RoadMasks`.
+    """Read frames with :class:`RoadMasks`.
 
     Args:
         frames: the images.
-        mask_of: for every class, the mask it is made from; others are not read.
+        mask_of: for every class, the its mask; others are not read.
 
     Raises:
-        InputError: when a frame has no road mask, though it is wanted, or none of them has a mask of another kind that
-            is.
+        InputError: when the road mask is wanted and a frame lacks it, or another mask is wanted and every frame lacks
+            it.
     """
 
     def __init__(self, frames: KITTIFrames, mask_of: Mapping[str, str]) -> None:
@@ -191,23 +192,23 @@ class LabelledRoads(LabelledKITTI):
 
 @checked
 class KITTIRoadSource(KITTISource):
-    """KITTI's road benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
+    """Provide KITTI's road benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
 
     The ego frame is the benchmark's road frame with its axes renamed: z = 0 is the plane fitted to the frame. A class
-    is valid where its mask is evaluated and the network's image shows the cell; ``lane`` nowhere in frames without it.
-    Batches keep their :class:`RoadMasks`, which the metric lays onto its own cells.
+    is valid where its mask is evaluated and the network's image shows the cell; ``lane`` is invalid in frames without
+    its mask. Batches keep their :class:`RoadMasks`, which the metric projects onto its own cells.
 
     Args:
         root: the folder with ``training/``.
-        grid: the cells that are wanted; the benchmark's metric and labels are on its own, whatever these are.
-        image_size: (H, W) that the network wants.
-        classes: for every target class, the mask it is made from: ``road`` or ``lane``.
+        grid: the wanted cells; the benchmark's metric and labels always use its own.
+        image_size: (H, W) of the network.
+        classes: for every target class, its mask: ``road`` or ``lane``.
         splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, numbers below 60 train,
             below 80 validate, and the others test.
         on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
 
     Raises:
-        InputError: when the folder is not the benchmark's, or a class is made from no mask.
+        InputError: when the folder is not the benchmark's, or a class has an unknown mask.
     """
 
     def __init__(
@@ -244,7 +245,7 @@ class KITTIRoadSource(KITTISource):
         return LabelledRoads(self.frames(split), self._masks)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
-        """Make the classes of all cells; the masks stay, the benchmark's metric lays them onto its own cells."""
+        """Make the classes of all cells; the masks stay for the benchmark's metric, which has its own cells."""
         assert isinstance(batch.labels, RoadMasks)
         value, known = batch.labels.on_ground(batch.cameras, self.grid, self.classes)
         observed = ground_pixels(batch.cameras, self.grid)[1]  # b 1 R C

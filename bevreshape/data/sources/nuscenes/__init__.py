@@ -1,4 +1,4 @@
-"""nuScenes by the published protocols: prepared once with its devkit, read without it."""
+"""Read nuScenes by the published protocols; its devkit prepares it once and is not needed afterwards."""
 
 from bevreshape.data.sources.nuscenes.source import NuScenesSource
 

@@ -1,9 +1,9 @@
-"""Layers of a nuScenes map expansion as cells around the vehicle.
+"""Rasterize layers of a nuScenes map expansion on cells around the vehicle.
 
-``exact`` counts the cells whose centres lie inside; lines are as wide as asked for, and polygons that are not simple
-are mended. ``published`` draws as CVT and the code that builds on it does: corners, measured in cells from the grid's
-edge, are rounded to cell numbers, then filled with their border. That makes areas a cell longer and wider on average,
-and moves them half a cell backwards and to the right.
+``exact`` takes the cells whose centres are inside; lines have the given width, and polygons that are not simple are
+repaired. ``published`` draws as CVT and its successors: corners, measured in cells from the grid's edge, are rounded
+to cell indices, and polygons are filled with their border. Areas are thus a cell longer and wider on average, and
+they move half a cell backwards and to the right.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,19 @@ from bevreshape.geometry.rasterize import Floats, Ring, rasterize_polygons
 AREAS = ("drivable_area", "road_segment", "lane", "ped_crossing", "walkway", "stop_line", "carpark_area")
 LINES = ("road_divider", "lane_divider")
 LAYERS = (*AREAS, *LINES)
-"""What is kept of a map, in the order of the bits."""
+"""Layers that are stored of a map, in the order of the bits."""
 
 Pose = NDArray[np.float64]
-"""``world_from_ego`` (4, 4), a turn about the vertical and a translation."""
+"""``world_from_ego`` (4, 4), a rotation about the vertical and a translation."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The shapes of a layer in metres of the map.
+    """Hold the shapes of a layer, in metres of the map.
 
     Attributes:
-        shapes: the rings of every shape; for lines those of the strips that they stand for.
-        raw: every shape as the map has it: of an area its outer ring and its holes, of a line its points (p, 2) alone.
+        shapes: the rings of every shape; for lines those of strips of the given width.
+        raw: every shape as stored in the map: outer ring and holes of an area, points (p, 2) of a line.
         bounds: least x, least y, greatest x, greatest y of every shape.
     """
 
@@ -44,7 +44,7 @@ class Layer:
         object.__setattr__(self, "bounds", np.array(bounds).reshape(-1, 4))
 
     def near(self, world_from_ego: Pose, radius_m: float) -> list[int]:
-        """Numbers of the shapes that may come within a distance of the vehicle."""
+        """Return indices of the shapes that may be within a distance of the vehicle."""
         x, y = world_from_ego[:2, 3]
         low_x, low_y, high_x, high_y = self.bounds.T
         met = (low_x <= x + radius_m) & (high_x >= x - radius_m) & (low_y <= y + radius_m) & (high_y >= y - radius_m)
@@ -52,14 +52,14 @@ class Layer:
 
 
 def read_layers(table: Any, line_width_m: float) -> tuple[dict[str, Layer], list[str]]:
-    """The layers of a ``NuScenesMap`` of the devkit.
+    """Return the layers of the devkit's ``NuScenesMap``.
 
     Args:
         table: the map.
-        line_width_m: width of the strips that lines stand for, in metres.
+        line_width_m: width of lines, in metres.
 
     Returns:
-        The layers, and which shapes were left out because nothing is inside.
+        The layers, and the shapes left out because they are empty.
     """
     from shapely import make_valid
     from shapely.geometry.polygon import orient
@@ -70,8 +70,8 @@ def read_layers(table: Any, line_width_m: float) -> tuple[dict[str, Layer], list
         return [np.asarray(ring.coords)[:, :2] for ring in (polygon.exterior, *polygon.interiors)]
 
     def rings(shape: Any) -> list[Ring]:
-        """Of all its parts that have an area."""
-        if hasattr(shape, "geoms"):  # what is mended may be collections of collections
+        """Return the rings of all parts with an area."""
+        if hasattr(shape, "geoms"):  # a repaired shape may be a nested collection
             return [ring for part in shape.geoms for ring in rings(part)]
         return outlines(orient(shape)) if shape.area > 0 else []
 
@@ -100,7 +100,7 @@ def read_layers(table: Any, line_width_m: float) -> tuple[dict[str, Layer], list
 
 
 def draw_exact(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVGrid) -> NDArray[np.uint16]:
-    """A bit of every layer, in the order of :data:`LAYERS`, (rows, cols)."""
+    """Return one bit for each layer, in the order of :data:`LAYERS`, (rows, cols)."""
     drawn = np.zeros(grid.shape, np.uint16)
     for bit, name in enumerate(LAYERS):
         layer = layers[name]
@@ -113,7 +113,7 @@ def draw_exact(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVGrid)
 
 
 def draw_published(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVGrid) -> NDArray[np.uint16]:
-    """As :func:`draw_exact`, drawn as the published code does: a hole clears what was drawn there before."""
+    """Return :func:`draw_exact`'s bits drawn as in the published code, where a hole clears earlier shapes."""
     import cv2
 
     drawn = np.zeros(grid.shape, np.uint16)
@@ -131,11 +131,11 @@ def draw_published(layers: Mapping[str, Layer], world_from_ego: Pose, grid: BEVG
 
 
 def rounded_cells(points: Floats, grid: BEVGrid, *, from_near: bool = False) -> NDArray[np.int32]:
-    """Ground points (p, 2) as the whole (col, row) that published code draws them at.
+    """Return the integer (col, row) at which published code draws ground points (p, 2).
 
-    Cells are numbered by their edges and then taken for their centres, so what is drawn lies half a cell off: backwards
-    and to the right where they are counted from the far left corner, as in CVT, ahead and to the left where
-    ``from_near`` counts them from the near right one, as in LSS.
+    Cells are numbered by their edges but drawn at their centres, which shifts shapes by half a cell: backwards and to
+    the right if counted from the far left corner, as in CVT; ahead and to the left if counted from the near right
+    corner (``from_near``), as in LSS.
     """
     near = np.array([grid.left_m[0], grid.forward_m[0]])
     far = np.array([grid.left_m[1], grid.forward_m[1]])
@@ -147,10 +147,10 @@ def rounded_cells(points: Floats, grid: BEVGrid, *, from_near: bool = False) -> 
 
 
 def to_ego(points: Floats, world_from_ego: Pose) -> Floats:
-    """Points (p, 2) of the map in the vehicle's frame."""
+    """Transform points (p, 2) of the map into the vehicle's frame."""
     return (points - world_from_ego[:2, 3]) @ world_from_ego[:2, :2]
 
 
 def reach(grid: BEVGrid) -> float:
-    """Metres from the ego origin to the farthest corner."""
+    """Return metres from the ego origin to the farthest corner."""
     return float(np.hypot(max(map(abs, grid.forward_m)), max(map(abs, grid.left_m))))

@@ -1,7 +1,7 @@
-"""What ``tools/prepare_nuscenes.py`` leaves behind, and how it is read: no devkit is needed any more.
+"""Write and read the output of ``tools/prepare_nuscenes.py``; reading does not need the devkit.
 
-A folder ``VERSION-DIGEST``, of the digest of cells and width of lines, holds ``index.json`` and, in a folder named
-after their content, records. A record is a keyframe: its JSON and its map on the cells, exact and as published, all
+A folder ``VERSION-DIGEST``, with the digest of cells and line width, holds ``index.json`` and a folder of records that
+is named after their content. A record is a keyframe: its JSON and its map on the cells, exact and as published, all
 compressed.
 """
 
@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from bevreshape.data.sources.nuscenes import maps, tables
 from bevreshape.data.sources.nuscenes.tables import Keyframe, SceneRecord
-from bevreshape.data.storage import START_METHOD, alone, explained, prepare, read_record
+from bevreshape.data.storage import START_METHOD, exclusive, explain_unwritable, prepare, read_record
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.reporting.progress import track
 from bevreshape.storage.files import read_json, write_text
 
 FORMAT = 3
-"""Raised with every change of what a record holds."""
+"""Version of the records, raised with every change of their content."""
 
 PARTS = struct.Struct("<III")  # bytes of the JSON, of the exact and of the published map
 INDEX = "index.json"
@@ -37,12 +37,12 @@ RASTERS = ("exact", "published")
 
 @dataclass(frozen=True)
 class Content:
-    """What a prepared folder's content depends on.
+    """Describe the parameters of a prepared folder.
 
     Attributes:
         version: of the release, such as ``v1.0-mini``.
         grid: cells of the map.
-        line_width_m: width of the strips that dividers stand for; ``None`` for that of a cell.
+        line_width_m: width of dividers; ``None`` for that of a cell.
     """
 
     version: str
@@ -61,17 +61,17 @@ class Content:
         return self.grid.cell_m if self.line_width_m is None else self.line_width_m
 
     def meta(self) -> dict[str, object]:
-        """As plain values."""
+        """Return the parameters as plain values."""
         bounds = {"forward_m": list(self.grid.forward_m), "left_m": list(self.grid.left_m), "cell_m": self.grid.cell_m}
         return {"format": FORMAT, "version": self.version, **bounds, "line_width_m": float(self.width_m)}
 
     def folder(self, out: Path) -> Path:
-        """Where it is kept: another one for every other content."""
+        """Return its folder, a different one for different parameters."""
         digest = hashlib.sha256(json.dumps(self.meta(), sort_keys=True).encode()).hexdigest()[:12]
         return out / f"{self.version}-{digest}"
 
     def command(self, root: Path, out: Path) -> str:
-        """What prepares it."""
+        """Return the command that prepares it."""
         bounds = (
             f"'forward_m={list(self.grid.forward_m)}' 'left_m={list(self.grid.left_m)}' cell_m={self.grid.cell_m:g}"
         )
@@ -81,12 +81,12 @@ class Content:
 
 @dataclass(frozen=True)
 class Index:
-    """Which keyframes there are.
+    """List the prepared keyframes.
 
     Attributes:
         records: folder of the keyframes.
         scenes: in the order of their keyframes.
-        places: (m, 2) metres of the map at which the vehicle stood at every keyframe.
+        places: (m, 2) position of the vehicle at every keyframe, metres of the map.
     """
 
     records: Path
@@ -94,26 +94,26 @@ class Index:
     places: NDArray[np.float64]
 
     def scene_of(self) -> NDArray[np.intp]:
-        """(m,) number of every keyframe's scene."""
+        """Return the scene's index of every keyframe, (m,)."""
         return np.repeat(np.arange(len(self.scenes)), [scene["count"] for scene in self.scenes])
 
 
 def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tuple[Index, list[str]]:
-    """Read a release and its maps, and write what training needs.
+    """Read a release and its maps, and write the records for training.
 
-    Goes on where it was stopped; a second one that prepares the same waits.
+    It resumes an interrupted preparation; a second process on the same folder waits.
 
     Args:
         root: of the release.
         out: folder of prepared ones.
-        content: what is wanted.
+        content: the wanted parameters.
         workers: processes that draw maps.
 
     Returns:
-        What is there now, and for every keyframe and shape of a map that was left out why.
+        The index, and the reason for every keyframe and shape of a map that was left out.
 
     Raises:
-        InputError: when something is missing, or the folder cannot be written.
+        InputError: when a file is missing, or the folder cannot be written.
     """
     folder = content.folder(out)
     found = tables.open_tables(root, content.version)
@@ -136,14 +136,14 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
     records = folder / _fingerprint(keyframes)
     prepare(records, content.meta(), len(keyframes), _make, workers if START_METHOD == "fork" else 1, "out")
     places = np.array([[keyframe["world_from_ego"][axis][3] for axis in (0, 1)] for keyframe in keyframes])
-    with explained(folder, "out"), alone(folder):
+    with explain_unwritable(folder, "out"), exclusive(folder):
         plain = {"records": records.name, "skipped": skipped, "scenes": scenes, "places": places.round(3).tolist()}
         write_text(folder / INDEX, json.dumps(plain) + "\n")
     return Index(records, scenes, places), skipped
 
 
 def _fingerprint(keyframes: Sequence[Keyframe]) -> str:
-    """Of all that is known of them, so that records of fewer images or older tables are not taken for these."""
+    """Return a digest of all keyframes, which separates records of fewer images or older tables."""
     digest = hashlib.sha256()
     for keyframe in keyframes:
         digest.update(json.dumps(keyframe).encode())
@@ -151,7 +151,7 @@ def _fingerprint(keyframes: Sequence[Keyframe]) -> str:
 
 
 _inherited: dict[str, Any] = {}
-"""What workers have from the process that they were forked from: keyframes and maps, which are long to send."""
+"""Keyframes and maps that workers inherit when they are forked, because sending them is slow."""
 
 
 def _make(first: int, stop: int) -> list[bytes]:
@@ -176,16 +176,16 @@ def _encode(keyframe: Keyframe, layers: Mapping[str, maps.Layer], grid: BEVGrid)
 
 
 def read_index(root: Path, out: Path, content: Content) -> Index:
-    """The index of a prepared folder.
+    """Read the index of a prepared folder.
 
     Raises:
-        InputError: when it was not prepared, with the command that does.
+        InputError: when it was not prepared; the message gives the command.
     """
     path = content.folder(out) / INDEX
     remedy = content.command(root, out)
     plain = read_json(
         path,
-        f"there is no such file, so {content.version} is not prepared for these cells, or not to the end; {remedy}",
+        f"there is no such file, so {content.version} is not, or not fully, prepared for these cells; {remedy}",
     )
     try:
         index = Index(path.parent / plain["records"], plain["scenes"], np.array(plain["places"], np.float64))
@@ -193,19 +193,19 @@ def read_index(root: Path, out: Path, content: Content) -> Index:
         if not whole or not all(SceneRecord.__required_keys__ <= scene.keys() for scene in index.scenes):
             raise ValueError("its scenes are incomplete")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: it is not what the tool wrote ({error}); delete the folder, then {remedy}") from None
+        raise InputError(f"{path}: it differs from the tool's output ({error}); delete the folder, {remedy}") from None
     return index
 
 
 def read_keyframe(
     records: Path, number: int, remedy: str, raster: str, shape: tuple[int, int]
 ) -> tuple[Keyframe, NDArray[np.uint16]]:
-    """A keyframe and its map, a bit of every layer, (rows, cols).
+    """Read a keyframe and its map, one bit for each layer, (rows, cols).
 
     Args:
         records: of an :class:`Index`.
-        number: of the keyframe.
-        remedy: what prepares it again.
+        number: index of the keyframe.
+        remedy: how it is prepared again.
         raster: one of :data:`RASTERS`.
         shape: (rows, cols).
 

@@ -1,4 +1,4 @@
-"""nuScenes as a source of batches, by the protocols that are published."""
+"""Provide nuScenes as a data source, by the published protocols."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,25 +36,25 @@ from bevreshape.geometry.rasterize import corners, rasterize_polygons
 from bevreshape.metrics.conditions import conditions_of
 
 Raster = Literal["exact", "published", "lss"]
-"""How boxes are drawn: the cells whose centres lie inside; as CVT does; as LSS does, which has no map."""
+"""Rasterization: cells whose centres are inside; as in CVT; as in LSS, which has no map."""
 
 Visibility = Literal["all", "ignore", "erase"]
-"""What becomes of objects below the least visibility: they count, their cells count for nothing, they are not there."""
+"""Treatment of objects below ``min_visibility``: count them, ignore their cells, or erase them."""
 
 
 class ClassSpec(TypedDict):
-    """What counts as a class: objects, layers of the map, or both."""
+    """Define a class: objects, layers of the map, or both."""
 
     boxes: NotRequired[Sequence[str]]
-    """Categories such as ``vehicle``, which stands for all that begin with it, or ``vehicle.car``."""
-    but: NotRequired[Sequence[str]]
-    """Categories among those that do not count."""
+    """Categories such as ``vehicle.car``, or ``vehicle`` for all that begin with it."""
+    exclude: NotRequired[Sequence[str]]
+    """Categories among those to leave out."""
     map: NotRequired[Sequence[str]]
     """Names out of :data:`~bevreshape.data.sources.nuscenes.maps.LAYERS`."""
 
 
 class NuScenesDataset(Dataset[Sample]):
-    """One split, read keyframe by keyframe; holds nothing in memory but the keyframes' numbers."""
+    """Read one split, keyframe by keyframe; only the keyframes' indices are in memory."""
 
     def __init__(self, source: "NuScenesSource", index: Index, numbers: NDArray[np.intp]) -> None:
         self.source = source
@@ -103,37 +103,37 @@ class NuScenesDataset(Dataset[Sample]):
 
 @checked
 class NuScenesSource:
-    """nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.BEVSource`).
+    """Provide nuScenes, prepared by ``tools/prepare_nuscenes.py`` (a :class:`~bevreshape.data.batch.BEVSource`).
 
-    The ego frame is the vehicle's at the time of the lidar sweep, level; cameras are where they were when their images
-    were taken.
+    The ego frame is the vehicle's at the time of the lidar sweep, levelled. Cameras have their poses at the times of
+    their images.
 
     Args:
         root: of the release, with ``samples``.
-        grid: the cells, for which it must have been prepared.
+        grid: the cells of the preparation.
         version: of the release.
         prepared: the folder given to the tool as ``out``.
         line_width_m: as given to the tool.
-        split: ``official`` or ``geographic``, see :func:`~bevreshape.data.sources.nuscenes.splits.split_moments`.
+        split: ``official`` or ``geographic``, see :func:`~bevreshape.data.sources.nuscenes.splits.split_keyframes`.
         image_size: (H, W) for the network.
-        crop_bottom: share of the image's height that is cut off below before anything else, where the vehicle itself is
-            seen in some cameras; LSS cuts .11.
+        crop_bottom: share of the image's height that is first cut off below, where some cameras show the vehicle;
+            LSS cuts .11.
         cameras: which, in order.
-        classes: for every class, what counts.
-        targets: which of these are wanted, in order; all where it is ``None``.
-        raster: ``exact``, the cells whose centres lie inside, ``published``, drawn as CVT does, or ``lss``, boxes as
-            LSS draws them; see :func:`~bevreshape.data.sources.nuscenes.maps.rounded_cells`.
-        visibility: what becomes of objects below ``min_visibility``: ``all``, ``ignore`` or ``erase``.
+        classes: for every class, its objects and layers.
+        targets: the wanted classes, in order; ``None`` for all.
+        raster: ``exact``, the cells whose centres are inside, ``published``, drawn as in CVT, or ``lss``, boxes as in
+            LSS; see :func:`~bevreshape.data.sources.nuscenes.maps.rounded_cells`.
+        visibility: treatment of objects below ``min_visibility``: ``all``, ``ignore`` or ``erase``.
         min_visibility: 1 to 4; 2 is more than 40 %.
-        visible_only: whether cells that no camera looks at count for nothing; published numbers count all cells.
+        visible_only: whether cells not visible to any camera are ignored; published figures count all cells.
         on_corrupt_image: whether an image that cannot be read ends the run (``raise``), or is named and masked
             (``mask``).
-        image_mode: ``rgb``, or ``grey`` for images without colours, their one channel repeated.
-        centers: the classes, of objects alone, whose objects' centres are a target too, see
+        image_mode: ``rgb``, or ``grey`` for one channel, repeated.
+        centers: classes of objects alone whose centres are an additional target, see
             :class:`~bevreshape.data.targets.ObjectCenters`.
 
     Raises:
-        InputError: a value that cannot be, or what is not prepared.
+        InputError: when a value is invalid, or the data is not prepared.
     """
 
     def __init__(
@@ -173,17 +173,15 @@ class NuScenesSource:
         self.classes = check_classes(classes if targets is None else targets, "data.classes")
         self.specs = [_checked(name, classes[name]) for name in self.classes]
         if not self.classes:
-            raise InputError(
-                "data.classes is empty; name what is to be found, for instance vehicle: {boxes: [vehicle]}"
-            )
+            raise InputError("data.classes is empty; define a class, for instance vehicle: {boxes: [vehicle]}")
         for name in centers:
             if name not in self.classes:
-                raise InputError(f"data.centers: {name!r} is not sought; {suggest(str(name), self.classes)}")
+                raise InputError(f"data.centers: {name!r} is not a class here; {suggest(str(name), self.classes)}")
             if classes[name].get("map"):
-                raise InputError(f"data.centers: {name!r} is of the map, where there are no objects")
+                raise InputError(f"data.centers: {name!r} is a class of the map, which has no objects")
         if raster == "lss" and any(spec.get("map") for spec in self.specs):
             raise InputError(
-                "data.raster=lss draws boxes alone, but a class is of the map; set data.raster=exact or published"
+                "data.raster=lss draws only boxes, but a class is of the map; set data.raster=exact or published"
             )
         self.centers = tuple(centers)
         self.raster = raster
@@ -196,20 +194,20 @@ class NuScenesSource:
         content = Content(version, grid, line_width_m)
         self.remedy = content.command(self.root, Path(prepared))
         self._index = read_index(self.root, Path(prepared), content)
-        self._numbers = splits.split_moments(self._index, split, grid)
+        self._numbers = splits.split_keyframes(self._index, split, grid)
         if raster != "exact" and any(spec.get("boxes") for spec in self.specs):
             _import_cv2()
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Read a keyframe of every split, so that what is wrong with all of them is told before the training starts."""
+        """Read a keyframe of every split, so that a general fault is reported before the training starts."""
         for name in splits:
             self.split(name)[0]
 
     def split(self, name: str) -> Dataset[Sample]:
-        """The keyframes of ``train``, ``val`` or ``test``.
+        """Return the keyframes of ``train``, ``val`` or ``test``.
 
         Raises:
-            InputError: an unknown split.
+            InputError: when the split is unknown.
         """
         if name not in self._numbers:
             raise InputError(f"data: unknown split {name!r}; {suggest(name, self._numbers)}")
@@ -217,7 +215,7 @@ class NuScenesSource:
 
     @property
     def protocol(self) -> str:
-        """What figures on this data depend on, to be printed above them."""
+        """Return the parameters of the protocol, to be printed above figures."""
         cells = f"{self.grid.rows}×{self.grid.cols} cells of {self.grid.cell_m:g} m"
         hidden = "" if self.visibility == "all" else f" below {self.min_visibility}"
         counted = "cells that a camera sees" if self.visible_only else "all cells"
@@ -226,11 +224,11 @@ class NuScenesSource:
         )
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
-        """Take the cells out that no camera observes, if so wished."""
+        """Invalidate cells that no camera observes, with ``visible_only``."""
         return batch.hide(~ground_pixels(batch.cameras, self.grid)[1].any(1)) if self.visible_only else batch
 
     def read_image(self, camera: CameraRecord) -> tuple[Tensor, Tensor, bool]:
-        """An image at the network's size, its intrinsics, and whether it could be read."""
+        """Return an image at the network's size, its intrinsics, and whether it could be read."""
         path, size = self.root / camera["file"], (camera["size"][0], camera["size"][1])
         kept = (
             size[0] if not self.crop_bottom else 8 * round(size[0] * (1 - self.crop_bottom) / 8)
@@ -245,8 +243,8 @@ class NuScenesSource:
             if tuple(image.shape[1:]) != (size[0] // factor, size[1] // factor):
                 height, width = read_image_size(path)
                 raise InputError(
-                    f"{path}: it is {height}×{width} (height×width) but the tables say {size[0]}×{size[1]}, and so "
-                    "does its calibration; unpack the release's images again"
+                    f"{path}: it is {height}×{width} (height×width) but the tables and its "
+                    f"calibration have {size[0]}×{size[1]}; unpack the release's images again"
                 )
             return image
 
@@ -259,7 +257,7 @@ class NuScenesSource:
     def class_planes(
         self, spec: ClassSpec, boxes: Sequence[BoxRecord], layers: NDArray[np.uint16]
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Where a class is, and where that is known, both (rows, cols)."""
+        """Return the cells of a class, and the known cells, both (rows, cols)."""
         there, known = np.zeros(self.grid.shape, bool), np.ones(self.grid.shape, bool)
         bits = sum(1 << LAYERS.index(name) for name in spec.get("map", ()))
         if bits:
@@ -271,8 +269,11 @@ class NuScenesSource:
         return there, known
 
     def object_centers(self, spec: ClassSpec, boxes: Sequence[BoxRecord]) -> NDArray[np.float32]:
-        """(3, rows, cols) of a class, see :class:`~bevreshape.data.targets.ObjectCenters`, as CVT trains with; where
-        objects overlap, of the last one. As published, a cell is where its number is, half a cell off."""
+        """Return object centres of a class, (3, rows, cols), as in CVT's training.
+
+        See :class:`~bevreshape.data.targets.ObjectCenters`. Where objects overlap, the last one counts. As published, a
+        cell's position is its index, half a cell off.
+        """
         found = np.zeros((3, *self.grid.shape), np.float32)
         cells = self.grid.centers(dtype=torch.float64).numpy()  # rows cols (x, y)
         cells = cells + {"exact": 0, "published": 0.5, "lss": -0.5}[self.raster] * self.grid.cell_m
@@ -284,7 +285,7 @@ class NuScenesSource:
         return found
 
     def _objects(self, spec: ClassSpec, boxes: Sequence[BoxRecord]) -> tuple[list[BoxRecord], list[BoxRecord]]:
-        """Those of a class that count, and those that are too hidden to."""
+        """Return the visible objects of a class, and those below ``min_visibility``."""
         clear: list[BoxRecord] = []
         hidden: list[BoxRecord] = []
         for box in boxes:
@@ -306,13 +307,13 @@ class NuScenesSource:
 
 
 def _checked(name: str, spec: ClassSpec) -> ClassSpec:
-    """A class that says what it is.
+    """Return a checked class.
 
     Raises:
         InputError: naming the class.
     """
     if not spec.get("boxes") and not spec.get("map"):
-        raise InputError(f"data.classes.{name}: name what counts, boxes: [categories] or map: [layers]")
+        raise InputError(f"data.classes.{name}: define it by boxes: [categories] or map: [layers]")
     for layer in spec.get("map", ()):
         if layer not in LAYERS:
             raise InputError(f"data.classes.{name}: there is no layer {layer!r} in the map; {suggest(layer, LAYERS)}")
@@ -323,7 +324,7 @@ def _is_one_of(category: str, spec: ClassSpec) -> bool:
     def among(groups: Sequence[str]) -> bool:
         return any(category == group or category.startswith(f"{group}.") for group in groups)
 
-    return among(spec.get("boxes", ())) and not among(spec.get("but", ()))
+    return among(spec.get("boxes", ())) and not among(spec.get("exclude", ()))
 
 
 def _import_cv2() -> Any:

@@ -1,4 +1,4 @@
-"""Which keyframes are trained on: the official splits, or places apart from each other."""
+"""Split keyframes: the official splits, or regions that do not overlap."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -14,19 +14,19 @@ from bevreshape.geometry import BEVGrid
 Division = Literal["official", "geographic"]
 
 SHARES = {"val": 0.15, "test": 0.15}
-"""Of the keyframes of every city, the rest being trained on."""
+"""Shares of the keyframes of every city; the rest is for training."""
 
 Numbers = NDArray[np.intp]
 
 
-def split_moments(index: Index, split: str, grid: BEVGrid) -> Mapping[str, Numbers]:
-    """Numbers of the keyframes of ``train``, ``val`` and ``test``.
+def split_keyframes(index: Index, split: str, grid: BEVGrid) -> Mapping[str, Numbers]:
+    """Return indices of the keyframes of ``train``, ``val`` and ``test``.
 
-    ``official`` takes the release's own; since nobody has labels of its test split, ``test`` is ``val`` there, as all
-    published numbers are. It shares streets between both: most places of the validation split are driven through in
-    training too. ``geographic`` cuts every city twice from north to south: its western 15 % of keyframes are tested on,
-    the next 15 % validated on, all others trained on, and those so near to a cut that cells might lie beyond it are
-    left out: no ground is in two of them.
+    ``official`` is the release's own. The labels of its test split are not public, so ``test`` is ``val``, as in all
+    published figures. Training and validation share streets: the training drives cover most places of the validation
+    split. ``geographic`` cuts every city twice from north to south: the western 15 % of keyframes are for test, the
+    next 15 % for validation, all others for training. Keyframes whose cells might cross a cut are left out, so the
+    splits share no ground.
 
     Raises:
         InputError: when a split would be empty.

@@ -1,8 +1,7 @@
-"""The tables of a nuScenes release, keyframe by keyframe, in the conventions of this package.
+"""Read the tables of a nuScenes release, keyframe by keyframe, in the conventions of this package.
 
-The ego frame is the published protocols': the vehicle at the time of the lidar sweep, turned about the vertical alone,
-as CVT has it. Every camera is where it was when its own image was taken, so a rig differs a little from keyframe to
-keyframe.
+The ego frame is that of the published protocols: the vehicle at the time of the lidar sweep, rotated about the vertical
+alone, as in CVT. Every camera has its pose at the time of its own image, so a rig differs slightly between keyframes.
 """
 
 import math
@@ -20,7 +19,7 @@ CameraName = Literal[
     "CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"
 ]  # fmt: skip
 CAMERAS: tuple[CameraName, ...] = get_args(CameraName)
-"""Of the vehicle, from the left to the right, first ahead."""
+"""Cameras of the vehicle, from left to right, the front ones first."""
 
 LIDAR = "LIDAR_TOP"
 
@@ -28,7 +27,7 @@ Matrix = NDArray[np.float64]
 
 
 class CameraRecord(TypedDict):
-    """An image and its camera."""
+    """Describe an image and its camera."""
 
     file: str
     """Relative to the folder of the release."""
@@ -39,12 +38,12 @@ class CameraRecord(TypedDict):
 
 
 class BoxRecord(TypedDict):
-    """An annotated object in the ego frame."""
+    """Describe an annotated object in the ego frame."""
 
     category: str
     """Such as ``vehicle.car``."""
     visibility: int
-    """1 to 4: how much of it all cameras see, up to 40, 60, 80, 100 %."""
+    """1 to 4: the share of it visible to all cameras together, up to 40, 60, 80, 100 %."""
     center_m: tuple[float, float, float]
     size_m: tuple[float, float, float]
     """Length, width, height."""
@@ -62,20 +61,20 @@ class Keyframe(TypedDict):
 
 
 class SceneRecord(TypedDict):
-    """A drive of about 20 s."""
+    """Describe a drive of about 20 s."""
 
     name: str
     location: str
     description: str
     split: str
-    """Its official one: ``train``, ``val``, ``test`` (which has no labels), or ``unlisted``."""
+    """Its official split: ``train``, ``val``, ``test`` (without labels), or ``unlisted``."""
     first: int
-    """Number of its first keyframe."""
+    """Index of its first keyframe."""
     count: int
 
 
 def open_tables(root: Path, version: str) -> Any:
-    """The devkit's ``NuScenes`` of a release.
+    """Open the devkit's ``NuScenes`` of a release.
 
     Raises:
         InputError: when the devkit, the release or one of its tables is missing.
@@ -85,15 +84,13 @@ def open_tables(root: Path, version: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"the tables of nuScenes are read with nuscenes-devkit, which cannot be imported ({error}); "
-            "pip install 'bevreshape[nuscenes]', if need be into an environment of its own: training does not need it"
+            "pip install 'bevreshape[nuscenes]', if necessary in a separate environment: training does not need it"
         ) from None
     folder = root / version
     if not folder.is_dir():
         there = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir()) if root.is_dir() else []
         known = f"there are {', '.join(there)}" if there else f"{root} holds no release at all"
-        raise InputError(
-            f"{folder}: there is no such release; {known}: set version=, or root= to where it was unpacked"
-        )
+        raise InputError(f"{folder}: there is no such release; {known}: set version=, or root= to its folder")
     tables = (
         "category", "attribute", "visibility", "instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene",
         "sample", "sample_data", "sample_annotation", "map",
@@ -114,16 +111,16 @@ def open_tables(root: Path, version: str) -> Any:
         ValueError,
     ) as error:
         raise InputError(
-            f"{folder}: a table is damaged or refers to what is not there ({error!r}); unpack the release's metadata "
+            f"{folder}: a table is damaged or refers to missing records ({error!r}); unpack the release's metadata "
             "again"
         ) from None
 
 
 def open_map(root: Path, location: str) -> Any:
-    """The devkit's ``NuScenesMap`` of a place.
+    """Open the devkit's ``NuScenesMap`` of a location.
 
     Raises:
-        InputError: when the map expansion is not there or outdated.
+        InputError: when the map expansion is missing or outdated.
     """
     from nuscenes.map_expansion.map_api import NuScenesMap
 
@@ -140,14 +137,14 @@ def open_map(root: Path, location: str) -> Any:
 
 
 def read_keyframes(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Keyframe], list[str]]:
-    """All keyframes of a release, scene by scene, in the order of time.
+    """Return all keyframes of a release, scene by scene, in the order of time.
 
     Args:
         tables: from :func:`open_tables`.
         root: of the release.
 
     Returns:
-        The scenes, their keyframes, and for every keyframe that was left out why.
+        The scenes, their keyframes, and the reason for every keyframe that was left out.
     """
     from nuscenes.utils.splits import create_splits_scenes
 
@@ -180,10 +177,10 @@ def read_keyframes(tables: Any, root: Path) -> tuple[list[SceneRecord], list[Key
 
 
 def _referred(tables: Any, table: str, token: str, where: str) -> Mapping[str, Any]:
-    """A record that a scene cannot do without.
+    """Return a record that a scene needs.
 
     Raises:
-        InputError: when it is not there.
+        InputError: when it is missing.
     """
     try:
         found: Mapping[str, Any] = tables.get(table, token)
@@ -196,7 +193,7 @@ def _referred(tables: Any, table: str, token: str, where: str) -> Mapping[str, A
 
 
 def _lacking(tables: Any, root: Path, sample: Mapping[str, Any]) -> str:
-    """Why a keyframe cannot be used, or nothing."""
+    """Return why a keyframe cannot be used, or an empty text."""
     for channel in (*CAMERAS, LIDAR):
         if channel not in sample["data"]:
             return f"it has no {channel}"
@@ -215,7 +212,7 @@ def _keyframe(tables: Any, sample: Mapping[str, Any]) -> Keyframe:
     for name in CAMERAS:
         image = tables.get("sample_data", sample["data"][name])
         sensor = tables.get("calibrated_sensor", image["calibrated_sensor_token"])
-        world_from_vehicle = _pose(tables.get("ego_pose", image["ego_pose_token"]))  # when the image was taken
+        world_from_vehicle = _pose(tables.get("ego_pose", image["ego_pose_token"]))  # at the time of the image
         cameras[name] = CameraRecord(
             file=image["filename"], size=(image["height"], image["width"]), intrinsics=sensor["camera_intrinsic"],
             ego_from_cam=(ego_from_world @ world_from_vehicle @ _pose(sensor)).tolist(),
@@ -235,12 +232,12 @@ def _box(annotation: Mapping[str, Any], ego_from_world: Matrix) -> BoxRecord:
 
 
 def _pose(record: Mapping[str, Any]) -> Matrix:
-    """(4, 4) of a record's unit quaternion and translation."""
+    """Return the (4, 4) pose of a record's unit quaternion and translation."""
     return pose_of(record["rotation"], record["translation"])
 
 
 def pose_of(quaternion: Sequence[float], translation: Sequence[float]) -> Matrix:
-    """(4, 4) of a quaternion w, x, y, z and a translation in metres."""
+    """Return the (4, 4) pose of a quaternion w, x, y, z and a translation in metres."""
     w, x, y, z = np.asarray(quaternion, np.float64) / np.linalg.norm(quaternion)
     pose = np.eye(4)
     pose[:3, :3] = [
@@ -253,7 +250,7 @@ def pose_of(quaternion: Sequence[float], translation: Sequence[float]) -> Matrix
 
 
 def levelled(pose: Matrix) -> Matrix:
-    """The pose with its turn about the vertical alone."""
+    """Return the pose with its rotation about the vertical alone."""
     yaw = math.atan2(pose[1, 0], pose[0, 0])
     level = np.eye(4)
     level[:2, :2] = [[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]]
@@ -262,7 +259,7 @@ def levelled(pose: Matrix) -> Matrix:
 
 
 def inverse(pose: Matrix) -> Matrix:
-    """Of a rigid (4, 4)."""
+    """Invert a rigid (4, 4) transform."""
     turned = np.eye(4)
     turned[:3, :3] = pose[:3, :3].T
     turned[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]

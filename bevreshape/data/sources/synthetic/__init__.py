@@ -1,4 +1,4 @@
-"""The synthetic world: streets drawn from a seed, with exact labels and known cameras; needs no download."""
+"""Generate the synthetic world: streets drawn from a seed, with exact labels and known cameras, no download."""
 
 from bevreshape.data.sources.synthetic.source import SyntheticScenes, SyntheticSource, World
 

@@ -18,7 +18,7 @@ from bevreshape.data.sources.synthetic.rig import RIGS
 
 
 def main() -> None:
-    """Generate a training split in a temporary folder, read it once, print both rates."""
+    """Generate a training split in a temporary folder, read it once, and print both rates."""
     parser = Parser(__doc__)
     parser.add_argument("--scenes", type=integer(1, 1_000_000), default=512, help="to generate (512)")
     parser.add_argument("--rig", choices=sorted(RIGS), default="front", help="which cameras (front)")
@@ -38,7 +38,7 @@ def main() -> None:
         generated = time.perf_counter() - start
         train = source.split("train")
         size = sum(file.stat().st_size for file in source.world("train").folder(source.root).iterdir())
-        torch.set_num_threads(1)  # as in a loader's worker
+        torch.set_num_threads(1)  # as in a worker of the loader
         start = time.perf_counter()
         for index in range(options.scenes):
             train[index]

@@ -1,7 +1,7 @@
-"""Drawing lots: which scene a seed stands for.
+"""Draw the random scene of a seed.
 
-Everything is drawn in a fixed order from one generator, around an ego vehicle at the origin that drives along +x, keeps
-to the right and stands on the first road.
+All values are drawn in a fixed order from one generator. The ego vehicle is at the origin on the first road, drives
+along +x and keeps to the right.
 """
 
 import math
@@ -22,9 +22,9 @@ from bevreshape.data.sources.synthetic.world import (
 )
 
 RANGE_M = (-60.0, 75.0)
-"""The first road is populated from here to there, behind and ahead of the ego vehicle."""
+"""Range of the first road with vehicles and scenery, behind and ahead of the ego vehicle."""
 CROSS_RANGE_M = (-45.0, 45.0)
-"""The second road, to both sides of the junction."""
+"""Range of the second road, to both sides of the junction."""
 
 PAINTS = (
     (0.85, 0.86, 0.87), (0.62, 0.64, 0.66), (0.33, 0.34, 0.36), (0.13, 0.13, 0.15), (0.09, 0.1, 0.12),
@@ -37,7 +37,7 @@ TERRAINS = np.array([(0.27, 0.4, 0.16), (0.33, 0.42, 0.18), (0.42, 0.4, 0.24), (
 
 
 def draw_scene(*key: int) -> Scene:
-    """The scene of a key (seed, split, index): always the same one."""
+    """Draw the scene of a key (seed, split, index), always the same one."""
     rng = np.random.default_rng(key)
     look = _look(rng)
     main = _first_road(rng)
@@ -60,7 +60,7 @@ def draw_scene(*key: int) -> Scene:
 
 
 def _ego_s(road: Road) -> float:
-    """Where along the first road the ego vehicle stands."""
+    """Return the ego vehicle's position along the first road."""
     s, _ = road.along_across(np.zeros(1), np.zeros(1))
     return float(s[0])
 
@@ -99,13 +99,13 @@ def _rgb(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _curvature(rng: np.random.Generator) -> float:
-    """A third of all roads is all but straight, the others have radii from 55 m."""
+    """Draw a curvature: a third of all roads is almost straight, the others have radii from 55 m."""
     kappa = rng.uniform(1e-4, 1e-3) if rng.random() < 0.35 else rng.uniform(1e-3, 1 / 55)
     return float(kappa * rng.choice([-1, 1]))
 
 
 def _section(rng: np.random.Generator, most: int) -> Road:
-    """A road at the origin: its lanes, strips of parking, edges and markings, the directions parted at t = 0."""
+    """Draw a road at the origin: lanes, parking strips, edges and markings, the directions separated at t = 0."""
     lane_m = float(rng.uniform(2.9, 3.7))
     right_lanes, left_lanes = int(rng.integers(1, most + 1)), int(rng.integers(0 if most > 2 else 1, most))
     left_lanes = max(left_lanes, 2 - right_lanes)
@@ -139,7 +139,7 @@ def _section(rng: np.random.Generator, most: int) -> Road:
 
 
 def _first_road(rng: np.random.Generator) -> Road:
-    """The road that the ego vehicle drives on, moved to where the vehicle stands at the origin and looks along +x."""
+    """Draw the ego vehicle's road, placed so that the vehicle is at the origin and heads along +x."""
     road = _section(rng, most=3)
     mine = [t for t, direction in road.lanes if direction > 0]
     t = mine[rng.integers(len(mine))] + float(rng.normal(0, 0.2))
@@ -156,7 +156,7 @@ def _zebra(rng: np.random.Generator, s_m: float) -> Crossing:
 
 
 def _junction(rng: np.random.Generator, main: Road) -> tuple[Road, Road]:
-    """A second road across the first, or ending on it, with zebras on some of the arms."""
+    """Draw a second road across the first, or ending on it, with zebra crossings on some of the arms."""
     s_main = _ego_s(main) + float(rng.uniform(10, 42))
     x, y, heading = (float(v[0]) for v in main.point(s_main, main.middle_m))
     angle = float(rng.uniform(math.radians(62), math.radians(118)))
@@ -173,8 +173,8 @@ def _junction(rng: np.random.Generator, main: Road) -> tuple[Road, Road]:
 
 
 def _traffic(rng: np.random.Generator, roads: tuple[Road, ...]) -> tuple[Vehicle, ...]:
-    """Vehicles in every lane and strip of parking, none on another, none where the ego vehicle stands."""
-    vehicles = [Vehicle(0.5, 0.0, 0.0, 7.0, 2.6, ())]  # the ego vehicle, with room to the one ahead
+    """Draw vehicles in every lane and parking strip that collide neither with each other nor with the ego vehicle."""
+    vehicles = [Vehicle(0.5, 0.0, 0.0, 7.0, 2.6, ())]  # the ego vehicle, with distance to the one ahead
     for i, road in enumerate(roads):
         low, high = (_ego_s(road) + RANGE_M[0], _ego_s(road) + RANGE_M[1]) if i == 0 else CROSS_RANGE_M
         for strips, parked in ((road.lanes, False), (road.parking, True)):
@@ -194,7 +194,7 @@ def _traffic(rng: np.random.Generator, roads: tuple[Road, ...]) -> tuple[Vehicle
 
 
 def _collide(a: Vehicle, b: Vehicle) -> bool:
-    """Whether two footprints come closer than 0.3 m to each other (or, corner to corner, a little farther)."""
+    """Return whether two footprints are closer than 0.3 m (or, corner to corner, a little farther)."""
     dx, dy = b.x - a.x, b.y - a.y
     if math.hypot(dx, dy) > (a.length_m + b.length_m + a.width_m + b.width_m) / 2:
         return False
@@ -211,7 +211,7 @@ def _collide(a: Vehicle, b: Vehicle) -> bool:
 
 
 def _may_park(roads: tuple[Road, ...], road: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Whether points of a road are six metres from any other road, and five from a crossing."""
+    """Return whether points of a road are six metres from any other road, and five from a crossing."""
     ground = Ground(roads, [other.along_across(x, y) for other in roads])
     free = np.ones(len(x), bool)
     for i, distance in enumerate(ground.distances):
@@ -261,7 +261,7 @@ def _vehicle(rng: np.random.Generator, x: float, y: float, yaw: float, parked: b
 
 
 def _roadside(rng: np.random.Generator, roads: tuple[Road, ...], pavement_m: float) -> tuple[Solid, ...]:
-    """Buildings, trees and poles along both sides of every road, where they stand on no other."""
+    """Draw buildings, trees and poles along both sides of every road, off all other roads."""
     rows = []  # x, y, yaw, kind, size, size, size, tint
     built = rng.uniform(0.25, 0.75) if pavement_m else rng.uniform(0, 0.15)
     for i, road in enumerate(roads):
@@ -279,7 +279,7 @@ def _roadside(rng: np.random.Generator, roads: tuple[Road, ...], pavement_m: flo
     clear = Ground(roads, [road.along_across(table[:, 0], table[:, 1]) for road in roads]).surface()
     solids: list[Solid] = []
     for (x, y, yaw, kind, a, b, c, d), room in zip(table.tolist(), clear.tolist(), strict=True):
-        if math.hypot(x, y) < 9:  # a tree at the lens would hide everything
+        if math.hypot(x, y) < 9:  # a tree at the camera would occlude everything
             continue
         if kind == 0 and room > pavement_m + 7:
             reach = min(room - pavement_m - 0.5, 9.0)  # the corner stays off the pavement

@@ -1,9 +1,8 @@
-"""The ground as an image shows it.
+"""Render the ground in an image.
 
-A camera and the ground plane are related by a homography: it turns pixels into ground points, at which Kornia samples
-the surfaces' texture, in a near and a far level. Surfaces and markings are no texture but the scene's own functions,
-averaged over what a pixel covers, so that they are as sharp as the pixels allow, and thin lines far away neither vanish
-nor flicker.
+A homography maps pixels to ground points, at which Kornia samples the surfaces' texture, in a near and a far level.
+Surfaces and markings are the scene's own functions, averaged over the footprint of a pixel. They are thus as sharp as
+the pixels allow, and thin lines far away neither vanish nor flicker.
 """
 
 import math
@@ -23,8 +22,8 @@ NEAR_TEXEL_M, FAR_TEXEL_M = 0.05, 0.45
 KERB_M = 0.2
 
 
-def ground_colours(scene: Scene, x: Array, y: Array) -> list[Array]:
-    """Red, green and blue of the ground in full light at the pixels' ground points x, y (h, w)."""
+def ground_colors(scene: Scene, x: Array, y: Array) -> list[Array]:
+    """Return red, green and blue of the ground in full light at the pixels' ground points x, y (h, w)."""
     look = scene.look
     pixel_m = footprint(x) + footprint(y)
     grain = _grain(look, x, y, pixel_m, NEAR_TEXEL_M, 8 * NEAR_TEXEL_M)
@@ -34,30 +33,30 @@ def ground_colours(scene: Scene, x: Array, y: Array) -> list[Array]:
     width = footprint(surface)
     smooth = 1 + 0.55 * look.grain * grain
     rough = 1 + 1.6 * look.grain * grain
-    colours = [rough * look.terrain[k] for k in range(3)]
+    colors = [rough * look.terrain[k] for k in range(3)]
     if look.pavement_m:
         s, _ = ground.st[0]
         joints = _strip(s - np.rint(s), 0.03, np.minimum(footprint(s), 1))
         tone = smooth * (1 - 0.35 * joints) * (1 + 0.25 * _inside(surface - KERB_M, width))
         paved = _inside(surface - look.pavement_m, width)
-        for k, colour in enumerate(colours):
-            colour += (look.pavement[k] * tone - colour) * paved
+        for k, color in enumerate(colors):
+            color += (look.pavement[k] * tone - color) * paved
     on = np.flatnonzero(surface < 0.5 * width)
     if on.size:
         tar = _inside(surface.take(on), width.take(on))
         tone = smooth.take(on) * _mended(scene, ground, on)
         left = 1 - look.wear * np.clip(0.6 + 1.2 * grain.take(on), 0, 1)
         white, yellow = (np.minimum(paint, 1) * left for paint in _paint(ground, on))
-        for k, colour in enumerate(colours):
+        for k, color in enumerate(colors):
             painted = look.asphalt[k] * tone
             painted += (WHITE[k] - painted) * white + (YELLOW[k] - painted) * yellow
-            flat = colour.ravel()
+            flat = color.ravel()
             flat[on] += (painted - flat[on]) * tar
-    return colours
+    return colors
 
 
 def _grain(look: Look, x: Array, y: Array, pixel_m: Array, texel_m: float, resolved_m: float) -> Array:
-    """A level of the texture, fading where pixels cover more of the ground than ``resolved_m``."""
+    """Return a level of the texture, which fades where pixels cover more of the ground than ``resolved_m``."""
     grain = np.clip(1.5 - pixel_m * (1 / resolved_m), 0, 1)
     rows = np.flatnonzero(grain.any(1))
     if rows.size:
@@ -67,7 +66,7 @@ def _grain(look: Look, x: Array, y: Array, pixel_m: Array, texel_m: float, resol
 
 
 def _mended(scene: Scene, ground: Ground, on: NDArray[np.intp]) -> Array:
-    """Brightness of the tar of pixels ``on``, of 1."""
+    """Return the brightness of the tar of pixels ``on``, 0 to 1."""
     s, t = (axis.take(on) for axis in ground.st[0])
     tone = np.ones_like(s)
     inside = ground.distances[0].take(on) < 0
@@ -77,7 +76,7 @@ def _mended(scene: Scene, ground: Ground, on: NDArray[np.intp]) -> Array:
 
 
 def _paint(ground: Ground, on: NDArray[np.intp]) -> tuple[Array, Array]:
-    """How much of pixels ``on`` is under white and under yellow paint; a little more than 1 where lines meet."""
+    """Return the shares of pixels ``on`` with white and with yellow paint; slightly above 1 where lines meet."""
     white, yellow = (np.zeros(len(on), np.float32) for _ in range(2))
     for i, road in enumerate(ground.roads):
         s, t = ground.st[i]
@@ -91,8 +90,8 @@ def _paint(ground: Ground, on: NDArray[np.intp]) -> tuple[Array, Array]:
             line = _strip(t - marking.offset_m, 0.5 * marking.width_m, width_t) * open_
             if marking.dash_m < marking.period_m:
                 line *= _dashes(marking, s, width_s)
-            colour = yellow if marking.yellow else white
-            colour += line
+            color = yellow if marking.yellow else white
+            color += line
         for crossing in road.crossings:
             area = ground.crossing(i, crossing)
             white += _inside(area.take(on), footprint(area).take(on)) * _dashes(crossing.stripes, t, width_t)
@@ -100,7 +99,7 @@ def _paint(ground: Ground, on: NDArray[np.intp]) -> tuple[Array, Array]:
 
 
 def footprint(values: Array) -> Array:
-    """Range (h, w) of a quantity over a pixel: the sum of its steps to the next column and row."""
+    """Return the range (h, w) of a quantity over a pixel: the sum of its steps to the next column and row."""
     steps = np.empty_like(values)
     steps[:, :-1] = np.abs(values[:, 1:] - values[:, :-1])
     steps[:, -1] = steps[:, -2]
@@ -111,23 +110,25 @@ def footprint(values: Array) -> Array:
 
 
 def _inside(distance: Array, width: Array) -> Array:
-    """Part of a footprint of ``width`` that lies where ``distance`` is negative."""
+    """Return the share of a footprint of ``width`` with negative ``distance``."""
     return np.clip(0.5 - distance / width, 0, 1)
 
 
 def _strip(t: Array, half: float, width: Array) -> Array:
-    """Part of a footprint of ``width`` around ``t`` that lies in ±``half``: exact, also for strips thinner than it."""
+    """Return the share of a footprint of ``width`` around ``t`` within ±``half``, exact also for thinner strips."""
     return (np.clip(t + 0.5 * width, -half, half) - np.clip(t - 0.5 * width, -half, half)) / width
 
 
 def _dashes(marking: Marking, s: Array, width: Array) -> Array:
-    """Part of a footprint of ``width`` around ``s`` that is painted."""
+    """Return the painted share of a footprint of ``width`` around ``s``."""
     return (marking.painted_length(s + 0.5 * width) - marking.painted_length(s - 0.5 * width)) / width
 
 
 def pattern(look: Look, x: Array, y: Array, texel_m: float) -> Array:
-    """The texture at ground points (h, w), its tile turned, shifted and repeated in mirror image; mean 0, deviation
-    ½."""
+    """Return the texture at ground points (h, w), mean 0, standard deviation ½.
+
+    Its tile is rotated, shifted and repeated by reflection.
+    """
     turn, shift_x, shift_y = look.surface
     half_m = 0.5 * (TILE - 1) * texel_m  # of a tile, from the centre of its first texel to that of its last
     cos, sin = math.cos(turn) / half_m, math.sin(turn) / half_m
@@ -141,7 +142,7 @@ def pattern(look: Look, x: Array, y: Array, texel_m: float) -> Array:
 
 @cache
 def _tile() -> torch.Tensor:
-    """Noise of several scales, (1, 1, TILE, TILE)."""
+    """Return noise of several scales, (1, 1, TILE, TILE)."""
     rng = np.random.default_rng(0x5EED)
     frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None]) * TILE
     spectrum = np.fft.rfft2(rng.standard_normal((TILE, TILE))) / np.maximum(frequency, 2.0) ** 0.8

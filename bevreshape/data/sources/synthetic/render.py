@@ -1,8 +1,8 @@
-"""Images of a scene: the ground through a homography, what stands on it by ray casting.
+"""Render images of a scene: the ground through a homography, solids by ray casting.
 
-The ground is drawn by :mod:`bevreshape.data.sources.synthetic.ground`, one ray a pixel. What stands on it, and its
-shadows, are met by two, a quarter of a pixel to the upper left and to the lower right of the pixel's centre, which
-smooths edges of every direction: solids by :class:`~bevreshape.data.sources.synthetic.solids.Bounds` within their
+The ground is drawn by :mod:`bevreshape.data.sources.synthetic.ground`, one ray a pixel. Solids and their shadows
+take two rays, a quarter of a pixel to the upper left and to the lower right of the pixel's centre, which smooths edges
+of every direction. Solids are intersected by :class:`~bevreshape.data.sources.synthetic.solids.Bounds` within their
 projected rectangles, against a buffer of nearness, which is 1 over depth.
 """
 
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from bevreshape.data.sources.synthetic.ground import ground_colours, pattern
+from bevreshape.data.sources.synthetic.ground import ground_colors, pattern
 from bevreshape.data.sources.synthetic.rays import Array, Rays
 from bevreshape.data.sources.synthetic.solids import Solids, windows
 from bevreshape.data.sources.synthetic.world import Look, Scene
 
 FAR_M = 400.0
-"""Depth beyond which the ground is not resolved; haze and horizon stand there."""
+"""Depth beyond which the ground is not resolved but shows haze and horizon."""
 STAGGER = 0.25
-"""Rows by which a pixel's two rays lie above and below its centre."""
+"""Rows by which a pixel's two rays are above and below its centre."""
 BLOCK = 8192
-"""Samples that are shaded at a time, so that what is in between stays in the processor's cache."""
+"""Samples that are shaded at a time, so that intermediate values stay in the processor's cache."""
 CLOUD_HEIGHT_M, CLOUD_TEXEL_M = 300.0, 9.0
 SHADOWS_TO_M = 45.0
-"""Depth to which shadows are drawn."""
+"""Largest depth at which shadows are drawn."""
 
 
 def render(
@@ -35,10 +35,10 @@ def render(
     image_size: tuple[int, int],
     rng: np.random.Generator | None,
 ) -> NDArray[np.uint8]:
-    """The image (H, W, 3) that a camera takes of a scene.
+    """Render a camera's image (H, W, 3) of a scene.
 
     Args:
-        scene: what there is.
+        scene: to render.
         pixel_from_cam: (3, 3), in pixels of the image.
         ego_from_cam: (4, 4), in metres.
         image_size: (H, W).
@@ -60,8 +60,10 @@ def render(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Normal deviates of a shape, every row a stretch of one long sequence: drawing them all anew takes as long as
-    drawing the ground."""
+    """Return normal noise of a shape, every row a slice of one long sequence.
+
+    Fresh noise for every pixel would take as long as the ground.
+    """
     rows = sliding_window_view(_normals(), shape[-1])
     return rows[rng.integers(len(rows), size=shape[:-1])]
 
@@ -72,12 +74,12 @@ def _normals() -> Array:
 
 
 def _mean(twins: Array) -> Array:
-    """Means (H, W) of the two values of every pixel."""
+    """Return means (H, W) of the two values of every pixel."""
     return (twins[:, 0::2] + twins[:, 1::2]) * np.float32(0.5)
 
 
 def _shadows(look: Look, solids: Solids, twins: Rays) -> Array:
-    """Light of 1 that the ground of every pixel gets, (H, W)."""
+    """Return the share of light on the ground of every pixel, (H, W), 0 to 1."""
     shaded = np.zeros(twins.shape, bool)
     bounds = solids.shadows(twins, look.sun)
     for i, window, nearest in windows(solids.shadow_corners(look.sun), twins):
@@ -88,7 +90,7 @@ def _shadows(look: Look, solids: Solids, twins: Rays) -> Array:
 
 
 def _stand_on(image: Array, look: Look, solids: Solids, twins: Rays) -> None:
-    """Draw what stands on the ground into an image (3, H, W) of the ground."""
+    """Draw solids into an image (3, H, W) of the ground."""
     nearness = np.zeros(twins.shape, np.float32)
     met = np.full(twins.shape, -1, np.int16)
     bounds = solids.seen(twins)
@@ -107,13 +109,13 @@ def _stand_on(image: Array, look: Look, solids: Solids, twins: Rays) -> None:
             ray = 2 * pixel + twin
             at = 1 / nearness.ravel()[ray]
             haze = 1 - np.exp(at * np.float32(-1 / look.haze_m))
-            for k, colour in enumerate(solids.shade(met.ravel()[ray].astype(np.intp), twins.points(ray, at), look)):
-                colour += (np.float32(look.horizon[k]) - colour) * haze
-                image[k].ravel()[pixel] += np.float32(0.5) * colour
+            for k, color in enumerate(solids.shade(met.ravel()[ray].astype(np.intp), twins.points(ray, at), look)):
+                color += (np.float32(look.horizon[k]) - color) * haze
+                image[k].ravel()[pixel] += np.float32(0.5) * color
 
 
 def _sky_and_ground(scene: Scene, rays: Rays, light: Array) -> Array:
-    """The image (3, H, W) without anything standing on the ground, which gets ``light`` (H, W)."""
+    """Render the image (3, H, W) without solids; the ground is lit by ``light`` (H, W)."""
     look = scene.look
     direction = rays.evaluate(rays.ego_from_pixel.astype(np.float32), (slice(None), slice(None)))
     image = np.empty_like(direction)
@@ -136,8 +138,8 @@ def _sky_and_ground(scene: Scene, rays: Rays, light: Array) -> Array:
         x, y = (np.float32(rays.center[k]) + at * direction[k, rows] for k in (0, 1))
         haze = 1 - np.exp(at * np.float32(-1 / look.haze_m))
         on_ground = np.isfinite(depth[rows])
-        for k, colour in enumerate(ground_colours(scene, x, y)):
-            lit = colour * light[rows]
+        for k, color in enumerate(ground_colors(scene, x, y)):
+            lit = color * light[rows]
             lit += (np.float32(look.horizon[k]) - lit) * haze
             np.copyto(image[k, rows], lit, where=on_ground)
     return image

@@ -1,4 +1,4 @@
-"""The cameras of a vehicle: where they are mounted, and how far a mounting may be off."""
+"""Define the cameras of a vehicle: their mountings and the spread of their poses."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -15,12 +15,12 @@ from bevreshape.config.options import checked
 @checked
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviations of a camera's pose about its mounting.
+    """Hold standard deviations of a camera's pose about its mounting.
 
     Attributes:
-        yaw_deg: of a turn to the left, about the camera's vertical axis.
-        pitch_deg: of a turn downwards, about its horizontal axis.
-        roll_deg: of a turn about its optical axis.
+        yaw_deg: of a rotation to the left, about the camera's vertical axis.
+        pitch_deg: of a rotation downwards, about its horizontal axis.
+        roll_deg: of a rotation about its optical axis.
         height_m: of a shift upwards.
     """
 
@@ -30,18 +30,18 @@ class Spread:
     height_m: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def draw(self, ego_from_cam: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Poses (n, 4, 4), each off by its own draw. Always takes four draws a camera."""
+        """Perturb poses (n, 4, 4), each by its own draw; every camera takes four draws."""
         lots = rng.standard_normal((len(ego_from_cam), 4)) * np.array(list(asdict(self).values()))
         moved = ego_from_cam.copy()
         for pose, (yaw, pitch, roll, height) in zip(moved, lots, strict=True):
-            # In the camera frame (x right, y down, z forward) a turn about -y goes left, about -x goes down.
+            # In the camera frame (x right, y down, z forward) a rotation about -y goes left, about -x down.
             pose[:3, :3] = pose[:3, :3] @ _turn(1, -yaw) @ _turn(0, -pitch) @ _turn(2, roll)
             pose[2, 3] += height
         return moved
 
 
 def _turn(axis: int, degrees: float) -> NDArray[np.float64]:
-    """Rotation (3, 3) about a coordinate axis, right-handed."""
+    """Return the rotation (3, 3) about a coordinate axis, right-handed."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     a, b = (axis + 1) % 3, (axis + 2) % 3
     turn = np.eye(3)
@@ -51,7 +51,7 @@ def _turn(axis: int, degrees: float) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Mounting:
-    """One camera: position in metres, heading to the left and dip in degrees, horizontal field of view in degrees."""
+    """Describe a camera: position in metres; heading to the left, dip and horizontal field of view in degrees."""
 
     x: float
     y: float
@@ -79,9 +79,9 @@ RIGS: dict[str, dict[str, Mounting]] = {
 
 @cache
 def nominal(rig: str, image_size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """``pixel_from_cam`` (n, 3, 3), with square pixels, and ``ego_from_cam`` (n, 4, 4) of a rig as it is mounted."""
+    """Return ``pixel_from_cam`` (n, 3, 3), with square pixels, and ``ego_from_cam`` (n, 4, 4) of a rig's mountings."""
     height, width = image_size
-    cam_axes = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # a camera that looks along ego x
+    cam_axes = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])  # a camera that faces along ego x
     intrinsics, poses = [], []
     for mounting in RIGS[rig].values():
         focal = width / 2 / math.tan(math.radians(mounting.fov_deg) / 2)

@@ -1,4 +1,4 @@
-"""Boxes and ellipsoids seen by rays: where a ray meets them, and the colour that it finds there."""
+"""Intersect rays with boxes and ellipsoids, and shade the hits."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,15 @@ from bevreshape.data.sources.synthetic.rays import Array, Rays, Window
 from bevreshape.data.sources.synthetic.world import Look, Solid
 
 CUT_M = 0.1
-"""Depth at which what reaches behind the camera is cut off."""
+"""Depth at which solids that reach behind the camera are cut off."""
 NEVER = np.float32(0)
-"""Nearness of what a ray misses."""
+"""Nearness of a missed solid."""
 _SIGNS = np.array([(a, b, c) for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], np.float64)
 _PAIRS = np.triu_indices(8, 1)
 
 
 class Solids:
-    """The solids of a scene as columns, each in its own frame: a along its length, b to its left, c up."""
+    """Hold the solids of a scene as columns, each in its own frame: a along its length, b to its left, c up."""
 
     def __init__(self, solids: Sequence[Solid]) -> None:
         self.solids = solids
@@ -39,22 +39,22 @@ class Solids:
         ).reshape(-1, 6).T  # fmt: skip
 
     def corners(self) -> Array:
-        """(m, 8, 3) corners in the ego frame."""
+        """Return corners (m, 8, 3) in the ego frame."""
         x, y, z, cos, sin, *half = self.frames.astype(np.float64)[..., None]
         a, b, c = (_SIGNS[:, k] * half[k] for k in range(3))
         return np.stack([x + cos * a - sin * b, y + sin * a + cos * b, z + c], axis=-1)
 
     def shadow_corners(self, sun: tuple[float, float, float]) -> Array:
-        """(m, 8, 3) where the corners' shadows fall on the ground; the shadow lies in their convex hull."""
+        """Return the corners' shadows on the ground, (m, 8, 3); the solid's shadow is in their convex hull."""
         corners = self.corners()
         return corners - corners[..., 2:] * (np.array(sun) / sun[2])
 
     def seen(self, rays: Rays) -> "Bounds":
-        """How the rays of a camera meet the solids; nearness is 1 over depth.
+        """Return the bounds of the solids along the rays of a camera; nearness is 1 over depth.
 
-        The plane at ``h`` across an axis, with the ray at ``o + depth · d``, is met at a nearness of ``d / (h - o)``,
-        linear in the pixel. A ray is in a box from the last plane that it enters to the first that it leaves. The
-        ellipsoid is met where ``(toward + √(toward² - c · square)) / c``, with ``c = o · o - 1`` in the sphere's frame.
+        A ray ``o + depth · d`` meets the plane at ``h`` across an axis at a nearness of ``d / (h - o)``, linear in the
+        pixel. It is in a box from the last plane that it enters to the first that it leaves. It meets the ellipsoid at
+        ``(toward + √(toward² - c · square)) / c``, with ``c = o · o - 1`` in the sphere's frame.
         """
         half = self.frames[5:].T.astype(np.float64)  # m 3
         origin = self._local(rays.center[:, None] - self.frames[:3].T[..., None])[..., 0]
@@ -72,11 +72,10 @@ class Solids:
         return Bounds(self.round, np.where(self.round[:, None, None], cone, planes), entered.sum(1))
 
     def shadows(self, rays: Rays, sun: tuple[float, float, float]) -> "Bounds":
-        """How the rays to the sun from the ground in the pixels meet the solids; nearness is more than 0 in a shadow.
+        """Return the bounds along rays from the pixels' ground points to the sun; nearness is above 0 in a shadow.
 
-        In homogeneous coordinates the ground point is linear in the pixel, and so is, times the point's weight, the way
-        from it to where the sun's ray enters or leaves through a plane. Above the horizon, where the weight is
-        negative, the values mean nothing.
+        In homogeneous coordinates the ground point is linear in the pixel. So is the distance from it to a plane along
+        the sun's ray, times the point's weight. Above the horizon the weight is negative and the values are undefined.
         """
         half = self.frames[5:].T.astype(np.float64)[..., None]  # m 3 1
         weight = -rays.ego_from_pixel[2]  # linear in the pixel as well
@@ -96,13 +95,13 @@ class Solids:
         return Bounds(self.round, np.where(self.round[:, None, None], cylinder, planes), np.full(len(half), 3))
 
     def _local(self, vectors: Array) -> Array:
-        """Vectors (m, 3, k) of the ego frame, turned into the frames of the solids."""
+        """Rotate vectors (m, 3, k) of the ego frame into the frames of the solids."""
         cos, sin = self.frames[3:5, :, None]
         x, y, z = vectors[:, 0], vectors[:, 1], vectors[:, 2]
         return np.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
 
     def shade(self, solid: NDArray[np.intp], points: Array, look: Look) -> list[Array]:
-        """Colours of points (3, p) on the surfaces of the solids ``solid`` (p,)."""
+        """Return colours of points (3, p) on the surfaces of the solids ``solid`` (p,)."""
         x, y, z, cos, sin, *half = np.take(self.frames, solid, axis=1)
         dx, dy = points[0] - x, points[1] - y
         local = (cos * dx + sin * dy, cos * dy - sin * dx, points[2] - z)
@@ -125,23 +124,23 @@ class Solids:
             a, b, c = (p[curved] for p in local)
             leaves = 1 + 0.45 * np.sin(7 * a + 3 * c) * np.sin(6 * b - 4 * a) * np.sin(8 * c + 2 * b)
             light[curved] = (0.49 + 0.15 * relative[2][curved] + strength * np.maximum(facing_sun, 0)) * leaves
-        colours = [colour * light for colour in np.take(self.rgb, solid, axis=1)]
+        colors = [color * light for color in np.take(self.rgb, solid, axis=1)]
 
         for chosen, paint in ((self.facade, self._facade), (self.vehicle, self._vehicle)):
             at = np.flatnonzero(chosen[solid])
             if at.size:
-                part = [colour[at] for colour in colours]
+                part = [color[at] for color in colors]
                 paint(
                     part, solid[at], [p[at] for p in local], [r[at] for r in relative], points[2][at], light[at],
                     end[at], side[at], look,
                 )  # fmt: skip
-                for colour, painted in zip(colours, part, strict=True):
-                    colour[at] = painted
-        return colours
+                for color, painted in zip(colors, part, strict=True):
+                    color[at] = painted
+        return colors
 
     def _facade(
         self,
-        colours: list[Array],
+        colors: list[Array],
         solid: NDArray[np.intp],
         local: list[Array],
         relative: list[Array],
@@ -151,17 +150,17 @@ class Solids:
         side: NDArray[np.bool_],
         look: Look,
     ) -> None:
-        """Storeys of 3 m with windows, on all four sides."""
+        """Paint storeys of 3 m with windows, on all four sides."""
         column = np.where(end, local[1], local[0]) / self.paint[5, solid]
         storey = height * np.float32(1 / 3)
         window = (np.abs(column - np.rint(column)) < 0.27) & (np.abs(storey - np.floor(storey) - 0.55) < 0.27)
         at = np.flatnonzero(window & (end | side))
-        for k, colour in enumerate(colours):
-            colour[at] = 0.1 + 0.16 * look.horizon[k] * (0.9 + 0.5 * relative[2][at])
+        for k, color in enumerate(colors):
+            color[at] = 0.1 + 0.16 * look.horizon[k] * (0.9 + 0.5 * relative[2][at])
 
     def _vehicle(
         self,
-        colours: list[Array],
+        colors: list[Array],
         solid: NDArray[np.intp],
         local: list[Array],
         relative: list[Array],
@@ -171,7 +170,7 @@ class Solids:
         side: NDArray[np.bool_],
         look: Look,
     ) -> None:
-        """Windows with pillars, wheels, a dark underside, lamps and a number plate."""
+        """Paint windows with pillars, wheels, a dark underside, lamps and a number plate."""
         glass_low, glass_high, glass_from, wheels, lights, _ = np.take(self.paint, solid, axis=1)
         a, b, _ = local
         length = self.frames[5, solid]
@@ -192,23 +191,23 @@ class Solids:
         front, back = np.flatnonzero(lamp & (a > 0)), np.flatnonzero(lamp & (a < 0))
         plate = np.flatnonzero(lit & end & (np.abs(b) < 0.27) & (np.abs(height - 0.5) < 0.07))
         pane = np.flatnonzero(glass)
-        for k, colour in enumerate(colours):
-            colour[pane] = 0.1 + 0.22 * look.horizon[k] * (0.4 + level[pane])
-            colour[plate] = 0.85 * light[plate]
-            colour[dark] = 0.05
-            colour[rim] = 0.42 * light[rim]
-            colour[front] = (1.0, 0.98, 0.86)[k]
-            colour[back] = (0.8, 0.06, 0.05)[k]
+        for k, color in enumerate(colors):
+            color[pane] = 0.1 + 0.22 * look.horizon[k] * (0.4 + level[pane])
+            color[plate] = 0.85 * light[plate]
+            color[dark] = 0.05
+            color[rim] = 0.42 * light[rim]
+            color[front] = (1.0, 0.98, 0.86)[k]
+            color[back] = (0.8, 0.06, 0.05)[k]
 
 
 class Bounds:
-    """What bounds solids in an image, as functions linear in the pixel.
+    """Bound solids in an image by functions linear in the pixel.
 
     Args:
         round: (m,) which of them are ellipsoids.
-        functions: (m, 6, 3) of (u, v, 1). Of a box first those of the planes by which a ray enters it, then of those by
-            which it leaves; of an ellipsoid ``f`` with its nearness ``f0 + √(f1² - f2² - f3² - f4²)``.
-        entered: (m,) how many planes a ray enters by.
+        functions: (m, 6, 3) of (u, v, 1): for a box of the planes where a ray enters it, then of those where it leaves;
+            for an ellipsoid ``f`` with its nearness ``f0 + √(f1² - f2² - f3² - f4²)``.
+        entered: (m,) number of planes where a ray enters.
     """
 
     def __init__(self, round: NDArray[np.bool_], functions: Array, entered: NDArray[np.intp]) -> None:
@@ -217,7 +216,7 @@ class Bounds:
         self.entered = entered.tolist()
 
     def nearness(self, i: int, rays: Rays, window: Window) -> Array:
-        """Of solid ``i`` in a window's rays (h, w); not above 0 where they miss it."""
+        """Return the nearness of solid ``i`` along a window's rays (h, w); not above 0 where they miss it."""
         fields = rays.evaluate(self.functions[i], window)
         if self.round[i]:
             squares = fields[1:5] ** 2
@@ -229,12 +228,12 @@ class Bounds:
 
 
 def _away_from_zero(values: Array) -> Array:
-    """Values whose reciprocals are finite."""
+    """Return the values, replaced near 0 so that reciprocals are finite."""
     return np.copysign(np.maximum(np.abs(values), 1e-6), values)
 
 
 def windows(corners: Array, rays: Rays) -> Iterator[tuple[int, Window, float]]:
-    """The hulls that may be in an image, the nearest first.
+    """Yield the hulls that may be in an image, the nearest first.
 
     A hull that reaches behind the camera is cut at ``CUT_M``, so that no point is projected from behind.
 
@@ -243,7 +242,7 @@ def windows(corners: Array, rays: Rays) -> Iterator[tuple[int, Window, float]]:
         rays: of the image.
 
     Yields:
-        The hull's number, the samples that its projection may cover, and the depth of its nearest corner.
+        The hull's index, the samples that its projection may cover, and the depth of its nearest corner.
     """
     homogeneous = corners @ rays.pixel_from_ego[:, :3].T + rays.pixel_from_ego[:, 3]  # m 8 3
     depth = homogeneous[..., 2]

@@ -1,4 +1,4 @@
-"""The synthetic world as a source of batches: its parameters, its cache, and the reading of a scene."""
+"""Provide the synthetic world as a data source: its parameters, its cache, and its dataset."""
 
 import hashlib
 import io
@@ -30,15 +30,15 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 
 WORLD_VERSION = 2
-"""Raised with every change of what a seed stands for, so that old caches are not taken for new ones."""
+"""Version of the world, raised with every change of its content, so that old caches are not reused."""
 
 JPEG_QUALITY = 95
-POSE, SENSOR, LIE, SCENE = 1, 2, 3, 4
-"""What a generator is for, the last word of its key; not 0, which numpy's seeding does not tell from nothing."""
+POSE, SENSOR, NOISE, SCENE = 1, 2, 3, 4
+"""Purpose of a generator, the last word of its key; not 0, which numpy's seeding ignores at the end."""
 
 
 class Scenes(TypedDict):
-    """How many scenes every split has."""
+    """Hold the number of scenes of every split."""
 
     train: Steps
     val: Steps
@@ -47,15 +47,15 @@ class Scenes(TypedDict):
 
 @dataclass(frozen=True)
 class World:
-    """All that a split's content depends on.
+    """Hold the parameters of a split's content.
 
     Attributes:
-        split: ``train``, ``val`` or ``test``; their scenes are different ones.
+        split: ``train``, ``val`` or ``test``; their scenes differ.
         seed: of the world.
         rig: a key of :data:`~bevreshape.data.sources.synthetic.rig.RIGS`.
         image_size: (H, W) in pixels.
         grid: cells of the target.
-        jitter: how far the cameras are off their mounting, drawn for every scene and camera.
+        jitter: spread of the cameras about their mountings, drawn for every scene and camera.
         lane_label_m: least width of a marking in the target.
     """
 
@@ -68,36 +68,36 @@ class World:
     lane_label_m: float
 
     def meta(self) -> dict[str, object]:
-        """The content's key, as plain values."""
+        """Return the parameters as plain values."""
         return {"world_version": WORLD_VERSION, "jpeg_quality": JPEG_QUALITY, **asdict(self)}
 
     def folder(self, root: Path) -> Path:
-        """Where the split is cached: another one for every other content."""
+        """Return the split's cache folder, a different one for different parameters."""
         digest = hashlib.sha256(json.dumps(self.meta(), sort_keys=True).encode()).hexdigest()[:12]
         return root / f"{self.split}-{digest}"
 
     def generator(self, index: int, purpose: int) -> np.random.Generator:
-        """The lots of scene ``index`` for one purpose."""
+        """Return the random generator of scene ``index`` for one purpose."""
         return np.random.default_rng((self.seed, SPLITS.index(self.split), index, purpose))
 
     def scene(self, index: int) -> Scene:
-        """What scene ``index`` holds; the same for every rig, image size, grid and jitter."""
+        """Return scene ``index``, the same for every rig, image size, grid and jitter."""
         return draw_scene(self.seed, SPLITS.index(self.split), index, SCENE)
 
     def poses(self, index: int) -> NDArray[np.float32]:
-        """The true ``ego_from_cam`` (n, 4, 4) of scene ``index``, as the batch tells it."""
+        """Return the true ``ego_from_cam`` (n, 4, 4) of scene ``index``, in the batch's precision."""
         _, mounted = nominal(self.rig, self.image_size)
         return self.jitter.draw(mounted, self.generator(index, POSE)).astype(np.float32)
 
     def images(self, index: int, scene: Scene, poses: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-        """What every camera sees, (H, W, 3)."""
+        """Render the image of every camera, (H, W, 3)."""
         intrinsics, _ = nominal(self.rig, self.image_size)
         sensor = self.generator(index, SENSOR)
         cameras = zip(intrinsics, poses.astype(np.float64), strict=True)
         return [render(scene, k, pose, self.image_size, sensor) for k, pose in cameras]
 
     def seen(self, poses: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """The cells (rows, cols) at whose ground a camera looks."""
+        """Return the cells (rows, cols) that a camera observes."""
         return _seen(self.rig, self.image_size, self.grid, poses.tobytes())
 
 
@@ -109,7 +109,7 @@ def _seen(rig: str, image_size: tuple[int, int], grid: BEVGrid, poses: bytes) ->
 
 
 def make_records(world: World, first: int, stop: int) -> list[bytes]:
-    """The cached form of scenes ``first`` to before ``stop``: lengths of the images, poses, labels as bits, images."""
+    """Return the records of scenes ``first`` to before ``stop``: lengths of the images, poses, label bits, images."""
     return [_encode(world, index) for index in range(first, stop)]
 
 
@@ -127,7 +127,7 @@ def _encode(world: World, index: int) -> bytes:
 
 
 class SyntheticScenes(Dataset[Sample]):
-    """One split, read from its cache scene by scene; holds nothing in memory."""
+    """Read one split from its cache, scene by scene; nothing stays in memory."""
 
     def __init__(self, world: World, folder: Path, count: int, calibration: str, noise: Spread) -> None:
         self.world = world
@@ -142,10 +142,10 @@ class SyntheticScenes(Dataset[Sample]):
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        """Scene ``index``.
+        """Return scene ``index``.
 
         Raises:
-            IndexError: beyond the split.
+            IndexError: when the index is beyond the split.
             InputError: when its record is missing or damaged.
         """
         if not 0 <= index < self.count:
@@ -170,45 +170,44 @@ class SyntheticScenes(Dataset[Sample]):
         return Sample(
             torch.from_numpy(images),
             self.intrinsics.clone(),
-            torch.from_numpy(self._told(index, poses)),
+            torch.from_numpy(self._given_poses(index, poses)),
             Meta(f"{self.world.split}-{index:06d}", index),
             {SEGMENTATION: BEVTarget(labels[:-1], valid)},
         )
 
-    def _told(self, index: int, true: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The poses that the batch tells."""
+    def _given_poses(self, index: int, true: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the poses of the provided calibration."""
         if self.calibration == "nominal":
             return self.mounted.astype(np.float32)
         if self.calibration == "noisy":
-            lie = self.noise.draw(true.astype(np.float64), self.world.generator(index, LIE))
-            return lie.astype(np.float32)
+            noisy = self.noise.draw(true.astype(np.float64), self.world.generator(index, NOISE))
+            return noisy.astype(np.float32)
         return true
 
 
 @checked
 class SyntheticSource:
-    """Procedural streets: curved roads and junctions, markings, crossings, vehicles, and what stands beside the road.
+    """Provide procedural streets: curved roads, junctions, markings, crossings, vehicles, and roadside objects.
 
-    Scene i of a split and seed is always the same one. It is rendered once and kept under ``root`` in a folder that is
-    named after everything that its content depends on. Images always show the true cameras; the calibration that a
-    batch tells may be made to differ from it.
+    Scene i of a split and seed is always the same one. It is rendered once and cached under ``root``, in a folder named
+    after its parameters. Images always show the true cameras; the provided calibration may differ from them.
 
     Args:
         grid: cells of the target.
         rig: ``front`` (one camera) or ``surround`` (six).
         image_size: (H, W) of the images, in pixels.
-        scenes: number of scenes of every split; more of them keeps those that are there.
+        scenes: number of scenes of every split; a larger number keeps the cached ones.
         seed: of the world, ≥ 0.
         jitter: standard deviations ``yaw_deg``, ``pitch_deg``, ``roll_deg``, ``height_m`` of the cameras' true poses
-            about their mountings, drawn for every scene and camera; what is left out is 0.
-        calibration: ``exact`` tells the true poses, ``nominal`` the mountings, ``noisy`` the true poses with an error.
+            about their mountings, drawn for every scene and camera; 0 by default.
+        calibration: ``exact`` provides the true poses, ``nominal`` the mountings, ``noisy`` true poses with an error.
         noise: standard deviations of that error, as ``jitter``.
-        lane_label_m: least width in metres that a lane marking has in the target, so that cells can hold it.
+        lane_label_m: minimal width of a lane marking in the target, metres, so that cells can represent it.
         root: folder of the caches.
-        generation_workers: processes to generate with; all cores when left out.
+        generation_workers: processes that generate; by default one for each core.
 
     Raises:
-        InputError: a value that cannot be, with what would do.
+        InputError: when a value is invalid; the message says which would be valid.
     """
 
     classes = CLASSES
@@ -243,22 +242,22 @@ class SyntheticSource:
         _, mounted = nominal(rig, self.image_size)
         if not self.world("train").seen(mounted.astype(np.float32)).any():
             raise InputError(
-                f"data.grid: no camera of the rig {rig!r} sees the ground of forward_m={self.grid.forward_m}, "
+                f"data.grid: no camera of the rig {rig!r} observes the ground of forward_m={self.grid.forward_m}, "
                 f"left_m={self.grid.left_m}; choose bounds in front of a camera, or data.rig=surround"
             )
 
     def world(self, split: str) -> World:
-        """What the content of a split depends on.
+        """Return the parameters of a split's content.
 
         Raises:
-            InputError: an unknown split.
+            InputError: when the split is unknown.
         """
         if split not in SPLITS:
             raise InputError(f"data: unknown split {split!r}; {suggest(split, SPLITS)}")
         return World(split, self.seed, self.rig, self.image_size, self.grid, self.jitter, self.lane_label_m)
 
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
-        """Generate what the cache lacks of these splits.
+        """Generate the scenes of these splits that are not cached.
 
         Raises:
             InputError: when the cache cannot be written, or the disk is full.
@@ -274,14 +273,14 @@ class SyntheticSource:
             )
 
     def split(self, name: str) -> Dataset[Sample]:
-        """The scenes of ``train``, ``val`` or ``test``.
+        """Return the scenes of ``train``, ``val`` or ``test``.
 
         Raises:
-            InputError: an unknown split.
+            InputError: when the split is unknown.
         """
         world = self.world(name)
         return SyntheticScenes(world, world.folder(self.root), self.scenes[name], self.calibration, self.noise)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
-        """Batches come complete."""
+        """Return the batch, which has its targets."""
         return batch

@@ -1,11 +1,11 @@
-"""What a scene holds, in metres: the one description from which both the images and the labels are computed.
+"""Describe a scene, in metres; images and labels are both computed from this description.
 
 Nothing here is rasterised. A road is a curve of two arcs that meet with a common tangent, so that the distance along it
 ``s`` and the distance to the left of it ``t`` of any ground point have closed forms. Surfaces are signed distances,
-negative inside; markings are intervals of ``t``, with dashes in ``s``. The labels ask these functions at the cells'
-centres, the renderer asks them at its samples.
+negative inside; markings are intervals of ``t``, with dashes in ``s``. The labels evaluate these functions at the
+cells' centres, the renderer at its samples.
 
-Functions of ground points take arrays x, y of any one shape, in float32 or float64, and answer in kind.
+Functions of ground points take arrays x, y of one shape, in float32 or float64, and return the same type.
 """
 
 import math
@@ -35,7 +35,7 @@ YELLOW, WHITE = (0.88, 0.66, 0.14), (0.93, 0.93, 0.9)
 
 @dataclass(frozen=True)
 class Marking:
-    """A line along a road: ``offset_m`` to the left of its curve, solid when ``dash_m == period_m``."""
+    """Describe a line along a road: ``offset_m`` to the left of its curve, solid when ``dash_m == period_m``."""
 
     offset_m: float
     width_m: float
@@ -45,30 +45,30 @@ class Marking:
     yellow: bool = False
 
     def painted_length(self, s: Array) -> Array:
-        """Integral of the dashes from 0 to ``s``, in metres."""
+        """Return the integral of the dashes from 0 to ``s``, in metres."""
         turn = (s + self.phase_m) * (1.0 / self.period_m)
         whole = np.floor(turn)
         return whole * self.dash_m + np.minimum((turn - whole) * self.period_m, self.dash_m)
 
     def is_painted(self, s: Array) -> NDArray[np.bool_]:
-        """Whether ``s`` lies on a dash."""
+        """Return whether ``s`` is on a dash."""
         turn = (s + self.phase_m) / self.period_m
         return (turn - np.floor(turn)) * self.period_m < self.dash_m
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """A zebra across the whole road: from ``s_m - length_m / 2`` to ``s_m + length_m / 2`` along it."""
+    """Describe a zebra crossing over the whole road: from ``s_m - length_m / 2`` to ``s_m + length_m / 2`` along it."""
 
     s_m: float
     length_m: float
     stripes: Marking
-    """The stripes as a line's dashes, with ``t`` in the place of ``s``."""
+    """The stripes as a line's dashes, with ``t`` instead of ``s``."""
 
 
 @dataclass(frozen=True)
 class Road:
-    """A strip along a curve that passes (x, y) with ``heading`` (radians) and changes its curvature (1/m) there."""
+    """Describe a strip along a curve through (x, y) with ``heading`` (radians); its curvature (1/m) changes there."""
 
     x: float
     y: float
@@ -90,16 +90,16 @@ class Road:
 
     @property
     def middle_m(self) -> float:
-        """Middle of the surface, as ``t``."""
+        """Return the middle of the surface, as ``t``."""
         return 0.5 * (self.left_m + self.right_m)
 
     @property
     def half_m(self) -> float:
-        """Half the width of the surface."""
+        """Return half the width of the surface."""
         return 0.5 * (self.left_m - self.right_m)
 
     def along_across(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """(s, t) of ground points: metres along the curve from its reference point, and to the left of it.
+        """Return (s, t) of ground points: metres along the curve from its reference point, and to the left of it.
 
         With curvature κ and (u, v) in the frame of the reference point the curve's circle has its centre at v = 1/κ;
         ``t = (1 - √((κu)² + (1 - κv)²)) / κ``, written so that nothing cancels as κ → 0.
@@ -115,7 +115,7 @@ class Road:
         return s, t
 
     def point(self, s: float | Array, t: float | Array) -> tuple[Array, Array, Array]:
-        """(x, y, heading) at (s, t), each (p,): the inverse of :meth:`along_across`."""
+        """Return (x, y, heading) at (s, t), each (p,), the inverse of :meth:`along_across`."""
         s, t = np.atleast_1d(s).astype(np.float64), np.atleast_1d(t).astype(np.float64)
         kappa = np.where(s < 0, self.curvature_behind, self.curvature_ahead)
         radius = 1 / kappa
@@ -125,7 +125,7 @@ class Road:
         return self.x + cos * u - sin * v, self.y + sin * u + cos * v, self.heading + kappa * s
 
     def distance(self, s: Array, t: Array) -> Array:
-        """Signed distance to the surface's edge, negative inside."""
+        """Return the signed distance to the surface's edge, negative inside."""
         across = np.abs(t - self.middle_m) - self.half_m
         if math.isinf(self.start_m) and math.isinf(self.end_m):
             return across
@@ -134,10 +134,10 @@ class Road:
 
 @dataclass(frozen=True)
 class Solid:
-    """A box (or the ellipsoid inside it) that stands in the scene, and how its faces are painted.
+    """Describe a box (or the ellipsoid inside it) in the scene, and the paint of its faces.
 
-    ``glass`` is a band of windows, in fractions of the height; ``side_glass_from`` the fraction of the half length from
-    which (towards the front) the sides have it too. ``windows_m`` > 0 makes a façade with that pitch.
+    ``glass`` is a band of windows, in fractions of the height; ``side_glass_from`` is the fraction of the half length
+    from which on (towards the front) the sides have it too. ``windows_m`` > 0 makes a façade with that pitch.
     """
 
     x: float
@@ -158,7 +158,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class Vehicle:
-    """A vehicle's footprint on the ground and the solids it is made of."""
+    """Describe a vehicle: its footprint on the ground and its solids."""
 
     x: float
     y: float
@@ -168,7 +168,7 @@ class Vehicle:
     solids: tuple[Solid, ...]
 
     def covers(self, x: Array, y: Array) -> NDArray[np.bool_]:
-        """Whether ground points lie under it."""
+        """Return whether ground points are under it."""
         cos, sin = math.cos(self.yaw), math.sin(self.yaw)
         along = cos * (x - self.x) + sin * (y - self.y)
         left = cos * (y - self.y) - sin * (x - self.x)
@@ -177,7 +177,7 @@ class Vehicle:
 
 @dataclass(frozen=True)
 class Look:
-    """Light, colours and the camera's sensor; nothing that the labels depend on."""
+    """Describe light, colours and the camera's sensor, which do not affect the labels."""
 
     sun: tuple[float, float, float]
     """Unit vector towards the sun."""
@@ -190,37 +190,37 @@ class Look:
     asphalt: tuple[float, float, float]
     pavement: tuple[float, float, float]
     pavement_m: float
-    """Width of the pavement beside every road; 0 for a country road."""
+    """Width of the pavement along every road; 0 for a country road."""
     wear: float
-    """How much of the paint has gone, 0..1."""
+    """Share of worn paint, 0..1."""
     grain: float
     """Contrast of the surfaces."""
     surface: tuple[float, float, float]
-    """Turn (radians) and shift (metres) of the surface's pattern."""
+    """Rotation (radians) and shift (metres) of the surface's pattern."""
     haze_m: float
     gain: tuple[float, float, float]
     noise: float
-    """Standard deviation of the sensor's noise, of 1."""
+    """Standard deviation of the sensor's noise; white is 1."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Roads (the first is the one driven on), what stands beside and on them, and how it looks."""
+    """Hold roads (the ego vehicle drives on the first), vehicles and roadside objects, and the appearance."""
 
     roads: tuple[Road, ...]
     vehicles: tuple[Vehicle, ...]
     scenery: tuple[Solid, ...]
     look: Look
     patches: tuple[tuple[float, float, float, float, float], ...] = field(default=())
-    """Mended places of the first road: s, t, half length, half width in metres, brightness."""
+    """Repaired patches of the first road: s, t, half length, half width in metres, brightness."""
 
     def ground(self, x: Array, y: Array) -> "Ground":
-        """The scene's ground at points x, y."""
+        """Return the scene's ground at points x, y."""
         return Ground(self.roads, [road.along_across(x, y) for road in self.roads])
 
 
 class Ground:
-    """The ground at given points.
+    """Describe the ground at given points.
 
     Attributes:
         st: (s, t) of the points for every road.
@@ -233,7 +233,7 @@ class Ground:
         self.distances = [road.distance(s, t) for road, (s, t) in zip(roads, st, strict=True)]
 
     def surface(self) -> Array:
-        """Signed distance to the edge of all road surface; where two roads meet, their corners are rounded."""
+        """Return the signed distance to the edge of all road surface; corners between two roads are rounded."""
         if len(self.distances) == 1:
             return self.distances[0]
         a, b = self.distances
@@ -241,7 +241,7 @@ class Ground:
         return np.maximum(FILLET_M, np.minimum(a, b)) - near
 
     def paintable(self, road: int) -> Array:
-        """Metres by which a point lies inside the stretches of a road that carry lane markings; negative outside."""
+        """Return metres by which a point is inside the parts of a road with lane markings; negative outside."""
         s, _ = self.st[road]
         limits = [other - JUNCTION_CLEAR_M for i, other in enumerate(self.distances) if i != road]
         for crossing in self.roads[road].crossings:
@@ -249,7 +249,7 @@ class Ground:
         return np.minimum.reduce(limits) if limits else np.full_like(s, np.inf)
 
     def crossing(self, road: int, crossing: Crossing) -> Array:
-        """Signed distance to a crossing's edge, negative inside."""
+        """Return the signed distance to a crossing's edge, negative inside."""
         s, t = self.st[road]
         strip = self.roads[road]
         along = np.abs(s - crossing.s_m) - crossing.length_m / 2
@@ -258,15 +258,15 @@ class Ground:
 
 @cache
 def _centers(grid: BEVGrid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Ground points x, y of the cells' centres, each (rows, cols)."""
+    """Return ground points x, y of the cells' centres, each (rows, cols)."""
     centers = grid.centers(dtype=torch.float64).numpy()
     return centers[..., 0], centers[..., 1]
 
 
 def bev_labels(scene: Scene, grid: BEVGrid, lane_label_m: float) -> NDArray[np.bool_]:
-    """The exact target, (4, rows, cols), of :data:`CLASSES`, asked at the cells' centres.
+    """Return the exact target, (4, rows, cols), of :data:`CLASSES`, evaluated at the cells' centres.
 
-    A cell is ``lane`` when the middle of a marking that is painted beside the cell's centre (dashes count, gaps do not)
+    A cell is ``lane`` when the middle of a marking, painted next to the cell's centre (dashes count, gaps do not),
     passes it within half of ``lane_label_m``, or of the marking's width where that is more.
     """
     x, y = _centers(grid)
