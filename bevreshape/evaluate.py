@@ -9,7 +9,7 @@ from bevreshape.config.checkpoint_data import offer_checkpoint_data
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.settings import Evaluate
 from bevreshape.environment import prepare_process
-from bevreshape.reporting.tables import metrics_table, own_table, print_table
+from bevreshape.reporting.tables import dataset_metrics_table, metrics_table, print_table
 from bevreshape.training.processes import rank
 
 
@@ -24,7 +24,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
         return
     print_table(metrics_table(result.metrics, result.classes, f"{settings['checkpoint']} on {settings['split']}"))
     for title, values in result.tables:
-        print_table(own_table(values, title))
+        print_table(dataset_metrics_table(values, title))
     if "test/masked_cameras" in result.metrics:
         masked = result.metrics["test/masked_cameras"]
         Console().print(f"images masked (missing or unreadable): {masked:.0f}", soft_wrap=True)

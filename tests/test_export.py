@@ -14,7 +14,7 @@ from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.load_model import load_model
 from bevreshape.deployment.inference import FixedInference, Inference
 from bevreshape.deployment.program import FORMATS, export, open_program
-from bevreshape.deployment.rigs import check_sees, example, example_rig, fitted_rig, stored_rig
+from bevreshape.deployment.rigs import check_visibility, example, example_rig, fitted_rig, stored_rig
 from bevreshape.encoders import TimmEncoder
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
@@ -161,10 +161,10 @@ def test_a_model_that_is_no_graph_is_said_with_torchs_reason(format: str, tmp_pa
 def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
     spec = BEVSpec(grid, ("a", "b"), ("rear",), (32, 64))
     rig = example_rig(spec)
-    check_sees(rig, grid)
+    check_visibility(rig, grid)
     turned = torch.diag(torch.tensor([-1.0, -1, 1, 1])) @ rig.ego_from_cam
     with pytest.raises(InputError, match="see 0% of the grid"):
-        check_sees(Cameras(rig.intrinsics, turned, (32, 64)), grid)
+        check_visibility(Cameras(rig.intrinsics, turned, (32, 64)), grid)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -219,7 +219,7 @@ def test_what_is_read_is_not_written_over(command, trained: Path, tmp_path: Path
         (("out=best.ckpt",), "out=best.ckpt is the checkpoint itself"),
         (("out=link.ckpt",), "out=link.ckpt is the checkpoint itself"),
         (("out=calibration.json", "calibration=calibration.json"), "out=calibration.json is the calibration itself"),
-        (("out=best.onnx",), "out=best.onnx is called like another format than format=pt2"),
+        (("out=best.onnx",), "out=best.onnx has the suffix of another format than format=pt2"),
     ):
         ended = command("export", "checkpoint=best.ckpt", "format=pt2", *arguments)
         assert (ended.code, "Traceback" in ended.err) == (1, False)

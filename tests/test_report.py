@@ -27,7 +27,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel
 from bevreshape.report import read_arguments
 from bevreshape.reporting import overview
-from bevreshape.reporting.explore import fitting, view
+from bevreshape.reporting.explore import fit_explorer, view
 from bevreshape.reporting.explorer import choose_cells
 from bevreshape.reporting.explorer_data import explorer_data
 from bevreshape.reporting.report import write_report
@@ -109,7 +109,7 @@ def test_axes_that_were_swept_together_are_one(sweep: Path, tmp_path: Path) -> N
         path.write_text(yaml.safe_dump(config))
     (swept,) = overview.sweeps(grouped(read_runs(folder)))
     assert swept.title == "IoU against data.jitter.pitch_deg"
-    assert "With it went data.jitter.yaw_deg" in swept.text
+    assert "Swept together with it: data.jitter.yaw_deg" in swept.text
     assert len(swept.charts[0].figure.axes[0].lines[0].get_xdata()) == 2
 
 
@@ -135,17 +135,17 @@ def test_a_run_that_cannot_be_shown_is_named_and_the_rest_goes_on(
 def test_what_does_not_fit_is_left_out_and_said() -> None:
     whole = explorer(1)
     size = len(json.dumps(explorer_data(whole)))
-    found, remarks = fitting(whole, size)
+    found, remarks = fit_explorer(whole, size)
     assert (found, remarks) == (whole, [])
-    found, remarks = fitting(whole, size - 1)
+    found, remarks = fit_explorer(whole, size - 1)
     assert len(found.scenes) == 1
     assert all(len(one.views) == 1 for one in found.entries)
     assert "1 of 2 samples" in remarks[0]
-    found, remarks = fitting(whole, len(json.dumps(explorer_data(found))) - 1)
+    found, remarks = fit_explorer(whole, len(json.dumps(explorer_data(found))) - 1)
     assert [one.name for one in found.entries] == ["ipm"]
     assert remarks[-1].endswith("noise.")
     with pytest.raises(InputError, match="set cells= to fewer"):
-        fitting(whole, 1000)
+        fit_explorer(whole, 1000)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])

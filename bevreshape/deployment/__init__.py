@@ -1,1 +1,1 @@
-"""A trained model at work: predictions, exported programs, and what these take."""
+"""Deploy a trained model: predictions, exported programs, and their inputs."""

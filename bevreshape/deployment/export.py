@@ -10,25 +10,25 @@ from torch import Tensor
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.load_model import load_model
 from bevreshape.deployment.inference import FixedInference, Inference
-from bevreshape.deployment.metadata import described
+from bevreshape.deployment.metadata import describe_program
 from bevreshape.deployment.program import FORMATS, export, frame_times, open_program
-from bevreshape.deployment.rigs import check_sees, example, example_rig, fitted_rig, stored_rig
+from bevreshape.deployment.rigs import check_visibility, example, example_rig, fitted_rig, stored_rig
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.reshapers import Reshaper
 
 
 def export_checkpoint(settings: Mapping[str, Any]) -> list[str]:
-    """Export, compare, write; with a fixed rig also measure what fixing it gains.
+    """Export a model, compare it, and write it; measure the time that a fixed rig saves.
 
     Args:
         settings: of the command, see :class:`~bevreshape.config.settings.Export`.
 
     Returns:
-        What was written, how near it is to the model, what it takes and how fast it is, in lines.
+        Lines on the file, its difference from the model, its inputs and its speed.
 
     Raises:
-        InputError: when ``out`` would replace what is read, or the program differs from the model.
+        InputError: when ``out`` would replace an input file, or the program differs from the model.
     """
     checkpoint, format = settings["checkpoint"], settings["format"]
     out = Path(settings["out"] or Path(checkpoint).with_suffix(f".{format}"))
@@ -38,23 +38,23 @@ def export_checkpoint(settings: Mapping[str, Any]) -> list[str]:
     if settings["calibration"] is None:
         inputs = example(spec, example_rig(spec))
         if isinstance(model.reshaper, Reshaper) and model.reshaper.needs_cameras:
-            check_sees(Cameras(*inputs[1:], spec.image_size), spec.grid)
+            check_visibility(Cameras(*inputs[1:], spec.image_size), spec.grid)
         error = export(free, inputs, out, format, spec)
         taken = "image, intrinsics, ego_from_cam"
-        return [f"{out} · {taken} → probabilities; within {error:.1e} of the model", described(spec)]
+        return [f"{out} · {taken} → probabilities; within {error:.1e} of the model", describe_program(spec)]
     stored = stored_rig(Path(settings["calibration"]), spec)
     rig = fitted_rig(stored, spec)
     inputs = example(spec, rig)
     fixed = FixedInference(load_model(checkpoint, settings["trust"])[0], rig)
     error = export(fixed, inputs[:1], out, format, spec, stored)
     times = _frame_times(free, out, inputs, rig, format, spec, settings["repeats"])
-    return [f"{out} · image → probabilities; within {error:.1e} of the model", described(spec), times]
+    return [f"{out} · image → probabilities; within {error:.1e} of the model", describe_program(spec), times]
 
 
 def _frame_times(
     free: Inference, fixed: Path, inputs: Sequence[Tensor], rig: Cameras, format: str, spec: BEVSpec, repeats: int
 ) -> str:
-    """How long a frame takes with the rig fixed, and with the calibration as an input."""
+    """Measure the time of a frame with the rig fixed, and with the calibration as an input."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"free.{format}"
         export(free, inputs, path, format, spec)
@@ -66,11 +66,11 @@ def _frame_times(
 
 
 def _check_out(out: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to write over what is read, or under the name of the other format."""
+    """Refuse to overwrite an input file, or to use the suffix of the other format."""
     for key in ("checkpoint", "calibration"):
         if settings[key] and out.exists() and out.samefile(settings[key]):
             raise InputError(f"out={out} is the {key} itself, which would be lost; name another file")
     if out.suffix.lower().lstrip(".") in {*FORMATS} - {settings["format"]}:
         raise InputError(
-            f"out={out} is called like another format than format={settings['format']}; change one of them"
+            f"out={out} has the suffix of another format than format={settings['format']}; change one of them"
         )

@@ -1,4 +1,4 @@
-"""A trained model as a module of tensors alone, which a graph can hold."""
+"""Wrap a trained model as a module of tensors alone, for export as a graph."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ from bevreshape.reshapers import FixedRig, Reshaper
 
 
 class Inference(nn.Module):
-    """Images and calibration to probabilities, in tensors alone.
+    """Map images and calibration to probabilities, in tensors alone.
 
     Args:
         model: trained.
@@ -22,12 +22,12 @@ class Inference(nn.Module):
         self.image_size = image_size
 
     def forward(self, image: Tensor, intrinsics: Tensor, ego_from_cam: Tensor) -> Tensor:
-        """(b, n, 3, H, W) in 0..1, (b, n, 3, 3), (b, n, 4, 4) → (b, k, rows, cols)."""
+        """Map (b, n, 3, H, W) in 0..1, (b, n, 3, 3) and (b, n, 4, 4) to (b, k, rows, cols)."""
         return self.model(image, Cameras(intrinsics, ego_from_cam, self.image_size)).heads[SEGMENTATION].sigmoid()
 
 
 class FixedInference(Inference):
-    """Images of one rig to probabilities: its geometry is computed once, here.
+    """Map images of one rig to probabilities; the geometry is computed once, at construction.
 
     Args:
         model: trained.
@@ -38,6 +38,6 @@ class FixedInference(Inference):
         assert isinstance(model.reshaper, Reshaper)
         super().__init__(BEVModel(model.encoder, FixedRig(model.reshaper, rig), model.heads), rig.image_size)
 
-    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # the rig is known
-        """(b, n, 3, H, W) in 0..1 → (b, k, rows, cols)."""
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]  # the rig is fixed
+        """Map (b, n, 3, H, W) in 0..1 to (b, k, rows, cols)."""
         return self.model(image).heads[SEGMENTATION].sigmoid()

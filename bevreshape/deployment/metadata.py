@@ -1,4 +1,4 @@
-"""What a program's user must know, stored inside it."""
+"""Describe a program's inputs and outputs; the description is stored inside it."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from bevreshape.data.sources.folder.rig import Rig
 from bevreshape.deployment.preprocess import FORMAT, fitting
 
 
-def described(spec: BEVSpec) -> str:
-    """What an exported program must be given, and what comes out, for people."""
+def describe_program(spec: BEVSpec) -> str:
+    """Describe the inputs and outputs of an exported program in readable form."""
     height, width = spec.image_size
     return (
         f"image: {', '.join(spec.camera_names)}, in this order, "
@@ -22,11 +22,11 @@ def described(spec: BEVSpec) -> str:
 
 
 def metadata(spec: BEVSpec, rig: Rig | None = None) -> dict[str, Any]:
-    """All that a program's user must know, as plain values; :mod:`bevreshape.deployment.preprocess` reads them.
+    """Describe a program as plain values, which :mod:`bevreshape.deployment.preprocess` reads.
 
     Args:
-        spec: what the model is for.
-        rig: of a fixed one the cameras of the images as they are stored, in the model's order.
+        spec: of the model.
+        rig: the cameras of a fixed rig, for the images as stored, in the model's order.
     """
     (height, width), n, (rows, cols) = spec.image_size, len(spec.camera_names), spec.grid.shape
     pixels = {
@@ -62,21 +62,21 @@ CONVENTIONS = {
     "classes": "in the order of classes, each a probability of its own",
     "grid": "row 0 farthest ahead, column 0 farthest left; forward_m and left_m are the outer edges",
 }
-"""What the numbers in the metadata and in the program's inputs mean."""
+"""Conventions of the metadata and of the program's inputs."""
 
 
 def _described_camera(spec: BEVSpec, rig: Rig, number: int) -> dict[str, Any]:
-    stored, lens = rig.sizes[number], rig.lenses[number]
+    stored, distortion = rig.sizes[number], rig.distortions[number]
     resized, top, left = fitting(stored, spec.image_size)
     return {
         "name": spec.camera_names[number],
         "image_size": list(stored),
         "intrinsics": rig.stored_intrinsics(number).tolist(),
         "distortion": None
-        if lens is None
+        if distortion is None
         else {
-            "model": lens.model,
-            "coefficients": list(lens.coefficients),
+            "model": distortion.model,
+            "coefficients": list(distortion.coefficients),
             "intrinsics": rig.intrinsics[number].tolist(),
         },
         "resized_size": list(resized),

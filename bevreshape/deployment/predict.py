@@ -1,4 +1,4 @@
-"""The bird's-eye view of a folder of images, as class maps, overlays and probabilities."""
+"""Predict the bird's-eye view of a folder of images, as class maps, overlays and probabilities."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,10 +28,10 @@ def predict_folder(settings: Mapping[str, Any]) -> int:
         settings: of the command, see :class:`~bevreshape.config.settings.Predict`.
 
     Returns:
-        How many frames were written.
+        The number of frames written.
 
     Raises:
-        InputError: when the calibration does not fit the model, or the output would be taken for images.
+        InputError: when the calibration does not match the model, or ``out`` is the folder of the images.
     """
     device = read_device(str(settings["device"]))
     model, spec, _ = load_model(settings["checkpoint"], settings["trust"])
@@ -46,9 +46,7 @@ def predict_folder(settings: Mapping[str, Any]) -> int:
     out = Path(settings["out"])
     images = [frames.image_path(0, number) for number in range(len(frames.calibration.cameras))]
     if out.resolve() in [path.parent.resolve() for path in images if path is not None]:
-        raise InputError(
-            f"out={out} is the folder of the images, among which the drawings would be taken for frames; name another"
-        )
+        raise InputError(f"out={out} is the folder of the images, where drawings would count as frames; name another")
     batch_size, num_workers, threshold = (settings[key] for key in ("batch_size", "num_workers", "threshold"))
     return predict(model.to(device), spec, frames, out, batch_size, num_workers, threshold)
 
@@ -65,12 +63,12 @@ def predict(
 ) -> int:
     """Write ``<frame>_bev.png``, ``<frame>_overlay.png`` and ``<frame>.npz`` for every frame.
 
-    An overlay shows the images as they are stored, in their own size, painted through their distortion.
-    The .npz holds ``probabilities`` (k, rows, cols) float16, ``valid`` (rows, cols) where a camera looks, ``classes``,
-    ``forward_m``, ``left_m`` and ``cell_m``. Memory does not grow with the number of frames.
+    An overlay shows the images as stored, in their own size; the classes are painted through the distortion.
+    The .npz holds ``probabilities`` (k, rows, cols) float16, ``valid`` (rows, cols), the cells that a camera observes,
+    ``classes``, ``forward_m``, ``left_m`` and ``cell_m``. Memory does not grow with the number of frames.
 
     Returns:
-        How many frames were written.
+        The number of frames written.
 
     Raises:
         Divergence: when a probability is NaN.
@@ -114,7 +112,7 @@ def _check_finite(probabilities: torch.Tensor, names: Sequence[str]) -> None:
 
 
 def overlay(frames: CameraFolderDataset, index: int, order: list[int], bev: torch.Tensor, spec: BEVSpec) -> RGBImage:
-    """What is predicted, (k, rows, cols), painted into a frame's stored images; one that is missing is black."""
+    """Paint a prediction (k, rows, cols) into a frame's stored images; a missing image is black."""
     rig = frames.calibration.of(frames.names[index])
     painted = []
     for camera in order:

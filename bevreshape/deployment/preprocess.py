@@ -1,13 +1,13 @@
-"""What an exported program must be given, made by numpy alone: from raw images to the inputs of an ONNX session.
+"""Convert raw images to the inputs of an exported program, by numpy alone.
 
-This file needs no other of the package, nor torch, and may be copied to where the program runs::
+This file needs neither torch nor another file of the package, and may be copied to the machine of the program::
 
     session = onnxruntime.InferenceSession("best.onnx")
     prepare = Preprocessing(session.get_modelmeta().custom_metadata_map["bevreshape"])
     (probabilities,) = session.run(None, prepare({"front": image}, cameras))
 
-The pixels are those of training to within one grey level. (A JPEG at least twice too large is decoded smaller there,
-which makes another level or two.)
+The pixels are those of training to within one grey level. (Training decodes a JPEG of at least twice the size at a
+smaller one, which adds a difference of one or two levels.)
 """
 
 import json
@@ -21,18 +21,18 @@ Array = NDArray[Any]
 Size = tuple[int, int]
 
 FORMAT = 1
-"""Of the metadata; raised when their meaning changes."""
+"""Version of the metadata, raised when their meaning changes."""
 
 
 class Preprocessing:
-    """Turn the raw images of one sample into the inputs of an exported program.
+    """Convert the raw images of one sample to the inputs of an exported program.
 
     Args:
         about: the metadata that ``bevreshape.export`` stored: of an ONNX file under ``bevreshape``, of a pt2 file in
             ``bevreshape.json``; as text or parsed.
 
     Raises:
-        ValueError: metadata of another program or of a newer format.
+        ValueError: when the metadata are of another program or of a newer format.
     """
 
     def __init__(self, about: str | Mapping[str, Any]) -> None:
@@ -56,9 +56,9 @@ class Preprocessing:
 
         Args:
             images: by camera name, uint8 of (h, w, 3) in RGB, or (h, w) where the model takes grey images; decoded as
-                stored, neither turned nor resized.
+                stored, neither rotated nor resized.
             cameras: their calibration as under ``cameras`` in a ``calibration.json``: ``name``, ``intrinsics`` of the
-                raw image, ``ego_from_cam``, and ``distortion`` where there is one. Not for a program of a fixed rig.
+                raw image, ``ego_from_cam``, and ``distortion`` where there is one; ``None`` for a fixed rig.
 
         Returns:
             ``image``, and unless the rig is fixed ``intrinsics`` and ``ego_from_cam``, as float32 with a batch of 1.
@@ -72,7 +72,7 @@ class Preprocessing:
             _same_names("cameras", known, self.names)
             known = {name: self._free(known[name], images[name]) for name in self.names}
         elif cameras is not None:
-            raise ValueError("the program has its rig inside; leave cameras out, or export it without calibration=")
+            raise ValueError("the program has a fixed rig; leave cameras out, or export it without calibration=")
         else:
             known = self.fixed
         pixels = [self._image(images[name], known[name]) for name in self.names]
@@ -83,7 +83,7 @@ class Preprocessing:
         return inputs
 
     def _free(self, camera: Mapping[str, Any], image: Array) -> dict[str, Any]:
-        """A camera as the metadata have those of a fixed rig."""
+        """Return a camera in the form of the metadata of a fixed rig."""
         stored = (int(image.shape[0]), int(image.shape[1]))
         if "image_size" in camera and tuple(camera["image_size"]) != stored:
             raise ValueError(
@@ -94,7 +94,7 @@ class Preprocessing:
         if distortion is not None:
             if distortion.get("intrinsics") is None:
                 raise ValueError(
-                    f"camera {camera['name']}: its distortion names no intrinsics of the undistorted image; give "
+                    f"camera {camera['name']}: its distortion has no intrinsics of the undistorted image; give "
                     "distortion.intrinsics, or export with calibration=FILE, which stores them"
                 )
             pinhole = distortion["intrinsics"]
@@ -106,7 +106,7 @@ class Preprocessing:
         }
 
     def _image(self, image: Array, camera: Mapping[str, Any]) -> Array:
-        """(3, H, W) uint8."""
+        """Return the fitted image, (3, H, W) uint8."""
         grey = self.about["image_mode"] == "grey"
         if image.dtype != np.uint8 or not ((image.ndim == 3 and image.shape[2] == 3) or (grey and image.ndim == 2)):
             raise ValueError(
@@ -130,14 +130,14 @@ class Preprocessing:
 
 
 def fitting(stored: Size, wanted: Size) -> tuple[Size, int, int]:
-    """Size (H, W) that covers the wanted one, and how many rows are cut at the top and columns at the left of it."""
+    """Return the size (H, W) that covers the wanted one, and the rows cut at its top and columns at its left."""
     scale = max(new / old for new, old in zip(wanted, stored, strict=True))
     height, width = (max(new, round(old * scale)) for new, old in zip(wanted, stored, strict=True))
     return (height, width), height - wanted[0], (width - wanted[1]) // 2
 
 
 def resize_and_crop_intrinsics(intrinsics: Array, stored: Size, wanted: Size) -> Array:
-    """``pixel_from_cam`` (3, 3) of an image of the wanted size; integers are pixel centres."""
+    """Return ``pixel_from_cam`` (3, 3) of an image of the wanted size; integers are pixel centres."""
     (height, width), top, left = fitting(stored, wanted)
     u, v = width / stored[1], height / stored[0]
     change = np.array([[u, 0, 0.5 * u - 0.5 - left], [0, v, 0.5 * v - 0.5 - top], [0, 0, 1]])
@@ -145,7 +145,7 @@ def resize_and_crop_intrinsics(intrinsics: Array, stored: Size, wanted: Size) ->
 
 
 def resize(image: Array, size: Size) -> Array:
-    """Bilinear and antialiased, as Pillow's ``BILINEAR`` and torch's ``antialias=True``; uint8 (h, w, 3)."""
+    """Resize uint8 (h, w, 3), bilinear and antialiased as Pillow's ``BILINEAR`` and torch's ``antialias=True``."""
     for axis in (1, 0):
         if image.shape[axis] != size[axis]:
             weights = _weights(image.shape[axis], size[axis])
@@ -155,7 +155,7 @@ def resize(image: Array, size: Size) -> Array:
 
 
 def _weights(old: int, new: int) -> Array:
-    """(new, old): how much of every old pixel each new one is."""
+    """Return the weight of every old pixel in each new one, (new, old)."""
     scale = old / new
     reach = max(scale, 1.0)
     centres = (np.arange(new) + 0.5) * scale
@@ -165,14 +165,13 @@ def _weights(old: int, new: int) -> Array:
 
 
 def _luma(image: Array) -> Array:
-    """ITU-R 601, rounded as Pillow does."""
+    """Return luma by ITU-R 601, rounded as in Pillow."""
     weighted = image.astype(np.int64) @ np.array([19595, 38470, 7471])
     return ((weighted + 0x8000) >> 16).astype(np.uint8)
 
 
 def _undistorted(image: Array, camera: Mapping[str, Any], wanted: Size) -> Array:
-    """Read a stored image where the pixels of the pinhole image look, two by two for each unless it is hardly
-    shrunk."""
+    """Sample the pinhole image of a stored one, at two by two points a pixel, or one if it is hardly shrunk."""
     stored: Size = (image.shape[0], image.shape[1])
     ratio = min(old / new for old, new in zip(stored, wanted, strict=True))
     over = 1 if ratio < 1.25 else 2
@@ -192,7 +191,7 @@ def _undistorted(image: Array, camera: Mapping[str, Any], wanted: Size) -> Array
 
 
 def distort(distortion: Mapping[str, Any], x: Array, y: Array) -> tuple[Array, Array]:
-    """Where points (x, y) of the plane z = 1 of the camera appear there, by OpenCV's models."""
+    """Distort points (x, y) of the camera's plane z = 1, by OpenCV's models."""
     k = [*distortion["coefficients"], 0, 0, 0, 0][:8]
     square = x * x + y * y
     if distortion["model"] == "fisheye":
@@ -210,7 +209,7 @@ def distort(distortion: Mapping[str, Any], x: Array, y: Array) -> tuple[Array, A
 
 
 def _bilinear(image: Array, u: Array, v: Array) -> Array:
-    """(p, 3) at pixels, the nearest border value outside."""
+    """Sample (p, 3) at pixels; outside, the nearest border value."""
     height, width = image.shape[:2]
     u, v = np.clip(u, 0, width - 1), np.clip(v, 0, height - 1)
     left, top = np.floor(u).astype(int), np.floor(v).astype(int)
@@ -223,4 +222,4 @@ def _bilinear(image: Array, u: Array, v: Array) -> Array:
 
 def _same_names(what: str, given: Mapping[str, Any], wanted: Sequence[str]) -> None:
     if set(given) != set(wanted):
-        raise ValueError(f"{what} are of {sorted(given)} but the program is for {list(wanted)}; give one of each")
+        raise ValueError(f"{what} are for {sorted(given)} but the program is for {list(wanted)}; give one of each")

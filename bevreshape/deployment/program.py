@@ -1,4 +1,4 @@
-"""Programs of torch.export and ONNX: written, read back, and compared with the model before they are kept."""
+"""Write programs of torch.export and ONNX, read them back, and compare them with the model."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ FORMATS = ("onnx", "pt2")
 OPSET = 18
 OUTPUT = "probabilities"
 TOLERANCE = 1e-4
-"""By how much a probability may differ from the model's."""
+"""Largest allowed difference of a probability from the model's."""
 
 Program = Callable[..., Tensor]
 
@@ -42,11 +42,11 @@ def export(
     Args:
         module: in evaluation mode.
         inputs: a batch of 3 of each.
-        out: the file, which appears only if the comparison succeeds.
+        out: the file, written only if the comparison succeeds.
         format: ``onnx`` or ``pt2``.
-        spec: what it is for; :func:`metadata` of it are kept inside as JSON, under ``bevreshape`` in the metadata of an
+        spec: of the model; its :func:`metadata` are stored inside as JSON, under ``bevreshape`` in the metadata of an
             ONNX file, as ``bevreshape.json`` in a pt2.
-        rig: of a fixed one, likewise.
+        rig: a fixed one, stored likewise.
 
     Returns:
         The largest difference of a probability.
@@ -60,15 +60,15 @@ def export(
     batch = {0: torch.export.Dim("batch", min=1, max=1024)}
     try:
         program = torch.export.export(module, inputs, dynamic_shapes=(batch,) * len(inputs), strict=False)
-    except Exception as refusal:  # whatever a reshaper of one's own does that no graph can hold
+    except Exception as refusal:  # a custom reshaper may do anything that a graph cannot hold
         raise InputError(
-            f"torch {torch.__version__} cannot export this model ({_reason(refusal)}); change what it names in the "
+            f"torch {torch.__version__} cannot export this model ({_reason(refusal)}); change that operation in the "
             "model's forward"
         ) from refusal
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / f"program.{format}"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters about themselves; what they wrote is compared
+            warnings.simplefilter("ignore")  # of the exporters; the result is compared below
             about = json.dumps(None if spec is None else metadata(spec, rig), ensure_ascii=False)
             if format == "pt2":
                 torch.export.save(program, written, extra_files={"bevreshape.json": about})
@@ -78,7 +78,7 @@ def export(
         with torch.no_grad():
             cuts = [[x[:size] for x in inputs] for size in (1, 3)]
             error = torch.stack([(reread(*cut) - module(*cut)).abs().max() for cut in cuts]).max().item()
-        if not error <= TOLERANCE:  # nor if it is NaN
+        if not error <= TOLERANCE:  # true for NaN too
             raise InputError(
                 f"the exported program differs from the model by {error:.2g}, more than {TOLERANCE:g}; nothing was "
                 f"written, try format={'pt2' if format == 'onnx' else 'onnx'}"
@@ -89,7 +89,7 @@ def export(
 
 
 def open_program(path: Path, format: str) -> Program:
-    """A written program: tensors in, probabilities out, on the CPU."""
+    """Open a written program: tensors to probabilities, on the CPU."""
     if format == "pt2":
         return torch.export.load(path).module()
     onnxruntime = _imported("onnxruntime")
@@ -103,7 +103,7 @@ def open_program(path: Path, format: str) -> Program:
 
 
 def frame_times(programs: Sequence[tuple[Program, Sequence[Tensor]]], repeats: int) -> list[float]:
-    """Median seconds of a call, each program in turn."""
+    """Measure median seconds of a call, programs in turn."""
     times: list[list[float]] = [[] for _ in programs]
     for number in range(repeats + 1):
         for (program, inputs), found in zip(programs, times, strict=True):
@@ -121,7 +121,7 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: str) ->
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         made = torch.onnx.export(program, opset_version=OPSET, verbose=False, dynamo=True)
-    except torch.onnx.OnnxExporterError as error:  # of torch 2.6, for one, to which parts of the models are unknown
+    except torch.onnx.OnnxExporterError as error:  # such as of torch 2.6, which lacks some operations
         raise InputError(
             f"torch {torch.__version__} cannot write this model as ONNX ({_reason(error)}); install a newer torch, or "
             "set format=pt2"
@@ -134,7 +134,7 @@ def _save_onnx(program: torch.export.ExportedProgram, path: Path, about: str) ->
 
 
 def _name_batch(model: Any) -> None:
-    """Call the first axis of inputs and outputs ``batch``, which torch numbers, in every shape that has it."""
+    """Name the first axis of inputs and outputs ``batch`` in every shape; torch numbers it."""
     symbols = {str(model.graph.inputs[0].shape[0])}
     for value in (*model.graph.inputs, *model.graph.outputs, *(of for node in model.graph for of in node.outputs)):
         for axis, size in enumerate(value.shape or ()):
@@ -143,7 +143,7 @@ def _name_batch(model: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What torch says first of all: the first line of the error at the bottom of the chain."""
+    """Return the first line of the root error of the chain."""
     first = error
     while (deeper := first.__cause__ or first.__context__) is not None:
         first = deeper

@@ -1,4 +1,4 @@
-"""The cameras that a program is exported and compared with."""
+"""Make the cameras with which a program is exported and compared."""
 
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 
 
 def example(spec: BEVSpec, rig: Cameras) -> tuple[Tensor, Tensor, Tensor]:
-    """Random images and a rig, b = 1, as a batch of 3, each sample's cameras a little higher."""
+    """Return a batch of 3 with random images and ``rig``, each sample's cameras a little higher."""
     images = torch.rand(3, len(spec.camera_names), 3, *spec.image_size, generator=torch.Generator().manual_seed(0))
     poses = rig.ego_from_cam.repeat(3, 1, 1, 1)
     poses[:, :, 2, 3] *= torch.tensor([1.0, 1.1, 1.2])[:, None]
@@ -25,8 +25,7 @@ def example(spec: BEVSpec, rig: Cameras) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def example_rig(spec: BEVSpec) -> Cameras:
-    """A ring of as many cameras as the model has, as high as suits the grid, the first one looking towards its
-    middle."""
+    """Return a ring of the model's cameras at a height that suits the grid; the first one faces its middle."""
     grid = spec.grid
     rig = ring(
         len(spec.camera_names),
@@ -41,22 +40,22 @@ def example_rig(spec: BEVSpec) -> Cameras:
     return Cameras(rig.intrinsics, turn @ rig.ego_from_cam, rig.image_size)
 
 
-def check_sees(cameras: Cameras, grid: BEVGrid) -> None:
-    """Refuse example cameras that see less than a tenth of the cells, for then a comparison would show little.
+def check_visibility(cameras: Cameras, grid: BEVGrid) -> None:
+    """Refuse example cameras that observe less than a tenth of the cells, too few for a comparison.
 
     Raises:
-        InputError: saying how much they see.
+        InputError: naming the observed share.
     """
     seen = ground_pixels(cameras, grid)[1].any(1).float().mean()
     if seen < 0.1:
         raise InputError(
-            f"export: example cameras see {seen:.0%} of the grid, forward {grid.forward_m}, left {grid.left_m}; fold "
-            "in the rig that it is for, with calibration=FILE"
+            f"export: example cameras observe {seen:.0%} of the grid, forward {grid.forward_m}, left {grid.left_m}; "
+            "export for the real rig, with calibration=FILE"
         )
 
 
 def stored_rig(path: Path, spec: BEVSpec) -> Rig:
-    """The one rig of a ``calibration.json``, its cameras in the model's order.
+    """Read the single rig of a ``calibration.json``, its cameras in the model's order.
 
     Raises:
         InputError: when frames have rigs of their own, or the cameras are not the model's.
@@ -72,7 +71,7 @@ def stored_rig(path: Path, spec: BEVSpec) -> Rig:
 
 
 def fitted_rig(rig: Rig, spec: BEVSpec) -> Cameras:
-    """The same for images brought to the model's size as a camera folder's are."""
+    """Return the rig for images resized and cropped to the model's size."""
     fitted = [
         resize_and_crop_intrinsics(rig.intrinsics[i], rig.sizes[i], spec.image_size) for i in range(len(rig.sizes))
     ]

@@ -1,4 +1,4 @@
-"""Metrics of bird's-eye-view predictions."""
+"""Measure bird's-eye-view predictions."""
 
 from bevreshape.metrics.base import BEVMetric, ThresholdCounts, collected
 from bevreshape.metrics.conditions import ConditionIoU

@@ -1,4 +1,4 @@
-"""What all metrics have in common, and the one histogram that they count cells in."""
+"""Define the base of all metrics, and the histogram of cells that they share."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from bevreshape.model import Outputs
 
 
 class BEVMetric(Metric):
-    """A metric of outputs and batches; ``compute`` returns scalars by names whose parts are separated by slashes."""
+    """Measure outputs against batches; ``compute`` returns scalars by names with slashes between their parts."""
 
     full_state_update = False
 
@@ -22,19 +22,18 @@ class BEVMetric(Metric):
 
 
 def collected(metrics: Mapping[str, Metric], stage: str = "") -> MetricCollection:
-    """Clones of metrics as one; a stage is the first part of their names."""
+    """Return clones of metrics as one collection; ``stage`` becomes the first part of their names."""
     return MetricCollection(dict(metrics), prefix=f"{stage}/" if stage else "", compute_groups=False).clone()
 
 
 class ThresholdCounts(BEVMetric):
-    """Counts valid cells by class, group, target, and how many thresholds their score reaches; only NaN reaches none.
+    """Count valid cells by class, group, target, and number of thresholds reached; only NaN reaches none.
 
-    Counts are int64 sums over all images before anything is divided, so shares of a data set that several processes
-    count add up to the whole exactly.
+    Counts are int64 sums over all images before any division, so the counts of several processes add up exactly.
 
     Args:
         classes: k.
-        groups: into which cells or samples are divided.
+        groups: number of groups of cells or samples.
         thresholds: ascending.
     """
 
@@ -72,10 +71,10 @@ class ThresholdCounts(BEVMetric):
 
     @property
     def lost(self) -> int:
-        """Valid cells whose score is NaN."""
+        """Return the number of valid cells whose score is NaN."""
         return int(self.counts[..., 0].sum())
 
 
 def reaching(counts: Int[Tensor, "*m bins"]) -> Int[Tensor, "*m t"]:
-    """How many cells reach each threshold: all that reach it or more."""
+    """Return the number of cells that reach each threshold, or a higher one."""
     return counts[..., 1:].flip(-1).cumsum(-1).flip(-1)

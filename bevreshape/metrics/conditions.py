@@ -1,4 +1,4 @@
-"""IoU by what the sky is like, at the thresholds that papers use."""
+"""Compute IoU by weather and time of day, at the thresholds of the papers."""
 
 import re
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from bevreshape.model import Outputs
 from bevreshape.objectives.base import compared
 
 CONDITIONS = ("day", "night", "rain")
-"""By words of a scene's description; a scene may be both night and rain, what is not night is day, "after rain" is
-rain."""
+"""Conditions by words of a scene's description: a scene may be both night and rain, "after rain" is rain, and a scene
+is day unless it is night."""
 
 THRESHOLDS = (0.4, 0.5)
 
 
 def conditions_of(description: str) -> tuple[str, ...]:
-    """Which of :data:`CONDITIONS` a scene's description says."""
+    """Return those of :data:`CONDITIONS` in a scene's description."""
     said = description.lower()
     found = "night" not in said, "night" in said, re.search(r"\brain", said) is not None
     return tuple(name for name, holds in zip(CONDITIONS, found, strict=True) if holds)
 
 
 class ConditionIoU(ThresholdCounts):
-    """IoU over the whole data set and over the keyframes of each condition, at two thresholds.
+    """Compute IoU over the whole data set and over the keyframes of each condition, at two thresholds.
 
     Args:
         classes: names of the k channels.
@@ -47,7 +47,7 @@ class ConditionIoU(ThresholdCounts):
             self.count(probabilities, group, target.value, valid)
 
     def compute(self) -> dict[str, Tensor]:
-        """``iou_0.5/<class>/<condition>`` as scalars, NaN where the union is empty."""
+        """Return ``iou_0.5/<class>/<condition>`` as scalars, NaN where the union is empty."""
         values: dict[str, Tensor] = {}
         false, true = reaching(self.counts).unbind(2)  # k c t
         positive = self.counts[:, :, 1].sum(-1, keepdim=True)

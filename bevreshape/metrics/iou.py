@@ -1,4 +1,4 @@
-"""Intersection over union of overlapping classes, over a whole data set."""
+"""Compute intersection over union of overlapping classes, over a whole data set."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,30 +22,30 @@ from bevreshape.objectives.base import compared
 
 @checked
 class BEVIoU(ThresholdCounts):
-    """IoU per class, at probability 0.5, at every threshold, and by distance from the ego origin.
+    """Compute IoU per class, at probability 0.5, at every threshold, and by distance from the ego origin.
 
     A cell is positive at threshold t where its probability is at least t, compared as ``logit ≥ log(t / (1 − t))``:
     then probability 0.5 is logit 0 exactly. The t are evenly spaced from 0 to 1. Counts of cells are summed over all
-    valid cells of all images, in int64, before anything is divided (a mean of per-image IoUs would be another
-    number), so shares of a data set counted by several processes add up to the whole exactly.
+    valid cells of all images, in int64, before any division; a mean of per-image IoUs would differ. The counts
+    of several processes thus add up exactly.
 
-    A class with an empty union, neither predicted nor there, has IoU NaN and is left out of the mean. Of equally good
-    thresholds the one nearest to 0.5 counts as best, so a class without a positive cell keeps 0.5.
+    A class with an empty union, neither predicted nor labelled, has IoU NaN and is left out of the mean. Of equally
+    good thresholds the one nearest to 0.5 is best, so a class without a positive cell keeps 0.5.
 
     Args:
         classes: names of the k channels.
         grid: the cells; distance is that of a cell's centre.
         bands_m: ascending edges of the distance bands in metres, each band from its first edge up to, not including,
-            its second; a band without cells has IoU NaN. Left out, at most six bands of 1, 2 or 5 · 10ⁿ m that hold
-            every cell.
-        thresholds: how many thresholds; odd, so that 0.5 is one.
+            its second; a band without cells has IoU NaN. By default at most six bands of 1, 2 or 5 · 10ⁿ m that
+            hold every cell.
+        thresholds: number of thresholds; odd, so that 0.5 is one.
         task: name of the head and the target.
 
-    Set ``chosen`` (a threshold per class, such as the best ones of the validation set) to have
-    ``iou_at_val_threshold/…`` too.
+    Set ``chosen`` (a threshold per class, such as the best ones of the validation set) to add
+    ``iou_at_val_threshold/…``.
 
     Raises:
-        InputError: a name that cannot be part of a key, an even number of thresholds, or edges that do not ascend.
+        InputError: when a name cannot be part of a key, the number of thresholds is even, or edges do not ascend.
     """
 
     higher_is_better = True
@@ -73,7 +73,7 @@ class BEVIoU(ThresholdCounts):
         if len(edges) < 2 or not ascend or edges[0] < 0:
             raise InputError(f"metrics: bands_m={edges} must be two or more ascending distances in metres")
         names = check_classes(classes, "metrics")
-        outside = len(edges) - 1  # cells in no band count for the whole alone
+        outside = len(edges) - 1  # group of cells in no band
         super().__init__(len(names), outside + 1, values.logit().float())
         self.classes, self.grid, self.task = names, grid, task
         self.shape = (len(names), *grid.shape)
@@ -100,7 +100,7 @@ class BEVIoU(ThresholdCounts):
         self.count(logits, self.band_of_cell, target.value, target.valid)
 
     def compute(self) -> dict[str, Tensor]:
-        """IoUs as scalars: ``iou/<class>``, ``iou/mean``, ``best_iou/<class>``, ``best_iou/mean``,
+        """Return IoUs as scalars: ``iou/<class>``, ``iou/mean``, ``best_iou/<class>``, ``best_iou/mean``,
         ``best_threshold/<class>``, and ``iou/<class>/<from>-<to>m`` at threshold 0.5.
 
         Raises:
@@ -119,7 +119,7 @@ class BEVIoU(ThresholdCounts):
         return values
 
     def iou_at(self, thresholds: Mapping[str, float | int]) -> dict[str, Tensor]:
-        """``iou/<class>`` and ``iou/mean`` at a threshold per class, such as the best ones of another data set.
+        """Return ``iou/<class>`` and ``iou/mean`` at a threshold per class, such as the best ones of another data set.
 
         Raises:
             InputError: when a class has no threshold, or one that is not among those counted.
@@ -141,7 +141,7 @@ class BEVIoU(ThresholdCounts):
         return self._named("iou", whole.gather(1, torch.stack(chosen)[:, None])[:, 0])
 
     def _iou(self, counts: Int[Tensor, "*m 2 bins"]) -> Float[Tensor, "*m t"]:
-        """IoU in float64 at every threshold; NaN where the union is empty."""
+        """Return IoU in float64 at every threshold; NaN where the union is empty."""
         lost = int(counts[..., 0].sum())
         if lost:
             raise Divergence(
@@ -162,8 +162,10 @@ class BEVIoU(ThresholdCounts):
 
 
 def _bands(nearest_m: float, farthest_m: float) -> list[float]:
-    """Multiples of the smallest round step that holds ``farthest_m`` in six bands from 0, without the bands below
-    ``nearest_m``."""
+    """Return multiples of the smallest round step whose six bands from 0 hold ``farthest_m``.
+
+    Bands below ``nearest_m`` are left out.
+    """
     power = 10.0 ** math.floor(math.log10(farthest_m / 6))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if farthest_m < 6 * step)
     return [number * step for number in range(int(nearest_m // step), int(farthest_m // step) + 2)]

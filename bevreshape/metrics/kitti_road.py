@@ -1,4 +1,4 @@
-"""The metric of KITTI's road benchmark: how well a confidence separates road from what is none, on cells of 5 cm."""
+"""Compute the metric of KITTI's road benchmark: confidence of road against ground truth, on cells of 5 cm."""
 
 import sys
 from collections.abc import Sequence
@@ -22,19 +22,19 @@ BENCHMARK_GRID = BEVGrid((6.0, 46.0), (-10.0, 10.0), 0.05)
 """The benchmark's cells, 800×400."""
 
 LEVELS = 256
-"""Confidence is compared with 0/255, 1/255, … 255/255, as the benchmark's 8-bit maps are."""
+"""Thresholds of confidence: 0/255, 1/255, … 255/255, as of the benchmark's 8-bit maps."""
 
 
 @cache
 def covers_benchmark(grid: BEVGrid) -> bool:
-    """Whether predictions on ``grid`` can be judged on the benchmark's cells; where not, it is printed why."""
+    """Return whether ``grid`` holds the benchmark's cells; print the reason if it does not."""
     wanted = BENCHMARK_GRID
     inside = all(
         a[0] <= b[0] and b[1] <= a[1] for a, b in ((grid.forward_m, wanted.forward_m), (grid.left_m, wanted.left_m))
     )
     if not inside:
         print(
-            f"data: the benchmark's metric is left out, its cells lie forward {wanted.forward_m}, left {wanted.left_m} "
+            f"data: the benchmark's metric is left out, its cells are forward {wanted.forward_m}, left {wanted.left_m} "
             f"m and the grid has forward {grid.forward_m}, left {grid.left_m}; train on a grid that holds them",
             file=sys.stderr,
         )
@@ -42,11 +42,11 @@ def covers_benchmark(grid: BEVGrid) -> bool:
 
 
 def road_scores(counts: Int[Tensor, "2 levels"]) -> dict[str, Tensor]:
-    """The benchmark's figures, in 0..1, NaN where there is nothing to count.
+    """Return the benchmark's figures, in 0..1, NaN where there is nothing to count.
 
-    ``max_f`` is the highest F1 = 2PR/(P + R) over all thresholds, ``precision``, ``recall``, ``fpr`` = FP/(FP + TN),
-    ``fnr`` = FN/(TP + FN) and ``threshold`` are those at the lowest threshold that reaches it, and ``ap`` is the mean
-    of the highest precision at recall 0, 0.1, … 1 or more (Everingham et al. 2010), as in the development kit.
+    ``max_f`` is the highest F1 = 2PR/(P + R) over all thresholds. ``precision``, ``recall``, ``fpr`` = FP/(FP + TN),
+    ``fnr`` = FN/(TP + FN) and ``threshold`` belong to the lowest threshold that reaches it. ``ap`` is the mean of the
+    highest precision at recall 0, 0.1, … 1 or more (Everingham et al. 2010), as in the development kit.
 
     Args:
         counts: cells without and with the class, by the number of thresholds, 1 to 256, that their confidence reaches.
@@ -70,11 +70,10 @@ def road_scores(counts: Int[Tensor, "2 levels"]) -> dict[str, Tensor]:
 
 
 class RoadMetric(ThresholdCounts):
-    """MaxF, AP and what goes with them, per category and over all, counted over all cells of a split before anything is
-    divided.
+    """Compute MaxF, AP and related figures, per category and over all, from counts over all cells of a split.
 
-    Predictions are upsampled bilinearly onto the benchmark's cells. What the network's image does not show counts too.
-    It is left out, which is reported, where the grid does not hold the benchmark's.
+    Predictions are upsampled bilinearly onto the benchmark's cells. Cells outside the network's image count too. The
+    metric is left out, which is printed, where the grid does not hold the benchmark's cells.
 
     Args:
         classes: names of the k channels, made from the masks of :class:`~bevreshape.data.sources.kitti.road.RoadMasks`.
@@ -96,7 +95,7 @@ class RoadMetric(ThresholdCounts):
         """Count a batch: its masks on the benchmark's cells.
 
         Raises:
-            InputError: when it has none.
+            InputError: when the batch has no masks.
         """
         if not self.covers:
             return
@@ -114,12 +113,12 @@ class RoadMetric(ThresholdCounts):
         self.count(self.upsampled(logits.float().sigmoid()), group, truth, known)
 
     def upsampled(self, probabilities: Float[Tensor, "b k rows cols"]) -> Float[Tensor, "b k R C"]:
-        """Predictions on the benchmark's cells."""
+        """Resample predictions onto the benchmark's cells."""
         cells = repeat(self.cells, "R C xy -> b 1 R C xy", b=len(probabilities))
         return sample(probabilities[:, None].float(), cells)[:, 0]
 
     def compute(self) -> dict[str, Tensor]:
-        """``kitti/<class>/<category or urban>/<figure>`` as scalars, see :func:`road_scores`; a lane has ``um`` alone.
+        """Return ``kitti/<class>/<category or urban>/<figure>`` as scalars, see :func:`road_scores`; a lane has ``um``.
 
         Raises:
             InputError: when probabilities were NaN.

@@ -1,4 +1,4 @@
-"""How many images were missing."""
+"""Count missing images."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from bevreshape.model import Outputs
 
 
 class MaskedCameras(BEVMetric):
-    """Counts images that were missing or could not be read; ``masked_cameras`` where there were any."""
+    """Count images that were missing or unreadable, as ``masked_cameras`` if there were any."""
 
     masked: Tensor
 
@@ -22,5 +22,5 @@ class MaskedCameras(BEVMetric):
         self.masked += (~batch.cameras.full_mask).sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """``masked_cameras``, or nothing."""
+        """Return ``masked_cameras``, or nothing."""
         return {"masked_cameras": self.masked.float()} if self.masked > 0 else {}

@@ -1,4 +1,4 @@
-"""Objectives: what training minimises."""
+"""Define objectives, which training minimises."""
 
 from bevreshape.objectives.base import Objective
 from bevreshape.objectives.centers import CentersLoss

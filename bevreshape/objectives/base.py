@@ -1,4 +1,4 @@
-"""What objectives read: outputs of a head, and the target of the same task."""
+"""Define objectives and their inputs: the outputs of a head, and the target of the same task."""
 
 from typing import Protocol, runtime_checkable
 
@@ -12,14 +12,14 @@ from bevreshape.model import Outputs
 
 @runtime_checkable
 class Objective(Protocol):
-    """What training minimises; the sum of all objectives is the loss."""
+    """Return a term of the loss, which is the sum of all objectives."""
 
     def __call__(self, outputs: Outputs, batch: BEVBatch) -> Tensor:
         """A scalar."""
 
 
 def compared(outputs: Outputs, batch: BEVBatch, task: str) -> tuple[Tensor, Target]:
-    """What the head ``task`` makes, and the target of that name.
+    """Return the output of the head ``task`` and the target of that name.
 
     Raises:
         InputError: when there is no such head or target.
@@ -32,6 +32,6 @@ def compared(outputs: Outputs, batch: BEVBatch, task: str) -> tuple[Tensor, Targ
     if task not in batch.targets:
         raise InputError(
             f"batches have no target {task!r}; {suggest(task, batch.targets)} Choose data that makes it, or leave out "
-            "what reads it"
+            "the objective that reads it"
         )
     return outputs.heads[task], batch.targets[task]

@@ -1,4 +1,4 @@
-"""The loss on objects' centres."""
+"""Compute the loss on objects' centres."""
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,10 @@ from bevreshape.objectives.losses import Focal, masked_mean
 
 @checked
 class CentersLoss(nn.Module):
-    """Focal loss of the heat (γ = 2, no α), by which CVT trains with weight 0.1, and L1 of the way to the centre on the
-    objects' cells, in cells, as FIERY (Hu et al. 2021) and Simple-BEV have it.
+    """Add the focal loss of the heat map and the L1 loss of the offset to the centre.
+
+    The focal loss (γ = 2, no α) is CVT's, with weight 0.1. The offset is counted in cells, on the objects' cells, as in
+    FIERY (Hu et al. 2021) and Simple-BEV.
 
     Args:
         center: weight of the focal loss, the mean over valid cells.
@@ -31,25 +33,26 @@ class CentersLoss(nn.Module):
         super().__init__()
         if not center and not offset:
             raise InputError(
-                "CentersLoss: center=0 and offset=0 teach nothing; set one of them, or leave the objective out"
+                "CentersLoss: center=0 and offset=0 leave no loss; set one of them, or leave the objective out"
             )
         self.center, self.offset, self.task = center, offset, task
         self.focal = Focal()
 
     def forward(self, outputs: Outputs, batch: BEVBatch) -> Float[Tensor, ""]:
-        """The weighted sum; the head makes (b, 3·m, rows, cols): of each class the heat's logit, cells ahead and to the
-        left.
+        """Return the weighted sum of both losses.
+
+        The head's output is (b, 3·m, rows, cols): for each class the heat's logit, and cells ahead and to the left.
 
         Raises:
-            InputError: when the head makes other maps than the target has classes.
+            InputError: when the number of maps is not three for each class of the target.
         """
         maps, target = compared(outputs, batch, self.task)
         assert isinstance(target, ObjectCenters)
         m = target.value.shape[1]
         if maps.shape[1] != 3 * m:
             raise InputError(
-                f"CentersLoss: the head {self.task!r} makes {maps.shape[1]} maps but the data tells {m} classes of "
-                f"objects apart, of three maps each; set head.{self.task}.out_channels={3 * m}"
+                f"CentersLoss: the head {self.task!r} makes {maps.shape[1]} maps but the data has {m} classes of "
+                f"objects, of three maps each; set head.{self.task}.out_channels={3 * m}"
             )
         with torch.autocast(maps.device.type, enabled=False):
             found = maps.float().unflatten(1, (m, 3))

@@ -1,4 +1,4 @@
-"""Losses on the logits of overlapping classes, counted only where the label is known.
+"""Compute losses on the logits of overlapping classes, where the label is known.
 
 Every loss is an objective of the head and target ``segmentation``, (b, k, rows, cols) each. A class's loss is a mean
 over its valid cells in the whole batch; the result is the weighted mean over the classes that have such cells, so
@@ -23,17 +23,17 @@ from bevreshape.model import Outputs
 from bevreshape.objectives.base import compared
 
 PerClass = Weight | Sequence[Weight] | Mapping[str, Weight]
-"""One number for all classes, one per class in their order, or some by name, the others being 1."""
+"""One value for all classes, one for each class in their order, or some by name, where the others are 1."""
 
 PositivePerClass = Factor | Sequence[Factor] | Mapping[str, Factor]
-"""The same of numbers that are not 0."""
+""":data:`PerClass` of positive values."""
 
 
 def per_class(values: PerClass, classes: Sequence[str], what: str) -> Float[Tensor, " k"]:
-    """One float32 number per class, out of any form of :data:`PerClass`.
+    """Return one float32 value per class from any form of :data:`PerClass`.
 
     Raises:
-        InputError: a name that is no class, or another number of values than of classes.
+        InputError: when a name is not a class, or the number of values is not that of classes.
     """
     if isinstance(values, Mapping):
         for name in values:
@@ -53,12 +53,12 @@ def per_class(values: PerClass, classes: Sequence[str], what: str) -> Float[Tens
 
 
 class ClassLoss(nn.Module):
-    """Compares sizes, masks, and averages what a subclass's :meth:`classwise` returns.
+    """Check shapes, mask, and average the :meth:`classwise` loss of a subclass.
 
     Args:
         class_weight: weight of each class in the mean over classes.
-        classes: names of the k channels; may also come later by :meth:`bind`. Without any, forms of
-            :data:`PerClass` by name are refused.
+        classes: names of the k channels; may also follow by :meth:`bind`. Without them, :data:`PerClass` by name is
+            refused.
     """
 
     class_weight: Tensor
@@ -73,7 +73,7 @@ class ClassLoss(nn.Module):
             self.bind(classes)
 
     def bind(self, classes: Sequence[str], device: torch.device | None = None) -> None:
-        """Learn the names of the k channels."""
+        """Set the names of the k channels."""
         for setting, values in self._settings.items():
             numbers = per_class(values, classes, f"{type(self).__name__}.{setting}")
             setattr(self, setting, numbers.to(device))
@@ -82,7 +82,7 @@ class ClassLoss(nn.Module):
         self.classes = tuple(classes)
 
     def forward(self, outputs: Outputs, batch: BEVBatch) -> Float[Tensor, ""]:
-        """The loss of the head of the classes on their target."""
+        """Return the loss of the segmentation head on its target."""
         logits, target = compared(outputs, batch, SEGMENTATION)
         return self.masked(logits, target.value, target.valid)
 
@@ -92,7 +92,7 @@ class ClassLoss(nn.Module):
         target: Bool[Tensor, "_ _ _ _"] | Float[Tensor, "_ _ _ _"],
         valid: Bool[Tensor, "_ _ _ _"],
     ) -> Float[Tensor, ""]:
-        """Mean loss over valid cells, then over classes.
+        """Return the mean loss over valid cells, then over classes.
 
         Raises:
             InputError: when the three differ in shape, or the channels are not as many as the classes.
@@ -112,7 +112,7 @@ class ClassLoss(nn.Module):
             )
         with torch.autocast(logits.device.type, enabled=False):
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            # what lies in cells without a label may be anything, NaN too, and must not reach the gradient
+            # cells without a label may hold any value, NaN too, and must not reach the gradient
             target = torch.where(valid, target.to(logits.dtype), logits.new_zeros(()))
             cells = valid.sum(dim=(0, 2, 3))  # k
             share = self.class_weight.to(logits.dtype) * (cells > 0)
@@ -120,22 +120,22 @@ class ClassLoss(nn.Module):
             return (share * self.classwise(logits, target, valid)).sum()
 
     def classwise(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """(k,) loss of every class over its valid cells; finite where it has none."""
+        """Return the loss of every class over its valid cells, (k,); finite where it has none."""
         raise NotImplementedError
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """(b, k, rows, cols) → (k,), over valid cells; zero where there is none."""
+    """Return the mean of (b, k, rows, cols) over valid cells, (k,); zero where there is none."""
     total = torch.where(valid, values, values.new_zeros(())).sum(dim=(0, 2, 3))
     return total / valid.sum(dim=(0, 2, 3)).clamp(min=1)
 
 
 @checked
 class BCE(ClassLoss):
-    """Binary cross-entropy, as LSS trains with (pos_weight 2.13 for vehicles).
+    """Compute binary cross-entropy, as in LSS (pos_weight 2.13 for vehicles).
 
     Args:
-        pos_weight: factor on the loss of positive cells, against their rarity.
+        pos_weight: factor on the loss of positive cells, which are rare.
     """
 
     pos_weight: Tensor
@@ -154,14 +154,14 @@ class BCE(ClassLoss):
 
 @checked
 class Focal(ClassLoss):
-    """Focal loss (Lin et al. 2017), by torchvision; CVT trains with γ = 2 and no α.
+    """Compute the focal loss (Lin et al. 2017), by torchvision; CVT uses γ = 2 and no α.
 
     Args:
-        alpha: weight of positive cells, 1 − alpha being that of negative ones; ``None`` weighs both by 1.
-        gamma: exponent that fades out what is already right.
+        alpha: weight of positive cells; negative ones have 1 − alpha. ``None`` weighs both by 1.
+        gamma: exponent that reduces the loss of well predicted cells.
 
     Raises:
-        InputError: a gamma whose gradient is infinite at a certain and right prediction.
+        InputError: when gamma is between 0 and 1, where the gradient of a certain, correct prediction is infinite.
     """
 
     def __init__(
@@ -175,18 +175,19 @@ class Focal(ClassLoss):
         super().__init__(class_weight, classes)
         if 0 < gamma < 1:
             raise InputError(f"Focal: gamma={gamma} must be 0 or at least 1; its gradient is infinite in between")
-        self.alpha = -1.0 if alpha is None else float(alpha)  # torchvision's word for none
+        self.alpha = -1.0 if alpha is None else float(alpha)  # torchvision's value for none
         self.gamma = float(gamma)
 
     def classwise(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """Mean focal loss."""
+        """Return the mean focal loss of every class."""
         return masked_mean(sigmoid_focal_loss(logits, target, self.alpha, self.gamma), valid)
 
 
 @checked
 class Dice(ClassLoss):
-    """Soft Dice (Milletari et al. 2016), 1 − (2·Σpt + smooth) / (Σp + Σt + smooth) over a class's valid cells in the
-    batch.
+    """Compute the soft Dice loss (Milletari et al. 2016) over a class's valid cells in the batch.
+
+    It is 1 − (2·Σpt + smooth) / (Σp + Σt + smooth).
 
     Kornia's ``dice_loss`` is a softmax over exclusive classes; these overlap, so every class has its own sigmoid.
 
@@ -201,7 +202,7 @@ class Dice(ClassLoss):
         self.smooth = smooth
 
     def classwise(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """One minus the Dice coefficient."""
+        """Return one minus the Dice coefficient of every class."""
         p = torch.where(valid, logits.sigmoid(), logits.new_zeros(()))
         both = (p * target).sum(dim=(0, 2, 3))
         either = (p + target).sum(dim=(0, 2, 3))
@@ -210,12 +211,12 @@ class Dice(ClassLoss):
 
 @checked
 class WeightedSum(nn.Module):
-    """Σ weight · loss.
+    """Compute Σ weight · loss.
 
     Args:
         terms: objectives by name.
         weights: factor of each, under the same names.
-        classes: names of the k channels, handed to the terms.
+        classes: names of the k channels, passed to the terms.
 
     Raises:
         InputError: when terms and weights differ in names, or no term counts.
@@ -242,5 +243,5 @@ class WeightedSum(nn.Module):
                 term.bind(classes)
 
     def forward(self, outputs: Outputs, batch: BEVBatch) -> Float[Tensor, ""]:
-        """The weighted sum of all terms."""
+        """Return the weighted sum of all terms."""
         return torch.stack([w * self.terms[name](outputs, batch) for name, w in self.weights.items()]).sum()

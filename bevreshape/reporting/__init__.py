@@ -1,1 +1,1 @@
-"""Figures, tables, progress, and the report page."""
+"""Draw figures, tables, progress, and the report page."""

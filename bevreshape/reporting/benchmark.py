@@ -1,4 +1,4 @@
-"""Costs of view transformers as tables and figures."""
+"""Draw costs of view transformers as tables and figures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from bevreshape.storage.files import write_atomic
 
 
 def cost_table(case: Case, costs: Mapping[str, Cost], full_model: bool = False) -> Table:
-    """One case on the console: medians ± half the interquartile range."""
+    """Return the table of one case: medians ± half the interquartile range."""
     rate = next(iter(costs.values())).matmul_flops_per_s
     table = Table(title=f"{case.title}; matrix products {rate / 1e9:.0f} GFLOP/s")
     table.add_column("reshaper", no_wrap=True)
@@ -40,7 +40,7 @@ def cost_table(case: Case, costs: Mapping[str, Cost], full_model: bool = False) 
 
 
 def scaling_table(key: str, exponents: Mapping[str, Mapping[str, float]]) -> Table:
-    """Exponents on the console."""
+    """Return the table of scaling exponents."""
     table = Table(title=f"scaling with {key}: exponent e of size^e")
     columns = {"forward_s": "forward", "step_s": "fwd+bwd", "forward_bytes": "memory", "step_bytes": "fwd+bwd memory"}
     for heading in ("reshaper", *columns.values()):
@@ -51,7 +51,7 @@ def scaling_table(key: str, exponents: Mapping[str, Mapping[str, float]]) -> Tab
 
 
 def draw(rows: Sequence[Mapping[str, Any]], scaling: str | None) -> Figure:
-    """Bars of time and memory, a panel a case; with scaling, lines over the size."""
+    """Draw bars of time and memory, one panel for each case; with scaling, lines over the size."""
     names = list(dict.fromkeys(row["reshaper"] for row in rows))
     panels = [("step_s", "forward and backward [ms]", 1e3), ("step_bytes", "its memory [MiB]", 2**-20)]
     if any(math.isnan(row["step_s"]) for row in rows):

@@ -1,4 +1,4 @@
-"""A diagnosis on the console, in files and in the logger."""
+"""Write a diagnosis to the console, files and the logger."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> list[str | Path]:
 
 
 def log_diagnosis(diagnosis: Diagnosis, settings: Mapping[str, Any], folder: Path) -> None:
-    """Log figures, and to W&B the drawings of :func:`write_diagnosis` too."""
+    """Log figures; W&B also gets the drawings of :func:`write_diagnosis`."""
     logger = make_logger(settings, folder)
     if isinstance(logger, bool):
         return
@@ -37,7 +37,7 @@ def log_diagnosis(diagnosis: Diagnosis, settings: Mapping[str, Any], folder: Pat
 
 
 def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as ``a/b/0: value``."""
+    """Flatten nested mappings and lists to ``a/b/0: value``."""
     if isinstance(node, dict | list | tuple):
         items = node.items() if isinstance(node, dict) else enumerate(node)
         return {k: v for key, value in items for k, v in flat(value, f"{prefix}/{key}".strip("/")).items()}
@@ -45,7 +45,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def summary_table(numbers: dict[str, Any]) -> Table:
-    """The main figures on the console."""
+    """Return the table of the main figures."""
     table = Table("measurement", "value", title=f"{numbers['reshaper']}: what it has learned")
     table.add_row("mean IoU", f"{numbers['iou']['iou/mean']:.3f}")
     table.add_row("data dependence of W (0: fixed)", f"{numbers['data_dependence']:.3g}")

@@ -1,8 +1,7 @@
-"""Tensors as RGB images: bird's-eye views, panels of a sample, and overlays. Pure functions; they write nothing.
+"""Draw tensors as RGB images: bird's-eye views, panels of a sample, and overlays. Pure functions; they write nothing.
 
-All return (height, width, 3) uint8 arrays. In a bird's-eye view later classes lie on top of earlier ones, ground that
-is known to hold no class is dark, and what nobody knows is grey. The view is as the grid lays it: ahead is up, left is
-left.
+All return (height, width, 3) uint8 arrays. In a bird's-eye view later classes cover earlier ones, ground
+known to hold no class is dark, and unknown ground is grey. Ahead is up, left is left, as in the grid.
 """
 
 import colorsys
@@ -37,16 +36,16 @@ COLORS = (
     (230, 159, 0),
 )
 PANEL_PX = 256
-"""Least height of a panel."""
+"""Minimum height of a panel, pixels."""
 TEXT_PX = 12
 CAPTION_PX = 18
 GAP_PX = 6
 STRIP_PIXELS = 500_000
-"""That are painted at a time."""
+"""Pixels that are painted at a time."""
 
 
 def class_palette(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """A colour for every class, a function of its position."""
+    """Return a colour for every class, by its position."""
     more = (colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(classes) - len(COLORS)))
     colors = [*COLORS, *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
     return dict(zip(classes, colors, strict=False))
@@ -60,15 +59,15 @@ def draw_bev(
     threshold: float = 0.5,
     scale: int | None = None,
 ) -> RGBImage:
-    """The class map of one bird's-eye view.
+    """Draw the class map of one bird's-eye view.
 
     Args:
         bev: probabilities or labels, (k, rows, cols).
         classes: names of the k channels.
-        valid: where each class is known, (k, rows, cols); elsewhere it is not drawn, and a cell of which nothing is
-            known is grey.
-        threshold: a class is there where its probability is at least this.
-        scale: pixels of a cell's side; left out, as many as make the image 256 high.
+        valid: where each class is known, (k, rows, cols); elsewhere it is not drawn. A cell without any known class is
+            grey.
+        threshold: a class is drawn where its probability is at least this.
+        scale: pixels of a cell's side; by default the image is 256 high.
 
     Raises:
         InputError: when the channels are not as many as the classes, or ``valid`` has another shape.
@@ -96,21 +95,23 @@ def draw_sample(
     ego_from_cam: Float[Tensor, "n 4 4"] | None = None,
     threshold: float = 0.5,
 ) -> RGBImage:
-    """Input images, target and prediction side by side, with the legend below.
+    """Draw input images, target and prediction side by side, with the legend below.
 
     Args:
         image: in 0..1.
         target: 0 or 1.
         probabilities: of the prediction.
-        valid: where each class is known; nothing else is drawn, in target and prediction alike.
+        valid: where each class is known; target and prediction are drawn only there.
         classes: names of the k channels.
-        ego_from_cam: arranges the cameras as they look, those ahead above and the left ones on the left; without it
-            they lie in the rig's order, three in a row.
-        threshold: from which probability a class is drawn as predicted.
+        ego_from_cam: arranges the cameras by their headings, front ones above and left ones on the left; without it
+            they are in the rig's order, three in a row.
+        threshold: a class is drawn as predicted where its probability is at least this.
     """
     labelled = draw_bev(target, classes, valid)
     predicted = draw_bev(probabilities, classes, valid, threshold=threshold)
-    images = _tile([*_bytes(image)], _in_order(len(image)) if ego_from_cam is None else as_they_look(ego_from_cam))
+    images = _tile(
+        [*_bytes(image)], _in_order(len(image)) if ego_from_cam is None else arrange_by_heading(ego_from_cam)
+    )
     size = (round(images.shape[1] * len(labelled) / len(images)), len(labelled))
     shown = np.asarray(Image.fromarray(images).resize(size, Image.Resampling.BILINEAR))
     panels = {"input": shown, "target": labelled, "prediction": predicted}
@@ -136,8 +137,7 @@ def overlay_on_images(
     threshold: float = 0.5,
     opacity: float = 0.5,
 ) -> list[RGBImage]:
-    """Bird's-eye views painted onto the ground that the cameras see, one image a sample, its cameras arranged as they
-    look.
+    """Paint bird's-eye views onto the ground in the images, one image a sample, its cameras arranged by heading.
 
     Args:
         images: in 0..1.
@@ -158,7 +158,7 @@ def overlay_on_images(
                     image, bev[number], rays, poses[camera], grid, classes, threshold=threshold, opacity=opacity
                 )
             painted.append(image)
-        sheets.append(_tile(painted, as_they_look(poses)))
+        sheets.append(_tile(painted, arrange_by_heading(poses)))
     return sheets
 
 
@@ -173,12 +173,12 @@ def paint_ground(
     threshold: float = 0.5,
     opacity: float = 0.5,
 ) -> RGBImage:
-    """A bird's-eye view painted onto the ground that one image shows; some rows at a time, so that memory is bounded.
+    """Paint a bird's-eye view onto the ground in one image, some rows at a time, so that memory is bounded.
 
     Args:
         image: as stored.
         bev: probabilities or labels.
-        rays: gives rays (p, 3) in the camera frame for pixels (p, 2), NaN where there is none.
+        rays: maps pixels (p, 2) to rays (p, 3) in the camera frame, NaN where there is none.
         ego_from_cam: of the camera.
         grid: of the bird's-eye view.
         classes: names of the k channels.
@@ -193,7 +193,7 @@ def paint_ground(
     for top in range(0, height, step):
         v, u = torch.meshgrid(torch.arange(top, min(top + step, height)), torch.arange(width), indexing="ij")
         ground, meets = ground_at(rays(torch.stack([u, v], dim=-1).flatten(0, 1).double()), pose)
-        # the nearest cell, so that what is seen are the cells themselves
+        # the nearest cell, so that single cells are visible
         cells = (grid.metric_to_cell(ground).nan_to_num(-1.0) + 0.5).clamp(-1, max(grid.shape) + 1).floor().long()
         col, row = cells.unbind(1)
         inside = meets & (col >= 0) & (col < grid.cols) & (row >= 0) & (row < grid.rows)
@@ -208,8 +208,8 @@ def paint_ground(
 def overlay_sheet(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], ego_from_cam: Float[Tensor, "n 4 4"], classes: Sequence[str]
 ) -> RGBImage:
-    """Painted images of a rig arranged as they look, in their own size, with a legend in the upper left corner."""
-    sheet = Image.fromarray(_tile(images, as_they_look(ego_from_cam)))
+    """Arrange painted images of a rig by heading, in their own size, with a legend in the upper left corner."""
+    sheet = Image.fromarray(_tile(images, arrange_by_heading(ego_from_cam)))
     size = min(max(min(images[0].shape[:2]) // 30, 9), 40)
     legend = _Legend(class_palette(classes), max(sheet.width // 2, min(sheet.width, 20 * size)), size)
     draw = ImageDraw.Draw(sheet)
@@ -225,7 +225,7 @@ def bev_sheet(
     *,
     threshold: float = 0.5,
 ) -> RGBImage:
-    """:func:`draw_bev` with a legend below."""
+    """Draw :func:`draw_bev` with a legend below."""
     image = draw_bev(bev, classes, valid, threshold=threshold)
     legend = _Legend(_meanings(classes), max(image.shape[1], PANEL_PX), TEXT_PX)
     sheet = Image.new("RGB", (max(image.shape[1], legend.width), image.shape[0] + legend.height), PAPER)
@@ -235,7 +235,7 @@ def bev_sheet(
 
 
 def _paint(there: Bool[Tensor, "k rows cols"], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Colours (rows, cols, 3) of the topmost class, and where there is any."""
+    """Return the colours (rows, cols, 3) of the topmost class, and where there is any."""
     layer = torch.zeros(*there.shape[1:], 3, dtype=torch.uint8, device=there.device)
     for plane, color in zip(there, class_palette(classes).values(), strict=True):
         layer[plane] = _color(color, there)
@@ -254,17 +254,17 @@ def _in_order(cameras: int) -> list[list[int]]:
     return [list(range(first, min(first + 3, cameras))) for first in range(0, cameras, 3)]
 
 
-def as_they_look(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
-    """Camera numbers in rows: those that look ahead, then those that look back, each from left to right."""
+def arrange_by_heading(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
+    """Return camera indices in rows: those that face ahead, then those that face back, each from left to right."""
     x, y = ego_from_cam[:, :2, 2].double().cpu().unbind(1)  # of the optical axes
-    sideways = torch.atan2(y, x.abs())  # 90 degrees to the left, whether ahead or back
+    sideways = torch.atan2(y, x.abs())  # 90 degrees to the left, both ahead and back
     order = sideways.argsort(descending=True, stable=True).tolist()
     ahead, back = [i for i in order if x[i] >= 0], [i for i in order if x[i] < 0]
     return [row for row in (ahead, back) if row]
 
 
 def _tile(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], rows: list[list[int]]) -> RGBImage:
-    """Images in rows; a place that is left over stays white."""
+    """Arrange images in rows; empty positions stay white."""
     width = max(image.shape[1] for image in images)
     heights = [max(images[i].shape[0] for i in row) for row in rows]
     sheet = np.full((sum(heights), width * max(map(len, rows)), 3), 255, np.uint8)
@@ -277,30 +277,30 @@ def _tile(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], rows: list[list[int]]) -
 
 
 def _meanings(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """What the colours of a bird's-eye view mean."""
+    """Return the colours of a bird's-eye view by their meaning."""
     return {**class_palette(classes), "none of them": GROUND, "unknown": UNKNOWN}
 
 
 class _Legend:
-    """Names beside their colours, in as many rows as it takes.
+    """Draw names next to their colours, in as many rows as necessary.
 
     Args:
         colours: by name.
-        most: width in pixels; a name that is longer alone is cut.
+        most: width in pixels; a longer name is cut.
         size: of the letters, in pixels.
     """
 
-    def __init__(self, colours: Mapping[str, tuple[int, int, int]], most: int, size: int) -> None:
+    def __init__(self, colors: Mapping[str, tuple[int, int, int]], most: int, size: int) -> None:
         self._font, self._size = ImageFont.load_default(size), size
         self._row_px = size * 3 // 2
         self._entries: list[tuple[str, tuple[int, int, int], int, int]] = []  # name, colour, left, row
         left = row = self.width = 0
-        for name, colour in colours.items():
+        for name, color in colors.items():
             name = self._cut(" ".join(name.split()), most - 2 * size)
             width = round(2 * size + self._font.getlength(name))
             if left and left + width > most:
                 left, row = 0, row + 1
-            self._entries.append((name, colour, left, row))
+            self._entries.append((name, color, left, row))
             left += width
             self.width = max(self.width, left)
         self.height = (row + 1) * self._row_px
@@ -312,10 +312,10 @@ class _Legend:
         return name[:kept] + "..."
 
     def draw(self, draw: ImageDraw.ImageDraw, left: int, top: int) -> None:
-        """Draw it with its upper left corner there."""
+        """Draw the legend with its upper left corner at (left, top)."""
         half = round(0.4 * self._size)
-        for name, colour, x, row in self._entries:
+        for name, color, x, row in self._entries:
             middle = top + row * self._row_px + self._row_px // 2
             x += left + 2
-            draw.rectangle((x, middle - half, x + 2 * half, middle + half), fill=colour)
+            draw.rectangle((x, middle - half, x + 2 * half, middle + half), fill=color)
             draw.text((x + round(1.2 * self._size), middle), name, fill=INK, anchor="lm", font=self._font)

@@ -1,4 +1,4 @@
-"""What the explorer of a page shows: effective weights of every model on every sample."""
+"""Compute the explorer of a page: effective weights of every model on every sample."""
 
 import json
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from bevreshape.reshapers import GeometricReshaper, Reshaper
 
 
 def explorer(shown: Sequence[ReportedModel], batch: BEVBatch, true: Cameras, cells: int, probes: int) -> Explorer:
-    """W of every model on every sample, and with tokens permuted where no calibration says where they are.
+    """Compute W of every model on every sample, and with permuted tokens for models without calibration.
 
     Args:
         shown: the models.
-        batch: the samples, with the calibration that the models are told.
-        true: their cameras as they really are.
-        cells: along a side.
-        probes: of a cell.
+        batch: the samples, with the calibration provided to the models.
+        true: their true cameras.
+        cells: number along a side.
+        probes: number for each cell.
     """
     samples, target = [batch[i : i + 1] for i in range(len(batch))], batch.targets[SEGMENTATION]
     scenes = [
@@ -60,8 +60,10 @@ def explorer(shown: Sequence[ReportedModel], batch: BEVBatch, true: Cameras, cel
 
 
 def view(model: BEVModel, reshaper: Reshaper, sample: BEVBatch, cells: Cells, probes: int) -> View:
-    """Prediction and W with ``reshaper`` in the model; W is of tokens where they lie in the image: the Jacobian's norm,
-    and of attention its matrix too, the mean of the heads and head by head."""
+    """Compute prediction and W with ``reshaper`` in the model; tokens are at their positions in the image.
+
+    W is the Jacobian's norm, and for attention also its matrix, as the mean of the heads and head by head.
+    """
     cameras = sample.cameras
     with torch.no_grad():
         features = model.encoder(sample.images)
@@ -74,14 +76,14 @@ def view(model: BEVModel, reshaper: Reshaper, sample: BEVBatch, cells: Cells, pr
     return View(bev, weights)
 
 
-def fitting(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
-    """As much of an explorer as fits: samples are left out first, then the reshapers of the lowest IoU.
+def fit_explorer(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
+    """Reduce an explorer until it fits: samples are left out first, then the reshapers of the lowest IoU.
 
     Returns:
-        What is left, and remarks about what is not.
+        The reduced explorer, and remarks on the parts left out.
 
     Raises:
-        InputError: when not even one reshaper on one sample fits.
+        InputError: when one reshaper on one sample does not fit.
     """
     found, remarks = whole, []
     while (size := len(json.dumps(explorer_data(found)))) > most_bytes:

@@ -1,4 +1,4 @@
-"""What the explorer shows: scenes, and what every reshaper makes of them."""
+"""Hold the content of the explorer: scenes, and the view of every reshaper of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.reshapers import FeatureShape
 
 ROUNDING = 1e-3
-"""How far what lies in 0..1 may be outside it, as resizing leaves it."""
+"""Tolerance of values in 0..1, which resizing may exceed."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of a reshaper whose weights are shown: those where some of its rows and columns cross.
+    """Select cells of a reshaper whose weights are shown, where some of its rows and columns cross.
 
     Attributes:
         grid: the R×C cells that the reshaper fills.
@@ -25,7 +25,7 @@ class Cells:
         cols: ascending, in 0..C-1.
 
     Raises:
-        InputError: when rows or columns are none, do not ascend or lie outside the grid.
+        InputError: when rows or columns are empty, do not ascend or are outside the grid.
     """
 
     grid: BEVGrid
@@ -42,17 +42,17 @@ class Cells:
 
     @property
     def queries(self) -> Int[Tensor, "q"]:
-        """Numbers of the cells among the R·C, row by row: W of these is shown."""
+        """Return indices of the cells among the R·C, row by row; W of these is shown."""
         return (torch.tensor(self.rows)[:, None] * self.grid.cols + torch.tensor(self.cols)).flatten()
 
     @property
     def centers(self) -> Float[Tensor, "q 2"]:
-        """Ground position (x forward, y left) of their centres, in metres."""
+        """Return ground positions (x forward, y left) of their centres, in metres."""
         return self.grid.centers(dtype=torch.float64).flatten(0, 1)[self.queries]
 
 
 def choose_cells(grid: BEVGrid, most: int = 20) -> Cells:
-    """Cells of a reshaper in equal steps, at most so many along each side.
+    """Choose cells of a reshaper in equal steps, at most ``most`` along each side.
 
     Args:
         grid: the R×C cells that the reshaper fills.
@@ -73,14 +73,14 @@ def choose_cells(grid: BEVGrid, most: int = 20) -> Cells:
 
 @dataclass(frozen=True)
 class Scene:
-    """One input of all reshapers.
+    """Hold one input of all reshapers.
 
     Attributes:
         name: in the list of inputs.
         images: (n, 3, H, W) in 0..1.
-        cameras: the true calibration of these images, b = 1; what a reshaper was told may be another.
+        cameras: the true calibration of these images, b = 1; a reshaper may have been given another.
         target: (k, rows, cols), 0 or 1.
-        valid: (k, rows, cols), where the target is known; left out, everywhere.
+        valid: (k, rows, cols), where the target is known; by default everywhere.
 
     Raises:
         InputError: when images are not in 0..1 or not of the cameras' number and size, or ``valid`` is not of the
@@ -104,7 +104,7 @@ class Scene:
         low, high = (float(value) for value in self.images.aminmax())
         if not (-ROUNDING <= low <= high <= 1 + ROUNDING):
             raise InputError(
-                f"explorer: images of scene {self.name!r} lie in {low:g}..{high:g} but 0 is black and 1 is white; "
+                f"explorer: images of scene {self.name!r} are in {low:g}..{high:g} but 0 is black and 1 is white; "
                 "divide bytes by 255"
             )
         if self.target.ndim != 3 or (self.valid is not None and self.valid.shape != self.target.shape):
@@ -116,16 +116,15 @@ class Scene:
 
 @dataclass(frozen=True)
 class View:
-    """What a reshaper makes of one scene.
+    """Hold a reshaper's view of one scene.
 
     Attributes:
         prediction: (k, rows, cols), probabilities.
-        weights: W of the chosen cells, (q, n, h, w) or per head (a, q, n, h, w), ≥ 0: how much each feature feeds each
-            cell. A feature stands where it lies in the images, also where tokens were permuted: moved back then.
+        weights: W of the chosen cells, (q, n, h, w) or per head (a, q, n, h, w), ≥ 0: the influence of each feature
+            on each cell. Features are at their positions in the images; permuted tokens are moved back.
 
     Raises:
-        InputError: when these have other dimensions, a prediction is no probability, or weights are negative or not
-            finite.
+        InputError: when shapes differ, a prediction is not a probability, or weights are negative or not finite.
     """
 
     prediction: Tensor
@@ -144,30 +143,30 @@ class View:
         low, high = (float(value) for value in self.prediction.aminmax())
         if not (-ROUNDING <= low <= high <= 1 + ROUNDING):
             raise InputError(
-                f"explorer: a prediction lies in {low:g}..{high:g} but a probability in 0..1; give logits.sigmoid()"
+                f"explorer: a prediction is in {low:g}..{high:g} but a probability in 0..1; give logits.sigmoid()"
             )
         low, high = (float(value) for value in self.weights.aminmax())
         if not (0 <= low <= high < float("inf")):
             raise InputError(
-                f"explorer: weights lie in {low:g}..{high:g}; the heat map shows how much, from 0: give finite "
-                "magnitudes, as W.abs()"
+                f"explorer: weights are in {low:g}..{high:g}; the heat map shows magnitudes: give finite "
+                "values ≥ 0, as W.abs()"
             )
 
     @property
     def heads(self) -> Tensor:
-        """Weights (a, q, n, h, w)."""
+        """Return weights (a, q, n, h, w)."""
         return self.weights if self.weights.ndim == 5 else self.weights.unsqueeze(0)
 
 
 @dataclass(frozen=True)
 class ExplorerEntry:
-    """One reshaper and what it makes of every scene.
+    """Hold one reshaper and its views of every scene.
 
     Attributes:
         name: in the list of reshapers.
-        source: the features it reads; says which pixel a feature is centred on.
+        source: shape of the features it reads; gives the pixel at each feature's centre.
         cells: those whose weights are shown.
-        views: for every scene, its views by how the tokens were ordered, such as ``{"in order": …, "permuted": …}``;
+        views: for every scene, its views by the order of tokens, such as ``{"in order": …, "permuted": …}``;
             the first is shown first.
         heads: names of the a heads.
 
@@ -194,19 +193,19 @@ class ExplorerEntry:
                 if tuple(view.heads.shape) != wanted:
                     raise InputError(
                         f"explorer: reshaper {self.name!r}, scene {number}, {order}: weights are "
-                        f"{tuple(view.heads.shape)} (heads, cells, cameras, h, w) but its heads, cells and source say "
+                        f"{tuple(view.heads.shape)} (heads, cells, cameras, h, w) but its heads, cells and source give "
                         f"{wanted}; take the rows cells.queries of W, and name every head"
                     )
 
     @property
     def orders(self) -> list[str]:
-        """Names of the orders."""
+        """Return the names of the orders."""
         return list(self.views[0])
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """Scenes and reshapers, side by side.
+    """Hold scenes and reshapers, side by side.
 
     Attributes:
         scenes: the inputs.
@@ -216,8 +215,8 @@ class Explorer:
         camera_names: of the n cameras.
 
     Raises:
-        InputError: when there is nothing to show, or scenes and reshapers are not of these classes, grid and cameras,
-            or of each other.
+        InputError: when there is nothing to show, or scenes and reshapers do not match these classes, grid and cameras,
+            or each other.
     """
 
     scenes: Sequence[Scene]
@@ -236,7 +235,7 @@ class Explorer:
             if tuple(scene.target.shape) != bev or len(scene.images) != n:
                 raise InputError(
                     f"explorer: scene {scene.name!r} has target {tuple(scene.target.shape)} and {len(scene.images)} "
-                    f"cameras but classes, grid and camera_names say {bev} and {n}; make them of one source"
+                    f"cameras but classes, grid and camera_names give {bev} and {n}; make them from one source"
                 )
         for entry in self.entries:
             self._check(entry, bev)
@@ -258,6 +257,6 @@ class Explorer:
                 if tuple(view.prediction.shape) != bev:
                     raise InputError(
                         f"{who}, scene {scene.name!r}, {order}: prediction is {tuple(view.prediction.shape)} but "
-                        f"classes and grid say {bev}; upsample it as the head does"
+                        f"classes and grid give {bev}; upsample it as the head does"
                     )
             source.check_covers(scene.cameras.image_size, f"{who}, scene {scene.name!r}")

@@ -1,6 +1,6 @@
-"""The explorer packed for a page: images, bird's-eye views, and how much every image feature feeds the cells.
+"""Pack the explorer for a page: images, bird's-eye views, and the influence of every image feature on the cells.
 
-Everything geometric is computed here, by :class:`~bevreshape.geometry.Cameras`; the page only looks it up and draws.
+Everything geometric is computed here, by :class:`~bevreshape.geometry.Cameras`; the page only reads and draws it.
 """
 
 import base64
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR, apply_homography
-from bevreshape.reporting.drawing import GROUND, UNKNOWN, as_they_look, class_palette, draw_bev
+from bevreshape.reporting.drawing import GROUND, UNKNOWN, arrange_by_heading, class_palette, draw_bev
 from bevreshape.reporting.explorer import Cells, Explorer, Scene, View
 from bevreshape.reshapers import FeatureShape
 
 IMAGE_WIDTH_PX = 640
-"""Wider images are shown at this width; pixels in words stay those of the full size."""
+"""Width at which wider images are shown; pixels in texts are those of the full size."""
 JPEG_QUALITY = 90
 COLOR_MAP = "inferno"
 """Perceptually uniform and readable with any colour vision."""
@@ -33,7 +33,7 @@ COLOR_MAP = "inferno"
 def quantise(
     weights: Float[Tensor, "q n h w"],
 ) -> tuple[UInt8[np.ndarray, "q t"], Float32[np.ndarray, "q"], Float32[np.ndarray, "q"]]:
-    """8 bits a weight: a cell's largest is 255.
+    """Quantise weights to 8 bits; a cell's largest is 255.
 
     Returns:
         The bytes, of the tokens camera by camera and row by row; the value of one step, so that ``bytes · step`` is W
@@ -46,17 +46,16 @@ def quantise(
 
 
 def pack(weights: Float[Tensor, "q n h w"]) -> str:
-    """W as text: base64 of zlib of the steps, the sums (both little-endian float32) and the bytes of
-    :func:`quantise`."""
+    """Return W as text: base64 of zlib of :func:`quantise`'s steps, sums (both little-endian float32) and bytes."""
     levels, step, total = quantise(weights)
     content = step.astype("<f4").tobytes() + total.astype("<f4").tobytes() + levels.tobytes()
     return base64.b64encode(zlib.compress(content, 9)).decode()
 
 
 def explorer_data(explorer: Explorer) -> dict[str, Any]:
-    """All that the page needs, as plain values for JSON.
+    """Return the data of the page, as plain values for JSON.
 
-    Weights stand once under ``weights``, also where several scenes or orders share them, and views hold their numbers.
+    Weights are stored once under ``weights``, also if several scenes or orders share them; views hold their indices.
     """
     store: dict[str, int] = {}
     lattices = list(dict.fromkeys(entry.cells for entry in explorer.entries))
@@ -91,12 +90,12 @@ def explorer_data(explorer: Explorer) -> dict[str, Any]:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Content that stands in the page itself."""
+    """Return content as an address inside the page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def image_uri(image: UInt8[np.ndarray, "height width 3"]) -> str:
-    """An image as JPEG or PNG, whichever is smaller."""
+    """Return the address of an image as JPEG or PNG, whichever is smaller."""
     files = {}
     for kind, options in (("jpeg", {"quality": JPEG_QUALITY, "subsampling": 0}), ("png", {"optimize": True})):
         file = io.BytesIO()
@@ -127,15 +126,15 @@ def _scene(
             for name, image, place in zip(explorer.camera_names, scene.images, places, strict=True)
         ],
         "target": _bev_uri(scene.target.bool(), explorer.classes, scene.valid),
-        # where the calibration sees each chosen cell: [camera, u, v]
+        # projection of each chosen cell: [camera, u, v]
         "projections": [_projections(scene.cameras, cells) for cells in lattices],
-        # what ground each feature's centre shows: [x, y], null where none of the grid's
+        # ground of each feature's centre: [x, y], null outside the grid
         "grounds": [_grounds(scene.cameras, source, explorer.grid) for source in sources],
     }
 
 
 def _projections(cameras: Cameras, cells: Cells) -> list[list[list[float | int]]]:
-    """For every cell, [camera, u, v] of its centre on the ground in each camera that sees it."""
+    """Project every cell's centre on the ground: [camera, u, v] in each camera that observes it."""
     ground = cells.centers.to(cameras.intrinsics)
     pixels, depth = cameras.project(torch.cat([ground, torch.zeros_like(ground[:, :1])], dim=1)[None])
     seen = cameras.sees(pixels, depth)[0].cpu()  # n q
@@ -147,8 +146,7 @@ def _projections(cameras: Cameras, cells: Cells) -> list[list[list[float | int]]
 
 
 def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list[float | int] | None]:
-    """For every feature, camera by camera, the ground (x, y) on which its centre looks; ``None`` where outside the
-    grid."""
+    """Return the ground (x, y) at every feature's centre, camera by camera; ``None`` outside the grid."""
     pixels = source.pixels(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)
     ground, side = (part[0] for part in apply_homography(cameras.ground_from_pixel, pixels))  # n t 2, n t
     inside = (
@@ -164,9 +162,8 @@ def _grounds(cameras: Cameras, source: FeatureShape, grid: BEVGrid) -> list[list
 
 
 def _places(ego_from_cam: Float[Tensor, "n 4 4"]) -> list[list[int]]:
-    """[row, column] of every camera's image: those that look ahead above those that look back, each from left to
-    right."""
-    rows = as_they_look(ego_from_cam)
+    """Return [row, column] of every camera's image; cameras facing ahead are above, each row from left to right."""
+    rows = arrange_by_heading(ego_from_cam)
     places = {camera: [row, column] for row, cameras in enumerate(rows) for column, camera in enumerate(cameras)}
     return [places[camera] for camera in range(len(ego_from_cam))]
 
@@ -182,7 +179,7 @@ def _grid(grid: BEVGrid) -> dict[str, Any]:
 
 
 def _rounded(values: Tensor) -> Any:
-    """To hundredths, of a metre or a pixel."""
+    """Round to hundredths, of a metre or a pixel."""
     return np.round(values.detach().double().cpu().numpy(), 2).tolist()
 
 
@@ -204,6 +201,6 @@ def _bev_uri(bev: Tensor, classes: Sequence[str], valid: Tensor | None) -> str:
 
 @cache
 def _colors() -> str:
-    """256 colours as hexadecimal RGB."""
+    """Return 256 colours as hexadecimal RGB."""
     table = matplotlib.colormaps[COLOR_MAP](np.arange(256), bytes=True)[:, :3]
     return table.tobytes().hex()

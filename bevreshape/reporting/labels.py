@@ -1,4 +1,4 @@
-"""What runs are called in tables and figures: what tells them apart, in few words."""
+"""Name runs in tables and figures by their distinguishing settings."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -8,18 +8,18 @@ from bevreshape.reporting.tables import short_names
 from bevreshape.training.loggers import snake_case
 
 GROUPS = ("reshaper", "data", "encoder", "head", "objective", "metric", "optimizer", "augment", "trainer")
-"""Of settings, the first of which says most about a run."""
+"""Prefixes of settings, the most informative first."""
 
 LONGEST = 28
-"""Characters of a value in a name."""
+"""Highest number of characters of a value in a name."""
 
 
 def labels(rows: Sequence[list[Run]], without: Collection[str] = ()) -> list[str]:
-    """A name for every row of runs: its kind, and of the settings as few as tell the rows of a kind apart.
+    """Name every row of runs: its kind, and as few settings as distinguish the rows of a kind.
 
     Args:
-        rows: runs that differ in nothing but their seed each.
-        without: settings that are not told; rows that differ in these alone share a name.
+        rows: runs of a row differ only in their seed.
+        without: settings to leave out; rows that differ only in these share a name.
     """
     keys = sorted((key for key in differing(rows) if key not in without), key=_rank)
     kinds = _shortened_kinds([runs[0].kind for runs in rows])
@@ -51,8 +51,8 @@ def labels(rows: Sequence[list[Run]], without: Collection[str] = ()) -> list[str
     return result
 
 
-def told_apart(rows: Sequence[list[Run]]) -> list[str]:
-    """Of every row all settings in which the rows differ, as ``key=value``."""
+def distinguishing_settings(rows: Sequence[list[Run]]) -> list[str]:
+    """Return, for every row, all settings in which the rows differ, as ``key=value``."""
     keys = sorted(differing(rows), key=_rank)
     names = short_names([key.removesuffix("._target_") for key in keys])
     written = [[(name, _written(key, runs[0])) for key, name in zip(keys, names, strict=True)] for runs in rows]
@@ -60,7 +60,7 @@ def told_apart(rows: Sequence[list[Run]]) -> list[str]:
 
 
 def figure_text(text: str) -> str:
-    """Text on one line that matplotlib draws as it is: dollars begin no formula there, nor do underscores hide it."""
+    """Escape text for matplotlib, on one line: dollars begin no formula, and leading underscores do not hide it."""
     plain = " ".join(text.split()).replace("$", r"\$")
     return f" {plain}" if plain.startswith("_") else plain
 
@@ -86,7 +86,7 @@ def _cut(text: str) -> str:
 
 
 def _shortened_kinds(kinds: Sequence[str]) -> list[str]:
-    """Without the words at the end that all have, such as the data's name."""
+    """Remove the common words at the end, such as the data's name."""
     parts = [kind.split("-") for kind in kinds]
     while len(set(kinds)) > 1 and all(len(words) > 1 for words in parts) and len({words[-1] for words in parts}) == 1:
         parts = [words[:-1] for words in parts]

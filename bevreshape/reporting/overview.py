@@ -1,4 +1,4 @@
-"""Sections of a report that any runs have: learning curves, costs, sweeps and examples."""
+"""Write the sections of a report on runs: learning curves, costs, sweeps and examples."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,29 +10,29 @@ from matplotlib.figure import Figure
 from bevreshape.analysis.costs import forward_flops, ring
 from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.reporting.drawing import draw_sample
-from bevreshape.reporting.labels import figure_text, labels, told_apart
+from bevreshape.reporting.labels import distinguishing_settings, figure_text, labels
 from bevreshape.reporting.page import FIGURE_STYLE, Chart, Section, Table
 from bevreshape.reporting.reported_model import IOU, ReportedModel, mean_iou
 from bevreshape.reporting.runs import Run, differing, mean_spread, stopped_early
 from bevreshape.reshapers import Reshaper
 
 STYLES = ("-", "--", ":", "-.")
-"""Of lines, the next where all colours are taken."""
+"""Styles of lines; the next one follows when all colours are used."""
 
 COLORS = FIGURE_STYLE["axes.prop_cycle"].by_key()["color"]
 
 LEGEND_CHARACTERS = 100
-"""Of a line of a legend in a figure of 7 inches."""
+"""Characters in a line of a legend, for a figure of 7 inches."""
 
 
 def results(rows: Sequence[list[Run]]) -> Section:
-    """IoU of every configuration, and the settings in which it differs from the rest."""
+    """Tabulate IoU of every configuration, and the settings in which it differs from the others."""
     found = dict.fromkeys(
         key for runs in rows for key in runs[0].metrics if key.startswith("test/iou/") and key.count("/") == 2
     )
     classes = sorted(found, key=lambda key: key != f"test/{IOU}")  # the mean first
-    told = told_apart(rows)
-    settings = any(told)
+    distinguishing = distinguishing_settings(rows)
+    settings = any(distinguishing)
     headings = (
         "run",
         *(["settings that differ"] if settings else []),
@@ -41,13 +41,13 @@ def results(rows: Sequence[list[Run]]) -> Section:
     )
     lines = [
         (label, *([words] if settings else []), str(len(runs)), *(mean_spread(runs, key) for key in classes))
-        for label, words, runs in zip(labels(rows), told, rows, strict=True)
+        for label, words, runs in zip(labels(rows), distinguishing, rows, strict=True)
     ]
     return Section("Results", stopped_early(rows), table=Table(headings, tuple(lines)))
 
 
 def curves(rows: Sequence[list[Run]]) -> Section | None:
-    """IoU on the validation split while training."""
+    """Draw IoU on the validation split during training."""
     lines: dict[str, dict[int, list[float]]] = {}
     for runs, label in zip(rows, labels(rows), strict=True):
         steps: dict[int, list[float]] = {}
@@ -72,7 +72,7 @@ def curves(rows: Sequence[list[Run]]) -> Section | None:
 
 
 def costs(shown: Sequence[ReportedModel]) -> Section:
-    """IoU against operations of the view transformer."""
+    """Draw IoU against operations of the view transformer."""
     figure, axes = _figure()
     lines = []
     for number, one in enumerate(shown, 1):
@@ -87,13 +87,15 @@ def costs(shown: Sequence[ReportedModel]) -> Section:
     axes.margins(x=0.1)
     alt = "Test IoU against the operations that each view transformer takes."
     table = Table(("", "run", "parameters", "MFLOP", "mean IoU"), tuple(lines))
-    text = "The figures beside the points are those of the table's rows."
+    text = "The numbers next to the points are the table's rows."
     return Section("Cost against IoU", text, (Chart(figure, alt),), table)
 
 
 def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
-    """IoU against every number that was swept, such as calibration jitter or the number of training scenes; of numbers
-    that were swept together against the first."""
+    """Draw IoU against every swept number, such as calibration jitter or the number of training scenes.
+
+    Of numbers that were swept together, the first is the axis.
+    """
     sections = []
     axes_of: dict[tuple[tuple[int, ...], ...], list[str]] = {}
     for key in differing(rows):
@@ -122,7 +124,7 @@ def sweeps(rows: Sequence[list[Run]]) -> list[Section]:
         alt = f"Test IoU against {key} for {', '.join(lines)}."
         text = "Bars are the standard deviation of the seeds."
         if len(together) > 1:
-            text += f" With it went {', '.join(other for other in together if other != key)}."
+            text += f" Swept together with it: {', '.join(other for other in together if other != key)}."
         sections.append(Section(f"IoU against {key}", text, (Chart(figure, alt),)))
     return sections
 
@@ -133,7 +135,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _legend(figure: Figure, names: Sequence[str]) -> None:
-    """Below the axes, in as many columns as hold the longest name, for which the figure grows."""
+    """Draw a legend below the axes, in as many columns as fit the longest name; the figure grows."""
     columns = max(1, LEGEND_CHARACTERS // (max(map(len, names)) + 6))
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.2 * -(-len(names) // columns))
@@ -141,7 +143,7 @@ def _legend(figure: Figure, names: Sequence[str]) -> None:
 
 
 def examples(shown: Sequence[ReportedModel], batch: BEVBatch) -> Section:
-    """Image, target and prediction of the first sample."""
+    """Show image, target and prediction of the first sample."""
     charts, first = [], batch[:1]
     target = first.targets[SEGMENTATION]
     for one in shown:
@@ -156,7 +158,7 @@ def examples(shown: Sequence[ReportedModel], batch: BEVBatch) -> Section:
 
 
 def flops_of(reshaper: Reshaper) -> int:
-    """Operations of a forward pass of one sample."""
+    """Count operations of a forward pass of one sample."""
     source = reshaper.source
     size = (round(source.height * source.stride), round(source.width * source.stride))
     rig = ring(source.cameras, size, 1, torch.device("cpu"))

@@ -1,7 +1,7 @@
-"""The page itself: what was claimed and what was measured, as one HTML file that needs no network and opens from disk.
+"""Render the page: claims and measurements, as one HTML file that opens from disk without a network.
 
-Its order is that of reading: claims, the sections as they are given (learning curves, cost against IoU, jitter and data
-scaling, examples), and the explorer. What is not given is left out.
+Its order is: claims, the given sections (learning curves, cost against IoU, jitter and data scaling, examples), and the
+explorer. Parts that are not given are left out.
 """
 
 import base64
@@ -52,17 +52,17 @@ FIGURE_STYLE: dict[str, Any] = {
     "ytick.labelsize": 8,
     "figure.constrained_layout.use": True,
 }
-"""How figures of the page look, for ``matplotlib.rc_context``; colours after Okabe and Ito (2008)."""
+"""Style of the page's figures, for ``matplotlib.rc_context``; colours after Okabe and Ito (2008)."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the claims table, in words and figures that are ready to read.
+    """Hold one row of the claims table, as formatted texts.
 
     Attributes:
         number: of the claim, such as ``A7``.
-        claim: what is said.
-        measurement: what was measured, and on what.
+        claim: in words.
+        measurement: the measured quantity and its data.
         value: the result with its interval.
         verdict: such as ``attention ahead``.
     """
@@ -76,7 +76,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """Words and figures in columns; those that hold nothing but figures are set flush right.
+    """Hold words and figures in columns; columns of figures alone are right-aligned.
 
     Raises:
         InputError: when a row has more or fewer entries than there are columns.
@@ -95,7 +95,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Whether every entry of a column begins with a figure, or is empty."""
+        """Return, for each column, whether every entry begins with a figure or is empty."""
         return tuple(
             any(row[i] for row in self.rows)
             and all(row[i].lstrip("−-+±<≤>≥≈ ")[:1].isdigit() for row in self.rows if row[i])
@@ -105,11 +105,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of matplotlib, or an image (height, width, 3) in uint8.
+    """Hold a figure of matplotlib, or an image (height, width, 3) in uint8.
 
     Attributes:
-        figure: what is shown; the page holds it as SVG or PNG, whichever is smaller, an image as JPEG or PNG.
-        alt: what it says, for those who cannot see it.
+        figure: stored in the page as SVG or PNG, whichever is smaller, an image as JPEG or PNG.
+        alt: text alternative.
         caption: the line below.
 
     Raises:
@@ -122,7 +122,7 @@ class Chart:
 
     def __post_init__(self) -> None:
         if not self.alt.strip():
-            raise InputError("report: a chart's alt text is empty; say in a sentence what it shows")
+            raise InputError("report: a chart's alt text is empty; describe the chart in one sentence")
         if not isinstance(self.figure, Figure) and not _is_image(self.figure):
             what = f"{type(self.figure).__name__} of shape {getattr(self.figure, 'shape', None)}"
             raise InputError(
@@ -132,10 +132,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A title, text whose paragraphs are parted by empty lines, charts and a table.
+    """Hold a title, text with empty lines between paragraphs, charts and a table.
 
     Raises:
-        InputError: when it says nothing.
+        InputError: when it is empty.
     """
 
     title: str
@@ -150,16 +150,16 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """What the page shows, in this order.
+    """Hold the content of the page, in this order.
 
     Attributes:
         title: of the page.
-        text: what it is about, below the title.
+        text: introduction, below the title.
         claims: rows of the first table.
-        claims_text: how they were measured and judged, above it.
-        sections: as they shall stand: learning curves, cost against IoU, jitter and data scaling, examples.
+        claims_text: method of measurement and judgement, above it.
+        sections: in order: learning curves, cost against IoU, jitter and data scaling, examples.
         explorer: the last part.
-        source: where it comes from, at the foot: command, runs, version.
+        source: origin, at the foot: command, runs, version.
     """
 
     title: str
@@ -172,7 +172,7 @@ class Report:
 
 
 def render(report: Report) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Raises:
         InputError: when it would exceed 8 MB.
@@ -197,7 +197,7 @@ def render(report: Report) -> str:
 
 
 def write(report: Report, path: str | Path) -> None:
-    """Write the page; the file is there only when it is whole.
+    """Write the page atomically; the file exists only when it is complete.
 
     Raises:
         InputError: when it would exceed 8 MB, or cannot be written.
@@ -214,7 +214,7 @@ def _part(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """A Content-Security-Policy by which nothing is loaded, and this style and this script alone apply."""
+    """Return a Content-Security-Policy that loads nothing and allows only this style and this script."""
     style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in (style, script)
     )
@@ -225,7 +225,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _embedded(chart: Chart) -> dict[str, Any]:
-    """Address, size in CSS pixels and words of a chart."""
+    """Return address, size in CSS pixels and texts of a chart."""
     if isinstance(chart.figure, Figure):
         width, height = (round(96 * inches) for inches in chart.figure.get_size_inches())
         address = _figure_uri(chart.figure)
@@ -237,7 +237,7 @@ def _embedded(chart: Chart) -> dict[str, Any]:
 
 def _figure_uri(figure: Figure) -> str:
     svg, png = io.BytesIO(), io.BytesIO()
-    # the same figure always makes the same file
+    # the same figure always gives the same file
     with matplotlib.rc_context({"svg.hashsalt": "bevreshape"}):
         figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(png, format="png", dpi=PNG_DPI)
@@ -247,7 +247,7 @@ def _figure_uri(figure: Figure) -> str:
 
 
 def _too_large(size: int, data: dict[str, Any] | None, charts: Sequence[Sequence[dict[str, Any]]]) -> str:
-    """How large, what of, and what to lower."""
+    """Return the size of the page, its parts, and the remedy."""
     remedies = {
         "weights": "show fewer scenes, reshapers, heads or orders, or choose_cells(grid, most=…) fewer cells",
         "images": "show fewer scenes",

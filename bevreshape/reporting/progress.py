@@ -1,4 +1,4 @@
-"""How far a long piece of work is, and how long it still takes: a bar on a terminal, a line now and then elsewhere."""
+"""Report progress and remaining time of long work: a bar on a terminal, occasional lines elsewhere."""
 
 import math
 import time
@@ -11,27 +11,27 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 FIRST_S = 10.0
-"""After which the first line is printed; the next comes after twice as long, and so on."""
+"""Seconds until the first line; the time until the next one doubles."""
 
 LONGEST_S = 600.0
-"""Most seconds from one line to the next."""
+"""Longest time between lines, seconds."""
 
 REDRAWN_S = 0.1
-"""Least seconds from one drawing of the bar to the next."""
+"""Shortest time between drawings of the bar, seconds."""
 
 T = TypeVar("T")
 
 
 class Progress:
-    """Says on stderr how much of a piece of work is done, for ``with``.
+    """Report the progress of work on stderr; used with ``with``.
 
-    No thread of its own draws it: processes may be forked meanwhile, and nothing is printed but in :meth:`advance`.
-    Work of less than ten seconds prints nothing where stderr is no terminal.
+    No thread draws it, since processes may be forked meanwhile; only :meth:`advance` prints. Work below ten seconds
+    prints nothing where stderr is not a terminal.
 
     Args:
-        what: is being done, such as ``predicting``.
-        total: steps of it.
-        done: of these before, by an earlier run that this one goes on with.
+        what: the work, such as ``predicting``.
+        total: number of steps.
+        done: steps done by an earlier run, which this one resumes.
     """
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
@@ -39,7 +39,7 @@ class Progress:
         self.what = what
         self.note = ""
         self.effort: tuple[float, float] | None = None
-        """Of what this run has done and of what is left, where some steps take longer than others."""
+        """Relative time of the done and of the remaining steps, where some steps take longer than others."""
         self.total = total
         self.done = self._before = done
         self._began = self._drawn = time.monotonic()
@@ -49,10 +49,10 @@ class Progress:
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.fields[said]}", markup=False),
+                TextColumn("{task.fields[status]}", markup=False),
             )
             self._bar = Bar(*columns, console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
-            self._task = self._bar.add_task(what, total=total, completed=done, said="")
+            self._task = self._bar.add_task(what, total=total, completed=done, status="")
 
     def __enter__(self) -> "Progress":
         self.start()
@@ -67,28 +67,28 @@ class Progress:
             self._bar.start()
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
 
     def advance(self, steps: int = 1) -> None:
-        """Count steps that are done."""
+        """Count finished steps."""
         self.done += steps
         now = time.monotonic()
         if self._bar is not None:
             if now - self._drawn >= REDRAWN_S:
                 self._draw(now)
         elif now >= self._due and self.done < self.total:
-            self.say(f"{self.what}: {self._said(now)}")
+            self.print(f"{self.what}: {self._status(now)}")
             self._due = now + min(now - self._began, LONGEST_S)
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line above the bar."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the bar away while something else prints."""
+        """Hide the bar while other code prints."""
         self.stop()
         yield
         self.start()
@@ -96,12 +96,12 @@ class Progress:
     def _draw(self, now: float) -> None:
         assert self._bar is not None
         self._drawn = now
-        said = self._said(now)
+        status = self._status(now)
         self._bar.update(
-            self._task, description=self.what, total=self.total, completed=self.done, said=said, refresh=True
+            self._task, description=self.what, total=self.total, completed=self.done, status=status, refresh=True
         )
 
-    def _said(self, now: float) -> str:
+    def _status(self, now: float) -> str:
         here, spent = self.done - self._before, now - self._began
         done, rest = self.effort or (here, self.total - self.done)
         left = f", about {duration(spent / done * rest)} left" if done else ""
@@ -110,12 +110,12 @@ class Progress:
 
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """The items, one after another, with their progress on stderr.
+    """Yield the items, and report progress on stderr.
 
     Args:
-        items: of a known number.
-        what: is being done with them.
-        total: how many there are, where they have no length.
+        items: a known number of them.
+        what: the work on them.
+        total: their number, if they have no length.
     """
     if total is None:
         assert isinstance(items, Sized)
@@ -127,7 +127,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 
 def duration(seconds: float | int) -> str:
-    """As people say it, in its two largest units: ``9 s``, ``2 min 30 s``, ``1 h 5 min``."""
+    """Format a duration in its two largest units: ``9 s``, ``2 min 30 s``, ``1 h 5 min``."""
     whole = math.ceil(seconds)
     if whole < 60:
         return f"{whole} s"

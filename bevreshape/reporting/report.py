@@ -1,4 +1,4 @@
-"""Finished runs, sweeps and studies as one page."""
+"""Report finished runs, sweeps and studies as one page."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from bevreshape import __version__
 from bevreshape.config.allowed import read_trust
 from bevreshape.experiments.levels import PLAN_FILE, Study
 from bevreshape.experiments.page import claims, sections
-from bevreshape.reporting.explore import explorer, fitting
+from bevreshape.reporting.explore import explorer, fit_explorer
 from bevreshape.reporting.explorer_data import explorer_data
 from bevreshape.reporting.overview import costs, curves, examples, results, sweeps
 from bevreshape.reporting.page import FIGURE_STYLE, MOST_BYTES, Report, render, write
@@ -23,7 +23,7 @@ from bevreshape.reporting.runs import Run, grouped, read_runs
 log = logging.getLogger(__name__)
 
 ROOM_FOR_REMARKS = 20_000
-"""Bytes of a page for what is said of that which was left out, and for signs that HTML spells out."""
+"""Bytes of a page reserved for remarks on parts left out, and for escaped characters of HTML."""
 
 RUNS_TEXT = (
     "IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the standard "
@@ -31,8 +31,8 @@ RUNS_TEXT = (
 )
 
 CLAIMS_TEXT = (
-    "Rows of the study, those first that were named before anything was measured. Ratios are means over the seeds with "
-    "the interval that holds the true mean with 95 % confidence; the rules stand below."
+    "Rows of the study; the rows named before the measurements come first. Ratios are means over the seeds with the "
+    "95 % confidence interval of the mean; the rules are given below."
 )
 
 
@@ -44,14 +44,14 @@ def write_report(
     probes: int = 2,
     trust: Sequence[str] = (),
 ) -> None:
-    """Collect the runs, and of studies the claims and figures, and write the page."""
+    """Collect the runs, and the claims and figures of studies, and write the page."""
     trust = read_trust(trust)
     plans = [plan for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
     studies = [Study.stored(plan.parent) for plan in plans]
     alone = [plan.parent for plan in plans]
     rows = grouped([run for folder in folders if folder not in alone for run in read_runs(folder)])
     rows.sort(key=lambda runs: -mean_iou(runs))
-    style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
+    style: Any = FIGURE_STYLE  # its keys have types of their own
     with matplotlib.rc_context(style):
         page = Report(
             title="View transformers compared",
@@ -70,10 +70,10 @@ def write_report(
 def with_runs(
     page: Report, rows: Sequence[list[Run]], samples: int, cells: int, probes: int, trust: Sequence[str]
 ) -> tuple[Report, list[str]]:
-    """A page with sections about runs, and as much of the explorer as fits on it.
+    """Return a page with sections on runs, and as much of the explorer as fits.
 
     Returns:
-        The page, and remarks about what was left out.
+        The page, and remarks on the parts left out.
     """
     shown, remarks = comparable(rows, trust)
     reference = shown[0].runs[0]
@@ -85,7 +85,7 @@ def with_runs(
         whole, scenes=whole.scenes[:1], entries=[replace(one, views=one.views[:1]) for one in whole.entries[:1]]
     )
     around = len(render(replace(page, explorer=least)).encode()) - len(json.dumps(explorer_data(least)))
-    fitted, left_out = fitting(whole, MOST_BYTES - around - ROOM_FOR_REMARKS)
+    fitted, left_out = fit_explorer(whole, MOST_BYTES - around - ROOM_FOR_REMARKS)
     remarks += left_out
     return replace(page, explorer=fitted, source=" ".join([page.source, *remarks])), remarks
 

@@ -1,4 +1,4 @@
-"""What a report compares: configurations that have finished, with the model of each one's first seed."""
+"""Load the models that a report compares: those of the first seed of each finished configuration."""
 
 import statistics
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ IOU = "iou/mean"
 
 @dataclass(frozen=True)
 class ReportedModel:
-    """A configuration and its first seed's model."""
+    """Hold a configuration and the model of its first seed."""
 
     label: str
     runs: Sequence[Run]
@@ -30,7 +30,7 @@ class ReportedModel:
 
     @property
     def data(self) -> dict[str, Any]:
-        """What its test samples depend on."""
+        """Return the settings of its test samples."""
         apart = ("data.scenes.train", "data.scenes.val")
         settings = self.runs[0].settings
         return {
@@ -41,10 +41,10 @@ class ReportedModel:
 
     @property
     def reshaper(self) -> Reshaper:
-        """Its view transformer.
+        """Return its view transformer.
 
         Raises:
-            InputError: when it is of a foreign kind.
+            InputError: when it is not a ``Reshaper``.
         """
         found = self.model.reshaper
         if not isinstance(found, Reshaper):
@@ -53,8 +53,7 @@ class ReportedModel:
 
 
 def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[ReportedModel], list[str]]:
-    """Those of the configurations that look through the same cameras at the same cells as the best one that can be
-    loaded, and why the others are not compared.
+    """Return the configurations with the cameras and cells of the best loadable one, and remarks on the others.
 
     Raises:
         InputError: when none can be loaded.
@@ -65,14 +64,13 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Re
         try:
             model, spec, _ = load_model(str(runs[0].checkpoint), trust)
             one = ReportedModel(label, runs, model, spec)
-            one.reshaper  # noqa: B018  # refused here if it is of a foreign kind
+            one.reshaper  # noqa: B018  # refused here if it is not a Reshaper
         except InputError as error:
             remarks.append(f"Not compared: {label}, {error}.")
             continue
         if shown and spec != shown[0].spec:
             remarks.append(
-                f"Not compared: {label}, whose cameras, images, classes or cells are others than those of "
-                f"{shown[0].label}."
+                f"Not compared: {label}, whose cameras, images, classes or cells differ from those of {shown[0].label}."
             )
             continue
         if shown and one.data != shown[0].data:
@@ -84,13 +82,13 @@ def comparable(rows: Sequence[list[Run]], trust: Sequence[str]) -> tuple[list[Re
 
 
 def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: Any) -> BEVBatch:
-    """The first samples of a run's test split, on the CPU.
+    """Return the first samples of a run's test split, on the CPU.
 
     Args:
-        run: whose.
-        samples: how many.
-        trust: packages whose classes its config may call, beside bevreshape.
-        changes: to the settings of its data that it has.
+        run: of the test split.
+        samples: their number.
+        trust: packages whose classes its config may call, in addition to bevreshape.
+        changes: of settings of its data.
     """
     config = stored_data(run, trust)
     config |= {key: value for key, value in changes.items() if key in config}
@@ -100,10 +98,10 @@ def first_batch(run: Run, samples: int, trust: Sequence[str] = (), **changes: An
 
 
 def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
-    """The ``data`` group of a run.
+    """Return the ``data`` group of a run.
 
     Raises:
-        InputError: when its config is damaged, names classes that are not allowed, or a place to write to.
+        InputError: when its config is damaged, names a class that is not allowed, or a path to write to.
     """
     path = run.folder / "config.yaml"
     data = read_config(path, trust, needed=("data",))["data"]
@@ -112,5 +110,5 @@ def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
 
 
 def mean_iou(runs: Sequence[Run]) -> float:
-    """On the test split, over classes and seeds."""
+    """Return mean IoU on the test split, over classes and seeds."""
     return statistics.mean(run.metrics[f"test/{IOU}"] for run in runs)

@@ -1,4 +1,4 @@
-"""Finished runs, found again and compared: those that differ in nothing but their seed belong together."""
+"""Find finished runs and compare them; runs that differ only in their seed form a row."""
 
 import json
 import math
@@ -16,7 +16,7 @@ UNCOUNTED = (
     "seed", "name", "resume", "data.root", "loader.num_workers", "data.generation_workers", "trainer.accelerator",
     "trainer.devices",
 )  # fmt: skip
-"""What may differ between the seeds of a row."""
+"""Settings that may differ between the seeds of a row."""
 
 UNCOUNTED_GROUPS = (
     "logger",
@@ -25,20 +25,20 @@ UNCOUNTED_GROUPS = (
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",
 )
-"""And what only says how a run is watched."""
+"""Settings that only concern the monitoring of a run."""
 
 
 def counts(key: str) -> bool:
-    """Whether another value of a setting makes another run."""
+    """Return whether another value of a setting makes another run."""
     return key not in UNCOUNTED and not any(key == group or key.startswith(f"{group}.") for group in UNCOUNTED_GROUPS)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was asked for and what came out.
+    """Hold the settings and the results of a run.
 
     Attributes:
-        folder: where it lies.
+        folder: of the run.
         kind: its name without the seed.
         settings: its resolved config, flat: ``a.b.c``.
         metrics: as in its ``metrics.json``.
@@ -51,12 +51,11 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Its best weights."""
+        """Return the path of its best weights."""
         return self.folder / "checkpoints" / "best.ckpt"
 
     def curve(self, key: str) -> list[tuple[int, float]]:
-        """Step and value of a metric that was logged while it ran, such as ``val/iou/mean``; none where nothing was
-        kept."""
+        """Return steps and values of a metric logged in training, such as ``val/iou/mean``; empty if not stored."""
         if not (self.folder / "history.csv").is_file():
             return []
         return [
@@ -65,7 +64,7 @@ class Run:
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The finished runs below a folder.
+    """Read the finished runs below a folder.
 
     Raises:
         InputError: when there is none, or one cannot be read.
@@ -96,7 +95,7 @@ def _check_metrics(metrics: Mapping[str, Any], path: Path) -> None:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """A run's resolved config, flat."""
+    """Return a run's resolved config, flat."""
     config = read_yaml(path)
     for key, kind in (("name", str), ("seed", int)):
         if type(config.get(key)) is not kind:
@@ -108,14 +107,14 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def flattened(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as ``a.b.c: value``."""
+    """Flatten nested mappings to ``a.b.c: value``."""
     if not isinstance(node, dict):
         return {prefix: node}
     return {k: v for key, value in node.items() for k, v in flattened(value, f"{prefix}.{key}".strip(".")).items()}
 
 
 def grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing but their seed."""
+    """Group runs that differ only in their seed."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         asked = {key: value for key, value in run.settings.items() if counts(key)}
@@ -123,12 +122,12 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
     for group in groups.values():
         seeds = [run.settings["seed"] for run in group]
         if len(set(seeds)) < len(seeds):
-            raise InputError(f"{group[0].kind}: seeds {sorted(seeds)} are there more than once; name fewer folders")
+            raise InputError(f"{group[0].kind}: seeds {sorted(seeds)} occur more than once; name fewer folders")
     return list(groups.values())
 
 
 def chosen(rows: Sequence[list[Run]], key: str) -> list[list[Run]]:
-    """Of rows that differ in one setting alone, that of the lowest loss on the validation split."""
+    """Return, of rows that differ in one setting alone, the row with the lowest loss on the validation split."""
     best: dict[str, list[Run]] = {}
     for runs in rows:
         if key not in runs[0].settings:
@@ -143,14 +142,17 @@ def chosen(rows: Sequence[list[Run]], key: str) -> list[list[Run]]:
 
 
 def differing(rows: Sequence[list[Run]]) -> list[str]:
-    """The settings that tell rows apart: of the options of a class, such as a reshaper or a data source, those that
-    tell its own rows apart, and no class that a run's kind tells already."""
+    """Return the settings that distinguish rows.
+
+    Options of a class, such as a reshaper or a data source, are compared among its own rows. A class in the name of the
+    run's kind is left out.
+    """
     keys = dict.fromkeys(key for runs in rows for key in runs[0].settings)
     return [key for key in keys if counts(key) and _differs(rows, key)]
 
 
 def tabulated(rows: Sequence[list[Run]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of a table, IoU as mean ± standard deviation of the seeds."""
+    """Return headings and cells of a table, IoU as mean ± standard deviation of the seeds."""
     keys = differing(rows)
     figures = list(dict.fromkeys(k for runs in rows for k in runs[0].metrics if re.fullmatch(r"test/iou/[^/]+", k)))
     headings = ["run", *keys, "seeds", *(key.removeprefix("test/iou/") for key in figures)]
@@ -162,7 +164,7 @@ def tabulated(rows: Sequence[list[Run]]) -> tuple[list[str], list[list[str]]]:
 
 
 def stopped_early(rows: Sequence[list[Run]]) -> str:
-    """A sentence that names the runs which early stopping has ended; empty where there is none."""
+    """Return a sentence naming the runs ended by early stopping; empty if there are none."""
     found = [
         f"{run.kind} with seed {run.settings['seed']}" + (f" after {steps:.0f} steps" if steps is not None else "")
         for runs in rows
@@ -170,7 +172,7 @@ def stopped_early(rows: Sequence[list[Run]]) -> str:
         if run.metrics.get("fit/stopped_early")
         for steps in [run.metrics.get("fit/steps")]
     ]
-    return f"TrainingInterrupted early: {', '.join(found)}." if found else ""
+    return f"Stopped early: {', '.join(found)}." if found else ""
 
 
 def _differs(rows: Sequence[list[Run]], key: str) -> bool:
@@ -186,7 +188,7 @@ def _differs(rows: Sequence[list[Run]], key: str) -> bool:
 
 
 def mean_spread(runs: Sequence[Run], key: str) -> str:
-    """Mean and, of several seeds, standard deviation of a metric."""
+    """Format the mean and, for several seeds, the standard deviation of a metric."""
     found = [run.metrics[key] for run in runs if run.metrics.get(key) is not None]
     if not found:
         return ""
@@ -198,6 +200,6 @@ def _loss(runs: Sequence[Run]) -> float:
     for run in runs:
         if run.metrics.get("val/loss") is None:
             raise InputError(
-                f"{run.folder / 'metrics.json'} has no val/loss, by which --choose chooses; name other folders"
+                f"{run.folder / 'metrics.json'} has no val/loss, which --choose compares; name other folders"
             )
     return statistics.mean(run.metrics["val/loss"] for run in runs)

@@ -1,4 +1,4 @@
-"""Tables on the console, in Markdown, and metrics as both and as a file."""
+"""Write tables on the console and in Markdown, and metrics as tables and a file."""
 
 import json
 import math
@@ -15,30 +15,30 @@ from rich.text import Text
 from bevreshape.storage.files import write_text
 
 UNLIMITED = 100_000
-"""Columns of a console that nothing is too wide for."""
+"""Width of a console without a limit, characters."""
 
 PROSE = 60
-"""Characters of a line of a sentence, where there is room for more."""
+"""Characters in a line of a sentence, where there is room for more."""
 
 SHORT = 16
-"""Characters of a line of a sentence, where there is hardly room."""
+"""Characters in a line of a sentence, where there is little room."""
 
 USUAL = 80
-"""Characters of a line of a log, as most people look at it."""
+"""Characters in a line of a log."""
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout so that every word of it can be read, its title above it and its caption below.
+    """Print a table on stdout with every word readable, its title above and its caption below.
 
-    In a file or a pipe every row is printed whole, however long its lines get; only headings wrap where 80 characters a
-    line suffice then, and long sentences do. On a terminal that is too narrow, words wrap first; where that is not
-    enough, the table goes on in further blocks of columns, each of which begins with those that tell the rows apart.
-    Square brackets are no markup and colons no emoji; colour is given as :class:`~rich.text.Text`.
+    In a file or a pipe every row is printed in full, whatever its length. Long sentences wrap, and headings do if 80
+    characters a line then suffice. On a terminal that is too narrow, words wrap first. If that is not enough, the table
+    continues in further blocks of columns, each beginning with the columns that distinguish the rows. Square brackets
+    are not markup and colons not emoji; colour is given as :class:`~rich.text.Text`.
     """
     console = Console()
     if table.title:
         console.print(_text(table.title), soft_wrap=True)
-    on_terminal = console.file.isatty()  # not rich's opinion, which FORCE_COLOR changes in a pipe too
+    on_terminal = console.file.isatty()  # not rich's is_terminal, which FORCE_COLOR changes in a pipe too
     columns = _columns(table, may_wrap=on_terminal)
     if not on_terminal:
         console = Console(width=USUAL if _fit(columns, USUAL, table) else UNLIMITED)
@@ -50,7 +50,7 @@ def print_table(table: Table) -> None:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column's words, and how many characters wide it is: whole, and at least, where no word is broken."""
+    """Hold a column's words, its full width, and its least width without broken words, in characters."""
 
     heading: Text
     cells: list[Text]
@@ -60,7 +60,7 @@ class _Column:
 
 
 def _columns(table: Table, may_wrap: bool) -> list[_Column]:
-    """What a table holds; where cells may not wrap, as in a file, only headings and sentences do."""
+    """Return the columns of a table; if cells may not wrap, as in a file, only headings and sentences do."""
     columns = []
     for column in table.columns:
         heading, cells = _text(column.header), [_text(cell) for cell in column.cells]
@@ -77,7 +77,7 @@ def _fit(columns: list[_Column], width: int, style: Table) -> bool:
 
 
 def _blocks(columns: list[_Column], width: int, style: Table) -> list[Table]:
-    """As many tables as it takes for none to be wider than ``width``."""
+    """Split a table into tables that are not wider than ``width``."""
     if _fit(columns, width, style):
         return [_fitted(columns, width, style)]
     keys = columns[: _distinguishing(columns)]
@@ -91,13 +91,13 @@ def _blocks(columns: list[_Column], width: int, style: Table) -> list[Table]:
 
 
 def _distinguishing(columns: list[_Column]) -> int:
-    """How many of the first columns tell all rows apart; one, where not even all of them do."""
+    """Return how many of the first columns distinguish all rows; one if all columns do not."""
     rows = list(zip(*([cell.plain for cell in column.cells] for column in columns), strict=True))
     return next((n for n in range(1, len(columns)) if len({row[:n] for row in rows}) == len(rows)), 1)
 
 
 def _fitted(columns: list[_Column], width: int, style: Table) -> Table:
-    """A table whose wide columns share the room that there is; words are broken only where there is none for them."""
+    """Return a table whose wide columns share the available width; words are broken only as a last resort."""
     room = width - _frame(len(columns), style)
     least = [column.least for column in columns]
     if sum(least) > room:
@@ -118,7 +118,7 @@ def _widths(columns: list[_Column], least: list[int], most: int) -> list[int]:
 
 
 def _frame(count: int, style: Table) -> int:
-    """Characters of a line that lie between and around so many columns."""
+    """Return the characters of a line between and around ``count`` columns."""
     table, console = _styled(style), Console(width=UNLIMITED)
     for _ in range(count):
         table.add_column(width=1)
@@ -148,8 +148,7 @@ def _text(cell: object) -> Text:
 
 
 def short_names(keys: Sequence[str]) -> list[str]:
-    """The last part of every dotted key; where that is another one's too, as many parts as it takes to tell them
-    apart."""
+    """Return the last part of every dotted key, or as many parts as distinguish it from the others."""
     names = []
     for key in keys:
         parts = key.split(".")
@@ -160,7 +159,7 @@ def short_names(keys: Sequence[str]) -> list[str]:
 
 
 def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: str) -> Table:
-    """IoU per class at 0.5, at the threshold best on the validation set where known, and per distance band."""
+    """Tabulate IoU per class at 0.5, at the validation set's best threshold if known, and per distance band."""
     bands = [key.rsplit("/", 1)[1] for key in metrics if key.startswith(f"test/iou/{classes[0]}/")]
     chosen = "test/iou_at_val_threshold"
     with_chosen = f"{chosen}/mean" in metrics
@@ -174,9 +173,8 @@ def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: s
     return table
 
 
-def own_table(values: Mapping[str, float], title: str | None = None) -> Table:
-    """Scalars named ``row/column``, where a row's name may have slashes of its own; a figure that does not exist is
-    left blank."""
+def dataset_metrics_table(values: Mapping[str, float], title: str | None = None) -> Table:
+    """Tabulate scalars named ``row/column``; a row's name may have slashes, and a missing figure is blank."""
     cells = {tuple(key.rpartition("/")[::2]): value for key, value in values.items()}
     columns = list(dict.fromkeys(column for _, column in cells))
     table = Table(title=title)
@@ -190,13 +188,13 @@ def own_table(values: Mapping[str, float], title: str | None = None) -> Table:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Write ``metrics.json``; a figure that does not exist (NaN) is null."""
+    """Write ``metrics.json``; an undefined figure (NaN) is null."""
     known = {key: None if math.isnan(value) else value for key, value in metrics.items()}
     write_text(folder / "metrics.json", json.dumps(known, indent=2) + "\n")
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with its line ends."""
+    """Return a table in Markdown, with its line ends."""
     first, *others = (
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n"
         for line in (headings, *rows)

@@ -47,15 +47,15 @@ def scene(size: tuple[int, int]) -> np.ndarray:
     return np.clip(image + generator.normal(0, 20, image.shape), 0, 255).astype(np.uint8)
 
 
-def folder(root: Path, size: tuple[int, int], lens: dict[str, Any] | None, image: np.ndarray) -> Path:
+def folder(root: Path, size: tuple[int, int], distortion: dict[str, Any] | None, image: np.ndarray) -> Path:
     """A camera folder of one frame."""
     focal = 0.7 * size[1]
     camera = {
         "name": "front", "image_size": list(size), "ego_from_cam": orthonormal(),
         "intrinsics": [[focal, 0, size[1] / 2 - 3], [0, focal, size[0] / 2 + 2], [0, 0, 1]],
     }  # fmt: skip
-    if lens is not None:
-        camera["distortion"] = lens
+    if distortion is not None:
+        camera["distortion"] = distortion
     (root / "images").mkdir()
     Image.fromarray(image).save(root / "images" / "a.png")
     (root / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [camera]}))
@@ -73,10 +73,10 @@ def spec_of(size: tuple[int, int], image_mode: str = "rgb") -> BEVSpec:
 
 
 @pytest.mark.parametrize(("stored", "wanted"), SIZES)
-@pytest.mark.parametrize("lens", LENSES)
-def test_a_fixed_rigs_images_are_the_programs_own(stored, wanted, lens: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("distortion", LENSES)
+def test_a_fixed_rigs_images_are_the_programs_own(stored, wanted, distortion: str, tmp_path: Path) -> None:
     image = scene(stored)
-    path = folder(tmp_path, stored, LENSES[lens], image)
+    path = folder(tmp_path, stored, LENSES[distortion], image)
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0].images[0].numpy()
     spec = spec_of(wanted)
     about = json.dumps(metadata(spec, stored_rig(path, spec)))
@@ -105,7 +105,7 @@ def test_any_rigs_images_and_intrinsics_are_the_programs_own(stored, wanted, tmp
     for key in ("intrinsics", "ego_from_cam"):
         np.testing.assert_allclose(prepared[key][0], getattr(expected, key).numpy(), rtol=1e-6, atol=1e-4)
     cameras[0]["distortion"] = LENSES["opencv"]
-    with pytest.raises(ValueError, match=r"camera front: its distortion names no intrinsics .* calibration=FILE"):
+    with pytest.raises(ValueError, match=r"camera front: its distortion has no intrinsics .* calibration=FILE"):
         prepare({"front": image}, cameras)
     chosen = read_calibration(path).of("a").intrinsics[0] * torch.tensor([[1.4], [1.4], [1]])
     cameras[0]["distortion"] = {**LENSES["opencv"], "intrinsics": chosen.tolist()}
@@ -174,7 +174,7 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
         ({"front": scene((64, 120))}, None, "camera front: the image is 64×120 but the program is for 64×128"),
         ({"front": scene((64, 128)) / 255}, None, "float64 .* give uint8"),
         ({"front": scene((64, 128))[..., 0]}, None, r"uint8 \(64, 128\); give uint8 of \(h, w, 3\) in RGB"),
-        ({"front": scene((64, 128))}, [], "has its rig inside"),
+        ({"front": scene((64, 128))}, [], "has a fixed rig"),
     ],
 )
 def test_what_does_not_fit_is_refused(images, cameras, message: str, tmp_path: Path) -> None:

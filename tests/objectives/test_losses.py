@@ -203,7 +203,7 @@ def test_a_name_without_known_classes_is_refused(case):
         (lambda: Focal(gamma=0.5), "gamma=0.5 must be 0 or at least 1"),
         (lambda: BCE({"road": -1.0}), "pos_weight.road=-1.0 must be a number > 0"),
         (lambda: WeightedSum({"bce": BCE()}, {"bce": 0.0}), "are all 0"),
-        (lambda: CentersLoss(0, 0.0), "teach nothing"),
+        (lambda: CentersLoss(0, 0.0), "leave no loss"),
         (lambda: BCE(class_weight=0.0, classes=CLASSES), "at least one class must count"),
         (lambda: WeightedSum({"bce": BCE()}, {"dice": 1.0}), r"terms are \['bce'\] but weights are \['dice'\]"),
     ],
@@ -257,7 +257,7 @@ def test_centers_compare_maps_with_classes_of_objects():
     target = ObjectCenters(torch.zeros(1, 2, 3, 4, 4), *torch.ones(2, 1, 2, 4, 4, dtype=torch.bool))
     batch = replace(labelled(torch.ones(1, 1, 4, 4) > 0), targets={"centers": target})
     three = Outputs({"centers": torch.zeros(1, 3, 4, 4)}, torch.zeros(()), {})
-    with pytest.raises(InputError, match=r"makes 3 maps but the data tells 2 classes.*set head.centers.out_channels=6"):
+    with pytest.raises(InputError, match=r"makes 3 maps but the data has 2 classes.*set head.centers.out_channels=6"):
         CentersLoss()(three, batch)
     with pytest.raises(InputError, match="batches have no target 'centers'"):
         CentersLoss()(three, labelled(torch.ones(1, 1, 4, 4) > 0))

@@ -169,8 +169,8 @@ def test_legends_wrap_and_hold_every_name_on_one_line_each():
     image = bev_sheet(bev, names)
     assert image.shape[1] == 256
     assert (image[:256, :256] == GROUND).all()
-    colours = {tuple(pixel) for pixel in image[256:].reshape(-1, 3)}
-    assert set(class_palette(names).values()) | {UNKNOWN} <= colours
+    colors = {tuple(pixel) for pixel in image[256:].reshape(-1, 3)}
+    assert set(class_palette(names).values()) | {UNKNOWN} <= colors
     few = bev_sheet(torch.zeros(1, 8, 8), ("road",))
     assert few.shape[0] < image.shape[0]
 

@@ -68,7 +68,7 @@ def test_a_terminal_gets_a_bar_with_the_time_left(clock: Clock, monkeypatch: pyt
     with Progress("[/] measuring", 8) as running:
         clock.now += 3
         running.advance(2)
-        running.say("a line above it")
+        running.print("a line above it")
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert "[/] measuring" in plain
     assert "2 of 8 in 3 s, about 9 s left" in plain

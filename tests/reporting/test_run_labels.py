@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from bevreshape.reporting import overview
-from bevreshape.reporting.labels import figure_text, labels, told_apart
+from bevreshape.reporting.labels import distinguishing_settings, figure_text, labels
 from bevreshape.reporting.runs import Run, differing, flattened, grouped
 
 MLP = {"_target_": "bevreshape.reshapers.MLP", "hidden": []}
@@ -45,7 +45,7 @@ def test_as_few_settings_as_it_takes_tell_the_rows_of_a_kind_apart() -> None:
     rows = grouped([swept("mlp", MLP, yaw, 0.1) for yaw in (0.0, 2.0)] + [swept("attention", ATTENTION, 0.0, 0.2)])
     assert labels(rows) == ["mlp pitch_deg=0.0", "mlp pitch_deg=1.0", "attention"]
     assert labels(rows, ["data.jitter.yaw_deg", "data.jitter.pitch_deg"]) == ["mlp", "mlp", "attention"]
-    assert told_apart(rows)[1] == "pitch_deg=1.0, yaw_deg=2.0, lr=0.1, max_steps=100"
+    assert distinguishing_settings(rows)[1] == "pitch_deg=1.0, yaw_deg=2.0, lr=0.1, max_steps=100"
 
 
 def test_loggers_and_what_is_drawn_make_no_other_run() -> None:

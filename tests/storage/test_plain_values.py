@@ -494,7 +494,7 @@ def test_run_that_stopped_early_at_a_step_that_is_not_known(run: Path) -> None:
     metrics: Mapping[str, Any] = json.loads((run / "metrics.json").read_text())
     for steps, said in ((None, "mlp-synthetic with seed 0."), (6, "mlp-synthetic with seed 0 after 6 steps.")):
         (run / "metrics.json").write_text(json.dumps({**metrics, "fit/stopped_early": 1.0, "fit/steps": steps}))
-        assert stopped_early([read_runs(run)]) == f"TrainingInterrupted early: {said}"
+        assert stopped_early([read_runs(run)]) == f"Stopped early: {said}"
 
 
 @pytest.mark.parametrize("text", CALLS)

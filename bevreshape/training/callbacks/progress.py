@@ -63,7 +63,7 @@ class RunProgress(ProgressBar):
             iou = f"IoU {metrics['val/iou/mean']:.3f}"
             loss = f", train loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else ""
             classes = (f"{key.removeprefix('val/iou/')} {metrics[key]:.3f}" for key in metrics if _is_class_iou(key))
-            self._progress.say(f"step {trainer.global_step:>6}: val {iou} ({'  '.join(classes)}){loss}")
+            self._progress.print(f"step {trainer.global_step:>6}: val {iou} ({'  '.join(classes)}){loss}")
             self._progress.what, self._progress.note = "training", iou
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
