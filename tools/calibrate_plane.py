@@ -1,20 +1,19 @@
-"""Where a camera stands and looks, from marks on flat ground: ``ego_from_cam`` where nobody has measured it.
+"""Estimate a camera's pose ``ego_from_cam`` from marks on flat ground.
 
-From points: four or more pixels whose places on the ground are known, as ``u,v,x,y``: pixels of the stored image, and
-metres ahead and to the left of the ego origin, which may be anywhere on the ground. Finds all of the pose.
+From points: four or more pixels with known ground positions, as ``u,v,x,y``: pixels of the stored image, and metres
+ahead and to the left of the ego origin, which may be anywhere on the ground. This gives the full pose.
 
-From lanes: two or more straight, parallel lines on the ground, equally far apart, each by two or more pixels ``u,v``.
+From lanes: two or more straight, parallel lines on the ground at equal distances, each by two or more pixels ``u,v``.
 The ego frame then has its origin on the ground below the camera and its x along the lines. Two lines give yaw, pitch
-and height of a camera that is assumed not to roll; three give the roll too.
+and height, and the roll is assumed to be 0; three give the roll too.
 
-The camera's intrinsics, and its distortion if it has one, stand in a ``calibration.json`` whose camera still lacks
+The camera's intrinsics, and its distortion if it has one, are in a ``calibration.json`` whose camera still lacks
 ``ego_from_cam``, or are given by ``--intrinsics fx fy cx cy --size height width``. The pose with the least squared
-distance in pixels between marks and their places is written to ``--out``, a ``calibration.json`` for a camera folder.
+reprojection error in pixels is written to ``--out``, a ``calibration.json`` for a camera folder.
 
-Behind each ± is one standard error: what marks that are off by ``--mark-px`` pixels, or by more where the residuals say
-so, do to it. Errors of the intrinsics, and ground that is not flat, come on top. Marks that do not fit one pose, fit
-several, or leave the pose open are refused, and so is a camera in a height where no vehicle has one; then nothing is
-written.
+Behind each ± is one standard error, for marks that are off by ``--mark-px`` pixels, or by more if residuals show it.
+Errors of the intrinsics, and ground that is not flat, add to it. Marks that fit no pose or several, or leave the pose
+undetermined, are refused. So is a camera height of no vehicle. Nothing is written then.
 
     python tools/calibrate_plane.py --calibration data/mine/calibration.json --out data/mine/calibration.json \\
         --points 302,608,6,1.75 978,609,6,-1.75 527,443,18,1.75 753,443,18,-1.75
@@ -49,16 +48,16 @@ from bevreshape.geometry.calibration_checks import HEIGHTS_M
 from bevreshape.storage.files import write_text
 
 DOUBTFUL = 1.5
-"""From how many times the marks' own inexactness a residual is doubted."""
+"""Residual, relative to the marks' own error, above which a doubt is printed."""
 HIGH_M = 3.0
-"""Cars have no cameras above it."""
+"""Height above which cars have no cameras, metres."""
 
 
 def known_camera(content: Any, name: str | None, where: str, mark_px: float = MARK_PX) -> tuple[Camera, dict[str, Any]]:
-    """A camera of a ``calibration.json`` that may lack its pose, and its entry.
+    """Return a camera of a ``calibration.json``, which may lack its pose, and its entry.
 
     Raises:
-        InputError: when it is not there, or lacks intrinsics or size.
+        InputError: when it is unknown, or lacks intrinsics or size.
     """
     if not isinstance(content, dict):
         raise InputError(
@@ -68,17 +67,17 @@ def known_camera(content: Any, name: str | None, where: str, mark_px: float = MA
     entries = {entry["name"]: entry for entry in content["cameras"]}
     chosen = name or next(iter(entries))
     if chosen not in entries or (name is None and len(entries) > 1):
-        raise InputError(f"{where}: say which camera with --camera; {suggest(str(name), entries)}")
+        raise InputError(f"{where}: choose the camera with --camera; {suggest(str(name), entries)}")
     entry = entries[chosen]
     for key in ("intrinsics", "image_size"):
         if key not in entry:
             raise InputError(f"{where}: camera {chosen!r} has no {key}, which cannot be estimated here; add it")
-    intrinsics, size, lens = optics(entry, f"{where}: camera {chosen!r}")
-    return Camera(intrinsics.numpy(), size, lens, mark_px), entry
+    intrinsics, size, distortion = optics(entry, f"{where}: camera {chosen!r}")
+    return Camera(intrinsics.numpy(), size, distortion, mark_px), entry
 
 
 def calibrate(args: argparse.Namespace) -> tuple[Solution, list[str]]:
-    """Solve, check, and write; returns the doubts as well."""
+    """Solve, check, and write; return the solution and the doubts."""
     if not 0 < args.mark_px <= 100:
         raise InputError(f"--mark-px {args.mark_px:g} must be pixels, more than 0 and at most 100")
     low, high = args.camera_height
@@ -122,8 +121,8 @@ def _check_plausible(solution: Solution, low: float, high: float) -> None:
     height, roll = solution.ego_from_cam[2, 3], solution.angles_deg[2]
     if not low <= height <= high:
         raise InputError(
-            f"the camera would stand {height:.2f} m above the ground, not {low:g} to {high:g} m; are the places on the "
-            "ground, or --spacing, in metres? If it does stand there, say so with --camera-height LOW HIGH"
+            f"the camera would be {height:.2f} m above the ground, not {low:g} to {high:g} m; are the positions on the "
+            "ground, or --spacing, in metres? If the height is right, set --camera-height LOW HIGH"
         )
     if abs(roll) > 45:
         raise InputError(
@@ -133,7 +132,7 @@ def _check_plausible(solution: Solution, low: float, high: float) -> None:
 
 
 def _with_note(note: Any, camera: str, solution: Solution) -> str:
-    """The calibration's note with what was measured now; of an earlier time it is taken out."""
+    """Return the calibration's note with this measurement; an earlier one of the camera is removed."""
     measured = (
         f"{camera}: ego_from_cam from {solution.note}; residual {solution.rms_px:.2f} pixels, height ± "
         f"{solution.position_error_m[2]:.3f} m, pitch ± {solution.angles_error_deg[1]:.3f}°."
@@ -145,22 +144,20 @@ def _with_note(note: Any, camera: str, solution: Solution) -> str:
 def _doubts(solution: Solution, camera: Camera, content: dict[str, Any], name: str, any_height: bool) -> Iterator[str]:
     if solution.marks_px > DOUBTFUL * camera.mark_px:
         yield (
-            f"the residual is {solution.marks_px / camera.mark_px:.1f} times what marks of {camera.mark_px:g} "
+            f"the residual is {solution.marks_px / camera.mark_px:.1f} times that of marks of {camera.mark_px:g} "
             f"pixels "
-            f"have; mark more exactly, on ground that is flat"
+            f"; mark more exactly, on ground that is flat"
         )
     if solution.redundancy == 0:
         yield (
-            "these marks fit some pose in any case, so nothing checks them; mark a third place on a line, or a "
-            "third "
-            "line"
+            "these marks always fit some pose, so nothing checks them; mark a third position on a line, or a third line"
         )
     if solution.ahead_error_m[0] > AHEAD_M / 2:
-        yield f"what is {AHEAD_M:g} m ahead cannot be placed; mark farther apart, and far ahead"
+        yield f"a point {AHEAD_M:g} m ahead cannot be located; mark farther apart, and far ahead"
     height = solution.ego_from_cam[2, 3]
     if any_height and height > HIGH_M:
         yield (
-            f"{height:.2f} m is higher than cars carry cameras; are the places on the ground, or --spacing, in metres?"
+            f"{height:.2f} m is above the cameras of cars; are the positions on the ground, or --spacing, in metres?"
         )
     own = [frame for frame, rig in content.get("frames", {}).items() if "ego_from_cam" in rig.get(name, {})]
     if own:
@@ -168,7 +165,7 @@ def _doubts(solution: Solution, camera: Camera, content: dict[str, Any], name: s
 
 
 def check_text(text: str, path: Path) -> None:
-    """Refuse a whole calibration that nobody could read, before it takes the place of ``path``."""
+    """Refuse an invalid calibration before it replaces ``path``."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / path.name
         trial.write_text(text, encoding="utf-8")
@@ -191,7 +188,7 @@ def _numbers(mark: str, count: int) -> list[float]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("--calibration", type=Path, help="calibration.json whose camera lacks ego_from_cam")
     parser.add_argument("--camera", help="its name, where there are several")
@@ -203,7 +200,7 @@ def main() -> None:
     parser.add_argument("--mark-px", type=float, default=MARK_PX, help="how exactly pixels are marked (1)")
     parser.add_argument(
         "--camera-height", type=float, nargs=2, default=HEIGHTS_M, metavar=("LOW", "HIGH"),
-        help=f"metres above the ground between which the camera stands ({HEIGHTS_M[0]:g} {HEIGHTS_M[1]:g})",
+        help=f"range of the camera's height above the ground, metres ({HEIGHTS_M[0]:g} {HEIGHTS_M[1]:g})",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="calibration.json to write")
     args = parser.parse_args()
@@ -217,10 +214,10 @@ def main() -> None:
 
 
 def describe(solution: Solution) -> Iterator[str]:
-    """Sentences on a pose, each figure with one standard error."""
+    """Yield sentences on a pose, each figure with one standard error."""
     (yaw, pitch, roll), (yaw_error, pitch_error, roll_error) = solution.angles_deg, solution.angles_error_deg
     yield (
-        f"looks {direction(yaw, 'to the left', 'to the right', yaw_error)}, "
+        f"faces {direction(yaw, 'to the left', 'to the right', yaw_error)}, "
         f"{direction(pitch, 'down', 'up', pitch_error)}, rolled "
         f"{direction(roll, 'clockwise', 'counterclockwise', roll_error)} ({solution.note})"
     )
@@ -228,10 +225,10 @@ def describe(solution: Solution) -> Iterator[str]:
         f"{value:.3f} ± {error:.3f} m"
         for value, error in zip(solution.ego_from_cam[:3, 3], solution.position_error_m, strict=True)
     )
-    yield f"stands at x = {x}, y = {y}, {z} above the ground"
+    yield f"is at x = {x}, y = {y}, {z} above the ground"
     along, across = solution.ahead_error_m
     yield (
-        f"so a place on the ground {AHEAD_M:g} m ahead is put ± {along:.2g} m along, ± {across:.2g} m across (one "
+        f"so a ground point {AHEAD_M:g} m ahead is located ± {along:.2g} m along, ± {across:.2g} m across (one "
         f"standard error)"
     )
     yield f"residual {solution.rms_px:.2f} pixels (root mean square), {solution.residuals_px.max():.2f} at most"

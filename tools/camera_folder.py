@@ -1,4 +1,4 @@
-"""What the converters share: a camera folder appears complete or not at all."""
+"""Write camera folders for the converters, each complete or not at all."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from bevreshape.storage import files
 
 
 class CameraFolder:
-    """A camera folder being written; :func:`create` makes one."""
+    """Hold a camera folder while it is written; :func:`create` makes one."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def add(self, source: Path, place: str) -> None:
-        """Put a file there unchanged: hard-linked, or copied where the file system cannot."""
+        """Add a file unchanged: hard-linked, or copied where the file system cannot link."""
         target = self.root / place
         target.parent.mkdir(parents=True, exist_ok=True)
         if not source.is_file():
@@ -36,7 +36,7 @@ class CameraFolder:
             shutil.copyfile(source, target)
 
     def make(self, place: str) -> Path:
-        """Where to save a file that is made here."""
+        """Return the path of a generated file, in an existing folder."""
         target = self.root / place
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
@@ -58,10 +58,10 @@ class CameraFolder:
 
 @contextmanager
 def made_whole(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that takes its name when all has been written, or goes.
+    """Yield a temporary folder next to ``out``; it takes that name when complete, or is removed.
 
     Raises:
-        InputError: when ``out`` is there and not empty, or cannot be written.
+        InputError: when ``out`` exists and is not empty, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: it exists and is not empty; remove it, or choose another --out")
@@ -72,7 +72,7 @@ def made_whole(out: Path) -> Iterator[Path]:
         unfinished.chmod(0o755)
         yield unfinished
         unfinished.replace(out)
-    except InputError as error:  # it may name what was to be there, which vanishes
+    except InputError as error:  # it may name a file of the temporary folder
         raise InputError(str(error).replace(str(unfinished), str(out))) from None
     except OSError as error:
         raise InputError(
@@ -82,12 +82,12 @@ def made_whole(out: Path) -> Iterator[Path]:
         if unfinished is not None and unfinished.exists():
             shutil.rmtree(unfinished)
         for parent in new:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError):  # it is not empty
                 parent.rmdir()
 
 
 def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:
-    """Write a camera folder, whole or not at all, and check its calibration.
+    """Write a camera folder, complete or not at all, and check its calibration.
 
     Raises:
         InputError: as :func:`made_whole`.
@@ -99,7 +99,7 @@ def create(out: Path, fill: Callable[[CameraFolder], None]) -> None:
 
 
 def held_out(frames: Iterable[str], every: int) -> tuple[list[str], list[str]]:
-    """Sorted frames without every n-th, and every n-th: a validation set that needs no random numbers."""
+    """Split sorted frames into all but every n-th, and every n-th, a validation set without randomness."""
     names = sorted(frames)
     return [name for i, name in enumerate(names) if i % every], names[::every]
 
@@ -107,7 +107,7 @@ def held_out(frames: Iterable[str], every: int) -> tuple[list[str], list[str]]:
 def run(
     description: str, convert: Callable[..., None], source_help: str, out_help: str, kinds: Iterable[str] = ()
 ) -> None:
-    """The command line of a converter; with ``kinds``, one of them comes first."""
+    """Run the command line of a converter; with ``kinds``, one of them comes first."""
     run_script(_main, description, convert, source_help, out_help, tuple(kinds))
 
 
@@ -124,28 +124,28 @@ def _main(
         convert(**arguments)
     except InputError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # what a source's tables hold
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # of unexpected tables of a source
         raise InputError(
-            f"{arguments['source']}: a file there is not laid out as this data set's ({error!r}); copy the source again"
+            f"{arguments['source']}: a file there is not in this data set's format ({error!r}); copy the source again"
         ) from error
 
 
 def read_json(path: Path) -> Any:
-    """The content of a source's JSON file.
+    """Read a source's JSON file.
 
     Raises:
         InputError: when it is missing or not JSON.
     """
-    return files.read_json(path, "there is no such file; is --source the folder it should be?")
+    return files.read_json(path, "there is no such file; is --source the right folder?")
 
 
 def rows(matrix: Any) -> list[list[float]]:
-    """A matrix as JSON takes it."""
+    """Return a matrix as lists for JSON."""
     return [[float(value) for value in row] for row in matrix]
 
 
 def ids(names: Mapping[int, str]) -> dict[str, str]:
-    """JSON's keys are strings."""
+    """Return ids as strings, the keys of JSON."""
     return {str(key): name for key, name in names.items()}
 
 

@@ -1,14 +1,12 @@
-"""Check a camera folder, print what is in it, and draw its images with the ground, and the ground from the images.
+"""Check a camera folder, print its content, and draw its images with the ground, and the ground from the images.
 
-In the overlay the lines on the ground are straight and a round number of metres apart. The calibration is right where
-the left column's lines lie on the road, and where, in the right column, lane lines are straight, parallel and as wide
-near as far. What is labelled is drawn into both, 3D boxes with a stroke from their middle to their front. Several
-cameras are laid onto one ground as well, where their images must fit together. Images are shown undistorted, as they
-are read.
+In the overlay the lines on the ground are straight and a round number of metres apart. The calibration is right if
+the left column's lines are on the road, and if the right column's lane lines are straight, parallel and of equal width
+near and far. Labels are drawn into both columns, 3D boxes with a stroke from their middle to their front. Several
+cameras are also projected onto one ground plane, where their images must match. Images are shown undistorted.
 
-What can be read but is probably not meant, such as an inverse, boxes that stand below the ground or vanish between the
-centres of cells, or an image that is in two splits, is printed as a doubt. What cannot be used is a fault: the last
-lines name every one, and the exit code is 1.
+A probable mistake is printed as a doubt: an inverse, boxes below the ground or between cells' centres, an image in two
+splits. Unusable data is a fault: the last lines name every one, and the exit code is 1.
 
     python tools/check_data.py data/duckietown_fixed --out overlay.png
 """
@@ -43,11 +41,11 @@ from bevreshape.reporting.tables import print_table
 from bevreshape.storage.files import write_atomic
 
 TRAINING_CELL_M = 0.5
-"""Length of a cell of data=folder, where none is given."""
+"""Default length of a cell of data=folder."""
 
 
 def doubts(frames: CameraFolderDataset, grid: BEVGrid, boxes: Mapping[str, Boxes]) -> list[str]:
-    """Sentences on what can be read but is probably not what was meant."""
+    """Return sentences on probable mistakes."""
     sentences = []
     for number, name in enumerate(frames.calibration.cameras):
         for frame in frames.names:
@@ -71,7 +69,7 @@ def doubts(frames: CameraFolderDataset, grid: BEVGrid, boxes: Mapping[str, Boxes
 def check(
     root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None, image_mode: str = "rgb"
 ) -> tuple[list[str], list[str]]:
-    """All of it; returns what is wrong and what is doubtful, a sentence each."""
+    """Run all checks; return faults and doubts, one sentence each."""
     console = Console()
     calibration = read_calibration(root / "calibration.json")
     targets = grid or _target_grid(calibration)
@@ -127,7 +125,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _target_grid(calibration: Calibration) -> BEVGrid:
-    """The cells of data=folder where they fit, or the BEV labels' own."""
+    """Return the cells of data=folder where they match, or the BEV labels' own."""
     drawn = default_grid(calibration)
     spans = [high - low for low, high in (drawn.forward_m, drawn.left_m)]
     whole = all(math.isclose(span, round(span / TRAINING_CELL_M) * TRAINING_CELL_M) for span in spans)
@@ -151,7 +149,7 @@ def _draw(
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, help="camera folder")
     parser.add_argument("--out", type=Path, help="PNG to draw the overlay of one frame to")

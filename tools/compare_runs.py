@@ -1,10 +1,10 @@
-"""One table of many runs: those that differ in nothing but their seed are a row, mean ± standard deviation.
+"""Tabulate many runs: runs that differ only in their seed form a row, mean ± standard deviation.
 
     python tools/compare_runs.py sweeps/2026-01-31/12-00-00
     python tools/compare_runs.py runs sweeps --choose optimizer.lr      # of rows that differ in that alone, the best on
     val python tools/compare_runs.py sweeps --markdown                      # for a README
 
-A run is a folder with config.yaml and metrics.json; they are looked for below the folders that are named.
+A run is a folder with config.yaml and metrics.json, anywhere below the given folders.
 """
 
 import statistics
@@ -20,7 +20,7 @@ from bevreshape.reporting.tables import markdown_table, print_table
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="folders of runs or sweeps")
     parser.add_argument(

@@ -1,10 +1,9 @@
-"""What a model must beat: the map of how often each cell is of each class in the training split, the same for every
-image.
+"""Score the baseline that a model must exceed: the map of class frequencies in the training split, for every image.
 
     python tools/constant_map.py data=duckietown_fixed
     python tools/constant_map.py data=synthetic data.scenes.train=1000
 
-The figures are IoU on the test split at 0.5 and at the threshold that is best there, so it is flattered, not the model.
+The figures are IoU on the test split at 0.5 and at the threshold that is best there, which favours this baseline.
 """
 
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from bevreshape.training.stopping import Loader
 
 
 def frequencies(data: BEVDataModule) -> Tensor:
-    """Share of the training samples in which a cell is of a class, among those where that is known: (k, rows, cols)."""
+    """Return the share of training samples in which a cell has a class, where that is known: (k, rows, cols)."""
     source = data.source
     positive = known = torch.zeros(len(source.classes), *source.grid.shape)
     for batch in _batches(data, "train"):
@@ -37,9 +36,9 @@ def frequencies(data: BEVDataModule) -> Tensor:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("overrides", nargs="*", help="what one would pass to bevreshape.train, such as data=folder")
+    parser.add_argument("overrides", nargs="*", help="as of bevreshape.train, such as data=folder")
     measure(parser.parse_args().overrides)
 
 

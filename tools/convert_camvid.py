@@ -1,7 +1,7 @@
-"""CamVid, the 701 images of 480×360 with 11 classes → a camera folder, with an ASSUMED calibration.
+"""Convert CamVid, 701 images of 480×360 with 11 classes, to a camera folder, with an ASSUMED calibration.
 
-CamVid states no calibration. Focal length and height are assumed, and yaw and pitch follow from the vanishing point of
-straight stretches, so that the ego's forward direction projects exactly onto it; roll is taken as zero. Only the two
+CamVid has no calibration. Focal length and height are assumed, and the roll is zero. Yaw and pitch follow from the
+vanishing point of straight stretches, onto which the ego's forward direction projects exactly. Only the two
 sequences whose vanishing point is known are converted: ``0016E5`` is for training (every 8th frame for validation),
 ``Seq05VD`` for testing.
 
@@ -27,12 +27,12 @@ LABELS = (
 VOID = 11
 NOTE = (
     "Assumed calibration, not a measured one: fx = fy = 515 pixels, height 1.4 m, no roll; yaw and pitch of each "
-    "sequence from its vanishing point. Distances are true only as far as that is."
+    "sequence from its vanishing point. Distances are only as accurate as that."
 )
 
 
 def ego_from_cam(vanishing_point: tuple[float, float]) -> np.ndarray:
-    """Pose (4, 4) of a camera without roll whose image shows the ego's forward direction at that pixel."""
+    """Return the pose (4, 4) of a camera without roll whose image shows the ego's forward direction at a pixel."""
     forward = np.linalg.solve(INTRINSICS, [*vanishing_point, 1.0])  # in the camera frame, as all three
     forward /= np.linalg.norm(forward)
     up = np.array([0.0, -forward[2], forward[1]])  # no roll: no component along the image's rows
@@ -49,7 +49,7 @@ def convert(source: Path, out: Path) -> None:
 
 
 def fill(folder: CameraFolder, source: Path) -> None:
-    """The calibrated sequences, wherever in the source's own splits their frames are."""
+    """Add the calibrated sequences from all of the source's own splits."""
     frames: dict[str, list[str]] = {sequence: [] for sequence in VANISHING_POINTS}
     for part in ("train", "val", "test"):
         for path in track(visible(source / part, "*_*"), part):

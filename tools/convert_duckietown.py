@@ -1,7 +1,8 @@
-"""Duckietown images → the camera folders ``duckietown_fixed`` (one camera pose) and ``duckietown_jitter`` (one a
-frame).
+"""Convert Duckietown images to the camera folders ``duckietown_fixed`` and ``duckietown_jitter``.
 
-``splits/test.txt`` lists the two maps that are only in the source's test sets, ``val`` every 8th frame of its training
+The former has one camera pose, the latter another in every frame.
+
+``splits/test.txt`` lists the two maps of the source's test sets alone. ``val`` lists every 8th frame of its training
 sets in alphabetical order, ``train`` the others.
 
     python tools/convert_duckietown.py --source SOURCE/duckietown --out data
@@ -25,7 +26,7 @@ def convert(source: Path, out: Path) -> None:
 
 
 def fill(folder: CameraFolder, source: Path, kind: str) -> None:
-    """Both sets of a kind; their maps, and so their frames' names, differ."""
+    """Add both sets of a kind; their maps, and so their frames' names, differ."""
     sets = {part: read_json(source / f"{kind}_{part}" / "frames.json") for part in ("train", "test")}
     for part, frames in sets.items():
         for name in track(sorted(frames), f"{kind}_{part}"):

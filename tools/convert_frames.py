@@ -1,10 +1,10 @@
-"""Single frames of public driving data → camera folders, for overlays and prediction.
+"""Convert single frames of public driving data to camera folders, for overlays and prediction.
 
 ``nuscenes``: ``info.json`` with calibration and boxes, ``samples/``, and the drivable area of the map from above.
-``dgp``: a scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json`` and an image and
-semantic labels a camera, with the lens' distortion. ``kitti-object``, ``kitti-semantics``, ``kitti-road``: the left
-colour camera of KITTI's benchmarks. Boxes become upright in the ego frame: what they are tilted in the source is left
-out.
+``dgp``: a scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json``, and an image
+and semantic labels of every camera, with distortion. ``kitti-object``, ``kitti-semantics``, ``kitti-road``: the left
+colour camera of KITTI's benchmarks. Boxes become upright in the ego frame; their tilt in the source is
+dropped.
 
     python tools/convert_frames.py nuscenes --source SOURCE/nuscenes_frame1 --out data/nuscenes_frame
 """
@@ -55,8 +55,10 @@ WAYMO = (
 
 
 def nuscenes(folder: CameraFolder, source: Path) -> None:
-    """Keyframes with their six cameras; the ego frame stands on the ground below the rear axle, where it was at the
-    lidar's time, and the cameras where they were in it at theirs."""
+    """Add keyframes with their six cameras.
+
+    The ego frame is on the ground below the rear axle, at the lidar's time. Cameras have their poses at their times.
+    """
     info = read_json(source / "info.json")
     keyframes, categories = info["data_list"], list(info["metainfo"]["categories"])
     cameras, names, size = list(keyframes[0]["images"]), [], (0, 0)
@@ -96,8 +98,11 @@ def nuscenes(folder: CameraFolder, source: Path) -> None:
 
 
 def dgp(folder: CameraFolder, source: Path) -> None:
-    """A scene's keyframes. The ego frame is the vehicle's at the lidar's time, whose z = 0 is the ground; the cameras
-    stand where they were in it at theirs."""
+    """Add a scene's keyframes.
+
+    The ego frame is the vehicle's at the lidar's time, with the ground at z = 0; cameras have their poses at their own
+    times.
+    """
     scene = read_json(_only(source, "scene_*.json"))
     data = {item["key"]: item for item in scene["data"]}
     names = {item["id"]: item["name"] for item in read_json(_only(source / "ontology", "*.json"))["items"]}
@@ -135,7 +140,7 @@ def dgp(folder: CameraFolder, source: Path) -> None:
 
 
 def kitti_object(folder: CameraFolder, source: Path) -> None:
-    """Frames with a calibration each; the ego frame is the velodyne's, lowered onto the ground."""
+    """Add frames with a calibration each; the ego frame is the velodyne's, lowered onto the ground."""
     frames: dict[str, Any] = {}
     categories: set[str] = set()
     for path in track(visible(source / "training" / "image_2", "*.png"), "converting"):
@@ -152,7 +157,7 @@ def kitti_object(folder: CameraFolder, source: Path) -> None:
 
 
 def kitti_semantics(folder: CameraFolder, source: Path) -> None:
-    """Labelled frames; the labels are cut to the images, which are their upper left part."""
+    """Add labelled frames; the labels are cropped to the images, which are their upper left part."""
     matrices = read_matrices(_only(source, "calib_*.txt"))
     names, size = [], (0, 0)
     for path in track(visible(source / "training" / "image_2", "*.png"), "converting"):
@@ -169,7 +174,7 @@ def kitti_semantics(folder: CameraFolder, source: Path) -> None:
 
 
 def kitti_road(folder: CameraFolder, source: Path) -> None:
-    """Frames that have a calibration of their own, with the road plane fitted to each; labels are road and ego lane."""
+    """Add frames with their own calibration and a fitted road plane; labels are road and ego lane."""
     frames = {}
     for path in track(visible(source / "training" / "calib", "*.txt"), "converting"):
         image = source / "training" / "image_2" / f"{path.stem}.png"
@@ -181,7 +186,7 @@ def kitti_road(folder: CameraFolder, source: Path) -> None:
         masks = read_masks(source / "training", path.stem, size, image).numpy()
         if not (masks & 8).any():
             raise InputError(
-                f"{path}: the frame has no lane mask; a camera folder cannot say so, read it with data=kitti_road"
+                f"{path}: the frame has no lane mask; a camera folder cannot hold that, read it with data=kitti_road"
             )
         labels = masks & 1
         labels[masks & 2 > 0] = 2
@@ -192,7 +197,7 @@ def kitti_road(folder: CameraFolder, source: Path) -> None:
 
 
 def waymo(folder: CameraFolder, source: Path) -> None:
-    """One frame of five cameras; the source's camera frame is x forward, y left, z up."""
+    """Add one frame of five cameras; the source's camera frame is x forward, y left, z up."""
     content = read_json(source / "calib_boxes.json")
     name, cameras = "000000", []
     for camera, entry in content["calibration"].items():
@@ -223,7 +228,7 @@ def waymo(folder: CameraFolder, source: Path) -> None:
 
 
 def _kitti_box(label: Label, ego_from_rectified: Tensor) -> dict[str, Any]:
-    """An entry of a frame's boxes; labels give the middle of the lower face, with y pointing down."""
+    """Return an entry of a frame's boxes; labels give the middle of the lower face, with y down."""
     *_, yaw, length, width = ego_box(label, ego_from_rectified).tolist()
     x, y, z = label.bottom_m
     middle = ego_from_rectified @ torch.tensor([x, y - label.height_m / 2, z, 1.0], dtype=torch.float64)
@@ -237,13 +242,13 @@ def _left_camera(matrices: Matrices, ego_from_rectified: Tensor) -> dict[str, An
 
 
 def _box(category: str, ego_from_box: np.ndarray, size_m: list[float]) -> dict[str, Any]:
-    """An entry of a frame's boxes; a box frame is x along its length, y left, z up, its origin in the middle."""
+    """Return an entry of a frame's boxes; a box frame is x along its length, y left, z up, its origin in the middle."""
     yaw = math.degrees(math.atan2(ego_from_box[1, 0], ego_from_box[0, 0]))
     return {"category": category, "center_m": ego_from_box[:3, 3].tolist(), "size_m": size_m, "yaw_deg": yaw}
 
 
 def _standing(center: Any, yaw: float) -> np.ndarray:
-    """Pose (4, 4) of an upright box; yaw in radians."""
+    """Return the pose (4, 4) of an upright box; yaw in radians."""
     pose = np.eye(4)
     pose[:2, :2] = [[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]]
     pose[:3, 3] = center
@@ -251,7 +256,7 @@ def _standing(center: Any, yaw: float) -> np.ndarray:
 
 
 def _pose(given: dict[str, dict[str, float]]) -> np.ndarray:
-    """(4, 4) of a unit quaternion and a translation."""
+    """Return the (4, 4) pose of a unit quaternion and a translation."""
     quaternion = [given["rotation"][key] for key in ("qw", "qx", "qy", "qz")]
     return pose_of(quaternion, [given["translation"][key] for key in ("x", "y", "z")])
 

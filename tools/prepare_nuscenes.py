@@ -1,10 +1,10 @@
-"""Prepare nuScenes for training: its tables, and its maps as cells, read once with nuscenes-devkit.
+"""Prepare nuScenes for training: read its tables, and its maps as cells, once with nuscenes-devkit.
 
-    pip install 'bevreshape[nuscenes]'      # into an environment of its own, if its old numpy is not wanted
+    pip install 'bevreshape[nuscenes]'      # into a separate environment, because of its old numpy
     python tools/prepare_nuscenes.py root=data/nuscenes version=v1.0-mini
     python tools/prepare_nuscenes.py root=data/nuscenes 'left_m=[-25,25]' cell_m=0.25   # setting 1
 
-Resumes where it was stopped. Training then needs images and what is prepared, no tables and no devkit.
+An interrupted preparation resumes. Training then needs images and the prepared folder, no tables and no devkit.
 """
 
 import os
@@ -22,7 +22,7 @@ from bevreshape.geometry import BEVGrid
 
 
 class Settings(TypedDict):
-    """Of the tool; ``workers`` are the processes that read maps."""
+    """Hold the settings of the tool; ``workers`` is the number of processes that read maps."""
 
     root: LocalPath
     version: str
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def prepare(arguments: list[str]) -> None:
-    """Prepare, and print what there is and what was left out."""
+    """Prepare, and print the keyframes and what was left out."""
     settings = read_key_values(Settings, DEFAULTS, arguments)
     workers = settings["workers"] or os.cpu_count() or 1
     grid = BEVGrid(settings["forward_m"], settings["left_m"], settings["cell_m"])

@@ -1,12 +1,11 @@
-"""Our view transformers beside the code that was published with them, timed in turn in one process, at published
-shapes.
+"""Time our view transformers and the published code in turn, in one process, at published shapes.
 
 Clone the repositories of ``ORIGINALS`` below into one folder, then
 
     python tools/time_originals.py --clones CLONES
     python tools/time_originals.py --clones CLONES --only PON VPN --rounds 15
 
-Only the classes that are compared are taken out of the clones, at the commit that is named, and run as they stand.
+Only the compared classes are read from the clones, at the named commit, and run unchanged.
 """
 
 import ast
@@ -65,7 +64,7 @@ GRID = BEVGrid((-50.0, 50.0), (-50.0, 50.0), 0.5)
 
 
 class Original(nn.Module):
-    """A published module, called as ours are."""
+    """Wrap a published module with the interface of ours."""
 
     def __init__(self, module: nn.Module, call: Callable[[Any, Any], Tensor]) -> None:
         super().__init__()
@@ -78,7 +77,7 @@ class Original(nn.Module):
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison; features are those of a sample, a tuple where there are several scales."""
+    """Hold one comparison; features are those of a sample, a tuple with several scales."""
 
     title: str
     original: Original
@@ -88,16 +87,16 @@ class Pair:
 
 
 def definitions(clones: Path, repository: str, *paths: str, **given: Any) -> SimpleNamespace:
-    """Functions and classes of a repository's files, without what the files import.
+    """Load functions and classes of a repository's files, without their imports.
 
     Args:
         clones: folder of the clones.
         repository: its name.
         paths: files in it.
-        given: what the files would have imported beside torch, numpy, einops and math.
+        given: further imports of the files, in addition to torch, numpy, einops and math.
 
     Raises:
-        InputError: when the clone or its commit is not there.
+        InputError: when the clone or its commit is missing.
     """
     owner, commit = ORIGINALS[repository]
     names: dict[str, Any] = {
@@ -120,7 +119,7 @@ def definitions(clones: Path, repository: str, *paths: str, **given: Any) -> Sim
 
 
 def cross_view(clones: Path, channels: int, height: int, width: int, stride: int) -> Pair:
-    """One scale of CVT: 6 cameras to 25×25, dim 128, 4 heads of 32."""
+    """Pair one scale of CVT: 6 cameras to 25×25, dim 128, 4 heads of 32."""
     code = definitions(clones, "cross_view_transformers", "cross_view_transformer/model/encoder.py")
     layer = code.CrossViewAttention(height, width, channels, 128, 224, 480, qkv_bias=True)
     cells = code.BEVEmbedding(128, 1.0, 200, 200, 100.0, 100.0, 0.0, [1, 1, 1])
@@ -135,7 +134,7 @@ def cross_view(clones: Path, channels: int, height: int, width: int, stride: int
 
 
 def kernel(clones: Path, channels: int, height: int, width: int, stride: int) -> Pair:
-    """One scale of GKT: 6 cameras to 25×25, dim 128, windows of 7×1 after a convolution of 1×7."""
+    """Pair one scale of GKT: 6 cameras to 25×25, dim 128, windows of 7×1 after a convolution of 1×7."""
     code = definitions(
         clones, "GKT", "segmentation/cross_view_transformer/model/geometry_kernel_transformer_encoder.py"
     )
@@ -152,7 +151,7 @@ def kernel(clones: Path, channels: int, height: int, width: int, stride: int) ->
 
 
 def lift_splat(clones: Path) -> Pair:
-    """LSS from the trunk's features on: depth and context by a 1×1 convolution, geometry, pooling."""
+    """Pair LSS from the trunk's features on: depth and context by a 1×1 convolution, geometry, pooling."""
     tools = definitions(clones, "lift-splat-shoot", "src/tools.py", torchvision=_Torchvision)
     code = definitions(
         clones,
@@ -164,7 +163,7 @@ def lift_splat(clones: Path) -> Pair:
     )
 
     encode, model = (kind.__new__(kind) for kind in (code.CamEncode, code.LiftSplatShoot))
-    for module in (encode, model):  # without their trunks, which are an encoder's matter
+    for module in (encode, model):  # without their trunks, which belong to the encoder
         nn.Module.__init__(module)
     encode.D, encode.C, encode.depthnet = 41, 64, nn.Conv2d(64, 41 + 64, 1)
     vars(encode)["get_eff_depth"] = nn.Identity()
@@ -193,7 +192,7 @@ def lift_splat(clones: Path) -> Pair:
 
 
 def simple_bev(clones: Path) -> Pair:
-    """Simple-BEV's sampling of 200×8×200 points and its mean over the cameras, without the convolution after it."""
+    """Pair Simple-BEV's sampling of 200×8×200 points and mean over the cameras, without the convolution after it."""
     utils = SimpleNamespace()
     for name in ("basic", "geom", "vox"):
         setattr(utils, name, definitions(clones, "simple_bev", f"utils/{name}.py", utils=utils))
@@ -201,7 +200,7 @@ def simple_bev(clones: Path) -> Pair:
     voxels = utils.vox.Vox_util(*shape, torch.tensor([[0.0, 1.0, 0.0]]), [-50, 50, -5, 5, -50, 50])
     for bound in ("XMIN", "XMAX", "YMIN", "YMAX", "ZMIN", "ZMAX"):
         setattr(voxels, bound, float(getattr(voxels, bound)))  # numpy scalars do not fit in today's torch.tensor
-    # the frame it samples in: x right, y down, z forward, at the vehicle
+    # its sampling frame: x right, y down, z forward, at the vehicle
     ego_from_ref = torch.tensor([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
     cells = utils.basic.gridcloud3d(1, *shape, norm=False, device="cpu")
     points = utils.geom.apply_4x4(voxels.get_ref_T_mem(1, *shape, device="cpu"), cells)
@@ -224,14 +223,14 @@ def simple_bev(clones: Path) -> Pair:
 
 
 class Sampling(Bilinear):
-    """Bilinear sampling, the volume as it is."""
+    """Sample bilinearly, without reducing the volume."""
 
     def gather(self, features: Tensor, located: Positions | Taps) -> Tensor:
         return sample_features(features, located)  # b (R C k) c
 
 
 def parsing(clones: Path) -> Pair:
-    """VPN: six views of 25×25 by an MLP each, summed."""
+    """Pair VPN: six views of 25×25 by an MLP each, summed."""
     code = definitions(clones, "View-Parsing-Network", "models.py")
     module = code.TransformModule(25, 6)
 
@@ -247,7 +246,7 @@ def parsing(clones: Path) -> Pair:
 
 
 def pyramid(clones: Path) -> Pair:
-    """PON: five scales of a 600×800 image to 1 to 50 m at 0.5 m."""
+    """Pair PON: five scales of a 600×800 image to 1 to 50 m at 0.5 m."""
     files = (f"src/nn/{name}.py" for name in ("resampler", "transformer", "pyramid"))
     code = definitions(clones, "mono-semantic-maps", *files)
     module = code.TransformerPyramid(256, 64, 0.5, [-25.0, 1.0, 25.0, 50.0], -2, 4, 630.0)
@@ -274,7 +273,7 @@ def pyramid(clones: Path) -> Pair:
 
 
 def views(clones: Path) -> Pair:
-    """HDMapNet: six views of 8×22 by two layers each."""
+    """Pair HDMapNet: six views of 8×22 by two layers each."""
     code = definitions(clones, "HDMapNet", "model/hdmapnet.py")
     module = code.ViewTransformation((8, 22), (40, 80))
     ours = PerCamera(FeatureShape(64, 8, 22, 6), (40, 80), hidden=[3200])
@@ -282,14 +281,14 @@ def views(clones: Path) -> Pair:
 
 
 class PerCamera(MLP):
-    """The MLP before its sum over the cameras, as HDMapNet takes it."""
+    """Apply the MLP without its sum over the cameras, as in HDMapNet."""
 
     def reshape(self, features: Tensor, cameras: Cameras | None) -> Tensor:
         return self.per_camera(features)
 
 
 class _Torchvision:
-    """What src/tools.py of LSS wants for a class that is not used here."""
+    """Stand-in for an import of src/tools.py of LSS, for a class that is not used here."""
 
     class transforms:  # noqa: N801
         Normalize = object
@@ -309,7 +308,7 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {
 
 
 def pair(title: str, module: nn.Module, call: Callable, ours: Reshaper, cameras: Cameras | None = None) -> Pair:
-    """Features for ours, a rig that suits them, and both modules."""
+    """Return features for ours, a matching rig, and both modules."""
     source = ours.source
     features = tuple(torch.randn(1, s.cameras, s.channels, s.height, s.width) for s in ours.sources)
     if cameras is None:
@@ -346,7 +345,7 @@ def compare(clones: Path, only: Sequence[str], rounds: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("--clones", type=Path, required=True, help="folder of the cloned repositories")
     parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS), help="some of the comparisons")

@@ -1,4 +1,4 @@
-"""How fast images are read for the network, and what decoding them at reduced size changes.
+"""Measure how fast images are read for the network, and the effect of decoding at reduced size.
 
 python tools/time_reading.py data/nuscenes/samples/CAM_*/*1533151603*.jpg --size 224 480
 """
@@ -25,11 +25,11 @@ from bevreshape.reporting.progress import track
 Size = tuple[int, int]
 
 SAMPLES = 8
-"""That every process reads in a round."""
+"""Samples that every process reads in a round."""
 
 
 def by_pillow(path: Path, size: Size) -> NDArray[np.uint8]:
-    """Decode all, resize, cut."""
+    """Decode in full, resize, crop."""
     image = Image.open(path).convert("RGB")
     scale = max(size[0] / image.height, size[1] / image.width)
     wide, high = round(image.width * scale), round(image.height * scale)
@@ -39,12 +39,12 @@ def by_pillow(path: Path, size: Size) -> NDArray[np.uint8]:
 
 
 def whole(path: Path, size: Size) -> NDArray[np.uint8]:
-    """This package's way at full size, as a lens needs it."""
+    """Read with this package at full size, as for images with distortion."""
     return resize_and_crop(read_image(path), torch.eye(3), size)[0].numpy()
 
 
 def reduced(path: Path, size: Size) -> NDArray[np.uint8]:
-    """This package's way for images."""
+    """Read with this package at reduced size."""
     return resize_and_crop(read_image(path, size), torch.eye(3), size)[0].numpy()
 
 
@@ -54,7 +54,7 @@ WAYS: dict[str, Callable[[Path, Size], NDArray[np.uint8]]] = {
 
 
 def read_samples(way: str, paths: list[Path], size: Size, times: int) -> None:
-    """Read all images so many times."""
+    """Read all images ``times`` times."""
     torch.set_num_threads(1)
     for _ in range(times):
         for path in paths:
@@ -64,7 +64,7 @@ def read_samples(way: str, paths: list[Path], size: Size, times: int) -> None:
 def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> None:
     """Print samples of all images per second, each way in turn, and mean differences in grey levels."""
     for path in paths:
-        read_image_size(path)  # says what is wrong with one that is none
+        read_image_size(path)  # raises for a file that is not an image
     differences = {
         way: np.mean([np.abs(read(path, size).astype(float) - by_pillow(path, size)).mean() for path in paths])
         for way, read in WAYS.items()
@@ -83,7 +83,7 @@ def time_reading(paths: list[Path], size: Size, rounds: int, processes: int) -> 
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("images", nargs="+", type=Path, help="JPEG or PNG files; together they are a sample")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""How fast records are read in random order: from a file each, from files of many, and from SQLite.
+"""Measure how fast records are read in random order: from a file each, from files of many, and from SQLite.
 
 python tools/time_records.py --records 3000 --kilobytes 40
 """
@@ -20,18 +20,18 @@ from bevreshape.data.storage import pack_record, read_record, record_path
 PACK = 64
 
 Reader = Callable[[int], bytes]
-"""Reads a record by its number, and compares its checksum."""
+"""Reads a record by its index, and compares its checksum."""
 
 
 def as_files(folder: Path, records: list[bytes]) -> Reader:
-    """Keep records as this package does."""
+    """Store records as this package does."""
     for number, record in enumerate(records):
         record_path(folder, number).write_bytes(pack_record(record))
     return lambda number: read_record(folder, number, "")
 
 
 def as_packs(folder: Path, records: list[bytes]) -> Reader:
-    """Keep ``PACK`` records in a file; where each begins is known without reading."""
+    """Store ``PACK`` records in a file; their offsets are known without reading."""
     places, start = [], 0
     for number, record in enumerate(records):
         start = 0 if number % PACK == 0 else start
@@ -52,7 +52,7 @@ def as_packs(folder: Path, records: list[bytes]) -> Reader:
 
 
 def as_sqlite(folder: Path, records: list[bytes]) -> Reader:
-    """Keep records in one table, by number; the connection stays open, as a worker would have it."""
+    """Store records in one table, by number; the connection stays open, as in a worker."""
     connection = sqlite3.connect(folder / "records.sqlite3")
     connection.execute("CREATE TABLE records (number INTEGER PRIMARY KEY, checksum INTEGER, content BLOB)")
     rows = ((number, zlib.crc32(record), record) for number, record in enumerate(records))
@@ -78,8 +78,7 @@ WAYS: dict[str, Callable[[Path, list[bytes]], Reader]] = {
 
 
 def time_records(count: int, size: int, rounds: int) -> None:
-    """Print microseconds of the processor a record, the ways in turn in every round, and their ratio to this
-    package's."""
+    """Print processor time for each record, microseconds, and its ratio to this package's; the ways take turns."""
     lots = random.Random(0)
     records = [lots.randbytes(lots.randint(size // 2, size * 3 // 2)) for _ in range(count)]
     with tempfile.TemporaryDirectory() as root:
@@ -98,7 +97,7 @@ def time_records(count: int, size: int, rounds: int) -> None:
                     read(index)
                 seconds[way].append((time.process_time() - start) / count)
         if any(read(index) != record for read in readers.values() for index, record in enumerate(records)):
-            raise ValueError("a way returned another record than was kept")
+            raise ValueError("a way returned another record than was stored")
     print(f"{count} records of about {size / 1000:g} kB in random order, medians of {rounds} rounds")
     ours = median(seconds["a file each"][1:])
     for way, found in seconds.items():
@@ -106,7 +105,7 @@ def time_records(count: int, size: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("--records", type=integer(1, 10**6), default=3000, help="how many there are (3000)")
     parser.add_argument("--kilobytes", type=integer(1, 10**4), default=40, help="of one, on average (40)")

@@ -1,8 +1,8 @@
-"""Draw samples of any data source as the network receives them: what a person looks at before training on it.
+"""Draw samples of any data source as the network receives them, to inspect before training.
 
-From left to right: the images with the target painted onto the ground, the images laid onto the ground with the
-target's outlines, the target with what nobody knows in grey. Outlines that do not lie on what they outline mean that
-calibration, target and image disagree; what stands above the ground is smeared away from the camera in the middle.
+From left to right: the images with the target painted onto the ground, the images projected onto the ground plane with
+the target's outlines, and the target with unknown cells in grey. Outlines off their objects mean that calibration,
+target and image disagree. In the middle, objects above the ground are smeared away from the camera.
 
     python tools/view_batch.py data=synthetic data.rig=surround --out batch.png
     python tools/view_batch.py data=duckietown_jitter --split train --samples 8
@@ -31,24 +31,24 @@ GAP_PX = 6
 
 
 def outlined_ground(batch: BEVBatch, grid: BEVGrid, classes: tuple[str, ...]) -> Tensor:
-    """The images laid onto the ground, (b, 3, CELL_PX·rows, CELL_PX·cols), with the outlines of the target's cells."""
+    """Project the images onto the ground plane, (b, 3, CELL_PX·rows, CELL_PX·cols), with outlines of the target."""
     fine = BEVGrid(grid.forward_m, grid.left_m, grid.cell_m / CELL_PX)
     views, seen = image_to_bev(batch.images, batch.cameras, fine)
     ground = views.sum(1) / seen.sum(1, keepdim=True).clamp(min=1)  # b 3 R C
-    for k, colour in enumerate(class_palette(classes).values()):
+    for k, color in enumerate(class_palette(classes).values()):
         target = batch.targets[SEGMENTATION]
         there = target.value[:, k] & target.valid[:, k]
         cells = there.repeat_interleave(CELL_PX, 1).repeat_interleave(CELL_PX, 2)
         edge = torch.zeros_like(cells)
         edge[:, 1:] |= cells[:, 1:] != cells[:, :-1]
         edge[:, :, 1:] |= cells[:, :, 1:] != cells[:, :, :-1]
-        painted = torch.tensor(colour, dtype=ground.dtype)[:, None, None] / 255
+        painted = torch.tensor(color, dtype=ground.dtype)[:, None, None] / 255
         ground = torch.where(edge[:, None], painted, ground)
     return ground
 
 
 def sheet(batch: BEVBatch, grid: BEVGrid, classes: tuple[str, ...]) -> RGBImage:
-    """One row a sample."""
+    """Draw a batch, one row for each sample."""
     target, valid = batch.targets[SEGMENTATION].value, batch.targets[SEGMENTATION].valid
     overlays = overlay_on_images(batch.images, (target & valid).float(), batch.cameras, grid, classes)
     grounds = (outlined_ground(batch, grid, classes) * 255).round().byte().permute(0, 2, 3, 1).numpy()
@@ -64,14 +64,14 @@ def sheet(batch: BEVBatch, grid: BEVGrid, classes: tuple[str, ...]) -> RGBImage:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("overrides", nargs="*", help="what one would pass to bevreshape.train, such as data=folder")
-    parser.add_argument("--split", choices=SPLITS, default="val", help="which samples (val)")
+    parser.add_argument("overrides", nargs="*", help="as of bevreshape.train, such as data=folder")
+    parser.add_argument("--split", choices=SPLITS, default="val", help="of the samples (val)")
     parser.add_argument(
         "--first", type=integer(0, 2**31), default=0, help="position in the split of the first sample (0)"
     )
-    parser.add_argument("--samples", type=integer(1, 1024), default=4, help="how many, a row each (4)")
+    parser.add_argument("--samples", type=integer(1, 1024), default=4, help="number of samples, a row each (4)")
     parser.add_argument("--out", type=Path, default=Path("batch.png"), help="PNG to write (batch.png)")
     args = parser.parse_intermixed_args()
     data = build_data(compose_training(args.overrides))

@@ -1,9 +1,8 @@
-"""Write the synthetic world as a nuScenes release, v1.0-mini with its map expansion, to try out what reads nuScenes.
+"""Write the synthetic world as a nuScenes release, v1.0-mini with its map expansion, to test nuScenes' readers.
 
-Tables, images, lidar points and maps are of nuScenes' own schema, so its devkit reads them. The vehicle drives along
-the first road, pitches and rolls a little, and takes its six images at slightly different times, as the real one does.
-All of it is drawn from the world's own description; real scenes have nothing to do with the names that are borrowed for
-the official splits.
+Tables, images, lidar points and maps have nuScenes' own schema, so its devkit reads them. The vehicle drives along the
+first road, pitches and rolls a little, and takes its six images at slightly different times, as the real one does. All
+content comes from the world's own description. Scenes only borrow the names of real ones, for the official splits.
 
     python tools/write_nuscenes.py --out data/nuscenes --train 4 --val 2 --keyframes 3
 """
@@ -39,15 +38,15 @@ TRAIN = (
     "scene-0061", "scene-0553", "scene-0655", "scene-0757", "scene-0796", "scene-1077", "scene-1094", "scene-1100",
 )  # fmt: skip
 VAL = ("scene-0103", "scene-0916")
-"""The scenes of the official splits of v1.0-mini."""
+"""Names of scenes of the official splits of v1.0-mini."""
 
 CAMERAS = {name: f"CAM_{name.upper()}" for name in RIGS["surround"]}
 APART_M = 400.0
-"""Between the places on the map where scenes are."""
+"""Distance between scenes on the map, metres."""
 REACH_M = 90.0
-"""How far around a scene's beginning its map is drawn."""
+"""Reach of a scene's map around its beginning, metres."""
 STEP_M = 0.2
-"""Of the raster on which outlines are found; their distance to the edge is interpolated."""
+"""Step of the raster on which outlines are found, metres; their distance to the edge is interpolated."""
 DRIVE_M = 4.0
 """Between keyframes."""
 WALKWAY_FROM_M = 0.2
@@ -57,17 +56,17 @@ Matrix = NDArray[np.float64]
 
 
 def token(*parts: object) -> str:
-    """32 hexadecimal digits, as nuScenes has them, that depend on the parts alone."""
+    """Return 32 hexadecimal digits, as in nuScenes, that depend on the parts alone."""
     return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
 
 
 class Release:
-    """Tables and map, filled scene by scene.
+    """Collect tables and map, scene by scene.
 
     Args:
         out: folder of the release.
-        world: whose scenes are written; its grid does not matter.
-        keyframes: of every scene.
+        world: of the scenes; its grid is not used.
+        keyframes: number for every scene.
     """
 
     def __init__(self, out: Path, world: World, keyframes: int) -> None:
@@ -203,7 +202,7 @@ class Release:
         surface = ground.surface()
 
         def areas(distance: NDArray[np.floating], low: float = -1e6, high: float = 0.0) -> list[str]:
-            """Polygons where a distance lies between two values."""
+            """Return polygons where a distance is between two values."""
             outlines: Any = contour_generator(x, y, distance, fill_type=FillType.OuterOffset).filled(low, high)
             return [
                 self._polygon([ring[a:b] for a, b in pairwise(offsets)], world_from_scene)
@@ -256,7 +255,7 @@ class Release:
         return own
 
     def write(self) -> None:
-        """The tables and the map."""
+        """Write the tables and the map."""
         image = f"maps/{token('map')}.png"
         logs = [log["token"] for log in self.tables["log"]]
         self._add("map", token("map"), log_tokens=logs, category="semantic_prior", filename=image)
@@ -271,7 +270,7 @@ class Release:
 
 
 def drive(scene: Scene, along_m: float) -> Matrix:
-    """Where the vehicle is after some metres along the road: ``scene_from_vehicle``, nodding and swaying a little."""
+    """Return the vehicle's pose after some metres of road, ``scene_from_vehicle``, with a little pitch and roll."""
     road = scene.roads[0]
     s, t = (float(value[0]) for value in road.along_across(np.zeros(1), np.zeros(1)))
     x, y, heading = (float(value[0]) for value in road.point(s + along_m, t))
@@ -284,7 +283,7 @@ def drive(scene: Scene, along_m: float) -> Matrix:
 
 
 def dashes(scene: Scene, number: int) -> Iterator[tuple[str, NDArray[np.floating]]]:
-    """The painted pieces of a road's markings: the layer and the points (p, 2) of each."""
+    """Yield the painted pieces of a road's markings: the layer and the points (p, 2) of each."""
     road = scene.roads[number]
     begin, _ = road.along_across(np.zeros(1), np.zeros(1))
     s = np.arange(max(begin[0] - REACH_M, road.start_m), min(begin[0] + REACH_M, road.end_m), 0.02)
@@ -295,12 +294,12 @@ def dashes(scene: Scene, number: int) -> Iterator[tuple[str, NDArray[np.floating
         painted &= np.maximum(np.abs(x), np.abs(y)) < REACH_M
         for piece in np.split(np.arange(len(s)), np.flatnonzero(np.diff(painted)) + 1):
             if painted[piece[0]] and len(piece) > 1:
-                chosen = np.unique(np.append(piece[::50], piece[-1]))  # a metre apart
+                chosen = np.unique(np.append(piece[::50], piece[-1]))  # one metre apart
                 yield ("road_divider" if marking.offset_m == 0 else "lane_divider"), np.stack([x, y], 1)[chosen]
 
 
 def ground_points(scene_from_vehicle: Matrix) -> NDArray[np.float32]:
-    """Points (p, 5) of the ground as a lidar sees them: x, y, z in its frame, intensity, ring."""
+    """Return lidar points (p, 5) of the ground: x, y, z in its frame, intensity, ring."""
     angle, distance = np.meshgrid(np.linspace(-math.pi, math.pi, 60, endpoint=False), np.arange(4.0, 40.0, 2.0))
     centre = scene_from_vehicle[:2, 3, None]
     ground = centre + np.stack([(distance * np.cos(angle)).ravel(), (distance * np.sin(angle)).ravel()])
@@ -310,7 +309,7 @@ def ground_points(scene_from_vehicle: Matrix) -> NDArray[np.float32]:
 
 
 def pose(yaw: float, translation: tuple[float, float, float]) -> Matrix:
-    """(4, 4) of a turn about the vertical."""
+    """Return the (4, 4) pose of a rotation about the vertical."""
     found = np.eye(4)
     found[:2, :2] = [[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]]
     found[:3, 3] = translation
@@ -318,7 +317,7 @@ def pose(yaw: float, translation: tuple[float, float, float]) -> Matrix:
 
 
 def posed(pose: Matrix) -> dict[str, list[float]]:
-    """Quaternion w, x, y, z and translation of a (4, 4)."""
+    """Return quaternion w, x, y, z and translation of a (4, 4) pose."""
     from scipy.spatial.transform import Rotation
 
     x, y, z, w = Rotation.from_matrix(pose[:3, :3]).as_quat().tolist()
@@ -326,10 +325,10 @@ def posed(pose: Matrix) -> dict[str, list[float]]:
 
 
 def write(out: Path, train: int, val: int, keyframes: int, image_size: tuple[int, int], seed: int) -> None:
-    """The whole release.
+    """Write the whole release.
 
     Raises:
-        InputError: more scenes than there are names, or a folder that holds something.
+        InputError: when there are more scenes than names, or the folder is not empty.
     """
     if not (1 <= train <= len(TRAIN) and 1 <= val <= len(VAL) and keyframes >= 1):
         raise InputError(
@@ -346,7 +345,7 @@ def write(out: Path, train: int, val: int, keyframes: int, image_size: tuple[int
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the release, new or empty")
     parser.add_argument("--train", type=integer(1, len(TRAIN)), default=4, help="scenes to train on, up to 8 (4)")

@@ -104,7 +104,7 @@ def test_a_distorted_camera_of_a_folder_gets_its_pose(tmp_path, monkeypatch, cap
     assert run(monkeypatch, "--calibration", path, "--points", *marks, "--out", path) == 0
     calibration = read_calibration(path)
     np.testing.assert_allclose(calibration.of("any").ego_from_cam[0].numpy(), POSES[1], atol=1e-4)
-    assert calibration.of("any").lenses[0] is not None
+    assert calibration.of("any").distortions[0] is not None
     assert calibration.labels is not None
     assert calibration.note.startswith("mine phone: ego_from_cam from ground points")
 
@@ -147,11 +147,11 @@ def marked(*marks: str) -> tuple[object, ...]:
             marked("1,600,5,1", "600,600,5,-1", "1,500,9,1"),
             "3 different points were marked; yaw, pitch, roll and position need four",
         ),
-        (marked("1,600,5,1", "300,550,6,1", "400,500,8,1", "450,480,9,1.0"), "4 points lie on one line on the ground"),
-        (marked("0,600,5,1", "300,600,6,2", "400,600,8,-1", "450,600,9,1"), "4 points lie on one line in the image"),
+        (marked("1,600,5,1", "300,550,6,1", "400,500,8,1", "450,480,9,1.0"), "4 points are on one line on the ground"),
+        (marked("0,600,5,1", "300,600,6,2", "400,600,8,-1", "450,600,9,1"), "4 points are on one line in the image"),
         (
             marked("1,800,5,1", "300,550,6,2", "400,500,8,-1", "450,480,9,1"),
-            r"mark \(1, 800\) lies outside .* 1280×720",
+            r"mark \(1, 800\) is outside .* 1280×720",
         ),
         (marked("1;800", "1,1,1,1", "1,1,1,1", "1,1,1,1"), "mark '1;800' must be 4 numbers with commas between"),
         ((*GIVEN, "--line", "300,600", "--line", "600,600", "500,500"), "--line needs --spacing, the metres"),
@@ -163,7 +163,7 @@ def marked(*marks: str) -> tuple[object, ...]:
         ),
         (
             (*GIVEN, "--line", "300,300", "600,500", "--line", "900,300", "640,500", "--spacing", "3"),
-            r"mark \(300, 300\) lies above the horizon, row 5",
+            r"mark \(300, 300\) is above the horizon, row 5",
         ),
         (
             (*GIVEN, "--line", "300,600", "500,400", "--line", "900,600", "700,400", "--spacing", "-2"),
@@ -205,12 +205,12 @@ def test_uncertainty_of_points_is_that_of_noisy_marks(coefficients) -> None:
     """Standard errors against the poses that OpenCV finds from 1500 draws of marks that are 0.5 pixels off."""
     pose, random = POSES[1], np.random.default_rng(1)
     exact = np.array([seen(pose, x, y, coefficients) for x, y in GROUND])
-    lens = (
+    distortion = (
         None
         if coefficients is None
         else DistortionModel("opencv", tuple(coefficients), tuple(map(tuple, K.tolist())), SIZE)
     )
-    solution = from_points(Camera(K, SIZE, lens, 0.5), np.column_stack([exact, GROUND]))
+    solution = from_points(Camera(K, SIZE, distortion, 0.5), np.column_stack([exact, GROUND]))
     cam_from_ego = np.linalg.inv(pose)
     ground = np.column_stack([GROUND, np.zeros(len(GROUND))])
     errors = []
@@ -275,7 +275,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys) -> None:
         said,
     )
     assert re.search(rf"x = 0\.500 ± {number} m, y = -0\.200 ± {number} m, 1\.300 ± {number} m above the ground", said)
-    assert re.search(rf"30 m ahead is put ± {number} m along, ± {number} m across", said)
+    assert re.search(rf"30 m ahead is located ± {number} m along, ± {number} m across", said)
     assert "doubt" not in said
     assert run(monkeypatch, "--calibration", tmp_path / "c.json", "--points", *marks, "--out", tmp_path / "c.json") == 0
     note = json.loads((tmp_path / "c.json").read_text())["note"]
@@ -289,7 +289,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys) -> None:
         (lambda m: m * [1, 1, 1, -1], "they would fit with y, to the left, negated"),
         (
             lambda m: m[:, [1, 0, 2, 3]],
-            r"mark \(.*\) lies outside the image of 1280×720 pixels; u, the column, comes first",
+            r"mark \(.*\) is outside the image of 1280×720 pixels; u, the column, comes first",
         ),
         (lambda m: m * [1, -1, 1, 1] + [0, SIZE[0] - 1, 0, 0], "they would fit with rows counted from the top"),
         (lambda m: np.column_stack([m[[1, 0, 2, 3, 4], :2], m[:, 2:]]), r"with the pixels \(.*\) and \(.*\) exchanged"),
@@ -311,12 +311,12 @@ def test_marks_that_fit_nothing_plausible_write_nothing(tmp_path, monkeypatch, c
     assert not out.exists()
 
 
-def test_marks_that_lie_too_close_leave_the_pose_open(tmp_path, monkeypatch, capsys) -> None:
+def test_marks_too_close_leave_the_pose_undetermined(tmp_path, monkeypatch, capsys) -> None:
     places = [10, 0] + 0.03 * (np.array(GROUND) - [10, 0])
     marks = [",".join(f"{value:.6f}" for value in (*seen(POSES[0], x, y), x, y)) for x, y in places]
     out = tmp_path / "calibration.json"
     assert run(monkeypatch, *GIVEN, "--points", *marks, "--out", out) == 1
-    assert re.search("leave the pose open|fit two poses", capsys.readouterr().err.replace("\n", " "))
+    assert re.search("leave the pose undetermined|fit two poses", capsys.readouterr().err.replace("\n", " "))
     assert not out.exists()
 
 
@@ -330,10 +330,10 @@ def test_marks_that_lie_too_close_leave_the_pose_open(tmp_path, monkeypatch, cap
         ("3.5", ("--camera-height", "1.4", "1.5"), "1.29 m above the ground, not 1.4 to 1.5 m", 1),
         ("3.5", ("--camera-height", "2", "1"), "must be two heights in metres, the lower first", 1),
         ("3.5", ("--camera-height", "nan", "2"), "must be two heights in metres, the lower first", 1),
-        ("12", (), "doubt: 4.41 m is higher than cars carry cameras", 0),
-        ("3.5", (), "doubt: these marks fit some pose in any case, so nothing checks them", 0),
+        ("12", (), "doubt: 4.41 m is above the cameras of cars", 0),
+        ("3.5", (), "doubt: these marks always fit some pose, so nothing checks them", 0),
         ("3.5", ("--mark-px", "0"), "--mark-px 0 must be pixels", 1),
-        ("3.5", ("--mark-px", "60"), "leave the pose open: yaw ± .*, pitch ± .*, height", 1),
+        ("3.5", ("--mark-px", "60"), "leave the pose undetermined: yaw ± .*, pitch ± .*, height", 1),
         ("1e308", (), "must be the metres between neighbouring lines", 1),
         ("nan", (), "must be the metres between neighbouring lines", 1),
         ("1e-300", (), "must be the metres between neighbouring lines", 1),
@@ -342,7 +342,7 @@ def test_marks_that_lie_too_close_leave_the_pose_open(tmp_path, monkeypatch, cap
         ("3.5", ("--points", "1,600,5,1"), "either --points u,v,x,y .* or --line", 1),
         ("3.5", ("--calibration", "x.json"), "give the intrinsics: --calibration FILE, or --intrinsics", 1),
         ("3.5", ("--line", "300,600", "300,600"), r"all pixels of a line are at \(300, 600\)", 1),
-        ("3.5", ("--line", "302,608", "527,443"), "the marks fit no pose|leave the pose open", 1),
+        ("3.5", ("--line", "302,608", "527,443"), "the marks fit no pose|leave the pose undetermined", 1),
     ],
 )
 def test_lines_of_any_spacing(tmp_path, monkeypatch, capsys, spacing, arguments, says, code) -> None:
@@ -364,7 +364,7 @@ MARKS = ("302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.
         ([ENTRY], "this is list; it must be an object with 'cameras'"),
         (
             {"version": 1, "cameras": [{**ENTRY, "name": None} | {"nam": "x"}]},
-            "'nam' is no key here; did you mean name",
+            "'nam' is an unknown key; did you mean name",
         ),
         ({"version": 1, "cameras": [{k: v for k, v in ENTRY.items() if k != "name"}]}, "'name' is missing"),
         (
@@ -372,7 +372,7 @@ MARKS = ("302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.
             "intrinsics is 2×3; it must be 3×3",
         ),
         ({"version": 1, "cameras": [{**ENTRY, "image_size": 640}]}, r"image_size is 640; it must be \[height, width\]"),
-        ({"version": 1, "cameras": [ENTRY], "colour": 1}, "'colour' is no key here"),
+        ({"version": 1, "cameras": [ENTRY], "colour": 1}, "'colour' is an unknown key"),
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused_and_kept(tmp_path, monkeypatch, capsys, content, says) -> None:
@@ -416,11 +416,12 @@ def test_a_real_motorway_has_its_dashes_where_the_law_has_them(tmp_path, monkeyp
     assert float(capsys.readouterr().out.split("residual ")[1].split()[0]) < 1
     rig = read_calibration(path).of("straight_lines1")
     assert rig.ego_from_cam[0, 2, 3] == pytest.approx(1.22, abs=0.05)
-    lens = rig.lenses[0]
-    assert lens is not None
+    distortion = rig.distortions[0]
+    assert distortion is not None
     middles = torch.tensor([[760.0, 498.6], [706.5, 464.1], [685.5, 451.0]])
     rays = (
-        lens.undistort(middles)[0].numpy() @ rig.ego_from_cam[0, :3, :2].numpy().T + rig.ego_from_cam[0, :3, 2].numpy()
+        distortion.undistort(middles)[0].numpy() @ rig.ego_from_cam[0, :3, :2].numpy().T
+        + rig.ego_from_cam[0, :3, 2].numpy()
     )
     ahead = rays[:, 0] * (rig.ego_from_cam[0, 2, 3].item() / -rays[:, 2])
     np.testing.assert_allclose(np.diff(ahead), 14.63, rtol=0.04)

@@ -239,7 +239,7 @@ def test_a_distorted_image_is_described_and_shown_undistorted(folder: Path, monk
     ("boxes", "says"),
     [
         ([{**CAR, "yaw_deg": 0.5 * n} for n in range(6)], "no yaw_deg of 12 is above 2.50; are they radians?"),
-        ([{**CAR, "center_m": [10, 2, 2.8]}], "within 30 m stand 2.0 m above the ground"),
+        ([{**CAR, "center_m": [10, 2, 2.8]}], "within 30 m are 2.0 m above the ground"),
         ([CAR] * 6, None),
     ],
 )
@@ -288,7 +288,7 @@ def bottoms(values: list[float], category: str = "car") -> list[dict]:
         (bottoms([-0.3, -0.2, -0.25, -0.22, -0.28]), r"car within 30 m lie 0.25 ± 0.04 m below the ground .* 10\)"),
         (
             bottoms([-0.3, -0.2, -0.25, -0.22, -0.28]),
-            "seen from 1.50 m they are laid 4.3 m too near where they are 30 m",
+            "from 1.50 m they are projected 4.3 m too near if they are 30 m",
         ),
         (bottoms([0.3, 0.2, 0.25, 0.22, 0.28]), "lie 0.25 ± 0.04 m above the ground .* laid 6.0 m too far"),
         (bottoms([0.02, -0.03, 0.05, -0.04, 0.01]), None),

@@ -67,7 +67,7 @@ def test_sentences(compare_runs, tmp_path: Path) -> None:
         compare_runs.compare([tmp_path], None, False)
     leave(tmp_path / "a", "mlp", 0, 0.001, 0.4)
     leave(tmp_path / "b", "mlp", 0, 0.001, 0.5)
-    with pytest.raises(InputError, match=r"seeds \[0, 0\] are there more than once"):
+    with pytest.raises(InputError, match=r"seeds \[0, 0\] occur more than once"):
         compare_runs.compare([tmp_path], None, False)
     with pytest.raises(InputError, match=r"--choose lr: mlp has no such setting"):
         compare_runs.compare([tmp_path / "a"], "lr", False)

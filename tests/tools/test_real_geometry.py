@@ -238,14 +238,14 @@ def test_waymo_with_its_distortion(converted) -> None:
     np.testing.assert_allclose(upright_corners(root / "boxes/000000.json"), corners.numpy(), atol=1e-9)
     for number, name in enumerate(calibration.cameras):
         height, width = rig.sizes[number]
-        lens = rig.lenses[number]
-        assert lens is not None
+        distortion = rig.distortions[number]
+        assert distortion is not None
         assert name in content["calibration"]
         expected, depth = waymo_pixels(content["calibration"][name], corners.numpy())
         pixels, ours = (value[0, 0].numpy() for value in rig.camera(number).project(corners[None]))
         np.testing.assert_allclose(ours, depth, atol=1e-9)
         inside = (depth > 1) & (pixels >= 0).all(1) & (pixels < [width - 1, height - 1]).all(1)
-        sources = source_pixels(lens, rig.intrinsics[number], lens.image_size).numpy()
+        sources = source_pixels(distortion, rig.intrinsics[number], distortion.image_size).numpy()
         for (u, v), there in zip(pixels[inside], expected[inside], strict=True):
             col, row = int(u), int(v)
             right, down = u - col, v - row

@@ -1,1 +1,1 @@
-"""What ``check_data.py`` finds out about a camera folder, and how it draws it."""
+"""Check and draw a camera folder for ``check_data.py``."""

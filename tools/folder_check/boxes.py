@@ -1,4 +1,4 @@
-"""The 3D boxes of a folder by category, and what is doubtful about them."""
+"""Describe the 3D boxes of a folder by category, with doubts about them."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,23 +18,21 @@ from bevreshape.geometry.rasterize import rasterize_boxes
 from folder_check.summaries import median_of, spread_of, value_range
 
 FLOATING_M, FLAT_M = 0.8, 30.0
-"""Median height from which the bottoms of boxes are doubted, and how far away they are asked; farther there are
-hills."""
+"""Median height at which bottoms of boxes are doubted, and the largest distance of these boxes, because of hills."""
 SUNKEN_M, FEWEST = 0.1, 5
-"""Median height of a category's bottoms from which they are doubted if it is systematic, and of how many boxes at
-least."""
+"""Median height at which a category's bottoms are doubted if it is systematic, and the least number of boxes."""
 
 
 @dataclass(frozen=True)
 class Category:
-    """All boxes of a category.
+    """Hold all boxes of a category.
 
     Attributes:
         centers: (k, 3) metres.
         sizes: (k, 3) length, width, height, metres.
         covered: mean share of the grid that they cover in a frame.
-        narrow: how many have a side shorter than a cell.
-        lost: how many whose middle lies in the grid cover the centre of no cell.
+        narrow: number with a side shorter than a cell.
+        lost: number with the middle in the grid but no centre of a cell.
     """
 
     centers: Tensor
@@ -45,17 +43,17 @@ class Category:
 
     @property
     def bottoms(self) -> Tensor:
-        """(k,) metres above the ground."""
+        """Return heights of the bottoms, (k,), metres above the ground."""
         return self.centers[:, 2] - self.sizes[:, 2] / 2
 
     @property
     def distances(self) -> Tensor:
-        """(k,) metres from the ego origin."""
+        """Return distances from the ego origin, (k,), metres."""
         return self.centers[:, :2].norm(dim=1)
 
 
 def categories(found: Mapping[str, Boxes], grid: BEVGrid) -> dict[str, Category]:
-    """The boxes of all frames by their category."""
+    """Return the boxes of all frames by their category."""
     result = {}
     (back, front), (right, left) = grid.forward_m, grid.left_m
     for category in sorted({category for boxes in found.values() for category in boxes.categories}):
@@ -79,7 +77,7 @@ def categories(found: Mapping[str, Boxes], grid: BEVGrid) -> dict[str, Category]
 
 
 def describe_boxes(found: Mapping[str, Category], grid: BEVGrid) -> Table:
-    """How many boxes of every category there are, how large, how far, and how much of the grid they cover."""
+    """Tabulate number, size, distance and covered share of the grid of every category's boxes."""
     columns = ("boxes", "size", "bottom", "distance", "covers", "< cell", "no cell")
     table = Table("category", *(Column(name, justify="right", no_wrap=True) for name in columns), box=SIMPLE_HEAD)
     for name, category in found.items():
@@ -101,7 +99,7 @@ def describe_boxes(found: Mapping[str, Category], grid: BEVGrid) -> Table:
 
 
 def box_doubts(frames: CameraFolderDataset, grid: BEVGrid, found: Mapping[str, Category]) -> list[str]:
-    """Sentences on boxes that stand beside the ground, or that no cell shows."""
+    """Return sentences on boxes off the ground, or without a cell."""
     return [*_bottom_doubts(frames, found), *_size_doubts(grid, found)]
 
 
@@ -110,7 +108,7 @@ def _bottom_doubts(frames: CameraFolderDataset, found: Mapping[str, Category]) -
     bottoms = torch.cat([*near.values(), torch.zeros(0)])
     if len(bottoms) and abs(median_of(bottoms)) > FLOATING_M:
         yield (
-            f"boxes: the bottoms of those within {FLAT_M:g} m stand {median_of(bottoms):.1f} m above the ground "
+            f"boxes: the bottoms of those within {FLAT_M:g} m are {median_of(bottoms):.1f} m above the ground "
             "(median); center_m must be the middle of the box in the ego frame, not in a sensor's"
         )
         return
@@ -121,18 +119,18 @@ def _bottom_doubts(frames: CameraFolderDataset, found: Mapping[str, Category]) -
         middle, spread = median_of(values), spread_of(values)
         uncertain = 1.25 * spread / math.sqrt(len(values))  # standard error of a median
         if abs(middle) < max(SUNKEN_M, 3 * uncertain) or abs(middle) > FLOATING_M:
-            continue  # what hangs high, such as a sign, may well do so
+            continue  # high objects, such as signs, may be off the ground
         moved = FLAT_M * middle / (height_m - middle)
         effect = (
-            f"; seen from {height_m:.2f} m they are laid {abs(moved):.1f} m too {'far' if moved > 0 else 'near'} where "
+            f"; from {height_m:.2f} m they are projected {abs(moved):.1f} m too {'far' if moved > 0 else 'near'} if "
             f"they are {FLAT_M:g} m ahead"
             if height_m > middle
             else ""
         )
         yield (
-            f"boxes: the bottoms of {name} within {FLAT_M:g} m lie {abs(middle):.2f} ± {spread:.2f} m "
+            f"boxes: the bottoms of {name} within {FLAT_M:g} m are {abs(middle):.2f} ± {spread:.2f} m "
             f"{'above' if middle > 0 else 'below'} the ground (median and spread of {len(values)}){effect}; z = 0 of "
-            "the ego frame must be the ground that they stand on"
+            "the ego frame must be the ground below them"
         )
 
 

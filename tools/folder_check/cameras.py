@@ -1,4 +1,4 @@
-"""What the cameras of a folder are and see."""
+"""Describe the cameras of a folder and their views."""
 
 import math
 from dataclasses import replace
@@ -29,13 +29,13 @@ from folder_check.summaries import value_range
 
 
 def camera_of(calibration: Calibration, frame: str, number: int) -> Cameras:
-    """One camera of a frame, for its stored image."""
+    """Return one camera of a frame, for its stored image."""
     camera = calibration.of(frame).camera(number)
     return Cameras(camera.intrinsics.float(), camera.ego_from_cam.float(), camera.image_size)
 
 
 def default_grid(calibration: Calibration) -> BEVGrid:
-    """The BEV labels' own grid, or 40 m ahead of one camera and 30 m around several."""
+    """Return the BEV labels' own grid, or 40 m ahead of one camera and 30 m around several."""
     if calibration.bev_grid is not None:
         return calibration.bev_grid
     if len(calibration.cameras) == 1:
@@ -44,7 +44,7 @@ def default_grid(calibration: Calibration) -> BEVGrid:
 
 
 def describe_cameras(frames: CameraFolderDataset, grid: BEVGrid) -> Table:
-    """What every camera is and sees; a range where the frames differ."""
+    """Tabulate every camera and its view; a range where the frames differ."""
     columns = ("frames", "size", "height", "left°", "down°", "horizon", "view°", "sees")
     table = Table("camera", *(Column(name, no_wrap=True) for name in columns), box=SIMPLE_HEAD)
     for number, camera in enumerate(frames.calibration.cameras):
@@ -69,33 +69,33 @@ def describe_cameras(frames: CameraFolderDataset, grid: BEVGrid) -> Table:
             f"{value_range(coverage)}%",
         )
     table.caption = (
-        "left, down: where it looks. horizon: its row at half width. "
+        "left, down: its heading. horizon: its row at half width. "
         f"sees: of forward {grid.forward_m}, left {grid.left_m} m."
     )
     return table
 
 
 def describe_lenses(frames: CameraFolderDataset) -> list[str]:
-    """A line for every camera with distortion: what its lens does, and what is left of the image."""
+    """Describe the distortion of every camera that has one, and its undistorted image, a line each."""
     lines = []
     for number, camera in enumerate(frames.calibration.cameras):
-        for lens in dict.fromkeys(frames.calibration.of(name).lenses[number] for name in frames.names):
-            if lens is None:
+        for distortion in dict.fromkeys(frames.calibration.of(name).distortions[number] for name in frames.names):
+            if distortion is None:
                 continue
-            shown = pinhole_intrinsics(lens)
-            straight = replace(lens, model="opencv", coefficients=(0.0,) * 4)
-            distorted, plain = (source_pixels(each, shown, lens.image_size) for each in (lens, straight))
+            shown = pinhole_intrinsics(distortion)
+            straight = replace(distortion, model="opencv", coefficients=(0.0,) * 4)
+            distorted, plain = (source_pixels(each, shown, distortion.image_size) for each in (distortion, straight))
             moved = (distorted - plain).norm(dim=-1).max().item()
             fx, fy, cx, cy = (shown[i, j].item() for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
             lines.append(
-                f"{camera}: {lens.model} [{', '.join(f'{value:g}' for value in lens.coefficients)}] moves pixels by up "
-                f"to {moved:.0f}; undistorted to fx {fx:.0f}, fy {fy:.0f}, cx {cx:.0f}, cy {cy:.0f}"
+                f"{camera}: {distortion.model} [{', '.join(f'{value:g}' for value in distortion.coefficients)}] moves "
+                f"pixels by up to {moved:.0f}; undistorted to fx {fx:.0f}, fy {fy:.0f}, cx {cx:.0f}, cy {cy:.0f}"
             )
     return lines
 
 
 def _facts(camera: Cameras, grid: BEVGrid) -> list[float]:
-    """Height, yaw and pitch, row of the horizon, field of view across and upright, percentage of the grid seen."""
+    """Return height, yaw, pitch, the horizon's row, horizontal and vertical field of view, observed percentage."""
     height, width = camera.image_size
     pose, k = camera.ego_from_cam[0, 0], camera.intrinsics[0, 0]
     ahead = pose[:3, 2]
@@ -113,16 +113,16 @@ def _facts(camera: Cameras, grid: BEVGrid) -> list[float]:
 
 
 def camera_mistakes(rig: Rig, number: int, grid: BEVGrid) -> list[str]:
-    """Clauses on what is probably wrong with one camera of a rig."""
-    lens = rig.lenses[number]
+    """Return clauses on probable mistakes of one camera of a rig."""
+    distortion = rig.distortions[number]
     found = [diagnose_pose(rig.camera(number), grid)]
-    found += [] if lens is None else [diagnose_tangential(lens), diagnose_magnification(lens)]
+    found += [] if distortion is None else [diagnose_tangential(distortion), diagnose_magnification(distortion)]
     known = [clause for clause in found if clause is not None]
     return known + diagnose_intrinsics(rig.stored_intrinsics(number), rig.sizes[number])
 
 
 def twins(calibration: Calibration) -> list[str]:
-    """Sentences on cameras that have pose and intrinsics in common, as a copied entry has."""
+    """Return sentences on cameras of the same pose and intrinsics, as in a copied entry."""
     rig = calibration.rigs[0]
     return [
         f"cameras {calibration.cameras[a]!r} and {calibration.cameras[b]!r} have the same pose and intrinsics; was one "

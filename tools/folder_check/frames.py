@@ -1,4 +1,4 @@
-"""The frames of a folder: each image, label and list of boxes is decoded once."""
+"""Decode each image, label and list of boxes of a folder once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def check_frames(
     """Decode every image, label and list of boxes once.
 
     Returns:
-        How often every label occurs, the boxes of every frame, and what is wrong with files.
+        The count of every label, the boxes of every frame, and the faults of files.
     """
     pixels, cells, faults = torch.zeros(256), torch.zeros(256), []
     found: dict[str, Boxes] = {}
@@ -54,7 +54,7 @@ def check_frames(
 
 
 def boxes_of(frames: CameraFolderDataset, index: int, folder: Path) -> Boxes:
-    """The 3D boxes of a frame."""
+    """Return the 3D boxes of a frame."""
     return read_boxes(folder / f"{frames.names[index]}.json", frames.calibration.boxes or ())
 
 

@@ -1,4 +1,4 @@
-"""A frame drawn: its images with the ground, and the ground from its images."""
+"""Draw a frame: its images with the ground, and the ground from its images."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from folder_check.cameras import camera_of
 
 COLORS = ("#ff3b30", "#34c7ff", "#ffd60a", "#30d158", "#bf5af2", "#ff9f0a", "#64d2ff", "#ff7bd5")
 NEAREST_M = 0.2
-"""Depth from which a box is drawn into an image."""
+"""Least depth at which a box is drawn into an image."""
 
 
 @rc_context({"text.parse_math": False})  # names may hold a dollar
@@ -36,8 +36,10 @@ def overlay(
     bev_labels: BEVLabels | None,
     boxes: Boxes | None = None,
 ) -> Figure:
-    """A frame's cameras, one a row: the image with the ground's lines, and the ground from the image. Of several
-    cameras, the ground from all of them comes first."""
+    """Draw a frame's cameras, one for each row: the image with the ground's lines, and the ground from the image.
+
+    With several cameras, the ground from all of them comes first.
+    """
     name, count = frames.names[index], len(frames.calibration.cameras)
     together = 2.5 if count > 1 else 0.0  # rows
     figure = Figure(figsize=(15, 5.2 * (count + together)), layout="constrained")
@@ -58,8 +60,8 @@ def overlay(
         planes: dict[str, Tensor] = {}
         if images is not None and ids is not None:
             height, width = camera.image_size
-            laid = images.lay(ids[None, [row], :height, :width], camera, grid)
-            planes = {f"{key} (IPM)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
+            projected = images.to_bev(ids[None, [row], :height, :width], camera, grid)
+            planes = {f"{key} (IPM)": plane[0].float() for key, (plane, _) in projected.items() if plane.any()}
         planes |= _bev_planes(bev_labels, name)
         _draw_image(axes[0], image, camera, grid, planes, f"{frames.calibration.cameras[row]} · {name}")
         if boxes is not None:
@@ -69,22 +71,26 @@ def overlay(
 
 
 def _bev_planes(bev_labels: BEVLabels | None, name: str) -> dict[str, Tensor]:
-    laid = {} if bev_labels is None else bev_labels.lay(bev_labels.read(name)[None])
-    return {f"{key} (labels)": plane[0].float() for key, (plane, _) in laid.items() if plane.any()}
+    projected = {} if bev_labels is None else bev_labels.to_bev(bev_labels.read(name)[None])
+    return {f"{key} (labels)": plane[0].float() for key, (plane, _) in projected.items() if plane.any()}
 
 
 def read_straight(frames: CameraFolderDataset, index: int, camera: int) -> Tensor:
-    """A frame's image as large as it is stored, undistorted, in 0..1; black where it is missing."""
+    """Return a frame's image of the stored size, undistorted, in 0..1; black where it is missing."""
     rig, path = frames.calibration.of(frames.names[index]), frames.image_path(index, camera)
     if path is None:
         return torch.zeros(3, *rig.sizes[camera])
     check_size(path, read_image_size(path), rig.sizes[camera], frames.calibration.path)
-    image, lens = read_image(path, image_mode=frames.image_mode), rig.lenses[camera]
-    return (image if lens is None else undistort(image, lens)).float() / 255
+    image, distortion = read_image(path, image_mode=frames.image_mode), rig.distortions[camera]
+    return (image if distortion is None else undistort(image, distortion)).float() / 255
 
 
 def mosaic(frames: CameraFolderDataset, index: int, grid: BEVGrid) -> tuple[Tensor, Tensor]:
-    """All images of a frame on one ground, their mean where several see it (3, rows, cols), and where one does."""
+    """Project all images of a frame onto one ground plane.
+
+    Returns:
+        Their mean where several observe a cell, (3, rows, cols), and the cells that one observes.
+    """
     total, count = torch.zeros(3, *grid.shape), torch.zeros(grid.shape)
     for number in range(len(frames.calibration.cameras)):
         if frames.image_path(index, number) is None:
@@ -116,7 +122,7 @@ def _draw_image(
 
 
 def _draw_wireframes(axes: Axes, camera: Cameras, boxes: Boxes) -> None:
-    """The edges of every box in an image, and a stroke on its bottom from the middle to the front."""
+    """Draw the edges of every box in an image, and a stroke on its bottom from the middle to the front."""
     corners = boxes.corners.float()
     pairs = [(a, a | bit) for a in range(8) for bit in (1, 2, 4) if not a & bit]
     starts, ends = (torch.stack([corners[:, pair[side]] for pair in pairs], dim=1) for side in (0, 1))  # k 12 3
@@ -185,7 +191,7 @@ def _multiples(bounds: Sequence[float], step: float) -> np.ndarray:
 
 
 def _step(grid: BEVGrid) -> float:
-    """Metres between two lines: 1, 2 or 5 times a power of ten, for about six of them."""
+    """Return metres between two lines: 1, 2 or 5 times a power of ten, for about six of them."""
     span = max(grid.rows, grid.cols) * grid.cell_m / 6
     power = 10 ** math.floor(math.log10(span))
     return power * max(factor for factor in (1, 2, 5) if factor * power <= span)

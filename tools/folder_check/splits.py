@@ -1,4 +1,4 @@
-"""The lists of a folder's splits."""
+"""Check the lists of a folder's splits."""
 
 import hashlib
 from collections import defaultdict
@@ -16,7 +16,7 @@ from bevreshape.storage.files import visible
 
 
 def check_splits(root: Path, frames: CameraFolderDataset) -> tuple[Table, list[str], list[str]]:
-    """The lists under ``splits/``, what is wrong with them, and what is doubtful."""
+    """Check the lists under ``splits/``; return a table of them, faults, and doubts."""
     table, faults, remarkable = Table("split", "frames", "remark", box=SIMPLE_HEAD), [], []
     seen: dict[str, str] = {}
     paths = visible(root / "splits", "*.txt") if (root / "splits").exists() else []
@@ -40,7 +40,7 @@ def check_splits(root: Path, frames: CameraFolderDataset) -> tuple[Table, list[s
     given = {path.stem for path in paths}
     if "train" in given and set(SPLITS) - given:
         missing = ", ".join(f"{name}.txt" for name in SPLITS if name not in given)
-        remarkable.append(f"splits: there is no {missing}; training asks for it, or for data.splits")
+        remarkable.append(f"splits: there is no {missing}; training needs it, or data.splits")
     for one, other in _copies(frames, seen):
         remarkable.append(
             f"splits: {one!r} of {seen[one]} and {other!r} of {seen[other]} have the same image: results would be too "
@@ -50,7 +50,7 @@ def check_splits(root: Path, frames: CameraFolderDataset) -> tuple[Table, list[s
 
 
 def _copies(frames: CameraFolderDataset, splits: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Frames of different splits whose first images are the same file, byte for byte."""
+    """Yield frames of different splits whose first images are the same file, byte for byte."""
     paths: dict[str, Path] = {}
     for index, name in enumerate(frames.names):
         found = (frames.image_path(index, number) for number in range(len(frames.calibration.cameras)))

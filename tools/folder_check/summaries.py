@@ -1,4 +1,4 @@
-"""Few figures for many values."""
+"""Summarise many values by few figures."""
 
 import torch
 from torch import Tensor
@@ -14,6 +14,6 @@ def median_of(values: Tensor) -> float:
 
 
 def spread_of(values: Tensor) -> float:
-    """Half the range of the middle 68 %: the standard deviation of what is spread normally."""
+    """Return half the range of the middle 68 %, the standard deviation of normally distributed values."""
     low, high = values.double().quantile(torch.tensor([0.16, 0.84], dtype=torch.float64)).tolist()
     return (high - low) / 2

@@ -1,1 +1,1 @@
-"""The pose of a camera from marks on flat ground, for ``calibrate_plane.py``."""
+"""Estimate the pose of a camera from marks on flat ground, for ``calibrate_plane.py``."""

@@ -1,4 +1,4 @@
-"""Least squares over the unknowns of a pose, and the errors of what they give."""
+"""Fit the unknowns of a pose by least squares, and estimate their errors."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,19 +11,18 @@ from bevreshape.errors import InputError
 from plane_pose.camera import Array, Camera, Marks, pixel_from_ground, pose
 
 ROLL_DEG = 1.0
-"""Standard deviation of the roll where it is assumed to be 0."""
+"""Standard deviation of a roll that is assumed to be 0, radians."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The least sum of squares, and what it is of.
+    """Hold a least-squares solution and its problem.
 
     Attributes:
         unknown: the solution.
-        pose: ``ego_from_cam`` of such unknowns.
-        errors: residuals in pixels of the stored image of such unknowns.
-        free: how many of the unknowns, the first ones, were solved for; the roll of two lines, the last one, is
-            assumed.
+        pose: from unknowns to ``ego_from_cam``.
+        errors: from unknowns to residuals, in pixels of the stored image.
+        free: number of unknowns solved for, the first ones; with two lines the roll, the last one, is assumed.
     """
 
     unknown: Array
@@ -33,17 +32,17 @@ class Fit:
 
     @property
     def redundancy(self) -> int:
-        """Residuals that the marks have to spare."""
+        """Return the number of residuals beyond the free unknowns."""
         return len(self.errors(self.unknown)) - self.free
 
     @property
     def mark_px(self) -> float:
-        """How exact the marks are by the residuals; 0 where nothing is to spare."""
+        """Return the marks' error by the residuals; 0 without redundancy."""
         squares = float(np.sum(self.errors(self.unknown) ** 2))
         return math.sqrt(squares / self.redundancy) if self.redundancy > 0 else 0.0
 
     def covariance(self, mark_px: float) -> Array | None:
-        """Of the unknowns, of marks that exact; ``None`` where the marks leave some of them open."""
+        """Return the covariance of the unknowns for marks of that error; ``None`` where some are undetermined."""
         slopes = jacobian(self.errors, self.unknown) / mark_px
         if self.free < len(self.unknown):
             slopes = np.vstack([slopes, np.eye(len(self.unknown))[-1] / math.radians(ROLL_DEG)])
@@ -58,8 +57,7 @@ class Fit:
 
 
 def fit_points(camera: Camera, places: Array, most: int = 12) -> list[Fit]:
-    """Every pose of a least sum of squares from which all points lie in front of the camera, the best first, of so many
-    starts.
+    """Return the least-squares poses with all points in front of the camera, the best first, of ``most`` starts.
 
     Raises:
         InputError: when there is none.
@@ -76,7 +74,7 @@ def fit_points(camera: Camera, places: Array, most: int = 12) -> list[Fit]:
 
     def errors(unknown: Array) -> Array:
         mapped = homogeneous @ pixel_from_ground(camera.intrinsics, posed(unknown)).T
-        depth = np.maximum(mapped[:, 2:], 1e-3 * unit)  # behind the camera the error is large, and falls as it turns
+        depth = np.maximum(mapped[:, 2:], 1e-3 * unit)  # behind the camera the error is large, and falls as it rotates
         return np.einsum("pij,pj->pi", stored_from_straight, mapped[:, :2] / depth - marks.straight).ravel()
 
     def depths(unknown: Array) -> Array:
@@ -92,20 +90,20 @@ def fit_points(camera: Camera, places: Array, most: int = 12) -> list[Fit]:
                     x, y = -ray[:2] * (height / -ray[2])
                     starts.append(np.array([yaw, pitch, 0.0, x, y, math.log(height)]))
     if not starts:
-        raise InputError("the marks lie in the sky for every pose that was tried; are they v, the row, second?")
+        raise InputError("the marks are in the sky for every tried pose; is v, the row, second?")
     solved = _least_squares(errors, starts, most)
     before = [unknown for unknown in solved if (depths(unknown) > 0).all()]
     if not before:
         u, v, x, y = places[depths(solved[0]).argmin()]
         raise InputError(
-            f"point ({u:g}, {v:g}) would lie above the horizon for ({x:g}, {y:g}) m to be seen there with the others; "
+            f"point ({u:g}, {v:g}) would be above the horizon for ({x:g}, {y:g}) m to appear there with the others; "
             "are u and v, or x (ahead) and y (left), in the right order?"
         )
     return [Fit(unknown, posed, errors, 6) for unknown in before]
 
 
 def fit_lines(camera: Camera, marks: Sequence[Marks], spacing_m: float, meet: Array) -> Fit:
-    """The pose of the least squared distances of marks from their lines, which are given from left to right."""
+    """Fit the pose with the least squared distances of marks from their lines, which are ordered from left to right."""
     roll_free = len(marks) > 2
     free = 5 if roll_free else 4
 
@@ -138,7 +136,7 @@ def fit_lines(camera: Camera, marks: Sequence[Marks], spacing_m: float, meet: Ar
 
 
 def vanishing_point(camera: Camera, marks: Sequence[Marks]) -> Array | None:
-    """Where the lines meet in the undistorted image; ``None`` where they are parallel or the same."""
+    """Return where the lines meet in the undistorted image; ``None`` where they are parallel or the same."""
     size = max(camera.image_size)
     lines = []
     for line in marks:
@@ -154,18 +152,18 @@ def vanishing_point(camera: Camera, marks: Sequence[Marks]) -> Array | None:
 
 
 def _height(logarithm: float) -> float:
-    """A height above the ground that no step of the solver takes out of what can be computed."""
+    """Return a height above the ground, bounded so that every step of the solver is finite."""
     return math.exp(min(20.0, max(-20.0, logarithm)))
 
 
 def _least_squares(errors: Callable[[Array], Array], starts: Sequence[Array], most: int = 12) -> list[Array]:
-    """Least sums of squares from the most promising starts, the best first."""
+    """Return least-squares solutions from the best starts, the best first."""
     promising = sorted(starts, key=lambda start: float(np.abs(errors(start)).sum()))[:most]
     solutions = [least_squares(errors, start, x_scale="jac", max_nfev=200) for start in promising]
     return [solution.x for solution in sorted(solutions, key=lambda solution: solution.cost)]
 
 
 def jacobian(values: Callable[[Array], Array], at: Array) -> Array:
-    """Jacobian (values, unknowns) by central differences."""
+    """Return the Jacobian (values, unknowns) by central differences."""
     steps = 1e-6 * np.eye(len(at))
     return np.stack([(values(at + step) - values(at - step)) / 2e-6 for step in steps], axis=1)

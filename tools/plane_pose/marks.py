@@ -1,4 +1,4 @@
-"""Poses from points and from lines that were marked."""
+"""Estimate poses from marked points and lines."""
 
 import math
 from collections.abc import Sequence
@@ -13,16 +13,17 @@ from plane_pose.fit import fit_lines, fit_points, vanishing_point
 from plane_pose.solution import UNFIT, Solution, solution_of
 
 COLLINEAR = 0.02
-"""Points whose spread across their line is less than this share of that along it say nothing about one turn."""
+"""Least spread of points across their line, relative to that along it; below it one rotation is undetermined."""
 NEAREST_M, FARTHEST_M = 0.001, 1000.0
-"""Between lines; the latter also of a mark from the ego origin."""
+"""Least and largest distance between lines; the latter also of a mark from the ego origin."""
 
 
 def from_points(camera: Camera, places: Array) -> Solution:
-    """Pose from places (p, 4): u, v in pixels, x, y in metres.
+    """Estimate the pose from points (p, 4): u, v in pixels, x, y in metres.
 
     Raises:
-        InputError: fewer than four, (nearly) on one line, marks that fit no pose or several, or that leave it open.
+        InputError: when points are fewer than four or (nearly) on one line, fit no pose or several, or leave it
+            undetermined.
     """
     count = min(len(np.unique(places[:, columns], axis=0)) for columns in ([0, 1], [2, 3]))
     if count < 4:
@@ -30,12 +31,12 @@ def from_points(camera: Camera, places: Array) -> Solution:
     for x, y in places[:, 2:]:
         if math.hypot(x, y) > FARTHEST_M:
             raise InputError(
-                f"({x:g}, {y:g}) m is farther than {FARTHEST_M:g} m from the ego origin; places are in metres"
+                f"({x:g}, {y:g}) m is farther than {FARTHEST_M:g} m from the ego origin; positions are in metres"
             )
     for what, columns in (("on the ground", places[:, 2:]), ("in the image", places[:, :2])):
         along, across = np.linalg.svd(columns - columns.mean(0), compute_uv=False)[:2]
         if across <= COLLINEAR * along:
-            raise InputError(f"the {len(places)} points lie on one line {what}; mark some beside it")
+            raise InputError(f"the {len(places)} points are on one line {what}; mark some off it")
     fits = fit_points(camera, places)
     names = [f"({u:g}, {v:g}) for ({x:g}, {y:g}) m" for u, v, x, y in places]
     note = "ground points, all of the pose free"
@@ -43,11 +44,11 @@ def from_points(camera: Camera, places: Array) -> Solution:
 
 
 def from_lines(camera: Camera, lines: Sequence[Array], spacing_m: float) -> Solution:
-    """Pose from parallel lines on the ground, each (p, 2) pixels, neighbours ``spacing_m`` apart.
+    """Estimate the pose from parallel lines on the ground, each (p, 2) pixels, neighbours ``spacing_m`` apart.
 
     Raises:
-        InputError: fewer than two lines or two pixels a line, no spacing, lines that do not meet, marks above where
-            they do, or marks that fit no pose or leave it open.
+        InputError: when there are fewer than two lines or two pixels each, no spacing, no point where lines meet, or
+            marks above it, or when marks fit no pose or leave it undetermined.
     """
     if len(lines) < 2 or min(map(len, lines)) < 2:
         raise InputError(
@@ -62,7 +63,7 @@ def from_lines(camera: Camera, lines: Sequence[Array], spacing_m: float) -> Solu
     for line in lines:
         if np.linalg.norm(line - line[0], axis=1).max() < 2 * camera.mark_px:
             u, v = line[0]
-            raise InputError(f"all pixels of a line are at ({u:g}, {v:g}); mark it at two places that are far apart")
+            raise InputError(f"all pixels of a line are at ({u:g}, {v:g}); mark it at two distant pixels")
     meet = vanishing_point(camera, marks)
     if meet is None:
         raise InputError(
@@ -73,7 +74,7 @@ def from_lines(camera: Camera, lines: Sequence[Array], spacing_m: float) -> Solu
         if (each.straight[:, 1] <= meet[1]).any():
             u, v = each.stored[each.straight[:, 1].argmin()]
             raise InputError(
-                f"mark ({u:g}, {v:g}) lies above the horizon, row {meet[1]:.0f}, where the lines meet; mark the ground "
+                f"mark ({u:g}, {v:g}) is above the horizon, row {meet[1]:.0f}, where the lines meet; mark the ground "
                 "only, and lines that are parallel on it"
             )
     marks.sort(key=lambda line: math.atan2(*(line.straight.mean(0) - meet)))  # from left to right
@@ -83,7 +84,7 @@ def from_lines(camera: Camera, lines: Sequence[Array], spacing_m: float) -> Solu
 
 
 def _other_readings(camera: Camera, places: Array) -> str | None:
-    """What the marks would fit if they were written otherwise."""
+    """Return a different notation in which the marks would fit, if any."""
     u, v, x, y = places.T
     readings = {
         "with u and v exchanged": np.stack([v, u, x, y], axis=1),

@@ -1,4 +1,4 @@
-"""A pose with its standard errors; what fits no pose, or several, is refused."""
+"""Hold a pose with its standard errors; refuse marks that fit no pose, or several."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,29 +11,29 @@ from plane_pose.camera import Array, Camera, angles_of, pixel_from_ground
 from plane_pose.fit import Fit, jacobian
 
 UNFIT = 3.0
-"""From how many times that inexactness a residual is refused."""
+"""Residual, relative to the marks' own error, above which marks are refused."""
 OPEN_DEG, OPEN_SHARE = 5.0, 1 / 3
-"""Standard errors of an angle, and of the height as a share of it, from which a pose is called open."""
+"""Standard errors of an angle, and of the height relative to it, above which a pose is undetermined."""
 AHEAD_M = 30.0
-"""Where on the ground the uncertainty is shown in metres."""
+"""Distance ahead at which the uncertainty on the ground is shown, metres."""
 RIVAL = 9.0
-"""A second pose is as good when its sum of squares is larger by less than this many times that of one mark."""
+"""A second pose is as good if its sum of squares is larger by less than this many times that of one mark."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A camera's pose on the ground, and one standard error of each figure.
+    """Hold a camera's pose relative to the ground, and one standard error of each figure.
 
     Attributes:
         ego_from_cam: (4, 4), metres.
         angles_deg: yaw to the left, pitch downwards, roll clockwise.
-        angles_error_deg: theirs.
+        angles_error_deg: of these angles.
         position_error_m: of x, y, z.
-        ahead_error_m: of a place on the ground ``AHEAD_M`` before the camera: along its line of sight, and across.
+        ahead_error_m: of a ground point ``AHEAD_M`` in front of the camera: along its line of sight, and across.
         residuals_px: of every mark.
-        redundancy: residuals to spare; with 0 nothing checks the marks.
-        marks_px: how exact the marks are by their residuals.
-        note: what was assumed.
+        redundancy: residuals beyond the unknowns; with 0 nothing checks the marks.
+        marks_px: error of the marks by their residuals.
+        note: assumptions.
     """
 
     ego_from_cam: Array
@@ -48,7 +48,7 @@ class Solution:
 
     @property
     def rms_px(self) -> float:
-        """Root mean square of the residuals."""
+        """Return the root mean square of the residuals."""
         return float(np.sqrt(np.mean(self.residuals_px**2)))
 
 
@@ -60,18 +60,18 @@ def solution_of(
     rows_a_mark: int,
     hint: Callable[[], str | None],
 ) -> Solution:
-    """The best fit as a solution.
+    """Return the best fit as a solution.
 
     Args:
         camera: of the marks.
         fits: the best first.
         names: of the marks.
-        note: what was assumed.
+        note: assumptions.
         rows_a_mark: residuals that each mark has.
-        hint: says how the marks would fit.
+        hint: returns a notation in which the marks would fit.
 
     Raises:
-        InputError: when it does not fit, another one fits as well, or it is open.
+        InputError: when it does not fit, another one fits as well, or it is undetermined.
     """
     best = fits[0]
     residuals = np.linalg.norm(best.errors(best.unknown).reshape(-1, rows_a_mark), axis=1)
@@ -80,17 +80,17 @@ def solution_of(
         raise InputError(
             f"the marks fit no pose: {names[worst]} is {residuals[worst]:.1f} pixels off, all of them "
             f"{np.sqrt(np.mean(residuals**2)):.1f} (root mean square), which is {best.mark_px / camera.mark_px:.0f} "
-            f"times what marks of {camera.mark_px:g} pixels have; "
-            + (hint() or "correct it, mark ground that is flat, or say with --mark-px how exactly pixels can be marked")
+            f"times the error of marks of {camera.mark_px:g} pixels; "
+            + (hint() or "correct it, mark ground that is flat, or set --mark-px to the real error of marks")
         )
     mark_px = max(camera.mark_px, best.mark_px)
     covariance = best.covariance(mark_px)
     if covariance is None:
-        raise InputError("the marks leave the pose open; mark more, farther apart")
+        raise InputError("the marks leave the pose undetermined; mark more, farther apart")
     rival = next((other for other in fits[1:] if _as_good(other, best, mark_px)), None)
     if rival is not None:
         described = " and ".join(_in_words(fit.pose(fit.unknown)) for fit in (best, rival))
-        raise InputError(f"the marks fit two poses: {described}; mark another place, away from the others")
+        raise InputError(f"the marks fit two poses: {described}; mark another point, away from the others")
     ego_from_cam = best.pose(best.unknown)
     slopes = jacobian(_figures(camera, best), best.unknown)
     error = np.sqrt(np.diag(slopes @ covariance @ slopes.T))
@@ -98,7 +98,7 @@ def solution_of(
     if error[:2].max() > math.radians(OPEN_DEG) or error[5] > OPEN_SHARE * ego_from_cam[2, 3]:
         yaw, pitch = (math.degrees(value) for value in error[:2])
         raise InputError(
-            f"marks that are {mark_px:.2g} pixels off leave the pose open: yaw ± {yaw:.1f}°, pitch ± {pitch:.1f}°, "
+            f"marks {mark_px:.2g} pixels off leave the pose undetermined: yaw ± {yaw:.1f}°, pitch ± {pitch:.1f}°, "
             f"height {ego_from_cam[2, 3]:.2f} ± {error[5]:.2f} m; mark more, farther apart"
         )
     return Solution(
@@ -108,8 +108,10 @@ def solution_of(
 
 
 def _figures(camera: Camera, fit: Fit) -> Callable[[Array], Array]:
-    """Yaw, pitch, roll, x, y, z, and where a place ``AHEAD_M`` ahead is put along and across, relative to the
-    solution's."""
+    """Return a function from unknowns to yaw, pitch, roll, x, y, z, and the point ``AHEAD_M`` ahead.
+
+    The point is given along and across, relative to the solution's.
+    """
     solved = fit.pose(fit.unknown)
     yaw = angles_of(solved)[0]
     ahead, left = np.array([math.cos(yaw), math.sin(yaw)]), np.array([-math.sin(yaw), math.cos(yaw)])
@@ -127,7 +129,7 @@ def _figures(camera: Camera, fit: Fit) -> Callable[[Array], Array]:
 
 
 def _as_good(other: Fit, best: Fit, mark_px: float) -> bool:
-    """Whether another solution explains the marks as well, and is not the same one found again."""
+    """Return whether another solution explains the marks as well, and is not the same one found again."""
     squares = [np.sum(fit.errors(fit.unknown) ** 2) for fit in (other, best)]
     if squares[0] - squares[1] > RIVAL * mark_px**2:
         return False
@@ -145,13 +147,13 @@ def _degrees(angles: Sequence[float] | Array) -> tuple[float, float, float]:
 def _in_words(ego_from_cam: Array) -> str:
     yaw, pitch, _ = _degrees(angles_of(ego_from_cam))
     return (
-        f"{ego_from_cam[2, 3]:.2f} m high, looking {direction(yaw, 'to the left', 'to the right')}, "
+        f"{ego_from_cam[2, 3]:.2f} m high, facing {direction(yaw, 'to the left', 'to the right')}, "
         f"{direction(pitch, 'down', 'up')}"
     )
 
 
 def direction(degrees: float, positive: str, negative: str, error: float | None = None) -> str:
-    """An angle whose direction is said in a word, as a sign beside one would be read twice."""
+    """Format an angle with its direction as a word, instead of a sign."""
     shown = f"{abs(degrees):.2f}°"
     uncertain = "" if error is None else f" ± {error:.2f}°"
     if float(f"{degrees:.2f}") == 0:
