@@ -436,7 +436,7 @@ def test_a_third_partys_depth_is_flipped_with_its_cameras():
             r"target 'own' is a Mine, which does not define flip; define Mine.flip, or set "
             r"augment.flip_p=0",
         ),
-        ({"zoom": (1.0, 1.5)}, r"what zoom makes of it; define Mine.zoom, or set augment.zoom=\[1,1\]"),
+        ({"zoom": (1.0, 1.5)}, r"does not define zoom; define Mine.zoom, or set augment.zoom=\[1,1\]"),
     ],
 )
 def test_a_target_that_does_not_say_how_it_is_transformed_is_refused(options, message):

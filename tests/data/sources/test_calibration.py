@@ -221,8 +221,8 @@ def test_a_camera_that_never_sees_the_grid_is_refused(tmp_path: Path) -> None:
 
 
 def test_distortion_is_undone_to_a_pinhole_camera(tmp_path: Path) -> None:
-    distortion = {"model": "opencv", "coefficients": [-0.2, 0.03, 0, 0]}
-    content = with_camera(distortion=distortion)
+    stated = {"model": "opencv", "coefficients": [-0.2, 0.03, 0, 0]}
+    content = with_camera(distortion=stated)
     content["frames"] = {"7": {"front": {"distortion": None}}}
     calibration = read_calibration(saved(tmp_path, content))
     rig, plain = calibration.of("1"), calibration.of("7")
@@ -233,7 +233,7 @@ def test_distortion_is_undone_to_a_pinhole_camera(tmp_path: Path) -> None:
     assert distortion.intrinsics == ((100, 0, 79.5), (0, 100, 44.5), (0, 0, 1))
     assert 80 < rig.intrinsics[0, 0, 0] < 100, "a barrel shows more than the pinhole camera of the same focal length"
     chosen = [[90.0, 0, 79.5], [0, 98.0, 44.5], [0, 0, 1.0]]
-    own = with_camera(distortion={**distortion, "intrinsics": chosen})
+    own = with_camera(distortion={**stated, "intrinsics": chosen})
     assert read_calibration(saved(tmp_path, own)).of("1").intrinsics[0].tolist() == chosen
 
 

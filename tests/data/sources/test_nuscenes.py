@@ -537,7 +537,7 @@ def test_missing_files_are_named(release: Path, ready: Path, tmp_path: Path) -> 
         tables.open_tables(copied, "v1.0-mini")
     finer = BEVGrid((-16.0, 16.0), (-16.0, 16.0), 0.25)
     with pytest.raises(
-        InputError, match=r"not prepared for these cells.*python tools/prepare_nuscenes.py root=.*cell_m=0.25"
+        InputError, match=r"prepared for these cells.*python tools/prepare_nuscenes.py root=.*cell_m=0.25"
     ):
         source(release, ready, grid=finer)
 
@@ -556,7 +556,7 @@ def test_missing_files_are_named(release: Path, ready: Path, tmp_path: Path) -> 
         ({"min_visibility": 5}, "min_visibility=5 must be an integer from 1 to 4"),
         ({"classes": {}}, "classes={} must be a mapping, not empty"),
         ({"centers": ["vehicles"]}, "data.centers: 'vehicles' is not a class here; did you mean vehicle"),
-        ({"centers": ["lane"]}, "'lane' is of the map"),
+        ({"centers": ["lane"]}, "'lane' is a class of the map"),
         ({"targets": ["vehicles"]}, "no class 'vehicles' in data.classes; did you mean vehicle"),
         ({"classes": {"a": {"boxes": []}}}, "data.classes.a: define it by"),
         ({"classes": {"a": {"map": ["street"]}}}, "no layer 'street'"),
