@@ -1,16 +1,16 @@
-"""The article's claims, and what answers each of them: a class and its tests, a theorem, or rows of the study."""
+"""The article's claims and their evidence: a class and its tests, a theorem, or rows of the study."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One of the article's.
+    """A claim of the article.
 
     Attributes:
         number: A1 to A12.
-        text: what is said.
-        answer: of a claim that is no measurement, what the tests show; empty where the study's rows answer it.
+        text: the claim.
+        answer: what the tests show; empty for a claim that rows of the study answer.
     """
 
     number: str

@@ -1,4 +1,4 @@
-"""Rows beyond the article: what the learned matrices are like, and whether they serve another grid."""
+"""Rows beyond the article: properties of the learned matrices, and their use on another grid."""
 
 import statistics
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ METHODS: Mapping[str, str] = {"MLP": "mlp", "attention, keys of place": "positio
 
 
 def rows(results: Results) -> list[Row]:
-    """Those whose entries are done."""
+    """Return the rows whose entries are done."""
     return available(*(partial(make, results) for make in (_rank, _shape, _grid)))
 
 

@@ -1,4 +1,4 @@
-"""What a larger map costs an MLP and an attention: error, samples, parameters and memory, and all of it on paper."""
+"""Cost of a larger map for an MLP and an attention: error, samples, parameters and memory, measured and computed."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ PAIR: Mapping[str, str] = {"MLP": "mlp", "attention": "attention"}
 
 @dataclass(frozen=True)
 class Size:
-    """Of a map.
+    """Size of a map.
 
     Attributes:
         tokens: of all cameras.
@@ -37,17 +37,19 @@ NUSCENES = Size(6 * 28 * 60, 200 * 200)
 
 
 CORNERS = (((8, 16), 2.0), ((8, 16), 1.0)), (((16, 32), 2.0), ((16, 32), 1.0))
-"""Rows and columns of features, and the length of cells in metres."""
+"""Shapes (rows, columns) of features and cell lengths in metres, from which :func:`on_paper` extrapolates."""
 
 
 def rows(results: Results) -> list[Row]:
-    """All of capacity whose entries are done."""
+    """Return the rows on capacity whose entries are done."""
     return available(*(partial(make, results) for make in (_counted, _paper, _error, _samples)))
 
 
 def on_paper(method: str, size: Size) -> dict[str, int]:
-    """Parameters, FLOPs and bytes, as :func:`~bevreshape.experiments.runs.count` would find them at any size, exactly:
-    each is linear in tokens and in cells, ``a·t·q + b·t + c·q + d``, and follows from four small ones."""
+    """Return parameters, FLOPs and bytes of a method at any size, exactly as by ``bevreshape.experiments.runs.count``.
+
+    Each is linear in tokens and in cells, ``a·t·q + b·t + c·q + d``, so four small sizes determine it.
+    """
     (small, more_cells), (more_tokens, large) = ((_counts(method, *of) for of in line) for line in CORNERS)
     t, q = (
         Fraction(wanted - low, high - low)
@@ -60,7 +62,7 @@ def on_paper(method: str, size: Size) -> dict[str, int]:
     for what in small[1]:
         corner = [one[1][what] for one in (small, more_cells, more_tokens, large)]
         value = (1 - t) * ((1 - q) * corner[0] + q * corner[1]) + t * ((1 - q) * corner[2] + q * corner[3])
-        assert value.denominator == 1  # or it is not of that form
+        assert value.denominator == 1  # otherwise it is not of that form
         found[what] = int(value)
     return found
 
@@ -75,7 +77,7 @@ def _counts(method: str, shape: tuple[int, int], cell_m: float) -> tuple[Size, d
 
 
 def samples_for_w(size: Size, channels: int) -> float:
-    """With how many samples an MLP has as many equations as unknowns: ``n·c·q = q·t + c²``, W and the read-out."""
+    """Return the samples n that give an MLP as many equations as unknowns (W, read-out): ``n·c·q = q·t + c²``."""
     return size.tokens / channels + channels / size.cells
 
 
@@ -158,7 +160,7 @@ def _samples(results: Results) -> list[Row]:
             f"exponent e of samples to {1 - TO:.0%} ∝ featuresᵉ, at {_sizes(results)}; n·c ≥ h·w lets expect 1 of the "
             "MLP",
             {
-                # a scale on which a primary row rests has more seeds
+                # the scale of a primary row has more seeds
                 name: _words([exponent(tokens, amounts) for amounts in zip(*by_scale, strict=False)])
                 for name, by_scale in found.items()
             },
@@ -172,7 +174,7 @@ def _samples(results: Results) -> list[Row]:
 
 
 def _words(exponents: list[Bounds]) -> str:
-    """Over the seeds."""
+    """Format the mean and the interval over the seeds."""
     mean, low, high = interval(exponents, ALPHA)
     if math.isinf(low) or math.isinf(high):
         return "not reached everywhere"

@@ -1,4 +1,4 @@
-"""The study's figure: who is ahead, over the jitter of the camera, the training samples and the steps."""
+"""The study's figure: the better method, over camera jitter, training samples and steps."""
 
 import math
 
@@ -19,20 +19,19 @@ TITLES: dict[Pose, str] = {
 }
 
 WIDTH_IN = 3.9
-"""As wide as a phone's screen, where letters are as large as they are here."""
+"""Inches. The width is that of a phone's screen, where letters keep their size."""
 
 SMALL = 7
 """Points."""
 
 MOST = math.log(20)
-"""Where the colors end."""
+"""Limit of the color scale."""
 
 
 def crossover_chart(results: Results) -> Figure:
-    """Log ratio of errors, MLP over attention, in a panel for each way in which the pose can be known and each budget
-    of steps.
+    """Draw the log ratio of errors, MLP over attention, in a panel per source of the pose and budget of steps.
 
-    A contour is where both are alike on the mean; a dot is a cell whose verdict is open.
+    A contour marks equal mean errors; a dot marks a cell whose verdict is open.
     """
     plan = results.plan
     sigmas, amounts, budgets = plan.sigma_deg, (*plan.samples, None), plan.budget.steps
@@ -51,7 +50,7 @@ def crossover_chart(results: Results) -> Figure:
                 for x, cell in enumerate(line):
                     if cell.verdict() is Verdict.OPEN:
                         axis.plot(x, y, ".", color="black", markersize=2.5)
-            every = 2 if len(sigmas) > 5 else 1  # or they run into one another
+            every = 2 if len(sigmas) > 5 else 1  # otherwise labels overlap
             axis.set_xticks(
                 range(0, len(sigmas), every), [f"{sigma:g}".lstrip("0") or "0" for sigma in sigmas[::every]]
             )

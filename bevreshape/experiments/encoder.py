@@ -1,9 +1,9 @@
-"""Features of an encoder instead of random fields: images of one camera through a network whose padding can be chosen.
+"""Features of an encoder instead of random fields: images of one camera through a network with selectable padding.
 
-The network is resnet18 to its stride of 8 (He et al. 2016), with random weights: what it is asked is what a convolution
-does to a place, not to a street. Its 128 channels are brought to 16 by a fixed random projection, as an untrained neck
-of 1×1 convolutions would do it: the encoder's correlation between channels stays, which principal components would
-remove. Each of the 16 is then standardised over the images to train on.
+The network is resnet18 up to stride 8 (He et al. 2016) with random weights, since the question is how convolutions
+encode positions, not streets. A fixed random projection reduces its 128 channels to 16, as an untrained neck of 1×1
+convolutions does. Unlike principal components, it keeps correlations between channels. Each of the 16 channels is then
+standardised over the training images.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,14 @@ from bevreshape.errors import InputError
 from bevreshape.reshapers import FeatureShape
 
 Padding = Literal["zeros", "reflect", "circular"]
-"""Of all convolutions and of the pooling. Zeros differ from what an image shows, so features near a border reveal where
-they are; a network with circular padding commutes with every shift, and reveals nothing."""
+"""Padding of all convolutions and of the pooling. Zeros differ from image content, so features near a border reveal
+their position. A network with circular padding commutes with every shift and reveals nothing."""
 
 Content = Literal["streets", "noise"]
-"""Images of the synthetic world, or white noise, which is alike everywhere: what reveals a position in it is the
-padding alone."""
+"""Images of the synthetic world, or white noise. Noise is stationary, so that only the padding reveals a position."""
 
 Part = Literal["tune", "choose", "train", "test"]
-"""What images are for: to train on and to measure with while recipes are chosen, then the same with those chosen. No
-image is in two of them."""
+"""Disjoint sets of images: training and measuring during tuning, then training and measuring with the best recipes."""
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
@@ -44,13 +42,13 @@ IMAGE_SIZE = 64, 128
 """(H, W) in pixels."""
 
 SOURCE = FeatureShape(16, 8, 16, 1, 8, offset_px=0.0)
-"""The features; every layer reaches as many pixels before a feature's center as behind, so the first is on pixel 0."""
+"""Shape of the features. All layers are symmetric about a feature's center, so the first is on pixel 0."""
 
 WIDTH = 128
 """Channels before the projection."""
 
 CHUNK = 32
-"""Images that go through the network at a time."""
+"""Images per forward pass of the network."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,9 @@ class Encoder:
     Attributes:
         padding: of the network.
         content: of the images.
-        tune: how many images recipes are chosen with: so many to train on, and as many to measure with.
-        train: how many there are to train on.
-        test: how many there are to measure with.
+        tune: number of training images, and also of measuring images, while recipes are chosen.
+        train: number of training images.
+        test: number of measuring images.
     """
 
     padding: Padding = "zeros"
@@ -73,22 +71,22 @@ class Encoder:
 
     @property
     def name(self) -> str:
-        """What tells it from others."""
+        """Return a unique name."""
         return f"resnet18_{self.padding}_{self.content}"
 
     def count(self, part: Part) -> int:
-        """How many images a part has."""
+        """Return the number of images of a part."""
         return {"tune": self.tune, "choose": self.tune, "train": self.train, "test": self.test}[part]
 
     def draw(self, part: Part, count: int, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
-        """Features of some images of a part, none of them twice.
+        """Draw features of images of a part, without replacement.
 
         Raises:
-            InputError: when the part has fewer.
+            InputError: when the part has fewer images.
         """
         if count > self.count(part):
             raise InputError(
-                f"study: {count} samples at a time are more than the {self.count(part)} images that there are to "
+                f"study: {count} samples at a time are more than the {self.count(part)} images to "
                 f"{part}; choose a smaller batch, fewer held-out samples, or more images"
             )
         kept = features(self, part)
@@ -96,10 +94,10 @@ class Encoder:
 
 
 def place_readable(encoder: Encoder) -> tuple[float, float]:
-    """How much of the variance of a feature's row and column can be read from its channels, by least squares.
+    """Return the fraction of the variance of a feature's row and column that is linear in its channels.
 
-    Fitted on the images to train on, measured on those to test with. 0 where nothing in a feature reveals its place;
-    below it by chance.
+    Least squares are fitted on the training images and measured on the test images. 0 means that features do not reveal
+    their position; values below 0 occur by chance.
     """
     place = torch.cartesian_prod(torch.arange(SOURCE.height), torch.arange(SOURCE.width)).double()
 
@@ -117,7 +115,7 @@ def place_readable(encoder: Encoder) -> tuple[float, float]:
 
 @cache
 def features(encoder: Encoder, part: Part) -> Float[Tensor, "n c h w"]:
-    """Features of all images of a part, standardised channel by channel over those to train on."""
+    """Return features of all images of a part, each channel standardised over the training images."""
     found, known = _projected(encoder, part), _projected(encoder, "train")
     return (found - known.mean((0, 2, 3), keepdim=True)) / known.std((0, 2, 3), keepdim=True)
 
@@ -135,10 +133,10 @@ def _projected(encoder: Encoder, part: Part) -> Float[Tensor, "n c h w"]:
 
 
 def build(padding: Padding) -> nn.Module:
-    """The network, always of the same random weights: normalised images in, (n, 128, H/8, W/8) out."""
+    """Build the network with fixed random weights; it maps normalised images to (n, 128, H/8, W/8)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        # by default the last scale of every residual branch begins at 0, and the network is little more than its stem
+        # the default initialises the last scale of every residual branch with 0, which leaves little more than the stem
         network = timm.create_model("resnet18", features_only=True, out_indices=(2,), zero_init_last=False)
     if padding != "zeros":
         for layer in network.modules():
@@ -150,7 +148,7 @@ def build(padding: Padding) -> nn.Module:
 
 
 def _images(content: Content, part: int, chosen: range) -> Float[Tensor, "n 3 H W"]:
-    """Normalised: of mean 0 and standard deviation 1, about."""
+    """Return images normalised to about mean 0 and standard deviation 1."""
     if content == "noise":
         return torch.stack([torch.randn(3, *IMAGE_SIZE, generator=seeded(part, index)) for index in chosen])
     mean, std = (torch.tensor(of).view(3, 1, 1) for of in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
@@ -159,7 +157,7 @@ def _images(content: Content, part: int, chosen: range) -> Float[Tensor, "n 3 H 
 
 @cache  # bytes, which three paddings share
 def _street(part: int, index: int) -> UInt8[Tensor, "3 H W"]:
-    """What the camera of the study sees of a street of the synthetic world."""
+    """Render a street of the synthetic world with the camera of the study."""
     rig = ring(1, IMAGE_SIZE, 1, torch.device("cpu"))
     pixel_from_cam, ego_from_cam = (x[0, 0].double().numpy() for x in (rig.intrinsics, rig.ego_from_cam))
     scene, sensor = draw_scene(part, index, 1), np.random.default_rng((part, index, 2))

@@ -15,14 +15,14 @@ Images = Annotated[int, Ge(1), Le(100_000)]
 
 @dataclass(frozen=True)
 class FeaturesPlan(SettingPlan):
-    """Which settings there are.
+    """The settings of the level.
 
     Attributes:
-        budget: what everyone gets.
-        seeds: of every setting: of its initialisation and of the order of its images. The encoder is the same for all.
-        tune_images: to choose recipes with: so many to train on, and as many to measure with.
-        train_images: to train on.
-        test_images: to measure with.
+        budget: the same for every method.
+        seeds: number per setting, of initialisation and order of images; all share the encoder.
+        tune_images: number of training images, and also of measuring images, while recipes are chosen.
+        train_images: number of training images.
+        test_images: number of measuring images.
     """
 
     budget: Budget
@@ -44,36 +44,36 @@ class FeaturesPlan(SettingPlan):
                 )
 
     def encoder(self, padding: Padding = "zeros", content: Content = "streets") -> Encoder:
-        """With the plan's images."""
+        """Return an encoder with the plan's numbers of images."""
         return Encoder(padding, content, self.tune_images, self.train_images, self.test_images)
 
     def setting(self, method: str, **changed: Any) -> Setting:
-        """A method on streets and zero padding."""
+        """Return the setting of a method on streets with zero padding."""
         return Setting(method, encoder=self.encoder(), **changed)
 
     def settings(self) -> list[Setting]:
-        """Methods, encodings and permutations on zero padding; attention without encoding on all."""
+        """Return methods, encodings and permutations with zero padding; attention without encoding on all encoders."""
         found = [self.setting(method) for method in ("mlp", "attention", "positional")]
         found += [self.setting(method, permuted=True) for method in ("mlp", "attention")]
         found += [self.setting("attention", encoding="learned", permuted=permuted) for permuted in (False, True)]
         return [*found, *(Setting("attention", encoding="none", encoder=encoder) for encoder in self.encoders())]
 
     def encoders(self) -> list[Encoder]:
-        """On streets as a network is used; on noise nothing but the padding reveals a position."""
+        """Return encoders on streets, as in use, and on noise, where only the padding reveals a position."""
         return [
             *(self.encoder(padding) for padding in ("zeros", "reflect", "circular")),
             *(self.encoder(padding, "noise") for padding in ("zeros", "circular")),
         ]
 
     def seeds_of(self, setting: Setting) -> range:
-        """As many for all."""
+        """Return the seeds, the same for all settings."""
         return range(self.seeds)
 
     def tuned_by(self, setting: Setting) -> Setting:
-        """Itself, but where a permutation changes names alone, as of an MLP and of learned encodings."""
+        """Return the setting, without a permutation that only relabels (MLP, learned encodings)."""
         renamed = not setting.attends or setting.encoding == "learned"
         return replace(setting, permuted=False) if renamed else setting
 
     def at(self, setting: Setting) -> tuple[int, ...]:
-        """A curve of all."""
+        """Return the steps of a curve, for every setting."""
         return CURVE

@@ -1,4 +1,4 @@
-"""From the outcomes on encoder features to rows."""
+"""Rows of the level of encoder features."""
 
 import statistics
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ WHERE = "features of resnet18 (random weights), fixed camera"
 
 @dataclass(frozen=True)
 class FeatureResults(Outcomes[FeaturesPlan]):
-    """What the level has found.
+    """Results of the level.
 
     Attributes:
-        places: how much of a feature's row and column can be read from its channels, by encoder.
+        places: by encoder, the result of :func:`~bevreshape.experiments.encoder.place_readable`.
     """
 
     places: Mapping[Encoder, tuple[float, float]]
 
     def place(self, encoder: Encoder) -> tuple[float, float]:
-        """Of one of them.
+        """Return the result of one encoder.
 
         Raises:
             NotDoneError: when it is not done.
@@ -38,12 +38,12 @@ class FeatureResults(Outcomes[FeaturesPlan]):
         return self.places[encoder]
 
     def mean(self, setting: Setting, what: str) -> float:
-        """Of a figure of :class:`~bevreshape.experiments.instruments.Examined`, over the seeds."""
+        """Return the mean of a field of :class:`~bevreshape.experiments.instruments.Examined`, over the seeds."""
         return statistics.mean(getattr(one, what) for one in self.outcome(setting).examined)
 
 
 def rows(results: FeatureResults) -> list[Row]:
-    """All of the level whose entries are done."""
+    """Return the rows of the level whose entries are done."""
     makers = (_control, _a7, _a8_error, _a8_delay, _a8_content, _a11_need, _a11_padding, _a11_place, _a12)
     return available(*(partial(make, results) for make in makers))
 

@@ -1,6 +1,6 @@
-"""The level of encoder features: the methods of the tensor level on what a network makes of images, for a fixed camera.
+"""The level of encoder features: methods of the tensor level on features of images, for a fixed camera.
 
-The target is the inverse perspective mapping of the features themselves, so the best map is known here as well: S.
+The target is the inverse perspective mapping of the features, so the best map is known: S.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from bevreshape.experiments.row import Row
 from bevreshape.experiments.study import SettingStudy
 
 IMAGE_S = 0.02
-"""About how many seconds one core takes to draw an image and to take its features."""
+"""Approximate seconds on one core to render an image and compute its features."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +28,25 @@ class FeaturesStudy(SettingStudy[FeaturesPlan]):
 
     @property
     def name(self) -> str:
-        """Of the level."""
+        """Return the name of the level."""
         return "features"
 
     def planned(self) -> dict[str, float]:
-        """Names of all entries, and about how many seconds each takes."""
+        """Return the names of all entries, with approximate seconds."""
         images = self.plan.train_images + self.plan.test_images
         return super().planned() | {_place(encoder).name: images * IMAGE_S for encoder in self.plan.encoders()}
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
-        """All entries that can be begun."""
+        """Return all entries that can begin."""
         places = [Work(_place(encoder), partial(_read_place, encoder)) for encoder in self.plan.encoders()]
         return [*places, *super().work(records)]
 
     def rows(self) -> list[Row]:
-        """Of what is done."""
+        """Return the rows whose entries are done."""
         return rows(self.results())
 
     def results(self) -> FeatureResults:
-        """Of what is done."""
+        """Return the results of the entries that are done."""
         found, records = self.outcomes(), self.records.read()
         places = {
             encoder: (result["row"], result["col"])

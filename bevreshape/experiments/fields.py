@@ -12,16 +12,16 @@ from bevreshape.reshapers import FeatureShape
 def smooth_fields(
     count: int, source: FeatureShape, correlation_length: float | int, generator: torch.Generator
 ) -> Float[Tensor, "b c h w"]:
-    """Gaussian random fields of one camera, of mean 0 and variance 1, every channel its own.
+    """Draw Gaussian random fields of one camera with mean 0 and variance 1, independent for every channel.
 
-    Two features a distance of r features apart are correlated by ``exp(−r² / 2ℓ²)``, exactly: white noise is multiplied
-    by the root of that covariance, from the left for rows and from the right for columns.
+    Features at a distance of r features have the correlation ``exp(−r² / 2ℓ²)``, exactly. White noise is multiplied by
+    the root of that covariance, from the left for rows and from the right for columns.
 
     Args:
         count: b.
-        source: their shape.
+        source: shape of the features.
         correlation_length: ℓ, in features; 0 is white noise.
-        generator: of the noise, on the device where they are wanted.
+        generator: of the noise, on the device of the result.
     """
     shape = (count, source.channels, source.height, source.width)
     noise = torch.randn(shape, generator=generator, device=generator.device)
@@ -31,7 +31,7 @@ def smooth_fields(
 
 @cache
 def _root(size: int, correlation_length: float) -> Tensor:
-    """The symmetric root of the covariance along one axis; symmetric, since any other would depend on the solver."""
+    """Return the symmetric root of the covariance along one axis; another root would depend on the solver."""
     if correlation_length == 0:
         return torch.eye(size)
     place = torch.arange(size, dtype=torch.float64)

@@ -1,5 +1,4 @@
-"""The study compared with an independent re-implementation of its tensor level: own geometry, own MLP, own
-attention."""
+"""Comparison of the study with an independent re-implementation of its tensor level."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO, Results
 
 LEAST_STEPS = 300
-"""Budgets from which on both are compared: theirs had trained to the end."""
+"""Smallest budget of the comparison; the other implementation trained to convergence."""
 
 Interval = tuple[float, float, float]
 """Mean and ends."""
@@ -20,14 +19,14 @@ Interval = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class IndependentFigure:
-    """A figure of theirs.
+    """A value of the independent implementation.
 
     Attributes:
-        what: it is.
-        low: of their interval, or the figure itself.
-        high: likewise.
-        own: the study's, with its 95 % interval over the seeds, after so many steps.
-        theirs: as it is written.
+        what: description of the value.
+        low: lower end of its interval, or the value itself.
+        high: upper end, or the value itself.
+        own: returns the study's value after a number of steps, with its 95 % interval over the seeds.
+        theirs: the value as text.
     """
 
     what: str
@@ -38,8 +37,7 @@ class IndependentFigure:
 
 
 def compared(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and lines of a table; figures whose entries are missing, or that the plan does not have, are left
-    out."""
+    """Return headings and lines of a table; values without entries in the plan or the records are left out."""
     budgets = [steps for steps in results.plan.budget.steps if steps >= LEAST_STEPS] or [results.longest]
     headings = ["", "independent"]
     for steps in budgets:
@@ -77,7 +75,7 @@ def _error(method: str) -> Callable[[Results, int], Interval]:
 
 
 def _ratio(sigma: float) -> Callable[[Results, int], Interval]:
-    """Of the MLP's error to the attention's, the pose given."""
+    """Return the ratio of the MLP's error to the attention's, with the pose given."""
     return lambda results, steps: _power(results.advantage("given", sigma, None, steps))
 
 
@@ -94,7 +92,7 @@ def _permuted(encoding: Encoding) -> Callable[[Results, int], Interval]:
 
 
 def _samples(amount: int) -> Callable[[Results, int], Interval]:
-    """Of the attention's error to the MLP's, for a fixed camera."""
+    """Return the ratio of the attention's error to the MLP's, for a fixed camera."""
     mlp, attention = Setting("mlp", samples=amount), Setting("attention", samples=amount)
     return lambda results, steps: _power(results.compare(mlp, attention, steps))
 
@@ -107,7 +105,7 @@ def _spread(what: str) -> Callable[[Results, int], Interval]:
 
 
 def _geometric(values: Sequence[float]) -> Interval:
-    """Mean and interval over the seeds, of logarithms."""
+    """Return the geometric mean and its interval over the seeds."""
     if any(not 0 < value < math.inf for value in values):
         return math.inf, min(values), math.inf
     return _power(Comparison.of([1.0] * len(values), list(values)))

@@ -1,5 +1,4 @@
-"""From paired measurements of several seeds to a verdict, by rules that do not know which way the article expects
-it."""
+"""Verdicts from paired measurements of several seeds, by rules that are symmetric in the two methods."""
 
 import math
 import statistics
@@ -14,14 +13,14 @@ from scipy.stats import t as student
 from bevreshape.errors import InputError
 
 ALPHA = 0.05
-"""Of two-sided intervals, and of all primary rows together (Holm 1979)."""
+"""Significance level of two-sided intervals, and of all primary rows together (Holm 1979)."""
 
 MARGIN = math.log(1.1)
-"""Two methods within 10 % of each other are alike."""
+"""Methods within 10 % of each other are alike."""
 
 
 class Verdict(StrEnum):
-    """Of two methods, what the first one is."""
+    """The first of two methods, compared with the second."""
 
     AHEAD = "ahead"
     ALIKE = "alike"
@@ -31,53 +30,52 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one seed measured: a number, or two between which it lies where it was found on a grid or never reached."""
+    """The measurement of one seed: a value, or bounds if it was found on a grid or never reached."""
 
     low: float
     high: float
 
     @classmethod
     def exactly(cls, value: float) -> "Bounds":
-        """A number that is known."""
+        """Return the bounds of a known value."""
         return cls(value, value)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many times better the first of two methods is, seed by seed: ``log(other / own)`` of what is better when
-    less.
+    """Log ratios ``log(other / own)`` of two methods, seed by seed, of a quantity for which less is better.
 
     Attributes:
-        seeds: paired log ratios, above 0 where the first is ahead.
+        seeds: paired log ratios, above 0 where the first method is ahead.
     """
 
     seeds: tuple[Bounds, ...]
 
     @classmethod
     def of(cls, own: Sequence[Bounds | float], other: Sequence[Bounds | float]) -> "Comparison":
-        """Of what both need or miss, in the same order of seeds.
+        """Compare the needs or errors of two methods, in the same order of seeds.
 
         Raises:
-            InputError: other numbers of seeds, fewer than two, or a figure that is not positive.
+            InputError: when the numbers of seeds differ or are below two, or a value is not positive.
         """
         if len(own) != len(other) or len(own) < 2:
             raise InputError(f"study: {len(own)} and {len(other)} seeds cannot be paired; run two or more of both")
         ratios = []
         for mine, theirs in zip(map(_bounds, own), map(_bounds, other), strict=True):
             if not (mine.low > 0 and theirs.low > 0):
-                raise InputError(f"study: the ratio of {theirs} to {mine} needs two positive figures")
+                raise InputError(f"study: the ratio of {theirs} to {mine} needs two positive values")
             ratios.append(Bounds(_log(theirs.low / mine.high), _log(theirs.high / mine.low)))
         return cls(tuple(ratios))
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float, float]:
-        """Mean log ratio and its two-sided interval by Student's t; bounds widen it, infinite ones without end."""
+        """Return the mean log ratio and its two-sided interval by Student's t; bounds widen it, perhaps to infinity."""
         return interval(self.seeds, alpha)
 
     @property
     def p(self) -> float:
-        """The smallest α whose interval lies within one of the three regions: above, within, and below the margin.
+        """Return the smallest α whose interval is within one of the regions: above, within, or below the margin.
 
-        A wrong region is met with a probability of at most α, and of α/2 at each end of the interval.
+        The probability of a wrong region is at most α, with α/2 at each end of the interval.
         """
         lows, highs = [one.low for one in self.seeds], [one.high for one in self.seeds]
         ahead = _beyond(lows, MARGIN)
@@ -86,7 +84,7 @@ class Comparison:
         return min(1.0, 2 * min(ahead, behind, within))
 
     def verdict(self, alpha: float = ALPHA) -> Verdict:
-        """By the interval."""
+        """Return the verdict by the interval."""
         _, low, high = self.interval(alpha)
         if low > MARGIN:
             return Verdict.AHEAD
@@ -104,14 +102,14 @@ class Comparison:
 
 
 def interval(seeds: Sequence[Bounds], alpha: float = ALPHA) -> tuple[float, float, float]:
-    """Mean over seeds and its two-sided interval by Student's t; bounds widen it, infinite ones without end."""
+    """Return the mean over seeds and its two-sided interval by Student's t; bounds widen it, perhaps to infinity."""
     lows, highs = [one.low for one in seeds], [one.high for one in seeds]
     middles = [(low + high) / 2 for low, high in zip(lows, highs, strict=True)]
     return _mean(middles), _mean(lows) - _half(lows, alpha), _mean(highs) + _half(highs, alpha)
 
 
 def holm(comparisons: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, Verdict]:
-    """Verdicts of several rows, with a probability of at most ``alpha`` that any of them is wrong (Holm 1979)."""
+    """Return verdicts of several rows; any is wrong with a probability of at most ``alpha`` (Holm 1979)."""
     verdicts = dict.fromkeys(comparisons, Verdict.OPEN)
     found = sorted((comparison.p, name) for name, comparison in comparisons.items())
     for done, (p, name) in enumerate(found):
@@ -123,8 +121,7 @@ def holm(comparisons: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[st
 
 
 def reached(steps: Sequence[int], values: Sequence[float], threshold: float) -> Bounds:
-    """When a falling curve is at a threshold or below for the first time: between which of the steps it was looked
-    at."""
+    """Return the measured steps between which a falling curve first reaches a threshold."""
     before = 0.0
     for step, value in zip(steps, values, strict=True):
         if value <= threshold:
@@ -134,15 +131,15 @@ def reached(steps: Sequence[int], values: Sequence[float], threshold: float) -> 
 
 
 def crossover(levels: Sequence[float], advantages: Sequence[float]) -> Bounds:
-    """From which level on an advantage is positive for good, by interpolation in the level's logarithm.
+    """Return the level from which an advantage stays positive, interpolated in the level's logarithm.
 
     Args:
-        levels: ascending, of which the first may be 0.
-        advantages: log ratios at each of them.
+        levels: ascending; the first may be 0.
+        advantages: log ratio at each level.
 
     Returns:
-        Where it turns positive; below the lowest positive level where it is positive throughout, beyond the highest
-        where it is not positive there.
+        The level at which it turns positive: below the lowest positive level if it is always positive, above the
+        highest if it is not positive there.
 
     Raises:
         InputError: when levels do not ascend, or there are not as many advantages.
@@ -164,7 +161,7 @@ def crossover(levels: Sequence[float], advantages: Sequence[float]) -> Bounds:
 
 
 def exponent(sizes: Sequence[float], amounts: Sequence[Bounds | float]) -> Bounds:
-    """The e of ``amount ∝ sizeᵉ``, by least squares of both logarithms; the least and the most that bounds allow."""
+    """Fit e in ``amount ∝ sizeᵉ`` by least squares of logarithms; return its bounds."""
     x = [math.log(size) for size in sizes]
     middle = statistics.mean(x)
     weights = [(one - middle) / sum((each - middle) ** 2 for each in x) for one in x]
@@ -189,7 +186,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _half(values: Sequence[float], alpha: float) -> float:
-    """Half the width of an interval; 0 where values are not finite, whose mean says all."""
+    """Return half the width of an interval; 0 if values are not finite, since the mean is then infinite."""
     if not all(map(math.isfinite, values)):
         return 0.0
     return _quantile(alpha, len(values)) * statistics.stdev(values) / math.sqrt(len(values))
@@ -201,7 +198,7 @@ def _quantile(alpha: float, count: int) -> float:
 
 
 def _beyond(values: Sequence[float], bound: float) -> float:
-    """p of "the mean lies above", one-sided."""
+    """Return the one-sided p of the hypothesis that the mean is above the bound."""
     if not all(map(math.isfinite, values)):
         return 0.0 if _mean(values) > bound else 1.0
     difference, error = statistics.mean(values) - bound, statistics.stdev(values) / math.sqrt(len(values))

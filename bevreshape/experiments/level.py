@@ -1,7 +1,7 @@
-"""What the levels of a study have in common: entries that are planned, done by whoever comes first, and made into rows.
+"""The interface of a study's levels: planned entries, shared between processes, and the rows made of them.
 
 A level is a dataclass ``XStudy(plan, records)``. All levels of a study write to the same records, so their entries have
-different names: those of a level ``x`` but the tensor level begin with ``x-``.
+different names: except in the tensor level, those of a level ``x`` begin with ``x-``.
 """
 
 import time
@@ -13,17 +13,16 @@ from bevreshape.experiments.records import Entry, Records
 from bevreshape.experiments.row import Row
 
 PAUSE_S = 2.0
-"""Between looks at what other processes have done."""
+"""Seconds between checks for entries that other processes have done."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """An entry, and how it is done.
+    """An entry and the function that does it.
 
     Attributes:
-        entry: which.
-        do: makes its result, plain values for a line of JSON. It is called once, by the process that has claimed the
-            entry.
+        entry: the entry.
+        do: returns its result, plain values for a line of JSON. Only the process that has claimed the entry calls it.
     """
 
     entry: Entry
@@ -36,21 +35,20 @@ class Level(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the level, and of its section in the plan."""
+        """Name of the level and of its section in the plan."""
         ...
 
     @property
     def records(self) -> Records:
-        """Where its results are kept."""
+        """Records of the results."""
         ...
 
     def planned(self) -> Mapping[str, float]:
-        """Names of all its entries, and about how many seconds each takes on one core."""
+        """Return the names of all entries, with approximate seconds on one core."""
         ...
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> Sequence[Work]:
-        """All entries that can be begun, done ones too; one that needs the result of another is left out until that is
-        there.
+        """Return all entries that can begin, including done ones, but not those that need a missing result.
 
         Args:
             records: :meth:`Records.read`.
@@ -58,17 +56,17 @@ class Level(Protocol):
         ...
 
     def rows(self) -> list[Row]:
-        """Of what is done; a row one of whose entries is not done is left out."""
+        """Return the rows whose entries are all done."""
         ...
 
 
 @dataclass(frozen=True)
 class Done:
-    """What was done, by this process.
+    """An entry that this process has done.
 
     Attributes:
         name: of the entry.
-        seconds: that it took.
+        seconds: duration.
         left: names of the entries of all levels that are not done.
     """
 
@@ -78,12 +76,12 @@ class Done:
 
 
 def missing(levels: Sequence[Level]) -> tuple[str, ...]:
-    """Names of the entries that are not done, begun or not."""
+    """Return the names of the entries that are not done, begun or not."""
     return tuple(name for level in levels for name in level.planned().keys() - level.records.read().keys())
 
 
 def left(level: Level) -> list[Work]:
-    """Entries that can be begun and are not done.
+    """Return the entries that can begin and are not done.
 
     Raises:
         InputError: when one was made with other values.
@@ -93,7 +91,7 @@ def left(level: Level) -> list[Work]:
 
 
 def run(levels: Sequence[Level]) -> Iterator[Done]:
-    """Do what is left, one entry at a time, and wait for what other processes and machines are doing.
+    """Do the remaining entries one at a time, and wait for entries of other processes and machines.
 
     Raises:
         InputError: when an entry was made with other values than the plan's, or cannot be done.

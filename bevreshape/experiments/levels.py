@@ -1,4 +1,4 @@
-"""A whole study: its plan, with a section for each level, and the levels that the plan has."""
+"""A whole study: its plan with a section per level, and the levels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ from bevreshape.experiments.task_plan import TaskPlan
 from bevreshape.storage.plain_values import read_yaml
 
 PLAN_FILE = "plan.yaml"
-"""In a study's folder, what is done there."""
+"""File of the plan in a study's folder."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class StudyPlan:
     """A plan of ``conf/plan``: a level whose section is missing is left out.
 
     Attributes:
-        tensor: random features of one camera in, their own homography out.
-        features: what a network makes of images in, their own homography out.
-        task: images of the synthetic world in, their segmentation from above out.
+        tensor: from random features of one camera to their homography.
+        features: from features of images to their homography.
+        task: from images of the synthetic world to their BEV segmentation.
 
     Raises:
-        InputError: when there is no section at all.
+        InputError: when there is no section.
     """
 
     tensor: TensorPlan | None = None
@@ -46,10 +46,10 @@ class StudyPlan:
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> "StudyPlan":
-        """From plain values.
+        """Build a plan from plain values.
 
         Raises:
-            InputError: for an unknown key, or a value of another kind or out of range.
+            InputError: when a key is unknown, or a value has another type or is out of range.
         """
         plan: StudyPlan = read_value("plan", cls, plain)
         return plan
@@ -64,7 +64,7 @@ class Study:
 
     @classmethod
     def stored(cls, folder: Path) -> "Study":
-        """That of a folder.
+        """Read the study of a folder.
 
         Raises:
             InputError: when its plan cannot be read.
@@ -73,12 +73,12 @@ class Study:
 
     @property
     def tensor(self) -> TensorStudy | None:
-        """The tensor level, where the plan has one."""
+        """Return the tensor level; ``None`` if the plan has none."""
         return None if self.plan.tensor is None else TensorStudy(self.plan.tensor, self.records)
 
     @property
     def levels(self) -> list[Level]:
-        """In the order in which they are done."""
+        """Return the levels in the order in which they are done."""
         found: list[Level] = []
         if self.tensor is not None:
             found.append(self.tensor)
@@ -90,15 +90,15 @@ class Study:
 
     @property
     def planned(self) -> dict[str, float]:
-        """Names of all entries, and about how many seconds each takes on one core."""
+        """Return the names of all entries, with approximate seconds on one core."""
         return {name: seconds for level in self.levels for name, seconds in level.planned().items()}
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Names of the entries that are not done."""
+        """Return the names of the entries that are not done."""
         return missing(self.levels)
 
     @property
     def rows(self) -> list[Row]:
-        """Of all levels, those whose entries are done."""
+        """Return the rows of all levels whose entries are done."""
         return [row for level in self.levels for row in level.rows()]

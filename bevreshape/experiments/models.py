@@ -1,6 +1,6 @@
-"""The methods that are compared: each is ``O = A·X·Wv`` with values X as they are and one linear read-out Wv.
+"""The methods of the study: each is ``O = A·X·Wv`` with values X and one linear read-out Wv.
 
-They differ in A, cells by tokens, alone:
+They differ only in A, cells by tokens:
 
 ========== ===================================================== ======================
 name       A                                                     depends on
@@ -13,16 +13,16 @@ posed      softmax(Q·Kᵀ/√d), K from content, place and direction  X and the
 continuous attention, Q a function of the cell's place in metres X
 ========== ===================================================== ======================
 
-``attention`` is the article's (its equation of cross-attention); ``mlp`` its single fully connected layer without σ.
-``adaptive`` is :class:`bevreshape.reshapers.mlp.Rectify` written as a matrix. Where the pose is in X, ``adaptive``
-reads it by linear maps of all of X, which mix channels and then tokens, and the keys of an attention are normalised,
-which is not in the article. Either was chosen among 14 variants of its side.
+``attention`` is the article's cross-attention, ``mlp`` its single fully connected layer without σ. ``adaptive`` is
+:class:`bevreshape.reshapers.mlp.Rectify` written as a matrix. If the pose is in X, ``adaptive`` reads it by linear maps
+of X, which mix channels and then tokens, and the keys of an attention are normalised, unlike in the article. Each was
+chosen among 14 variants.
 
-Q is learned in one of two forms that can hold the same matrices (:data:`Query`) but are not trained alike: which of
-them is the better depends on the setting, so it is chosen like a learning rate.
+Q is learned in one of two forms (:data:`Query`). Both can represent the same matrices, but train differently. The
+better form depends on the setting, so it is tuned like a learning rate.
 
-Every parameter has a leading dimension s: runs of other seeds, learning rates, forms or data are trained side by side,
-and none knows of the others.
+Every parameter has a leading dimension s: runs with different seeds, learning rates, forms or data are trained side by
+side, independently.
 """
 
 import math
@@ -41,28 +41,27 @@ from bevreshape.reshapers.positional import sinusoidal
 Encoding = Literal["sinusoidal", "learned", "none"]
 
 Query = Literal["projected", "direct"]
-"""How Q is learned: as the product of a query a cell and a matrix Wq, both learned, as in the article; or itself,
-without Wq.
+"""Forms of Q: the product of a learned query per cell and a learned matrix Wq, as in the article, or Q itself (direct).
 
-A product of two learned matrices is any matrix, but gradient descent moves a product otherwise. After 300 steps of 16
-samples (geometric mean of the error over six seeds, each form at the better of the rates .01 and .03): of a fixed
-camera 8.5e-5 direct and 1.5e-3 projected, whose seeds lie between 1e-4 and 1e-2 since single cells look at a wrong
-place; but of one that moves (σ = 2°) with the pose given 5.2e-3 direct and 2.2e-3 projected, with the pose in X .045
-and 5.7e-3 (four seeds, rates up to .04).
+Both can represent any matrix, but gradient descent moves a product differently. Errors after 300 steps of 16 samples
+(geometric mean over six seeds, each form at the better of the rates .01 and .03): for a fixed camera 8.5e-5 direct and
+1.5e-3 projected, whose seeds range from 1e-4 to 1e-2 since single cells attend to a wrong position; for a moving camera
+(σ = 2°) with the pose given 5.2e-3 direct and 2.2e-3 projected, with the pose in X .045 and 5.7e-3 (four seeds, rates
+up to .04).
 """
 
 
 def called(method: str, query: Query) -> str:
-    """A method with a form of Q: where it is the article's, that goes without saying."""
+    """Return the name of a method with a form of Q; the article's form is not mentioned."""
     return method if query == "projected" else f"{method}, direct Q"
 
 
 class ViewTransformer(nn.Module):
-    """What all have in common: values and read-out.
+    """Base of all methods: values and read-out.
 
     Args:
-        world: whose shapes they have.
-        seeds: of the initialisation, one a run.
+        world: determines the shapes.
+        seeds: of the initialisation, one per run.
     """
 
     def __init__(self, world: World, seeds: Sequence[int]) -> None:
@@ -74,7 +73,7 @@ class ViewTransformer(nn.Module):
         self.read_out = self.draw(self.channels, world.source.channels, std=self.channels**-0.5)
 
     def draw(self, *shape: int, std: float) -> nn.Parameter:
-        """A parameter (s, *shape) of independent normal numbers."""
+        """Draw a parameter (s, *shape) of independent normal values."""
         return nn.Parameter(
             torch.stack([torch.randn(shape, generator=generator) * std for generator in self._generators])
         )
@@ -103,29 +102,27 @@ class MLP(ViewTransformer):
 
 
 class AdaptiveMLP(MLP):
-    """A = W·(R ⊗ C), R (h×h) and C (w×w) the identity plus what a small MLP makes of the pose.
+    """A = W·(R ⊗ C), where R (h×h) and C (w×w) are the identity plus the output of a small MLP of the pose.
 
-    The pose is three angles, each with sine and cosine at five frequencies; where it is in X, six numbers take the
-    place of the angles. Each is a learned sum of channels, then a learned weighted sum of that over tokens, as
-    MLP-Mixer (Tolstikhin et al. 2021) mixes channels and tokens by turns; it begins as nearly nothing of every channel
-    and with equal weights.
+    The pose is three angles, each with sine and cosine at five frequencies. If the pose is in X, six features replace
+    the angles. Each is a learned sum of channels, then a learned weighted sum over tokens, as MLP-Mixer (Tolstikhin et
+    al. 2021) mixes channels and tokens in turn. Channel weights begin near zero, token weights are equal.
 
     With the pose given (σ = 2°, 300 steps of 16 samples, the better of two or three rates, geometric mean over four
-    seeds that nothing is judged on) its error is 6.1e-3 with a warm-up of 50 steps, 6.9e-3 without it; with 64 hidden
-    numbers 7.3e-3 and 7.9e-3; on four other seeds the first is 7.1e-3 and the last 8.0e-3. No other form of the same
-    function was better by a fifth: 256 hidden numbers (7.6e-3), ``outer`` drawn at random (7.8e-3), 2 or 3 octaves
-    (9.6e-3, 8.6e-3), W ten times as large or small (2.0e-2, 7.9e-3), what the pose adds three times as large or small
-    (7.7e-3, 7.4e-3).
+    tuning seeds) the error is 6.1e-3 with a warm-up of 50 steps, 6.9e-3 without it; with 64 hidden units 7.3e-3 and
+    7.9e-3; on four other seeds the first is 7.1e-3 and the last 8.0e-3. No other form of the function was better by a
+    fifth: 256 hidden units (7.6e-3), ``outer`` drawn at random (7.8e-3), 2 or 3 octaves (9.6e-3, 8.6e-3), W ten times
+    as large or small (2.0e-2, 7.9e-3), the pose's term three times as large or small (7.7e-3, 7.4e-3).
 
-    With the pose in X it is .0113; .0295 where the six numbers are one linear map of all 2,560 entries of X (σ = 2°, a
-    warm-up of 50 steps, the best of two or three rates, seeds as above). At σ = 8° it is .090 against .121, of a fixed
-    camera 5.0e-5 against 2.0e-4, and on four other seeds at σ = 2° .0135 against .0412. It is one of 14 variants, as
-    many as attention had, each an MLP. The others: weights of tokens drawn at random (.0120; with layer normalisation
-    of the hidden numbers .0141, and of weights three times as large .0136); sums over channels as large as those of an
-    ordinary layer, too (.0218; normalised .0166, of 16 numbers .0175, of 32 ten times as large without sines .0170); a
-    small MLP of 64 hidden numbers at every token, its weighted sum over tokens mapped to six numbers (.090) or taken as
-    it is, without sines (.0232, normalised .0192); and the one linear map with normalised hidden numbers (.0258), with
-    the six numbers normalised (.0288), or to 32 numbers without sines, normalised (.0266).
+    With the pose in X the error is .0113, against .0295 if the six features are one linear map of all 2,560 entries of
+    X (σ = 2°, a warm-up of 50 steps, the best of two or three rates, seeds as above). At σ = 8° it is .090 against
+    .121, for a fixed camera 5.0e-5 against 2.0e-4, and on four other seeds at σ = 2° .0135 against .0412. It is one of
+    14 variants, as many as for attention, each an MLP. The others: token weights drawn at random (.0120; with layer
+    normalisation of the hidden units .0141, and with weights three times as large .0136); sums over channels
+    initialised as in an ordinary layer, too (.0218; normalised .0166, of 16 features .0175, of 32 ten times as large
+    without sines .0170); a small MLP of 64 hidden units at every token, its weighted sum over tokens mapped to six
+    features (.090) or used directly, without sines (.0232, normalised .0192); and the one linear map with normalised
+    hidden units (.0258), with the six features normalised (.0288), or to 32 features without sines, normalised (.0266).
     """
 
     HIDDEN = 128
@@ -146,7 +143,7 @@ class AdaptiveMLP(MLP):
         self.outer = self.draw(self.HIDDEN, sum(size**2 for size in self.sizes), std=0.0)
 
     def read_from(self, x: Float[Tensor, "s b t c"]) -> Float[Tensor, "s b n"]:
-        """What takes the place of the angles. Adam moves all weights of tokens alike, so their sum is made small."""
+        """Return the features that replace the angles; since Adam moves all token weights alike, the sum is small."""
         mixed = torch.einsum("sbtc,scn->sbtn", x, self.of_channels)
         return torch.einsum("sbtn,stn->sbn", mixed, self.of_tokens) * self.tokens**-0.5
 
@@ -164,28 +161,27 @@ class AdaptiveMLP(MLP):
 
 
 class Attention(ViewTransformer):
-    """A = softmax(Q·Kᵀ/√d), Q of a learned query a cell, K from what ``content``, ``place`` and ``direction`` allow.
+    """A = softmax(Q·Kᵀ/√d) with a learned query per cell; K depends on content, position and ray direction as enabled.
 
-    A direct run of a model that has projected ones too has Wq = 1, of which it learns nothing; a model of direct runs
-    alone has no Wq.
+    If a model has both forms of Q, its direct runs have the constant Wq = 1. A model with only direct runs has no Wq.
 
-    Where the pose is in X, a key is brought to mean 0 and variance 1 over its d channels: layer normalisation without
+    If the pose is in X, a key is normalised to mean 0 and variance 1 over its d channels: layer normalisation without
     parameters (of queries and keys: Dehghani et al. 2023). With it the error is 5.7e-3, without it .042; on four other
     seeds 5.2e-3 and .032 (σ = 2°, 300 steps of 16 samples, projected Q, a warm-up of 50 steps, the best of up to three
-    rates from .01 to .03, geometric mean over four seeds that nothing is judged on). Keys from content by a small MLP
-    of 64 hidden numbers (6.7e-3, on the others 5.0e-3) are as good, with more parameters; worse are sines of six
-    numbers read from content (8.9e-3), content's rate three times as large (.032; with smaller queries .030, with d =
-    128 .19) or small (.086), and logits four times as large (.069). At σ = 8° it is 7.6e-3 against .035; of a fixed
-    camera, each at its best form of Q, 8.7e-5 against 7.8e-5. With the pose given it is no better (2.4e-3 against
-    2.0e-3), and there K is as in the article, as it is where the pose is unknown.
+    rates from .01 to .03, geometric mean over four tuning seeds). Keys from content by a small MLP of 64 hidden units
+    (6.7e-3, on the others 5.0e-3) are as good, with more parameters. Worse are sines of six features of content
+    (8.9e-3), content's rate three times as large (.032; with smaller queries .030, with d = 128 .19) or small (.086),
+    and logits four times as large (.069). At σ = 8° it is 7.6e-3 against .035; for a fixed camera, each at its best
+    form of Q, 8.7e-5 against 7.8e-5. With the pose given it is no better (2.4e-3 against 2.0e-3). There, and if the
+    pose is unknown, K is as in the article.
 
     Args:
-        world: whose shapes it has.
-        seeds: of the initialisation, one a run.
-        forms: of Q, one a run; all are projected where none are given.
-        content: K has X in it.
-        direction: K has the direction of every token's ray in it.
-        encoding: of places.
+        world: determines the shapes.
+        seeds: of the initialisation, one per run.
+        forms: of Q, one per run; all projected by default.
+        content: K depends on X.
+        direction: K depends on the direction of every token's ray.
+        encoding: of positions.
         dim: d.
     """
 
@@ -215,17 +211,17 @@ class Attention(ViewTransformer):
             else:
                 self.register_buffer("places", sinusoidal(world.source.height, world.source.width, dim)[None])
         self.direction = self.draw(dim, dim, std=dim**-0.5) if direction else None
-        # last, so that both forms begin with the same numbers in all the rest
+        # last, so that both forms have the same initial values of all other parameters
         projected = [form == "projected" for form in forms or ["projected"] * self.runs]
         self.register_buffer("projected", torch.tensor(projected)[:, None, None])
         self.to_q = self.draw(dim, dim, std=dim**-0.5) if any(projected) else None
 
     def draw_queries(self) -> None:
-        """Parameters of :meth:`queries`."""
+        """Initialise the parameters of :meth:`queries`."""
         self.query = self.draw(self.cells, self.dim, std=1.0)
 
     def queries(self) -> Float[Tensor, "s q d"]:
-        """One a cell, before Wq."""
+        """Return a query per cell, before Wq."""
         return self.query
 
     def q(self) -> Float[Tensor, "s q d"]:
@@ -235,7 +231,7 @@ class Attention(ViewTransformer):
         return self.queries() @ torch.where(self.projected, self.to_q, torch.eye(self.dim, device=self.to_q.device))
 
     def keys(self, batch: Batch) -> Float[Tensor, "s #b t d"]:
-        """K, the sum of its parts; normalised where the pose is in X."""
+        """Return K, the sum of its parts; normalised if the pose is in X."""
         parts: list[Tensor] = []
         if self.content is not None:
             parts.append(torch.einsum("sbtc,scd->sbtd", batch.x, self.content))
@@ -251,10 +247,10 @@ class Attention(ViewTransformer):
 
 
 class ContinuousAttention(Attention):
-    """Queries by a small MLP from sines and cosines of the cell's place, so that there is one for every place.
+    """Queries from sines and cosines of the cell's position by a small MLP, defined at every position.
 
-    The waves are from four cells of the grid that it is trained on, so that neighbours say what is between them, to
-    twice as long as its longer side, in a geometric row.
+    Wavelengths form a geometric series, from four cells of the training grid, so that queries can be interpolated
+    between cells, to twice the grid's longer side.
     """
 
     HIDDEN = 128
@@ -278,16 +274,16 @@ class ContinuousAttention(Attention):
         return F.gelu(described @ self.inner + self.bias) @ self.outer
 
     def on(self, world: World) -> "ContinuousAttention":
-        """The same parameters, asked for the cells of another grid."""
+        """Return the same parameters with queries for the cells of another grid."""
         other = copy(self)
         other.world, other.cells = world, len(world.cells)
         return other
 
 
 def waves(angles: Float[Tensor, "s b t 2"], dim: int) -> Float[Tensor, "s b t d"]:
-    """Sine and cosine of both angles at dim/4 frequencies, in a geometric row from 1 to 40 a radian.
+    """Return sine and cosine of both angles at dim/4 frequencies, a geometric series from 1 to 40 per radian.
 
-    The longest wave does not repeat on a view of 80°; half of the shortest, 4.5°, is as long as a feature is wide.
+    The longest wave does not repeat in a view of 80°. Half of the shortest, 4.5°, is the width of a feature.
     """
     omega = 40.0 ** torch.linspace(0, 1, dim // 4, device=angles.device)
     phase = (angles[..., None] * omega).flatten(-2)

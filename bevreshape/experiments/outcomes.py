@@ -1,4 +1,4 @@
-"""What the settings of a level came to, and how two of them compare."""
+"""Outcomes of a level's settings, and comparisons of two settings."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +21,12 @@ class NotDoneError(LookupError):
 
 @dataclass(frozen=True)
 class Outcomes(Generic[P]):
-    """What a level has found.
+    """Results of a level.
 
     Attributes:
-        plan: of it.
+        plan: of the level.
         outcomes: of every setting that is done.
-        tuned: recipes of the settings that they were chosen in.
+        tuned: recipes, by the setting in which they were tuned.
     """
 
     plan: P
@@ -35,11 +35,11 @@ class Outcomes(Generic[P]):
 
     @property
     def longest(self) -> int:
-        """The largest budget."""
+        """Return the largest budget."""
         return self.plan.budget.steps[-1]
 
     def outcome(self, setting: Setting) -> Outcome:
-        """Of a setting.
+        """Return the outcome of a setting.
 
         Raises:
             NotDoneError: when it is not done.
@@ -49,20 +49,20 @@ class Outcomes(Generic[P]):
         return self.outcomes[setting]
 
     def errors(self, setting: Setting, steps: int | None = None) -> tuple[float, ...]:
-        """After so many steps, one a seed."""
+        """Return the error of each seed after ``steps`` steps."""
         return self.outcome(setting).errors(self.longest if steps is None else steps)
 
     def compare(self, own: Setting, other: Setting, steps: int | None = None) -> Comparison:
-        """By error after so many steps, over the seeds that both have."""
+        """Compare errors after ``steps`` steps, over the common seeds."""
         return paired(bounded(self.errors(own, steps)), bounded(self.errors(other, steps)))
 
     def steps_to(self, setting: Setting, threshold: float) -> list[Bounds]:
-        """Steps until the error is at the threshold, by the recipe that gets there first, one a seed."""
+        """Return per seed the steps until the error reaches the threshold, by the fastest recipe."""
         return self.spent_to(setting, threshold, lambda _: 1.0)
 
     def spent_to(self, setting: Setting, threshold: float, price: Callable[[Recipe], float]) -> list[Bounds]:
-        """What the steps until then cost, by the recipe that gets there for least, one a seed; ``price(recipe)`` of a
-        step."""
+        """Return per seed the cost of the steps to the threshold, by the cheapest recipe; a step costs
+        ``price(recipe)``."""
         outcome = self.outcome(setting)
         found = []
         for seed in range(len(outcome.seeds)):
@@ -74,7 +74,7 @@ class Outcomes(Generic[P]):
         return found
 
     def best_steps(self, setting: Setting) -> int:
-        """The budget with which tuning came to the lowest error.
+        """Return the budget with the lowest error in tuning.
 
         Raises:
             NotDoneError: when it is not done.
@@ -82,7 +82,7 @@ class Outcomes(Generic[P]):
         return min(self._tuned(setting).tried, key=lambda one: one.log_error).steps
 
     def query(self, setting: Setting) -> Query:
-        """The form of Q that is best with the largest budget.
+        """Return the form of Q that is best with the largest budget.
 
         Raises:
             NotDoneError: when it is not done.
@@ -97,11 +97,11 @@ class Outcomes(Generic[P]):
 
 
 def paired(own: Sequence[Bounds], other: Sequence[Bounds]) -> Comparison:
-    """Over the seeds that both have, the first ones."""
+    """Compare over the common seeds, which are the first ones."""
     shared = min(len(own), len(other))
     return Comparison.of(own[:shared], other[:shared])
 
 
 def bounded(errors: Sequence[float]) -> list[Bounds]:
-    """Errors as bounds: of a run that diverged all that is known is that it is worse than the mean would be."""
+    """Return errors as bounds; a diverged run is only known to be worse than predicting the mean."""
     return [Bounds(1.0, math.inf) if error == math.inf else Bounds.exactly(error) for error in errors]

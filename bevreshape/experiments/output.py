@@ -1,5 +1,4 @@
-"""What a study writes into its folder: README.md with its tables, the crossover chart, and all rows for other
-programs."""
+"""Output of a study: README.md with tables, the crossover chart, and all rows for other programs."""
 
 import json
 from dataclasses import asdict
@@ -22,7 +21,7 @@ CHART_DPI = 200
 
 
 def write_results(study: Study) -> None:
-    """Write all of it anew."""
+    """Write all files again."""
     folder = study.records.folder
     rows = study.rows
     chart = write_chart(study)
@@ -34,10 +33,10 @@ def write_results(study: Study) -> None:
 
 
 def write_chart(study: Study) -> bool:
-    """The crossover chart, if all of its entries are done."""
+    """Write the crossover chart if all of its entries are done; return whether it was."""
     if study.tensor is None:
         return False
-    style: Any = FIGURE_STYLE  # its keys are spelt out in types of their own
+    style: Any = FIGURE_STYLE  # matplotlib types its keys as literals
     with matplotlib.rc_context(style):
         try:
             figure = crossover_chart(study.tensor.results())
@@ -48,7 +47,7 @@ def write_chart(study: Study) -> bool:
 
 
 def update_readme(path: Path, study: Study) -> None:
-    """Put the study's block between the two markers of a README that has them; an installed package has none."""
+    """Replace the study's block between the markers of a README, if it exists and has them."""
     if not path.is_file() or BEGIN not in (text := path.read_text(encoding="utf-8")):
         return
     before, _, rest = text.partition(BEGIN)

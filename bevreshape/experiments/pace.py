@@ -1,5 +1,4 @@
-"""How long a step of training takes: of all methods by turns in one process, so that what else the machine does meets
-all."""
+"""Duration of a training step: all methods in turn in one process, so that other load affects all of them."""
 
 import platform
 import statistics
@@ -16,10 +15,10 @@ from bevreshape.experiments.runs import TRAINING, Setting, stream_of
 from bevreshape.experiments.training import Recipe, RunningAverage, StackedAdamW, take_step
 
 TURNS = 60
-"""Of each method; the first few find caches cold, which a median does not mind."""
+"""Turns of each method; the median ignores the first ones with cold caches."""
 
 STEPS = 3
-"""Of a turn, so that no method always finds the caches as another one left them."""
+"""Steps in a turn, to reduce the effect of the caches that the previous method left."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Pace:
     """Seconds of a step.
 
     Attributes:
-        processor: that took them.
+        processor: on which they were measured.
         threads: of torch.
         seconds: median over turns, by :func:`~bevreshape.experiments.models.called`.
     """
@@ -37,16 +36,16 @@ class Pace:
     seconds: Mapping[str, float]
 
     def to_plain(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return plain values for a JSON file."""
         return {**asdict(self), "seconds": {name: float(f"{one:.3g}") for name, one in self.seconds.items()}}
 
 
 def measure_pace(methods: Sequence[tuple[str, Query]], batch: int) -> Pace:
-    """A run alone, on samples of a fixed camera that are drawn before: to draw them is no method's own.
+    """Measure steps of a single run, on samples of a fixed camera that are drawn in advance.
 
     Args:
-        methods: names, and forms of Q.
-        batch: samples a step.
+        methods: names and forms of Q.
+        batch: samples per step.
     """
     return Pace(
         processor_name(),
@@ -56,7 +55,7 @@ def measure_pace(methods: Sequence[tuple[str, Query]], batch: int) -> Pace:
 
 
 def median_seconds(steps: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Of each of several things to do, by turns."""
+    """Return the median seconds of each function, called in turn."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(TURNS):
         for name, step in steps.items():
@@ -68,7 +67,7 @@ def median_seconds(steps: Mapping[str, Callable[[], object]]) -> dict[str, float
 
 
 def processor_name() -> str:
-    """As its maker calls it, where the system says so; its architecture otherwise."""
+    """Return the model name of the processor; its architecture if the system does not report one."""
     listed = Path("/proc/cpuinfo")
     lines = listed.read_text().splitlines() if listed.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

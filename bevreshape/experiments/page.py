@@ -24,11 +24,11 @@ from bevreshape.experiments.tensor_results import TO, Results
 from bevreshape.reporting.page import Chart, Claim, Section, Table
 
 METHODS = {"mlp": ("MLP", "C0"), "positional": ("attention, keys of place", "C2"), "attention": ("attention", "C1")}
-"""Of the learning curves, with name and color."""
+"""Methods of the learning curves, with name and color."""
 
 
 def claims(study: Study) -> list[Claim]:
-    """All rows, ready to read, the primary ones first."""
+    """Return all rows as claims, the primary ones first."""
     return [
         Claim(
             row.claim,
@@ -44,7 +44,7 @@ def claims(study: Study) -> list[Claim]:
 
 
 def sections(study: Study) -> list[Section]:
-    """All else."""
+    """Return the other sections of the page."""
     tensor = None if study.tensor is None else study.tensor.results()
     found = [] if tensor is None else [_chart(tensor), _curves(tensor)]
     rules = f"{RULES}\n{task_rows.RULES}" if study.plan.task else RULES
@@ -69,7 +69,7 @@ def _chart(results: Results) -> Section | None:
 
 
 def _curves(results: Results) -> Section | None:
-    """Errors of a fixed camera over the steps, and of a moving one over its jitter."""
+    """Draw errors of a fixed camera over the steps, and of a moving camera over its jitter."""
     figure = Figure(figsize=(4.2, 6.4))
     learning, moving = figure.subplots(2, 1)
     try:

@@ -1,4 +1,4 @@
-"""An encoder whose tokens come in another order, for a training that never sees them in order (claim A12)."""
+"""An encoder with permuted tokens, for a training that never has them in order (claim A12)."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from bevreshape.encoders import TimmEncoder
 
 
 class PermutedEncoder(TimmEncoder):
-    """Features of one scale, those of every camera permuted alike, the same for all samples.
+    """Permute the features of one scale, in the same way for all cameras and samples.
 
     Args:
-        permutation: seed of it.
+        permutation: seed of the permutation.
         options: of the encoder.
     """
 

@@ -19,10 +19,10 @@ PAIRS: dict[Pose, tuple[str, str]] = {
     "visible": ("adaptive", "attention"),
     "given": ("adaptive", "posed"),
 }
-"""For each way in which the pose can be known, an MLP and an attention that can use it."""
+"""For each source of the pose, an MLP and an attention that can use it."""
 
 THRESHOLDS = (0.5, 0.25, 0.1, 0.05)
-"""Errors that count as so much of what can be had: 50, 75, 90 and 95 %."""
+"""Errors at which 50, 75, 90 and 95 % of the target's variance are explained."""
 
 CURVE = (
     5,
@@ -52,7 +52,7 @@ CURVE = (
     700,
     1000,
 )
-"""Steps at which the learning of a fixed camera is looked at."""
+"""Steps at which the error of a fixed camera is measured."""
 
 STEP_S = {
     "mlp": 0.001,
@@ -62,38 +62,38 @@ STEP_S = {
     "posed": 0.004,
     "continuous": 0.004,
 }
-"""About how many seconds one core takes for one step of one run of 8×16 features, to say how long a study takes."""
+"""Approximate seconds on one core for one step of one run of 8×16 features, to estimate a study's duration."""
 
 Seeds = Annotated[int, Ge(2), Le(100)]
-"""How many; one has no interval."""
+"""Number of seeds; one has no interval."""
 Sigma = Annotated[float, Ge(0), Le(45)]
-"""In degrees."""
+"""An angle in degrees."""
 Samples = Annotated[int, Ge(1), Le(100_000)]
 
 
 class SettingPlan(ABC):
-    """The settings of a level, each of which is tuned and judged."""
+    """The settings of a level, which are tuned and judged."""
 
     budget: Budget
 
     @abstractmethod
     def settings(self) -> list[Setting]:
-        """All of them, once."""
+        """Return all settings, each once."""
 
     @abstractmethod
     def seeds_of(self, setting: Setting) -> range:
-        """What it is judged on."""
+        """Return the seeds that a setting is judged on."""
 
     @abstractmethod
     def tuned_by(self, setting: Setting) -> Setting:
-        """The setting whose recipes this one takes."""
+        """Return the setting whose recipes this one uses."""
 
     @abstractmethod
     def at(self, setting: Setting) -> tuple[int, ...]:
-        """Steps at which the error is measured besides the budgets."""
+        """Return the steps at which the error is measured, in addition to the budgets."""
 
     def tuning_seconds(self, setting: Setting) -> float:
-        """About how long it takes to find the recipes of a setting, on one core."""
+        """Estimate the seconds to tune a setting on one core."""
         alive, steps = len(self.budget.candidates(setting)), 0
         for rung in self.budget.steps:
             steps += alive * rung
@@ -101,27 +101,26 @@ class SettingPlan(ABC):
         return _seconds(setting, steps * self.budget.tuning_seeds)
 
     def judging_seconds(self, setting: Setting) -> float:
-        """About how long it takes to judge it, on one core: half of its budgets have a recipe of their own, more or
-        less."""
+        """Estimate the seconds to judge a setting on one core; about half of the budgets have their own recipe."""
         longest, *shorter = reversed(self.budget.steps)
         return _seconds(setting, (longest + sum(shorter) / 2) * len(self.seeds_of(setting)))
 
 
 @dataclass(frozen=True)
 class TensorPlan(SettingPlan):
-    """Which settings there are.
+    """The settings of the tensor level.
 
     Attributes:
-        budget: what everyone gets.
-        seeds: of every setting.
-        primary_seeds: of those on which the primary rows rest.
+        budget: the same for every method.
+        seeds: number per setting.
+        primary_seeds: number per setting of the primary rows.
         sigma_deg: standard deviations of yaw, ascending from 0.
-        samples: to train on, ascending; new ones in every step come in addition.
-        tuned_sigma_deg: at which of these recipes are chosen; the others take those of the nearest.
-        tuned_samples: likewise.
+        samples: numbers of training samples, ascending; a setting with new samples in every step is added.
+        tuned_sigma_deg: members of ``sigma_deg`` at which recipes are tuned; others use those of the nearest.
+        tuned_samples: likewise for ``samples``.
         primary_sigma_deg: of the moving camera in the primary rows.
-        scales: of the features and cells, relative to 8×16 features, for capacity.
-        capacity_samples: to train on at each of these scales, ascending.
+        scales: of features and cells, relative to 8×16 features, for the rows on capacity.
+        capacity_samples: numbers of training samples at each of these scales, ascending.
     """
 
     budget: Budget
@@ -154,13 +153,13 @@ class TensorPlan(SettingPlan):
             )
 
     def chart(self) -> Iterator[Setting]:
-        """The settings of the crossover chart."""
+        """Yield the settings of the crossover chart."""
         for (pose, pair), sigma, samples in product(PAIRS.items(), self.sigma_deg, (*self.samples, None)):
             for method in pair:
                 yield Setting(method, pose, sigma, samples)
 
     def others(self) -> Iterator[Setting]:
-        """Settings of single rows: white noise, keys of place alone, encodings, permuted tokens, larger maps,
+        """Yield settings of single rows: white noise, keys of position only, encodings, permuted tokens, larger maps,
         continuous queries."""
         yield Setting("positional")
         yield Setting("continuous")
@@ -176,11 +175,11 @@ class TensorPlan(SettingPlan):
         yield Setting("attention", encoding="none")
 
     def settings(self) -> list[Setting]:
-        """All of them, once."""
+        """Return all settings, each once."""
         return list(dict.fromkeys([*self.chart(), *self.others()]))
 
     def seeds_of(self, setting: Setting) -> range:
-        """How many: more where a primary row rests on it."""
+        """Return the seeds of a setting; those of primary rows have more."""
         fixed = setting.sigma_deg == 0 and setting.pose == "unknown" and setting.method in ("mlp", "attention")
         moving = setting.sigma_deg == self.primary_sigma_deg and setting.samples is None
         plain = setting == Setting(setting.method, setting.pose, setting.sigma_deg, setting.samples)
@@ -188,8 +187,10 @@ class TensorPlan(SettingPlan):
         return range(self.primary_seeds if (plain and (fixed or moving)) or control else self.seeds)
 
     def tuned_by(self, setting: Setting) -> Setting:
-        """The setting whose recipes this one takes: the nearest in jitter and samples, as a ratio; samples of larger or
-        smaller features those of scale 1 with as many samples a feature."""
+        """Return the setting whose recipes this one uses: the nearest in the ratios of jitter and samples.
+
+        At other scales it is that of scale 1 with as many samples per feature.
+        """
         sigma = min(self.tuned_sigma_deg, key=lambda one: _apart(one, setting.sigma_deg))
         if setting.samples is None:
             return replace(setting, sigma_deg=sigma)
@@ -198,7 +199,7 @@ class TensorPlan(SettingPlan):
         return replace(setting, sigma_deg=sigma, samples=samples if amount <= most else None, scale=1.0)
 
     def at(self, setting: Setting) -> tuple[int, ...]:
-        """Steps at which the error is looked at besides the budgets: for a fixed camera with new samples, a curve."""
+        """Return further steps at which the error is measured: a curve for a fixed camera with new samples."""
         return CURVE if setting.sigma_deg == 0 and setting.samples is None else ()
 
 

@@ -1,4 +1,4 @@
-"""A study in Markdown: the README of its folder, and the block in the README of the package."""
+"""A study in Markdown: the README of its folder, and the block in the package's README."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from bevreshape.experiments.tensor_results import Results
 from bevreshape.reporting.tables import markdown_table
 
 BEGIN, END = "<!-- study: begin, written by python -m bevreshape.study -->", "<!-- study: end -->"
-"""Around the block in the README of the package."""
+"""Markers around the block in the package's README."""
 
 FULL = Path(__file__).parent / "results" / "full"
-"""The study that is committed, which the README of the package shows."""
+"""Folder of the committed study, which the package's README shows."""
 
 FULL_FOLDER = "bevreshape/experiments/results/full"
-"""The same, as links and commands have it."""
+"""The same folder in links and commands."""
 
 RULES = """\
 Every row compares two methods seed by seed: both get the same samples of a seed, and what counts is the logarithm of the ratio of
@@ -64,7 +64,7 @@ INDEPENDENT_WORDS = (
 
 
 def primary_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and lines of the primary rows."""
+    """Return headings and lines of the primary rows."""
     headings = ("", "measured", "MLP", "attention", "MLP / attention [95 %]", "verdict", "in a sentence")
     lines = [
         (
@@ -79,7 +79,7 @@ def primary_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str,
 
 
 def block(study: Study, rows: Sequence[Row]) -> str:
-    """What the README of the package says of the study: the chart, the primary rows and the theorems."""
+    """Return the study's block in the package's README: chart, primary rows and theorems."""
     headings, lines = primary_table(rows)
     chosen = (0, 2, 3, 4, 5, 6)
     words = progress_words(study)
@@ -95,11 +95,11 @@ def block(study: Study, rows: Sequence[Row]) -> str:
 
 
 def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
-    """The README of a study's folder.
+    """Return the README of a study's folder.
 
     Args:
-        study: which.
-        rows: of it.
+        study: the study.
+        rows: of the study.
         chart: file of the chart, if there is one.
     """
     parts = [
@@ -132,7 +132,7 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
 
 
 def rows_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and lines of all rows, by claim."""
+    """Return headings and lines of all rows, by claim."""
     ordered = sorted(
         rows, key=lambda row: (not row.claim.startswith("A"), int(row.claim[1:]) if row.claim[1:].isdigit() else 0)
     )
@@ -148,13 +148,13 @@ def rows_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str, ..
 
 
 def command(study: Study) -> str:
-    """That makes the study."""
+    """Return the command that runs the study."""
     given = f" plan=full folder={FULL_FOLDER}" if study.records.folder.resolve() == FULL else ""
     return f"python -m bevreshape.study{given}"
 
 
 def costs_table(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and lines of what methods cost."""
+    """Return headings and lines of the costs of methods."""
     figures = ("parameters", "flops", "bytes")
     lines: list[tuple[str, ...]] = []
     for setting in map(Setting, METHODS):
@@ -174,14 +174,14 @@ def _claims(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _finding(row: Row) -> str:
-    """The verdict, or where there is no rule for one what was measured."""
+    """Return the verdict, or the measured values if there is no rule for a verdict."""
     return (
         "; ".join(f"{name}: {value}" for name, value in row.value.items()) if row.verdict == "measured" else row.verdict
     )
 
 
 def progress_words(study: Study) -> str:
-    """How much of the study is done; empty where all of it is."""
+    """Return how much of the study is done; empty if it is complete."""
     missing, planned = len(study.missing), len(study.planned)
     if not missing:
         return ""

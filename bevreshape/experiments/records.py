@@ -1,7 +1,7 @@
-"""What a study leaves behind: one line of JSON an entry, so that it can be kept in git and goes on in another clone.
+"""Records of a study: one line of JSON per entry, so that git can hold them and another clone can resume.
 
-Several processes and machines that see the folder share the work: a lock, which the system frees when its process ends,
-keeps two of them off the same entry.
+Several processes and machines with access to the folder share the work. A lock per entry, which the system releases at
+the end of its process, prevents that two of them do the same entry.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from bevreshape.storage.lock import locked
 
 @dataclass(frozen=True)
 class Entry:
-    """One piece of work.
+    """An entry of a study.
 
     Attributes:
-        name: unique in its study, for people.
-        made_with: all that the result depends on, plain values.
+        name: readable, and unique in its study.
+        made_with: plain values of everything that the result depends on.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Records:
 
     @property
     def path(self) -> Path:
-        """The file, lines in the order in which they were done."""
+        """Path of the file, whose lines are in the order in which entries were done."""
         return self.folder / "records.jsonl"
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """All lines, by name.
+        """Read all lines, by name.
 
         Raises:
-            InputError: when the file cannot be read, a line is damaged, or a name is there twice with other results.
+            InputError: when the file cannot be read, a line is damaged, or a name has two different results.
         """
         found: dict[str, dict[str, Any]] = {}
         if not self.path.exists():
@@ -57,7 +57,7 @@ class Records:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"{self.path} cannot be read ({error}); put back a copy, or begin another study with name="
+                f"{self.path} cannot be read ({error}); restore a copy, or begin another study with name="
             ) from None
         for number, line in enumerate(lines, 1):
             try:
@@ -66,17 +66,17 @@ class Records:
                 record["made_with"], record["result"]  # must be there
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise InputError(
-                    f"{self.path}, line {number}: it is damaged; delete this line, and the entry is made anew"
+                    f"{self.path}, line {number}: it is damaged; delete this line to repeat the entry"
                 ) from None
             if name in found and found[name]["result"] != record["result"]:
                 raise InputError(
-                    f"{self.path}, line {number}: {name} is there twice with other results; delete one of them"
+                    f"{self.path}, line {number}: {name} occurs twice with different results; delete one of them"
                 )
             found[name] = record
         return found
 
     def get(self, records: Mapping[str, dict[str, Any]], entry: Entry) -> dict[str, Any] | None:
-        """The result of an entry, if it is done.
+        """Return the result of an entry; ``None`` if it is not done.
 
         Raises:
             InputError: when it was made with other values.
@@ -94,17 +94,17 @@ class Records:
         return dict(record["result"])
 
     def add(self, entry: Entry, result: Mapping[str, Any]) -> None:
-        """Keep a result: one line, whole or not at all."""
+        """Append a result as one line."""
         line = json.dumps({"name": entry.name, "made_with": entry.made_with, "result": result}, allow_nan=False)
         with locked(self._lock("records")), self.path.open("ab+") as file:
             if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
-                file.write(b"\n")  # after a line that was cut off
+                file.write(b"\n")  # after a truncated line
             file.write(line.encode() + b"\n")
             file.flush()
 
     @contextmanager
     def claimed(self, entry: Entry) -> Iterator[bool]:
-        """Whether no other process is at work on this entry; it is ours until the block ends."""
+        """Claim an entry until the block ends; yield whether no other process has claimed it."""
         name = hashlib.sha256(entry.name.encode()).hexdigest()[:16]
         with locked(self._lock(name), wait=False) as ours:
             yield ours

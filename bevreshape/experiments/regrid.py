@@ -1,8 +1,7 @@
-"""Another grid without training anew: cells half as long, of which the trained ones are bilinearly resized, or asked
-for.
+"""Another grid without new training: cells half as long, by new queries or by resizing.
 
-An attention whose queries are a function of a cell's place is asked for the new cells. Any other method has an output
-for its own cells alone, and the fair substitute is to resize that as an image.
+An attention whose queries are a function of a cell's position computes the new cells. Any other method has only the
+output for its own cells, which is resized bilinearly, like an image.
 """
 
 from dataclasses import replace
@@ -22,19 +21,19 @@ from bevreshape.geometry.ipm import sample
 
 
 class Finer(NamedTuple):
-    """Cells half as long as a world's, in the middle of four cells that it sees."""
+    """Cells half as long as a world's, each between four cells that the camera sees."""
 
     world: World
-    """The same, with a grid of these."""
+    """The world with this grid."""
     among: Tensor
-    """Which of its cells they are, (f,)."""
+    """Indices of the f cells in the world's grid, (f,)."""
     resize: Float[Tensor, "f q"]
-    """Bilinear weights over the cells of the world itself."""
+    """Bilinear weights over the cells of the original world."""
 
 
 @cache
 def finer(world: World) -> Finer:
-    """Half the size of cells."""
+    """Return the world with cells half as long."""
     grid = world.grid
     other = replace(world, grid=BEVGrid(grid.forward_m, grid.left_m, grid.cell_m / 2))
     seen = (grid.centers().flatten(0, 1)[:, None] == world.cells).all(-1)  # (R C) q
@@ -48,7 +47,7 @@ def finer(world: World) -> Finer:
 
 @torch.no_grad()
 def finer_errors(model: ViewTransformer, batch: Batch) -> Float[Tensor, " s"]:
-    """Error on cells half as long, relative to the variance of the target there, see
+    """Return the error on cells half as long, relative to the variance of the target there, see
     :func:`~bevreshape.experiments.training.error`; fixed camera.
 
     Args:
@@ -67,7 +66,7 @@ def finer_errors(model: ViewTransformer, batch: Batch) -> Float[Tensor, " s"]:
 
 
 def resizing_error(world: World) -> float:
-    """What is left where the true output is resized, likewise: of random fields, in closed form."""
+    """Return the same error of resizing the true output, for random fields in closed form."""
     other, among, resize = finer(world)
     true = other.sampling(other.rig)[0, among].double()
     missed = resize.double() @ world.sampling(world.rig)[0].double() - true

@@ -1,4 +1,4 @@
-"""One line of a study's table, whatever level it is of."""
+"""A row of a study's table, of any level."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -10,17 +10,17 @@ from bevreshape.experiments.outcomes import NotDoneError
 
 @dataclass(frozen=True)
 class Row:
-    """A measurement and what follows from it.
+    """A measurement and its verdict.
 
     Attributes:
-        claim: of the article, such as ``A8``.
-        question: what is asked.
+        claim: number of the article's claim, such as ``A8``.
+        question: the question.
         measured: what was measured, with its unit.
         value: by condition, in words and numbers.
         verdict: in words.
-        primary: named in advance; its verdict is by Holm over all of these.
-        absolute: what each side came to, where the value is a ratio: by method, in words and numbers.
-        sentence: the finding of a primary row, for a reader who reads nothing else.
+        primary: named in advance; the verdict is by Holm's procedure over all primary rows.
+        absolute: if the value is a ratio, the result of each method, in words and numbers.
+        sentence: the finding of a primary row, in one sentence.
     """
 
     claim: str
@@ -42,14 +42,14 @@ class Row:
         who: str,
         absolute: Mapping[str, str],
     ) -> "Row":
-        """A row of one comparison, under an empty name, or of several, each with a verdict of its own.
+        """Build a row of one comparison, with an empty name, or of several, each with its own verdict.
 
         Args:
             claim: see the attributes.
             question: likewise.
             measured: likewise.
             found: comparisons by condition.
-            who: is ahead or behind, for the verdicts.
+            who: the method that is ahead or behind, for the verdicts.
             absolute: see the attributes.
         """
         verdicts = [
@@ -60,7 +60,7 @@ class Row:
 
 
 def available(*makers: Callable[[], Sequence[Row]]) -> list[Row]:
-    """The rows of those that do not lack an entry."""
+    """Return the rows of all makers whose entries are done."""
     found: list[Row] = []
     for make in makers:
         with suppress(NotDoneError):

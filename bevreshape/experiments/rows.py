@@ -1,5 +1,4 @@
-"""From the outcomes of a study's tensor level to its rows: a measurement, an interval over the seeds and a verdict
-each."""
+"""Rows of a study's tensor level: a measurement, its interval over the seeds and a verdict each."""
 
 import math
 import statistics
@@ -17,18 +16,18 @@ from bevreshape.experiments.tensor_results import TO, Results
 from bevreshape.experiments.world import Pose
 
 ENCODINGS: tuple[Encoding, ...] = ("sinusoidal", "learned")
-"""That are compared when tokens are permuted."""
+"""Encodings that are compared when tokens are permuted."""
 
 
 def rows(results: Results) -> list[Row]:
-    """All of the tensor level whose entries are done."""
+    """Return the rows of the tensor level whose entries are done."""
     makers = (_primary, _controls, _a7, _a8_mapping, _a8_delay, _a8_cost, _a8_content, _a9, _a11, _a12)
     return available(*(partial(make, results) for make in makers))
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a primary row is about: its claim, what was measured, how that is said, and what each side came to."""
+    """Texts of a primary row: claim, measurement, sentences, and the result of each method."""
 
     claim: str
     measured: str
@@ -294,7 +293,7 @@ def _a12(results: Results) -> list[Row]:
 
 
 def permuted_row(results: Outcomes, setting: Callable[..., Setting], question: str, measured: str) -> Row:
-    """Permuted tokens against tokens in order, for both encodings."""
+    """Compare permuted tokens with tokens in order, for both encodings."""
     pairs = {
         str(encoding): [setting(encoding=encoding, permuted=permuted) for permuted in (False, True)]
         for encoding in ENCODINGS
@@ -305,11 +304,11 @@ def permuted_row(results: Outcomes, setting: Callable[..., Setting], question: s
 
 
 def mean_words(errors: Sequence[float]) -> str:
-    """The geometric mean of errors, over which ratios are means too."""
+    """Format the geometric mean of errors, whose ratio is the mean ratio."""
     return "diverged" if math.inf in errors else f"{statistics.geometric_mean(errors):.2g}"
 
 
 def range_words(amounts: Sequence[Bounds]) -> str:
-    """From the least to the most that seeds may have needed."""
+    """Format the range of amounts over the seeds."""
     low, high = min(one.low for one in amounts), max(one.high for one in amounts)
     return f"more than {low:.3g}" if high == math.inf else f"{low:.3g} to {high:.3g}"

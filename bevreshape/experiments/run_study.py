@@ -1,4 +1,4 @@
-"""The entries of a study, one after another, and its tables, chart and page."""
+"""Running the entries of a study, and writing its tables, chart and page."""
 
 import time
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ from bevreshape.storage.plain_values import to_yaml
 from bevreshape.training.trainer import silence_lightning
 
 WRITTEN_S = 600.0
-"""Seconds from one writing of tables and chart to the next, while entries are done."""
+"""Seconds between updates of tables and chart."""
 
 
 def run_study(plan: Mapping[str, Any], folder: Path) -> Study:
-    """Do the entries that are left, and write tables, chart and page now and then and at the end.
+    """Do the remaining entries; write tables, chart and page at intervals and at the end.
 
     Args:
         plan: the ``plan`` group of the config.
@@ -35,7 +35,7 @@ def run_study(plan: Mapping[str, Any], folder: Path) -> Study:
     silence_lightning()
     study = Study(StudyPlan.read(plan), Records(folder))
     for level in study.levels:
-        left(level)  # refuses records of another plan before anything is written
+        left(level)  # refuse records of another plan before anything is written
     write_text(folder / PLAN_FILE, to_yaml(plan))
     finish(study)
     write(study)
@@ -43,7 +43,7 @@ def run_study(plan: Mapping[str, Any], folder: Path) -> Study:
 
 
 def finish(study: Study) -> None:
-    """Do what is left and no other process has begun, until all is done.
+    """Do the remaining entries that no other process has begun, until all are done.
 
     Raises:
         InputError: when an entry cannot be done.
@@ -63,7 +63,7 @@ def finish(study: Study) -> None:
 
 
 def write(study: Study) -> None:
-    """Tables, chart and page, unless another process is writing the same."""
+    """Write tables, chart and page, unless another process is writing them."""
     with study.records.claimed(Entry("results", {})) as ours:
         if ours:
             write_results(study)
@@ -71,7 +71,7 @@ def write(study: Study) -> None:
 
 
 def primary_rows(study: Study) -> Table:
-    """The primary rows for a console."""
+    """Build the table of primary rows for the console."""
     headings, rows = primary_table(study.rows)
     shown = Table(*headings, title="attention and MLP", show_lines=True)
     for row in rows:

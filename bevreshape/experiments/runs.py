@@ -1,4 +1,4 @@
-"""One entry of a study: a method in a setting, tuned on seeds of its own, trained and measured on others."""
+"""An entry of a study: a method in a setting, tuned on some seeds, trained and measured on others."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,29 +22,29 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.reshapers import FeatureShape
 
 TRAINING, HELD_OUT, PERMUTATION = 1, 2, 3
-"""Last word of a random key: what its numbers are for."""
+"""Purposes of random numbers: the last word of a random key."""
 
 EXAMINED = 6
-"""Samples that a trained method is examined with."""
+"""Samples on which a trained method is examined."""
 
 TUNING_SEED = 1_000_000
-"""Seeds from here on are for tuning alone."""
+"""Seeds from this one on are only for tuning."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is trained on what.
+    """A method and its training data.
 
     Attributes:
         method: one of :data:`~bevreshape.experiments.models.METHODS`.
-        pose: where it can be known from.
+        pose: source of the pose.
         sigma_deg: standard deviation of yaw; half as much of pitch and roll.
-        samples: to train on; ``None`` for new ones in every step.
-        encoding: of places, of an attention.
-        permuted: tokens come in another order, the same for all samples of a seed.
+        samples: number of training samples; ``None`` for new ones in every step.
+        encoding: of positions, for an attention.
+        permuted: tokens are permuted, in the same way for all samples of a seed.
         correlation_length: of the features; 0 is white noise.
         scale: rows and columns of features and of cells relative to 8×16 features and cells of 2 m.
-        encoder: whose features X is; random fields where there is none. The 8×16 features are of another stride, then.
+        encoder: gives the features X, 8×16 of its own stride; ``None`` for random fields.
     """
 
     method: str
@@ -59,7 +59,7 @@ class Setting:
 
     @property
     def world(self) -> World:
-        """Where it happens."""
+        """Return the world of the setting."""
         height, width, stride = round(8 * self.scale), round(16 * self.scale), 16 / self.scale
         source = FeatureShape(16, height, width, 1, round(stride), offset_px=(round(stride) - 1) / 2)
         if self.encoder is not None:
@@ -69,22 +69,22 @@ class Setting:
 
     @property
     def attends(self) -> bool:
-        """Whether the method is an attention, and not an MLP."""
+        """Return whether the method is an attention, not an MLP."""
         return self.method not in ("mlp", "adaptive")
 
     @property
     def queries(self) -> tuple[Query, ...]:
-        """Forms of Q that there are of it; an MLP has no Q, and counts as if it had the first one."""
+        """Return the forms of Q of the method; an MLP has no Q and returns the first form."""
         return get_args(Query) if self.attends else ("projected",)
 
     def build(self, seeds: Sequence[int], forms: Sequence[Query] | None = None) -> ViewTransformer:
-        """The method, one run a seed, of an attention with these forms of Q."""
+        """Build the method with one run per seed; ``forms`` gives the form of Q of each run of an attention."""
         given = {"encoding": self.encoding, "forms": forms} if self.attends else {}
         return METHODS[self.method](self.world, seeds, **given)
 
     @property
     def name(self) -> str:
-        """What tells it from others, for file names and messages."""
+        """Return a unique name for files and messages."""
         marks = [self.method, f"pose_{self.pose}", f"sigma{self.sigma_deg:g}", f"samples_{self.samples or 'new'}"]
         plain = Setting(self.method)
         marks += [
@@ -97,17 +97,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Budget:
-    """What everyone gets.
+    """The budget of every method.
 
     Attributes:
-        steps: of training, ascending; each is a budget of its own, with a recipe of its own.
-        batch: samples a step.
-        rates: of learning, to begin with.
-        warmups: steps of warm-up that an attention and an adaptive MLP may choose from.
-        decays: weight decays, likewise.
-        queries: forms of Q that an attention may choose from.
-        tuning_seeds: how many seeds recipes are chosen on.
-        held_out: samples that errors are measured on, of every seed.
+        steps: of training, ascending; each is a separate budget with its own recipe.
+        batch: samples per step.
+        rates: initial grid of learning rates.
+        warmups: candidate steps of warm-up for an attention and an adaptive MLP.
+        decays: candidate weight decays, likewise.
+        queries: candidate forms of Q for an attention.
+        tuning_seeds: number of seeds for tuning.
+        held_out: samples per seed on which errors are measured.
     """
 
     steps: Annotated[tuple[Annotated[int, Ge(1), Le(100_000)], ...], Len(1)]
@@ -124,7 +124,7 @@ class Budget:
             raise InputError(f"plan: budget.steps={list(self.steps)} must be different numbers in ascending order")
 
     def candidates(self, setting: Setting) -> list[Recipe]:
-        """Recipes to begin with; an MLP has no Q, and one that does not follow the pose a rate alone to choose."""
+        """Return the initial recipes; an MLP has no Q, and one that does not use the pose tunes only the rate."""
         if setting.method == "mlp":
             return [Recipe(rate) for rate in self.rates]
         queries = self.queries if setting.attends else ("projected",)
@@ -133,12 +133,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Curve:
-    """What one recipe came to.
+    """Errors of one recipe.
 
     Attributes:
-        recipe: how it was trained.
+        recipe: of the training.
         steps: after which the error was measured.
-        errors: at each of them, one a seed; infinite where it diverged.
+        errors: at each of these steps, one per seed; infinite if the run diverged.
     """
 
     recipe: Recipe
@@ -148,15 +148,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an entry measured.
+    """Result of an entry.
 
     Attributes:
-        setting: what was trained on what.
-        seeds: of it.
-        curves: one for every recipe that is best for some number of steps, as long as it is.
-        best: which curve that is, by number of steps.
-        examined: of a fixed camera, tokens in order and features of scale 1, what the run of most steps has learned,
-            one a seed.
+        setting: of the entry.
+        seeds: of the runs.
+        curves: one for each recipe that is best for some budget, up to the longest such budget.
+        best: index of the best curve, by budget.
+        examined: one per seed, of the longest run; only for a fixed camera, tokens in order and features of scale 1.
     """
 
     setting: Setting
@@ -166,13 +165,13 @@ class Outcome:
     examined: tuple[Examined, ...] = ()
 
     def errors(self, steps: int) -> tuple[float, ...]:
-        """After so many steps, one of the budgets, one a seed."""
+        """Return the error of each seed after ``steps`` steps, one of the budgets."""
         curve = self.curves[self.best[steps]]
         return curve.errors[curve.steps.index(steps)]
 
 
 def tune(setting: Setting, budget: Budget) -> Tuned:
-    """The best recipe for every number of steps."""
+    """Find the best recipe for every budget."""
     seeds = range(TUNING_SEED, TUNING_SEED + budget.tuning_seeds)
     held_out = held_out_of(setting, seeds, budget.held_out)
 
@@ -183,13 +182,13 @@ def tune(setting: Setting, budget: Budget) -> Tuned:
 
 
 def judge(setting: Setting, tuned: Tuned, budget: Budget, seeds: Sequence[int], at: Sequence[int] = ()) -> Outcome:
-    """Train with the best recipes, each as long as it is the best for, and measure.
+    """Train with the best recipes, each up to the longest budget for which it is best, and measure.
 
     Args:
-        setting: what is trained on what.
-        tuned: its recipes, perhaps of a setting near it.
+        setting: method and training data.
+        tuned: recipes of this or a nearby setting.
         budget: the numbers of steps.
-        seeds: other ones than those of tuning.
+        seeds: different from those of tuning.
         at: further steps at which the error is measured.
     """
     recipes = list(dict.fromkeys(tuned.best[steps] for steps in budget.steps))
@@ -210,19 +209,18 @@ def judge(setting: Setting, tuned: Tuned, budget: Budget, seeds: Sequence[int], 
 
 
 def held_out_of(setting: Setting, seeds: Sequence[int], count: int) -> Batch:
-    """Samples that nothing is trained on."""
+    """Draw samples that are not used in training."""
     every = replace(setting, samples=None)
     return stack([stream_of(every, seed, HELD_OUT).next(count) for seed in seeds])
 
 
 def cost(setting: Setting, query: Query = "projected") -> dict[str, int]:
-    """What :func:`count` finds in a setting, of an attention with this form of Q: direct, it has no Wq, neither its
-    parameters nor its product."""
+    """Return the result of :func:`count` for a setting; an attention with direct Q has no Wq and no product with it."""
     return count(setting.build([0], [query]), stream_of(setting, 0, TRAINING).next(1))
 
 
 def count(model: ViewTransformer, batch: Batch) -> dict[str, int]:
-    """Parameters, FLOPs of a forward pass (a multiply-add counted as two), and bytes kept for the backward pass.
+    """Count parameters, FLOPs of a forward pass (two per multiply-add), and bytes saved for the backward pass.
 
     Args:
         model: one run.
@@ -245,7 +243,7 @@ def count(model: ViewTransformer, batch: Batch) -> dict[str, int]:
 
 
 class _PermutedStream(Stream):
-    """A stream whose tokens come in another order, the same for all samples."""
+    """A stream with permuted tokens, in the same order for all samples."""
 
     def __init__(self, world: World, key: Sequence[int], samples: int | None, draw: Draw | None, order: Tensor) -> None:
         self.permutation = order
@@ -257,7 +255,7 @@ class _PermutedStream(Stream):
 
 
 def stream_of(setting: Setting, seed: int, purpose: int) -> Stream:
-    """Samples of a seed for a purpose."""
+    """Return the stream of a seed for a purpose."""
     world = setting.world
     draw = None if setting.encoder is None else partial(setting.encoder.draw, _part(seed, purpose))
     if not setting.permuted:
@@ -276,7 +274,7 @@ def _part(seed: int, purpose: int) -> Part:
 def _train(
     setting: Setting, seeds: Sequence[int], recipes: Sequence[Recipe], held_out: Batch, batch: int, at: Sequence[int]
 ) -> tuple[Tensor, ViewTransformer]:
-    """Errors (seeds, recipes, steps), and what was trained."""
+    """Train; return errors (seeds, recipes, steps) and the model."""
     own = [recipe for _ in seeds for recipe in recipes]
     model = setting.build([seed for seed in seeds for _ in recipes], [recipe.query for recipe in own])
     streams = list(map(partial(stream_of, setting, purpose=TRAINING), seeds))
@@ -285,7 +283,7 @@ def _train(
 
 
 def to_plain(outcome: Outcome) -> dict[str, Any]:
-    """For a JSON file; an error that is infinite is null."""
+    """Return plain values for a JSON file; an infinite error becomes null."""
     return {
         "seeds": list(outcome.seeds),
         "curves": [
@@ -302,7 +300,7 @@ def to_plain(outcome: Outcome) -> dict[str, Any]:
 
 
 def from_plain(setting: Setting, plain: dict[str, Any]) -> Outcome:
-    """The inverse of :func:`to_plain`."""
+    """Build the outcome from what :func:`to_plain` returns."""
     curves = [
         Curve(
             Recipe(**curve["recipe"]),

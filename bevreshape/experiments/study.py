@@ -1,5 +1,4 @@
-"""Levels whose entries are settings: what is left to do, and the outcomes of all of it; the tensor level is the
-first."""
+"""Levels whose entries are settings, such as the tensor level: remaining work and outcomes."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,24 +25,24 @@ PACED: tuple[tuple[str, Query], ...] = (
     ("attention", "projected"),
     ("attention", "direct"),
 )
-"""Methods whose steps are timed, an attention's with the form of Q."""
+"""Methods whose steps are timed, with the form of Q."""
 
 PACE_S = 2.0
-"""About how long that takes."""
+"""Approximate seconds of that measurement."""
 
 
 @dataclass(frozen=True)
 class SettingStudy(Generic[P]):
-    """A level of settings: recipes are found first, then judged."""
+    """A level of settings: recipes are tuned first, then judged."""
 
     plan: P
     records: Records
 
     PREFIX: ClassVar[str]
-    """Of the names of its entries."""
+    """Prefix of the names of its entries."""
 
     def planned(self) -> dict[str, float]:
-        """Names of all entries, and about how many seconds each takes."""
+        """Return the names of all entries, with approximate seconds."""
         plan = self.plan
         tuned = dict.fromkeys(map(plan.tuned_by, plan.settings()))
         return {f"{self.PREFIX}tune-{setting.name}": plan.tuning_seconds(setting) for setting in tuned} | {
@@ -51,7 +50,7 @@ class SettingStudy(Generic[P]):
         }
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
-        """All entries that can be begun, those on which primary rows rest first: judged ones need their recipes."""
+        """Return all entries that can begin, those of primary rows first; judging needs the recipes."""
         plan, found, tuned_here = self.plan, [], set()
         for setting in sorted(plan.settings(), key=lambda one: -len(plan.seeds_of(one))):
             if (by := plan.tuned_by(setting)) not in tuned_here:
@@ -62,7 +61,7 @@ class SettingStudy(Generic[P]):
         return found
 
     def outcomes(self) -> Outcomes[P]:
-        """Of what is done."""
+        """Return the results of the entries that are done."""
         records, outcomes, recipes = self.records.read(), {}, {}
         for setting in self.plan.settings():
             if (tuned := self._tuned(setting, records)) is None:
@@ -80,7 +79,7 @@ class SettingStudy(Generic[P]):
         return to_plain(judge(setting, tuned, self.plan.budget, seeds, at))
 
     def _tuned(self, setting: Setting, records: Mapping[str, dict[str, Any]]) -> Tuned | None:
-        """The recipes of a setting, if they are found."""
+        """Return the recipes of a setting; ``None`` if it is not tuned."""
         result = self.records.get(records, self._tuning(self.plan.tuned_by(setting)))
         return None if result is None else Tuned.from_plain(result)
 
@@ -108,15 +107,15 @@ class TensorStudy(SettingStudy[TensorPlan]):
 
     @property
     def name(self) -> str:
-        """Of the level."""
+        """Return the name of the level."""
         return "tensor"
 
     def planned(self) -> dict[str, float]:
-        """Names of all entries, and about how many seconds each takes."""
+        """Return the names of all entries, with approximate seconds."""
         return super().planned() | {PACE: PACE_S}
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
-        """All entries that can be begun."""
+        """Return all entries that can begin."""
         return [*super().work(records), Work(self._pace, self._measure_pace)]
 
     @property
@@ -127,12 +126,12 @@ class TensorStudy(SettingStudy[TensorPlan]):
         return measure_pace(PACED, self.plan.budget.batch).to_plain()
 
     def rows(self) -> list[Row]:
-        """Of what is done."""
+        """Return the rows whose entries are done."""
         results = self.results()
         return [*rows(results), *capacity.rows(results), *beyond.rows(results)]
 
     def results(self) -> Results:
-        """Of what is done."""
+        """Return the results of the entries that are done."""
         found = self.outcomes()
         counted = [Setting(method) for method in METHODS]
         counted += [Setting(method, scale=scale) for scale in self.plan.scales for method in ("mlp", "attention")]

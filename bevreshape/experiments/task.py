@@ -1,5 +1,4 @@
-"""The task level of a study: models trained on the synthetic world, by the rates that are best on a world of its
-own."""
+"""The task level of a study: models trained on the synthetic world, with rates tuned on a separate world."""
 
 import hashlib
 import json
@@ -28,9 +27,9 @@ from bevreshape.experiments.tuning import Halving, Tuned
 
 @dataclass(frozen=True)
 class TaskStudy:
-    """A plan and its records.
+    """The task level, with its plan and records.
 
-    A training is in ``runs`` of the study's folder while its entry is not done, and resumes from there.
+    Until its entry is done, a training is kept in the folder ``runs`` of the study, from where it resumes.
     """
 
     plan: TaskPlan
@@ -38,25 +37,25 @@ class TaskStudy:
     name = "task"
 
     def planned(self) -> dict[str, float]:
-        """Names of all entries, and about how many seconds each takes on one core."""
+        """Return the names of all entries, with approximate seconds on one core."""
         found = {f"task-tune-{setting.name}": self.plan.tuning_seconds() for setting in self.plan.tuned()}
         for setting, steps, seed in self.plan.judged():
             found[f"task-{Training(setting, 0.0, steps, seed).name}"] = self.plan.judging_seconds(steps)
         return found
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
-        """All entries that can be begun: judged ones need their rates."""
+        """Return all entries that can begin; judging needs the rates."""
         found = [Work(self._tuning(setting), partial(self._tune, setting)) for setting in self.plan.tuned()]
         for training in self._judged(records):
             found.append(Work(self._judging(training), partial(self._judge, training)))
         return found
 
     def rows(self) -> list[Row]:
-        """Of what is done."""
+        """Return the rows whose entries are done."""
         return rows(self.results())
 
     def results(self) -> TaskResults:
-        """Of what is done."""
+        """Return the results of the entries that are done."""
         records, outcomes = self.records.read(), {}
         for training in self._judged(records):
             if (result := self.records.get(records, self._judging(training))) is not None:
@@ -64,7 +63,7 @@ class TaskStudy:
         return TaskResults(self.plan, outcomes)
 
     def _judged(self, records: Mapping[str, dict[str, Any]]) -> list[Training]:
-        """The trainings whose rates are known."""
+        """Return the trainings whose rates are known."""
         tuned = {}
         for setting in self.plan.tuned():
             if (result := self.records.get(records, self._tuning(setting))) is not None:
@@ -100,7 +99,7 @@ class TaskStudy:
         return outcome.to_plain()
 
     def _folder(self, arguments: Sequence[str]) -> Path:
-        """Of a training and no other."""
+        """Return the folder of one training."""
         digest = hashlib.sha256(json.dumps(list(arguments)).encode()).hexdigest()[:16]
         return self.records.folder / "runs" / digest
 

@@ -1,5 +1,4 @@
-"""What a trained model of the task level has learned: whether A follows the image, and how much the image counts
-for."""
+"""Instruments for a trained model of the task level: dependence of A on the image, and the image's share of the map."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,27 +18,26 @@ from bevreshape.model import BEVModel
 from bevreshape.reshapers import Reshaper
 
 CELLS, PROBES = 4, 8
-"""Cells along a side of the map whose Jacobian is taken, and random probes of each."""
+"""Cells along a side of the map whose Jacobian is computed, and random probes per cell."""
 
 IMAGES = 64
-"""Samples that the image's share is measured on, where there are as many."""
+"""Most samples on which the image's share is measured."""
 
 PERMUTATION = 0x5461736B
-"""Word of the random key of the permutation that a trained model is tried with."""
+"""Word of the random key for the permutation after training."""
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """Figures of a trained model, on test samples and under the cameras of the first of them, so that what differs from
-    sample to sample is the image.
+    """Values of a trained model on test samples, all with the cameras of the first, so that only the images differ.
 
     Attributes:
-        spread_of_a: of A over images, relative to its mean; 0 where there is no attention, since A does not know X.
+        spread_of_a: of A over images, relative to its mean; 0 without attention, where A is independent of X.
         spread_of_jacobian: of ``‖∂O_q/∂X_t‖_F`` over images, likewise.
-        spread_of_jacobian_held: the same with A held fixed: what normalisation and activations bring.
+        spread_of_jacobian_held: the same with A held fixed, caused by normalisation and activations.
         image_share: of the map's variance, see :func:`~bevreshape.experiments.image_share.image_share`.
-        iou_permuted: mean IoU with the tokens permuted in the test alone.
-        iou_unrelated: mean IoU with the images of other samples: what is right without looking.
+        iou_permuted: mean IoU with the tokens permuted only in the test.
+        iou_unrelated: mean IoU with the images of other samples, a baseline without image content.
     """
 
     spread_of_a: float
@@ -54,10 +52,10 @@ def inspect(model: BEVModel, batches: Iterable[BEVBatch], metric: BEVIoU, sample
     """Apply the instruments to a trained model.
 
     Args:
-        model: in evaluation.
-        batches: of the test split; begin anew whenever they are read.
-        metric: on its classes and grid.
-        samples: of it, for the spreads.
+        model: in evaluation mode.
+        batches: of the test split; every iteration starts again.
+        metric: on the classes and grid of the data.
+        samples: number of samples for the spreads.
     """
     reshaper = model.reshaper
     assert isinstance(reshaper, Reshaper)
@@ -84,14 +82,13 @@ def inspect(model: BEVModel, batches: Iterable[BEVBatch], metric: BEVIoU, sample
 
 
 def _first(cameras: Cameras, count: int) -> Cameras:
-    """The first sample's, for so many."""
+    """Return the cameras of the first sample, repeated ``count`` times."""
     intrinsics, poses = (x[:1].expand(count, -1, -1, -1) for x in (cameras.intrinsics, cameras.ego_from_cam))
     return Cameras(intrinsics, poses, cameras.image_size)
 
 
 def costs(model: BEVModel, batch: BEVBatch) -> dict[str, int]:
-    """Parameters, and FLOPs of a forward pass of one sample (a multiply-add counted as two), of the model and its
-    reshaper."""
+    """Count parameters, and FLOPs of a forward pass of one sample (two per multiply-add), of model and reshaper."""
     image, cameras = batch.images[:1], batch.cameras[:1]
     with torch.no_grad():
         features = model.encoder(image)

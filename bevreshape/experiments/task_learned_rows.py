@@ -1,5 +1,4 @@
-"""Rows on what the models of a study's task level have learned: whether A follows the image, and how much the image
-counts."""
+"""Rows on what models of the task level have learned: dependence of A on the image, and the image's share."""
 
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.task_plan import TaskSetting
@@ -82,4 +81,4 @@ def _costs(results: TaskResults) -> list[Row]:
 
 
 LEARNED = (_a7, _permuted_after, _image, _costs)
-"""What makes them of results."""
+"""Functions that make the rows."""

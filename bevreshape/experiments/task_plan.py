@@ -1,5 +1,4 @@
-"""The task level of a study: which models are trained on the synthetic world, and by which arguments of
-``bevreshape.train``."""
+"""The plan of the task level: models trained on the synthetic world, and their arguments of ``bevreshape.train``."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from bevreshape.experiments.tuning import FEWEST
 Method = Literal["ipm", "mlp", "attention"]
 
 RESHAPERS: dict[Method, str] = {"ipm": "ipm", "mlp": "mlp", "attention": "cross_attention"}
-"""What a method is called in ``conf/reshaper``."""
+"""Names of the methods in ``conf/reshaper``."""
 
 ALONE = (
     "logger=none",
@@ -26,37 +25,35 @@ ALONE = (
     "log_images.every_n_validations=1000",
     "+trainer.enable_progress_bar=false",
 )
-"""Arguments that decide how a training is watched and nothing of what comes of it."""
+"""Arguments of logging, which do not change the result of a training."""
 
 
 def typed(arguments: Sequence[str]) -> list[str]:
-    """Arguments as records keep them, as the program is given them: records outlive the names of its keys."""
+    """Return arguments of records with the current names of keys, since records keep the names of their time."""
     return [argument.replace("data.batch_size=", "loader.batch_size=") for argument in arguments]
 
 
 SAMPLE_S = 0.006
-"""About how many seconds one core takes for a sample of 64×128 pixels, forward and backward; to say how long a study
-takes."""
+"""Approximate seconds on one core per sample of 64×128 pixels, forward and backward, to estimate a study's duration."""
 
 APART_S, INSPECTED_S = 4.0, 8.0
-"""And about how many for all that is not training; and for the instruments and unseen cameras of the longest
-trainings."""
+"""Approximate seconds per run apart from training, and of instruments and unseen cameras of the longest trainings."""
 
 
 @dataclass(frozen=True)
 class TaskSetting:
-    """What is trained on which cameras.
+    """A method and its cameras.
 
-    IPM has the pose and nothing to learn of it; it is the reference. An MLP that is given the pose moves the image's
-    rows and columns by it, an attention has keys that hold the direction of every ray: yaw, pitch and roll, all that
-    varies in training, are known to both. (A camera's height is not known to the attention.)
+    IPM, the reference, uses the pose and learns nothing about it. If the pose is given, an MLP shifts the rows and
+    columns of the features by it, and the keys of an attention contain the direction of every ray. Both get yaw, pitch
+    and roll, which are all that varies in training. The attention does not get the camera's height.
 
     Attributes:
-        method: which.
-        pose: whether it is given, to other methods than IPM.
+        method: the method.
+        pose: whether methods other than IPM get the pose.
         sigma_deg: standard deviation of yaw; half as much of pitch and roll.
-        encoding: of places, of an attention.
-        permuted: tokens come in another order, the same for all samples of a seed.
+        encoding: of positions, for an attention.
+        permuted: tokens are permuted, in the same way for all samples of a seed.
     """
 
     method: Method
@@ -67,18 +64,18 @@ class TaskSetting:
 
     @property
     def name(self) -> str:
-        """What tells it from others."""
+        """Return a unique name."""
         marks = [self.method, "given" if self.pose else "", f"sigma{self.sigma_deg:g}"]
         marks += ["" if self.encoding == "sinusoidal" else self.encoding, "permuted" if self.permuted else ""]
         return "-".join(mark for mark in marks if mark)
 
     @property
     def plain(self) -> bool:
-        """Whether it has neither another encoding nor another order."""
+        """Return whether it has the default encoding and order of tokens."""
         return self == TaskSetting(self.method, self.pose, self.sigma_deg)
 
     def arguments(self, seed: int) -> list[str]:
-        """Of ``bevreshape.train``."""
+        """Return arguments of ``bevreshape.train``."""
         given = [f"reshaper={RESHAPERS[self.method]}", *jitter(self.sigma_deg)]
         if self.pose:
             given.append("reshaper.calibration=true")
@@ -101,30 +98,30 @@ class Training:
 
     @property
     def name(self) -> str:
-        """What tells it from others that a plan judges."""
+        """Return a name that is unique among the judged trainings of a plan."""
         return f"{self.setting.name}-steps{self.steps}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Which trainings there are.
+    """The trainings of the level.
 
     Attributes:
-        arguments: of all of them, for ``bevreshape.train``.
-        batch: samples a step.
-        steps: of training, ascending; each is a budget of its own, with a schedule and a rate of its own.
-        validations: of a training, evenly; the points of its curve.
-        rates: of learning, to begin with.
-        seeds: of every setting, of the world too.
-        variant_seeds: of other encodings and other orders of tokens; 0 leaves them out.
+        arguments: of all trainings, for ``bevreshape.train``.
+        batch: samples per step.
+        steps: of training, ascending; each is a separate budget with its own schedule and rate.
+        validations: of a training, evenly spaced; the points of its curve.
+        rates: initial grid of learning rates.
+        seeds: number per setting, of training and of the world.
+        variant_seeds: number for other encodings and orders of tokens; 0 leaves them out.
         sigma_deg: standard deviations of yaw, ascending from 0.
-        tuned_sigma_deg: one of these, at which rates are chosen.
-        unseen_sigma_deg: of cameras that move in the test alone, or move otherwise there.
-        unseen_height_m: standard deviation of a camera's height in the test alone.
-        examined: samples that instruments look at, two or more.
+        tuned_sigma_deg: member of ``sigma_deg`` at which rates are tuned.
+        unseen_sigma_deg: standard deviation of yaw only in the test.
+        unseen_height_m: standard deviation of a camera's height only in the test.
+        examined: samples for the instruments, two or more.
 
     Raises:
-        InputError: for numbers that make no plan.
+        InputError: when the values contradict each other.
     """
 
     arguments: tuple[str, ...]
@@ -161,11 +158,11 @@ class TaskPlan:
 
     @property
     def longest(self) -> int:
-        """The largest budget."""
+        """Return the largest budget."""
         return self.steps[-1]
 
     def compared(self) -> Iterator[TaskSetting]:
-        """Every method with every camera."""
+        """Yield every method with every camera."""
         for sigma in self.sigma_deg:
             yield TaskSetting("ipm", sigma_deg=sigma)
             for pose in (False, True):
@@ -173,7 +170,7 @@ class TaskPlan:
                 yield TaskSetting("attention", pose, sigma)
 
     def variants(self) -> Iterator[TaskSetting]:
-        """Other encodings and orders of tokens, with a fixed camera."""
+        """Yield other encodings and orders of tokens, with a fixed camera."""
         if self.variant_seeds:
             yield TaskSetting("mlp", permuted=True)
             yield TaskSetting("attention", permuted=True)
@@ -182,20 +179,22 @@ class TaskPlan:
                 yield TaskSetting("attention", encoding="learned", permuted=permuted)
 
     def tuned(self) -> list[TaskSetting]:
-        """The settings in which rates are chosen."""
+        """Return the settings in which rates are tuned."""
         return list(dict.fromkeys(map(self.tuned_by, self.compared())))
 
     def tuned_by(self, setting: TaskSetting) -> TaskSetting:
-        """The setting whose rates this one takes."""
+        """Return the setting whose rates this one uses."""
         return TaskSetting(setting.method, setting.pose, self.tuned_sigma_deg)
 
     def seeds_of(self, setting: TaskSetting) -> int:
-        """How many."""
+        """Return the number of seeds of a setting."""
         return self.seeds if setting.plain else self.variant_seeds
 
     def judged(self) -> list[tuple[TaskSetting, int, int]]:
-        """Setting, steps and seed of every training that is judged: all budgets with a fixed camera whose pose is not
-        given, the largest elsewhere."""
+        """Return setting, steps and seed of every judged training.
+
+        A fixed camera without the pose has all budgets, other settings only the largest.
+        """
         found = []
         for setting in (*self.compared(), *self.variants()):
             curve = setting.plain and setting.sigma_deg == 0 and not setting.pose
@@ -205,12 +204,12 @@ class TaskPlan:
         return found
 
     def common(self, setting: TaskSetting, seed: int) -> list[str]:
-        """Arguments of all trainings of a setting and seed."""
+        """Return the arguments of all trainings of a setting and seed."""
         given = [*self.arguments, *setting.arguments(seed), f"data.batch_size={self.batch}"]
         return [*given, f"seed={seed}", f"data.seed={seed}"]
 
     def given(self, training: Training) -> list[str]:
-        """All arguments of ``bevreshape.train`` that decide what comes of a training."""
+        """Return all arguments of ``bevreshape.train`` that determine the result of a training."""
         return [
             *self.common(training.setting, training.seed), f"optimizer.lr={training.rate:.4g}",
             f"trainer.max_steps={training.steps}",
@@ -218,18 +217,18 @@ class TaskPlan:
         ]  # fmt: skip
 
     def unseen(self, setting: TaskSetting) -> dict[str, dict[str, float]]:
-        """Jitters of cameras in the test, by what is unseen of them."""
+        """Return jitters of cameras in the test, by the kind that is unseen in training."""
         found = {"height": {**angles(setting.sigma_deg), "height_m": self.unseen_height_m}}
         if setting.sigma_deg != self.unseen_sigma_deg:
             found["angles"] = angles(self.unseen_sigma_deg)
         return found
 
     def judging_seconds(self, steps: int) -> float:
-        """About how long it takes to train and measure, on one core."""
+        """Estimate the seconds to train and measure on one core."""
         return self._seconds(steps) + (INSPECTED_S if steps == self.longest else 0.0)
 
     def tuning_seconds(self) -> float:
-        """About how long it takes to choose the rates of a setting: the better half goes on."""
+        """Estimate the seconds to tune the rates of a setting by successive halving."""
         alive, found = len(self.rates), 0.0
         for steps in self.steps:
             found += alive * self._seconds(steps)
@@ -241,10 +240,10 @@ class TaskPlan:
 
 
 def angles(sigma_deg: float) -> dict[str, float]:
-    """Standard deviations of a camera's pose."""
+    """Return the standard deviations of a camera's pose."""
     return {"yaw_deg": sigma_deg, "pitch_deg": sigma_deg / 2, "roll_deg": sigma_deg / 2}
 
 
 def jitter(sigma_deg: float) -> list[str]:
-    """Arguments of cameras that move."""
+    """Return the arguments of moving cameras."""
     return [f"data.jitter.{key}={value:g}" for key, value in angles(sigma_deg).items()]

@@ -1,4 +1,4 @@
-"""The outcomes of a study's task level, compared: IoU as a share of IPM's, steps and compute to such shares."""
+"""Results of the task level: IoU as a fraction of IPM's, and the steps and compute to such fractions."""
 
 import math
 import statistics
@@ -15,7 +15,7 @@ from bevreshape.experiments.task_training import TaskOutcome
 IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
 
 NAMED = {"IPM": IPM, "MLP": MLP, "attention": ATTENTION}
-"""With a fixed camera whose pose is not given."""
+"""Settings of a fixed camera without the pose, by name."""
 
 Key = tuple[TaskSetting, int, int]
 """Setting, steps and seed of a training."""
@@ -23,10 +23,10 @@ Key = tuple[TaskSetting, int, int]
 
 @dataclass(frozen=True)
 class TaskResults:
-    """What a study's task level has found.
+    """Results of a study's task level.
 
     Attributes:
-        plan: of it.
+        plan: of the level.
         outcomes: of every training that is done.
     """
 
@@ -34,7 +34,7 @@ class TaskResults:
     outcomes: Mapping[Key, TaskOutcome]
 
     def of(self, setting: TaskSetting, steps: int | None = None) -> list[TaskOutcome]:
-        """After so many steps, the largest budget where none are named; one a seed.
+        """Return the outcome of each seed after ``steps`` steps, by default the largest budget.
 
         Raises:
             NotDoneError: when one is not done.
@@ -49,18 +49,18 @@ class TaskResults:
         return [self.outcomes[setting, steps, seed] for seed in seeds]
 
     def iou(self, setting: TaskSetting, steps: int | None = None) -> list[float]:
-        """Mean test IoU, one a seed; 0 where training diverged."""
+        """Return the mean test IoU of each seed; 0 if training diverged."""
         return [outcome.iou.get("mean", 0.0) for outcome in self.of(setting, steps)]
 
     def unseen(self, setting: TaskSetting, what: str) -> list[float]:
-        """Mean test IoU with cameras that are unseen in this respect, one a seed; 0 where training diverged."""
+        """Return the mean test IoU of each seed with cameras of this unseen kind; 0 if training diverged."""
         return [outcome.unseen.get(what, 0.0) for outcome in self.of(setting)]
 
     def inspected(self, setting: TaskSetting) -> list[Inspected]:
-        """Figures of the models, of the seeds whose training has not diverged.
+        """Return the values of the models whose training has not diverged.
 
         Raises:
-            NotDoneError: when all have.
+            NotDoneError: when all have diverged.
         """
         found = [outcome.inspected for outcome in self.of(setting) if outcome.inspected is not None]
         if not found:
@@ -68,11 +68,11 @@ class TaskResults:
         return found
 
     def seconds(self, setting: TaskSetting) -> float:
-        """Of the longest trainings, their mean over the seeds; of the machine that did them."""
+        """Return the mean seconds of the longest trainings over the seeds, on the machine that ran them."""
         return mean([outcome.seconds for outcome in self.of(setting)])
 
     def cost(self, setting: TaskSetting, what: str) -> int:
-        """See :func:`~bevreshape.experiments.task_instruments.costs`; the same for all seeds.
+        """Return a value of :func:`~bevreshape.experiments.task_instruments.costs`; the same for all seeds.
 
         Raises:
             NotDoneError: when all have diverged.
@@ -83,14 +83,13 @@ class TaskResults:
         raise NotDoneError(setting.name)
 
     def shares(self, setting: TaskSetting, steps: int | None = None) -> list[float]:
-        """Of the IoU that IPM gets in the largest budget with the same cameras, one a seed; NaN where that is 0."""
+        """Return each seed's IoU relative to IPM's in the largest budget with the same cameras; NaN if that is 0."""
         own = self.iou(setting, steps)
         whole = self.iou(TaskSetting("ipm", sigma_deg=setting.sigma_deg))
         return [mine / theirs if theirs else math.nan for mine, theirs in zip(own, whole, strict=False)]
 
     def unseeing(self, sigma: float) -> list[float]:
-        """Mean IoU of IPM with the images of other samples, one a seed: what is right without looking, since streets
-        are alike.
+        """Return IPM's mean IoU of each seed with the images of other samples, which is above 0 as streets are alike.
 
         Raises:
             NotDoneError: when one has diverged.
@@ -102,21 +101,21 @@ class TaskResults:
         return found
 
     def gain(self, setting: TaskSetting) -> list[float]:
-        """What looking adds to the IoU, one a seed; not above 0 where it adds nothing."""
+        """Return the gain in IoU of each seed over that baseline; not above 0 if the images add nothing."""
         return [iou - least for iou, least in zip(self.iou(setting), self.unseeing(setting.sigma_deg), strict=False)]
 
     def advantage(self, own: TaskSetting, other: TaskSetting) -> Comparison:
-        """Of one setting over another, see :func:`ahead`."""
+        """Compare two settings by :func:`ahead`."""
         return ahead(self.iou(own), self.iou(other))
 
     def steps_to(self, setting: TaskSetting, share: float) -> list[Bounds]:
-        """Steps of whole trainings, each with its own schedule, until the test IoU is such a share of IPM's; one a
-        seed."""
+        """Return per seed the steps of whole trainings, each with its schedule, until the test IoU is a fraction
+        ``share`` of IPM's."""
         curves = [self.shares(setting, steps) for steps in self.plan.steps]
         return [crossed(self.plan.steps, curve, share) for curve in zip(*curves, strict=True)]
 
     def history_to(self, setting: TaskSetting, share: float) -> list[Bounds]:
-        """Steps within the longest training until the validation IoU is such a share of IPM's best; one a seed."""
+        """Return per seed the steps in the longest training until the validation IoU is ``share`` of IPM's best."""
         found = []
         reference = self.of(TaskSetting("ipm", sigma_deg=setting.sigma_deg))
         for own, ipm in zip(self.of(setting), reference, strict=False):
@@ -126,13 +125,15 @@ class TaskResults:
         return found
 
     def compute_to(self, setting: TaskSetting, share: float, what: str = "flops") -> list[Bounds]:
-        """FLOPs of forward passes of all samples of a training, until the same; one a seed."""
+        """Return per seed the FLOPs of forward passes of all training samples until :meth:`steps_to`."""
         sample = self.cost(setting, what) * self.plan.batch
         return [Bounds(one.low * sample, one.high * sample) for one in self.steps_to(setting, share)]
 
     def at_equal_compute(self, own: TaskSetting, other: TaskSetting) -> tuple[float, list[float], list[float]]:
-        """FLOPs that the cheaper of two methods takes for the largest budget, and the IoU that each has for them: whole
-        trainings, between two of which the IoU is taken to be linear in the logarithm of the steps."""
+        """Return the FLOPs of the cheaper method in the largest budget, and the IoU of both methods for these FLOPs.
+
+        Between two budgets the IoU is interpolated linearly in the logarithm of the steps.
+        """
         batch, steps = self.plan.batch, self.plan.steps
         least = min(self.cost(setting, "flops") for setting in (own, other)) * batch * self.plan.longest
 
@@ -144,23 +145,22 @@ class TaskResults:
 
 
 def ahead(own: Sequence[float], other: Sequence[float]) -> Comparison:
-    """How many times larger the first of two methods' IoU is, or what looking adds to it, seed by seed.
+    """Compare the IoU (or the gain in IoU) of two methods by their ratio, seed by seed.
 
-    IoU and not what it lacks of 1: as a share of IPM's it is what the task level measures by, IPM's own cancels, and
-    within 10 % of each other means as much of IPM's IoU whatever that is. What images do not show keeps 1 − IoU far
-    from 0, so that a ratio of these would call alike what is not.
+    The ratio of IoU equals the ratio of fractions of IPM's IoU. The ratio of 1 − IoU is not used: invisible parts of
+    the map keep 1 − IoU far from 0, so different methods would seem alike.
     """
     shared = min(len(own), len(other))
     return Comparison.of([_lacking(value) for value in own[:shared]], [_lacking(value) for value in other[:shared]])
 
 
 def _lacking(iou: float) -> Bounds:
-    """The inverse of an IoU, less of which is better; where there is none it is unknown how much."""
+    """Return the inverse of an IoU, for which less is better; unbounded if the IoU is not positive."""
     return Bounds.exactly(1 / iou) if iou > 0 else Bounds(1.0, math.inf)
 
 
 def between(steps: Sequence[int], values: Sequence[float], at: float) -> float:
-    """By interpolation in the logarithm of the steps; the first value before the first step."""
+    """Interpolate in the logarithm of the steps; before the first step, return the first value."""
     if at <= steps[0]:
         return values[0]
     for (low, before), (high, after) in pairwise(zip(steps, values, strict=True)):
@@ -170,8 +170,10 @@ def between(steps: Sequence[int], values: Sequence[float], at: float) -> float:
 
 
 def crossed(steps: Sequence[int], values: Sequence[float], threshold: float) -> Bounds:
-    """When a curve is at a threshold for the first time, by the same interpolation; up to the first step, or beyond the
-    last, it is not known when."""
+    """Return the step at which a curve first reaches a threshold, by the same interpolation.
+
+    Only bounds are known before the first step and after the last.
+    """
     if not values:  # it diverged
         return Bounds(1.0, math.inf)
     if values[0] >= threshold:
@@ -184,5 +186,5 @@ def crossed(steps: Sequence[int], values: Sequence[float], threshold: float) -> 
 
 
 def mean(values: Sequence[float]) -> float:
-    """Of the seeds."""
+    """Return the mean over the seeds."""
     return statistics.mean(values)

@@ -1,4 +1,4 @@
-"""From the results of a study's task level to its rows: does it matter on the task?"""
+"""Rows of a study's task level."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -11,10 +11,10 @@ from bevreshape.experiments.task_plan import TaskSetting
 from bevreshape.experiments.task_results import ATTENTION, IPM, MLP, NAMED, TaskResults, ahead, mean
 
 SHARES = (0.5, 0.75, 0.9, 0.95)
-"""Of IPM's IoU."""
+"""Fractions of IPM's IoU."""
 
 TO = 0.9
-"""The share that counts as having learned it, where one stands for all."""
+"""The fraction of IPM's IoU in rows with a single threshold."""
 
 RULES = """\
 On the task every method is trained by `bevreshape.train` itself, with its one-cycle schedule, so that every budget of steps is a whole
@@ -28,7 +28,7 @@ direction of every ray: both know yaw, pitch and roll, all that varies in traini
 
 
 def rows(results: TaskResults) -> list[Row]:
-    """All of the task level whose entries are done."""
+    """Return the rows of the task level whose entries are done."""
     makers = (
         _fixed, _steps, _history, _compute, _equal_compute, _moving, _worth, _unseen_angles, _unseen_height, _a11, _a12,
         *LEARNED,
@@ -52,7 +52,7 @@ def _iou(results: TaskResults, setting: TaskSetting) -> str:
 
 
 def _advantages(results: TaskResults, sigma: float, pose: bool, where: str = "") -> dict[str, Comparison]:
-    """Of attention over the MLP, by IoU and by what looking adds to it."""
+    """Compare attention with the MLP, by IoU and by the gain in IoU."""
     pair = _pair(sigma, pose).values()
     gained = ahead(*(results.gain(setting) for setting in pair))
     return {f"IoU{where}": ahead(*map(results.iou, pair)), f"what looking adds{where}": gained}

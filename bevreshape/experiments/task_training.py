@@ -1,4 +1,4 @@
-"""One training of the task level, by ``bevreshape.train`` itself, and what is measured of the trained model."""
+"""A training of the task level by ``bevreshape.train``, and the measurements of its model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -31,9 +31,9 @@ class Trained:
 
     Attributes:
         folder: of the run.
-        config: as composed.
+        config: the composed config.
         curve: step and mean validation IoU.
-        metrics: of validation and test, by the names of ``metrics.json``; empty where training diverged.
+        metrics: of validation and test, by the names of ``metrics.json``; empty if training diverged.
     """
 
     folder: Path
@@ -43,15 +43,15 @@ class Trained:
 
 
 def run(arguments: Sequence[str], folder: Path) -> Trained:
-    """Train, or resume what was begun in the folder, or read what is done there.
+    """Train, or resume the training in the folder, or read the finished one.
 
     Args:
-        arguments: that decide what comes of it.
-        folder: of this training and no other.
+        arguments: that determine the result.
+        folder: of this training only.
 
     Raises:
-        InputError: for arguments that no training takes.
-        TrainingInterrupted: after a signal has asked for it.
+        InputError: when training does not take an argument.
+        TrainingInterrupted: after a stop signal.
     """
     config = compose_training([*typed(arguments), *ALONE])
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
             except TrainingInterrupted:
                 raise TrainingInterrupted(
                     "stopped; the same command resumes the study"
-                ) from None  # not this training alone
+                ) from None  # instead of resuming only this training
     rows = read_history(folder / "history.csv")
     curve = tuple((int(row["step"]), float(row["val/iou/mean"])) for row in rows if row.get("val/iou/mean"))
     return Trained(folder, config, curve, read_json(folder / "metrics.json"))
@@ -79,7 +79,7 @@ def _printing_to(log: TextIO) -> Iterator[None]:
 
 
 def best_model(trained: Trained) -> tuple[BEVModel, BEVDataModule]:
-    """The model of the best validation, in evaluation, and its data."""
+    """Return the model of the best validation, in evaluation mode, and its data."""
     data = data_of(trained.config)
     model = build_model(trained.config, BEVSpec.of(data.source))
     best = trained.folder / "checkpoints" / "best.ckpt"
@@ -88,7 +88,7 @@ def best_model(trained: Trained) -> tuple[BEVModel, BEVDataModule]:
 
 
 def data_of(config: Mapping[str, Any], jitter: Mapping[str, float] | None = None) -> BEVDataModule:
-    """The data of a run, with cameras that move otherwise where a jitter is given, its test split prepared."""
+    """Build the data of a run with the test split prepared; ``jitter`` replaces that of the cameras."""
     node = dict(config["data"]) if jitter is None else {**config["data"], "jitter": dict(jitter)}
     data = build_data({"data": node, "loader": config["loader"], "seed": 0})
     data.source.prepare(("test",))
@@ -97,7 +97,7 @@ def data_of(config: Mapping[str, Any], jitter: Mapping[str, float] | None = None
 
 @dataclass(frozen=True)
 class Tested:
-    """The batches of a test split, as a model takes them; begins anew whenever it is read."""
+    """The batches of a test split, as a model takes them; every iteration starts again."""
 
     data: BEVDataModule
 
@@ -107,25 +107,25 @@ class Tested:
 
 
 def metric_of(data: BEVDataModule) -> BEVIoU:
-    """IoU of its classes on its grid."""
+    """Return the IoU metric of the data's classes and grid."""
     return BEVIoU(data.source.classes, data.source.grid)
 
 
 def unseen_iou(model: BEVModel, trained: Trained, jitter: Mapping[str, float]) -> float:
-    """Mean IoU of the test with cameras that move otherwise than in training."""
+    """Return the mean test IoU with another jitter of cameras than in training."""
     data = data_of(trained.config, jitter)
     return iou_of(model, Tested(data), metric_of(data), {"": Variant()})[""]["iou/mean"]
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What a training came to.
+    """Outcome of a training.
 
     Attributes:
         curve: step and mean validation IoU.
-        iou: of the test by class, and ``mean``; empty where training diverged.
-        unseen: mean IoU with cameras that were not seen in training, by what is unseen of them.
-        inspected: figures of the model; ``None`` for short trainings.
+        iou: of the test by class, and ``mean``; empty if training diverged.
+        unseen: mean IoU with cameras unlike those of training, by kind.
+        inspected: values of the model; ``None`` for short trainings.
         costs: see :func:`costs`.
         seconds: of training.
     """
@@ -138,7 +138,7 @@ class TaskOutcome:
     seconds: float
 
     def to_plain(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return plain values for a JSON file."""
         plain = asdict(self)
         plain["curve"] = [[step, _rounded(value)] for step, value in self.curve]
         for key in ("iou", "unseen", "inspected"):
@@ -147,7 +147,7 @@ class TaskOutcome:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "TaskOutcome":
-        """The inverse of :meth:`to_plain`."""
+        """Build it from what :meth:`to_plain` returns."""
         inspected = plain["inspected"]
         return cls(
             tuple((step, value) for step, value in plain["curve"]), plain["iou"], plain["unseen"],
@@ -161,8 +161,8 @@ def judge(
     """Train and measure.
 
     Args:
-        arguments: that decide what comes of it.
-        folder: of this training and no other.
+        arguments: that determine the result.
+        folder: of this training only.
         unseen: jitters of cameras in the test.
         examined: samples for the instruments; 0 leaves them out.
     """

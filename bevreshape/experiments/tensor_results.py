@@ -1,4 +1,4 @@
-"""What the tensor level of a study has found, and how its methods compare."""
+"""Results of a study's tensor level, and comparisons of its methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.world import Pose
 
 PACE = "pace"
-"""Name of the entry that holds the seconds of a step."""
+"""Name of the entry with the seconds of a step."""
 
 TO = 0.1
-"""The error that counts as having learned a mapping in the primary rows: 90 % of what can be had."""
+"""The error threshold of the primary rows: 90 % of the target's variance is explained."""
 
 
 @dataclass(frozen=True)
 class Results(Outcomes[TensorPlan]):
-    """What a study's tensor level has found.
+    """Results of a study's tensor level.
 
     Attributes:
         costs: of settings with a form of Q: parameters, flops and bytes of one sample.
-        paced: seconds of a step, if they are measured.
+        paced: seconds of a step, if measured.
     """
 
     costs: Mapping[tuple[Setting, Query], Mapping[str, int]]
@@ -33,40 +33,42 @@ class Results(Outcomes[TensorPlan]):
 
     @property
     def pace(self) -> Pace:
-        """Of the methods of the primary rows.
+        """Return the seconds of a step of the methods of the primary rows.
 
         Raises:
-            NotDoneError: when it is not measured.
+            NotDoneError: when they are not measured.
         """
         if self.paced is None:
             raise NotDoneError(PACE)
         return self.paced
 
     def flops_to(self, setting: Setting, threshold: float) -> list[Bounds]:
-        """FLOPs of the forward passes of one sample a step until the error is at the threshold, one a seed."""
+        """Return per seed the FLOPs of forward passes, one sample per step, until the error reaches the threshold."""
         return self.spent_to(setting, threshold, lambda recipe: self.costs[setting, recipe.query]["flops"])
 
     def seconds_to(self, setting: Setting, threshold: float) -> list[Bounds]:
-        """Of training until then, one a seed.
+        """Return per seed the seconds of training until the error reaches the threshold.
 
         Raises:
-            NotDoneError: when a step's are not measured.
+            NotDoneError: when the seconds of a step are not measured.
         """
         seconds = self.pace.seconds
         return self.spent_to(setting, threshold, lambda recipe: seconds[called(setting.method, recipe.query)])
 
     def advantage(self, pose: Pose, sigma: float, samples: int | None, steps: int) -> Comparison:
-        """Of attention over the MLP, by error: a cell of the chart."""
+        """Compare the errors of attention and MLP: a cell of the chart."""
         mlp, attention = (Setting(one, pose, sigma, samples) for one in PAIRS[pose])
         return self.compare(attention, mlp, steps)
 
     def samples_to(self, method: str, threshold: float) -> list[Bounds]:
-        """Samples with which the error of a fixed camera gets to the threshold, one a seed; trained for as many steps
-        as was best on the tuning seeds."""
+        """Return per seed the training samples with which the error of a fixed camera reaches the threshold.
+
+        Training takes as many steps as were best on the tuning seeds.
+        """
         return self._samples_to(method, threshold, 1.0, self.plan.samples)
 
     def samples_at(self, method: str, threshold: float, scale: float) -> list[Bounds]:
-        """Likewise, at a scale of the capacity rows."""
+        """Return the same at a scale of the capacity rows."""
         return self._samples_to(method, threshold, scale, self.plan.capacity_samples)
 
     def _samples_to(self, method: str, threshold: float, scale: float, amounts: Sequence[int]) -> list[Bounds]:
@@ -77,7 +79,7 @@ class Results(Outcomes[TensorPlan]):
 
     @cached_property
     def primary(self) -> dict[str, Comparison]:
-        """The primary rows, named before anything was measured: attention in comparison with the MLP."""
+        """Return the primary comparisons of attention with the MLP, which were fixed before any measurement."""
         sigma = self.plan.primary_sigma_deg
         mlp, attention = Setting("mlp"), Setting("attention")
         return {
@@ -90,7 +92,7 @@ class Results(Outcomes[TensorPlan]):
         }
 
     def overtaken(self, pose: Pose, samples: int | None, steps: int) -> list[Bounds]:
-        """The σ from which on attention is ahead, one a seed."""
+        """Return per seed the σ from which attention is ahead."""
         levels = self.plan.sigma_deg
         cells = [self.advantage(pose, sigma, samples, steps).seeds for sigma in levels]
         shared = min(map(len, cells))

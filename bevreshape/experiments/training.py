@@ -1,4 +1,4 @@
-"""Training of many runs side by side, each with a learning rate, a warm-up and a weight decay of its own."""
+"""Training of many runs side by side, each with its own learning rate, warm-up and weight decay."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from bevreshape.ops.internals import lerp_all_
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one run is trained: AdamW (Loshchilov and Hutter 2019) at a constant rate after a linear warm-up.
+    """Recipe of one run: AdamW (Loshchilov and Hutter 2019) at a constant rate after a linear warm-up.
 
-    A rate that falls to 0 over the last 40 or 80 % of the steps made both sides worse or equal to the running average
-    of a constant one, so there is none to choose. The form of Q is: no single one is fair in all settings, see
-    :data:`~bevreshape.experiments.models.Query`.
+    A rate that falls to 0 over the last 40 or 80 % of the steps was worse than or equal to the running average of a
+    constant rate for both sides, so it is not an option. The form of Q is an option, since no single form is fair in
+    all settings, see :data:`~bevreshape.experiments.models.Query`.
 
     Attributes:
-        rate: of learning.
+        rate: learning rate.
         warmup: steps in which the rate rises from 0.
-        decay: of weights, decoupled, per step and rate.
-        query: form of Q, of an attention.
+        decay: decoupled weight decay, per step and rate.
+        query: form of Q, for an attention.
     """
 
     rate: float
@@ -34,12 +34,11 @@ class Recipe:
 
 
 class StackedAdamW:
-    """AdamW whose every run, a slice along the first dimension, has a recipe of its own. torch's own has one rate a
-    tensor.
+    """AdamW with a recipe per run, a slice along the first dimension; torch's AdamW has one rate per tensor.
 
     Args:
         parameters: (s, …) each.
-        recipes: one a run.
+        recipes: one per run.
     """
 
     BETAS = (0.9, 0.999)
@@ -57,7 +56,7 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update, after which gradients are gone."""
+        """Update the parameters and clear the gradients."""
         self.steps += 1
         first, second = self.BETAS
         rates = self.rates * ((self.steps / self.warmups.clamp(min=1)).clamp(max=1))
@@ -75,10 +74,10 @@ class StackedAdamW:
 
 
 class RunningAverage:
-    """Polynomial-decay average of parameters (Shamir and Zhang 2013): a tail average that is right at every step.
+    """Polynomial-decay average of parameters (Shamir and Zhang 2013): a tail average that is valid at every step.
 
-    With a constant rate the last parameters hop about the optimum; this average does not, and since it needs no
-    schedule that knows the end, every point of one run is what a run of that length would have ended with.
+    With a constant rate the parameters fluctuate about the optimum; their average does not. It needs no schedule with a
+    known end, so every point of a run equals the end of a run of that length.
     """
 
     POWER = 8
@@ -90,14 +89,14 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters after a step into account."""
+        """Add the parameters after a step to the average."""
         self.steps += 1
         share = (self.POWER + 1) / (self.POWER + self.steps)
         lerp_all_(self.averages, self.parameters, share)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the parameters with their averages; once more, and they are as before."""
+        """Exchange the parameters with their averages; a second call restores them."""
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             kept = parameter.clone()
             parameter.copy_(average)
@@ -113,14 +112,14 @@ def train(
     batch: int,
     at: Sequence[int],
 ) -> Tensor:
-    """Train all runs, and measure each of them after ``at`` steps.
+    """Train all runs, and measure each after the steps ``at``.
 
     Args:
         model: of as many runs as recipes.
-        streams: of training samples: one a run, or fewer that several runs in a row share.
-        recipes: one a run.
-        held_out: samples never trained on, of as many seeds as streams.
-        batch: samples a step.
+        streams: of training samples: one per run, or fewer, each shared by several runs in a row.
+        recipes: one per run.
+        held_out: samples that are not used in training, of as many seeds as streams.
+        batch: samples per step.
         at: steps, ascending, from 1.
 
     Returns:
@@ -142,27 +141,29 @@ def train(
 
 
 def take_step(model: ViewTransformer, lesson: Batch, optimizer: StackedAdamW, average: RunningAverage) -> None:
-    """One step of all runs."""
+    """Train all runs for one step."""
     loss(model(lesson), lesson).sum().backward()
     optimizer.step()
     average.update()
 
 
 def spread(batch: Batch, share: int) -> Batch:
-    """Every seed's samples for ``share`` runs in a row."""
+    """Repeat every seed's samples for ``share`` runs in a row."""
     return batch if share == 1 else Batch(*(part.repeat_interleave(share, 0) for part in batch))
 
 
 def loss(output: Tensor, batch: Batch) -> Tensor:
-    """Mean squared error over the cells that a sample's camera sees, run by run."""
+    """Return each run's mean squared error over the cells visible to a sample's camera, (s,)."""
     missed = (output - batch.target) * batch.visible[..., None]
     return missed.square().sum((1, 2, 3)) / (batch.visible.sum((1, 2)).clamp(min=1) * output.shape[-1])
 
 
 @torch.no_grad()
 def error(model: ViewTransformer, held_out: Batch, size: int = 64) -> Tensor:
-    """Squared error over the visible cells relative to the target's variance there, (s,): 1 is what each channel's mean
-    would get."""
+    """Return the squared error over the visible cells relative to the target's variance there, (s,).
+
+    1 is the error of predicting each channel's mean.
+    """
     share = model.runs // held_out.x.shape[0]
     starts = range(0, held_out.x.shape[1], size)
     parts = [spread(Batch(*(x[:, start : start + size] for x in held_out)), share) for start in starts]
@@ -170,14 +171,13 @@ def error(model: ViewTransformer, held_out: Batch, size: int = 64) -> Tensor:
 
 
 def tally(output: Tensor, batch: Batch) -> Float[Tensor, "4 s o"]:
-    """Of the visible cells, by channel: how many there are, sums of the target and of its square, and of the squared
-    error."""
+    """Return sums over the visible cells by channel: count, target, squared target and squared error."""
     there = batch.visible[..., None].expand_as(batch.target).double()
     missed, target = ((output - batch.target) * there).double(), batch.target.double()
     return torch.stack([there, target, target.square(), missed.square()]).sum((2, 3))
 
 
 def relative(sums: Float[Tensor, "4 s o"]) -> Float[Tensor, " s"]:
-    """Squared error relative to the variance about each channel's mean."""
+    """Return the squared error relative to the variance about each channel's mean."""
     count, total, squares, wrong = sums
     return wrong.sum(-1) / (squares - total.square() / count).sum(-1)

@@ -1,4 +1,4 @@
-"""Learning rates by successive halving (Jamieson and Talwalkar 2016), on seeds that nothing is judged on."""
+"""Tuning by successive halving (Jamieson and Talwalkar 2016), on separate seeds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,23 +10,23 @@ from torch import Tensor
 from bevreshape.experiments.training import Recipe
 
 FACTOR = math.sqrt(10)
-"""Between neighbouring rates where a grid is extended."""
+"""Ratio of neighbouring rates when a grid is extended."""
 
 Measure = Callable[[Sequence[Recipe], int], Tensor]
 """``measure(recipes, steps)``: errors (len(recipes), seeds) after training for so many steps."""
 
 FEWEST = 2
-"""Candidates that are never halved away."""
+"""Smallest number of candidates that halving keeps."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A recipe and what it came to after so many steps.
+    """The result of a recipe after a number of steps.
 
     Attributes:
-        recipe: how it was trained.
+        recipe: of the training.
         steps: of training.
-        log_error: mean over the tuning seeds of the logarithm of the error; infinite where one diverged.
+        log_error: mean over the tuning seeds of the logarithm of the error; infinite if one diverged.
     """
 
     recipe: Recipe
@@ -36,18 +36,18 @@ class Tried:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What halving found.
+    """Result of tuning.
 
     Attributes:
-        best: the best recipe for every number of steps.
-        tried: all that was tried.
+        best: the best recipe for every budget.
+        tried: all results.
     """
 
     best: dict[int, Recipe]
     tried: tuple[Tried, ...]
 
     def to_plain(self) -> dict[str, Any]:
-        """For a JSON file."""
+        """Return plain values for a JSON file."""
         return {
             "best": {str(steps): asdict(recipe) for steps, recipe in self.best.items()},
             "tried": [
@@ -62,7 +62,7 @@ class Tuned:
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "Tuned":
-        """The inverse of :meth:`to_plain`."""
+        """Build it from what :meth:`to_plain` returns."""
         best = {int(steps): Recipe(**recipe) for steps, recipe in plain["best"].items()}
         tried = [
             Tried(Recipe(*line[:-2]), line[-2], math.inf if line[-1] is None else line[-1]) for line in plain["tried"]
@@ -73,12 +73,12 @@ class Tuned:
 class Halving:
     """Successive halving over recipes, with as many rungs as there are budgets.
 
-    After the steps of a rung the better half of what is left goes on to the next, longer one. Where the best rate of a
-    rung is at an end of the rates that were tried, the grid is extended beyond it until it is not.
+    After the steps of a rung, the better half of the remaining recipes continues in the next, longer one. If the best
+    rate of a rung is at an end of the tried rates, the grid is extended until it is not.
 
     Args:
-        candidates: recipes to begin with.
-        measure: trains them.
+        candidates: initial recipes.
+        measure: trains and measures recipes.
     """
 
     def __init__(self, candidates: Sequence[Recipe], measure: Measure) -> None:
@@ -86,7 +86,7 @@ class Halving:
         self.measure = measure
 
     def run(self, budgets: Sequence[int]) -> Tuned:
-        """The best recipe for each of the budgets, which ascend."""
+        """Return the best recipe for each of the ascending budgets."""
         alive, tried, best = self.candidates, [], {}
         rates = sorted({recipe.rate for recipe in alive})
         for steps in budgets:
@@ -107,7 +107,7 @@ class Halving:
 
     @staticmethod
     def _beyond(best: Tried, rates: Sequence[float]) -> Recipe | None:
-        """The best recipe with the next rate, where its own is the lowest or the highest tried and it has converged."""
+        """Return the best recipe with the next rate, if its rate is the lowest or highest tried and it converged."""
         if not math.isfinite(best.log_error):
             return None
         if best.recipe.rate == rates[-1]:

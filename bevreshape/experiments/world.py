@@ -1,4 +1,4 @@
-"""The world of the study: random features, a camera whose pose varies, and where the features belong on the ground."""
+"""The world of the study: random features, a camera with varying pose, and the features' positions on the ground."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ from bevreshape.geometry.ipm import sample
 from bevreshape.reshapers import FeatureShape
 
 Pose = Literal["unknown", "visible", "given"]
-"""Where the pose of the camera can be known from: from nothing, from X (its channels show where every feature looks),
-or from the calibration, which a method is given."""
+"""Source of the camera's pose: none, X (channels with the direction of every feature's ray), or the given
+calibration."""
 
 DIRECTION_CHANNELS = 4
-"""Of X where the pose is in X: cosine and sine of azimuth and of elevation, standardised over the nominal camera."""
+"""Channels of the pose in X: cosine and sine of azimuth and elevation, standardised over the nominal camera."""
 
 
 Draw = Callable[[int, torch.Generator], Tensor]
@@ -38,24 +38,23 @@ class Batch(NamedTuple):
 
     x: Float[Tensor, "s b t c"]
     pose: Float[Tensor, "s b 3"]
-    """Yaw, pitch and roll relative to the nominal pose, in radians; zeros where they are not given."""
+    """Yaw, pitch and roll relative to the nominal pose, in radians; zeros if not given."""
     directions: Float[Tensor, "s b t 2"]
-    """Azimuth and elevation of every token's ray in the ego frame, in radians; the nominal ones where they are not
-    given."""
+    """Azimuth and elevation of every token's ray in the ego frame, in radians; nominal values if not given."""
     target: Float[Tensor, "s b q o"]
     visible: Bool[Tensor, "s b q"]
 
 
 @dataclass(frozen=True)
 class World:
-    """One camera over flat ground, 80° of view, 1.5 m high, 5° down.
+    """One camera over flat ground: 80° field of view, 1.5 m high, pitched down by 5°.
 
     Attributes:
         source: the features X; c is ``source.channels``.
-        grid: of which the cells that the nominal camera sees are targets, and no other.
+        grid: its cells that are visible to the nominal camera are the targets.
         correlation_length: of the random fields, in features; 0 is white noise.
         sigma_deg: standard deviation of yaw about the nominal pose; half as much of pitch and of roll.
-        pose: where it can be known from.
+        pose: source of the pose.
     """
 
     source: FeatureShape
@@ -66,16 +65,16 @@ class World:
 
     @cached_property
     def rig(self) -> Cameras:
-        """The nominal camera, b = n = 1."""
+        """Return the nominal camera, b = n = 1."""
         size = self.source.height * self.source.stride, self.source.width * self.source.stride
         return ring(1, size, 1, torch.device("cpu"))
 
     @cached_property
     def cells(self) -> Float[Tensor, "q 2"]:
-        """Centres of the cells that the nominal camera sees, (x, y) in metres.
+        """Return the centres (x, y) in metres of the cells that are visible to the nominal camera.
 
         Raises:
-            InputError: when it sees none.
+            InputError: when no cell is visible.
         """
         centers = self.grid.centers().flatten(0, 1)
         seen = self._pixels(self.rig, centers)[1][0]
@@ -88,12 +87,12 @@ class World:
 
     @property
     def in_channels(self) -> int:
-        """c, with the channels that show the pose."""
+        """Return c, including the channels of the pose."""
         return self.source.channels + (DIRECTION_CHANNELS if self.pose == "visible" else 0)
 
     @cached_property
     def covariance(self) -> Float[Tensor, "t t"]:
-        """Σ of a channel over tokens, ``exp(−r² / 2ℓ²)`` at a distance of r features."""
+        """Return the covariance Σ of a channel over tokens, ``exp(−r² / 2ℓ²)`` at a distance of r features."""
         source, length = self.source, self.correlation_length
         row, col = (torch.arange(size, dtype=torch.float64) for size in (source.height, source.width))
         place = torch.cartesian_prod(row, col)
@@ -102,7 +101,7 @@ class World:
         return torch.exp(-0.5 * (torch.cdist(place, place) / length).square()).float()
 
     def posed(self, angles: Float[Tensor, "b 3"]) -> Cameras:
-        """The camera turned by yaw (to the left), pitch (down) and roll, in radians, n = 1."""
+        """Return the camera rotated by yaw (to the left), pitch (down) and roll, in radians, n = 1."""
         nominal = self.rig.ego_from_cam[0].double()  # 1 4 4
         cos, sin = angles.double().cos().unbind(-1), angles.double().sin().unbind(-1)
         one, zero = torch.ones_like(cos[0]), torch.zeros_like(cos[0])
@@ -117,32 +116,32 @@ class World:
         return Cameras(intrinsics, poses[:, None].float(), self.rig.image_size)
 
     def random_fields(self, count: int, generator: torch.Generator) -> Float[Tensor, "b c h w"]:
-        """Gaussian fields of mean 0 and variance 1, of the world's correlation; every channel its own."""
+        """Draw Gaussian fields of mean 0 and variance 1 with the world's correlation, independent for every channel."""
         return smooth_fields(count, self.source, self.correlation_length, generator)
 
     def project(
         self, x: Float[Tensor, "b c h w"], cameras: Cameras
     ) -> tuple[Float[Tensor, "b q c"], Bool[Tensor, "b q"]]:
-        """Features on the ground by IPM (Mallot et al. 1991), and which cells the camera sees."""
+        """Project features onto the ground by IPM (Mallot et al. 1991); return them and the visible cells."""
         pixels, seen = self._pixels(cameras, self.cells)
         source = self.source
         places = rearrange((pixels - source.offset_px) / source.stride, "b q uv -> b 1 1 q uv")
         return rearrange(sample(x[:, None], places), "b 1 c 1 q -> b q c") * seen[..., None], seen
 
     def sampling(self, cameras: Cameras) -> Float[Tensor, "b q t"]:
-        """S, with ``target = S·X``: bilinear weights of every cell over the tokens, 0 where it is not visible."""
+        """Return S with ``target = S·X``: bilinear weights of every cell over the tokens, 0 if it is not visible."""
         height, width = self.source.height, self.source.width
         units = torch.eye(height * width).view(-1, height, width).expand(len(cameras.intrinsics), -1, -1, -1)
         return self.project(units, cameras)[0]
 
     def directions(self, cameras: Cameras) -> Float[Tensor, "b t 2"]:
-        """Azimuth and elevation of every token's ray in the ego frame, in radians."""
+        """Return azimuth and elevation of every token's ray in the ego frame, in radians."""
         rays = cameras.rays(self.source.pixels().flatten(0, 1))[:, 0]  # b t 3
         x, y, z = F.normalize(rays, dim=-1).unbind(-1)
         return torch.stack([torch.atan2(y, x), torch.asin(z)], -1)
 
     def make(self, fields: Float[Tensor, "b c h w"], angles: Float[Tensor, "b 3"]) -> Batch:
-        """The samples of one seed with these poses, s = 1."""
+        """Make the samples of one seed with these poses, s = 1."""
         cameras = self.posed(angles)
         target, visible = self.project(fields, cameras)
         x = rearrange(fields, "b c h w -> b (h w) c")
@@ -155,7 +154,7 @@ class World:
 
     @cached_property
     def nominal_directions(self) -> Float[Tensor, "1 t 2"]:
-        """Of the nominal camera."""
+        """Return the directions of the nominal camera."""
         return self.directions(self.rig)
 
     def _visible_pose(self, directions: Tensor) -> Float[Tensor, "b t 4"]:
@@ -171,13 +170,13 @@ class World:
 
 
 class Stream:
-    """Samples of one seed without end: new ones every time, or draws with replacement from a fixed number.
+    """An endless stream of samples of one seed: new ones, or draws with replacement from a fixed number.
 
     Args:
-        world: whose.
+        world: the world.
         key: of all random numbers; streams of different keys are independent.
-        samples: how many there are; ``None`` for new ones every time.
-        draw: where the features come from; the world's random fields where it is left out.
+        samples: number of samples; ``None`` for new ones every time.
+        draw: draws the features; by default the world's random fields.
     """
 
     def __init__(self, world: World, key: Sequence[int], samples: int | None = None, draw: Draw | None = None) -> None:
@@ -188,7 +187,7 @@ class Stream:
         self.kept = None if samples is None else self._new(samples)
 
     def next(self, count: int) -> Batch:
-        """The next samples, s = 1."""
+        """Return the next samples, s = 1."""
         if self.kept is None:
             return self._new(count)
         chosen = torch.randint(self.kept.x.shape[1], (count,), generator=self.order)
@@ -201,20 +200,20 @@ class Stream:
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
-    """Batches of several seeds, side by side."""
+    """Stack the batches of several seeds."""
     return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
 
 
 def best_fixed_map(world: World, angles: Float[Tensor, "b 3"]) -> tuple[Float[Tensor, "q t"], float]:
-    """W* and its error: the best that any mapping can do which does not know the pose, by closed form.
+    """Return W*, the best mapping without knowledge of the pose, and its error, in closed form.
 
-    Features of every channel are alike and independent of the pose, with covariance Σ over tokens, so row q of W* is
-    the mean of the sampling matrices' rows over the poses from which cell q is visible, ``E[v_q s_q] / E[v_q]``,
-    whatever Σ. What remains is ``Σ_q E[v_q (s_q − w_q) Σ (s_q − w_q)ᵀ]``, here relative to the target's variance.
+    All channels have the same distribution, independent of the pose, with covariance Σ over tokens. So row q of W* is
+    the mean of the sampling matrices' rows over the poses from which cell q is visible, ``E[v_q s_q] / E[v_q]``, for
+    any Σ. The error is ``Σ_q E[v_q (s_q − w_q) Σ (s_q − w_q)ᵀ]`` relative to the target's variance.
 
     Args:
-        world: whose.
-        angles: poses, over which the expectation is taken.
+        world: the world.
+        angles: poses for the expectation.
     """
     sampled = world.sampling(world.posed(angles)).double()  # b q t
     visible = sampled.sum(-1) > 0
