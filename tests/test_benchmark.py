@@ -99,7 +99,7 @@ def test_one_that_does_not_fit_into_memory_is_left_out(command, tmp_path: Path, 
     monkeypatch.setattr(MLP, "reshape", full)
     ended = command("benchmark", "reshaper=mlp,pool", *SMALL)
     assert ended.code == 0, ended.err
-    assert "left out: mlp: the memory does not suffice" in ended.out
+    assert "left out: mlp: out of memory" in ended.out
     assert [r["reshaper"] for r in rows(tmp_path)] == ["pool"]
 
 

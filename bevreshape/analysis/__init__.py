@@ -1,1 +1,1 @@
-"""Instruments for any view transformer: what it costs, what it has learned, and what it withstands."""
+"""Instruments for any view transformer: cost, learned weights, and robustness."""

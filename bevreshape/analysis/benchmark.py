@@ -1,4 +1,4 @@
-"""What view transformers cost, measured under equal conditions."""
+"""Benchmark of view transformers under equal conditions."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ class Measured(NamedTuple):
     """Costs of one case.
 
     Attributes:
-        case: of whole models with the features that their encoder gives.
-        costs: by reshaper.
-        left_out: why those that are missing could not be measured.
+        case: shapes; for full models with the features of their encoder.
+        costs: costs by reshaper.
+        left_out: reasons why the other reshapers could not be measured.
     """
 
     case: Case
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Of ``benchmark.csv``."""
+        """Return the rows of ``benchmark.csv``."""
         return [{"reshaper": name, **asdict(self.case), **asdict(cost)} for name, cost in self.costs.items()]
 
 
@@ -42,10 +42,10 @@ class Benchmarking:
     """Cases of a benchmark, measured one after another.
 
     Args:
-        settings: of the command, see :class:`~bevreshape.config.settings.Benchmark`.
+        settings: options of the command, see :class:`~bevreshape.config.settings.Benchmark`.
 
     Raises:
-        InputError: for options that contradict each other, or a device that cannot be had.
+        InputError: if options contradict each other, or a device is not available.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ class Benchmarking:
 
     @property
     def repeats(self) -> int:
-        """How often something is measured in all."""
+        """Return the total number of measurements."""
         return len(self.cases) * self.settings["repeats"] * (2 if self.settings["backward"] else 1)
 
     def measure(self, each_repeat: Callable[[], object] | None = None) -> Iterator[Measured]:
@@ -73,7 +73,7 @@ class Benchmarking:
             yield measure_case(self.settings, case, each_repeat)
 
     def exponents(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-        """The exponents of :func:`fitted_exponents`; none where one size was measured."""
+        """Return the exponents of :func:`fitted_exponents`; empty if a single size was measured."""
         key = self.settings["scaling"]
         return fitted_exponents(rows, key) if key else {}
 
@@ -98,7 +98,7 @@ def measure_case(cfg: Mapping[str, Any], case: Case, each_repeat: Callable[[], o
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
-            left_out[name] = f"{name}: the memory does not suffice; give it smaller features or cells"
+            left_out[name] = f"{name}: out of memory; give it smaller features or cells"
         else:
             workloads[name] = workload
             built = reshaper.source
@@ -123,7 +123,7 @@ def _workload(cfg: Mapping[str, Any], node: Any, case: Case, cameras: Cameras) -
 def _subject(
     cfg: Mapping[str, Any], node: Any, case: Case, device: torch.device
 ) -> tuple[torch.nn.Module, Reshaper, torch.Tensor]:
-    """A reshaper, twice, and features, or a whole model, its reshaper and images."""
+    """Return module, reshaper and input: a reshaper twice and features, or a full model, its reshaper and images."""
     torch.manual_seed(0)
     if not cfg["full_model"]:
         reshaper = build_reshaper(node, (case.source,), case.grid()).to(device).eval()
@@ -137,7 +137,7 @@ def _subject(
 
 
 def fitted_exponents(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, float]]:
-    """For every reshaper, the exponents of forward time, forward and backward time, and memory."""
+    """Return every reshaper's exponents of forward time, forward and backward time, and memory."""
     fitted: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(row["reshaper"] for row in rows):
         own = [row for row in rows if row["reshaper"] == name]
@@ -153,7 +153,7 @@ def fitted_exponents(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, d
 
 
 def size_of(row: Mapping[str, Any], key: str) -> int:
-    """The number of cameras, tokens or cells of a row."""
+    """Return the number of cameras, tokens or cells of a row."""
     if key == "cameras":
         return row["cameras"]
     return row["height"] * row["width"] if key == "tokens" else row["rows"] * row["cols"]

@@ -1,4 +1,4 @@
-"""What the benchmark measures: shapes, devices and precisions."""
+"""Cases of the benchmark: shapes, devices and precisions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ class Case:
 
     @property
     def source(self) -> FeatureShape:
-        """The features, as of a resized image."""
+        """Return the shape of the features, with the centres of a resized image."""
         offset_px = (self.stride - 1) / 2
         return FeatureShape(self.channels, self.height, self.width, self.cameras, self.stride, offset_px)
 
@@ -40,14 +40,14 @@ class Case:
         return self.height * self.stride, self.width * self.stride
 
     def grid(self, upsample: int = 1) -> BEVGrid:
-        """Cells ahead of the vehicle or around it; ``upsample`` times finer for a whole model."""
+        """Return cells ahead of or around the vehicle; ``upsample`` times finer for a full model."""
         length, width = self.rows * self.cell_m, self.cols * self.cell_m
         nearest = -length / 2 if self.around else 0.0
         return BEVGrid((nearest, nearest + length), (-width / 2, width / 2), self.cell_m / upsample)
 
     @property
     def title(self) -> str:
-        """How tables call it."""
+        """Return its name in tables."""
         return (
             f"{self.batch} × {self.cameras} cameras × {self.channels} × {self.height}×{self.width} → "
             f"{self.rows}×{self.cols}, {self.device}, {self.precision}"
@@ -55,10 +55,10 @@ class Case:
 
 
 def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
-    """Every combination of the listed shapes, devices and precisions; with ``scaling`` the first one at every size.
+    """Return every combination of the listed shapes, devices and precisions; with ``scaling`` one case at every size.
 
     Raises:
-        InputError: a value that is no positive number, or a device or precision that cannot be had.
+        InputError: if a value is not a positive number, or a device or precision is not available.
     """
     devices = [str(read_device(str(name))) for name in _listed(cfg["device"])]
     precisions = [str(name) for name in _listed(cfg["precision"])]
@@ -100,7 +100,7 @@ def _grown(case: Case, key: str, factor: int) -> Case:
         return replace(case, width=case.width * factor)
     return replace(
         case, rows=case.rows * factor, cols=case.cols * factor, cell_m=case.cell_m / factor
-    )  # the same ground
+    )  # the same area of ground
 
 
 def _listed(value: Any) -> list[Any]:

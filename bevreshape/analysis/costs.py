@@ -1,4 +1,4 @@
-"""What view transformers cost: parameters, floating-point operations, time and memory, measured side by side."""
+"""Costs of view transformers: parameters, floating-point operations, time and memory, measured in turn."""
 
 import math
 import statistics
@@ -20,31 +20,30 @@ from bevreshape.ops.memory import peak_bytes
 from bevreshape.reshapers import Reshaper
 
 AT_LEAST_S = 0.02
-"""A measurement repeats what takes less, so that the clock does not count."""
+"""Shortest measurement; faster calls are repeated, so that the clock's resolution does not matter."""
 
 PRODUCT_SIZE = 1536
-"""Rows and columns of the matrices whose product everything is compared with."""
+"""Rows and columns of the matrices of the reference product."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one module costs on one input.
+    """Costs of one module on one input.
 
     Attributes:
-        parameters: how many numbers are trained.
-        flops: of a forward pass, a multiply-add counted as two; additions, norms and activations are not counted.
-        forward_s: median, in seconds.
-        forward_spread_s: half the distance between the quartiles.
-        step_s: forward and backward together; NaN where not measured.
-        step_spread_s: of these.
-        forward_bytes: most memory at a time beyond module and input, in a forward pass without gradients.
-        step_bytes: the same, forward and backward; NaN where not measured.
-        step_flops: operations of a forward and backward pass; NaN where not measured.
-        matmul_flops_per_s: of this machine's own product of two square matrices, multiplied as the reshapers
-            multiply, timed in the rounds of the forward pass.
-        of_matmul: operations per second of the forward pass in parts of these.
-        step_of_matmul: of forward and backward, in parts of those of products timed in its rounds; NaN where not
-            measured.
+        parameters: number of trainable parameters.
+        flops: operations of a forward pass, a multiply-add counted as two, without additions, norms and activations.
+        forward_s: median time of a forward pass, in seconds.
+        forward_spread_s: half the interquartile range.
+        step_s: median time of forward and backward together; NaN if not measured.
+        step_spread_s: half its interquartile range.
+        forward_bytes: peak memory beyond module and input, in a forward pass without gradients.
+        step_bytes: the same, forward and backward; NaN if not measured.
+        step_flops: operations of a forward and backward pass; NaN if not measured.
+        matmul_flops_per_s: rate of this machine's product of two square matrices, by the reshapers' own product, timed
+            in the rounds of the forward pass.
+        of_matmul: operations per second of the forward pass relative to it.
+        step_of_matmul: those of forward and backward, relative to products timed in its rounds; NaN if not measured.
     """
 
     parameters: int
@@ -67,9 +66,9 @@ class Workload:
 
     Attributes:
         module: a reshaper or a whole model.
-        arguments: of its forward.
-        autocast: the type that it computes in, where not in its own.
-        into_input: whether the backward pass goes on into the arguments, as into features, but not into images.
+        arguments: arguments of its forward.
+        autocast: dtype of autocast, if any.
+        into_input: whether the arguments need gradients: features do, images do not.
     """
 
     module: nn.Module
@@ -79,7 +78,7 @@ class Workload:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Return the device."""
         return _tensors(self.arguments)[0].device
 
     def forward(self) -> object:
@@ -88,7 +87,7 @@ class Workload:
             return self._call()
 
     def step(self) -> None:
-        """Forward and backward, to all parameters, the reshaper's own loss included."""
+        """Run forward and backward, to all parameters, including the reshaper's own loss."""
         inputs = _tensors(self.arguments) if self.into_input else []
         for x in inputs:
             x.requires_grad_()
@@ -113,14 +112,15 @@ class Workload:
 def measure(
     workloads: Sequence[Workload], rounds: int, backward: bool, each_round: Callable[[], object] | None = None
 ) -> list[Cost]:
-    """Cost of every workload. Each round times all of them and a product of two matrices, one after another, so that
-    what disturbs the machine disturbs all.
+    """Return the cost of every workload.
+
+    Each round times all of them and a product of two matrices in turn, so that disturbances of the machine affect all.
 
     Args:
-        workloads: on one device, of one precision.
-        rounds: measurements of each; the median counts.
+        workloads: workloads on one device, of one precision.
+        rounds: number of measurements of each; the result is their median.
         backward: measure forward and backward too.
-        each_round: called after it, to show progress.
+        each_round: called after every round, to show progress.
     """
     for workload in workloads:
         workload.module.eval()
@@ -157,10 +157,10 @@ def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
 
 
 def scaling_exponent(sizes: Sequence[float | int], values: Sequence[float]) -> float:
-    """Exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms.
+    """Return the exponent e of ``value ∝ sizeᵉ``, by least squares on logarithms.
 
     Raises:
-        InputError: if there are not two different sizes.
+        InputError: if there are fewer than two different sizes.
     """
     if len(set(sizes)) < 2:
         raise InputError(f"scaling: sizes {list(sizes)} are fewer than two different ones; give several factors")
@@ -168,10 +168,10 @@ def scaling_exponent(sizes: Sequence[float | int], values: Sequence[float]) -> f
 
 
 def forward_flops(module: nn.Module, call: Callable[[], object]) -> int:
-    """:func:`count_flops` of a forward pass of ``module`` without gradients."""
+    """Return :func:`count_flops` of a forward pass of ``module`` without gradients."""
     trained = [p for p in module.parameters() if p.requires_grad]
     for p in trained:
-        p.requires_grad_(False)  # torch's counter fails on views of a parameter where gradients are off
+        p.requires_grad_(False)  # torch's counter fails on views of a parameter without gradients
     try:
         with torch.no_grad():
             return count_flops(call)
@@ -181,15 +181,16 @@ def forward_flops(module: nn.Module, call: Callable[[], object]) -> int:
 
 
 def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.device, reach_m: float = 30.0) -> Cameras:
-    """Cameras in equal steps of yaw from straight ahead, that overlap by a fifth, at the height of a car's where they
-    must see 30 metres, and in proportion.
+    """Return a ring of cameras in equal steps of yaw from straight ahead, with an overlap of a fifth.
+
+    Their height is that of a car's cameras for a reach of 30 metres, and proportional to it otherwise.
 
     Args:
         cameras: n; a single one has 80° of view.
         image_size: (H, W).
         batch: b.
-        device: where they are needed.
-        reach_m: how far they must see, in metres.
+        device: device of the calibration.
+        reach_m: visible distance, in metres.
     """
     height, width = image_size
     view = math.radians(80.0 if cameras == 1 else min(360 / cameras * 1.2, 100))
@@ -216,7 +217,7 @@ def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.de
 def _time(
     calls: Sequence[Callable[[], object]], device: torch.device, rounds: int, each_round: Callable[[], object] | None
 ) -> list[tuple[float, float]]:
-    """Median and half the interquartile range of seconds a call, after a warm-up."""
+    """Return median and half the interquartile range of seconds per call, after a warm-up."""
     repeats = []
     for call in calls:
         call()
@@ -246,7 +247,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """Floating tensors among arguments; calibration is no tensor but :class:`Cameras`."""
+    """Return the floating tensors among the arguments; the calibration is not a tensor but :class:`Cameras`."""
     found: list[Tensor] = []
     for argument in arguments:
         if isinstance(argument, Tensor):

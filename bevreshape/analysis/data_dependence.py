@@ -1,4 +1,4 @@
-"""Data dependence (claim A7): whether the mapping from tokens to cells is fixed, or follows what the image shows."""
+"""Data dependence (claim A7): whether the mapping from tokens to cells is fixed or depends on the image."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -22,23 +22,23 @@ def data_dependence(
     scale: int = 0,
     copies: int = 16,
 ) -> float:
-    """:func:`relative_spread` of the effective weights ``‖∂O_q/∂X_k‖_F`` over inputs.
+    """Return :func:`relative_spread` of the effective weights ``‖∂O_q/∂X_k‖_F`` over inputs.
 
-    What changes between inputs is what is asked about: with the same cameras for all of them it is the dependence on
-    images alone. A mapping that only turns channels into others, at the same strength, does not show.
+    The inputs determine what is measured: with the same cameras for all of them it is the dependence on images alone. A
+    mapping that only rotates channels, at the same strength, has no spread.
 
     Args:
-        reshaper: as in :func:`~bevreshape.analysis.effective_weights.jacobian_norm`, which explains the other
-            arguments too.
-        inputs: batches of features and cameras, ``None`` where it reads none; every sample counts as one input.
-        cells: measured; all where it is ``None``.
-        probes: per cell; ``None`` for exact.
-        seed: of the probes, which are the same for all inputs.
-        scale: whose tokens are meant.
-        copies: of a sample at a time.
+        reshaper: see :func:`~bevreshape.analysis.effective_weights.jacobian_norm`, also for the other arguments.
+        inputs: batches of features and cameras, ``None`` without calibration; every sample counts as one input.
+        cells: measured cells; ``None`` for all.
+        probes: probes per cell; ``None`` for exact.
+        seed: seed of the probes, which are the same for all inputs.
+        scale: index of the scale whose tokens are measured.
+        copies: copies of a sample at a time.
 
     Raises:
-        InputError: fewer than two samples, or as :func:`~bevreshape.analysis.effective_weights.jacobian_norm`.
+        InputError: if there are fewer than two samples, or as
+            :func:`~bevreshape.analysis.effective_weights.jacobian_norm`.
     """
     return relative_spread(
         jacobian_norm(reshaper, features, cameras, cells=cells, probes=probes, seed=seed, scale=scale, copies=copies)
@@ -47,16 +47,16 @@ def data_dependence(
 
 
 def relative_spread(batches: Iterable[Float[Tensor, "_ ..."]]) -> float:
-    """``√(Σ_qk Var_X W_qk / Σ_qk (Mean_X W_qk)²)``, the spread of weights over inputs relative to their mean.
+    """Return ``√(Σ_qk Var_X W_qk / Σ_qk (Mean_X W_qk)²)``, the spread of weights over inputs relative to their mean.
 
-    The variance is unbiased (divided by the number of samples less one). 0, exactly, where all samples have the same
-    weights; 1 where the spread is as large as the mean; infinite where the mean is 0 and the weights are not.
+    The variance is unbiased (divided by the number of samples less one). The result is exactly 0 if all samples have
+    the same weights, 1 if the spread equals the mean, and infinite if the mean is 0 and the weights are not.
 
     Args:
         batches: effective weights of any kind, samples first.
 
     Raises:
-        InputError: fewer than two samples, or weights of different shapes.
+        InputError: if there are fewer than two samples, or weights of different shapes.
     """
     count = 0
     mean = scatter = torch.zeros(())

@@ -1,4 +1,4 @@
-"""The diagnosis of a checkpoint's model on a split of data."""
+"""Diagnosis of a checkpoint's model on a split of data."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ def diagnose_checkpoint(settings: Mapping[str, Any]) -> Diagnosis:
     """Run the instruments.
 
     Args:
-        settings: of the command, see :class:`~bevreshape.config.settings.Diagnose`.
+        settings: options of the command, see :class:`~bevreshape.config.settings.Diagnose`.
 
     Raises:
         InputError: if the data has other classes or cameras than the model.
@@ -44,7 +44,7 @@ def diagnose_checkpoint(settings: Mapping[str, Any]) -> Diagnosis:
     plan = Plan(**{key: settings[key] for key in ("samples", "cells", "probes", "errors", "corruptions", "rigs")})
     metric = BEVIoU(spec.classes, spec.grid).to(device)
     true = None
-    if settings["data"].get("calibration", "exact") != "exact":  # of a world that knows where the cameras really are
+    if settings["data"].get("calibration", "exact") != "exact":  # the data provides the exact calibration too
         exact = build_data_for({**settings, "data": {**settings["data"], "calibration": "exact"}, "seed": 0}, spec)
         exact.tested_split, exact.camera_order = settings["split"], data.camera_order
         true = first_cameras(OnDevice(exact, device), plan.samples)
@@ -54,7 +54,7 @@ def diagnose_checkpoint(settings: Mapping[str, Any]) -> Diagnosis:
 
 @dataclass(frozen=True)
 class OnDevice:
-    """Batches of the split that is tested, as a model gets them."""
+    """Batches of the tested split on the model's device."""
 
     data: BEVDataModule
     device: torch.device

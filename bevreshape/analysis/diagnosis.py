@@ -1,4 +1,4 @@
-"""All instruments on one trained model: what it has learned, and what it bears."""
+"""All instruments on one trained model: learned weights, and robustness."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ from bevreshape.reshapers import FeatureShape, Reshaper
 
 
 class Split(Protocol):
-    """Batches of a split on the model's device, and how many there are."""
+    """Batches of a split on the model's device, and their number."""
 
     def __iter__(self) -> Iterator[BEVBatch]: ...
 
@@ -35,24 +35,23 @@ class Split(Protocol):
 
 
 Batches = Callable[[], Split]
-"""Begins anew at every call."""
+"""Returns the split from its first batch at every call."""
 
 PERMUTATION = 0x5045524D
-"""Word of the random key of the permutation that is tried."""
+"""Component of the permutation's random seed."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """Amount of measurements.
 
     Attributes:
-        samples: of the split, whose weights are measured, and which are permuted.
-        cells: about k × k cells, evenly over the map, whose weights are measured.
-        probes: random probes a cell; ``None`` measures exactly, at as many times the cost as the map has channels over
-            them.
-        errors: amounts by which the calibration is misread, by name of the error.
+        samples: number of samples whose weights are measured and which are permuted.
+        cells: k; weights are measured at about k × k cells, evenly over the map.
+        probes: random probes per cell; ``None`` measures exactly, with as many products as the map has channels.
+        errors: amounts of calibration error, by name of the error.
         corruptions: severities by name of the corruption.
-        rigs: degrees by which all cameras are turned, images and calibration alike, by name of the turn.
+        rigs: degrees by which all cameras are rotated, images and calibration alike, by name of the rotation.
     """
 
     samples: int
@@ -65,11 +64,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """Results of a diagnosis.
 
     Attributes:
-        numbers: for a JSON file.
-        figures: by name.
+        numbers: values for a JSON file.
+        figures: figures by name.
     """
 
     numbers: dict[str, Any]
@@ -86,24 +85,24 @@ def diagnose(
 ) -> Diagnosis:
     """Run every instrument.
 
-    An instrument that does not apply, such as permuting the tokens of several scales, leaves its reason in place of its
-    figures.
+    An instrument that does not apply, such as permuting the tokens of several scales, reports the reason instead of
+    values.
 
     Args:
-        model: trained.
-        batches: of a split, with the metric's classes.
-        metric: on the model's classes and grid.
-        camera_names: of the rig.
-        plan: how much.
-        true: where the cameras of the first samples really are, if batches tell something else.
+        model: a trained model.
+        batches: batches of a split, with the metric's classes.
+        metric: a metric on the model's classes and grid.
+        camera_names: names of the rig's cameras.
+        plan: amount of measurements.
+        true: exact calibration of the first samples, if that of the batches is not.
 
     Raises:
-        InputError: if the reshaper does not say what it is built for, or the split is empty.
+        InputError: if the reshaper does not have source and grid, or the split is empty.
     """
     reshaper = model.reshaper
     if not isinstance(reshaper, Reshaper) or not isinstance(reshaper.grid, BEVGrid):
         raise InputError(
-            f"diagnose: the model's reshaper, a {type(reshaper).__name__}, does not say which cells it fills; derive "
+            f"diagnose: the model's reshaper, a {type(reshaper).__name__}, has no grid of cells; derive "
             "it from Reshaper and build it with a BEVGrid"
         )
     images, scales, cameras = first_samples(model, batches(), plan.samples)
@@ -122,7 +121,7 @@ def diagnose(
         )  # b q n h w
 
     def of_images(weights: Tensor) -> Tensor:
-        """Weights of all samples as the first one's cameras would see them, so that they differ by images alone."""
+        """Return the weights of all samples under the first sample's cameras, so that only images differ."""
         poses, intrinsics = cameras.ego_from_cam, cameras.intrinsics
         first = Cameras(
             intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size, cameras.full_mask
@@ -160,7 +159,7 @@ def diagnose(
 
 
 def _changes(plan: Plan, camera_names: Sequence[str], grid: BEVGrid) -> list[tuple[str, str, str, Change]]:
-    """Group, what it is there, a name of its own, and the change."""
+    """Return group, name in the group, unique name, and change of every variant."""
     changes: list[tuple[str, str, str, Change]] = []
     for error, amounts in plan.errors.items():
         changes += [(error, f"{x:+g}", f"{error}={x:+g}", perturb_calibration(error, x)) for x in _both_ways(amounts)]
@@ -181,7 +180,7 @@ def _both_ways(amounts: Sequence[float | int]) -> list[float]:
 def _order(
     model: BEVModel, scales: Sequence[Tensor], cameras: Cameras, batches: Batches, metric: BEVIoU
 ) -> dict[str, Any]:
-    """What a random permutation of every camera's tokens does."""
+    """Measure the effect of a random permutation of every camera's tokens."""
     reshaper = model.reshaper
     assert isinstance(reshaper, Reshaper)
     permutation = torch.randperm(reshaper.source.tokens, generator=seeded(0, PERMUTATION)).to(scales[0].device)
@@ -199,7 +198,7 @@ def _order(
 
 
 def _or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is measured, or why it cannot be."""
+    """Return the measurement, or the reason why it does not apply."""
     try:
         return measure()
     except InputError as error:
@@ -215,16 +214,16 @@ def draw_weights(
     cells: Sequence[tuple[int, int]],
     shown: int = 8,
 ) -> Figure:
-    """Which part of the images feeds some cells, from far to near, with the true projection of each cell's centre.
+    """Draw the effective weights of some cells, from far to near, over the images, and mark the cells' projections.
 
     Args:
-        images: of one sample, in 0..1.
-        weights: of its cells, by name of the reshaper; several stand below one another.
-        cameras: whose first sample is this one.
-        grid: of the cells.
-        source: whose tokens these are.
+        images: images of one sample, in 0..1.
+        weights: weights of its cells, by name of the reshaper; one row of panels each.
+        cameras: cameras; the first sample is this one.
+        grid: the cells.
+        source: shape of the features.
         cells: (row, column) of the q cells.
-        shown: how many of those that a camera sees.
+        shown: number of visible cells to draw.
     """
     positions, seen = (x[0].cpu() for x in projections(cameras, grid, source, cells))  # q n 2, q n
     visible = seen.any(1).nonzero().squeeze(1)
@@ -253,12 +252,12 @@ def draw_weights(
     for panel in figure.axes:
         panel.set_axis_off()
     names = ", ".join(map(figure_text, weights))
-    figure.suptitle(f"{names}: where cells take their features from; + is where they really are", fontsize=10)
+    figure.suptitle(f"{names}: effective weights of cells over the images; + is a cell's projection", fontsize=10)
     return figure
 
 
 def draw_robustness(found: Mapping[str, Mapping[str, Mapping[str, float]]], unchanged: float) -> Figure:
-    """Mean IoU against every error; bars where cameras fail."""
+    """Plot mean IoU against every error; bars for dropped cameras."""
     cols = min(4, len(found))
     rows = -(-len(found) // 4)
     figure = Figure(figsize=(3 * cols, 2.4 * rows), layout="constrained")
@@ -281,7 +280,7 @@ def draw_robustness(found: Mapping[str, Mapping[str, Mapping[str, float]]], unch
 
 
 def first_cameras(batches: Iterable[BEVBatch], count: int) -> Cameras:
-    """The cameras of the first samples of a split."""
+    """Return the cameras of the first samples of a split."""
     found: list[Cameras] = []
     left = count
     for batch in batches:
@@ -295,7 +294,7 @@ def first_cameras(batches: Iterable[BEVBatch], count: int) -> Cameras:
 def first_samples(
     model: BEVModel, batches: Iterable[BEVBatch], count: int
 ) -> tuple[Tensor, tuple[Tensor, ...], Cameras]:
-    """Images, features of every scale and cameras of the first samples of a split."""
+    """Return images, features of every scale and cameras of the first samples of a split."""
     parts: list[tuple[Tensor, tuple[Tensor, ...], Cameras]] = []
     left = count
     with evaluating(model), torch.no_grad():

@@ -1,14 +1,14 @@
-"""Effective weights W(X): how strongly each BEV cell depends on each token, at given features (claims A2, A4, A7).
+"""Effective weights W(X): the dependence of each BEV cell on each token, at given features (claims A2, A4, A7).
 
-Three views of it, of shape (cells × tokens):
+There are three variants, of shape (cells × tokens):
 
 - :func:`jacobian_norm`, for any view transformer, ``‖∂O_q/∂X_k‖_F`` over the channels of cell q and of token k;
-- :func:`attention_weights`, the matrix A of those that attend, head by head;
-- :func:`mlp_weights`, the W that a one-layer MLP has learned.
+- :func:`attention_weights`, the attention matrix A of every head;
+- :func:`mlp_weights`, the learned W of a one-layer MLP.
 
-Where they speak of the same they agree. Before its activation, a one-layer MLP's Jacobian norm is ``√c·|W_qk|``, or
-``‖P‖_F·|W_qk|`` behind a projection P of its channels. Attention's, with A held fixed (:func:`attention_held`), is
-``‖Σ_heads A_qk·Wv·Wo‖_F``; what it has beyond that comes of A itself depending on X.
+They agree where they measure the same. Before its activation, a one-layer MLP's Jacobian norm is ``√c·|W_qk|``, or
+``‖P‖_F·|W_qk|`` after a projection P of its channels. That of attention with fixed A (:func:`attention_held`) is
+``‖Σ_heads A_qk·Wv·Wo‖_F``; the remainder is due to the dependence of A on X.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,25 +27,25 @@ from bevreshape.reshapers import MLP, Reshaper
 from bevreshape.reshapers.attention import Attention
 
 Features = Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"] | Sequence[Float[Tensor, "b n _ _ _"]]
-"""What a view transformer takes: one scale, of a rig or of one camera, or several scales."""
+"""Input of a view transformer: one scale, of a rig or of one camera, or several scales."""
 
 Cells = Sequence[tuple[int, int]]
 """(row, column) of BEV cells."""
 
 
 COPIES = 16
-"""Of a sample that go through the reshaper together, so many cells at a time, where nothing else is said."""
+"""Default number of copies of a sample in one pass; each copy measures one cell."""
 
 
 def product_count(samples: int, cells: int, probes: int) -> int:
-    """Return the products that :func:`jacobian_norm` takes; ``probes`` is the number of channels where it is exact."""
+    """Return the number of products of :func:`jacobian_norm`; if it is exact, ``probes`` is the number of channels."""
     return samples * -(-cells // min(COPIES, cells)) * probes
 
 
 def cell_raster(shape: tuple[int, int], k: int) -> list[tuple[int, int]]:
-    """About k × k cells, evenly over a map of (R, C): the middle ones of equal blocks, row by row.
+    """Return about k × k cells, evenly over a map of (R, C): the middle ones of equal blocks, row-major.
 
-    An axis of fewer than k cells gives all of them.
+    An axis of fewer than k cells has all of them.
 
     Raises:
         InputError: if k is less than 1.
@@ -57,10 +57,10 @@ def cell_raster(shape: tuple[int, int], k: int) -> list[tuple[int, int]]:
 
 
 def cell_indices(cells: Cells | None, shape: tuple[int, int], device: torch.device) -> Int[Tensor, "q 2"]:
-    """The cells as a tensor, all of (R, C) row by row where it is ``None``.
+    """Return the cells as a tensor; ``None`` stands for all of (R, C), row-major.
 
     Raises:
-        InputError: if there is none, or one lies outside.
+        InputError: if there is none, or one is outside.
     """
     if cells is None:
         return torch.cartesian_prod(torch.arange(shape[0], device=device), torch.arange(shape[1], device=device))
@@ -68,17 +68,15 @@ def cell_indices(cells: Cells | None, shape: tuple[int, int], device: torch.devi
         raise InputError("cells: there is none; give at least one (row, column), or None for all")
     for row, col in cells:
         if not (0 <= row < shape[0] and 0 <= col < shape[1]):
-            raise InputError(
-                f"cells: ({row}, {col}) lies outside the map of {shape[0]}×{shape[1]} cells; choose within"
-            )
+            raise InputError(f"cells: ({row}, {col}) is outside the map of {shape[0]}×{shape[1]} cells; choose within")
     return torch.tensor(cells, device=device)
 
 
 @contextmanager
 def attention_held(module: nn.Module) -> Iterator[None]:
-    """Hold A fixed: within, no gradient goes through Q and K of any :class:`Attention` in the module, only through V.
+    """Hold A fixed in a context: gradients pass through V, but not Q and K, of any :class:`Attention` in the module.
 
-    The forward pass is the same.
+    The forward pass is unchanged.
 
     Raises:
         InputError: if there is no such attention.
@@ -111,33 +109,33 @@ def jacobian_norm(
     copies: int = COPIES,
     step: Callable[[], object] | None = None,
 ) -> Float[Tensor, "b q n h w"]:
-    """``W_qk = ‖∂O_q/∂X_k‖_F`` over the channels of cell q and of token k, at X.
+    """Return ``W_qk = ‖∂O_q/∂X_k‖_F`` over the channels of cell q and of token k, at X.
 
-    Exact by default, by one vector-Jacobian product a cell and output channel. With ``probes`` it takes so many
-    products a cell, with random signs v: since ``E‖vᵀJ‖² = ‖J‖²`` their mean is unbiased for W², of variance
-    ``2·Σ_{i≠j} (JJᵀ)²_ij / probes`` (Hutchinson 1989), so relatively at most ``2 / probes``. The signs are the same for
-    every sample, so that what does not change from sample to sample does not change here.
+    By default it is exact, by one vector-Jacobian product per cell and output channel. With ``probes`` it uses that
+    many products per cell, with random signs v: since ``E‖vᵀJ‖² = ‖J‖²``, their mean is unbiased for W². Its variance
+    is ``2·Σ_{i≠j} (JJᵀ)²_ij / probes`` (Hutchinson 1989), relatively at most ``2 / probes``. All samples share the
+    signs, so that equal Jacobians have equal results.
 
-    The module is measured in evaluation, by reverse mode alone. It and its gradients are left as they were.
+    The module is measured in evaluation mode, by reverse mode alone. Its mode and gradients are restored.
 
     Args:
-        reshaper: any module called as ``reshaper(features, cameras)`` that gives (b, d, R, C), in evaluation every
-            sample for itself; without cameras it is called as ``reshaper(features)``.
+        reshaper: any module called as ``reshaper(features, cameras)`` that returns (b, d, R, C), with independent
+            samples in evaluation mode; without cameras it is called as ``reshaper(features)``.
         features: X; they need not require a gradient.
-        cameras: where it reads them.
-        cells: q of them; all where it is ``None``.
-        probes: products a cell; ``None`` for exact.
-        seed: of the signs.
-        scale: whose tokens are meant, where several scales are given.
-        copies: of a sample, that go through the reshaper together, as many cells at a time; memory grows with it.
-        step: called after every product of as many cells, to show progress; see :func:`product_count`.
+        cameras: the calibration, if it is read.
+        cells: the q cells; ``None`` for all.
+        probes: products per cell; ``None`` for exact.
+        seed: seed of the signs.
+        scale: index of the scale whose tokens are measured.
+        copies: copies of a sample in one pass, one cell each; memory grows with it.
+        step: called after every product, to show progress; see :func:`product_count`.
 
     Returns:
-        Of every sample and cell the tokens of all cameras, at least in float32.
+        For every sample and cell the tokens of all cameras, at least in float32.
 
     Raises:
-        InputError: cells outside the map, a scale that is not there, numbers below 1, a calibration of another batch,
-            an output of another shape, or one that gradients do not reach.
+        InputError: if a cell is outside the map, the scale does not exist, a number is below 1, the calibration has
+            another batch size, or the output has another shape or no gradient.
     """
     scales = (features,) if isinstance(features, Tensor) else tuple(features)
     b, name = scales[0].shape[0], type(reshaper).__name__
@@ -152,11 +150,11 @@ def jacobian_norm(
             bev = reshaper(given) if cameras is None else reshaper(given, _cameras_repeated(cameras, i, copies))
             if bev.ndim != 4 or bev.shape[0] != copies:
                 raise InputError(
-                    f"jacobian_norm: {name} makes {tuple(bev.shape)} of {copies} samples; it must give (b, d, R, C)"
+                    f"jacobian_norm: {name} gives {tuple(bev.shape)} for {copies} samples; it must give (b, d, R, C)"
                 )
             if not bev.requires_grad:
                 raise InputError(
-                    f"jacobian_norm: no gradient leads through {name}; it must not detach, nor run without gradients"
+                    f"jacobian_norm: no gradient passes through {name}; it must not detach, nor run without gradients"
                 )
             chosen = cell_indices(cells, (bev.shape[2], bev.shape[3]), bev.device)
             found.append(_norms(x, bev, chosen, probes, seed, step))
@@ -181,7 +179,7 @@ def _check_arguments(b: int, scales: int, scale: int, copies: int, probes: int |
 def _norms(
     x: Tensor, bev: Tensor, cells: Tensor, probes: int | None, seed: int, step: Callable[[], object] | None
 ) -> Tensor:
-    """Of cells (q, 2) the Jacobian's norms, (q, …tokens), given copies of a sample and what becomes of them."""
+    """Return the Jacobian's norms of cells (q, 2), (q, …tokens), given copies of a sample and their output."""
     copies, d = bev.shape[:2]
     copy = torch.arange(copies, device=bev.device)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -221,19 +219,19 @@ def _cameras_repeated(cameras: Cameras, sample: int, copies: int) -> Cameras:
 def attention_weights(
     reshaper: Reshaper, features: Features, cameras: Cameras | None = None, *, cells: Cells | None = None
 ) -> Float[Tensor, "b a q n h w"]:
-    """The attention matrix A, head by head; ``.mean(1)`` is that of all heads.
+    """Return the attention matrix A of every head; ``.mean(1)`` is that of all heads.
 
     Args:
-        reshaper: one that has a method ``attention_weights(features, cameras)``, (b, a, R·C, n, h, w).
+        reshaper: one with a method ``attention_weights(features, cameras)``, (b, a, R·C, n, h, w).
         features: X.
-        cameras: where it reads them.
-        cells: q of them; all where it is ``None``.
+        cameras: the calibration, if it is read.
+        cells: the q cells; ``None`` for all.
 
     Returns:
-        Of every sample, head a and cell the tokens of all cameras (of its first scale).
+        For every sample, head a and cell the tokens of all cameras (of its first scale).
 
     Raises:
-        InputError: if it does not offer them, or a cell lies outside the map.
+        InputError: if it has no such method, or a cell is outside the map.
     """
     offered = getattr(reshaper, "attention_weights", None)
     if offered is None:
@@ -247,10 +245,10 @@ def attention_weights(
 
 
 def mlp_weights(mlp: MLP, *, cells: Cells | None = None) -> Float[Tensor, "q n h w"]:
-    """W of a one-layer MLP, ``O = σ(W·X + b)``, with its sign: the same for every input and channel.
+    """Return the signed W of a one-layer MLP, ``O = σ(W·X + b)``, the same for every input and channel.
 
     Raises:
-        InputError: if it has hidden layers, or reads the calibration, so that no W is the same for every input.
+        InputError: if it has hidden layers or reads the calibration, so that W depends on the input.
     """
     (layer, *hidden), source = mlp.layers, mlp.source
     if hidden or mlp.rectify is not None:
@@ -265,6 +263,6 @@ def mlp_weights(mlp: MLP, *, cells: Cells | None = None) -> Float[Tensor, "q n h
 
 
 def _numbers(cells: Cells, reshaper: Reshaper, device: torch.device) -> Tensor:
-    """Which the cells are, counted row by row."""
+    """Return the row-major indices of the cells."""
     row, col = cell_indices(cells, reshaper.target_shape, device).unbind(1)
     return row * reshaper.target_shape[1] + col

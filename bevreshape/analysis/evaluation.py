@@ -1,4 +1,4 @@
-"""IoU of a trained model and of variants of it, all on the same batches."""
+"""Metrics of a trained model and of its variants, on the same batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ from bevreshape.model import BEVModel
 from bevreshape.training.task import BEVTask
 
 Change = Callable[[BEVBatch], BEVBatch]
-"""A batch on its device, otherwise than it was; targets stay."""
+"""A function that changes a batch on its device, but not its targets."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is done to a batch before the model sees it, and what stands in for its reshaper; ``None``: nothing."""
+    """A change of the batch before the model, and a replacement of its reshaper; ``None`` for neither."""
 
     change: Change | None = None
     reshaper: nn.Module | None = None
@@ -29,26 +29,26 @@ class Variant:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold a module in evaluation, in which the samples of a batch do not meet; afterwards all is as it was."""
+    """Set a module to evaluation mode, in which samples are independent; restore every part's mode afterwards."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         yield
     finally:
         for part, mode in modes.items():
-            part.training = mode  # not train(), which ends a fixed rig
+            part.training = mode  # not train(), which a fixed rig refuses
 
 
 class Evaluation(BEVTask):
-    """The test of a model and of variants of it, all on the same batches.
+    """The test of a model and of its variants, on the same batches.
 
-    Images that a variant leaves as they are, are encoded once. ``results`` holds what the metrics came to, by variant,
-    ``tables`` those of the first that are no IoU.
+    Images that no variant changes are encoded once. ``results`` holds the metrics by variant; ``tables`` holds the
+    metrics of the first variant other than IoU.
 
     Args:
-        model: trained.
-        metrics: by name; one clone for each variant, of counts of its own.
-        variants: by name; metrics of the first are those of the test.
+        model: a trained model.
+        metrics: metrics by name; every variant has its own clone.
+        variants: variants by name; the first one's metrics are those of the test.
     """
 
     def __init__(self, model: BEVModel, metrics: Mapping[str, BEVMetric], variants: Mapping[str, Variant]) -> None:
@@ -89,7 +89,7 @@ class Evaluation(BEVTask):
             metrics.reset()
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """What the metrics of every variant come to."""
+        """Return the metrics of every variant."""
         for name, metrics in zip(self.variants, self._counted(), strict=True):
             values = metrics.compute()
             self.results[name] = {key.removeprefix(metrics.prefix or ""): value.item() for key, value in values.items()}
@@ -104,14 +104,14 @@ def iou_of(
     variants: Mapping[str, Variant],
     step: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """What :meth:`BEVIoU.compute` gives, of every variant.
+    """Return :meth:`BEVIoU.compute` of every variant.
 
     Args:
-        model: looked at in evaluation mode.
-        batches: on its device, as ``BEVDataModule.on_after_batch_transfer`` hands them on.
-        metric: on the model's classes and grid; counts of its own are left alone.
-        variants: by name.
-        step: called whenever a batch is done with a variant, to show progress.
+        model: a trained model; it is set to evaluation mode.
+        batches: batches on its device, as ``BEVDataModule.on_after_batch_transfer`` returns them.
+        metric: a metric on the model's classes and grid; its own state does not change.
+        variants: variants by name.
+        step: called after every batch and variant, to show progress.
 
     Raises:
         InputError: if there is no batch, or images are not floats.

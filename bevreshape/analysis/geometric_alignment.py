@@ -1,11 +1,10 @@
-"""Geometry agreement: does a BEV cell take its features from where the calibration says that it is seen? (claims A8,
-A9)
+"""Geometry agreement of effective weights with the calibration (claims A8, A9).
 
-Where W says that a cell comes from is told twice, camera by camera: by the weighted centroid of its tokens, which is
-exact for bilinear reading and moves with every weight far off, and by the peak, the token of the largest W, which a
-diffuse rest does not move, but which is exact to half a feature at best. Where calibration says so is the projection
-of the cell's centre, on the ground. A centroid cannot leave the centres of features, so a projection between the
-outermost centres and the image's edge counts as lying on the outermost ones.
+The position of a cell's weights W is measured in two ways per camera. The weighted centroid of its tokens is exact for
+bilinear sampling, but distant weights move it. The peak, the token of the largest W, is robust to a diffuse rest, but
+exact to half a feature at best. Both are compared with the projection of the cell's centre, on the ground. A centroid
+cannot leave the features' centres, so projections between the outermost centres and the image's edge are clamped to
+them.
 """
 
 from dataclasses import dataclass
@@ -24,10 +23,10 @@ from bevreshape.reshapers import FeatureShape
 
 @dataclass(frozen=True)
 class Distance:
-    """Distances between where weights lie and where calibration projects, in feature cells.
+    """Distances between the position of weights and the projection by the calibration, in feature cells.
 
     Attributes:
-        median: of pairs of a cell and a camera that sees it.
+        median: median over pairs of a cell and a camera that sees it.
         p90: their 90th percentile.
     """
 
@@ -37,15 +36,15 @@ class Distance:
 
 @dataclass(frozen=True)
 class Band:
-    """Agreement of the cells whose centre is ``near_m`` to ``far_m``, exclusive, metres from the ego origin.
+    """Agreement of the cells with a centre ``near_m`` to ``far_m`` (exclusive) metres from the ego origin.
 
     Attributes:
         near_m: metres.
         far_m: metres.
-        pairs: of a cell and a camera that sees it.
+        pairs: number of pairs of a cell and a camera that sees it.
         centroid: distance of the weighted centroid.
         peak: distance of the largest weight.
-        uniform: what the same weight for every token would get, by either rule.
+        uniform: distance for uniform weights, by either measure.
     """
 
     near_m: float
@@ -58,15 +57,15 @@ class Band:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well effective weights agree with the calibration.
+    """Agreement of effective weights with the calibration.
 
     Attributes:
-        whole: of all cells.
-        bands: by distance; those without a pair are left out.
-        unseen: cells of all samples that no camera sees, left out.
-        silent: pairs of a cell and a camera that sees it but has no weight in it, left out.
-        share: of a cell's weights, how much lies in cameras that see it, on average; 1 is best.
-        uniform_share: what the same weight for every token of the cameras that are there would get.
+        whole: agreement of all cells.
+        bands: agreement by distance, without empty bands.
+        unseen: number of cells of all samples that no camera sees; they are excluded.
+        silent: number of pairs of a cell and a camera that sees it but has no weight in it; they are excluded.
+        share: mean share of a cell's weights in cameras that see it; 1 is best.
+        uniform_share: the same for uniform weights over all tokens of the present cameras.
     """
 
     whole: Band
@@ -80,14 +79,14 @@ class Agreement:
 def projections(
     cameras: Cameras, grid: BEVGrid, source: FeatureShape, cells: Cells | None = None
 ) -> tuple[Float[Tensor, "b q n 2"], Bool[Tensor, "b q n"]]:
-    """Where the centre of each cell, on the ground, appears in every camera's features.
+    """Project the centre of each cell, on the ground, into every camera's features.
 
     Returns:
-        (column, row), whole numbers being the centres of features, and whether the camera sees it. Where it does not
-        the position means nothing.
+        (column, row), with integers at the centres of features, and whether the camera sees it. Where it does not, the
+        position is meaningless.
 
     Raises:
-        InputError: a cell outside the grid, or features that cannot be of these images.
+        InputError: if a cell is outside the grid, or the features do not cover the images.
     """
     source.check_covers(cameras.image_size, "projections")
     ground = grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype)
@@ -99,7 +98,7 @@ def projections(
 
 
 def centroid(weights: Float[Tensor, "*m h w"]) -> Float[Tensor, "*m 2"]:
-    """(column, row) of the weighted mean of the tokens; NaN where all weights are 0."""
+    """Return (column, row) of the weighted mean of the tokens; NaN if all weights are 0."""
     h, w = weights.shape[-2:]
     weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
     col, row = (torch.arange(size, device=weights.device, dtype=weights.dtype) for size in (w, h))
@@ -108,7 +107,7 @@ def centroid(weights: Float[Tensor, "*m h w"]) -> Float[Tensor, "*m 2"]:
 
 
 def peak(weights: Float[Tensor, "*m h w"]) -> Float[Tensor, "*m 2"]:
-    """(column, row) of the largest weight; of several equal ones, their mean."""
+    """Return (column, row) of the largest weight, or the mean of several equal ones."""
     return centroid((weights == weights.amax((-2, -1), keepdim=True)).to(weights.dtype))
 
 
@@ -124,16 +123,16 @@ def geometry_agreement(
     """Compare effective weights with the calibration.
 
     Args:
-        weights: not negative, of any kind: Jacobian norms, or attention averaged over heads.
-        cameras: the calibration, of the full-size images; of every sample, or one for all.
+        weights: non-negative weights of any kind: Jacobian norms, or attention averaged over heads.
+        cameras: the calibration of the full-size images; of every sample, or one for all.
         grid: the cells.
-        source: whose tokens these are, with its stride and offset.
-        cells: which of them the weights are of; all, row by row, where it is ``None``.
+        source: shape of the features, with stride and offset.
+        cells: the cells of the weights; ``None`` for all, row-major.
         band_m: width of the distance bands, in metres.
 
     Raises:
-        InputError: weights that do not fit cells, cameras or features, or are negative or not finite; a width of bands
-            that is not positive; or when no camera sees any cell.
+        InputError: if weights do not fit cells, cameras or features, or are negative or not finite; if ``band_m`` is
+            not positive; or if no camera sees any cell.
     """
     b, _, _, h, w = weights.shape
     positions, seen = projections(cameras, grid, source, cells)
@@ -150,7 +149,7 @@ def geometry_agreement(
     mass = weights.sum((-2, -1))  # b q n
     pairs = seen & (mass > 0)
     if not pairs.any():
-        raise InputError("geometry_agreement: all weights are 0 where cells are seen; they agree with nothing")
+        raise InputError("geometry_agreement: all weights are 0 in cameras that see the cells; measure a trained model")
     outermost = positions.new_tensor([w - 1, h - 1])
     targets = torch.minimum(positions, outermost).clamp(min=0)
     places = (centroid(weights), peak(weights), (outermost / 2).expand_as(targets))

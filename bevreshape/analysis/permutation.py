@@ -1,8 +1,8 @@
-"""What the order of tokens means to a reshaper (claims A5, A10, A11 and A12).
+"""Sensitivity of a reshaper to the order of its tokens (claims A5, A10, A11 and A12).
 
-A permutation π is a tensor of whole numbers, one a token: after it, place j holds the token that was at place π[j]. It
-is of the h·w tokens of a camera, row by row, and then moves those of every camera alike; or of all n·h·w, camera by
-camera, and may move tokens from one camera to another.
+A permutation π is a tensor of integers, one per token: afterwards, position j holds the token from position π[j]. It
+permutes either the h·w tokens of a camera (row-major), the same for every camera; or all n·h·w tokens, camera by
+camera, and may then move tokens between cameras.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,21 +32,21 @@ Encodings = list[tuple[nn.Module, tuple[int, ...]]]
 def permute_tokens(
     features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"], permutation: Int[Tensor, " t"]
 ) -> Tensor:
-    """The same features with their tokens in another order.
+    """Permute the tokens of features.
 
     Args:
-        features: of all cameras, or (b, c, h, w) of one.
-        permutation: of the tokens of a camera or of all.
+        features: features of all cameras, or (b, c, h, w) of one.
+        permutation: permutation of the tokens of a camera or of all.
 
     Raises:
-        InputError: if it is no permutation of that many tokens.
+        InputError: if it is not a permutation of that many tokens.
     """
     n = features.shape[1] if features.ndim == 5 else 1
     return _permute(features, _of_all(permutation, n, features.shape[-2] * features.shape[-1]))
 
 
 def _of_all(permutation: Tensor, n: int, tokens: int) -> Int[Tensor, " nt"]:
-    """The permutation of all cameras' tokens that is meant."""
+    """Return the permutation of all cameras' tokens."""
     if permutation.ndim != 1 or len(permutation) not in (tokens, n * tokens):
         raise InputError(
             f"permutation: its shape is {tuple(permutation.shape)} but there are {n} cameras of {tokens} tokens; give "
@@ -71,13 +71,13 @@ def _permute(features: Tensor, permutation: Tensor) -> Tensor:
 
 @singledispatch
 def token_encodings(reshaper: Reshaper) -> Encodings:
-    """What of a reshaper tells source tokens their places, as opposed to its queries.
+    """Return the modules that encode positions of a reshaper's source tokens, not those of its queries.
 
-    Empty for one that has nothing of the kind. To have the encodings of a class of one's own moved, register it:
+    The list is empty for one without encodings. Register the encodings of your own class by
     ``token_encodings.register(Mine, lambda mine: [(mine.encode, (0,))])``.
 
     Raises:
-        InputError: if it has encodings but nobody registered which, or they follow from the calibration.
+        InputError: if it has encodings but is not registered, or they follow from the calibration.
     """
     if any(isinstance(module, PositionalEncoding | RotaryEncoding) for module in reshaper.modules()):
         raise InputError(
@@ -90,7 +90,7 @@ def token_encodings(reshaper: Reshaper) -> Encodings:
 @token_encodings.register
 def _(reshaper: GeometricReshaper) -> Encodings:
     raise InputError(
-        f"{reshaper.name}: its tokens have their places from the calibration, which cannot move along; leave "
+        f"{reshaper.name}: its tokens' positions follow from the calibration, which cannot be permuted; leave "
         "move_encodings off"
     )
 
@@ -118,13 +118,13 @@ def can_move(reshaper: Reshaper) -> bool:
 
 @contextmanager
 def moved_encodings(reshaper: Reshaper, permutation: Int[Tensor, " nt"]) -> Iterator[None]:
-    """Let encodings go with permuted tokens: within, the token at place j is given the encoding of place π[j].
+    """Move encodings with permuted tokens: in the context, the token at position j has the encoding of position π[j].
 
-    Every encoding gets its tokens back in the order that it knows, and what it makes of them is permuted again.
+    Every encoding receives its tokens in the original order, and its result is permuted again.
 
     Args:
-        reshaper: which will be given tokens permuted by π.
-        permutation: of all cameras' tokens.
+        reshaper: the reshaper that receives tokens permuted by π.
+        permutation: permutation of all cameras' tokens.
 
     Raises:
         InputError: see :func:`token_encodings`.
@@ -154,7 +154,7 @@ def _hook_outputs(module: nn.Module, positions: tuple[int, ...], permutation: Te
 
 
 def _move(x: Tensor, permutation: Tensor) -> Tensor:
-    """Permute (b, …, n·t, c), or (b·n, …, t, c) where cameras are looked at alone."""
+    """Permute (b, …, n·t, c), or (b·n, …, t, c) if cameras are processed separately."""
     n = len(permutation) // x.shape[-2]
     x = x.unflatten(0, (-1, n)).movedim(1, -3)  # b … n t c
     x = x.flatten(-3, -2)[..., permutation.to(x.device), :].unflatten(-2, (n, -1))
@@ -162,21 +162,20 @@ def _move(x: Tensor, permutation: Tensor) -> Tensor:
 
 
 class PermutedReshaper(Reshaper):
-    """A reshaper that gets its tokens in another order.
+    """A reshaper with permuted tokens.
 
-    Trained like this it shows what one fixed permutation costs; put around a trained one, what depends on the order.
-    The permutation is part of its state, under ``permutation``, what it wraps is ``reshaper``.
+    Training it shows the cost of a fixed permutation; wrapping a trained reshaper shows its dependence on the order.
+    The permutation is in its state as ``permutation``, and the wrapped module is ``reshaper``.
 
     Args:
-        reshaper: of one scale.
-        permutation: of the tokens of a camera or of all.
-        move_encodings: give every token the encoding that it had before, see :func:`moved_encodings`; else encodings
-            stay and place j has the encoding of place j, whatever token it holds. The same to a reshaper without
-            encodings.
+        reshaper: a reshaper of one scale.
+        permutation: permutation of the tokens of a camera or of all.
+        move_encodings: give every token its original encoding, see :func:`moved_encodings`. Otherwise position j has
+            the encoding of position j, for any token. It has no effect without encodings.
 
     Raises:
-        InputError: if it is no permutation of that many tokens; when the reshaper takes several scales; when its
-            encodings are to move but cannot, see :func:`token_encodings`.
+        InputError: if it is not a permutation of that many tokens, the reshaper has several scales, or its encodings
+            cannot be moved, see :func:`token_encodings`.
     """
 
     permutation: Tensor
@@ -185,7 +184,7 @@ class PermutedReshaper(Reshaper):
         super().__init__(reshaper.sources, reshaper.grid, reshaper.out_channels, needs_cameras=reshaper.needs_cameras)
         if len(reshaper.sources) > 1:
             raise InputError(
-                f"{reshaper.name}: it takes {len(reshaper.sources)} scales, whose tokens are of different places; "
+                f"{reshaper.name}: it takes {len(reshaper.sources)} scales, whose tokens have different positions; "
                 "permute a reshaper of one"
             )
         if move_encodings:
@@ -193,11 +192,11 @@ class PermutedReshaper(Reshaper):
         self.reshaper = reshaper
         self.move_encodings = move_encodings
         self.register_buffer("permutation", _of_all(permutation, self.source.cameras, self.source.tokens))
-        if hasattr(reshaper, "attention_weights"):  # or it offers none either
+        if hasattr(reshaper, "attention_weights"):  # else this has none either
             self.attention_weights = self._attention_of_places
 
     def _attention_of_places(self, features: Tensor, cameras: Cameras | None) -> Float[Tensor, "b a q n h w"]:
-        """The attention matrix head by head, each token where it lies in the images."""
+        """Return the attention matrix of every head, with the tokens at their positions in the images."""
         offered: Tensor = self.reshaper.attention_weights(_permute(features, self.permutation), cameras)  # type: ignore[operator]
         return offered.flatten(3)[..., self.permutation.argsort()].view_as(offered)
 
@@ -238,24 +237,24 @@ def permutation_error(
     permute_output: bool = False,
     relative_to: Literal["output", "unrelated"] = "output",
 ) -> float:
-    """Return how far the output changes when tokens are permuted (A10, A12).
+    """Return the relative change of the output when tokens are permuted (A10, A12).
 
-    It is ``‖f(π(X)) − f(X)‖ / ‖f(X)‖`` over the batch, 0 where f is invariant. With ``permute_output`` it is
-    ``‖f(π(X)) − π(f(X))‖ / ‖f(X)‖``, 0 where f is equivariant. With ``relative_to="unrelated"`` it is divided by
-    ``‖f(Y) − f(X)‖``, with the Y of a sample being the X of the one before it: 1 is as bad as an unrelated image.
+    It is ``‖f(π(X)) − f(X)‖ / ‖f(X)‖`` over the batch, 0 if f is invariant. With ``permute_output`` it is
+    ``‖f(π(X)) − π(f(X))‖ / ‖f(X)‖``, 0 if f is equivariant. With ``relative_to="unrelated"`` the divisor is
+    ``‖f(Y) − f(X)‖``, where Y is the X of the previous sample: 1 is as bad as an unrelated image.
 
     Args:
-        reshaper: f, in evaluation mode meanwhile.
-        features: X; of two samples at least for ``unrelated``.
+        reshaper: f; it is set to evaluation mode for the measurement.
+        features: X; at least two samples for ``unrelated``.
         permutation: π, of the tokens of a camera or of all.
-        cameras: as f wants them; they are not permuted.
+        cameras: the calibration, if f reads it; it is not permuted.
         move_encodings: see :class:`PermutedReshaper`.
-        permute_output: permute the cells too; f must keep the shape, and π be of the tokens of a camera.
-        relative_to: the size of the output, or its change from image to image.
+        permute_output: permute the cells too; f must keep the shape, and π permute the tokens of a camera.
+        relative_to: divide by the size of the output, or by its change between images.
 
     Raises:
-        InputError: if f changes the shape that is to be permuted, the divisor is 0, a single sample has no other to
-            be compared with, or see :class:`PermutedReshaper`.
+        InputError: if f changes a shape that must be permuted, the divisor is 0, ``unrelated`` has a single sample, or
+            as :class:`PermutedReshaper`.
     """
     source = reshaper.source
     if permute_output and reshaper.target_shape != (source.height, source.width):
@@ -289,23 +288,22 @@ def iou_when_permuted(
     permutation: Int[Tensor, " t"],
     step: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """IoU of a trained model with its features in order and permuted, at task level (A12).
+    """Return the IoU of a trained model with intact and with permuted features (A12).
 
     Args:
-        model: looked at in evaluation mode.
-        batches: on its device, as ``BEVDataModule.on_after_batch_transfer`` hands them on.
-        metric: on the model's classes and grid; counts of its own are left alone.
-        permutation: of the tokens of a camera or of all, between encoder and reshaper.
+        model: a trained model; it is set to evaluation mode.
+        batches: batches on its device, as ``BEVDataModule.on_after_batch_transfer`` returns them.
+        metric: a metric on the model's classes and grid; its own state does not change.
+        permutation: permutation of the tokens of a camera or of all, between encoder and reshaper.
         step: see :func:`~bevreshape.analysis.evaluation.iou_of`.
 
     Returns:
-        What :meth:`BEVIoU.compute` gives, as ``intact``, ``permuted`` (encodings stay) and ``unrelated``, which is what
-        chance gives: of images of another sample of the batch, or of the batch before where that has a single
-        sample; and as ``encodings_moved`` where the reshaper has encodings that are known and can move along with
-        their tokens.
+        :meth:`BEVIoU.compute` by variant: ``intact``, ``permuted`` (encodings are not moved), ``unrelated`` (chance:
+        images of another sample of the batch, or of the previous batch if it has a single sample), and
+        ``encodings_moved`` if the reshaper has registered encodings that can move with their tokens.
 
     Raises:
-        InputError: if there is no batch, or the first has a single sample, when images are not floats, or see
+        InputError: if there is no batch, the first batch has a single sample, images are not floats, or as
             :class:`PermutedReshaper`.
     """
     own = model.reshaper
@@ -324,7 +322,7 @@ def iou_when_permuted(
             return replace(batch, images=image.roll(1, 0))
         if before is None:
             raise InputError(
-                "iou_when_permuted: the first batch has one sample, so there is no image of another; raise "
+                "iou_when_permuted: the first batch has one sample, so there is no unrelated image; raise "
                 "loader.batch_size"
             )
         return replace(batch, images=before)
@@ -341,22 +339,23 @@ def iou_when_permuted(
 
 
 def gram(features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b c c"]:
-    """XᵀX of the tokens X of all cameras, which is a sum over tokens and does not know their order (A10)."""
+    """Return XᵀX of the tokens X of all cameras, a sum over tokens that does not depend on their order (A10)."""
     x = features if features.ndim == 5 else features.unsqueeze(1)
     return torch.einsum("bnchw,bnehw->bce", x, x)
 
 
 def from_gram(reshaper: CrossAttention, gram: Float[Tensor, "b c c"]) -> Float[Tensor, "b d R C"]:
-    """``Ø·Wq·Wkᵀ·(XᵀX)·Wv``, all that a linear cross-attention makes of X (A5), head by head, divided by the number of
-    tokens where the attention is.
+    """Return ``Ø·Wq·Wkᵀ·(XᵀX)·Wv`` per head, the output of a linear cross-attention (A5).
+
+    It is divided by the number of tokens if the attention is.
 
     Args:
-        reshaper: with ``kernel="linear"``, ``attention_only`` and ``token_encoding="none"``, for which this is exact.
+        reshaper: one with ``kernel="linear"``, ``attention_only`` and ``token_encoding="none"``; for it this is exact.
             An encoding of the queries is part of Ø.
         gram: XᵀX.
 
     Raises:
-        InputError: if it is another attention.
+        InputError: if the reshaper has other options.
     """
     attention, kind = reshaper.attention, reshaper.encode_tokens.kind
     if attention.kernel != "linear" or not reshaper.attention_only or kind != "none":

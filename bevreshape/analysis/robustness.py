@@ -1,4 +1,4 @@
-"""What errors cost a trained model: a wrong calibration, another rig, cameras that fail, corrupt images."""
+"""Robustness of a trained model to a wrong calibration, another rig, dropped cameras and corrupt images."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 
 ERRORS = ("yaw_deg", "pitch_deg", "roll_deg", "height_m")
-"""Of a camera's pose: a turn to the left, downwards, about its optical axis, and a shift upwards."""
+"""Errors of a camera's pose: a rotation to the left, downwards, about its optical axis, and a shift upwards."""
 
 TURNS = ERRORS[:3]
 
@@ -27,15 +27,15 @@ CORRUPTIONS = ("darkness", "noise", "blur", "occlusion")
 
 
 def perturb_pose(cameras: Cameras, error: str, amount: float) -> Cameras:
-    """The calibration that is told where every camera's pose is misread by the same amount; images do not change.
+    """Return the calibration with the same error in every camera's pose; images do not change.
 
     Args:
-        cameras: the true ones.
+        cameras: the exact calibration.
         error: one of :data:`ERRORS`.
         amount: degrees or metres.
 
     Raises:
-        InputError: an unknown error.
+        InputError: if the error is unknown.
     """
     if error not in ERRORS:
         raise InputError(f"robustness: there is no error={error}; {suggest(error, ERRORS)}")
@@ -56,7 +56,7 @@ def perturb_pose(cameras: Cameras, error: str, amount: float) -> Cameras:
 
 
 def perturb_calibration(error: str, amount: float) -> Change:
-    """:func:`perturb_pose` of a batch."""
+    """Return a change that applies :func:`perturb_pose` to a batch."""
 
     def change(batch: BEVBatch) -> BEVBatch:
         return replace(batch, cameras=perturb_pose(batch.cameras, error, amount))
@@ -65,19 +65,18 @@ def perturb_calibration(error: str, amount: float) -> Change:
 
 
 def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
-    """Every camera is mounted otherwise, turned where it stands by the same amount, and the calibration says so: a rig
-    that the model has never seen, but may adapt to.
+    """Return a change that rotates every camera about its centre by the same amount, in images and calibration.
 
-    Its images follow from the old ones by the homography ``K·R·K⁻¹``; beyond the old border the border's colour goes
-    on. Cells that no camera sees any more count for nothing.
+    The model has not seen this rig but may adapt to it. New images follow from the old ones by the homography
+    ``K·R·K⁻¹``, with the border's color beyond the old border. Cells that no camera sees any more are not counted.
 
     Args:
         turn: ``yaw_deg``, ``pitch_deg`` or ``roll_deg`` of :data:`ERRORS`.
         amount: degrees.
-        grid: of the targets.
+        grid: cells of the targets.
 
     Raises:
-        InputError: an unknown turn, or one by 45° or more.
+        InputError: if the rotation is unknown, or 45° or more.
     """
     if turn not in TURNS:
         raise InputError(f"robustness: there is no rig={turn}; {suggest(turn, TURNS)}")
@@ -103,7 +102,7 @@ def rotate_rig(turn: str, amount: float, grid: BEVGrid) -> Change:
 
 
 def drop_camera(camera: int) -> Change:
-    """One camera of the rig fails."""
+    """Return a change that drops one camera of the rig."""
 
     def change(batch: BEVBatch) -> BEVBatch:
         mask = batch.cameras.full_mask.clone()
@@ -116,19 +115,19 @@ def drop_camera(camera: int) -> Change:
 
 
 def corrupt_images(kind: str, severity: float) -> Change:
-    """All images of a batch are spoilt, always in the same way.
+    """Return a change that corrupts all images of a batch, deterministically.
 
-    ``darkness``: light is multiplied by 1 − severity. ``noise``: Gaussian, of that standard deviation where white is 1.
-    ``blur``: Gaussian, of that standard deviation in hundredths of an image's width. ``occlusion``: that share of the
-    width is covered by grey, from the left.
+    ``darkness``: light is multiplied by 1 − severity. ``noise``: Gaussian, with standard deviation severity (white is
+    1). ``blur``: Gaussian, with standard deviation severity in hundredths of an image's width. ``occlusion``: grey
+    covers the share severity of the width, from the left.
 
     Raises:
-        InputError: an unknown kind, or a severity that is negative, or over 1 where it is a share.
+        InputError: if the kind is unknown, the severity is negative, or a share is over 1.
     """
     if kind not in CORRUPTIONS:
         raise InputError(f"robustness: there is no corruption={kind}; {suggest(kind, CORRUPTIONS)}")
     if severity < 0 or (kind in ("darkness", "occlusion") and severity > 1):
-        raise InputError(f"robustness: {kind} of severity={severity} must lie in 0..1")
+        raise InputError(f"robustness: {kind} of severity={severity} must be in 0..1")
     return partial(_corrupted, kind, severity)
 
 

@@ -1,4 +1,4 @@
-"""Costs against what can be counted by hand."""
+"""Costs against values counted by hand."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from bevreshape.reshapers import MLP, FeatureShape
 CPU = torch.device("cpu")
 
 
-def test_operations_that_torch_does_not_count() -> None:
+def test_flops_of_kernels_that_torch_omits() -> None:
     a, b = torch.randn(30, 40), torch.randn(40, 50)
     assert count_flops(lambda: a @ b) == 2 * 30 * 40 * 50
     q, k, v = (torch.randn(2, 4, tokens, 8) for tokens in (10, 33, 33))
@@ -31,13 +31,13 @@ def test_operations_that_torch_does_not_count() -> None:
     assert count_flops(lambda: F.grid_sample(image, places, align_corners=True)) == 8 * 5 * 2 * 3
 
 
-def test_attention_backward_is_five_products() -> None:
+def test_flops_of_attention_backward_are_five_products() -> None:
     q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
     product = 2 * 2 * 16 * 16 * 8
     assert count_flops(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward()) == (2 + 5) * product
 
 
-def test_backward_of_what_torch_does_not_count() -> None:
+def test_backward_flops_of_kernels_that_torch_omits() -> None:
     rows = torch.randn(20, 16, requires_grad=True)
     taps, weights = torch.randint(20, (7, 3)), torch.rand(7, 3, requires_grad=True)
     bag = lambda: F.embedding_bag(taps, rows, per_sample_weights=weights, mode="sum").sum().backward()  # noqa: E731
@@ -56,7 +56,7 @@ def test_every_reshaper_is_counted_without_gradients(name: str) -> None:
     assert all(p.requires_grad for p in reshaper.parameters())
 
 
-def test_shares_are_of_products_timed_in_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_matmul_uses_products_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     mlp = MLP(FeatureShape(8, 4, 6), (5, 5))
     forward, backward = [(3.0, 0.0), (2.0, 0.0)], [(8.0, 0.0), (4.0, 0.0)]  # seconds, the product's last
     times = iter((forward, backward))
@@ -83,7 +83,7 @@ def test_cost_of_an_mlp() -> None:
     assert not workload.arguments[0].requires_grad
 
 
-def test_the_most_memory_at_a_time() -> None:
+def test_peak_memory() -> None:
     def call() -> None:
         first = torch.zeros(1000, 1000)  # 4 MB
         del first
@@ -94,12 +94,12 @@ def test_the_most_memory_at_a_time() -> None:
     assert peak_bytes(call, CPU) == pytest.approx(4e6, rel=0.01)
 
 
-def test_growth_is_the_exponent() -> None:
+def test_scaling_exponent() -> None:
     assert scaling_exponent([1.0, 2.0, 4.0, 8.0], [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("cameras", [3, 6])
-def test_a_ring_sees_all_around_and_a_single_camera_ahead(cameras: int) -> None:
+def test_ring_covers_all_directions_and_one_camera_faces_ahead(cameras: int) -> None:
     around = BEVGrid((-20, 20), (-20, 20), 1.0)
     far = around.centers().norm(dim=-1) > 12
     seen = ground_pixels(ring(cameras, (320, 480), 1, CPU), around)[1][0]
@@ -109,8 +109,8 @@ def test_a_ring_sees_all_around_and_a_single_camera_ahead(cameras: int) -> None:
     assert not single[20:].any()
 
 
-def test_modules_are_measured_as_given() -> None:
-    """A module that does ten times as much takes longer, and comes out so in its place."""
+def test_costs_keep_the_order_of_workloads() -> None:
+    """A module with ten times the work takes longer, and its cost is at its position in the list."""
 
     class Repeat(nn.Module):
         def __init__(self, times: int) -> None:

@@ -1,4 +1,4 @@
-"""Data dependence: exactly 0 where the mapping is fixed, the stated formula where it is not."""
+"""Data dependence is exactly 0 for a fixed mapping, and equals its formula otherwise."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Cameras]]:
         (Bilinear, {"compress": False}),
     ],
 )
-def test_a_fixed_mapping_does_not_depend_on_data_at_all(cls, options, probes) -> None:
+def test_a_fixed_mapping_has_no_data_dependence(cls, options, probes) -> None:
     torch.manual_seed(0)
     assert data_dependence(cls(SOURCE, GRID, **options), inputs(), probes=probes) == 0.0
 
@@ -58,12 +58,12 @@ def test_a_fixed_mapping_does_not_depend_on_data_at_all(cls, options, probes) ->
         (SelfAttention, {"dim": 8}),
     ],
 )
-def test_what_follows_the_image_depends_on_data(cls, options, probes) -> None:
+def test_image_dependent_mappings_have_data_dependence(cls, options, probes) -> None:
     torch.manual_seed(0)
     assert data_dependence(cls(SOURCE, GRID, **options), inputs(), probes=probes) > 1e-3
 
 
-def test_of_a_hidden_layer_it_is_that_of_the_matrices_behind_its_open_relus() -> None:
+def test_data_dependence_of_a_hidden_relu_layer() -> None:
     torch.manual_seed(0)
     mlp = MLP(replace(SOURCE, cameras=1), GRID, hidden=[7], activation="relu").double()
     batches = [x[:, :1] for x, _ in inputs(torch.float64)]
@@ -82,13 +82,13 @@ def test_of_a_hidden_layer_it_is_that_of_the_matrices_behind_its_open_relus() ->
     assert 0.05 < expected < 2
 
 
-def test_geometry_depends_on_the_calibration_alone() -> None:
+def test_geometric_mapping_depends_on_the_calibration_alone() -> None:
     x = torch.ones(1, 2, 4, 2, 3)
     moved = replace(rig(1), intrinsics=rig(1).intrinsics * torch.tensor([1.1, 1.1, 1.0])[:, None])
     assert data_dependence(IPM(SOURCE, GRID), [(x, rig(1)), (x, moved)]) > 1e-2
 
 
-def test_the_formula_however_samples_are_batched() -> None:
+def test_relative_spread_equals_its_formula_for_every_batching() -> None:
     weights = torch.rand(6, 3, 2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values = weights.numpy()
     expected = np.sqrt(values.var(0, ddof=1).sum() / (values.mean(0) ** 2).sum())
@@ -101,7 +101,7 @@ def test_the_formula_however_samples_are_batched() -> None:
     assert relative_spread([third]) == 0.0
 
 
-def test_cells_are_chosen() -> None:
+def test_selected_cells_only() -> None:
     torch.manual_seed(0)
     mlp = MLP(replace(SOURCE, cameras=1), GRID).double()
     with torch.no_grad():

@@ -63,13 +63,13 @@ def build(cls: type[R], source: FeatureShape = SOURCE, grid=GRID, **options) -> 
 
 
 def jacobian(bev: Tensor, x: Tensor, sample: int, cell: tuple[int, int]) -> Tensor:
-    """∂O_q/∂X of one sample, (d, n, c, h, w), one output at a time, from the whole batch."""
+    """Return ∂O_q/∂X of one sample, (d, n, c, h, w), one output at a time, from the whole batch."""
     outputs = bev[sample, :, *cell]
     return torch.stack([torch.autograd.grad(out, x, retain_graph=True)[0][sample] for out in outputs])
 
 
 @pytest.mark.parametrize("cls", RESHAPERS, ids=lambda cls: cls.__name__)
-def test_it_is_the_norm_of_the_jacobian_of_every_reshaper(cls: type[Reshaper]) -> None:
+def test_jacobian_norm_of_every_reshaper_equals_loops(cls: type[Reshaper]) -> None:
     narrow = {"dim": 8, "heads": 2, "latents": 4} if cls is LatentAttention else {}  # by far the slowest
     reshaper, x = build(cls, **narrow).eval(), doubles(2, 2, 4, 2, 3)
     rig = replace(cameras(2, 2), camera_mask=torch.tensor([[True, True], [True, False]]))
@@ -87,7 +87,7 @@ def test_it_is_the_norm_of_the_jacobian_of_every_reshaper(cls: type[Reshaper]) -
 
 
 @pytest.mark.parametrize("options", [{"hidden": [5], "activation": "gelu"}, {"activation": "tanh", "views": "joint"}])
-def test_it_is_what_finite_differences_say(options) -> None:
+def test_jacobian_norm_equals_finite_differences(options) -> None:
     reshaper, x = build(MLP, **options), doubles(1, 2, 4, 2, 3)
     with torch.no_grad():
         square = torch.zeros(6, 2, 2, 3, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_tokens_of_several_scales(scale: int) -> None:
 
 
 class Own(nn.Module):
-    """A user's own: no subclass of anything here, one camera, features of four dimensions."""
+    """A user's module: not a Reshaper, one camera, features of four dimensions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class Own(nn.Module):
         return self.conv(features).square()
 
 
-def test_a_module_of_ones_own() -> None:
+def test_module_of_a_third_party() -> None:
     torch.manual_seed(0)
     own, x = Own(), torch.randn(2, 2, 3, 4)
     found = jacobian_norm(own, x)
@@ -161,13 +161,13 @@ def test_a_projection_of_channels_scales_w() -> None:
 
 
 @pytest.mark.parametrize("options", [{"hidden": [5]}, {"calibration": True}])
-def test_an_mlp_whose_w_is_not_one_is_refused(options) -> None:
+def test_mlp_without_a_single_w_is_refused(options) -> None:
     with pytest.raises(InputError, match="take jacobian_norm"):
         mlp_weights(build(MLP, **options))
 
 
 def heads_of(reshaper: CrossAttention, x: np.ndarray, there: list[bool]) -> np.ndarray:
-    """A of one sample, (a, q, n·t), one score at a time, for sinusoidal encodings or none."""
+    """Return A of one sample, (a, q, n·t), one score at a time, for sinusoidal encodings or none."""
     a, attention_only = reshaper.attention.heads, reshaper.attention_only
     norm = (lambda rows: rows) if attention_only else standardised
     query = norm(reshaper.query.detach().numpy())
@@ -197,7 +197,7 @@ def standardised(rows: np.ndarray) -> np.ndarray:
 
 
 def tokens_of(x: Tensor) -> np.ndarray:
-    """(n, c, h, w) → (n·h·w, c), one at a time."""
+    """Rearrange (n, c, h, w) → (n·h·w, c), one token at a time."""
     n, _, h, w = x.shape
     return np.array([x[camera, :, i, j].numpy() for camera in range(n) for i in range(h) for j in range(w)])
 
@@ -206,10 +206,10 @@ def tokens_of(x: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("encoding", ["none", "sinusoidal"])
 @pytest.mark.parametrize(("attention_only", "normalised"), [(True, False), (False, False), (False, True)])
 @pytest.mark.parametrize("mask", [None, [True, False]])
-def test_with_a_held_the_jacobian_of_cross_attention_is_that_of_its_matrices(
+def test_jacobian_of_cross_attention_with_fixed_a_equals_its_matrices(
     kernel: str, encoding: str, attention_only: bool, normalised: bool, mask: list[bool] | None
 ) -> None:
-    """‖Σ_heads A_qk·Wv·Wo‖_F; where values are normalised first, behind the derivative of that."""
+    """The norm is ‖Σ_heads A_qk·Wv·Wo‖_F, times the derivative of the norm if values are normalised."""
     options = {"token_encoding": encoding, "query_encoding": encoding, "mlp_ratio": 0, "normalise_values": normalised}
     reshaper = build(CrossAttention, dim=8, heads=2, kernel=kernel, attention_only=attention_only, **options)
     x, rig = (
@@ -222,7 +222,7 @@ def test_with_a_held_the_jacobian_of_cross_attention_is_that_of_its_matrices(
     with attention_held(reshaper):
         held = jacobian_norm(reshaper, x, rig, cells=cells)
     free = jacobian_norm(reshaper, x, rig, cells=cells)
-    assert not torch.allclose(held, free, rtol=1e-2)  # A depends on X, which is the point of holding it
+    assert not torch.allclose(held, free, rtol=1e-2)  # A depends on X
     w_v = reshaper.attention.to_v.weight.detach().numpy().T.reshape(4, 2, 4)  # c a d
     w_o = np.eye(8) if attention_only else reshaper.out.weight.detach().numpy().T
     w_o = w_o.reshape(2, 4, 8)
@@ -278,7 +278,7 @@ def test_matrices_of_self_attention_are_resized_and_averaged_like_its_output(enc
 
 
 @pytest.mark.parametrize("scale", [0, 1])
-def test_matrices_of_cross_view_attention_times_its_values_are_what_it_finds(scale: int) -> None:
+def test_matrices_of_cross_view_attention_times_values_are_the_output(scale: int) -> None:
     sources = [SOURCE, FeatureShape(3, 1, 2, cameras=2, stride=32, offset_px=15.5)]
     torch.manual_seed(0)
     reshaper = CrossViewAttention(sources, GRID, dim=8, heads=2, dim_head=4).double().eval()
@@ -303,7 +303,7 @@ def test_matrices_of_cross_view_attention_times_its_values_are_what_it_finds(sca
 @pytest.mark.parametrize(
     ("cls", "kernel"), [(CrossAttention, "softmax"), (CrossAttention, "linear"), (SelfAttention, "")]
 )
-def test_where_no_camera_is_there_nothing_weighs(cls: type[Reshaper], kernel: str) -> None:
+def test_attention_weights_without_cameras_are_zero(cls: type[Reshaper], kernel: str) -> None:
     options = {"kernel": kernel} if kernel else {}
     rig = replace(cameras(2, 2), camera_mask=torch.tensor([[True, False], [False, False]]))
     weights = attention_weights(build(cls, dim=8, **options), doubles(2, 2, 4, 2, 3), rig)
@@ -312,7 +312,7 @@ def test_where_no_camera_is_there_nothing_weighs(cls: type[Reshaper], kernel: st
     assert (weights[0, :, :, 0] != 0).any()
 
 
-def test_without_attention_there_is_no_matrix() -> None:
+def test_reshapers_without_attention_are_refused() -> None:
     with pytest.raises(InputError, match="MLP offers no attention matrix; take jacobian_norm"):
         attention_weights(build(MLP), doubles(1, 2, 4, 2, 3))
     with pytest.raises(InputError, match="MLP holds no"), attention_held(build(MLP)):
@@ -322,7 +322,7 @@ def test_without_attention_there_is_no_matrix() -> None:
 
 
 @pytest.mark.parametrize("probes", [4, 100])
-def test_probes_are_unbiased_and_as_exact_as_their_variance_says(probes: int) -> None:
+def test_probes_are_unbiased_with_the_stated_variance(probes: int) -> None:
     reshaper, x, cells = build(CrossAttention, dim=8, heads=2), doubles(1, 2, 4, 2, 3), [(0, 0), (1, 1), (2, 0)]
     leaf = x.clone().requires_grad_()
     blocks = torch.stack([jacobian(reshaper(leaf), leaf, 0, cell) for cell in cells])  # q d n c h w
@@ -332,7 +332,7 @@ def test_probes_are_unbiased_and_as_exact_as_their_variance_says(probes: int) ->
     found = torch.cat(
         [jacobian_norm(reshaper, x, cells=cells, probes=probes, seed=seed, copies=2) for seed in range(8)]
     )
-    z = (found.square() - square) / variance.sqrt()  # 8 · 36, of which those of a cell and seed hang together
+    z = (found.square() - square) / variance.sqrt()  # 8 · 36; those of one cell and seed are correlated
     assert abs(z.mean().item()) < 0.5
     assert 0.5 < z.square().mean().item() < 1.5
 
@@ -346,7 +346,7 @@ def test_probes_depend_on_the_seed_alone() -> None:
 
 
 def bilinear_weights(rig: Cameras, source: FeatureShape, grid: BEVGrid, heights_m: list[float]) -> np.ndarray:
-    """(q, n, h, w): for every point above a cell, its four taps in every camera that sees it, averaged over these."""
+    """Return (q, n, h, w): the four taps of every point above a cell in every camera that sees it, averaged."""
     h, w = source.height, source.width
     out = np.zeros((grid.rows * grid.cols, source.cameras, h, w))
     for q in range(len(out)):
@@ -369,7 +369,7 @@ def bilinear_weights(rig: Cameras, source: FeatureShape, grid: BEVGrid, heights_
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("name", ["ipm", "bilinear"])
-def test_geometry_weighs_bilinearly_where_it_projects(count: int, fixed: bool, name: str) -> None:
+def test_weights_of_projecting_reshapers_are_bilinear(count: int, fixed: bool, name: str) -> None:
     source, grid = FeatureShape(4, 4, 6, count, stride=8, offset_px=3.5), BEVGrid((-3.0, 4.0), (-3.0, 3.0), 0.5)
     rig = cameras(1, count, reach_m=20.0)
     reshaper: Reshaper = build(IPM, source, grid)
@@ -385,7 +385,7 @@ def test_geometry_weighs_bilinearly_where_it_projects(count: int, fixed: bool, n
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 
 
-def test_pool_weighs_its_bins() -> None:
+def test_weights_of_pool_are_its_bins() -> None:
     source = FeatureShape(4, 4, 6, cameras=2)
     found = jacobian_norm(build(Pool, source, (2, 3)), doubles(1, 2, 4, 4, 6))[0]
     for q, n, i, j in np.ndindex(6, 2, 4, 6):
@@ -394,7 +394,7 @@ def test_pool_weighs_its_bins() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_all_is_left_as_it_was(training: bool) -> None:
+def test_modes_and_gradients_are_restored(training: bool) -> None:
     reshaper = build(CrossViewAttention).train(training)
     reshaper.middle.train(not training)
     modes = [module.training for module in reshaper.modules()]
@@ -421,7 +421,7 @@ def test_all_is_left_as_it_was(training: bool) -> None:
     assert not x.requires_grad
 
 
-def test_random_state_is_left_as_it_was() -> None:
+def test_random_state_does_not_change() -> None:
     reshaper, x = build(StridedConv), doubles(1, 2, 4, 2, 3)
     torch.manual_seed(3)
     state = torch.get_rng_state()
@@ -439,7 +439,7 @@ def test_precisions() -> None:
     torch.testing.assert_close(half, exact.float(), rtol=0.1, atol=0.02)
 
 
-def test_a_raster_is_even() -> None:
+def test_cell_raster_is_even() -> None:
     assert cell_raster((6, 4), 2) == [(1, 1), (1, 3), (4, 1), (4, 3)]
     assert cell_raster((5, 5), 5) == [(i, j) for i in range(5) for j in range(5)]
     assert cell_raster((2, 9), 3) == [(i, j) for i in range(2) for j in (1, 4, 7)]
@@ -450,7 +450,7 @@ def test_a_raster_is_even() -> None:
 
 
 class Detached(nn.Module):
-    """A frozen one that forgot its gradients."""
+    """A module that detaches its output."""
 
     def forward(self, features: Tensor) -> Tensor:
         return features.detach()
@@ -473,7 +473,7 @@ def test_bad_input_is_refused() -> None:
         jacobian_norm(reshaper, x, cameras(2, 2))
     with pytest.raises(InputError, match=r"built for 2 × 4 × 2×3"):
         jacobian_norm(reshaper, x[:, :1])
-    with pytest.raises(InputError, match="no gradient leads through Detached"):
+    with pytest.raises(InputError, match="no gradient passes through Detached"):
         jacobian_norm(Detached(), torch.zeros(1, 2, 3, 4))
-    with pytest.raises(InputError, match=r"Flatten makes \(16, 24\)"):
+    with pytest.raises(InputError, match=r"Flatten gives \(16, 24\)"):
         jacobian_norm(nn.Flatten(), torch.zeros(1, 2, 3, 4))

@@ -28,7 +28,7 @@ def rig(count: int, batch: int = 1) -> Cameras:
 
 
 def project(cameras: Cameras, sample: int, n: int, cell: tuple[int, int], grid: BEVGrid) -> tuple[float, float, bool]:
-    """(column, row) in features of stride 8 and offset 3.5, and whether it is seen."""
+    """Return (column, row) in features of stride 8 and offset 3.5, and whether the point is seen."""
     ahead = grid.forward_m[1] - (cell[0] + 0.5) * grid.cell_m
     left = grid.left_m[1] - (cell[1] + 0.5) * grid.cell_m
     x, y, depth, _ = np.linalg.inv(cameras.ego_from_cam[sample, n].numpy()) @ [ahead, left, 0.0, 1.0]
@@ -63,8 +63,8 @@ def test_ipm_agrees_exactly(count: int) -> None:
     assert found.share == 1.0
 
 
-def test_half_a_cell_is_found() -> None:
-    """A camera that looks straight down from 8 m, 8 pixels a metre: cells of 2 m are two features apart."""
+def test_half_a_cell_of_offset_is_measured() -> None:
+    """A camera points straight down from 8 m, at 8 pixels a metre: cells of 2 m are two features apart."""
     pose = np.array([[0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 8.0], [0.0, 0.0, 0.0, 1.0]])
     intrinsics = np.array([[64.0, 0.0, 47.5], [0.0, 64.0, 31.5], [0.0, 0.0, 1.0]])
     cameras = Cameras(torch.from_numpy(intrinsics)[None, None], torch.from_numpy(pose)[None, None], IMAGE_SIZE)
@@ -82,8 +82,8 @@ def test_half_a_cell_is_found() -> None:
 
 
 @pytest.mark.parametrize("mask", [None, [True, False, True, True, False, True]])
-def test_distances_are_those_of_every_pair(mask: list[bool] | None) -> None:
-    """Random weights, and every number from loops."""
+def test_distances_equal_loops_over_pairs(mask: list[bool] | None) -> None:
+    """Random weights; every expected value is computed in loops."""
     cameras = rig(6, 2)
     cameras = replace(cameras, camera_mask=None if mask is None else torch.tensor([mask, mask]))
     cells = cell_raster(GRID.shape, 7)
@@ -131,8 +131,8 @@ def test_distances_are_those_of_every_pair(mask: list[bool] | None) -> None:
     assert (found.whole.near_m, found.whole.far_m) == (0.0, found.bands[-1].near_m + 4.0)
 
 
-def test_a_wrong_calibration_is_found_at_its_size() -> None:
-    """IPM by one calibration, judged by another whose image is shifted by a feature and a half."""
+def test_calibration_error_is_measured() -> None:
+    """IPM by one calibration is compared with another whose image is shifted by a feature and a half."""
     cameras = rig(1)
     shift = torch.tensor([[0.0, 0.0, 12.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     found = geometry_agreement(
@@ -141,7 +141,7 @@ def test_a_wrong_calibration_is_found_at_its_size() -> None:
     assert found.whole.centroid.median == pytest.approx(1.5, abs=1e-6)
 
 
-def test_an_untrained_mlp_knows_no_geometry() -> None:
+def test_untrained_mlp_is_no_better_than_uniform_weights() -> None:
     torch.manual_seed(0)
     cameras, cells = rig(6), cell_raster(GRID.shape, 8)
     mlp = MLP(source(6), GRID, activation="none").double()
@@ -166,7 +166,7 @@ def test_one_calibration_for_all_samples_and_mixed_precision() -> None:
     assert mixed.whole.peak.median == pytest.approx(one.whole.peak.median, abs=1e-5)
 
 
-def test_convention_places_are_column_and_row() -> None:
+def test_convention_positions_are_column_and_row() -> None:
     weights = torch.zeros(2, 3, 5)
     weights[0, 2, 4] = 7.0
     weights[1, 0, 1], weights[1, 2, 2] = 1.0, 3.0
@@ -198,7 +198,7 @@ def test_bad_input_is_refused() -> None:
         ask(band_m=0)
     with pytest.raises(InputError, match="no camera sees any"):
         ask(c=replace(cameras, camera_mask=torch.zeros(1, 6, dtype=torch.bool)))
-    with pytest.raises(InputError, match="agree with nothing"):
+    with pytest.raises(InputError, match="weights are 0 in cameras"):
         ask(torch.zeros_like(weights))
     with pytest.raises(InputError, match="outside the map of 26×24"):
         ask(cells=[(0, 0), (26, 0)])

@@ -1,4 +1,4 @@
-"""Order of tokens: what permuting them changes, with their encodings left behind or moving along."""
+"""Effect of permuted tokens, with encodings that stay or move along."""
 
 import math
 from dataclasses import replace
@@ -72,7 +72,7 @@ def mlp(source: FeatureShape = ONE, **options) -> MLP:
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_permuting_is_a_loop_over_places(together: bool) -> None:
+def test_permute_tokens_equals_a_loop(together: bool) -> None:
     x, permutation = doubles(2, 3, 8, 3, 4), shuffled(36 if together else 12)
     expected = np.empty((2, 3, 8, 3, 4))
     for camera in range(3):
@@ -94,7 +94,7 @@ def test_permuting_is_a_loop_over_places(together: bool) -> None:
 def test_cross_attention_is_invariant_where_encodings_move_along(
     kind: str, source: FeatureShape, together: bool, attention_only: bool
 ) -> None:
-    """A10 and A11: without encodings it sees a set; encodings that stay tell the order, encodings that move do not."""
+    """A10 and A11: without encodings tokens are a set; encodings that stay encode the order, moved ones do not."""
     x = doubles(2, source.cameras, 8, 3, 4)
     permutation = shuffled(12 * (source.cameras if together else 1))
     reshaper = cross(source, kind, attention_only=attention_only)
@@ -104,8 +104,8 @@ def test_cross_attention_is_invariant_where_encodings_move_along(
 
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "rotary"])
-def test_vectors_of_cameras_move_along(kind: str) -> None:
-    """All else in these encodings is the same for every camera, so only the vectors of cameras change places."""
+def test_camera_vectors_move_along(kind: str) -> None:
+    """The rest of these encodings is the same for every camera, so only the cameras' vectors are exchanged."""
     x, cameras_change_places = doubles(2, 3, 8, 3, 4), torch.arange(36).roll(12)
     reshaper = cross(THREE, kind)
     assert permutation_error(reshaper, x, cameras_change_places) > 1e-3
@@ -115,7 +115,7 @@ def test_vectors_of_cameras_move_along(kind: str) -> None:
     assert permutation_error(reshaper, x, cameras_change_places) < EXACT
 
 
-def test_directions_of_rays_move_along() -> None:
+def test_ray_directions_move_along() -> None:
     torch.manual_seed(0)
     source = FeatureShape(8, 4, 6, cameras=2, stride=8, offset_px=3.5)
     reshaper = CrossAttention(source, BEVGrid((0.0, 5.0), (-1.0, 1.0), 1.0), dim=12, heads=3, calibration=True).double()
@@ -137,7 +137,7 @@ def test_self_attention_is_equivariant_where_encodings_move_along(kind: str, sou
 
 @pytest.mark.parametrize("kind", ["sinusoidal", "learned", "rotary"])
 def test_moved_encodings_go_with_tokens_of_every_camera(kind: str) -> None:
-    """Across cameras too, where a self-attention sees each alone: its tokens are then those of another camera."""
+    """Tokens also move between cameras that self-attention processes separately."""
     x, permutation = doubles(2, 3, 8, 3, 4), torch.arange(36).view(3, 12).roll(1, 0)[:, shuffled(12)].flatten()
     within, across = shuffled(12), torch.tensor([2, 0, 1])
     reshaper = self_attention(THREE, kind, (3, 4))
@@ -146,8 +146,8 @@ def test_moved_encodings_go_with_tokens_of_every_camera(kind: str) -> None:
     torch.testing.assert_close(moved, expected, atol=EXACT, rtol=EXACT)
 
 
-def test_encodings_that_stay_are_those_of_the_place() -> None:
-    """By hand: the bare attention's own equation, with E where it was and with E permuted."""
+def test_encodings_that_stay_belong_to_the_position() -> None:
+    """The expected output is the attention equation with E, and with permuted E."""
     reshaper, x, permutation = cross(ONE, "sinusoidal", attention_only=True), doubles(1, 8, 3, 4), shuffled(12)
     tokens = x.flatten(2).mT[0]
     wave = reshaper.encode_tokens.wave
@@ -159,7 +159,7 @@ def test_encodings_that_stay_are_those_of_the_place() -> None:
         torch.testing.assert_close(made.flatten(2).mT, out, atol=EXACT, rtol=EXACT)
 
 
-def test_encodings_are_back_in_their_place_afterwards() -> None:
+def test_encodings_are_restored_afterwards() -> None:
     reshaper, x, permutation = cross(ONE, "sinusoidal"), doubles(2, 8, 3, 4), shuffled(12)
     before = reshaper(x)
     with moved_encodings(reshaper, permutation):
@@ -170,12 +170,12 @@ def test_encodings_are_back_in_their_place_afterwards() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in reshaper.modules())
 
 
-def test_an_average_of_all_does_not_know_the_order_and_an_mlp_does() -> None:
+def test_pooling_all_tokens_is_invariant_and_an_mlp_is_not() -> None:
     x, permutation = doubles(3, 8, 3, 4), shuffled(12)
     assert permutation_error(Pool(ONE, (1, 1)).double(), x, permutation) < EXACT
     network = mlp()
     with torch.no_grad():
-        network.layers[0].weight.fill_(0.3)  # the one MLP that does not know it either
+        network.layers[0].weight.fill_(0.3)  # equal weights are invariant too
         assert permutation_error(network, x, permutation) < EXACT
     network = mlp()
     assert permutation_error(network, x, permutation) > 0.5
@@ -194,7 +194,7 @@ def test_errors_are_relative_norms() -> None:
     assert permutation_error(network, x, permutation, relative_to="unrelated") == pytest.approx(change / unrelated)
 
 
-def test_error_relative_to_unrelated_images_of_what_is_learned_place_by_place() -> None:
+def test_error_relative_to_unrelated_images() -> None:
     """A12: to an MLP that reads single tokens a permuted image of white noise is an unrelated one."""
     network = MLP(FeatureShape(4, 8, 8), (8, 8), activation="none")
     with torch.no_grad():
@@ -208,7 +208,7 @@ def test_error_relative_to_unrelated_images_of_what_is_learned_place_by_place() 
 
 
 def test_training_under_one_permutation_recovers_fully() -> None:
-    """W·P is as easy to learn as W, and the same training finds it; permuted afterwards, it is destroyed."""
+    """W·P is as easy to learn as W; a permutation after training destroys the result."""
     permutation = shuffled(12)
     data, truth = doubles(64, 8, 3, 4), doubles(10, 12, seed=1)
     target = (data.flatten(2) @ truth.T).unflatten(-1, (5, 2))
@@ -230,8 +230,8 @@ def test_training_under_one_permutation_recovers_fully() -> None:
     assert permutation_error(inner[0], data, permutation, relative_to="unrelated") > 0.7
 
 
-def test_a_permuted_reshaper_is_one() -> None:
-    """Saved with its permutation, told of cameras, with the loss of what it wraps."""
+def test_permuted_reshaper_fulfils_the_contract() -> None:
+    """It saves its permutation, passes cameras on, and keeps the auxiliary loss of the wrapped reshaper."""
     permutation = shuffled(12)
     permuted = PermutedReshaper(MLPAttention(ONE, (5, 2)), permutation)
     x = torch.randn(2, 8, 3, 4)
@@ -249,15 +249,15 @@ def test_a_permuted_reshaper_is_one() -> None:
 
 
 def rig(cameras: int, mask: Tensor | None = None) -> Cameras:
-    """Looking straight down from 4 m: columns to the right, rows backward."""
+    """Return a camera that points straight down from 4 m: columns to the right, rows backward."""
     pose = torch.tensor([[0.0, -1.0, 0.0, 0.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
     intrinsics = torch.tensor([[4.0, 0.0, 1.5], [0.0, 4.0, 1.0], [0.0, 0.0, 1.0]])
     shape = (2, cameras, -1, -1)
     return Cameras(intrinsics.expand(*shape), pose.expand(*shape), (3, 4), mask)
 
 
-def test_a_geometric_reshaper_reads_other_tokens_in_the_same_places() -> None:
-    ipm = IPM(ONE, BEVGrid((-1.5, 1.5), (-2.0, 2.0), 1.0))  # a cell a token
+def test_geometric_reshaper_samples_permuted_tokens_at_the_same_positions() -> None:
+    ipm = IPM(ONE, BEVGrid((-1.5, 1.5), (-2.0, 2.0), 1.0))  # one cell per token
     x, permutation = torch.randn(2, 1, 8, 3, 4), shuffled(12)
     torch.testing.assert_close(ipm(x, rig(1)), x[:, 0])
     permuted = PermutedReshaper(ipm.eval(), permutation)
@@ -273,7 +273,7 @@ def test_a_geometric_reshaper_reads_other_tokens_in_the_same_places() -> None:
 
 
 def test_dropped_cameras() -> None:
-    """A dropped camera's tokens stay out wherever they go; from camera to camera, they cannot be followed."""
+    """A dropped camera's tokens stay excluded after a permutation; between cameras this is refused."""
     mask = torch.tensor([[True, True, False], [True, True, True]])
     x, reshaper = doubles(2, 3, 8, 3, 4), cross(THREE, "none")
     assert permutation_error(reshaper, x, shuffled(12), rig(3, mask)) < EXACT
@@ -304,7 +304,7 @@ def test_measuring_leaves_modes_and_random_state() -> None:
 
 
 class Own(Reshaper):
-    """Somebody's attention with an encoding of this package."""
+    """A third party's attention with an encoding of this package."""
 
     def __init__(self) -> None:
         super().__init__(ONE, (1, 1), 8)
@@ -315,7 +315,7 @@ class Own(Reshaper):
         return (placed * placed.softmax(1)).sum(1)[..., None, None]
 
 
-def test_encodings_of_a_class_of_ones_own() -> None:
+def test_registered_encodings_of_a_third_party() -> None:
     x, permutation = torch.randn(2, 8, 3, 4), shuffled(12)
     with pytest.raises(InputError, match="Own: it has positional encodings"):
         PermutedReshaper(Own(), permutation, move_encodings=True)
@@ -330,7 +330,7 @@ def test_encodings_of_a_class_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 3, 4), (2, 3, 8, 3, 4)])
-def test_gram_does_not_know_the_order(shape: tuple[int, ...]) -> None:
+def test_gram_is_invariant_to_the_order(shape: tuple[int, ...]) -> None:
     """A10: XᵀX = (PX)ᵀ(PX)."""
     x = doubles(*shape)
     tokens = int(np.prod(shape)) // 16
@@ -374,7 +374,7 @@ def test_other_attention_has_no_simplified_form(options) -> None:
         from_gram(CrossAttention(ONE, (5, 2), dim=8, heads=1, **options), torch.zeros(1, 8, 8))
 
 
-def test_cat_chases_dog() -> None:
+def test_attention_without_encodings_ignores_word_order() -> None:
     """The article's example, A10 and A11: a single head without encodings cannot tell who chases whom."""
     cat, chases, dog = doubles(3, 8, seed=7)
     words = FeatureShape(channels=8, height=1, width=3)
@@ -395,7 +395,7 @@ def test_cat_chases_dog() -> None:
     spoken = SelfAttention(words, (1, 3), dim=8, heads=1, attention_only=True, token_encoding="none").double()
     sentence = torch.stack([cat, chases, dog], -1)[None, :, None]
     mirrored = torch.tensor([2, 1, 0])
-    assert permutation_error(spoken, sentence, mirrored, permute_output=True) < EXACT  # every word is told the same
+    assert permutation_error(spoken, sentence, mirrored, permute_output=True) < EXACT  # every word has the same output
     assert permutation_error(spoken, sentence, mirrored) > 0.01
 
 
@@ -403,7 +403,7 @@ GRID = BEVGrid((0.0, 6.0), (-4.0, 4.0), 1.0)
 
 
 def batches(count: int = 3) -> list[BEVBatch]:
-    """Images of 3×4 whose tokens are the pixels, and targets on 6×8 cells."""
+    """Return images of 3×4 whose tokens are the pixels, and targets on 6×8 cells."""
     random = torch.Generator().manual_seed(4)
     made = []
     for _ in range(count):
@@ -445,7 +445,7 @@ def test_iou_when_permuted_is_that_of_permuted_features() -> None:
     model = whole_model(MLP(source, (3, 4), activation="none"), seen).train()
     metric = BEVIoU(["road"], GRID)
     found = iou_when_permuted(model, iter(batches()), metric, permutation)
-    assert len(seen) == 6  # every image is encoded once, and once as another's
+    assert len(seen) == 6  # every image is encoded once intact and once as unrelated
     assert set(found) == {"intact", "permuted", "unrelated"}
     model.eval()
     other = [replace(batch, images=torch.cat([batch.images[-1:], batch.images[:-1]])) for batch in batches()]
@@ -458,7 +458,7 @@ def test_iou_when_permuted_is_that_of_permuted_features() -> None:
     assert metric.counts.sum() == 0
 
 
-def test_unrelated_images_of_single_samples_are_those_before() -> None:
+def test_unrelated_images_of_single_samples_are_the_previous_ones() -> None:
     torch.manual_seed(0)
     model = whole_model(MLP(FeatureShape(3, 3, 4), (3, 4), activation="none"), [])
     metric, permutation = BEVIoU(["road"], GRID), shuffled(12)
@@ -482,11 +482,11 @@ def test_iou_when_permuted_with_encodings_moving_along() -> None:
     assert not any(module._forward_hooks for module in model.modules())
     trained_permuted = whole_model(PermutedReshaper(model.reshaper, shuffled(12, seed=1)))
     again = iou_when_permuted(trained_permuted, batches(), BEVIoU(["road"], GRID), shuffled(12, seed=1).argsort())
-    assert set(again) == {"intact", "permuted", "unrelated"}  # whose encodings are meant is not known
+    assert set(again) == {"intact", "permuted", "unrelated"}  # its encodings are not registered
     assert again["permuted"]["iou/road"] == found["intact"]["iou/road"]  # put back in order
 
 
-def test_batches_that_the_model_cannot_read() -> None:
+def test_unsuitable_batches_and_models_are_refused() -> None:
     model, metric = whole_model(StridedConv(FeatureShape(3, 3, 4), (3, 4))), BEVIoU(["road"], GRID)
     with pytest.raises(InputError, match="there is no batch"):
         iou_when_permuted(model, [], metric, shuffled(12))
@@ -497,7 +497,7 @@ def test_batches_that_the_model_cannot_read() -> None:
         iou_when_permuted(whole_model(nn.Identity()), batches(1), metric, shuffled(12))
 
 
-def test_what_is_no_permutation_is_refused() -> None:
+def test_invalid_permutations_are_refused() -> None:
     x = doubles(2, 3, 8, 3, 4)
     with pytest.raises(InputError, match=r"3 cameras of 12 tokens; give torch.randperm\(12\), or of all 36"):
         permute_tokens(x, torch.arange(24))
@@ -506,7 +506,7 @@ def test_what_is_no_permutation_is_refused() -> None:
             PermutedReshaper(mlp(THREE), wrong)
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_undefined_comparisons_are_refused() -> None:
     x, permutation = doubles(2, 8, 3, 4), shuffled(12)
     with pytest.raises(InputError, match=r"3×4 features into \(5, 2\) cells"):
         permutation_error(mlp(), x, permutation, permute_output=True)

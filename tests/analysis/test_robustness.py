@@ -1,4 +1,4 @@
-"""Misread calibrations against turns written out, spoilt images against their formulas, and their price in IoU."""
+"""Calibration errors against explicit rotations, corrupt images against formulas, and their effect on IoU."""
 
 import math
 from dataclasses import replace
@@ -30,7 +30,7 @@ GRID = BEVGrid((4.0, 12.0), (-4.0, 4.0), 0.5)
 
 
 def level(yaw_deg: float = 0.0) -> Cameras:
-    """One level camera, 1.5 m up, that looks so far to the left."""
+    """Return a level camera, 1.5 m above the ground, yawed to the left."""
     yaw = math.radians(yaw_deg)
     right, down = [math.sin(yaw), -math.cos(yaw), 0.0], [0.0, 0.0, -1.0]
     ahead = [math.cos(yaw), math.sin(yaw), 0.0]
@@ -58,7 +58,7 @@ def test_convention_pitch_turns_down_roll_about_the_optical_axis_and_height_up()
 
 
 def scene(cameras: int = 1) -> tuple[BEVModel, BEVBatch]:
-    """A model whose logits are IPM of the image, and what it says of random images, as truth."""
+    """Return a model whose logits are IPM of the image, and its outputs for random images as labels."""
     torch.manual_seed(0)
     size = (64, 128)
     rig = ring(cameras, size, 3, torch.device("cpu"), reach_m=8.0)
@@ -75,7 +75,7 @@ def scene(cameras: int = 1) -> tuple[BEVModel, BEVBatch]:
         return model, batch_of(image, rig, model(image, rig).heads["segmentation"] >= 0)
 
 
-def test_iou_falls_as_the_error_grows_and_is_whole_without_one() -> None:
+def test_iou_falls_with_the_calibration_error() -> None:
     model, batch = scene()
     changes = {f"{amount}": perturb_calibration("yaw_deg", amount) for amount in (0.0, 1.0, 4.0)}
     model.train()
@@ -99,9 +99,7 @@ def test_iou_falls_as_the_error_grows_and_is_whole_without_one() -> None:
         ("roll_deg", 90.0 / 3, (15.5, 7.5)),
     ],
 )
-def test_a_rig_that_is_turned_shows_the_same_world_elsewhere(
-    turn: str, amount: float, expected: tuple[float, float]
-) -> None:
+def test_a_rotated_rig_moves_the_image(turn: str, amount: float, expected: tuple[float, float]) -> None:
     rig = level()
     v, u = torch.meshgrid(torch.arange(16.0), torch.arange(32.0), indexing="ij")
     spot = torch.exp(-((u - 15.5) ** 2 + (v - 7.5) ** 2) / 4).expand(1, 1, 3, 16, 32)
@@ -112,29 +110,30 @@ def test_a_rig_that_is_turned_shows_the_same_world_elsewhere(
     torch.testing.assert_close(turned.cameras.ego_from_cam, perturb_pose(rig, turn, amount).ego_from_cam)
 
 
-def test_who_reads_the_calibration_bears_a_rig_that_is_turned() -> None:
+def test_a_rotated_rig_does_not_harm_ipm() -> None:
     model, batch = scene(4)
     grid = model.reshaper.grid
     rig = batch.cameras[:1]
     fixed = FixedRig(IPM(model.reshaper.source, grid).eval(), rig)
 
-    class Blind(nn.Module):
+    class FixedMapping(nn.Module):
         def forward(self, features: torch.Tensor, cameras: Cameras) -> torch.Tensor:
             return fixed(features)
 
-    blindfolded = BEVModel(nn.Identity(), Blind(), model.heads)
+    without_calibration = BEVModel(nn.Identity(), FixedMapping(), model.heads)
     changes = {"turned": rotate_rig("yaw_deg", 4.0, grid)}
-    told, blind = (
-        iou_under(m, [batch], BEVIoU(("white",), grid), changes)["turned"]["iou/mean"] for m in (model, blindfolded)
+    calibrated, uncalibrated = (
+        iou_under(m, [batch], BEVIoU(("white",), grid), changes)["turned"]["iou/mean"]
+        for m in (model, without_calibration)
     )
-    assert told > 0.9  # images are read twice
-    assert blind < told - 0.1
-    for turn, amount, says in (("height_m", 1.0, "no rig=height_m"), ("yaw_deg", 60.0, "below 45")):
-        with pytest.raises(InputError, match=says):
+    assert calibrated > 0.9  # images are sampled twice
+    assert uncalibrated < calibrated - 0.1
+    for turn, amount, message in (("height_m", 1.0, "no rig=height_m"), ("yaw_deg", 60.0, "below 45")):
+        with pytest.raises(InputError, match=message):
             rotate_rig(turn, amount, grid)
 
 
-def test_a_dropped_camera_takes_its_cells_along() -> None:
+def test_cells_of_a_dropped_camera_are_lost() -> None:
     model, batch = scene(4)
     grid = model.reshaper.grid
     found = iou_under(model, [batch], BEVIoU(("white",), grid), {f"{i}": drop_camera(i) for i in range(4)})
@@ -143,7 +142,7 @@ def test_a_dropped_camera_takes_its_cells_along() -> None:
         drop_camera(4)(batch)
 
 
-def test_spoilt_images() -> None:
+def test_corruptions_equal_their_formulas() -> None:
     _, batch = scene()
     image = batch.images
     torch.testing.assert_close(corrupt_images("darkness", 0.3)(batch).images, image * 0.7)
@@ -164,16 +163,16 @@ def test_spoilt_images() -> None:
         torch.testing.assert_close(corrupt_images(kind, 0.0)(batch).images, image)
 
 
-def test_spoilt_images_are_encoded_anew() -> None:
+def test_corrupt_images_are_encoded_again() -> None:
     model, batch = scene()
     found = iou_under(model, [batch], BEVIoU(("white",), GRID), {"dark": corrupt_images("darkness", 1.0)})
     assert found["dark"]["iou/mean"] == 0.0
 
 
-def test_sentences() -> None:
+def test_unknown_changes_are_refused() -> None:
     with pytest.raises(InputError, match=r"no error=jaw_deg; .*yaw_deg"):
         perturb_pose(level(), "jaw_deg", 1.0)
     with pytest.raises(InputError, match=r"no corruption=fog"):
         corrupt_images("fog", 0.1)
-    with pytest.raises(InputError, match=r"darkness of severity=1.5 must lie in 0..1"):
+    with pytest.raises(InputError, match=r"darkness of severity=1.5 must be in 0..1"):
         corrupt_images("darkness", 1.5)
