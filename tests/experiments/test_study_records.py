@@ -51,7 +51,7 @@ def test_contradicting_lines_are_refused(tmp_path: Path) -> None:
     records.add(Entry("e", {}), {"error": 0})
     assert records.read()
     records.add(Entry("e", {}), {"error": 1})
-    with pytest.raises(InputError, match="twice with other results"):
+    with pytest.raises(InputError, match="twice with different results"):
         records.read()
 
 
