@@ -1,4 +1,4 @@
-"""Augmentation keeps images, calibration and targets consistent, checked by projecting points in numpy."""
+"""Test that augmentation keeps images, calibration and targets consistent, by projecting points in numpy."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -25,7 +25,7 @@ H, W = 48, 64
 
 
 def pose(yaw_deg, pitch_deg, position):
-    """ego_from_cam of a camera that looks along yaw (left positive), tilted down by pitch; written out in numpy."""
+    """Return ego_from_cam of a camera with yaw (left positive) and pitch downwards, in plain numpy."""
     yaw, pitch = np.deg2rad([yaw_deg, pitch_deg])
     forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
@@ -37,7 +37,7 @@ def pose(yaw_deg, pitch_deg, position):
 
 
 def rig():
-    """Four different cameras, so that mixing them up shows."""
+    """Return four different cameras, so that a wrong order shows."""
     intrinsics = np.array([[[40 + 3 * i, 0.5 * i, 30 + i], [0, 42 + i, 20 + i], [0, 0, 1]] for i in range(4)])
     poses = np.stack(
         [
@@ -77,7 +77,7 @@ def valid(batch):
 
 
 def tensors(batch):
-    """All of a batch, by name."""
+    """Return all tensors of a batch, by name."""
     cameras = batch.cameras
     return {
         "images": batch.images, "intrinsics": cameras.intrinsics, "ego_from_cam": cameras.ego_from_cam,
@@ -86,7 +86,7 @@ def tensors(batch):
 
 
 def project(points, intrinsics, ego_from_cam):
-    """Pixels and depths of (p, 3) points, one by one."""
+    """Return pixels and depths of (p, 3) points, one by one."""
     result = []
     for point in points:
         in_camera = np.linalg.inv(ego_from_cam) @ [*point, 1.0]
@@ -153,14 +153,14 @@ def test_ipm_of_flipped_images_is_the_flipped_ipm():
     before, seen_before = image_to_bev(batch.images, batch.cameras, GRID)
     after, seen_after = image_to_bev(flipped.images, flipped.cameras, GRID)
     partner = [2, 1, 0, 3]
-    # only a cell that falls onto an image's very border may be seen in one and not in the other
+    # only a cell on the border of an image may be visible in one and not in the other
     assert (seen_after != seen_before[:, partner].flip(-1)).sum() <= 2
     both = seen_after & seen_before[:, partner].flip(-1)
     assert both.sum() > 200
     assert (after - before[:, partner].flip(-1))[both[:, :, None].expand_as(after)].abs().max() < 1e-3
 
 
-def test_flipping_twice_is_nothing():
+def test_flipping_twice_is_the_identity():
     batch = make_batch()
     flip = Augment(grid=GRID, camera_names=NAMES, flip_p=1)
     twice = flip(flip(batch, 0, 0), 0, 1)
@@ -199,7 +199,7 @@ def test_zoom_moves_intrinsics_by_one_scale_and_a_shift_about_pixel_corners(dtyp
     scales = set()
     for b in range(4):
         scale = (zoomed.cameras.intrinsics[b, 0, 0, 0] / intrinsics[0, 0, 0]).item()
-        # the centre of projection says where the window lies: cx' + ½ = s (cx + ½) − left
+        # the centre of projection gives the window's position: cx' + ½ = s (cx + ½) − left
         left = (scale * (intrinsics[0, 0, 2] + 0.5) - 0.5 - zoomed.cameras.intrinsics[b, 0, 0, 2]).item()
         top = (scale * (intrinsics[0, 1, 2] + 0.5) - 0.5 - zoomed.cameras.intrinsics[b, 0, 1, 2]).item()
         assert 1.5 <= scale <= 2.0
@@ -217,9 +217,8 @@ def test_zoom_moves_intrinsics_by_one_scale_and_a_shift_about_pixel_corners(dtyp
     assert torch.equal(value(zoomed), value(batch))
 
 
-def test_zoom_moves_the_image_as_the_intrinsics_say():
-    """A soft dot painted where a ground point is seen lies, after the zoom, where the new calibration sees that
-    point."""
+def test_zoom_moves_the_image_with_the_intrinsics():
+    """A soft dot at the projection of a ground point is, after the zoom, at its new projection."""
     batch = make_batch(6)
     intrinsics, poses = rig()
     point = np.array([[6.0, -0.5, 0.0]])
@@ -232,7 +231,7 @@ def test_zoom_moves_the_image_as_the_intrinsics_say():
     for b in range(6):
         expected_u, expected_v, _ = project(point, zoomed.cameras.intrinsics[b, 1].double().numpy(), poses[1])[0]
         if not (10 < expected_u < W - 10 and 10 < expected_v < H - 10):
-            continue  # cut off by the window; its centroid would lie elsewhere
+            continue  # cut off by the window, which moves its centroid
         weight = zoomed.images[b, 1, 0].double().numpy() ** 2
         centroid = (weight * uu).sum() / weight.sum(), (weight * vv).sum() / weight.sum()
         assert centroid == pytest.approx((expected_u, expected_v), abs=0.05)
@@ -240,14 +239,14 @@ def test_zoom_moves_the_image_as_the_intrinsics_say():
     assert checked >= 3
 
 
-def test_zoom_invalidates_what_left_every_image():
-    """And nothing else: cells that no camera saw before count as they did."""
+def test_zoom_invalidates_cells_that_left_every_image():
+    """Cells that no camera observed before do not change."""
     batch = make_batch(2)
     zoomed = Augment(grid=GRID, camera_names=NAMES, zoom=(1.8, 2.0))(batch, 0, 0)
     centers = GRID.centers().double().numpy().reshape(-1, 2)
     for b in range(2):
         seen = {when: np.zeros(len(centers), bool) for when in ("before", "after")}
-        margin = np.zeros(len(centers), bool)  # within a thousandth of a pixel of a border, float32 may say either
+        margin = np.zeros(len(centers), bool)  # within a thousandth of a pixel of a border, float32 decides
         for camera, (when, given) in product((0, 1, 3), (("before", batch), ("after", zoomed))):
             pixels = project(
                 np.concatenate([centers, np.zeros((len(centers), 1))], axis=1),
@@ -300,13 +299,13 @@ def test_seed_epoch_and_index_each_change_it(seed, epoch, indices):
     assert (other - reference).abs().mean() > 1e-3
 
 
-def test_it_neither_reads_nor_moves_the_global_random_state():
+def test_the_global_random_state_is_not_used():
     before = torch.get_rng_state()
     Augment(grid=GRID, camera_names=NAMES, **FULL)(make_batch(), 0, 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_input_is_left_alone():
+def test_the_input_is_not_changed():
     batch, same = make_batch(), make_batch()
     Augment(grid=GRID, camera_names=NAMES, **FULL)(batch, 0, 0)
     for one, other in zip(tensors(batch).values(), tensors(same).values(), strict=True):
@@ -314,7 +313,7 @@ def test_the_input_is_left_alone():
 
 
 def test_brightness_contrast_and_saturation_of_every_sample():
-    """Each alone, against its definition; the factors differ between samples, not between the cameras of one."""
+    """Each one follows its definition; factors differ between samples, not between the cameras of one."""
     image = make_batch(3).images * 0.2 + 0.4  # so that nothing is clipped
     grey = (torch.tensor([0.299, 0.587, 0.114])[:, None, None] * image).sum(2, keepdim=True)
     middles = {"brightness": torch.zeros(()), "contrast": grey.mean((-2, -1), keepdim=True), "saturation": grey}
@@ -328,7 +327,7 @@ def test_brightness_contrast_and_saturation_of_every_sample():
         assert torch.allclose(changed, middle + factors.reshape(3, 1, 1, 1, 1) * (image - middle), atol=1e-4)
 
 
-def test_hue_turns_colors_and_keeps_greys():
+def test_hue_rotates_colors_and_keeps_greys():
     image = make_batch(2).images
     image[:, 0] = image[:, 0, :1]  # the first camera sees grey
     changed = Augment(hue=0.3)(replace(make_batch(2), images=image), 0, 0).images
@@ -348,7 +347,7 @@ def test_noise_has_at_most_the_wanted_deviation_and_images_stay_in_range():
     assert wild.max() <= 1
 
 
-def test_nothing_asked_nothing_done():
+def test_default_augmentation_is_the_identity():
     batch = make_batch()
     assert torch.equal(Augment()(batch, 0, 0).images, batch.images)
 
@@ -363,7 +362,7 @@ def test_nothing_asked_nothing_done():
         ({"flip_p": 0.5, "grid": BEVGrid((0.0, 8.0), (-4.0, 6.0), 1.0)}, "not symmetric"),
     ],
 )
-def test_impossible_settings_are_refused(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         Augment(**options)
 
@@ -384,7 +383,7 @@ def test_every_config_builds_an_augmentation(path):
 
 @dataclass(frozen=True, eq=False)
 class Depth(Target):
-    """A third party's: depth along the optical axis of every pixel, in metres, (b, n, H, W)."""
+    """Hold a third party's target: depth along the optical axis of every pixel, metres, (b, n, H, W)."""
 
     def flip(self, cameras):
         return self.map(lambda pixels: pixels[:, cameras].flip(-1))
@@ -397,7 +396,7 @@ class Depth(Target):
 
 
 def ground_depth(intrinsics, ego_from_cam):
-    """Depth of the ground at every pixel by numpy, NaN above the horizon."""
+    """Return the depth of the ground at every pixel by numpy, NaN above the horizon."""
     v, u = np.mgrid[0:H, 0:W].astype(float)
     rays = np.einsum("ij,vuj->vui", np.linalg.inv(intrinsics), np.stack([u, v, np.ones_like(u)], -1))
     down = np.einsum("j,vuj->vu", ego_from_cam[2, :3], rays)
@@ -414,8 +413,7 @@ def depths(batch):
 
 
 def test_a_third_partys_depth_is_flipped_with_its_cameras():
-    """Depth of the ground, measured again with the flipped calibration, is the flipped target: the ground is its own
-    mirror image."""
+    """The ground is its own mirror image, so its depth by the flipped calibration equals the flipped target."""
     batch = make_batch(2, torch.float64)
     value = depths(batch)
     batch = replace(batch, targets={"depth": Depth(value, ~value.isnan())})
@@ -439,10 +437,10 @@ def test_a_third_partys_depth_is_flipped_with_its_cameras():
         ({"zoom": (1.0, 1.5)}, r"does not define zoom; define Mine.zoom, or set augment.zoom=\[1,1\]"),
     ],
 )
-def test_a_target_that_does_not_say_how_it_is_transformed_is_refused(options, message):
+def test_a_target_without_transformations_is_refused(options, message):
     @dataclass(frozen=True, eq=False)
     class Mine(Target):
-        """Says nothing."""
+        """Define no transformation."""
 
     batch = make_batch()
     batch = replace(batch, targets={**batch.targets, "own": Mine(value(batch), valid(batch))})
@@ -451,13 +449,13 @@ def test_a_target_that_does_not_say_how_it_is_transformed_is_refused(options, me
         Augment(grid=GRID, camera_names=NAMES, **options)(batch, 0, 0)
 
 
-def test_a_bare_tensor_is_no_target(no_shape_checks):
+def test_a_bare_tensor_is_refused_as_target(no_shape_checks):
     batch = make_batch()
     with pytest.raises(InputError, match="target 'depth' is a Tensor, which does not define how it is augmented"):
         replace(batch, targets={"depth": torch.ones(3)})
 
 
-def test_a_batch_takes_samples_and_cameras_of_itself():
+def test_a_batch_selects_samples_and_cameras():
     batch = make_batch()
     some = batch[[2, 0]]
     assert (len(some), some.names) == (2, ["sample 2", "sample 0"])

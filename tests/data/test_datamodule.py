@@ -1,4 +1,4 @@
-"""Order of training and sharing among processes, against plain sets and lists."""
+"""Test the order of training and its split among processes against plain sets and lists."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_processes_share_each_batch_of_the_single_process(world: int) -> None:
         assert sorted(together) == sorted(whole[4 * world * batch : 4 * world * (batch + 1)])
 
 
-def test_start_leaves_out_what_was_trained_on_once() -> None:
+def test_start_skips_trained_batches_in_the_first_epoch() -> None:
     whole = list(ResumableShuffleSampler(50, batch_size=5, seed=1, epoch=2))
     resumed = ResumableShuffleSampler(50, batch_size=5, seed=1, epoch=2, start=3)
     assert len(resumed) == 50, "Lightning counts the whole epoch"

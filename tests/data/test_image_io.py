@@ -47,7 +47,7 @@ def written_png(
     interlaced: bool = False,
     behind: bytes = b"",
 ) -> Path:
-    """A PNG made byte by byte: (rows, cols, channels) samples of ``depth`` bits, most significant bit first."""
+    """Write a PNG byte by byte: (rows, cols, channels) samples of ``depth`` bits, most significant bit first."""
 
     def packed(part: np.ndarray) -> bytes:
         lines = []
@@ -67,7 +67,7 @@ def written_png(
 
 
 def png_header(path: Path, width: int, height: int) -> Path:
-    """A valid PNG as far as its header goes."""
+    """Write a PNG with a valid header only."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     crc = struct.pack(">I", zlib.crc32(chunk))
     data = b"IDAT" + zlib.compress(b"\0")
@@ -95,7 +95,7 @@ def test_a_jpeg_is_rgb_as_opencv_reads_it(tmp_path: Path) -> None:
     assert read_image_size(path) == expected.shape[:2]
 
 
-def test_what_is_resolved_without_loss(tmp_path: Path) -> None:
+def test_palettes_and_opaque_alpha_are_resolved(tmp_path: Path) -> None:
     few = (RGB // 128) * 255
     palette = Image.fromarray(few).quantize(8)
     palette.save(tmp_path / "p.png")
@@ -151,7 +151,7 @@ def written(path: Path, content: bytes) -> Path:
         (lambda p: p, "cannot be read"),
     ],
 )
-def test_bad_images_are_refused_by_name(tmp_path: Path, make, says: str) -> None:
+def test_invalid_images_are_refused(tmp_path: Path, make, says: str) -> None:
     path = make(tmp_path)
     with pytest.raises(InputError, match=says) as refusal:
         read_image(path)
@@ -170,7 +170,7 @@ def test_labels_are_the_stored_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("interlaced", [False, True])
 @pytest.mark.parametrize("color", [0, 3], ids=["grey", "palette"])
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_labels_are_the_stored_numbers_at_every_depth(tmp_path: Path, depth: int, color: int, interlaced: bool) -> None:
+def test_labels_are_the_stored_ids_at_every_depth(tmp_path: Path, depth: int, color: int, interlaced: bool) -> None:
     ids = np.random.default_rng(depth).integers(0, 2**depth, (13, 21, 1))
     palette = [chunk(b"PLTE", bytes(3 * 2**depth))] if color else []
     transparent = [chunk(b"tRNS", b"\0\1" if color == 0 else b"\0")]  # of grey value 1, or of index 0
@@ -192,14 +192,14 @@ def test_labels_are_the_stored_numbers_at_every_depth(tmp_path: Path, depth: int
         (8, 6, 4, "the pixels are RGBA, but labels are single-channel"),
     ],
 )
-def test_labels_that_are_no_ids_are_refused(tmp_path: Path, depth: int, color: int, channels: int, says: str) -> None:
+def test_labels_other_than_ids_are_refused(tmp_path: Path, depth: int, color: int, channels: int, says: str) -> None:
     path = written_png(tmp_path / "l.png", np.ones((5, 6, channels), int), depth, color)
     with pytest.raises(InputError, match=says):
         read_label_image(path)
 
 
-def test_no_flipped_bit_of_a_label_is_read_as_another_id(tmp_path: Path) -> None:
-    """Pillow does not compare the check sums of the pixels' chunks, and zlib's own may lie behind the last row."""
+def test_flipped_bits_of_a_label_are_refused(tmp_path: Path) -> None:
+    """Pillow does not verify the checksums of the pixels' chunks, and zlib's own may follow the last row."""
     ids = np.random.default_rng(0).integers(0, 4, (9, 16, 1))
     path = written_png(tmp_path / "l.png", ids, 8, 0)
     content = path.read_bytes()
@@ -211,7 +211,7 @@ def test_no_flipped_bit_of_a_label_is_read_as_another_id(tmp_path: Path) -> None
             found = read_label_image(path)
         except InputError:
             continue
-        assert position >= len(content) - 12, "only the end marker says nothing about pixels"
+        assert position >= len(content) - 12, "only the end marker does not affect pixels"
         np.testing.assert_array_equal(found.numpy(), ids[..., 0])
 
 
@@ -241,8 +241,8 @@ def test_other_kinds_of_files_are_refused_at_once(tmp_path: Path) -> None:
                 read(tmp_path / f"{name}.png")
 
 
-def test_an_image_that_some_phones_store_is_one_jpeg(tmp_path: Path) -> None:
-    """A multi-image file (MPO) holds a second JPEG behind the first, which is the image."""
+def test_multi_image_files_of_phones_are_read(tmp_path: Path) -> None:
+    """A multi-image file (MPO) holds a second JPEG after the first, which is the image."""
     large = Image.fromarray(np.kron(RGB, np.ones((8, 8, 1), np.uint8)))
     large.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[large.rotate(180)], quality=95)
     large.save(tmp_path / "one.jpg", quality=95)
@@ -278,7 +278,7 @@ def test_grey_images_are_repeated_and_colors_become_their_luma(tmp_path: Path) -
         (lambda p: sixteen_bits(p / "l.png", 1), "16 bits"),
     ],
 )
-def test_bad_labels_are_refused_by_name(tmp_path: Path, make, says: str) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path, make, says: str) -> None:
     path = make(tmp_path)
     with pytest.raises(InputError, match=says) as refusal:
         read_label_image(path)
@@ -286,8 +286,8 @@ def test_bad_labels_are_refused_by_name(tmp_path: Path, make, says: str) -> None
 
 
 @pytest.mark.parametrize("image_size", [(48, 100), (60, 80), (50, 91), (120, 200), (180, 300), (33, 47)])
-def test_convention_a_fitted_image_shows_what_its_intrinsics_say(image_size: tuple[int, int]) -> None:
-    """In a ramp every pixel's value is its own position, so a fitted image says which pixel it shows."""
+def test_convention_a_fitted_image_agrees_with_its_intrinsics(image_size: tuple[int, int]) -> None:
+    """In a ramp every pixel's value is its position, so a fitted image shows the source of its pixels."""
     height, width = 120, 200
     u, v = np.meshgrid(np.arange(width), np.arange(height))
     ramp = torch.from_numpy(np.stack([u, v, 0 * u]).astype(np.uint8))
@@ -301,14 +301,14 @@ def test_convention_a_fitted_image_shows_what_its_intrinsics_say(image_size: tup
             np.testing.assert_allclose(fitted[:2, row, col].numpy(), expected[:2], atol=0.75)
 
 
-def test_the_ground_is_kept_and_the_sky_cut() -> None:
+def test_excess_height_is_cropped_at_the_top() -> None:
     image = torch.zeros(3, 60, 100, dtype=torch.uint8)
     image[:, -1] = 255
     fitted, _ = resize_and_crop(image, torch.eye(3), (40, 100))
     assert (fitted[:, -1] == 255).all()
 
 
-def test_a_large_jpeg_is_decoded_smaller_and_shows_the_same(tmp_path: Path) -> None:
+def test_a_large_jpeg_is_decoded_at_reduced_size(tmp_path: Path) -> None:
     v, u = np.mgrid[0:160, 0:320]
     smooth = np.stack([u * 0.7, v * 1.4, 120 + 60 * np.sin(u / 15)], axis=2).round().astype(np.uint8)
     path = saved(tmp_path / "large.jpg", smooth, quality=98, subsampling=0)
@@ -347,7 +347,7 @@ def opencv_map(distortion: DistortionModel) -> tuple[np.ndarray, np.ndarray]:
 
 
 def textured() -> np.ndarray:
-    """An image with detail down to about four pixels."""
+    """Return an image with detail down to about four pixels."""
     noise = np.random.default_rng(5).uniform(0, 1, (*BENT, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 1.5) - 0.5
     return np.clip(128 + 400 * smooth, 0, 255).astype(np.uint8)
@@ -376,7 +376,7 @@ def test_labels_are_undistorted_by_the_nearest_pixel(distortion: DistortionModel
 
 @pytest.mark.parametrize("image_size", [(96, 160), (60, 100), (70, 160), (200, 320), (120, 90)])
 @pytest.mark.parametrize("distortion", LENSES.values(), ids=LENSES)
-def test_undistorting_and_fitting_at_once_shows_what_one_after_the_other_does(
+def test_undistorting_and_fitting_in_one_step_equals_two_steps(
     distortion: DistortionModel, image_size: tuple[int, int]
 ) -> None:
     image = torch.from_numpy(textured()).permute(2, 0, 1)
@@ -391,8 +391,8 @@ def test_undistorting_and_fitting_at_once_shows_what_one_after_the_other_does(
     assert difference.mean() < 0.15 * contrast
 
 
-def test_convention_an_undistorted_image_shows_what_its_intrinsics_say() -> None:
-    """A dot painted where OpenCV projects a point appears, undistorted and fitted, where the pinhole camera sees it."""
+def test_convention_an_undistorted_image_agrees_with_its_intrinsics() -> None:
+    """A dot at OpenCV's projection of a point is, undistorted and fitted, at the pinhole camera's projection."""
     distortion = LENSES["opencv"]
     for x, y in ((0.0, 0.0), (-0.5, 0.25), (0.45, -0.3), (0.3, 0.3)):
         ray = np.array([[[x, y, 1.0]]])

@@ -1,4 +1,4 @@
-"""The numpy-only preparation of raw images, against the program's own."""
+"""Test the numpy-only preparation of raw images against the package's own."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ SIZES = [((376, 1241), (128, 416)), ((900, 1600), (256, 704)), ((480, 640), (480
 
 
 def scene(size: tuple[int, int]) -> np.ndarray:
-    """Smooth areas, sharp edges and noise."""
+    """Return an image with smooth areas, sharp edges and noise."""
     v, u = np.mgrid[: size[0], : size[1]]
     generator = np.random.default_rng(0)
     image = np.stack([u * 255 / size[1], v * 255 / size[0], 255.0 * ((u // 17 + v // 11) % 2)], axis=-1)
@@ -48,7 +48,7 @@ def scene(size: tuple[int, int]) -> np.ndarray:
 
 
 def folder(root: Path, size: tuple[int, int], distortion: dict[str, Any] | None, image: np.ndarray) -> Path:
-    """A camera folder of one frame."""
+    """Write a camera folder of one frame."""
     focal = 0.7 * size[1]
     camera = {
         "name": "front", "image_size": list(size), "ego_from_cam": orthonormal(),
@@ -74,7 +74,7 @@ def spec_of(size: tuple[int, int], image_mode: str = "rgb") -> BEVSpec:
 
 @pytest.mark.parametrize(("stored", "wanted"), SIZES)
 @pytest.mark.parametrize("distortion", LENSES)
-def test_a_fixed_rigs_images_are_the_programs_own(stored, wanted, distortion: str, tmp_path: Path) -> None:
+def test_images_of_a_fixed_rig_equal_the_packages(stored, wanted, distortion: str, tmp_path: Path) -> None:
     image = scene(stored)
     path = folder(tmp_path, stored, LENSES[distortion], image)
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0].images[0].numpy()
@@ -88,12 +88,12 @@ def test_a_fixed_rigs_images_are_the_programs_own(stored, wanted, distortion: st
     assert np.abs(levels - expected).max() < 1.01
     assert np.abs(levels - expected).mean() < 0.1
     plain = Image.fromarray(image).resize(wanted[::-1], Image.Resampling.BILINEAR)
-    if stored != wanted:  # a plain squeeze is another image
+    if stored != wanted:  # a plain resize gives another image
         assert np.abs(np.asarray(plain).transpose(2, 0, 1) - expected.astype(float)).mean() > 1
 
 
 @pytest.mark.parametrize(("stored", "wanted"), SIZES[:2])
-def test_any_rigs_images_and_intrinsics_are_the_programs_own(stored, wanted, tmp_path: Path) -> None:
+def test_images_and_intrinsics_of_any_rig_equal_the_packages(stored, wanted, tmp_path: Path) -> None:
     image = scene(stored)
     path = folder(tmp_path, stored, None, image)
     expected = open_frames(tmp_path / "images", wanted, calibration=path)[0]
@@ -117,7 +117,7 @@ def test_any_rigs_images_and_intrinsics_are_the_programs_own(stored, wanted, tmp
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_grey_images_are_the_programs_own(mode: str, tmp_path: Path) -> None:
+def test_grey_images_equal_the_packages(mode: str, tmp_path: Path) -> None:
     image = scene((90, 160))
     image = np.asarray(Image.fromarray(image).convert(mode))
     path = folder(tmp_path, (90, 160), None, image)
@@ -127,7 +127,7 @@ def test_grey_images_are_the_programs_own(mode: str, tmp_path: Path) -> None:
     assert np.abs(prepare({"front": image})["image"][0, 0] * 255 - expected).max() < 1.01
 
 
-def test_it_works_without_torch_and_alone(tmp_path: Path) -> None:
+def test_the_file_works_alone_without_torch(tmp_path: Path) -> None:
     program = "import sys, bevreshape.deployment.preprocess; assert not {'torch', 'kornia', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
     copy = tmp_path / "prepare.py"
@@ -142,7 +142,7 @@ def test_it_works_without_torch_and_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_shape_checks")
-def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
+def test_prepared_inputs_run_in_an_onnx_session(tmp_path: Path) -> None:
     image = scene((64, 128))
     path, spec = folder(tmp_path, (64, 128), LENSES["opencv"], image), spec_of((32, 64))
     torch.manual_seed(0)
@@ -163,7 +163,7 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
     assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [("image", ["batch", 1, 3, 32, 64])]
     prepare = deploy.Preprocessing(session.get_modelmeta().custom_metadata_map["bevreshape"])
     (found,) = session.run(["probabilities"], prepare({"front": image}))
-    # a grey level here and there changes next to nothing of what the image does
+    # single grey levels hardly change the output
     assert np.abs(found - expected.numpy()).max() < 0.1 * (mirrored - expected).abs().max().item()
 
 
@@ -177,7 +177,7 @@ def test_a_session_takes_what_is_prepared(tmp_path: Path) -> None:
         ({"front": scene((64, 128))}, [], "has a fixed rig"),
     ],
 )
-def test_what_does_not_fit_is_refused(images, cameras, message: str, tmp_path: Path) -> None:
+def test_mismatched_inputs_are_refused(images, cameras, message: str, tmp_path: Path) -> None:
     path, spec = folder(tmp_path, (64, 128), None, scene((64, 128))), spec_of((32, 64))
     prepare = deploy.Preprocessing(metadata(spec, stored_rig(path, spec)))
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""IoU against a brute-force count over the concatenated data set."""
+"""Test IoU against a brute-force count over the concatenated data set."""
 
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ CLASSES = ("road", "lane")
 
 
 def batch(seed, size=3):
-    """Probabilities among which every threshold of 11 occurs exactly, targets and validity."""
+    """Return probabilities, which include all 11 thresholds exactly, targets and validity."""
     random = np.random.default_rng(seed)
     p = random.integers(0, 21, (size, 2, *GRID.shape)) / 20
     target = random.random(p.shape) < 0.2 + 0.5 * p
@@ -33,7 +33,7 @@ def update(metric, p, target, valid):
 
 
 def iou_oracle(p, target, valid, threshold, where=None):
-    """One class; plain counting over all cells of all images."""
+    """Compute IoU of one class by plain counting over all cells of all images."""
     both = either = 0
     for index in np.ndindex(p.shape):
         if valid[index] and (where is None or where[index[-2:]]):
@@ -44,13 +44,13 @@ def iou_oracle(p, target, valid, threshold, where=None):
 
 
 def distances():
-    """Distance of every cell from the ego origin, from the conventions alone."""
+    """Return the distance of every cell from the ego origin, from the conventions alone."""
     return np.array([[np.hypot(6 - 0.5 - row, 4 - 0.5 - col) for col in range(8)] for row in range(6)])
 
 
 @pytest.fixture
 def seen():
-    """A metric after three batches of different size, and all of them concatenated."""
+    """Return a metric after three batches of different size, and all of them concatenated."""
     metric = BEVIoU(CLASSES, GRID, thresholds=11)
     batches = [batch(seed, size) for seed, size in ((1, 3), (2, 1), (3, 2))]
     for given in batches:
@@ -139,8 +139,8 @@ def test_default_bands_are_round_and_hold_every_cell(grid, bands):
     assert (metric.band_of_cell < len(metric.bands)).all()
 
 
-def test_the_mean_over_images_would_be_another_number():
-    """One image full and half right, one with a single cell, found: 0.75 per image, 25/49 over the data set."""
+def test_iou_is_not_a_mean_over_images():
+    """One image is half right, another has a single, found cell: 0.75 per image, 25/49 over the data set."""
     metric = BEVIoU(["road"], GRID)
     target = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
     target[0] = True
@@ -152,7 +152,7 @@ def test_the_mean_over_images_would_be_another_number():
     assert metric.compute()["iou/road"].item() == pytest.approx(25 / 49)
 
 
-def test_two_shares_merged_equal_the_whole(seen):
+def test_merged_counts_of_two_processes_equal_the_whole(seen):
     whole, (p, target, valid) = seen
     share, other = BEVIoU(CLASSES, GRID, thresholds=11), BEVIoU(CLASSES, GRID, thresholds=11)
     update(share, p[:1], target[:1], valid[:1])
@@ -174,7 +174,7 @@ def test_an_absent_class_is_left_out_of_the_mean_and_keeps_half_as_threshold():
     assert result["iou/lane"].isnan()
     assert result["iou/lane/0-2m"].isnan()
     assert result["best_threshold/lane"] == 0.5
-    assert result["best_threshold/road"] == 0.5  # of all between 0.28 and 0.72, equally good
+    assert result["best_threshold/road"] == 0.5  # all between 0.28 and 0.72 are equally good
 
 
 def test_counts_are_integers_beyond_the_exact_range_of_floats():
@@ -215,7 +215,7 @@ def test_half_precision_logits_and_resets_between_epochs(seen):
     assert metric.state_dict() == {}
 
 
-def test_refusals():
+def test_invalid_settings_and_shapes_are_refused():
     with pytest.raises(InputError, match="thresholds=10 must be odd"):
         BEVIoU(CLASSES, GRID, thresholds=10)
     with pytest.raises(InputError, match="ascending"):

@@ -1,4 +1,4 @@
-"""Losses against sums written out cell by cell, and their behaviour at the edges: no label, autocast, wrong sizes."""
+"""Test losses against sums cell by cell, and edge cases: no label, autocast, wrong sizes."""
 
 import math
 import statistics
@@ -24,7 +24,7 @@ CLASSES = ("road", "lane", "vehicle")
 
 
 def of(loss, logits, target, valid):
-    """The objective on what a model returns and the data brings."""
+    """Compute the objective on outputs and a batch."""
     return loss(outputs_of(logits), labelled(target, valid))
 
 
@@ -38,7 +38,7 @@ def case():
 
 
 def metric_to_cell(case, k):
-    """(p, t) of every valid cell of class k, as Python floats."""
+    """Return (p, t) of every valid cell of class k, as Python floats."""
     logits, target, valid = (x.numpy() for x in case)
     for b in range(logits.shape[0]):
         for row in range(logits.shape[2]):
@@ -104,7 +104,7 @@ def test_dice_is_per_class_over_the_batch(case, smooth):
     assert of(Dice(smooth), *case).item() == pytest.approx(np.mean(dice_oracle(case, smooth)), rel=1e-9)
 
 
-def test_class_weights_share_the_mean(case):
+def test_class_weights_weigh_the_mean(case):
     road, lane, vehicle = bce_oracle(case, [1, 1, 1])
     loss = BCE(class_weight={"lane": 3.0, "vehicle": 0.0}, classes=CLASSES)
     assert of(loss, *case).item() == pytest.approx((road + 3 * lane + 0 * vehicle) / 4, rel=1e-6)
@@ -126,7 +126,7 @@ LOSSES = {
 
 @pytest.mark.parametrize("build", LOSSES.values(), ids=LOSSES.keys())
 class TestEveryLoss:
-    def test_what_lies_in_unlabelled_cells_changes_nothing(self, build, case):
+    def test_values_of_unlabelled_cells_are_ignored(self, build, case):
         logits, target, valid = case
         leaf = torch.where(valid, logits, 50.0).requires_grad_()
         dirty_target = torch.where(valid, target.double(), torch.nan)
@@ -186,7 +186,7 @@ def test_channels_are_compared_with_the_classes(case):
         ([1.0, 2.0], "2 values for 3 classes"),
     ],
 )
-def test_impossible_class_values_are_refused(values, message):
+def test_invalid_class_values_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         per_class(values, CLASSES, "BCE.pos_weight")
 
@@ -208,7 +208,7 @@ def test_a_name_without_known_classes_is_refused(case):
         (lambda: WeightedSum({"bce": BCE()}, {"dice": 1.0}), r"terms are \['bce'\] but weights are \['dice'\]"),
     ],
 )
-def test_impossible_settings_are_refused(build, message):
+def test_invalid_settings_are_refused(build, message):
     with pytest.raises(InputError, match=message):
         build()
 

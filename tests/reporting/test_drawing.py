@@ -1,4 +1,4 @@
-"""What a person sees is where the tensors say it is."""
+"""Test that drawings show tensors at the right positions."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ GRID = BEVGrid((2.0, 22.0), (-10.0, 10.0), 1.0)
 
 
 def cells(*places, rows=4, cols=6):
-    """(k, rows, cols) with the given (class, row, col) set."""
+    """Return (k, rows, cols) with the given (class, row, col) set."""
     bev = torch.zeros(len(CLASSES), rows, cols, dtype=torch.bool)
     for place in places:
         bev[place] = True
@@ -38,7 +38,7 @@ def test_front_left_is_the_upper_left_of_the_image():
     assert (image[:, 5:] == GROUND).all()
 
 
-def test_later_classes_lie_on_top():
+def test_later_classes_are_on_top():
     image = draw_bev(cells((0, 1, 2), (2, 1, 2), (0, 1, 3), (1, 1, 3)), CLASSES, scale=1)
     assert tuple(image[1, 2]) == VEHICLE
     assert tuple(image[1, 3]) == LANE
@@ -50,7 +50,7 @@ def test_a_probability_at_the_threshold_counts():
     assert [tuple(p) for p in draw_bev(probabilities, CLASSES, threshold=0.3, scale=1)[0]] == [GROUND, ROAD, ROAD]
 
 
-def test_the_unknown_is_grey_and_hides_what_is_drawn_there():
+def test_unknown_cells_are_grey():
     everything = torch.ones(3, 1, 3)
     valid = torch.tensor([[[0, 1, 1]], [[0, 1, 1]], [[0, 0, 1]]]).bool()
     image = draw_bev(everything, CLASSES, valid, scale=1)
@@ -79,22 +79,22 @@ def test_channels_are_compared_with_classes():
 
 @pytest.mark.parametrize(("cameras", "shape"), [(1, (1, 1)), (2, (1, 2)), (5, (2, 3)), (6, (2, 3))])
 def test_a_sample_shows_images_then_target_then_prediction(cameras, shape):
-    """Every camera has its own grey; the target has one vehicle front left, the prediction one back right."""
+    """Each camera has its own grey; the target has one vehicle front left, the prediction one back right."""
     image = torch.stack([torch.full((3, 32, 48), (number + 1) / 10) for number in range(cameras)])
     target, predicted = cells((2, 0, 0), rows=8, cols=8), cells((2, 7, 7), rows=8, cols=8).float()
     panel = draw_sample(image, target, predicted, torch.ones_like(target), CLASSES)
     wide = round(256 * (48 * shape[1]) / (32 * shape[0]))
     assert panel.dtype == np.uint8
     assert panel.shape == (256 + 2 * 18, wide + 2 * 256 + 2 * 6, 3)
-    images, truth, prediction = (
+    images, shown_target, prediction = (
         panel[18:-18, left : left + width] for left, width in ((0, wide), (wide + 6, 256), (wide + 268, 256))
     )
     for number in range(cameras):
         row, col = divmod(number, 3)
         v, u = round((row + 0.5) * 256 / shape[0]), round((col + 0.5) * wide / shape[1])
         assert tuple(images[v, u]) == (round(255 * (number + 1) / 10),) * 3
-    assert (truth[:32, :32] == VEHICLE).all()
-    assert (truth == VEHICLE).all(-1).sum() == 32 * 32
+    assert (shown_target[:32, :32] == VEHICLE).all()
+    assert (shown_target == VEHICLE).all(-1).sum() == 32 * 32
     assert (prediction[-32:, -32:] == VEHICLE).all()
     assert (prediction == VEHICLE).all(-1).sum() == 32 * 32
     for margin in (panel[:18], panel[-18:]):
@@ -102,14 +102,14 @@ def test_a_sample_shows_images_then_target_then_prediction(cameras, shape):
 
 
 def looking_ahead(b=1, n=1):
-    """Cameras 1.5 m up, level; the horizon is row 24."""
+    """Return level cameras 1.5 m above the ground; the horizon is row 24."""
     ego_from_cam = torch.tensor([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
     intrinsics = torch.tensor([[40.0, 0, 40], [0, 40, 24], [0, 0, 1]])
     rig = Cameras(intrinsics.expand(b, n, 3, 3), ego_from_cam.expand(b, n, 4, 4), (48, 81))
     return torch.full((b, n, 3, 48, 81), 0.2), rig
 
 
-def test_an_overlay_lies_on_the_ground_where_the_cells_are():
+def test_an_overlay_is_on_the_ground_of_its_cells():
     images, rig = looking_ahead(b=2, n=2)
     bev = torch.zeros(2, 3, *GRID.shape)
     bev[0, 0, :, :10] = 1  # all ground to the left is road
@@ -143,8 +143,8 @@ YAWS = {"front": 0, "front_left": 55, "front_right": -55, "back": 180, "back_lef
         (["back_right", "back_left", "front"], [["front"], ["back_left", "back_right"]]),
     ],
 )
-def test_the_cameras_of_a_rig_are_arranged_as_they_look(names, rows):
-    """Every camera has its own grey."""
+def test_cameras_are_arranged_by_heading(names, rows):
+    """Each camera has its own grey."""
     poses = torch.eye(4).repeat(len(names), 1, 1)
     for number, name in enumerate(names):
         yaw = np.deg2rad(YAWS[name])
@@ -152,8 +152,8 @@ def test_the_cameras_of_a_rig_are_arranged_as_they_look(names, rows):
             [[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]]
         )
     image = torch.stack([torch.full((3, 20, 30), (number + 1) / 10) for number in range(len(names))])
-    truth = cells(rows=8, cols=8)
-    panel = draw_sample(image, truth, truth.float(), torch.ones_like(truth), CLASSES, ego_from_cam=poses)
+    target = cells(rows=8, cols=8)
+    panel = draw_sample(image, target, target.float(), torch.ones_like(target), CLASSES, ego_from_cam=poses)
     columns = max(len(row) for row in rows)
     wide = round(256 * 30 * columns / (20 * len(rows)))
     for row, line in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The page in headless Chromium against projections written out in numpy, and its parts against their definitions."""
+"""Test the page in headless Chromium against projections in numpy, and its parts against their definitions."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ ORDER = torch.randperm(SIZE[0] * SIZE[1] // STRIDE**2, generator=torch.Generator
 
 
 def weights_of_ipm(source: FeatureShape, cells: Cells, scene: Scene) -> Tensor:
-    """Exactly: its answer to features that are 1 at one place each."""
+    """Compute IPM's weights exactly, from features that are 1 at one position each."""
     count = source.cameras * source.tokens
     features = torch.eye(count).reshape(1, count, source.cameras, source.height, source.width).transpose(1, 2)
     bev = IPM(replace(source, channels=count), cells.grid)(features, scene.cameras)
@@ -43,8 +43,7 @@ def weights_of_ipm(source: FeatureShape, cells: Cells, scene: Scene) -> Tensor:
 
 
 def explorer(cameras: int) -> Explorer:
-    """Two scenes of turned rigs; IPM, in order and permuted, on every other cell for one camera; and two heads of
-    noise."""
+    """Return two scenes of rotated rigs: IPM, in order and permuted, on every other cell; and two heads of noise."""
     lots = torch.Generator().manual_seed(cameras)
     grid, rig = GRIDS[cameras], ring(cameras, SIZE, 2, torch.device("cpu"), reach_m=8.0)
     turned = rig.ego_from_cam.clone()
@@ -77,7 +76,7 @@ def explorer(cameras: int) -> Explorer:
 
 
 def projected(scene: Scene, x: float, y: float) -> dict[int, tuple[float, float]]:
-    """Pixel (u, v) of a ground point in every camera that sees it, by matrices alone."""
+    """Return the pixel (u, v) of a ground point in every camera that observes it, by matrices alone."""
     found = {}
     for number in range(len(scene.images)):
         intrinsics = scene.cameras.intrinsics[0, number].double().numpy()
@@ -90,8 +89,7 @@ def projected(scene: Scene, x: float, y: float) -> dict[int, tuple[float, float]
 
 
 def bilinear(scene: Scene, x: float, y: float) -> NDArray[np.float64]:
-    """What each feature (n, h, w) gives to a cell: tents about the projection, averaged over the cameras that see
-    it."""
+    """Return each feature's weight (n, h, w) for a cell: tents about the projection, averaged over its cameras."""
     found = projected(scene, x, y)
     height, width = SIZE[0] // STRIDE, SIZE[1] // STRIDE
     given = np.zeros((len(scene.images), height, width))
@@ -103,7 +101,7 @@ def bilinear(scene: Scene, x: float, y: float) -> NDArray[np.float64]:
 
 
 def centers(cells: Cells) -> list[tuple[float, float]]:
-    """Ground (x, y) of every chosen cell."""
+    """Return the ground (x, y) of every chosen cell."""
     grid = cells.grid
     xs = [grid.forward_m[1] - (row + 0.5) * grid.cell_m for row in cells.rows]
     ys = [grid.left_m[1] - (col + 0.5) * grid.cell_m for col in cells.cols]
@@ -126,7 +124,7 @@ def test_eight_bits_keep_weights_to_half_a_step() -> None:
     np.testing.assert_array_equal(np.frombuffer(content, "u1", offset=48).reshape(6, 30), levels)
 
 
-def test_weights_that_are_shared_stand_once() -> None:
+def test_shared_weights_are_stored_once() -> None:
     shown = explorer(1)
     same = shown.entries[0].views[0]["in order"]
     entry = replace(shown.entries[0], views=[{"in order": same, "permuted": same}] * 2)
@@ -136,7 +134,7 @@ def test_weights_that_are_shared_stand_once() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3, 5, 9, 10, 20])
-def test_chosen_cells_stand_in_equal_steps_at_their_centres(most: int) -> None:
+def test_chosen_cells_are_in_equal_steps(most: int) -> None:
     grid = GRIDS[1]
     cells = choose_cells(grid, most)
     for chosen, size in ((cells.rows, 10), (cells.cols, 9)):
@@ -194,13 +192,13 @@ def test_sizes_that_do_not_fit_are_refused(make: Callable[[Explorer], object], s
         (lambda: Section("", "text"), "lacks a title"),
     ],
 )
-def test_parts_that_say_nothing_are_refused(make: Callable[[], object], says: str) -> None:
+def test_empty_parts_are_refused(make: Callable[[], object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         make()
 
 
 class Outline(HTMLParser):
-    """Tags of a page, and the text of headings, styles and scripts."""
+    """Collect tags of a page, and the text of headings, styles and scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -225,7 +223,7 @@ class Outline(HTMLParser):
 NASTY = "</script><script>alert('1 & 2')</script>"
 
 
-def test_what_is_written_is_text_not_markup() -> None:
+def test_texts_are_escaped() -> None:
     shown = replace(explorer(1), classes=(NASTY, "car"), camera_names=(NASTY,))
     chart = Chart(np.zeros((4, 4, 3), np.uint8), f'black" onload="{NASTY}', NASTY)
     section = Section(NASTY, NASTY, (chart,), Table((NASTY,), ((NASTY,),)))
@@ -240,7 +238,7 @@ def test_what_is_written_is_text_not_markup() -> None:
     assert not [tag for tag, attributes in outline.tags if any(key.startswith("on") for key in attributes)]
 
 
-def test_the_policy_lets_only_this_style_and_this_script_apply() -> None:
+def test_the_policy_allows_only_this_style_and_script() -> None:
     outline = Outline(render(Report("t", explorer=explorer(1))))
     (policy,) = (a["content"] or "" for tag, a in outline.tags if tag == "meta" and "http-equiv" in a)
     for text, directive in ((outline.texts["style"][0], "style-src"), (outline.texts["script"][1], "script-src")):
@@ -254,7 +252,7 @@ def test_the_policy_lets_only_this_style_and_this_script_apply() -> None:
             assert (attributes.get(key) or "#").startswith(("#", "data:")), (tag, attributes)
 
 
-def test_what_is_not_given_is_left_out_and_the_rest_keeps_its_order() -> None:
+def test_missing_parts_are_left_out_in_order() -> None:
     outline = Outline(render(Report("t")))
     assert "h2" not in outline.texts
     assert "script" not in outline.texts
@@ -271,7 +269,7 @@ def figure_of(points: int) -> Figure:
     return figure
 
 
-def test_a_figure_is_embedded_as_what_is_smaller_and_always_alike() -> None:
+def test_a_figure_is_embedded_in_the_smaller_format() -> None:
     for points, kind in ((3, "image/svg+xml"), (4000, "image/png")):
         pages = [render(Report("t", sections=[Section("s", charts=[Chart(figure_of(points), "dots")])])) for _ in "12"]
         assert pages[0] == pages[1]
@@ -280,13 +278,13 @@ def test_a_figure_is_embedded_as_what_is_smaller_and_always_alike() -> None:
         assert (image["width"], image["height"], image["alt"]) == ("288", "192", "dots")
 
 
-def test_an_image_is_embedded_as_what_is_smaller() -> None:
+def test_an_image_is_embedded_in_the_smaller_format() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     assert image_uri(noise).startswith("data:image/jpeg;")
     assert image_uri(np.zeros_like(noise)).startswith("data:image/png;")
 
 
-def test_columns_of_figures_stand_flush_right() -> None:
+def test_columns_of_figures_are_right_aligned() -> None:
     table = Table(("name", "score", "change", "none"), (("1a", "0.5", "−0.1", ""), ("b", "", "+2 %", "")))
     assert table.numeric == (False, True, True, False)
 
@@ -317,7 +315,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 class Explored:
-    """An open page, and what it was made of."""
+    """Hold an open page and its content."""
 
     def __init__(self, page: Page, shown: Explorer) -> None:
         self.page = page
@@ -336,11 +334,11 @@ class Explored:
         return self.page.evaluate("document.getElementById('shown').textContent").replace("\xa0", " ")
 
     def settle(self) -> None:
-        """Until all that was asked for is drawn: what has been unpacked follows at once."""
+        """Wait until the page is drawn; unpacked weights are drawn at once."""
         self.page.evaluate("new Promise((done) => setTimeout(() => requestAnimationFrame(done), 20))")
 
     def box(self, selector: str, number: int = 0) -> dict[str, float]:
-        """Where an element lies in the window."""
+        """Return the position of an element in the window."""
         return self.page.evaluate(f"document.querySelectorAll('{selector}')[{number}].getBoundingClientRect().toJSON()")
 
     def point_at_ground(self, x: float, y: float, act: str = "mouse") -> None:
@@ -364,8 +362,8 @@ class Explored:
         self.settle()
 
     def heat(self, where: str) -> NDArray[np.float64]:
-        """Heat maps (panels, height, width) in 0..1, by how much they cover; NaN where none is shown."""
-        # of a copy: reading from the page's own canvases would itself make Chromium complain
+        """Return heat maps (panels, height, width) in 0..1, by their opacity; NaN where none is shown."""
+        # of a copy: reading the page's own canvases would cause a warning of Chromium
         covers = self.page.evaluate(
             f"""[...document.querySelectorAll('{where} canvas.heat')].map((canvas) => {{
               const off = new OffscreenCanvas(canvas.width, canvas.height);
@@ -384,7 +382,7 @@ class Explored:
         return (self.heat("#map")[0] / 235) ** 2
 
     def crosses(self, where: str) -> list[tuple[int, float, float]]:
-        """Panel and middle of every cross that is shown, in the window."""
+        """Return panel and middle of every visible cross, in the window."""
         found = self.page.evaluate(
             f"[...document.querySelectorAll('{where} i.cross')].map((c, i) => [i, c.hidden, "
             "c.getBoundingClientRect().toJSON()])"
@@ -394,7 +392,7 @@ class Explored:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Explorer]]:
-    """A page of one camera and one of six."""
+    """Return a page of one camera and one of six."""
     made = {}
     for cameras in (1, 6):
         path, shown = tmp_path_factory.mktemp("pages") / "page.html", explorer(cameras)
@@ -411,7 +409,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Exp
 
 @pytest.fixture
 def explored(browser: Browser, pages: dict[int, tuple[Path, Explorer]]) -> Iterator[Callable[[int], Explored]]:
-    """Opens the page of so many cameras; at the end nothing must have been complained of or asked for outside."""
+    """Open the page of so many cameras; at the end, check that there were no warnings and no requests."""
     opened = []
 
     def open_page(cameras: int) -> Explored:
@@ -436,12 +434,12 @@ def test_pointing_at_a_cell_shows_the_features_where_it_projects_to(
     scene, before, seen = page.shown.scenes[0], None, 0
     for x, y in centers(page.cells)[:: 2 if cameras == 1 else 13]:
         page.point_at_ground(x, y)
-        heat, truth, given = page.heat_over_images(), projected(scene, x, y), bilinear(scene, x, y)
+        heat, pixels, given = page.heat_over_images(), projected(scene, x, y), bilinear(scene, x, y)
         assert page.words.startswith(f"Cell {abs(x):.1f} m {'ahead' if x > 0 else 'behind'}, {abs(y):.1f} m")
         assert np.isnan(page.heat_over_map()).all()
         np.testing.assert_allclose(heat, given / max(given.max(), 1e-9), atol=0.02)
-        assert len(page.crosses("#images")) == len(truth)
-        if not truth:
+        assert len(page.crosses("#images")) == len(pixels)
+        if not pixels:
             assert "No camera sees this cell" in page.words
             assert (heat == 0).all()
             continue
@@ -454,21 +452,21 @@ def test_pointing_at_a_cell_shows_the_features_where_it_projects_to(
         u = (squares["left"] + (col + 0.5) / heat.shape[2] * squares["width"] - image["left"]) / image["width"]
         v = (squares["top"] + (row + 0.5) / heat.shape[1] * squares["height"] - image["top"]) / image["height"]
         at = np.array([u * SIZE[1] - 0.5, v * SIZE[0] - 0.5])
-        assert np.abs(at - truth[int(camera)]).max() <= 0.52 * STRIDE
+        assert np.abs(at - pixels[int(camera)]).max() <= 0.52 * STRIDE
         for number, left, top in page.crosses("#images"):
             image = page.box("#images img", number)
-            assert (left - image["left"]) / image["width"] * SIZE[1] - 0.5 == pytest.approx(truth[number][0], abs=0.1)
-            assert (top - image["top"]) / image["height"] * SIZE[0] - 0.5 == pytest.approx(truth[number][1], abs=0.1)
+            assert (left - image["left"]) / image["width"] * SIZE[1] - 0.5 == pytest.approx(pixels[number][0], abs=0.1)
+            assert (top - image["top"]) / image["height"] * SIZE[0] - 0.5 == pytest.approx(pixels[number][1], abs=0.1)
 
         share = float(page.words.split("with ")[1].split(" %")[0])
         assert share == pytest.approx(100 * given.max() / given.sum(), abs=0.6)
-        told = float(page.words.split("Apart: ")[1].split(" features")[0])
-        assert told == pytest.approx(np.hypot(*(at - truth[int(camera)])) / STRIDE, abs=0.08)
+        distance = float(page.words.split("Apart: ")[1].split(" features")[0])
+        assert distance == pytest.approx(np.hypot(*(at - pixels[int(camera)])) / STRIDE, abs=0.08)
     assert seen > 5
 
 
 @pytest.mark.parametrize("cameras", [1, 6])
-def test_pointing_at_a_pixel_lights_the_cells_that_it_feeds(explored: Callable[[int], Explored], cameras: int) -> None:
+def test_pointing_at_a_pixel_shows_the_cells_that_it_feeds(explored: Callable[[int], Explored], cameras: int) -> None:
     page = explored(cameras)
     scene, cells = page.shown.scenes[0], page.cells
     given = np.stack([bilinear(scene, x, y) for x, y in centers(cells)])  # q n h w
@@ -535,10 +533,10 @@ def test_arrow_keys_alone_reach_and_move_cell_and_feature(explored: Callable[[in
     for _ in range(9):
         page.page.press("ArrowUp")
     page.settle()
-    assert page.words.startswith("Cell 10.5 m ahead, 0.5 m to the left")  # and no farther
+    assert page.words.startswith("Cell 10.5 m ahead, 0.5 m to the left")  # at the edge
 
 
-def test_switches_change_what_is_shown_and_keep_the_place(explored: Callable[[int], Explored]) -> None:
+def test_switches_keep_the_selected_position(explored: Callable[[int], Explored]) -> None:
     page = explored(1)
     page.point_at_ground(6.5, 0.5)
     cell = centers(page.cells).index((6.5, 0.5))
@@ -570,7 +568,7 @@ def test_switches_change_what_is_shown_and_keep_the_place(explored: Callable[[in
         assert page.page.evaluate(behind) == address
 
 
-def test_a_click_holds_what_is_shown_until_the_next(explored: Callable[[int], Explored]) -> None:
+def test_a_click_holds_the_selection(explored: Callable[[int], Explored]) -> None:
     page = explored(1)
     page.point_at_ground(6.5, 0.5, "click")
     assert page.words.endswith("Held: click to let go.")
@@ -585,7 +583,7 @@ def test_a_click_holds_what_is_shown_until_the_next(explored: Callable[[int], Ex
 
 
 @pytest.mark.parametrize("cameras", [1, 6])
-def test_on_a_phone_nothing_overflows_and_a_finger_points(explored: Callable[[int], Explored], cameras: int) -> None:
+def test_touch_and_layout_on_a_phone(explored: Callable[[int], Explored], cameras: int) -> None:
     page = explored(cameras)
     page.page.resize(360, 740)
     page.scroll_to("map")
@@ -595,7 +593,7 @@ def test_on_a_phone_nothing_overflows_and_a_finger_points(explored: Callable[[in
     assert "Held" not in page.words
 
 
-def test_the_policy_stops_a_request_and_the_browser_tells(browser: Browser, tmp_path: Path) -> None:
+def test_the_policy_stops_requests(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write(Report("t"), path)
     page = browser.open(path)

@@ -1,4 +1,4 @@
-"""What is said while work goes on: nothing at first, then lines ever farther apart, with the time that is left."""
+"""Test reports of progress: none at first, then lines at growing intervals, with the remaining time."""
 
 import re
 import sys
@@ -11,7 +11,7 @@ from bevreshape.reporting.progress import Progress, duration, track
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """Hold seconds that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -45,7 +45,7 @@ def test_short_work_prints_nothing_in_a_pipe(clock: Clock, capsys) -> None:
     assert capsys.readouterr().err == ""
 
 
-def test_the_time_left_is_of_what_this_run_has_done(clock: Clock, capsys) -> None:
+def test_the_time_left_follows_this_run(clock: Clock, capsys) -> None:
     with Progress("training", 1000, done=800) as running:
         running.note = "IoU 0.5"
         clock.now += 50

@@ -1,4 +1,4 @@
-"""Runs are called by what tells them apart."""
+"""Test that runs are named by their distinguishing settings."""
 
 import io
 from pathlib import Path
@@ -28,7 +28,7 @@ def run(kind: str, reshaper: dict[str, Any], data: dict[str, Any], seed: int = 0
     )  # type: ignore[arg-type]
 
 
-def test_kinds_alone_name_runs_that_they_tell_apart() -> None:
+def test_kinds_alone_name_runs_that_they_distinguish() -> None:
     lr = {"optimizer": {"lr": 0.1}}
     rows = grouped([run("mlp-synthetic", MLP, WORLD), run("attention-synthetic", ATTENTION, WORLD, **lr)])
     assert labels(rows) == ["mlp", "attention"]
@@ -37,7 +37,7 @@ def test_kinds_alone_name_runs_that_they_tell_apart() -> None:
     assert not any("scenes" in key or "sequences" in key or "heads" in key for key in differing(rows))
 
 
-def test_as_few_settings_as_it_takes_tell_the_rows_of_a_kind_apart() -> None:
+def test_fewest_settings_distinguish_the_rows_of_a_kind() -> None:
     def swept(kind: str, reshaper: dict[str, Any], yaw: float, rate: float) -> Run:
         data = {**WORLD, "jitter": {"pitch_deg": yaw / 2, "yaw_deg": yaw}}
         return run(kind, reshaper, data, optimizer={"lr": rate}, trainer={"max_steps": round(1000 * rate)})
@@ -48,7 +48,7 @@ def test_as_few_settings_as_it_takes_tell_the_rows_of_a_kind_apart() -> None:
     assert distinguishing_settings(rows)[1] == "pitch_deg=1.0, yaw_deg=2.0, lr=0.1, max_steps=100"
 
 
-def test_loggers_and_what_is_drawn_make_no_other_run() -> None:
+def test_loggers_and_drawings_make_no_other_run() -> None:
     watched = {"logger": {"_target_": "x.WandbLogger", "tags": ["a"]}, "images": {"samples": 1}}
     rows = grouped([run("mlp", MLP, WORLD, seed=0), run("mlp", MLP, WORLD, seed=1, **watched)])
     assert [len(runs) for runs in rows] == [2]
@@ -75,7 +75,7 @@ def test_matplotlib_draws_any_name_as_it_is(name: str) -> None:
     assert (shown.strip(), bool(is_formula)) == (" ".join(name.split()), False)
 
 
-def test_results_of_unlike_runs_have_a_column_for_what_differs_and_blanks_for_null() -> None:
+def test_results_have_a_column_of_differing_settings() -> None:
     rows = grouped(
         [run("mlp", MLP, WORLD), run("a", ATTENTION, WORLD, optimizer={"lr": 1}), run("b", MLP, {**WORLD, "x": 1})]
     )

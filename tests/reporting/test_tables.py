@@ -1,4 +1,4 @@
-"""What tables hold can be read at any width, and is printed whole in a pipe."""
+"""Test that tables are readable at any width, and printed in full in a pipe."""
 
 import random
 import re
@@ -28,13 +28,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys):
 
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """A pipe, whatever the test run's own stdout is."""
+    """Make stdout a pipe, whatever the test run's own is."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     monkeypatch.setenv("COLUMNS", "40")
 
 
 def parsed(printed: str) -> list[list[list[str]]]:
-    """Blocks of rows of cells, headings first; broken and wrapped words are joined without spaces."""
+    """Return blocks of rows of cells, headings first; broken and wrapped words are joined without spaces."""
     blocks: list[list[list[str]]] = []
     for line in ANSI.sub("", printed).splitlines():
         if line[0] == "┏":
@@ -76,7 +76,7 @@ def test_every_cell_can_be_read_in_a_terminal_of_any_width(terminal, capsys, col
     assert together == joined(given)
 
 
-def test_a_wide_table_is_one_block_in_a_pipe_and_blocks_repeat_what_tells_rows_apart(terminal, pipe, capsys) -> None:
+def test_wide_tables_in_a_pipe_and_in_blocks(terminal, pipe, capsys) -> None:
     table = Table("run", "lr", *(f"score{i}" for i in range(12)))
     for lr in ("0.1", "0.01"):
         table.add_row("mlp", lr, *["0.500 ± 0.012"] * 12)
@@ -147,6 +147,6 @@ def test_markdown_rows_are_lines() -> None:
     assert markdown_table(("a|b", "c"), [("1\n2", "3")]) == "| a\\|b | c |\n|---|---|\n| 1 2 | 3 |\n"
 
 
-def test_short_names_tell_keys_apart() -> None:
+def test_short_names_distinguish_keys() -> None:
     assert short_names(["optimizer.lr", "reshaper", "seed"]) == ["lr", "reshaper", "seed"]
     assert short_names(["a.x", "b.x", "c.b.x", "x"]) == ["a.x", "b.x", "c.b.x", "x"]

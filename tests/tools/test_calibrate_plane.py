@@ -1,4 +1,4 @@
-"""Poses come back from marks that numpy projected, and from a real photograph's lane lines."""
+"""Test poses from marks that numpy projected, and from a real photograph's lane lines."""
 
 import json
 import re
@@ -24,7 +24,7 @@ GROUND = [(5, 1.8), (5, -1.8), (20, 1.8), (14, -3.0), (9, 0.4)]
 
 
 def camera(yaw_deg: float, pitch_deg: float, roll_deg: float, position: tuple[float, float, float]) -> np.ndarray:
-    """ego_from_cam as a product of three turns: to the left, down, clockwise."""
+    """Return ego_from_cam as a product of three rotations: to the left, down, clockwise."""
 
     def turn(axis: int, degrees: float) -> np.ndarray:
         vector = np.zeros(3)
@@ -75,7 +75,7 @@ def test_exact_points_give_the_exact_pose(tmp_path, monkeypatch, capsys, pose, c
     assert "residual 0.00 pixels" in capsys.readouterr().out
 
 
-def test_marks_off_by_a_pixel_give_nearly_the_pose_and_say_so(tmp_path, monkeypatch, capsys) -> None:
+def test_marks_off_by_a_pixel_give_the_pose_and_its_error(tmp_path, monkeypatch, capsys) -> None:
     random, pose = np.random.default_rng(0), POSES[1]
     places = [*GROUND, (7, -1), (12, 2.5), (17, 0), (8, 2.2)]
     marks = [",".join(map(str, (*(np.array(seen(pose, x, y)) + random.normal(0, 1, 2)), x, y))) for x, y in places]
@@ -173,7 +173,7 @@ def marked(*marks: str) -> tuple[object, ...]:
         (GIVEN, "mark the ground with either --points"),
     ],
 )
-def test_marks_that_say_too_little_are_refused(tmp_path, monkeypatch, capsys, arguments, says) -> None:
+def test_insufficient_marks_are_refused(tmp_path, monkeypatch, capsys, arguments, says) -> None:
     out = tmp_path / "calibration.json"
     assert run(monkeypatch, *arguments, "--out", out) == 1
     assert re.search(says, capsys.readouterr().err.replace("\n", " "))
@@ -185,7 +185,7 @@ def spreads(places: np.ndarray) -> np.ndarray:
 
 
 def pose_figures(found: np.ndarray, true: np.ndarray) -> list[float]:
-    """Errors of yaw and pitch in degrees, of x, y and z in metres, and of where a place 30 m ahead is put."""
+    """Return errors of yaw and pitch, degrees, of x, y and z, metres, and of the point 30 m ahead."""
     yaw, true_yaw = (np.arctan2(pose[1, 2], pose[0, 2]) for pose in (found, true))
     ahead = np.array([np.cos(true_yaw), np.sin(true_yaw)])
     place = np.array([*(true[:2, 3] + 30 * ahead), 0, 1])
@@ -202,7 +202,7 @@ def claimed(solution) -> list[float]:
 
 @pytest.mark.parametrize("coefficients", [None, [-0.25, 0.06, 0.001, 0.0005]])
 def test_uncertainty_of_points_is_that_of_noisy_marks(coefficients) -> None:
-    """Standard errors against the poses that OpenCV finds from 1500 draws of marks that are 0.5 pixels off."""
+    """Compare standard errors with OpenCV's poses from 1500 draws of marks that are 0.5 pixels off."""
     pose, random = POSES[1], np.random.default_rng(1)
     exact = np.array([seen(pose, x, y, coefficients) for x, y in GROUND])
     distortion = (
@@ -226,7 +226,7 @@ def test_uncertainty_of_points_is_that_of_noisy_marks(coefficients) -> None:
 
 
 def test_uncertainty_grows_with_the_residuals() -> None:
-    """Marks worse than announced: the figures grow by the standard deviation that the residuals show."""
+    """For marks worse than stated, the errors grow by the standard deviation of the residuals."""
     random = np.random.default_rng(3)
     places = np.array([(x, y) for x in (5, 8, 12, 17, 25) for y in (-3, 0, 3)], dtype=float)
     exact = np.array([seen(POSES[0], x, y) for x, y in places])
@@ -240,7 +240,7 @@ def test_uncertainty_grows_with_the_residuals() -> None:
 
 
 def test_uncertainty_of_two_lines_holds_a_roll_of_a_degree() -> None:
-    """Against the closed formula of two lines, over draws of marks and of a roll that is not told."""
+    """Compare with the closed formula of two lines, over draws of marks and of an unknown roll."""
     random, marks, spacing = np.random.default_rng(2), [(x, y) for y in (1.6, -1.9) for x in (5, 30)], 3.5
     true = camera(2, 4, 0, (0, 0, 1.4))
     exact = np.array([seen(true, x, y) for x, y in marks])
@@ -264,7 +264,7 @@ def test_uncertainty_of_two_lines_holds_a_roll_of_a_degree() -> None:
     assert solution.redundancy == 0
 
 
-def test_what_is_printed(tmp_path, monkeypatch, capsys) -> None:
+def test_printed_output(tmp_path, monkeypatch, capsys) -> None:
     pose = camera(-1.77, -2, -3, (0.5, -0.2, 1.3))
     marks = [",".join(map(str, (*seen(pose, x, y), x, y))) for x, y in GROUND]
     assert run(monkeypatch, *GIVEN, "--points", *marks, "--out", tmp_path / "c.json") == 0
@@ -279,7 +279,7 @@ def test_what_is_printed(tmp_path, monkeypatch, capsys) -> None:
     assert "doubt" not in said
     assert run(monkeypatch, "--calibration", tmp_path / "c.json", "--points", *marks, "--out", tmp_path / "c.json") == 0
     note = json.loads((tmp_path / "c.json").read_text())["note"]
-    assert note.count("ego_from_cam from ground points") == 1  # that of the first time is replaced
+    assert note.count("ego_from_cam from ground points") == 1  # the first one is replaced
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ MARKS = ("302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.
         ({"version": 1, "cameras": [ENTRY], "colour": 1}, "'colour' is an unknown key"),
     ],
 )
-def test_a_calibration_that_cannot_be_is_refused_and_kept(tmp_path, monkeypatch, capsys, content, says) -> None:
+def test_an_invalid_calibration_is_refused_and_kept(tmp_path, monkeypatch, capsys, content, says) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps(content))
     assert run(monkeypatch, "--calibration", path, "--out", path, "--points", *MARKS) == 1
@@ -398,8 +398,8 @@ def test_the_commands_that_are_documented(tmp_path, monkeypatch, capsys) -> None
         assert height == pytest.approx(1.3, abs=0.05)
 
 
-def test_a_real_motorway_has_its_dashes_where_the_law_has_them(tmp_path, monkeypatch, shared_data, capsys) -> None:
-    """Lane lines of a photograph, marked by hand, 12 feet apart; the dashes between them, 48 feet, are not told."""
+def test_dashes_of_a_real_motorway_have_the_legal_distance(tmp_path, monkeypatch, shared_data, capsys) -> None:
+    """Lane lines of a photograph, marked by hand, are 12 feet apart; its dashes must come out 48 feet apart."""
     with np.load(shared_data / "udacity_lanes/calib_estimated.npz") as given:
         intrinsics, coefficients = given["K"].tolist(), given["D"].ravel().tolist()
     entry = {"name": "front", "image_size": [720, 1280], "intrinsics": intrinsics}

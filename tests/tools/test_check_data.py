@@ -1,4 +1,4 @@
-"""What the tool says of a camera folder, and where it draws things, against closed formulas."""
+"""Test the tool's report on a camera folder, and the positions of its drawings, against closed formulas."""
 
 import json
 import re
@@ -20,8 +20,7 @@ SIZE = (90, 160)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One camera 1.5 m high that looks down by a slope of 1/10, over an image that is white on the ground left of
-    it."""
+    """Write a folder of one camera 1.5 m high, with a slope of 1/10 downwards and white ground on the left."""
     slope = np.array([1.0, 0.1]) / np.hypot(1, 0.1)
     pose = np.array([[0, -slope[1], slope[0], 0], [-1, 0, 0, 0], [0, -slope[0], -slope[1], 1.5], [0, 0, 0, 1]])
     camera = {
@@ -111,7 +110,7 @@ def test_the_last_lines_name_every_fault(folder: Path, monkeypatch, capsys) -> N
         assert words in fault
 
 
-def test_splits_that_are_not_there_or_share_images(folder: Path, monkeypatch, capsys) -> None:
+def test_missing_splits_and_shared_images(folder: Path, monkeypatch, capsys) -> None:
     (folder / "splits/split_a.txt").rename(folder / "splits/train.txt")
     (folder / "splits/split_b.txt").rename(folder / "splits/val.txt")
     (folder / "splits/._val.txt").write_bytes(b"\x00\x05")
@@ -140,7 +139,7 @@ def test_an_image_that_cannot_be_drawn_hides_no_other_fault(folder: Path, monkey
     assert not (folder / "overlay.png").exists()
 
 
-def test_a_one_line_error_where_nothing_can_be_checked(folder: Path, monkeypatch, capsys) -> None:
+def test_a_missing_folder_is_a_one_line_error(folder: Path, monkeypatch, capsys) -> None:
     assert run(monkeypatch, folder, "--frame", "c", "--out", folder / "o.png") == 1
     assert "there is no frame 'c'" in capsys.readouterr().err
     (folder / "calibration.json").write_text("{")
@@ -192,8 +191,8 @@ def test_boxes_are_counted_and_drawn_where_they_are(folder: Path, monkeypatch, c
     np.testing.assert_allclose(outline[-2:], [[2, 10], [4, 10]], atol=1e-9)
 
 
-def test_several_cameras_are_laid_onto_one_ground(folder: Path) -> None:
-    """A white image to the left, a grey one to the right, both where they see the ground: a mean where both do."""
+def test_several_cameras_are_projected_onto_one_ground_plane(folder: Path) -> None:
+    """The left image is white, the right one grey; cells that both observe have the mean."""
     content = json.loads((folder / "calibration.json").read_text())
     del content["labels"]
     first = content["cameras"][0]
@@ -251,7 +250,7 @@ def test_doubtful_boxes(folder: Path, monkeypatch, capsys, boxes, says) -> None:
     assert says is None or says in said
 
 
-def test_boxes_that_no_cell_shows_are_counted(folder: Path, monkeypatch, capsys) -> None:
+def test_boxes_without_a_cell_are_counted(folder: Path, monkeypatch, capsys) -> None:
     """Cones of 0.3 m on cells of 0.5 m, whose centres are at odd multiples of 0.25 m."""
     cone = {"category": "person", "size_m": [0.3, 0.3, 0.7], "yaw_deg": 0}
     centers = [
@@ -299,7 +298,7 @@ def bottoms(values: list[float], category: str = "car") -> list[dict]:
         ),
     ],
 )
-def test_bottoms_beside_the_ground(folder: Path, monkeypatch, capsys, boxes, says) -> None:
+def test_bottoms_off_the_ground(folder: Path, monkeypatch, capsys, boxes, says) -> None:
     with_boxes(folder, *boxes)
     assert run(monkeypatch, folder) == 0
     said = " ".join(capsys.readouterr().out.split())
@@ -307,7 +306,7 @@ def test_bottoms_beside_the_ground(folder: Path, monkeypatch, capsys, boxes, say
     assert says is None or re.search(says, said), said
 
 
-def test_a_box_that_cannot_be_is_a_fault(folder: Path, monkeypatch, capsys) -> None:
+def test_an_invalid_box_is_a_fault(folder: Path, monkeypatch, capsys) -> None:
     with_boxes(folder, CAR)
     (folder / "boxes/b.json").write_text(json.dumps([{**CAR, "category": "cat"}]))
     assert run(monkeypatch, folder) == 1

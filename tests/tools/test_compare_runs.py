@@ -1,4 +1,4 @@
-"""Runs of several seeds become one row; of several settings the best on validation stays."""
+"""Test that runs of several seeds form a row, and that the best setting on validation is kept."""
 
 import importlib
 import json
@@ -55,14 +55,14 @@ def test_the_best_on_validation_is_chosen_not_the_best_on_test(compare_runs, tmp
     assert [line.split(" | ")[:2] for line in lines[2:]] == [["| mlp", "0.001"], ["| ipm", "0.01"]]
 
 
-def test_options_of_a_reshaper_tell_its_rows_apart(compare_runs, tmp_path: Path, capsys) -> None:
+def test_options_of_a_reshaper_distinguish_its_rows(compare_runs, tmp_path: Path, capsys) -> None:
     leave(tmp_path / "a", "mlp", 0, 0.001, 0.4, rank=8)
     leave(tmp_path / "b", "mlp", 0, 0.001, 0.5, rank=16)
     compare_runs.compare([tmp_path], None, True)
     assert "| run | reshaper.rank | seeds |" in capsys.readouterr().out
 
 
-def test_sentences(compare_runs, tmp_path: Path) -> None:
+def test_one_line_errors(compare_runs, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no finished run below it"):
         compare_runs.compare([tmp_path], None, False)
     leave(tmp_path / "a", "mlp", 0, 0.001, 0.4)

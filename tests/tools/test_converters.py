@@ -1,4 +1,4 @@
-"""The converters, on the pack of images that nobody of this project made."""
+"""Test the converters on real data of the shared pack."""
 
 import json
 import runpy
@@ -20,7 +20,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch):
-    """Imports a script of ``tools/``."""
+    """Import a script of ``tools/``."""
 
     def load(name: str) -> ModuleType:
         monkeypatch.syspath_prepend(TOOLS)
@@ -31,7 +31,7 @@ def tool(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def duckietown(shared_data: Path, tmp_path: Path) -> Path:
-    """Its source with a few frames a set."""
+    """Write Duckietown's source with a few frames in each set."""
     source = tmp_path / "source"
     for kind in ("fixed_train", "fixed_test", "jitter_train", "jitter_test"):
         frames = json.loads((shared_data / "duckietown" / kind / "frames.json").read_text())
@@ -46,7 +46,7 @@ def duckietown(shared_data: Path, tmp_path: Path) -> Path:
 
 
 def by_hand(label: np.ndarray, frame: dict, row: int, col: int) -> int | None:
-    """The label under a cell of Duckietown's grid, from the source's own matrices."""
+    """Return the label at a cell of Duckietown's grid, from the source's own matrices."""
     ground = [1.72 - (row + 0.5) * 0.02, 0.8 - (col + 0.5) * 0.02, 0.0, 1.0]
     cam = np.linalg.inv(np.array(frame["ego_from_cam"])) @ ground
     u, v, w = np.array(frame["pixel_from_cam"]) @ cam[:3]
@@ -93,7 +93,7 @@ def test_duckietown_keeps_calibration_and_labels(tool, duckietown: Path, tmp_pat
     assert wrong <= 2, "only a centre within rounding of a pixel's edge may differ"
 
 
-def test_camvid_looks_along_its_vanishing_points(tool, shared_data: Path, tmp_path: Path) -> None:
+def test_camvid_poses_follow_the_vanishing_points(tool, shared_data: Path, tmp_path: Path) -> None:
     tool("convert_camvid").convert(shared_data / "camvid_701", tmp_path / "camvid")
     calibration = read_calibration(tmp_path / "camvid" / "calibration.json")
     assert "Assumed" in calibration.note
@@ -133,7 +133,7 @@ def test_frames_become_calibrated_rigs(
 
 
 def test_kitti_projects_lidar_as_the_benchmark_does(tool, shared_data: Path, tmp_path: Path) -> None:
-    """P2 · R0_rect · Tr_velo_to_cam · point, the development kit's formula, against the rig that was made of it."""
+    """The rig agrees with the development kit's formula, P2 · R0_rect · Tr_velo_to_cam · point."""
     tool("convert_frames").convert("kitti-object", shared_data / "kitti_object", tmp_path / "kitti")
     lines = (shared_data / "kitti_object/training/calib/000001.txt").read_text().splitlines()
     raw = {line.split(":")[0]: np.array(line.split()[1:], float) for line in lines if line}
@@ -148,8 +148,7 @@ def test_kitti_projects_lidar_as_the_benchmark_does(tool, shared_data: Path, tmp
 
 
 def test_kitti_road_projects_the_road_as_the_benchmark_does(tool, shared_data: Path, tmp_path: Path) -> None:
-    """P2 · R0_rect · Tr_cam_to_road⁻¹ · point: the road plane is given in the frame of camera 0 before its
-    rectification."""
+    """The rig agrees with P2 · R0_rect · Tr_cam_to_road⁻¹ · point, as the road is in camera 0's unrectified frame."""
     tool("convert_frames").convert("kitti-road", shared_data / "kitti_road", tmp_path / "kitti")
     lines = (shared_data / "kitti_road/training/calib/um_000000.txt").read_text().splitlines()
     raw = {line.split(":")[0]: np.array(line.split()[1:], float) for line in lines if line}
@@ -176,7 +175,7 @@ def test_nuscenes_labels_are_the_maps(tool, shared_data: Path, tmp_path: Path) -
     np.testing.assert_array_equal(batch.targets["segmentation"].value[0, 0].numpy(), drivable[2::5, 2::5])
 
 
-def test_a_source_that_is_none_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_an_invalid_source_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     (tmp_path / "kept").mkdir()
     monkeypatch.syspath_prepend(TOOLS)
     for out in ("new/er/out", "kept/new/out"):

@@ -1,8 +1,7 @@
-"""Boxes and lidar points of real recordings fall onto their images where numpy has them, from the sources' own
-matrices.
+"""Test projections of boxes and lidar points of real recordings against the sources' own matrices in numpy.
 
-What is compared is what a network is given: images read at their stored size, float32 cameras. The sources' matrices
-are multiplied here in float64, in the sources' own frames, with nothing of the package or the converter in between.
+The samples are the network's input: images of their stored size, float32 cameras. The sources' matrices are multiplied
+here in float64, in the sources' own frames, without the package or the converter.
 """
 
 import json
@@ -23,7 +22,7 @@ TOLERANCE_PX = 0.01
 
 @pytest.fixture
 def converted(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Converts a kind of source, and returns source and camera folder."""
+    """Convert a kind of source; return source and camera folder."""
 
     def convert(kind: str, place: str) -> tuple[Path, Path]:
         monkeypatch.syspath_prepend(TOOLS)
@@ -43,7 +42,7 @@ def boxes_of(root: Path, frame: str) -> Boxes:
 
 
 def project(sample: dict, number: int, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels and depth of ego points (p, 3), by the float32 cameras of a sample."""
+    """Return pixels and depth of ego points (p, 3), by the float32 cameras of a sample."""
     height, width = sample.images.shape[-2:]
     camera = Cameras(sample.intrinsics[None, [number]], sample.ego_from_cam[None, [number]], (height, width))
     pixels, depth = camera.project(torch.from_numpy(points).float()[None])
@@ -55,7 +54,7 @@ def moved(target_from_source: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def compare(found: tuple[np.ndarray, np.ndarray], in_camera: np.ndarray, k: np.ndarray, size: tuple[int, int]) -> int:
-    """Holds pixels to the tolerance where they lie in the image and a metre or more ahead; returns how many do."""
+    """Compare pixels within the image and a metre or more ahead; return their number."""
     pixel = in_camera @ k.T
     depth = pixel[:, 2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -67,7 +66,7 @@ def compare(found: tuple[np.ndarray, np.ndarray], in_camera: np.ndarray, k: np.n
 
 
 def upright_corners(path: Path) -> np.ndarray:
-    """(k · 8, 3) ego points of the boxes of a JSON file."""
+    """Return corners of the boxes of a JSON file, (k · 8, 3) ego points."""
     corners = []
     for box in json.loads(path.read_text()):
         yaw = np.radians(box["yaw_deg"])
@@ -103,7 +102,7 @@ def test_nuscenes(converted) -> None:
 
 
 def pose(given: dict) -> np.ndarray:
-    """(4, 4) of a quaternion and a translation, by Rodrigues' formula."""
+    """Return the (4, 4) pose of a quaternion and a translation, by Rodrigues' formula."""
     w, *axis = (given["rotation"][key] for key in ("qw", "qx", "qy", "qz"))
     x, y, z = axis
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
@@ -147,7 +146,7 @@ def test_dgp(converted) -> None:
 
 
 def kitti(path: Path) -> np.ndarray:
-    """P2 · R0_rect · Tr_velo_to_cam (3, 4), as the development kit multiplies them, and P2 alone."""
+    """Return P2 · R0_rect · Tr_velo_to_cam (3, 4), as in the development kit, and P2 alone."""
     lines = path.read_text().splitlines()
     raw = {line.split(":")[0]: np.array(line.split()[1:], float) for line in lines if line}
     rectify, velodyne = np.eye(4), np.eye(4)
@@ -195,7 +194,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_kittis_projected_boxes_agree_with_those_drawn_in_the_image(converted) -> None:
-    """Fully visible objects; a person's outline is narrower than the box around the swinging arms and legs."""
+    """Compare fully visible objects; a person's outline is narrower than the box around the arms and legs."""
     source, root = converted("kitti-object", "kitti_object")
     found: dict[str, list[float]] = {}
     for index, name in enumerate(open_frames(root, (64, 64)).names):
@@ -215,7 +214,7 @@ def test_kittis_projected_boxes_agree_with_those_drawn_in_the_image(converted) -
 
 
 def waymo_pixels(entry: dict, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Stored pixels and depth of vehicle points, by the equations of the data set: x forward, y left, z up."""
+    """Return stored pixels and depth of vehicle points, by the data set's equations: x forward, y left, z up."""
     fx, fy, cx, cy, k1, k2, p1, p2, k3 = entry["intrinsic_fx_fy_cx_cy_k1_k2_p1_p2_k3"]
     x, y, z = moved(np.linalg.inv(entry["T_vehicle_from_cam_xfwd_yleft_zup"]), points).T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -228,7 +227,7 @@ def waymo_pixels(entry: dict, points: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def test_waymo_with_its_distortion(converted) -> None:
-    """The pinhole camera's pixel, sent through the map by which the image was undistorted, is the stored pixel."""
+    """The undistortion map takes the pinhole camera's pixel to the stored pixel."""
     source, root = converted("waymo", "waymo_frame1")
     content = json.loads((source / "calib_boxes.json").read_text())
     calibration = open_frames(root, (64, 64)).calibration

@@ -1,4 +1,4 @@
-"""The tool that says how fast images are read."""
+"""Test the tool that times the reading of images."""
 
 import re
 import subprocess
@@ -38,12 +38,12 @@ def test_all_ways_are_timed_and_compared(tmp_path: Path) -> None:
         "read_image, whole",
         "read_image, reduced",
     ]
-    assert all(float(rate) >= 0 for _, rate, _ in rows)  # however long that took
+    assert all(float(rate) >= 0 for _, rate, _ in rows)  # of any duration
     assert float(rows[0][2]) == 0.0
     assert float(rows[2][2]) < 4
 
 
-def test_an_image_that_is_none_is_named(tmp_path: Path) -> None:
+def test_an_invalid_image_is_named(tmp_path: Path) -> None:
     ended = reading(tmp_path / "missing.jpg")
     assert ended.returncode == 1
     assert "missing.jpg" in ended.stderr

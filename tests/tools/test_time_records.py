@@ -1,4 +1,4 @@
-"""The tool that says how fast records are read."""
+"""Test the tool that times the reading of records."""
 
 import re
 import subprocess

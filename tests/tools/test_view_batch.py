@@ -1,4 +1,4 @@
-"""The drawing of samples shows the images, the ground and the target with ahead up and left on the left."""
+"""Test that drawn samples show images, ground and target with ahead up and left on the left."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ GRID = BEVGrid((4.0, 12.0), (-4.0, 4.0), 1.0)
 
 
 def batch() -> BEVBatch:
-    """One camera 4 m up that looks straight down on a white image; one cell of the target is set."""
+    """Return a sample of one camera 4 m up, facing straight down, with a white image; one cell of the target is set."""
     down = torch.tensor([[0.0, -1.0, 0.0, 8.0], [-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, -1.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
     intrinsics = torch.tensor([[40.0, 0.0, 39.5], [0.0, 40.0, 39.5], [0.0, 0.0, 1.0]])
     target = torch.zeros(1, 2, 8, 8, dtype=torch.bool)

@@ -65,7 +65,7 @@ def changed(**values: Any) -> list[dict[str, Any]]:
         (changed(yaw_deg=None), "box 1: yaw_deg is None; it must be a number of degrees"),
     ],
 )
-def test_bad_boxes_are_refused_by_name(tmp_path: Path, content: Any, says: str) -> None:
+def test_invalid_boxes_are_refused(tmp_path: Path, content: Any, says: str) -> None:
     path = saved(tmp_path, content)
     with pytest.raises(InputError, match=says) as refusal:
         read_boxes(path, ("car",))
@@ -74,7 +74,7 @@ def test_bad_boxes_are_refused_by_name(tmp_path: Path, content: Any, says: str) 
         read_boxes(tmp_path / "2.json", ("car",))
 
 
-def test_boxes_of_too_many_values_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_box_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_text("[" + "{}," * 1_000_000 + "{}]")
     monkeypatch.setattr(json, "loads", lambda *args, **kwargs: pytest.fail("it was parsed"))
@@ -82,5 +82,5 @@ def test_boxes_of_too_many_values_are_not_read(tmp_path: Path, monkeypatch: pyte
         read_boxes(path, ["car"])
 
 
-def test_thirty_thousand_boxes_have_room() -> None:
+def test_thirty_thousand_boxes_are_read() -> None:
     assert parsed_mb(json.dumps([BOX] * 30_000)) < MOST_MB

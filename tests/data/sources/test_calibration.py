@@ -200,7 +200,7 @@ def test_label_maps_of_ids_and_bits(tmp_path: Path) -> None:
         ({**with_camera(), "bev": {"grid": {"forward_m": [0, 4], "left_m": [-2, 2], "cell_m": 1}}}, "either 'bits'"),
     ],
 )
-def test_bad_calibrations_are_refused_by_name(tmp_path: Path, content: Any, says: str) -> None:
+def test_invalid_calibrations_are_refused(tmp_path: Path, content: Any, says: str) -> None:
     path = saved(tmp_path, content)
     with pytest.raises(InputError, match=says) as refusal:
         read_calibration(path)

@@ -34,7 +34,7 @@ CLASSES: dict[str, Any] = {
 
 
 def look(yaw_deg: float, pitch_deg: float = 15.0, height_m: float = 1.5) -> np.ndarray:
-    """Camera pose (4, 4) that looks left by yaw and down by pitch, without roll."""
+    """Return a camera pose (4, 4) with yaw to the left and pitch downwards, without roll."""
     yaw, pitch = np.radians(yaw_deg), np.radians(pitch_deg)
     forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0])
@@ -45,7 +45,7 @@ def look(yaw_deg: float, pitch_deg: float = 15.0, height_m: float = 1.5) -> np.n
 
 
 class Builder:
-    """Writes a camera folder of random images and labels."""
+    """Write a camera folder of random images and labels."""
 
     def __init__(self, root: Path, cameras: dict[str, np.ndarray], frames: dict[str, tuple[int, int]]) -> None:
         self.root, self.cameras = root, cameras
@@ -116,7 +116,7 @@ def two(tmp_path: Path) -> Builder:
     return Builder(tmp_path, {"left": look(25), "right": look(-25)}, {"a": SIZE, "b": (70, 90)})
 
 
-def test_left_out_classes_are_all_that_the_calibration_names(one: Builder) -> None:
+def test_default_classes_are_all_of_the_calibration(one: Builder) -> None:
     source = one.source(classes=None)
     named = set(NAMES.values())
     assert set(source.classes) == named | {"drivable", "vehicle"}
@@ -127,7 +127,7 @@ def test_left_out_classes_are_all_that_the_calibration_names(one: Builder) -> No
 
 
 def pixel_of(cell: tuple[int, int], intrinsics: np.ndarray, pose: np.ndarray) -> tuple[float, float] | None:
-    """Where a cell's centre lies in an image, from the plain definitions; ``None`` behind the camera."""
+    """Project a cell's centre into an image by the plain definitions; ``None`` behind the camera."""
     row, col = cell
     ground = [8.0 - (row + 0.5) * 0.5, 3.0 - (col + 0.5) * 0.5, 0.0, 1.0]
     x, y, z = (intrinsics @ (np.linalg.inv(pose) @ ground)[:3]).tolist()
@@ -139,7 +139,7 @@ def inside(pixel: tuple[float, float] | None, height: int, width: int) -> bool:
 
 
 def expected(builder: Builder, name: str, present: dict[str, bool], shown: dict[str, np.ndarray]) -> Any:
-    """Target and valid of a frame, cell by cell; ``shown`` are the intrinsics of the 30×40 images."""
+    """Compute target and valid of a frame, cell by cell; ``shown`` are the intrinsics of the 30×40 images."""
     target, valid = np.zeros((3, *GRID.shape), bool), np.zeros((3, *GRID.shape), bool)
     for cell in np.ndindex(GRID.shape):
         ids, looks = [], False
@@ -179,7 +179,7 @@ def test_targets_equal_a_loop_over_cells(one: Builder) -> None:
 
 
 def test_cells_beyond_a_cropped_image_are_not_valid(one: Builder) -> None:
-    """An image cut at both sides sees less ground than its label; the network cannot be asked for that."""
+    """Cells of the label outside the cropped image are not valid."""
     whole, cut = (
         finished(one.source()).targets["segmentation"].valid,
         finished(one.source(image_size=(30, 16))).targets["segmentation"].valid,
@@ -226,7 +226,7 @@ def test_a_damaged_image_is_refused_or_masked(two: Builder, capsys: pytest.Captu
         CameraFolderDataset(two.root / "images", two.source().calibration, (30, 40))[0]
     for pixels, says in ((np.zeros((60, 80), np.uint8), "grey"), (np.zeros((30, 40, 3), np.uint8), "it is 30×40")):
         Image.fromarray(pixels).save(path)
-        with pytest.raises(InputError, match=says) as refused:  # it can be read, and is not what it should be
+        with pytest.raises(InputError, match=says) as refused:  # it is readable but of the wrong kind
             finished(two.source(on_corrupt_image="mask"), "test")
         assert "data.on_corrupt_image" not in str(refused.value)
     with pytest.raises(InputError, match=r"on_corrupt_image='maks' must be raise or mask; did you mean .*mask"):
@@ -234,7 +234,7 @@ def test_a_damaged_image_is_refused_or_masked(two: Builder, capsys: pytest.Captu
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
-    """Its colours and intrinsics are those of the full decode, brought to the network's size."""
+    """Colours and intrinsics equal those of the full decode, resized to the network's size."""
     rows, cols = np.mgrid[0:48, 0:64]
     smooth = np.stack([rows * 5, cols * 3, 100 + rows + cols], axis=2).astype(np.uint8)
     stored = Image.fromarray(smooth).resize((512, 384), Image.Resampling.BICUBIC)
@@ -253,7 +253,7 @@ def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
     np.testing.assert_allclose(sample.intrinsics[0].numpy(), scaled, rtol=1e-6)
 
 
-def test_a_class_with_both_sources_is_switched_by_one_word(one: Builder) -> None:
+def test_source_switches_a_class_with_both(one: Builder) -> None:
     both = {"labels": ["line"], "bev": ["vehicle"]}
     ipm = finished(one.source(classes={"x": {"source": "ipm", **both}}))
     bev = finished(one.source(classes={"x": {"source": "bev", **both}}))
@@ -262,7 +262,7 @@ def test_a_class_with_both_sources_is_switched_by_one_word(one: Builder) -> None
     assert torch.equal(bev.targets["segmentation"].value[:, 0], reference.targets["segmentation"].value[:, 1])
 
 
-def test_bev_labels_by_ids_have_void(one: Builder) -> None:
+def test_bev_labels_by_ids_with_void(one: Builder) -> None:
     one.content["bev"] = {**one.content["bev"], "ids": {"0": "free", "1": "car", "2": "truck"}, "void": [3]}
     del one.content["bev"]["bits"]
     one.calibrate()
@@ -275,7 +275,7 @@ def test_bev_labels_by_ids_have_void(one: Builder) -> None:
         )
 
 
-def test_images_alone_need_no_labels(one: Builder) -> None:
+def test_images_without_labels(one: Builder) -> None:
     for folder in ("labels", "bev"):
         for path in (one.root / folder).iterdir():
             path.unlink()
@@ -328,7 +328,7 @@ def test_bev_labels_off_by_part_of_a_cell_are_refused(wanted: BEVGrid) -> None:
     "wanted", [BEVGrid((2, 8), (-3, 3), 1.0), BEVGrid((3.5, 7.5), (-2.5, 1.5), 2.0), BEVGrid((2, 8), (-3, 3), 3.0)]
 )
 def test_cells_of_an_even_multiple_take_the_four_around_their_centre(one: Builder, wanted: BEVGrid) -> None:
-    """By distance: of every stored cell's centre from the wanted one's, half a stored cell ahead and aside."""
+    """Compare with the stored cells whose centres are half a stored cell away from the wanted one, on each axis."""
     one.content["bev"] = {**one.content["bev"], "ids": {"0": "free", "1": "car", "2": "truck"}, "void": [3]}
     del one.content["bev"]["bits"]
     one.calibrate()
@@ -355,8 +355,8 @@ def test_cells_of_an_even_multiple_take_the_four_around_their_centre(one: Builde
     assert batch.targets["segmentation"].valid.float().mean() > 0.2
 
 
-def test_cells_of_an_even_multiple_keep_places(one: Builder) -> None:
-    """A disc's centre of gravity stays where it is, ahead and aside, though its cells become twice as long."""
+def test_cells_of_an_even_multiple_keep_positions(one: Builder) -> None:
+    """The centroid of a disc does not move when cells become twice as long."""
     fine, coarse = BEVGrid((2, 8), (-3, 3), 0.1), BEVGrid((2, 8), (-3, 3), 0.2)
     disc = (np.linalg.norm(fine.centers().numpy() - [5.03, 0.41], axis=-1) < 1.4).astype(np.uint8)
     one.content["bev"] = {"grid": {"forward_m": [2, 8], "left_m": [-3, 3], "cell_m": 0.1}, "bits": ["disc"]}
@@ -395,7 +395,7 @@ def test_some_cameras_of_a_folder(two: Builder) -> None:
             two.source(cameras=cameras)
 
 
-def test_hidden_files_are_no_samples(one: Builder) -> None:
+def test_hidden_files_are_ignored(one: Builder) -> None:
     for name in ("._a.png", ".d.png", "Thumbs.db"):
         (one.root / "images" / name).write_bytes(b"\0\5\x16\7")
         (one.root / "labels" / name).write_bytes(b"\0\5\x16\7")
@@ -551,12 +551,12 @@ def test_splits_may_be_lists(one: Builder) -> None:
         ({"grid": BEVGrid((2, 8), (-3, 3), 0.75)}, "cannot be read on 8×8 cells"),
     ],
 )
-def test_a_source_that_cannot_be_is_refused_when_built(one: Builder, changes: dict[str, Any], says: str) -> None:
+def test_invalid_settings_are_refused_at_construction(one: Builder, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         one.source(**changes)
 
 
-def test_sections_and_folders_that_are_needed(one: Builder) -> None:
+def test_missing_sections_and_folders_are_refused(one: Builder) -> None:
     del one.content["labels"]
     one.calibrate()
     with pytest.raises(InputError, match=r"no 'labels' section, but road, line is made from it"):
@@ -574,7 +574,7 @@ def test_several_cameras_need_their_folders(two: Builder) -> None:
 
 
 def with_boxes(builder: Builder) -> dict[str, Any]:
-    """Random boxes in every frame, and classes made of them."""
+    """Write random boxes in every frame, and return classes of them."""
     builder.content["boxes"] = {"categories": ["car", "van", "person"]}
     builder.calibrate()
     (builder.root / "boxes").mkdir()
@@ -616,7 +616,7 @@ def test_targets_of_boxes_equal_a_loop_over_cells(one: Builder) -> None:
             assert batch.targets["segmentation"].valid[number, :, *cell].tolist() == [looks, looks]
 
 
-def test_boxes_are_classes_by_themselves_and_one_of_three_sources(one: Builder) -> None:
+def test_boxes_as_default_classes_and_as_one_source(one: Builder) -> None:
     classes = with_boxes(one)
     assert {"car", "van", "person"} <= set(one.source(classes=None).classes)
     vehicle = {**classes["vehicle"], "source": "bev"}
@@ -631,8 +631,8 @@ def test_boxes_are_classes_by_themselves_and_one_of_three_sources(one: Builder) 
         one.source(classes=classes).prepare()
 
 
-def test_labels_of_a_distorted_image_are_where_opencv_sees_the_ground(one: Builder) -> None:
-    """What a cell's centre shows is looked up in the stored label, through OpenCV's distortion."""
+def test_labels_of_a_distorted_image_follow_opencv(one: Builder) -> None:
+    """The label of a cell's centre is read from the stored label by OpenCV's distortion."""
     coefficients = [-0.25, 0.05, 0.002, -0.001]
     one.content["cameras"][0]["distortion"] = {"model": "opencv", "coefficients": coefficients}
     one.calibrate()
@@ -698,7 +698,7 @@ def test_a_distorted_folder_with_boxes_goes_through_the_commands(command, one: B
 def test_grey_images_go_through_the_commands(
     command, one: Builder, tmp_path: Path, no_shape_checks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint remembers that its images are grey, so predict and evaluate need not be told."""
+    """A checkpoint stores that its images are grey, for predict and evaluate."""
     for name in "abc":
         one.save(f"images/{name}.png", one.random.integers(0, 256, SIZE, dtype=np.uint8))
     one.list("val", "bc")
@@ -735,7 +735,7 @@ def test_grey_images_go_through_the_commands(
 @pytest.mark.parametrize(
     ("key", "frame"), [("a.jpg", "a"), ("A", "a"), ("a.PNG", "a"), ("7", "000007"), ("00000a", "a")]
 )
-def test_a_frames_own_calibration_under_another_spelling_is_refused(one: Builder, key: str, frame: str) -> None:
+def test_a_frame_calibration_with_another_spelling_is_refused(one: Builder, key: str, frame: str) -> None:
     for place in ("images", "labels", "bev"):
         (one.root / place / "a.png").rename(one.root / place / f"{frame}.png")
     one.list("train", [frame, "b"])
@@ -743,6 +743,6 @@ def test_a_frames_own_calibration_under_another_spelling_is_refused(one: Builder
     one.calibrate()
     with pytest.raises(InputError, match=f"frames has '{key}', which has no image, but '{frame}' has one"):
         one.source().split("train")
-    one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its image may be in another part of the data
+    one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its image may be elsewhere in the data
     one.calibrate()
     assert len(one.source().split("train")) == 2

@@ -1,4 +1,4 @@
-"""What KITTI's benchmarks share: calibration against the development kits' formulas, splits, and bad input."""
+"""Test the common part of KITTI's benchmarks: calibration by the development kits' formulas, splits, bad input."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["road", "velodyne"])
-def test_points_fall_where_the_development_kits_put_them(folder: Path, kind: str) -> None:
+def test_projection_equals_the_development_kits(folder: Path, kind: str) -> None:
     """Road: x right, y down, z forward, y = 0 on the road. Velodyne: x forward, y left, z up, 1.73 m above the
     ground."""
     ego = ego_from_road_plane if kind == "road" else ego_from_velodyne_ground
@@ -51,7 +51,7 @@ def test_the_fourth_column_of_p2_displaces_the_camera(folder: Path) -> None:
     np.testing.assert_allclose(P2[:, :3] @ moved, -P2[:, 3], atol=1e-12)
 
 
-def test_a_sample_is_the_image_with_its_intrinsics_moved_along(folder: Path) -> None:
+def test_intrinsics_of_a_sample_follow_its_image(folder: Path) -> None:
     sample = frames(folder, image_size=(19, 62))[0]
     assert sample.images.shape == (1, 3, 19, 62)
     np.testing.assert_allclose(sample.intrinsics[0, 0].numpy(), [36, 0, 61.5 / 2 - 0.5], atol=1e-5)
@@ -117,7 +117,7 @@ def test_the_rule_divides_the_object_benchmark() -> None:
     assert [parts.count(name) for name in ("train", "val", "test")] == [3741, 1870, 1870]
 
 
-def test_lists_and_files_stand_in_for_the_rule(tmp_path: Path) -> None:
+def test_splits_by_lists_and_files(tmp_path: Path) -> None:
     named(tmp_path, ["um_000000", "um_000001", "uu_000002"])
     (tmp_path / "mine.txt").write_text("uu_000002\num_000001\n")
     splits = KITTISplits(tmp_path, **ROAD, splits={"train": None, "val": ["um_000001"], "test": "mine.txt"})

@@ -1,4 +1,4 @@
-"""KITTI's object boxes from above, against the development kit's corners and projection in plain numpy."""
+"""Test KITTI's object boxes from above against the development kit's corners and projection in plain numpy."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ DONT_CARE = "DontCare -1 -1 -10 {:.2f} {:.2f} {:.2f} {:.2f} -1 -1 -1 -1000 -1000
 
 
 def line(kind: str, size: tuple[float, float, float], bottom: tuple[float, float, float], rotation_y: float) -> str:
-    """A label; ``size`` is height, width, length."""
+    """Return a label; ``size`` is height, width, length."""
     numbers = " ".join(f"{value:.2f}" for value in (*size, *bottom, rotation_y))
     return f"{kind} 0.00 0 -1.50 10.00 10.00 20.00 20.00 {numbers}\n"
 
@@ -45,7 +45,7 @@ def source(root: Path, **changes: Any) -> KITTIObjectSource:
 
 
 def corners_on_the_ground(words: list[str]) -> np.ndarray:
-    """(4, 2) ego x, y of a label's lower face: the development kit's corners, brought into the velodyne's frame."""
+    """Return ego x, y (4, 2) of a label's lower face: the development kit's corners in the velodyne's frame."""
     width, length, x, y, z, rotation_y = (float(word) for word in words[9:15])
     c, s = np.cos(rotation_y), np.sin(rotation_y)
     turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
@@ -56,7 +56,7 @@ def corners_on_the_ground(words: list[str]) -> np.ndarray:
 
 
 def inside(point: np.ndarray, corners: np.ndarray, margin: float) -> bool | None:
-    """Whether a point lies in a convex polygon; ``None`` within ``margin`` metres of its edge."""
+    """Return whether a point is in a convex polygon; ``None`` within ``margin`` metres of its edge."""
     following = np.roll(corners, -1, axis=0)
     edges = following - corners
     across = edges[:, 0] * (point[1] - corners[:, 1]) - edges[:, 1] * (point[0] - corners[:, 0])
@@ -72,7 +72,7 @@ def finished(made: KITTIObjectSource, split: str = "test") -> BEVBatch:
     return batches.finished(made, split)
 
 
-def test_cells_lie_in_the_boxes_of_the_development_kit(tmp_path: Path) -> None:
+def test_cells_are_in_the_boxes_of_the_development_kit(tmp_path: Path) -> None:
     made = source(object_folder(tmp_path, LABELS))
     assert isinstance(made, BEVSource)
     batch = finished(made)
@@ -82,14 +82,14 @@ def test_cells_lie_in_the_boxes_of_the_development_kit(tmp_path: Path) -> None:
             polygons = [corners_on_the_ground(words) for words in boxes]
             for row, col in np.ndindex(GRID.shape):
                 point = np.array([24 - (row + 0.5) * 0.5, 10 - (col + 0.5) * 0.5])
-                found = [inside(point, polygon, 0.01) for polygon in polygons]  # a tilt of 1° is left out
+                found = [inside(point, polygon, 0.01) for polygon in polygons]  # a tilt of 1° is neglected
                 if None not in found:
                     assert batch.targets["segmentation"].value[number, k, row, col].item() == any(found)
     counts = batch.targets["segmentation"].value.sum((-1, -2))
     assert (counts > 0).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
 
 
-def test_valid_is_where_the_image_looks_and_nothing_is_dont_care(tmp_path: Path) -> None:
+def test_valid_cells_are_visible_and_not_dont_care(tmp_path: Path) -> None:
     valid = finished(source(object_folder(tmp_path, LABELS))).targets["segmentation"].valid[0]
     hidden = beyond = 0
     for row, col in np.ndindex(GRID.shape):
@@ -104,7 +104,7 @@ def test_valid_is_where_the_image_looks_and_nothing_is_dont_care(tmp_path: Path)
 
 @pytest.mark.parametrize("yaw", [0.0, 0.3, 1.7, -2.8])
 def test_convention_yaw_is_turned_through_the_camera_pose(tmp_path: Path, yaw: float) -> None:
-    """A box whose heading in the velodyne's frame is known: rotation_y follows from the axes, not from −yaw − 90°."""
+    """The heading of a box in the velodyne's frame follows from the axes, not from −yaw − 90°."""
     rotation = (square(R0) @ square(VELO))[:3, :3]
     x, _, z = rotation @ [np.cos(yaw), np.sin(yaw), 0.0]
     made = source(object_folder(tmp_path, LABELS))
@@ -116,7 +116,7 @@ def test_convention_yaw_is_turned_through_the_camera_pose(tmp_path: Path, yaw: f
     assert box[3:].tolist() == [4.0, 1.6]
 
 
-def test_classes_are_the_types_that_the_user_names(tmp_path: Path) -> None:
+def test_classes_by_types(tmp_path: Path) -> None:
     root = object_folder(tmp_path, LABELS)
     both = finished(source(root, classes={"thing": ["Misc", "Pedestrian"]}))
     assert both.targets["segmentation"].value.sum() > finished(source(root)).targets["segmentation"].value[:, 1].sum()
@@ -214,7 +214,7 @@ def test_bad_classes_are_refused(tmp_path: Path, classes: dict, sentence: str) -
 
 @pytest.fixture
 def real(shared_data: Path) -> KITTIObjectSource:
-    """The ten frames of the pack."""
+    """Return a source of the ten frames of the pack."""
     return source(
         shared_data / "kitti_object",
         grid=BEVGrid((4, 44), (-20, 20), 0.25),
@@ -224,7 +224,7 @@ def real(shared_data: Path) -> KITTIObjectSource:
 
 
 def test_real_boxes_agree_with_their_windows(real: KITTIObjectSource) -> None:
-    """The eight corners of a box, from the ego frame through our camera, fill the labelled 2D window."""
+    """The eight corners of a box, projected from the ego frame by our camera, fill the labelled 2D window."""
     frames = real.split("test").frames
     compared = 0
     for name in frames.names:
@@ -260,8 +260,7 @@ def test_real_boxes_agree_with_their_windows(real: KITTIObjectSource) -> None:
 
 
 def test_real_footprints_hold_the_lidar_points_of_their_cars(real: KITTIObjectSource, shared_data: Path) -> None:
-    """Points between 0.3 and 1.5 m above the ground that a car reflects lie in its cells, and the points end with
-    it."""
+    """Lidar points of a car, 0.3 to 1.5 m above the ground, are in its cells, and few are around it."""
     split = real.split("test")
     held = 0
     for name in ("000001", "000008"):
@@ -281,7 +280,7 @@ def test_real_footprints_hold_the_lidar_points_of_their_cars(real: KITTIObjectSo
     assert held >= 6
 
 
-def test_real_cars_stand_left_and_right_as_in_the_image(real: KITTIObjectSource) -> None:
+def test_real_cars_are_left_and_right_as_in_the_image(real: KITTIObjectSource) -> None:
     """000008: a car ahead on the left, others on the right, and nothing where their mirror images would be."""
     vehicle = real.split("test")[8].targets["segmentation"].value[0]
 

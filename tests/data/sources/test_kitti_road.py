@@ -1,5 +1,4 @@
-"""KITTI's road benchmark: truth against the development kit's projection cell by cell, metric against a count over
-thresholds."""
+"""Test KITTI's road benchmark: labels against the development kit's projection, metric against a count."""
 
 import json
 from dataclasses import dataclass, replace
@@ -46,7 +45,7 @@ def mask_of(path: Path) -> np.ndarray | None:
 
 
 def mask_at(root: Path, name: str, what: str, ahead: float, left: float) -> tuple[bool, bool] | None:
-    """(known, there) of a ground point, by the nearest pixel; ``None`` where rounding decides between two of them."""
+    """Return (known, there) of a ground point by the nearest pixel; ``None`` where rounding decides between two."""
     category, _, number = name.partition("_")
     mask = mask_of(root / f"training/gt_image_2/{category}_{what}_{number}.png")
     if mask is None:
@@ -78,12 +77,12 @@ def test_labels_are_the_masks_under_the_benchmarks_projection(tmp_path: Path) ->
                     compared += there
     assert compared > 500
     assert batch.targets["segmentation"].valid[[0, 3], 1].any(dim=(-1, -2)).all()
-    assert not batch.targets["segmentation"].valid[[1, 2], 1].any(), "umm and uu have no lane truth"
+    assert not batch.targets["segmentation"].valid[[1, 2], 1].any(), "umm and uu have no lane labels"
     assert batch.targets["segmentation"].valid[:, 0].float().mean() > 0.4
 
 
-def test_valid_is_where_the_networks_image_looks(tmp_path: Path) -> None:
-    """An image cut at the sides shows less ground; the stored image and its mask are whole."""
+def test_valid_cells_are_in_the_networks_image(tmp_path: Path) -> None:
+    """A crop at the sides shows less ground; the stored image and its mask are complete."""
     root = road_folder(tmp_path, NAMES)
     whole, cut = finished(source(root)), finished(source(root, image_size=(38, 62)))
     assert torch.equal(whole.targets["segmentation"].value, cut.targets["segmentation"].value)
@@ -100,17 +99,17 @@ def test_classes_may_be_renamed_and_left_out(tmp_path: Path) -> None:
     )
 
 
-def confusion(confidence: np.ndarray, truth: np.ndarray, threshold: float) -> tuple[int, int, int, int]:
+def confusion(confidence: np.ndarray, target: np.ndarray, threshold: float) -> tuple[int, int, int, int]:
     positive = confidence >= threshold
-    return tuple(int(n.sum()) for n in (positive & truth, positive & ~truth, ~positive & truth, ~positive & ~truth))  # type: ignore[return-value]
+    return tuple(int(n.sum()) for n in (positive & target, positive & ~target, ~positive & target, ~positive & ~target))  # type: ignore[return-value]
 
 
-def oracle(confidence: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """The benchmark's figures by plain counting at each of its 256 thresholds."""
+def oracle(confidence: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Compute the benchmark's figures by plain counting at each of its 256 thresholds."""
     best: dict[str, float] = {"max_f": -1.0}
     curve = []
     for level in range(256):
-        tp, fp, fn, tn = confusion(confidence, truth, np.float32(level / 255))
+        tp, fp, fn, tn = confusion(confidence, target, np.float32(level / 255))
         precision, recall = tp / (tp + fp) if tp else 0.0, tp / (tp + fn)
         curve.append((precision, tp, tp + fn))
         f = 2 * precision * recall / (precision + recall) if tp else 0.0
@@ -123,23 +122,23 @@ def oracle(confidence: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return best
 
 
-def counted(confidence: np.ndarray, truth: np.ndarray) -> torch.Tensor:
+def counted(confidence: np.ndarray, target: np.ndarray) -> torch.Tensor:
     counts = np.zeros((2, 256), np.int64)
-    np.add.at(counts, (truth.astype(int), np.floor(confidence * 255 + 1e-6).astype(int)), 1)
+    np.add.at(counts, (target.astype(int), np.floor(confidence * 255 + 1e-6).astype(int)), 1)
     return torch.from_numpy(counts)
 
 
 @pytest.mark.parametrize("skill", [0.0, 0.3, 2.0])
 def test_scores_equal_a_count_over_thresholds(skill: float) -> None:
     random = np.random.default_rng(1)
-    truth = random.random(4000) < 0.3
-    confidence = (1 / (1 + np.exp(-random.normal(size=4000) - skill * (2 * truth - 1)))).astype(np.float32)
-    scores = road_scores(counted(confidence, truth))
+    target = random.random(4000) < 0.3
+    confidence = (1 / (1 + np.exp(-random.normal(size=4000) - skill * (2 * target - 1)))).astype(np.float32)
+    scores = road_scores(counted(confidence, target))
     assert set(scores) == FIGURES
-    assert {k: v.item() for k, v in scores.items()} == pytest.approx(oracle(confidence, truth), abs=1e-9)
+    assert {k: v.item() for k, v in scores.items()} == pytest.approx(oracle(confidence, target), abs=1e-9)
 
 
-def test_scores_of_the_perfect_and_of_nothing() -> None:
+def test_scores_of_perfect_and_empty_predictions() -> None:
     counts = torch.zeros(2, 256, dtype=torch.int64)
     assert all(v.isnan() for v in road_scores(counts).values()), "nothing to count"
     counts[0, 0], counts[1, 255] = 70, 30
@@ -154,37 +153,37 @@ def test_scores_of_the_perfect_and_of_nothing() -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Laid(RoadMasks):
-    """Masks that are on the benchmark's cells already."""
+class ProjectedMasks(RoadMasks):
+    """Hold masks that are on the benchmark's cells already."""
 
-    truth: torch.Tensor
+    target: torch.Tensor
     known: torch.Tensor
 
     def on_ground(self, cameras, grid, classes):
         assert grid == BENCHMARK_GRID
         channels = [list(CLASSES).index(name) for name in classes]
-        return self.truth[:, channels], self.known[:, channels]
+        return self.target[:, channels], self.known[:, channels]
 
 
-def laid(truth: np.ndarray, known: np.ndarray, names: list[str]) -> BEVBatch:
+def batch_of(target: np.ndarray, known: np.ndarray, names: list[str]) -> BEVBatch:
     batch = labelled(torch.zeros(len(names), 2, *GRID.shape))
     nothing = torch.zeros(len(names), 1, 1, 1)
-    masks = Laid(nothing, nothing, CLASSES, torch.from_numpy(truth), torch.from_numpy(known))
+    masks = ProjectedMasks(nothing, nothing, CLASSES, torch.from_numpy(target), torch.from_numpy(known))
     return replace(batch, meta=[Meta(name, 0) for name in names], labels=masks)
 
 
 @pytest.fixture
 def stream() -> list[tuple[torch.Tensor, BEVBatch]]:
-    """Two batches of predictions on metre cells with truth on the benchmark's."""
+    """Return two batches of predictions on metre cells with labels on the benchmark's."""
     random = np.random.default_rng(0)
     made = []
     for names in (["um_000000", "uu_000004", "um_000001"], ["umm_000007"]):
         p = torch.from_numpy(random.random((len(names), 2, *GRID.shape), dtype=np.float32))
         likely = F.interpolate(p, BENCHMARK_GRID.shape, mode="bilinear").numpy()
-        truth = random.random(likely.shape) < likely
+        target = random.random(likely.shape) < likely
         known = random.random(likely.shape) < 0.5
         known[[not name.startswith("um_") for name in names], 1] = False
-        made.append((p, laid(truth, known, names)))
+        made.append((p, batch_of(target, known, names)))
     return made
 
 
@@ -208,15 +207,15 @@ def test_metric_counts_every_category_on_the_benchmarks_cells(stream) -> None:
         }.items():
             if name == "ego_lane" and part != "um":
                 continue
-            confidence, truth = [], []
+            confidence, target = [], []
             for p, batch in stream:
                 fine = F.interpolate(p, BENCHMARK_GRID.shape, mode="bilinear", align_corners=False)
                 for i, frame in enumerate(batch.names):
                     if frame.startswith(tuple(beginnings)):
                         known = batch.labels.known[i, k]
                         confidence.append(fine[i, k][known].numpy())
-                        truth.append(batch.labels.truth[i, k][known].numpy())
-            expected = oracle(np.concatenate(confidence), np.concatenate(truth))
+                        target.append(batch.labels.target[i, k][known].numpy())
+            expected = oracle(np.concatenate(confidence), np.concatenate(target))
             found = {key: values[f"kitti/{name}/{part}/{key}"].item() for key in FIGURES}
             assert found == pytest.approx(expected, abs=2e-5), (name, part)
 
@@ -302,21 +301,21 @@ def test_train_and_evaluate_by_the_command_line(command, tmp_path: Path) -> None
     with torch.no_grad():
         p = model(batch.images, batch.cameras).heads["segmentation"].sigmoid()
     fine = F.interpolate(p, (800, 400), mode="bilinear", align_corners=False)[:, 0].numpy()
-    confidence, truth = [], []
+    confidence, target = [], []
     for number, name in enumerate(NAMES[:3]):
         for row in range(800):
-            for col in range(0, 400, 37):  # a sample of columns: the projection in plain numpy takes its time
+            for col in range(0, 400, 37):  # some columns, since plain numpy is slow
                 found = mask_at(root, name, "road", 46 - (row + 0.5) * 0.05, 10 - (col + 0.5) * 0.05)
                 if found is not None and found[0]:
                     confidence.append(fine[number, row, col])
-                    truth.append(found[1])
-    expected = oracle(np.array(confidence), np.array(truth))
+                    target.append(found[1])
+    expected = oracle(np.array(confidence), np.array(target))
     assert metrics["test/kitti/road/urban/max_f"] == pytest.approx(expected["max_f"], abs=0.02)
     assert metrics["test/kitti/road/urban/ap"] == pytest.approx(expected["ap"], abs=0.03)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric RoadMetric was called before")
-def test_cells_that_do_not_hold_the_benchmarks_have_iou_alone(tmp_path: Path, capsys) -> None:
+def test_grids_without_the_benchmarks_cells_have_iou_only(tmp_path: Path, capsys) -> None:
     made = source(road_folder(tmp_path, NAMES[:1]), grid=BEVGrid((8, 40), (-10, 10), 1.0), splits=None)
     metric = RoadMetric(("road",), made.grid)
     metric.update(outputs_of(torch.zeros(1, 1, *made.grid.shape)), finished(made, "train")[:1])
@@ -349,7 +348,7 @@ def spoil(root: Path, change: str) -> None:
         write_calibration(root, "um_000000", {"P2": np.eye(3, 4), "R0_rect": np.eye(3)})
 
 
-def test_a_frame_whose_image_is_masked_counts_for_nothing(tmp_path: Path) -> None:
+def test_a_frame_with_a_masked_image_is_ignored(tmp_path: Path) -> None:
     root = road_folder(tmp_path, NAMES[:2])
     spoil(root, "truncated image")
     given: dict[str, Any] = {"splits": {"test": [*NAMES[:2]]}, "on_corrupt_image": "mask"}
@@ -362,7 +361,7 @@ def test_a_frame_whose_image_is_masked_counts_for_nothing(tmp_path: Path) -> Non
     of_both = metric.compute()
     metric.reset()
     metric.update(outputs_of(chance[1:].logit()), batch[1:])
-    assert str(metric.compute()) == str(of_both)  # NaN is not itself, and there are no other categories
+    assert str(metric.compute()) == str(of_both)  # as text, since NaN differs from itself
     assert torch.isnan(of_both["kitti/road/um/max_f"])
 
 
@@ -386,7 +385,7 @@ def test_a_frame_whose_image_is_masked_counts_for_nothing(tmp_path: Path) -> Non
         ("object's calibration", r"calib/um_000000\.txt: there is no Tr_cam_to_road"),
     ],
 )
-def test_bad_input_is_refused_before_training(tmp_path: Path, change: str, sentence: str) -> None:
+def test_invalid_input_is_refused_before_training(tmp_path: Path, change: str, sentence: str) -> None:
     spoil(road_folder(tmp_path, NAMES), change)
     with pytest.raises(InputError, match=sentence):
         source(tmp_path).prepare()
@@ -421,8 +420,8 @@ def test_bad_classes_are_refused(tmp_path: Path, classes: dict, sentence: str) -
         source(road_folder(tmp_path, NAMES[:1]), classes=classes)
 
 
-def test_the_real_frame_has_its_road_ahead(shared_data: Path) -> None:
-    """``um_000000``: the road lies ahead, the ego lane within it and around the middle, bounded on both sides."""
+def test_road_of_a_real_frame_is_ahead(shared_data: Path) -> None:
+    """In ``um_000000`` the road is ahead, and the ego lane is within it around the middle, bounded on both sides."""
     made = source(
         shared_data / "kitti_road",
         splits={"test": ["um_000000"]},
@@ -445,8 +444,8 @@ def test_the_real_frame_has_its_road_ahead(shared_data: Path) -> None:
 
 
 @pytest.mark.parametrize(("cell_m", "expected"), [(0.2, (0.991, 0.983)), (0.5, (0.978, 0.956))])
-def test_what_coarser_cells_cost_at_most(shared_data: Path, cell_m: float, expected: tuple[float, float]) -> None:
-    """MaxF of the truth on coarser cells, taken for a prediction of the benchmark's; the figures of data/README.md."""
+def test_cost_of_coarser_cells(shared_data: Path, cell_m: float, expected: tuple[float, float]) -> None:
+    """Test MaxF of the labels on coarser cells as a prediction, the figures of data/README.md."""
     grid = BEVGrid((6, 46), (-10, 10), cell_m)
     made = source(shared_data / "kitti_road", splits={"test": ["um_000000"]}, grid=grid, image_size=(375, 1242))
     batch = finished(made)

@@ -1,4 +1,4 @@
-"""nuScenes: a release that is made of the synthetic world, its devkit, and what is prepared and read of it."""
+"""Test nuScenes with a release of the synthetic world, its devkit, preparation and reading."""
 
 import errno
 import gc
@@ -78,7 +78,7 @@ def test_trainval_would_fit_in_two_gigabytes(release: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_memory_does_not_grow_while_keyframes_are_read(release: Path, ready: Path) -> None:
-    """Nothing of a keyframe is kept: images alone are 6 × 45×80×3 bytes."""
+    """No keyframe stays in memory; its images alone are 6 × 45×80×3 bytes."""
     data = source(release, ready).split("train")
 
     def epoch() -> int:
@@ -107,7 +107,7 @@ def test_the_devkits_own_checks_pass(release: Path) -> None:
     assert NuScenesMap(str(release), "boston-seaport").drivable_area
 
 
-def test_boxes_and_points_fall_where_the_devkit_sees_them(release: Path) -> None:
+def test_projection_equals_the_devkits(release: Path) -> None:
     """The devkit goes from the world through each camera's own keyframe; here all goes through the level ego frame."""
     from nuscenes.utils.data_classes import LidarPointCloud
     from nuscenes.utils.geometry_utils import view_points
@@ -147,8 +147,8 @@ def _pose(record: dict) -> np.ndarray:
     return pose
 
 
-def truth(number: int, keyframe: tables.Keyframe) -> dict[str, np.ndarray]:
-    """What the world's own functions say at the cells' centres."""
+def expected_labels(number: int, keyframe: tables.Keyframe) -> dict[str, np.ndarray]:
+    """Evaluate the world's own functions at the cells' centres."""
     world = SyntheticSource(rig="surround", image_size=SIZE, seed=0).world("train")
     scene = world.scene(number)
     world_from_scene = writer.pose(0.7 * number, (300.0 + writer.APART_M * number, 500.0 + 37.0 * number, 0.0))
@@ -179,7 +179,7 @@ def test_rasters_are_the_worlds_own_labels(release: Path, ready: Path) -> None:
         for i, number in enumerate(data.numbers):
             scene = names.index(index.scenes[index.scene_of()[number]]["name"])
             keyframe, _ = prepared.read_keyframe(index.records, int(number), "", "exact", GRID.shape)
-            for name, plane in truth(scene, keyframe).items():
+            for name, plane in expected_labels(scene, keyframe).items():
                 target = data[i].targets["segmentation"].value[found.classes.index(name)].numpy()
                 both[name][0] += (target & plane).sum()
                 both[name][1] += (target | plane).sum()
@@ -188,7 +188,7 @@ def test_rasters_are_the_worlds_own_labels(release: Path, ready: Path) -> None:
         assert intersection / union >= 0.99, name
 
 
-def test_images_show_what_the_rasters_say(release: Path, ready: Path) -> None:
+def test_images_agree_with_the_rasters(release: Path, ready: Path) -> None:
     """Ground points of cells, projected by the batch's cameras, are grey as the road where it is drivable."""
     data = source(release, ready).split("train")
     sample = data[0]
@@ -219,7 +219,7 @@ def test_published_rasters_are_larger_and_half_a_cell_off() -> None:
 
 
 def test_lss_draws_half_a_cell_to_the_other_side() -> None:
-    """As its code has it: corners, numbered from the near right edge, are rounded and then filled with their border."""
+    """As in its code, corners numbered from the near right edge are rounded, then filled with their border."""
     import cv2
 
     from bevreshape.data.sources.nuscenes.maps import rounded_cells
@@ -237,8 +237,8 @@ def test_lss_draws_half_a_cell_to_the_other_side() -> None:
     np.testing.assert_allclose(apart, [1.0, 1.0])
 
 
-def test_maps_are_mended_for_exact_and_left_for_published() -> None:
-    """A bow-tie, whose crossing devkit polygons may have, and a line of no length."""
+def test_maps_are_repaired_for_exact_only() -> None:
+    """Draw a bow-tie, as devkit polygons may cross themselves, and a line of no length."""
     from shapely import LineString, Polygon
 
     bow_tie = Polygon([(-4, -4), (4, 4), (4, -4), (-4, 4), (-4, -4), (-9, -4)])  # with a tail, which has no area
@@ -324,7 +324,7 @@ def test_targets_choose_and_order_classes(release: Path, ready: Path) -> None:
     )
 
 
-def test_an_image_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_truncated_images(release: Path, ready: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
     data = source(copied, ready).split("train")
@@ -338,8 +338,8 @@ def test_an_image_that_is_cut_off(release: Path, ready: Path, tmp_path: Path, ca
     assert "CAM_BACK" in capsys.readouterr().err
 
 
-def test_what_is_cut_off_is_the_bottom(release: Path, ready: Path, tmp_path: Path) -> None:
-    """Rows are as grey as their number, so the image says which of them it shows, and the intrinsics must agree."""
+def test_crop_bottom(release: Path, ready: Path, tmp_path: Path) -> None:
+    """The grey level of a row is its index; the visible rows and the intrinsics must agree."""
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
     made = source(copied, ready, crop_bottom=0.2, image_size=(36, 80))
@@ -360,7 +360,7 @@ def test_what_is_cut_off_is_the_bottom(release: Path, ready: Path, tmp_path: Pat
     assert kept - 3 < lowest < kept
 
 
-def test_images_are_cut_as_published() -> None:
+def test_images_are_cropped_as_published() -> None:
     """CVT: 1600×900 to 480×270, 46 rows off the top; LSS: 352×198, then 48 rows off the top and 22 off the bottom."""
     from bevreshape.data.image_io import resize_and_crop_intrinsics
 
@@ -394,7 +394,7 @@ def test_official_and_geographic_splits() -> None:
         assert distance[city[a][:, None] == city[b][None]].min() >= 2 * corner_m
 
 
-def test_preparing_resumes_and_reports_what_it_left_out(release: Path, tmp_path: Path, monkeypatch) -> None:
+def test_preparation_resumes_and_reports_what_it_left_out(release: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(storage, "RUN", 2)
     copied, out = tmp_path / "release", tmp_path / "prepared"
     shutil.copytree(release, copied)
@@ -412,7 +412,8 @@ def test_preparing_resumes_and_reports_what_it_left_out(release: Path, tmp_path:
     assert after.keys() == before.keys()
     assert [path for path in before if before[path] != after[path]] == [lost]
     shutil.copy(release / "samples" / "CAM_FRONT" / gone.name, gone)
-    whole, skipped = prepared.prepare_release(copied, out, CONTENT, workers=1)  # other keyframes: nothing old is taken
+    # other keyframes: no old record is reused
+    whole, skipped = prepared.prepare_release(copied, out, CONTENT, workers=1)
     assert not skipped
     assert whole.records != index.records
     assert len(source(copied, out).split("train")) == 6
@@ -465,7 +466,7 @@ def test_two_preparations_at_once(release: Path, ready: Path, tmp_path: Path) ->
             assert torch.equal(a.targets["segmentation"].value, b.targets["segmentation"].value)
 
 
-def test_what_a_table_refers_to_and_is_not_there(release: Path, tmp_path: Path) -> None:
+def test_references_to_missing_records(release: Path, tmp_path: Path) -> None:
     copied = tmp_path / "release"
     shutil.copytree(release, copied)
 
@@ -570,7 +571,7 @@ def test_settings_that_are_refused(release: Path, ready: Path, change: dict, mes
 
 @pytest.mark.slow
 def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
-    """The two commands of a user, and a third."""
+    """Run prepare, train and evaluate in turn."""
     grid = ["forward_m=[-16,16]", "left_m=[-16,16]", "cell_m=1"]
     tool = Path(writer.__file__).with_name("prepare_nuscenes.py")
     made = subprocess.run(
@@ -597,10 +598,7 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     assert math.isfinite(metrics["test/iou/drivable_area"])
     checkpoint = run / "checkpoints" / "best.ckpt"
-    head = load_model(str(checkpoint))[0].head
-    assert (
-        head(torch.zeros(1, 8, 4, 4)).shape[1] == head.maps - 3
-    )  # it still makes the maps of objects, but not for users
+    assert list(load_model(str(checkpoint))[0].heads) == ["segmentation", "centers"]
     out = f"hydra.run.dir={tmp_path / 'evaluation'}"
     more = [
         "data.visible_only=false",
@@ -615,7 +613,7 @@ def test_prepare_train_evaluate(release: Path, tmp_path: Path) -> None:
     assert said in " ".join(ended.out.split())
     found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     assert found["test/iou_0.5/drivable_area/all"] == pytest.approx(found["test/iou/drivable_area"])
-    assert found["test/iou_0.5/drivable_area/rain"] is None  # no scene's description says so
+    assert found["test/iou_0.5/drivable_area/rain"] is None  # in no scene's description
 
     assert found["test/iou_without/drivable_area/CAM_BACK"] is not None
 
@@ -640,7 +638,7 @@ def test_a_published_raster_is_not_mirrored(release: Path, ready: Path) -> None:
         build_data({"data": data, "loader": {"batch_size": 1, "num_workers": 0}, "augment": augment, "seed": 0})
 
 
-def test_iou_by_condition_is_that_of_the_keyframes_alone() -> None:
+def test_iou_by_condition() -> None:
     rng = np.random.default_rng(0)
     p, there, valid = rng.random((6, 2, 8, 9)), rng.random((6, 2, 8, 9)) < 0.3, rng.random((6, 2, 8, 9)) < 0.8
     said_of = [conditions_of(said) for said in ("Night", "Parked", "Rain, night", "rain", "x", "night")]

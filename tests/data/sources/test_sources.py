@@ -1,4 +1,4 @@
-"""What all data sources have in common, found by listing the configs."""
+"""Test the contract of all data sources, found by listing the configs."""
 
 import inspect
 from pathlib import Path
@@ -24,8 +24,7 @@ TARGETS = sorted(
 
 
 def signature(owner: type, name: str) -> tuple[list[tuple[str, Any, Any, bool]], Any]:
-    """Parameters of a method, without self, by name, kind, type and whether they may be left out, and what it
-    returns."""
+    """Return a method's parameters without self (name, kind, type, whether optional) and its return type."""
     method = getattr(owner, name)
     hints = get_type_hints(method)
     parameters = list(inspect.signature(method).parameters.values())[1:]
@@ -34,7 +33,7 @@ def signature(owner: type, name: str) -> tuple[list[tuple[str, Any, Any, bool]],
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_sources_implement_the_protocol_to_the_letter(target: str) -> None:
+def test_sources_implement_the_protocol_exactly(target: str) -> None:
     """LightningCLI's parser compares names and types of parameters, and types returned, for equality."""
     source = locate(target)
     protocol = BEVSource

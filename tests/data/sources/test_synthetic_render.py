@@ -1,4 +1,4 @@
-"""Images of the world, against points projected one by one and colours that are known."""
+"""Test images of the world against points projected one by one and known colours."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,7 @@ def photograph(scene: Scene, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def project(point: tuple[float, float, float], size: tuple[int, int] = SIZE) -> tuple[float, float]:
-    """(u, v) of one ego point, worked out by hand: the camera stands at (1.2, 0, 1.65), looks ahead and 5° down."""
+    """Return (u, v) of one ego point by hand: the camera is at (1.2, 0, 1.65) and faces ahead and 5° down."""
     dip, focal = math.radians(5), size[1] / 2 / math.tan(math.radians(80) / 2)
     ahead, left, up = point[0] - 1.2, point[1], point[2] - 1.65
     depth = math.cos(dip) * ahead - math.sin(dip) * up
@@ -45,7 +45,7 @@ def project(point: tuple[float, float, float], size: tuple[int, int] = SIZE) -> 
 
 
 def test_convention_ground_colors_are_where_the_labels_are() -> None:
-    """IPM of a plain image has the terrain's or the road's colour wherever the truth does, no half cell aside."""
+    """IPM of a plain image has the terrain's and the road's colour where the labels do, without a half-cell shift."""
     size = (512, 1024)
     (k,), (pose,) = nominal("front", size)
     cameras = Cameras(torch.tensor(k)[None, None].float(), torch.tensor(pose)[None, None].float(), size)
@@ -62,7 +62,7 @@ def test_convention_ground_colors_are_where_the_labels_are() -> None:
         wrong += (off > 0.1) & where & looked
     assert (looked & road).sum() > 500
     assert (looked & ~road).sum() > 500
-    assert wrong.sum() < 0.005 * looked.sum()  # cells cut by the edge; half a cell aside makes 2 %
+    assert wrong.sum() < 0.005 * looked.sum()  # cells cut by the edge; a shift of half a cell makes 2 %
 
 
 @pytest.mark.parametrize("dashed", [False, True])
@@ -86,8 +86,8 @@ def test_lines_are_painted_where_points_of_them_project(dashed: bool) -> None:
                 assert image[round(beside[1]), round(beside[0])] == pytest.approx(FLAT.asphalt, abs=0.04)
 
 
-def test_thin_lines_far_away_keep_their_light() -> None:
-    """What a line adds to a row is its width over the row's ground sampling, also where it is thinner than a pixel."""
+def test_thin_lines_far_away_keep_their_brightness() -> None:
+    """A line adds its width over the row's ground sampling to a row, also where it is thinner than a pixel."""
     scene = Scene((straight(Marking(0.0, 0.1)),), (), (), FLAT)
     bare = Scene((straight(),), (), (), FLAT)
     added = (photograph(scene).astype(float) - photograph(bare))[:, :, 0].sum(1) / 255 / (WHITE[0] - FLAT.asphalt[0])
@@ -112,8 +112,7 @@ BOX = Solid(9.0, -1.5, 0.5, 4.0, 1.8, 0.0, 1.5, (0.9, 0.1, 0.1))
 
 
 def test_a_box_covers_the_hull_of_its_corners() -> None:
-    """The pixels that it changes reach from its leftmost to its rightmost corner, and from the highest to the
-    lowest."""
+    """The changed pixels extend from its leftmost to its rightmost corner, and from the highest to the lowest."""
     empty, full = (photograph(Scene((straight(),), (), boxes, FLAT)).astype(int) for boxes in ((), (BOX,)))
     rows, columns = np.nonzero(np.abs(empty - full).max(2) > 8)
     corners = []
@@ -127,7 +126,7 @@ def test_a_box_covers_the_hull_of_its_corners() -> None:
     assert [rows.min(), rows.max()] == pytest.approx([v.min(), v.max()], abs=1)
 
 
-def test_what_stands_behind_is_hidden_whatever_the_order() -> None:
+def test_occlusion_does_not_depend_on_the_order() -> None:
     wall = Solid(8.0, 0.0, 0.0, 0.5, 8.0, 0.0, 4.0, (0.5, 0.4, 0.3))
     behind = replace(BOX, x=14.0, y=0.0)
     alone, *both = (photograph(Scene((straight(),), (), s, FLAT)) for s in ((wall,), (wall, behind), (behind, wall)))
@@ -177,7 +176,7 @@ def test_rays_meet_solids_where_marching_finds_them(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", ["box", "ellipsoid"])
 def test_ground_is_shaded_where_marching_to_the_sun_finds_a_solid(shape: str) -> None:
-    """Also where the solid reaches below the ground, which casts no shadow."""
+    """The part of a solid below the ground casts no shadow."""
     solid = Solid(8.0, 0.5, 0.7, 3.0, 1.6, -0.4, 2.2, (1.0, 1.0, 1.0), round=shape == "ellipsoid")
     sun = (0.3, -0.8, math.sqrt(1 - 0.09 - 0.64))
     (k,), (pose,) = nominal("front", (24, 48))
@@ -195,7 +194,7 @@ def test_ground_is_shaded_where_marching_to_the_sun_finds_a_solid(shape: str) ->
         inside = a**2 + b**2 + c**2 < 1 if shape == "ellipsoid" else np.maximum.reduce([abs(a), abs(b), abs(c)]) < 1
         wrong += inside.any() != dark
     assert 20 < shaded.sum() < 200
-    assert wrong <= 1  # a pixel that the march just misses
+    assert wrong <= 1  # a pixel that the march barely misses
 
 
 def test_shadow_lies_away_from_the_sun() -> None:
@@ -214,7 +213,7 @@ def test_shadow_lies_away_from_the_sun() -> None:
     assert level(-1.0) == pytest.approx(0.3, abs=0.02)
 
 
-def test_noise_is_the_sensors() -> None:
+def test_noise_has_the_sensors_deviation() -> None:
     scene = Scene((straight(),), (), (), replace(FLAT, noise=0.02))
     (k,), (pose,) = nominal("front", SIZE)
     noisy = render(scene, k, pose, SIZE, np.random.default_rng(1)).astype(float)

@@ -1,4 +1,4 @@
-"""The synthetic world as a source: the same scenes whoever makes them, a cache that survives what happens to files."""
+"""Test the synthetic world as a source: reproducible scenes, and a cache that survives damaged files."""
 
 import errno
 import math
@@ -30,7 +30,8 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def source(root: Path, **changes: object) -> SyntheticSource:
     settings: dict[str, object] = {
-        "grid": GRID, "image_size": (32, 64), "scenes": {"train": 5, "val": 1, "test": 1}, "root": root, "workers": 1,
+        "grid": GRID, "image_size": (32, 64), "scenes": {"train": 5, "val": 1, "test": 1}, "root": root,
+        "generation_workers": 1,
     }  # fmt: skip
     return SyntheticSource(**(settings | changes))  # type: ignore[arg-type]
 
@@ -56,7 +57,7 @@ def copied(made: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_samples_keep_the_contract(made: Path) -> None:
+def test_samples_fulfil_the_contract(made: Path) -> None:
     world = source(made)
     train = world.split("train")
     assert len(train) == 5
@@ -76,8 +77,8 @@ def test_samples_keep_the_contract(made: Path) -> None:
         train[5]
 
 
-def test_a_record_is_what_the_world_says(made: Path) -> None:
-    """Labels to the bit and poses to the last digit; images within what JPEG leaves."""
+def test_records_equal_the_world(made: Path) -> None:
+    """Labels and poses are exact; images agree within JPEG's error."""
     world = source(made).world("train")
     sample = source(made).split("train")[4]
     scene, poses = world.scene(4), world.poses(4)
@@ -110,7 +111,7 @@ def test_splits_and_seeds_are_different_scenes(made: Path) -> None:
     assert scenes[0] != scenes[1] != scenes[2] != scenes[0]
 
 
-def test_more_scenes_keep_those_that_are_there(copied: Path) -> None:
+def test_more_scenes_keep_the_cached_ones(copied: Path) -> None:
     before = files(copied)
     source(copied, scenes={"train": 7, "val": 1, "test": 1}).prepare()
     after = files(copied)
@@ -122,7 +123,7 @@ def test_more_scenes_keep_those_that_are_there(copied: Path) -> None:
 
 
 def count_makes(monkeypatch: pytest.MonkeyPatch, limit: int = 99) -> list[int]:
-    """First scenes of the runs that get made; the process is interrupted after ``limit``."""
+    """Record first scenes of the generated runs; the process is interrupted after ``limit``."""
     from bevreshape.data.sources.synthetic import source as module
 
     made: list[int] = []
@@ -137,7 +138,7 @@ def count_makes(monkeypatch: pytest.MonkeyPatch, limit: int = 99) -> list[int]:
     return made
 
 
-def test_nothing_is_made_twice(
+def test_cached_scenes_are_not_generated_again(
     copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = count_makes(monkeypatch)
@@ -158,7 +159,7 @@ def test_interrupted_generation_resumes(made: Path, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "longer"])
-def test_a_file_of_the_wrong_length_is_made_again(
+def test_a_file_of_the_wrong_length_is_generated_again(
     damage: str, made: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = storage.record_path(source(copied).split("train").folder, 2)
@@ -189,7 +190,7 @@ def test_a_damaged_record_is_refused(copied: Path) -> None:
     assert train[3].meta.index == 3
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = os.replace, []
 
     def full(part: Path, path: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_root_that_cannot_be_written_is_a_one_line_error(tmp_path: Path) -> No
         source(tmp_path / "file").prepare()
 
 
-def test_two_that_prepare_at_once_share_the_work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_preparations_share_the_work(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     makes = count_makes(monkeypatch)
     threads = [threading.Thread(target=source(tmp_path).prepare) for _ in range(2)]
     for thread in threads:
@@ -241,7 +242,7 @@ def test_the_folder_changes_with_the_content_and_only_with_it(tmp_path: Path) ->
 
 
 def angles(pose: np.ndarray) -> tuple[float, float, float]:
-    """Heading to the left, dip and roll in degrees of a camera, from where its axes point."""
+    """Return heading to the left, dip and roll of a camera in degrees, from the directions of its axes."""
     right, _, ahead = pose[:3, 0], pose[:3, 1], pose[:3, 2]
     heading = math.atan2(ahead[1], ahead[0])
     level_right = np.array([math.sin(heading), -math.cos(heading), 0])
@@ -254,7 +255,7 @@ def angles(pose: np.ndarray) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize("rig", sorted(RIGS))
-def test_cameras_are_mounted_as_the_table_says(rig: str) -> None:
+def test_cameras_are_mounted_as_in_the_table(rig: str) -> None:
     intrinsics, poses = nominal(rig, (90, 160))
     for mounting, k, pose in zip(RIGS[rig].values(), intrinsics, poses, strict=True):
         heading, dip, roll = angles(pose)
@@ -310,7 +311,7 @@ def test_given_calibration_may_differ_from_the_images(tmp_path: Path) -> None:
     assert torch.equal(again.ego_from_cam, told["noisy"].ego_from_cam)
 
 
-def test_surround_sees_all_around(tmp_path: Path) -> None:
+def test_surround_observes_all_directions(tmp_path: Path) -> None:
     grid = BEVGrid((-16.0, 16.0), (-16.0, 16.0), 1.0)
     world = source(tmp_path, rig="surround", grid=grid, scenes={"train": 1, "val": 1, "test": 1})
     world.prepare()
@@ -350,7 +351,7 @@ def test_surround_sees_all_around(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_impossible_settings_are_refused(values: dict[str, object], says: str, tmp_path: Path) -> None:
+def test_invalid_settings_are_refused(values: dict[str, object], says: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=says):
         source(tmp_path, **values)
 

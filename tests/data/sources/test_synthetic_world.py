@@ -1,4 +1,4 @@
-"""The description of a scene, against sampled curves and loops over cells that share no formula with it."""
+"""Test the description of a scene against sampled curves and loops over cells that share no formula with it."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ STEP_M = 0.02
 
 
 def walk(road: Road) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The road's curve, walked in small steps from its reference point: positions (p, 2), lengths and headings (p,)."""
+    """Sample the road's curve in small steps from its reference point: positions (p, 2), lengths and headings (p,)."""
     parts = []
     for sign, kappa in ((-1, road.curvature_behind), (1, road.curvature_ahead)):
         position, heading, points = np.array([road.x, road.y]), road.heading, []
@@ -32,7 +32,7 @@ def walk(road: Road) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def nearest(road: Road, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(s, t) of points (q, 2): the nearest point of the walked curve, and on which side of it."""
+    """Return (s, t) of points (q, 2) by the nearest point of the sampled curve and the side of it."""
     curve, length, heading = walk(road)
     s, t = [], []
     for point in points:
@@ -45,7 +45,7 @@ def nearest(road: Road, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def centers() -> np.ndarray:
-    """Ground points of the grid's cells (q, 2), row by row from the farthest left."""
+    """Return ground points of the grid's cells (q, 2), row by row from the farthest left."""
     return np.array(
         [
             (38.0 - 1.2 * (row + 0.5), 18.0 - 1.2 * (col + 0.5))
@@ -77,8 +77,7 @@ def test_point_and_along_across_are_inverse(behind: float, ahead: float, dtype: 
 
 
 def test_labels_of_road_lane_and_crossing_by_brute_force() -> None:
-    """Every cell asked one by one; only those within 3 cm of an edge, where the walked curve is too coarse, are left
-    out."""
+    """Compare every cell except those within 3 cm of an edge, where the sampled curve is too coarse."""
     single = [scene for scene in SCENES if len(scene.roads) == 1]
     chosen = [next(s for s in single if s.roads[0].crossings), next(s for s in single if not s.roads[0].crossings)]
     compared = np.zeros(3, int)
@@ -110,7 +109,7 @@ def test_labels_of_road_lane_and_crossing_by_brute_force() -> None:
 
 
 def test_labels_of_vehicles_by_brute_force() -> None:
-    """A point is in a convex footprint when it lies left of all edges, its corners taken counterclockwise."""
+    """A point is in a convex footprint if it is left of all edges, in counterclockwise order."""
     grid = BEVGrid((0.0, 40.0), (-20.0, 20.0), 0.5)
     found = 0
     for scene in SCENES[:4]:
@@ -156,7 +155,7 @@ def test_junction_is_the_union_of_its_roads_and_rounded_corners() -> None:
     assert rounded > 3
 
 
-def test_vehicles_keep_apart_and_leave_room_for_the_ego_vehicle() -> None:
+def test_vehicles_do_not_collide() -> None:
     for scene in SCENES:
         for a, b in itertools.permutations(scene.vehicles, 2):
             along, left = np.meshgrid(np.linspace(-0.5, 0.5, 9) * a.length_m, np.linspace(-0.5, 0.5, 5) * a.width_m)
@@ -167,7 +166,7 @@ def test_vehicles_keep_apart_and_leave_room_for_the_ego_vehicle() -> None:
         assert not any(car.covers(x, y).any() for car in scene.vehicles)
 
 
-def test_vehicles_stand_on_the_road_and_scenery_beside_it() -> None:
+def test_vehicles_are_on_the_road_and_scenery_off_it() -> None:
     for scene in SCENES:
         x, y = np.array([(car.x, car.y) for car in scene.vehicles]).T
         assert (scene.ground(x, y).surface() < 0).all()
@@ -185,13 +184,13 @@ def test_ego_vehicle_keeps_to_its_lane_on_the_right() -> None:
     for scene in SCENES:
         road = scene.roads[0]
         s, t = road.along_across(np.zeros(1), np.zeros(1))
-        assert -road.half_m * 2 < t[0] < 0.5  # t = 0 parts the directions
+        assert -road.half_m * 2 < t[0] < 0.5  # t = 0 separates the directions
         _, _, heading = road.point(s, t)
         assert abs(math.remainder(float(heading[0]), math.tau)) < math.radians(6)
 
 
 @pytest.mark.slow
-def test_worlds_vary_and_hold_every_class() -> None:
+def test_scenes_vary_and_have_every_class() -> None:
     scenes = [draw_scene(0, index, 4) for index in range(40)]
     shares = np.array([bev_labels(scene, BEVGrid(), 0.75).mean((1, 2)) for scene in scenes])
     present = dict(zip(CLASSES, (shares > 0).mean(0), strict=True))
@@ -211,6 +210,6 @@ def test_wider_label_only_adds_lane_cells() -> None:
     assert wide.sum() > 1.5 * thin.sum()
 
 
-def test_a_scene_is_its_key() -> None:
+def test_scenes_are_reproducible() -> None:
     assert draw_scene(1, 0, 5) == draw_scene(1, 0, 5)
     assert draw_scene(1, 0, 5) != draw_scene(1, 0, 6)
