@@ -123,7 +123,7 @@ def test_two_lines_give_yaw_pitch_and_height(tmp_path, monkeypatch, capsys, yaw)
     said = capsys.readouterr().out
     assert "2 lines 3.5 m apart, roll assumed to be 0" in said
     assert re.search(
-        rf"looks {abs(yaw):.2f}° ± 0\.\d\d° to the {'right' if yaw < 0 else 'left'}, 6\.00° ± 0\.\d\d° down", said
+        rf"faces {abs(yaw):.2f}° ± 0\.\d\d° to the {'right' if yaw < 0 else 'left'}, 6\.00° ± 0\.\d\d° down", said
     )
 
 
@@ -271,7 +271,7 @@ def test_printed_output(tmp_path, monkeypatch, capsys) -> None:
     said = capsys.readouterr().out
     number = r"\d+\.\d+"
     assert re.search(
-        rf"looks 1\.77° ± {number}° to the right, 2\.00° ± {number}° up, rolled 3\.00° ± {number}° counterclockwise",
+        rf"faces 1\.77° ± {number}° to the right, 2\.00° ± {number}° up, rolled 3\.00° ± {number}° counterclockwise",
         said,
     )
     assert re.search(rf"x = 0\.500 ± {number} m, y = -0\.200 ± {number} m, 1\.300 ± {number} m above the ground", said)

@@ -284,17 +284,17 @@ def bottoms(values: list[float], category: str = "car") -> list[dict]:
 @pytest.mark.parametrize(
     ("boxes", "says"),
     [
-        (bottoms([-0.3, -0.2, -0.25, -0.22, -0.28]), r"car within 30 m lie 0.25 ± 0.04 m below the ground .* 10\)"),
+        (bottoms([-0.3, -0.2, -0.25, -0.22, -0.28]), r"car within 30 m are 0.25 ± 0.04 m below the ground .* 10\)"),
         (
             bottoms([-0.3, -0.2, -0.25, -0.22, -0.28]),
             "from 1.50 m they are projected 4.3 m too near if they are 30 m",
         ),
-        (bottoms([0.3, 0.2, 0.25, 0.22, 0.28]), "lie 0.25 ± 0.04 m above the ground .* laid 6.0 m too far"),
+        (bottoms([0.3, 0.2, 0.25, 0.22, 0.28]), "are 0.25 ± 0.04 m above the ground .* projected 6.0 m too far"),
         (bottoms([0.02, -0.03, 0.05, -0.04, 0.01]), None),
         (bottoms([-0.6, 0.7, 0.5, -0.4, -0.2, 0.2]), None),  # uneven ground, not a plane that is too high
         (
             bottoms([0.0] * 9) + bottoms([-0.4] * 5, "person"),
-            "the bottoms of person within 30 m lie 0.40 ± 0.00 m below",
+            "the bottoms of person within 30 m are 0.40 ± 0.00 m below",
         ),
     ],
 )

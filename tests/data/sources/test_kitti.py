@@ -67,7 +67,7 @@ def test_intrinsics_of_a_sample_follow_its_image(folder: Path) -> None:
         ({"P2": P2 * 0}, r"P2 is singular"),
         ({"R0_rect": np.zeros((3, 3))}, r"R0_rect is singular"),
         ({"P2": P2 * np.array([[10.0], [10.0], [1.0]])}, r"principal point .* is outside the image of 124×38"),
-        ({"Tr_cam_to_road": np.column_stack([np.eye(3), [0, -1600, 0]])}, r"camera stands 1600.* millimetres"),
+        ({"Tr_cam_to_road": np.column_stack([np.eye(3), [0, -1600, 0]])}, r"camera is 1600.* millimetres"),
         ({"P2": P2 * np.nan}, r"P2 is .nan nan.* not the 9 or 12 finite numbers"),
     ],
 )
