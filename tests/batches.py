@@ -1,4 +1,4 @@
-"""Batches that tests make by hand."""
+"""Batches made by tests."""
 
 from collections.abc import Sequence
 

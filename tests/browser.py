@@ -14,7 +14,7 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 TIMEOUT_S = 600.0
-"""Against hanging alone: beside other jobs Chromium takes its time."""
+"""Only against hanging: Chromium is slow next to other jobs."""
 
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
 

@@ -70,7 +70,7 @@ def start(
         name: of the command.
         arguments: of the command.
         cwd: where.
-        environment: variables beside the tests' own.
+        environment: variables in addition to those of the tests.
         launcher: what comes between ``python`` and ``-m``.
         session: whether it leads a process group of its own, which can be signalled as a whole.
     """

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Images that nobody of this project made, beside the checkout; not part of it, since their terms differ."""
+    """Images of third parties next to the checkout; not part of it, since their terms differ."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"the data pack is not there: {folder}")

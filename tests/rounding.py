@@ -1,4 +1,4 @@
-"""How far a result may be off because its numbers are rounded, whatever the processor and the order of its sums."""
+"""Bounds of rounding errors, for any processor and order of summation."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 EXACT = {"atol": 1e-9, "rtol": 1e-9}
-"""For what is computed twice in float64: far above its rounding, far below what a mistake makes."""
+"""Tolerance for results in float64: far above rounding errors, far below real errors."""
 
 
 def rounding(terms: int, largest: float | Tensor, dtype: torch.dtype = torch.float32) -> float:

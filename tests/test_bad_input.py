@@ -1,4 +1,4 @@
-"""Nonsense on the command line: one sentence that names the culprit and the remedy, exit code 1, no traceback."""
+"""Invalid command lines: a one-line message that names the key and the remedy, exit code 1, no traceback."""
 
 from pathlib import Path
 
@@ -74,7 +74,7 @@ from commands import TINY, finish, start
         (("data=folder", "data.root=nowhere", "data.classes={a: {source: ipm, labels: [a]}}"), ("nowhere",)),
     ],
 )  # fmt: skip
-def test_sentence(command, worlds: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_error_message(command, worlds: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     data = () if "data=folder" in arguments else (f"data.root={worlds}",)
     tiny = [
         a
@@ -90,7 +90,7 @@ def test_sentence(command, worlds: Path, arguments: tuple[str, ...], words: tupl
         assert word in sentence, sentence
 
 
-def test_words_for_numbers(tmp_path: Path) -> None:
+def test_non_numeric_values(tmp_path: Path) -> None:
     """In a process of its own, where no type checker of the tests stands before the program's own checks."""
     ended = finish(start("train", "optimizer.lr=fast", cwd=tmp_path))
     assert ended.code == 1
@@ -135,7 +135,7 @@ def test_full_disk_while_checkpointing(command, worlds: Path, monkeypatch: pytes
     assert not list((tmp_path / "run" / "checkpoints").iterdir()), "half-written files were left"
 
 
-def test_trainer_without_what_it_needs(command, worlds: Path) -> None:
+def test_missing_trainer_keys(command, worlds: Path) -> None:
     for key in ("max_steps", "val_check_interval"):
         ended = command("train", *TINY, f"data.root={worlds}", f"~trainer.{key}", "trainer.max_epochs=1")
         assert (ended.code, f"trainer.{key} is missing" in ended.err) == (1, True), ended.err
@@ -145,7 +145,7 @@ def test_trainer_without_what_it_needs(command, worlds: Path) -> None:
         assert f"trainer.devices='{devices}'" in ended.err
 
 
-def test_no_room_for_a_batch(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory(command, worlds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 

@@ -1,4 +1,4 @@
-"""The benchmark by its command line: cases, growth, whole models, and what is refused."""
+"""The benchmark by its command line: cases, scaling, full models, and refused options."""
 
 import csv
 import re
@@ -47,7 +47,7 @@ def test_all_reshapers(command, tmp_path: Path) -> None:
     assert all(float(r["forward_s"]) > 0 and float(r["step_s"]) > 0 for r in rows(tmp_path))
 
 
-def test_growth_fits_an_exponent(command, tmp_path: Path) -> None:
+def test_scaling_fits_an_exponent(command, tmp_path: Path) -> None:
     ended = command("benchmark", "reshaper=mlp,pool", "scaling=tokens", "factors=[1,4,16]", "backward=false", *SMALL)
     assert ended.code == 0, ended.err
     assert [int(r["width"]) for r in rows(tmp_path) if r["reshaper"] == "mlp"] == [6, 24, 96]
@@ -58,14 +58,14 @@ def test_growth_fits_an_exponent(command, tmp_path: Path) -> None:
     assert exponents[1] < 0.5  # what it writes is cells, which stay
 
 
-def test_growth_of_cells_makes_them_finer_on_the_same_ground(command, tmp_path: Path) -> None:
+def test_scaling_of_cells_keeps_the_area(command, tmp_path: Path) -> None:
     ended = command("benchmark", "reshaper=ipm", "scaling=cells", "factors=[1,2]", "backward=false", *SMALL)
     assert ended.code == 0, ended.err
     found = [(int(r["rows"]), int(r["cols"]), float(r["cell_m"])) for r in rows(tmp_path)]
     assert [found[0][0] * 2, found[0][1] * 2, found[0][2] / 2] == list(found[1])
 
 
-def test_a_fixed_rig(command, tmp_path: Path) -> None:
+def test_static_rig(command, tmp_path: Path) -> None:
     ended = command("benchmark", "reshaper=ipm,mlp", "static_rig=true", "backward=false", *SMALL)
     assert ended.code == 0, ended.err
     assert [r["reshaper"] for r in rows(tmp_path)] == ["ipm", "mlp"]
@@ -82,7 +82,7 @@ def test_options_of_a_reshaper_and_whole_models(command, tmp_path: Path) -> None
     assert rows(tmp_path)[0]["step_s"] == "nan"
 
 
-def test_one_that_cannot_be_had_is_left_out_with_its_reason(command, tmp_path: Path) -> None:
+def test_unavailable_reshaper_is_left_out_with_its_reason(command, tmp_path: Path) -> None:
     ended = command("benchmark", "reshaper=mlp,cross_attention", "reshapers.cross_attention.dim=30", *SMALL)
     assert ended.code == 0, ended.err
     assert re.search(r"left out: .*choose a multiple of 4", " ".join(ended.out.split()))
@@ -92,7 +92,7 @@ def test_one_that_cannot_be_had_is_left_out_with_its_reason(command, tmp_path: P
     assert "no reshaper can be measured" in ended.err
 
 
-def test_one_that_does_not_fit_into_memory_is_left_out(command, tmp_path: Path, monkeypatch) -> None:
+def test_reshaper_out_of_memory_is_left_out(command, tmp_path: Path, monkeypatch) -> None:
     def full(self: MLP, features: object, cameras: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -103,7 +103,7 @@ def test_one_that_does_not_fit_into_memory_is_left_out(command, tmp_path: Path, 
     assert [r["reshaper"] for r in rows(tmp_path)] == ["pool"]
 
 
-def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path: Path) -> None:
+def test_full_models_are_labelled_by_their_features(command, tmp_path: Path) -> None:
     ended = command(
         "benchmark", "reshaper=pool", "full_model=true", "backward=false", "encoder.channels=5", "encoder.strides=[16]",
         "features=[8,16]", "cells=[8,8]", "repeats=1", "hydra.run.dir=out",
@@ -129,7 +129,7 @@ def test_whole_models_are_labelled_by_their_encoders_features(command, tmp_path:
         (("cameras=[]",), ("a list is empty", "cameras")),
     ],
 )
-def test_sentence(command, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_error_message(command, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
     chosen = () if arguments[0].startswith("reshaper") else ("reshaper=pool",)
     ended = command("benchmark", *chosen, *arguments)
     assert ended.code == 1

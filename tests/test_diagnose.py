@@ -1,4 +1,4 @@
-"""The instruments on a trained model, by the command line, and where what they say is known."""
+"""The instruments on a trained model by the command line, and on models with known answers."""
 
 import json
 import math
@@ -49,7 +49,7 @@ def model(reshaper_class: type, cameras: int = 1) -> BEVModel:
     return BEVModel(nn.Identity(), reshaper_class(source, GRID), {"segmentation": nn.Conv2d(3, 1, 1)})
 
 
-def test_ipm_takes_every_cell_from_where_it_is_and_no_image_changes_that() -> None:
+def test_ipm_weights_are_geometric_and_fixed() -> None:
     found = diagnose(model(IPM), lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN)
     numbers = found.numbers
     assert numbers["samples"] == 3
@@ -64,7 +64,7 @@ def test_ipm_takes_every_cell_from_where_it_is_and_no_image_changes_that() -> No
     assert set(found.figures) == {"weights", "robustness"}
 
 
-def test_pool_does_not_take_them_from_there_and_bears_any_calibration() -> None:
+def test_pool_weights_ignore_geometry_and_calibration() -> None:
     numbers = diagnose(model(Pool), lambda: [batch()], BEVIoU(("white",), GRID), ("front",), PLAN).numbers
     assert numbers["agreement"]["whole"]["centroid"]["median"] > 3
     assert all(value == numbers["iou"] for value in numbers["robustness"]["yaw_deg"].values())
@@ -77,7 +77,7 @@ def test_every_camera_of_a_rig_is_dropped_in_turn() -> None:
     assert list(numbers["robustness"]["without"]) == list(names)
 
 
-def test_what_does_not_apply_leaves_its_reason() -> None:
+def test_inapplicable_instruments_report_a_reason() -> None:
     torch.manual_seed(0)
     sources = (FeatureShape(3, *SIZE), FeatureShape(3, *SIZE))
     two = BEVModel(Twice(), ColumnMLP(sources, GRID, dim=4, depth_m=(3, 6, 12)), {"segmentation": nn.Conv2d(4, 1, 1)})
@@ -123,7 +123,7 @@ def test_command(command, trained: Path, tmp_path: Path) -> None:
         ("data.scenes={train: 24, val: 7, test: 7, dev: 1}", ("dev",)),
     ],
 )
-def test_sentence(command, trained: Path, argument: str, words: tuple[str, ...]) -> None:
+def test_error_message(command, trained: Path, argument: str, words: tuple[str, ...]) -> None:
     few = ("samples=2", "cells=1", "probes=1", "logger=none", "device=cpu")
     ended = command("diagnose", f"checkpoint={trained}/checkpoints/best.ckpt", *few, argument)
     assert ended.code == 1
@@ -132,7 +132,7 @@ def test_sentence(command, trained: Path, argument: str, words: tuple[str, ...])
         assert word in ended.err
 
 
-def test_a_camera_that_moves_is_no_dependence_on_the_image() -> None:
+def test_moving_camera_is_not_image_dependence() -> None:
     moved = batch()
     turn = torch.eye(4).repeat(4, 1, 1, 1)
     for i, angle in enumerate((0.0, 0.1, -0.1, 0.2)):
@@ -143,15 +143,15 @@ def test_a_camera_that_moves_is_no_dependence_on_the_image() -> None:
     assert found["agreement"]["whole"]["centroid"]["p90"] < 1e-3
 
 
-def test_agreement_is_with_where_the_cameras_really_are() -> None:
+def test_alignment_uses_the_true_calibration() -> None:
     true = batch().cameras[:3]
-    aside = batch().cameras.intrinsics + torch.tensor([[0.0, 0, 6], [0, 0, 0], [0, 0, 0]])  # looks 6 pixels aside
+    aside = batch().cameras.intrinsics + torch.tensor([[0.0, 0, 6], [0, 0, 0], [0, 0, 0]])  # points 6 pixels aside
     lied = replace(batch(), cameras=replace(batch().cameras, intrinsics=aside))
     found = diagnose(model(IPM), lambda: [lied], BEVIoU(("white",), GRID), ("front",), PLAN, true).numbers
     assert found["agreement"]["whole"]["centroid"]["median"] == pytest.approx(6, abs=0.3)
 
 
-def test_weights_that_are_all_zero_leave_their_reason() -> None:
+def test_zero_weights_report_a_reason() -> None:
     dead = model(MLP)
     with torch.no_grad():
         dead.reshaper.layers[0].weight.zero_()

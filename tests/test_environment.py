@@ -1,4 +1,4 @@
-"""What commands set for their process: how OpenMP waits, and a console that takes all they print."""
+"""Settings of a command's process: waiting of OpenMP, and a console for any character."""
 
 import io
 import os
@@ -46,7 +46,7 @@ def test_openmp_sleeps_early_in_commands(name: str) -> None:
     assert spins_shortly(printed_by_openmp("-c", HELP_AND_TORCH, f"bevreshape.{name}"))
 
 
-def test_openmp_is_left_alone_where_the_user_has_set_it() -> None:
+def test_openmp_settings_of_the_user_are_kept() -> None:
     settings = printed_by_openmp("-c", HELP_AND_TORCH, "bevreshape.report", OMP_WAIT_POLICY="ACTIVE")
     assert "ACTIVE" in settings
     assert not spins_shortly(settings)
@@ -77,8 +77,8 @@ def test_console_of_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str,
     assert raw.getvalue() == written
 
 
-def test_training_on_an_ascii_console_beside_slurm(worlds: Path, tmp_path: Path) -> None:
-    """In a locale where even files are ASCII unless they are opened as UTF-8, and with an ``srun`` nobody asked for."""
+def test_training_on_an_ascii_console_with_slurm(worlds: Path, tmp_path: Path) -> None:
+    """In a locale where even files are ASCII unless they are opened as UTF-8, and with an unused ``srun``."""
     srun = tmp_path / "bin" / "srun"
     srun.parent.mkdir()
     srun.write_text("#!/bin/sh\nexit 1\n")

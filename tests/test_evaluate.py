@@ -52,9 +52,7 @@ def test_two_processes_count_every_sample_once(trained: Path, tmp_path: Path) ->
     assert found == pytest.approx({key: expected[key] for key in found}, abs=0, nan_ok=True)
 
 
-def test_other_data_is_brought_to_the_frame_of_the_checkpoint(
-    command, trained: Path, worlds: Path, tmp_path: Path
-) -> None:
+def test_other_data_uses_the_spec_of_the_checkpoint(command, trained: Path, worlds: Path, tmp_path: Path) -> None:
     ended = command(
         "evaluate", f"checkpoint={trained}/checkpoints/best.ckpt", "data=synthetic", f"data.root={worlds}",
         "data.scenes.test=3",
@@ -73,7 +71,7 @@ def test_other_data_is_brought_to_the_frame_of_the_checkpoint(
         (("checkpoint={best}", "data=synthetic", "data.rig=surround"), "6 cameras"),
     ],
 )
-def test_nonsense_gets_a_sentence(command, trained: Path, arguments: tuple[str, ...], sentence: str) -> None:
+def test_error_message(command, trained: Path, arguments: tuple[str, ...], sentence: str) -> None:
     best = f"{trained}/checkpoints/best.ckpt"
     ended = command("evaluate", *(argument.format(best=best) for argument in arguments), "trainer.accelerator=cpu")
     assert ended.code == 1
@@ -81,7 +79,7 @@ def test_nonsense_gets_a_sentence(command, trained: Path, arguments: tuple[str, 
     assert "Traceback" not in ended.err
 
 
-def test_what_is_left_without_a_camera() -> None:
+def test_drop_each_camera() -> None:
     """Images are read by IPM as they are, so every class's prediction is known by hand."""
     grid = BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0)
     model = BEVModel(nn.Identity(), IPM(FeatureShape(3, 32, 48, 3), grid), {"segmentation": nn.Identity()}).eval()

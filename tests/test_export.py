@@ -97,7 +97,7 @@ def test_the_folded_calibration_is_that_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cell_m", [2.0, 0.1])
-def test_the_example_shows_what_geometry_does(cell_m: float, tmp_path: Path) -> None:
+def test_export_example_uses_the_images(cell_m: float, tmp_path: Path) -> None:
     """Cameras of a car for a street, of a toy for a table: the compared programs must read images."""
     grid = BEVGrid((0, 8 * cell_m), (-4 * cell_m, 4 * cell_m), cell_m)
     spec = BEVSpec(grid, ("a", "b"), ("front",), (32, 64))
@@ -127,7 +127,7 @@ def test_a_program_that_differs_is_not_written(
     assert not (tmp_path / "model.pt2").exists()
 
 
-def test_a_torch_that_cannot_write_onnx_is_said(tmp_path: Path, monkeypatch) -> None:
+def test_torch_without_onnx_is_reported(tmp_path: Path, monkeypatch) -> None:
     def fails(*_, **__):
         try:
             raise NotImplementedError("aten.median has no translation\nand a long story")
@@ -150,7 +150,7 @@ class Deciding(torch.nn.Module):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_model_that_is_no_graph_is_said_with_torchs_reason(format: str, tmp_path: Path) -> None:
+def test_untraceable_model_is_reported_with_torchs_reason(format: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"torch .* cannot export this model \(\w+: .+\); change") as caught:
         export(Deciding(), [torch.randn(3, 3)], tmp_path / f"x.{format}", format)
     assert "\n" not in str(caught.value)
@@ -158,7 +158,7 @@ def test_a_model_that_is_no_graph_is_said_with_torchs_reason(format: str, tmp_pa
 
 
 @pytest.mark.parametrize("grid", [BEVGrid((-16, 0), (-8, 8), 2.0), BEVGrid((-8, 8), (4, 20), 2.0)])
-def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
+def test_camera_that_does_not_point_ahead(grid: BEVGrid) -> None:
     spec = BEVSpec(grid, ("a", "b"), ("rear",), (32, 64))
     rig = example_rig(spec)
     check_visibility(rig, grid)
@@ -168,7 +168,7 @@ def test_a_camera_that_looks_elsewhere_than_ahead(grid: BEVGrid) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_program_says_what_it_is_for(format: str, tmp_path: Path) -> None:
+def test_exported_metadata(format: str, tmp_path: Path) -> None:
     spec = BEVSpec(GRID, ("a", "b"), ("front",), (32, 64))
     path = tmp_path / f"model.{format}"
     inputs = example(spec, example_rig(spec))
@@ -199,7 +199,7 @@ def test_images_alone_on_a_fixed_rig() -> None:
     torch.testing.assert_close(fixed(images).heads["segmentation"], expected, atol=0, rtol=0)
 
 
-def test_what_cannot_be_exported_is_said(command, trained: Path, tmp_path: Path) -> None:
+def test_unexportable_models_are_reported(command, trained: Path, tmp_path: Path) -> None:
     checkpoint = f"checkpoint={trained / 'checkpoints' / 'best.ckpt'}"
     ended = command("export", checkpoint, "format=onx")
     assert (ended.code, "onnx" in ended.err) == (1, True)
@@ -210,7 +210,7 @@ def test_what_cannot_be_exported_is_said(command, trained: Path, tmp_path: Path)
     assert (ended.code, "rigs of their own" in ended.err) == (1, True)
 
 
-def test_what_is_read_is_not_written_over(command, trained: Path, tmp_path: Path) -> None:
+def test_inputs_are_not_overwritten(command, trained: Path, tmp_path: Path) -> None:
     given = (trained / "checkpoints" / "best.ckpt").read_bytes()
     (tmp_path / "best.ckpt").write_bytes(given)
     (tmp_path / "link.ckpt").symlink_to("best.ckpt")

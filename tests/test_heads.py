@@ -24,7 +24,7 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize(("row", "col"), [(2, 3), (6, 4)])
-def test_a_coarse_cell_is_seen_where_it_lies(row: int, col: int) -> None:
+def test_coarse_cells_are_centred_on_their_fine_cells(row: int, col: int) -> None:
     """With symmetric kernels what a cell lights is centred on its fine cells, far from the middle of the grid too."""
     torch.manual_seed(0)
     head = build("pyramid").eval()

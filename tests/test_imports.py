@@ -1,4 +1,4 @@
-"""Who imports whom: Hydra under ``config/`` alone, no circles, and nothing heavy before it is needed."""
+"""Imports: Hydra only under ``config/``, no circles, and heavy packages only when needed."""
 
 import ast
 import os
@@ -94,7 +94,7 @@ def test_imports_inside_functions_are_listed_with_a_reason() -> None:
     assert found == set(LATE)
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_no_circular_imports() -> None:
     """Also not by imports inside functions."""
     graph = {
         name: {imported for imported, _ in imports(path) if imported in MODULES and imported != name}

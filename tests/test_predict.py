@@ -93,7 +93,7 @@ def test_one_image_with_its_calibration(command, trained: Path, images: Path, tm
         ({"ego_from_cam": [[0, 0, -1, 1.2], [1, 0, 0, 0], [0, -1, 0, 1.6], [0, 0, 0, 1]]}, "sees"),
     ],
 )
-def test_calibration_that_cannot_be_is_refused(
+def test_invalid_calibration_is_refused(
     command, trained: Path, images: Path, change: dict[str, object], words: str
 ) -> None:
     (images / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [{**CAMERA, **change}]}))
@@ -122,7 +122,7 @@ def test_a_bad_image_stops_with_its_name_and_keeps_the_others(
 
 
 def painted_by_hand(image: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Half of the class's colour on every pixel whose ray, solved for by OpenCV, meets a cell of ``GRID``, one by
+    """Half of the class's color on every pixel whose ray, solved for by OpenCV, meets a cell of ``GRID``, one by
     one."""
     colours = [*class_palette(CLASSES).values()]
     painted = image.astype(float)
@@ -141,7 +141,7 @@ def painted_by_hand(image: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: 
 
 
 @pytest.mark.parametrize("model", [None, "opencv", "fisheye"])
-def test_overlays_lie_on_the_stored_image_through_its_distortion(tmp_path: Path, model: str | None) -> None:
+def test_overlays_follow_the_distortion_of_the_stored_image(tmp_path: Path, model: str | None) -> None:
     size, k = (120, 160), np.array([[90.0, 0, 82.0], [0, 88.0, 57.0], [0, 0, 1]])
     coefficients = {None: (), "opencv": (-0.2, 0.04, 0.002, -0.001), "fisheye": (0.05, -0.02, 0.004, -0.001)}[model]
     down = np.deg2rad(25)
@@ -198,7 +198,7 @@ def test_drawings_do_not_become_frames(command, trained: Path, images: Path, tmp
 
 
 @pytest.mark.parametrize("device", ["meta", "gpu", "hpu", "cuda:99", "cpu:x"])
-def test_device_that_computes_nothing_here(command, trained: Path, images: Path, device: str) -> None:
+def test_unavailable_device(command, trained: Path, images: Path, device: str) -> None:
     best = trained / "checkpoints" / "best.ckpt"
     ended = command("predict", f"checkpoint={best}", f"input={images}", f"device='{device}'")
     assert (ended.code, "Traceback" in ended.err) == (1, False)

@@ -1,4 +1,4 @@
-"""What the READMEs show runs: their commands, their Python, their links, and the options that they name."""
+"""The commands, Python code, links and options in the READMEs are valid."""
 
 import argparse
 import json
@@ -189,7 +189,7 @@ def headings(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_resolve(page: str) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
         if link.startswith("https://"):
             continue

@@ -95,7 +95,7 @@ def test_curves_have_a_point_a_validation_and_sweeps_a_point_a_value(sweep: Path
     assert axes.lines[0].get_ydata().tolist() == pytest.approx([0.51, 0.31])
 
 
-def test_sentences(sweep: Path, tmp_path: Path) -> None:
+def test_error_messages(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no finished run below it"):
         write_report([tmp_path], tmp_path / "x.html", samples=1, cells=2, probes=1)
 
@@ -113,7 +113,7 @@ def test_axes_that_were_swept_together_are_one(sweep: Path, tmp_path: Path) -> N
     assert len(swept.charts[0].figure.axes[0].lines[0].get_xdata()) == 2
 
 
-def test_a_run_that_cannot_be_shown_is_named_and_the_rest_goes_on(
+def test_unreadable_run_is_named_and_others_are_reported(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = tmp_path / "pruned"
@@ -132,7 +132,7 @@ def test_a_run_that_cannot_be_shown_is_named_and_the_rest_goes_on(
         write_report([folder], tmp_path / "page.html", samples=1, cells=2, probes=1)
 
 
-def test_what_does_not_fit_is_left_out_and_said() -> None:
+def test_incompatible_runs_are_left_out_and_reported() -> None:
     whole = explorer(1)
     size = len(json.dumps(explorer_data(whole)))
     found, remarks = fit_explorer(whole, size)
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_left_out_and_said() -> None:
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])
-def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_image(kind: str) -> None:
+def test_weights_of_permuted_tokens_are_at_their_image_positions(kind: str) -> None:
     torch.manual_seed(0)
     grid, source = BEVGrid((0, 4), (-2, 2), 1.0), FeatureShape(3, 4, 6)
     inner = (
@@ -178,7 +178,7 @@ def test_weights_of_permuted_tokens_stand_where_these_lie_in_the_image(kind: str
         torch.testing.assert_close(found[1, :, place], matrix[:, :, at].mean(0))
 
 
-def test_the_page_of_a_trained_ipm_shows_where_cells_really_are(worlds: Path, tmp_path: Path, browser: Browser) -> None:
+def test_page_of_ipm_shows_the_true_projection(worlds: Path, tmp_path: Path, browser: Browser) -> None:
     arguments = [*TINY, "reshaper=ipm", f"data.root={worlds}", "data.calibration=exact", "hydra.run.dir=run"]
     ended = finish(start("train", *arguments, cwd=tmp_path))
     assert ended.code == 0, ended.err
@@ -260,9 +260,7 @@ def test_a_report_on_unlike_runs_names_them_by_what_differs_and_never_by_loggers
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_of_a_report_on_unlike_runs_is_off_the_screen(
-    page_of_unlike: Path, browser: Browser, width: int
-) -> None:
+def test_report_on_unlike_runs_fits_the_screen(page_of_unlike: Path, browser: Browser, width: int) -> None:
     page = browser.open(page_of_unlike, width=width)
     wide = page.evaluate(
         "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead, .plain thead, #panels') && "

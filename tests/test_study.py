@@ -80,7 +80,7 @@ def test_records_of_another_plan_are_left_alone(confs: Path, tmp_path: Path) -> 
         (["plan=none"], "plan=none is unknown"),
     ],
 )
-def test_sentences(command, arguments: list[str], says: str) -> None:
+def test_error_messages(command, arguments: list[str], says: str) -> None:
     ended = command("study", *arguments)
     assert ended.code == 1
     assert says in ended.err

@@ -1,4 +1,4 @@
-"""The main job through its command line: what it leaves, how it goes on, how it stops."""
+"""The main job by its command line: its run folder, resuming and stopping."""
 
 import csv
 import errno
@@ -31,7 +31,7 @@ def losses(run: Path) -> dict[int, str]:
     return found
 
 
-def test_run_leaves_what_the_design_promises(trained: Path) -> None:
+def test_run_folder(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
     for key in ("test/iou/drivable", "test/iou/lane", "test/iou/mean", "fit/seconds", "fit/samples_per_second"):
         assert isinstance(metrics[key], float), key
@@ -83,7 +83,7 @@ def test_several_feature_scales(command, worlds: Path, reshaper: str) -> None:
     assert ended.code == 0, ended.err
 
 
-def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
+def test_run_killed_in_mid_epoch_resumes_bit_for_bit(worlds: Path, tmp_path: Path) -> None:
     arguments = [
         *without("logger", "loader.num_workers", "trainer.max_steps"),
         f"data.root={worlds}", "loader.num_workers=2", "trainer.max_steps=30", "logger=csv",
@@ -119,7 +119,7 @@ def test_run_killed_in_mid_epoch_goes_on_bit_for_bit(worlds: Path, tmp_path: Pat
         assert steps == [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(worlds: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_prints_how_to_resume(worlds: Path, tmp_path: Path) -> None:
     arguments = without("trainer.max_steps", "trainer.val", "checkpoint_every")
     process = start(
         "train", *arguments, f"data.root={worlds}", "trainer.max_steps=100000", "trainer.val_check_interval=100000",
@@ -137,7 +137,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(worlds: Path, tmp_path: Path) -> Non
     assert torch.load(last, weights_only=True)["global_step"] > before
 
 
-def test_resume_refuses_to_become_another_run(command, trained: Path) -> None:
+def test_resume_refuses_other_settings(command, trained: Path) -> None:
     ended = command("train", f"resume={trained}", "trainer.max_steps=99")
     assert (ended.code, "a run resumes as it began" in ended.err) == (1, True)
     ended = command("train", "resume=nowhere")
@@ -166,7 +166,7 @@ def test_file_system_without_locks(command, worlds: Path, monkeypatch: pytest.Mo
     assert "run cannot be locked (No locks available); start no second process there" in ended.err
 
 
-def test_resume_refuses_a_config_that_the_checkpoint_was_not_made_with(command, trained: Path, tmp_path: Path) -> None:
+def test_resume_refuses_another_config_than_the_checkpoints(command, trained: Path, tmp_path: Path) -> None:
     """The weights would fit, and the run would be another one."""
     copied = shutil.copytree(trained, tmp_path / "copied")
     config = (copied / "config.yaml").read_text()
@@ -183,7 +183,7 @@ def test_nan_stops_with_the_batch(command, worlds: Path) -> None:
     assert "batch train-" in ended.err or "batch train" in ended.err
 
 
-def test_epochs_go_on_in_mid_epoch_too(worlds: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epochs_resume_in_mid_epoch(worlds: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [
         *without("logger", "trainer.max_steps"), f"data.root={worlds}", "trainer.max_epochs=3", "logger=csv",
         "trainer.log_every_n_steps=1", "+logger.flush_logs_every_n_steps=1", "checkpoint_every_n_steps=4",

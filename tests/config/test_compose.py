@@ -1,4 +1,4 @@
-"""A training's config, composed in the midst of another command."""
+"""A training's config, composed inside another command."""
 
 import pytest
 from commands import ROOT

@@ -1,4 +1,4 @@
-"""Every YAML under conf/ is composed and built; nothing lies there unused."""
+"""Every YAML under conf/ is composed and built; none is unused."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Objects out of plain nodes: what is built, and what is not even interpreted."""
+"""Objects built from plain nodes, without interpolation."""
 
 import re
 from typing import Any

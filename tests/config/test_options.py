@@ -1,4 +1,4 @@
-"""Options: every one has a type, and a number a range; a value of another kind is refused in a sentence."""
+"""Options: each has a type, and a number a range; other values are refused with a one-line message."""
 
 import inspect
 import math
@@ -59,7 +59,7 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def named() -> Iterator[tuple[type, str, Any]]:
-    """Every option of every class that a YAML names, by class, name and hint; and of all classes beside these."""
+    """Every option of every class that a YAML names, by class, name and hint; and of all classes next to these."""
     found: dict[type, set[str]] = {BEVGrid: set(), Spread: set()}
     for group, given in GROUPS.items():
         for path in (CONF / group).glob("*.yaml"):
@@ -168,7 +168,7 @@ IDS = [f"{owner}.{name}" for owner, name, _ in OPTIONS]
 
 @pytest.mark.parametrize(("owner", "name", "hint"), OPTIONS, ids=IDS)
 def test_options_have_types_and_numbers_ranges(owner: str, name: str, hint: Any) -> None:
-    """Fails for every new option that is declared without."""
+    """Fail for every new option without type or range."""
     assert hint not in (None, Any, object), f"{owner}.{name} has no type"
     for slot in slots(hint):
         assert slot.kind not in (Any, object), f"{owner}.{name} has no type"
@@ -254,7 +254,7 @@ def test_values_are_read_as_their_type(hint: Any, value: Any, read: Any) -> None
         (LocalPath, "", "key='' is not a path; name a file or a folder"),
     ],
 )
-def test_sentences(hint: Any, value: Any, sentence: str) -> None:
+def test_error_messages(hint: Any, value: Any, sentence: str) -> None:
     with pytest.raises(InputError) as refused:
         read_value("key", hint, value)
     assert str(refused.value) == sentence

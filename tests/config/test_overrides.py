@@ -1,4 +1,4 @@
-"""Overrides of what is not there: one sentence that names the key which was meant, exit code 1, nothing written."""
+"""Overrides of unknown keys: a one-line message that names the similar key, exit code 1, nothing written."""
 
 from pathlib import Path
 

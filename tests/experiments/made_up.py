@@ -1,4 +1,4 @@
-"""A study whose outcomes are made up, so that what follows from them is known beforehand."""
+"""A study with made-up outcomes, whose rows are known."""
 
 import json
 from collections.abc import Callable

@@ -28,7 +28,7 @@ PLAN = TensorPlan(
 
 @pytest.mark.parametrize("scale", [0.25, 0.5, 1.5])
 @pytest.mark.parametrize("method", ["mlp", "positional", "attention", "continuous"])
-def test_paper_says_what_is_counted(method: str, scale: float) -> None:
+def test_computed_costs_equal_counted_costs(method: str, scale: float) -> None:
     setting = Setting(method, scale=scale)
     size = Size(setting.world.source.tokens, len(setting.world.cells))
     assert on_paper(method, size) == cost(setting)

@@ -1,4 +1,4 @@
-"""Features of encoders whose padding is known, and that no image is in two parts."""
+"""Features of encoders with known padding, and disjoint parts of images."""
 
 from itertools import combinations
 
@@ -20,7 +20,7 @@ def noise(count: int = 2) -> Tensor:
     return torch.randn(count, 3, *IMAGE_SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def test_feature_0_is_where_the_encoder_of_the_program_says() -> None:
+def test_offset_of_feature_0_equals_the_encoders() -> None:
     (shape,) = TimmEncoder("resnet18", image_size=IMAGE_SIZE, cameras=1, strides=(8,), channels=16).sources
     assert shape == SOURCE
 
@@ -49,13 +49,13 @@ def test_networks_of_all_paddings_are_the_same_away_from_the_border() -> None:
 
 
 @pytest.mark.slow
-def test_a_place_is_read_where_zeros_tell_it_and_nowhere_else() -> None:
+def test_position_is_readable_only_with_zero_padding() -> None:
     found = {padding: place_readable(encoder) for padding, encoder in NOISE.items()}
     assert min(found["zeros"]) > 0.2
     assert max(map(abs, found["circular"])) < 0.02  # by theorem 0
 
 
-def test_a_place_is_read_entirely_from_channels_that_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_position_in_channels_is_read_entirely(monkeypatch: pytest.MonkeyPatch) -> None:
     where = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(16.0), indexing="ij"))
     monkeypatch.setattr(module, "features", lambda encoder, part: where.expand(encoder.count(part), -1, -1, -1))
     assert place_readable(STREETS) == pytest.approx((1.0, 1.0))

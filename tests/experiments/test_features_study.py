@@ -32,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> FeaturesStudy:
     return study
 
 
-def test_all_is_done_once_under_names_of_the_level(study: FeaturesStudy) -> None:
+def test_every_entry_is_done_once(study: FeaturesStudy) -> None:
     assert isinstance(study, Level)
     assert missing([study]) == ()
     assert len(study.records.path.read_text().splitlines()) == len(study.planned())

@@ -10,7 +10,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_maps_that_do_not_know_the_image_have_none_of_it() -> None:
+def test_maps_independent_of_the_image_have_share_0() -> None:
     assert image_share(normal(1, 3, 5, 4).expand(6, -1, -1, -1)) == 0
     assert image_share(torch.ones(6, 3, 5, 4)) == 0
 

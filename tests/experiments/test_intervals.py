@@ -1,4 +1,4 @@
-"""Rules that judge must be right on data whose answer is known."""
+"""Verdicts on data with a known answer."""
 
 import math
 from collections.abc import Callable
@@ -98,11 +98,11 @@ def test_signs_and_pairs() -> None:
     assert str(Comparison.of([1.0, 1.0], [4.0, 4.0])) == "4 [4, 4]"
     with pytest.raises(InputError, match="cannot be paired"):
         Comparison.of([1.0, 2.0], [1.0])
-    with pytest.raises(InputError, match="two positive figures"):
+    with pytest.raises(InputError, match="two positive values"):
         Comparison.of([0.0, 1.0], [1.0, 1.0])
 
 
-def test_what_was_never_reached_is_a_bound() -> None:
+def test_unreached_thresholds_are_bounds() -> None:
     never = Bounds(300.0, math.inf)
     ours, theirs = [Bounds(20.0, 30.0)] * 3, [never] * 3
     later = Comparison.of(ours, theirs)

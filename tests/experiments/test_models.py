@@ -218,7 +218,7 @@ def test_the_running_average_weighs_steps_polynomially() -> None:
     assert parameter.item() == 30.0
 
 
-def test_runs_side_by_side_are_as_alone() -> None:
+def test_runs_side_by_side_equal_single_runs() -> None:
     world = World(SOURCE, GRID, sigma_deg=2.0, pose="given")
     recipes = [Recipe(0.01), Recipe(0.01, query="direct"), Recipe(0.03, warmup=5)]
 

@@ -1,4 +1,4 @@
-"""What a study writes: rows of made up outcomes as they must be, its README, the block of the package's, the page."""
+"""The output of a study: rows of made-up outcomes, its README, the block in the package's README, and the page."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return made_up(tmp_path_factory.mktemp("studies") / "made_up", error)
 
 
-def test_primary_rows_say_what_was_made_up(study: Study) -> None:
+def test_primary_rows_of_made_up_outcomes(study: Study) -> None:
     _, lines = primary_table(study.rows)
     found = {line[0]: line[1:] for line in lines}
     assert list(found) == [
@@ -126,7 +126,7 @@ def test_the_block_is_put_between_its_markers(study: Study, tmp_path: Path) -> N
     assert path.read_text() == "no markers\n"
 
 
-def test_the_package_s_readme_says_what_the_committed_records_say() -> None:
+def test_the_package_s_readme_matches_the_committed_records() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count(BEGIN) == text.count(END) == 1
     if not (FULL / "records.jsonl").exists():
@@ -151,7 +151,7 @@ def test_the_page_shows_a_study_without_runs(page: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_of_a_study_s_page_is_off_the_screen(page: Path, browser: Browser, width: int) -> None:
+def test_a_study_s_page_fits_the_screen(page: Path, browser: Browser, width: int) -> None:
     shown = browser.open(page, width=width)
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     drawn = "document.querySelector('figure img').getBoundingClientRect()"

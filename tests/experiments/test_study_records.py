@@ -1,4 +1,4 @@
-"""Records that go on in another clone, and refuse what they cannot read."""
+"""Records: resuming in another clone, and messages for unreadable lines."""
 
 import json
 import multiprocessing

@@ -113,7 +113,7 @@ def test_a_method_that_diverged_is_not_ahead_and_does_not_decide() -> None:
     assert str(ahead([0.0, 0.0], [0.4, 0.4])).startswith("at most")
 
 
-def test_what_looking_adds_is_above_what_ipm_has_with_other_images() -> None:
+def test_gain_is_relative_to_ipm_with_other_images() -> None:
     assert RESULTS.unseeing(0.0) == [0.1, 0.1]
     assert RESULTS.gain(ATTENTION) == pytest.approx([0.15, -0.1])
     (first, second) = ahead(RESULTS.gain(ATTENTION), RESULTS.gain(MLP)).seeds
@@ -121,7 +121,7 @@ def test_what_looking_adds_is_above_what_ipm_has_with_other_images() -> None:
     assert second.low == -math.inf
 
 
-def test_what_is_not_done_is_not_said() -> None:
+def test_missing_entries_raise() -> None:
     with pytest.raises(NotDoneError):
         RESULTS.iou(TaskSetting("mlp", True))
     with pytest.raises(NotDoneError):

@@ -174,7 +174,7 @@ def test_a_plan_without_variants_has_none() -> None:
     assert len(plan.judged()) == (3 * 2 + 2 + 5) * 3
 
 
-def test_what_is_known_of_the_camera_is_the_same_for_both() -> None:
+def test_both_methods_get_the_same_camera_angles() -> None:
     for method in ("mlp", "attention"):
         assert "reshaper.calibration=true" in TaskSetting(method, pose=True).arguments(0)
         assert not any("calibration" in argument for argument in TaskSetting(method).arguments(0))

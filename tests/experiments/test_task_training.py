@@ -76,7 +76,7 @@ def test_a_training_that_was_killed_resumes(
     assert again.metrics["test/iou/mean"] == whole.metrics["test/iou/mean"]
 
 
-def test_a_stop_says_how_the_study_goes_on(
+def test_a_stop_says_how_to_resume_the_study(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""A whole study of the tensor level, small: goes on where it stopped, and says what must hold."""
+"""A small study of the whole tensor level: it resumes, and its rows hold known facts."""
 
 import json
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_all_settings_are_done_once(study: TensorStudy) -> None:
     assert missing([study]) == ()
 
 
-def test_what_is_lost_is_done_again_and_is_the_same(study: TensorStudy, tmp_path: Path) -> None:
+def test_lost_entries_are_repeated_with_the_same_result(study: TensorStudy, tmp_path: Path) -> None:
     again = TensorStudy(PLAN, Records(tmp_path))
     lines = study.records.path.read_text().splitlines(keepends=True)
     (lost,) = [line for line in lines if line.startswith('{"name": "judge-mlp-pose_unknown-sigma4-samples_new"')]
@@ -114,7 +114,7 @@ def test_parameters_and_operations_are_those_counted_by_hand() -> None:
     assert direct["flops"] == attention["flops"] - 2 * 48 * 64 * 64
 
 
-def test_everyone_chooses_among_what_it_has() -> None:
+def test_candidates_of_each_method() -> None:
     budget = Budget((2,), 4, (0.01, 0.03), (0, 5), (0.0, 0.1), ("projected", "direct"), tuning_seeds=1, held_out=8)
     found = {method: budget.candidates(Setting(method)) for method in ("mlp", "adaptive", "attention", "continuous")}
     assert {method: len(set(recipes)) for method, recipes in found.items()} == {

@@ -47,7 +47,7 @@ def test_a_best_rate_at_an_end_extends_the_grid() -> None:
         assert min(tried) < rate < max(tried)
 
 
-def test_what_diverges_is_never_best_and_ends_the_extension() -> None:
+def test_diverged_recipes_are_never_best_and_end_the_extension() -> None:
     def measure(recipes: Sequence[Recipe], steps: int) -> Tensor:
         return torch.tensor([[1 / r.rate if r.rate < 0.5 else math.nan] * 2 for r in recipes])
 

@@ -68,7 +68,7 @@ def test_sampling_matrix_times_x_is_the_target() -> None:
 
 
 @pytest.mark.parametrize("pose", ["unknown", "visible", "given"])
-def test_what_a_method_is_told_of_the_pose(pose: str) -> None:
+def test_pose_inputs_of_a_method(pose: str) -> None:
     world = World(SOURCE, GRID, sigma_deg=8.0, pose=pose)  # type: ignore[arg-type]
     batch = Stream(world, (0,)).next(4)
     assert batch.x.shape == (1, 4, 60, 3 + 4 * (pose == "visible"))

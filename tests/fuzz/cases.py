@@ -1,4 +1,4 @@
-"""What is tried: commands with changed arguments, and files that were changed before a command reads them."""
+"""Cases: commands with changed arguments, and commands that read changed files."""
 
 import io
 import json
@@ -116,7 +116,7 @@ def command(name: str, arguments: Sequence[str], main: Callable[..., Any] | None
     Args:
         name: the command.
         arguments: of its command line.
-        main: is run in place of its own.
+        main: replaces the function of the command.
 
     Raises:
         RuntimeError: for a traceback, or an exit code that stands for neither.
@@ -360,7 +360,7 @@ ODD = [
     "'",
     "99999999999999999999",
 ]
-"""Values that command lines of tools may have in place of a number or a name."""
+"""Values that command lines of tools may have instead of a number or a name."""
 
 
 def _marked_points(random: Random, box: Box) -> list[str]:

@@ -30,7 +30,7 @@ SMALL = tuple(v for v in TYPED if not (isinstance(v, int | float) and abs(v) > 6
 
 
 def value(random: Random, given: Any, pool: tuple[Any, ...] = SCALARS) -> Any:
-    """Another value in place of one: near it, of another type, or from the pool."""
+    """Another value instead of one: near it, of another type, or from the pool."""
     near: list[Any] = []
     if isinstance(given, bool):
         near = [not given, int(given), str(given)]

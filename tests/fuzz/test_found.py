@@ -1,4 +1,4 @@
-"""What the cases of ``test_fuzz.py`` once found: each was a traceback, or was taken without a word."""
+"""Faults that ``test_fuzz.py`` once found: each caused a traceback, or was accepted silently."""
 
 import shutil
 import sys

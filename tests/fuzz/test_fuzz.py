@@ -1,4 +1,4 @@
-"""Whatever is given, a command ends well with a sane result, or with one sentence: seeded, and longer by an option.
+"""A command succeeds with a sane result, or prints a one-line message, for any input: seeded random cases.
 
 pytest tests/fuzz --fuzz-seconds=600 --fuzz-seed=1     # more cases, others
 pytest tests/fuzz --fuzz-case=17                       # one of them again
@@ -24,7 +24,7 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 WAITING_SECONDS = 600
-"""After which a worker is taken to hang in a place where no signal reaches it."""
+"""Time after which a worker counts as hanging."""
 
 CASES, SECONDS = 100, 60
 """Of the default suite; on a slow machine fewer cases fit into its time."""
@@ -127,7 +127,7 @@ def summary(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def test_every_case_ends_well_or_with_a_sentence(base: Path, pytestconfig: pytest.Config, capsys) -> None:
+def test_every_case_succeeds_or_reports_an_error(base: Path, pytestconfig: pytest.Config, capsys) -> None:
     seed = pytestconfig.getoption("--fuzz-seed")
     one, seconds = pytestconfig.getoption("--fuzz-case"), pytestconfig.getoption("--fuzz-seconds")
     longer = seconds is not None

@@ -28,7 +28,7 @@ CPU_SECONDS, WALL_SECONDS = 60, 300
 """Most of a case: computing, and waiting, which a busy machine makes longer."""
 
 MOST_BYTES = 2 << 30
-"""That a case may take beside what the process has anyway."""
+"""Memory that a case may take in addition to that of the process."""
 
 GOOD = ("ok", "sentence")
 
@@ -99,7 +99,7 @@ def called(attempt: Attempt, numbers: Sequence[int]) -> tuple[str, str]:
     if refusal is not None:
         return "sentence", refusal
     if attempt.must_refuse and len(numbers) == len(attempt.changes):
-        return "ignored", "what nobody knows was taken without a word"
+        return "ignored", "an unknown argument was accepted silently"
     return "ok", ""
 
 

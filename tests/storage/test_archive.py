@@ -1,4 +1,4 @@
-"""Archives that torch would read otherwise than they were judged are refused before it reads them."""
+"""Archives that torch might read differently from the checks are refused before it reads them."""
 
 import pickletools
 import struct
@@ -114,7 +114,7 @@ def test_torch_must_find_what_python_found(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "names", [["DATA.PKL"], ["data.pkl", "DATA.PKL"], ["data.pkl", "data.pkL"], ["Data.pkl", "version"]]
 )
-def test_names_that_torch_does_not_tell_apart(tmp_path: Path, untouched: None, names: list[str]) -> None:
+def test_names_that_torch_does_not_distinguish(tmp_path: Path, untouched: None, names: list[str]) -> None:
     path = written(tmp_path / "a.ckpt", {f"archive/{name}": TAKING for name in names} | {"archive/version": b"3\n"})
     assert torch._C.PyTorchFileReader(str(path)).get_record("data.pkl") == TAKING
     with pytest.raises(InputError, match=r"a\.ckpt holds (an entry twice|its entries not in one folder)"):
@@ -127,7 +127,7 @@ def test_names_that_torch_does_not_tell_apart(tmp_path: Path, untouched: None, n
     ["a/data.pkl", "a/" + "x" * 999], []],
     ids=["bare", "two folders", "beside", "not ASCII", "long", "none"],
 )  # fmt: skip
-def test_entries_lie_in_one_folder(tmp_path: Path, untouched: None, names: list[str]) -> None:
+def test_entries_are_in_one_folder(tmp_path: Path, untouched: None, names: list[str]) -> None:
     path = written(tmp_path / "a.ckpt", dict.fromkeys(names, b"N."))
     with pytest.raises(
         InputError, match=r"a\.ckpt holds (its entries not in one folder|an entry of the name)"

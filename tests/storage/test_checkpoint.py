@@ -1,4 +1,4 @@
-"""Checkpoints that are none are refused, and nothing in one is ever executed."""
+"""Invalid checkpoints are refused, and nothing in a checkpoint is executed."""
 
 import os
 import pickle
@@ -162,7 +162,7 @@ def test_nothing_in_a_recipe_is_resolved(
 
 
 @pytest.mark.parametrize("name", ["evaluate", "predict", "export", "diagnose"])
-def test_no_command_resolves_or_calls_what_a_checkpoint_says(
+def test_commands_neither_resolve_nor_call_a_checkpoints_values(
     command, best: dict[str, Any], name: str, tmp_path: Path
 ) -> None:
     recipe = best["bevreshape"]
@@ -452,7 +452,7 @@ def test_huge_numbers_in_a_recipe_take_no_memory(best: dict[str, Any], tmp_path:
 
 
 class WithoutMethods:
-    """A mapping that a pickle may hold, with texts in place of its methods."""
+    """A mapping that a pickle may hold, with strings instead of its methods."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values

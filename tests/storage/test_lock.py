@@ -47,10 +47,10 @@ def test_waiting_is_printed_and_ends_with_the_other_process(tmp_path: Path, caps
     holder = hold(tmp_path / "a")
     assert holder.stdin is not None
     ender = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({holder.pid}, 15)"])
-    with locked(tmp_path / "a", waiting="somebody else writes") as held:
+    with locked(tmp_path / "a", waiting="another process writes") as held:
         assert held
         assert holder.poll() is not None or holder.wait(timeout=5) == -15
-    assert capsys.readouterr().err == "somebody else writes\n"
+    assert capsys.readouterr().err == "another process writes\n"
     ender.wait()
     holder.communicate()
 

@@ -1,5 +1,4 @@
-"""Run folders and what else is stored: values that nothing interprets, classes of an allow-list, and a sentence for
-what is damaged."""
+"""Stored configs and run folders: plain values, classes of an allow-list, and one-line messages for damaged files."""
 
 import csv
 import json
@@ -195,7 +194,7 @@ def test_trust_on_the_command_line(arguments: list[str], expected: tuple[str, ..
 
 
 @pytest.mark.parametrize("root", ["/elsewhere", "../elsewhere", "a/../../b", "~/elsewhere", "~nobody-of-that-name/x"])
-def test_stored_place_outside_is_written_to_only_if_it_is_a_cache(
+def test_stored_cache_folder_outside_must_be_a_cache(
     root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -447,7 +446,7 @@ def test_resume_resolves_nothing(
     assert not (tmp_path / CANARY).exists()
 
 
-def test_resume_calls_no_stranger(command, run: Path, config: dict[str, Any], tmp_path: Path) -> None:
+def test_resume_calls_no_untrusted_class(command, run: Path, config: dict[str, Any], tmp_path: Path) -> None:
     for hostile in (
         {"hydra": {"callbacks": {"x": {"_target_": "os.mkdir", "path": CANARY}}}},
         {"head": {**config["head"], "x": {"_target_": "os.mkdir", "path": CANARY}}},

@@ -1,5 +1,4 @@
-"""What W&B and the other loggers have of a run, read back from what they wrote, and what W&B cannot do, said in a
-sentence."""
+"""Loggers of a run, read back from their files, and one-line messages for unsupported options of W&B."""
 
 import json
 import math
@@ -108,7 +107,7 @@ def test_csv_and_tensorboard_have_the_rate_and_the_costs_too(command: Command, w
     assert hyperparameters["model"]["reshaper"] == "mlp"
 
 
-def test_costs_of_a_model_are_those_of_its_products_and_leave_it_as_it_was() -> None:
+def test_costs_of_a_model_are_those_of_its_products() -> None:
     source, grid = FeatureShape(4, 6, 8, 1, 4, 1.5), BEVGrid((0.0, 4.0), (-2.0, 2.0), 1.0)
     encoder = nn.Conv2d(3, 4, 4, 4, bias=False)
     images = SimpleNamespace(forward=lambda x: encoder(x.flatten(0, 1)).unflatten(0, x.shape[:2]))

@@ -1,4 +1,4 @@
-"""Processes of launchers: counted against the trainer group, and refused where each would train alone."""
+"""Processes of launchers: compared with the trainer group, and refused if each would train alone."""
 
 import os
 
@@ -75,7 +75,7 @@ def test_only_the_trainer_group_that_fits_is_taken(variables, given, rank: int, 
             else:
                 assert f"trainer.devices={some} on trainer.num_nodes={others}" in refused
                 assert f"has started {devices * nodes} processes" in refused
-    one_of_two = found.local_world is None  # how many are on a machine is not said: then any product is right
+    one_of_two = found.local_world is None  # the number per machine is unknown: then any product is right
     assert fits == ([(1, 2), (2, 1)] if one_of_two else [(devices, nodes)])
 
 
@@ -99,7 +99,7 @@ def test_a_process_alone(variables, given) -> None:
         ({**BY_HAND, "LOCAL_RANK": "0"}, TorchElasticEnvironment),
     ],
 )
-def test_lightning_learns_the_place_in_the_group(variables, given, kind: type) -> None:
+def test_lightning_gets_rank_and_world_size(variables, given, kind: type) -> None:
     variables(given)
     found, expected = cluster_environment(), group()
     assert type(found) is kind
@@ -110,8 +110,8 @@ def test_lightning_learns_the_place_in_the_group(variables, given, kind: type) -
         assert not found.auto_requeue, "what is saved in the midst of a step cannot be resumed exactly"
 
 
-def test_restarted_processes_meet_in_a_store_of_their_own(variables) -> None:
-    """In the one that torchrun keeps stand the addresses of those that were killed."""
+def test_restarted_processes_use_a_new_store(variables) -> None:
+    """torchrun keeps its store with the addresses of killed processes."""
     kept = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     ports = []
     for rank in range(2):
@@ -148,7 +148,7 @@ def test_contradictory_variables(variables, given, word: str) -> None:
         check_group(1, 1)
 
 
-def test_two_tasks_that_would_train_alone_are_refused(command, worlds, variables, tmp_path) -> None:
+def test_tasks_that_would_train_separately_are_refused(command, worlds, variables, tmp_path) -> None:
     variables(SRUN)
     ended = command("train", *TINY, f"data.root={worlds}", "hydra.run.dir=run")
     assert ended.code == 1
@@ -157,7 +157,7 @@ def test_two_tasks_that_would_train_alone_are_refused(command, worlds, variables
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_a_folder_of_its_own_for_every_process_is_refused(command, worlds, variables) -> None:
+def test_run_folders_that_differ_by_process_are_refused(command, worlds, variables) -> None:
     variables(SRUN)
     ended = command("train", *TINY, f"data.root={worlds}", "+trainer.num_nodes=2")
     assert (ended.code, "started 2 times by srun: set hydra.run.dir=FOLDER" in ended.err) == (1, True)

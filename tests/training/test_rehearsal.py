@@ -1,4 +1,4 @@
-"""What a step of training shows before a run begins."""
+"""A training step before a run begins."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SPEC = BEVSpec(BEVGrid((0, 32), (-16, 16), 2.0), ("a", "b"), ("front",), (32, 64
 SMALL = ("encoder.channels=8", "head.segmentation.channels=8", "head.segmentation.blocks=1", "trainer.accelerator=cpu")
 
 
-def test_branches_that_are_not_read_are_found() -> None:
+def test_unused_branches_are_found() -> None:
     """HRNet's fusion into branches that were cut off; the network of the main job has none."""
     found = rehearse(
         build_model(compose_training([*SMALL, "encoder.name=hrnet_w18_small"]), SPEC), SPEC, 2, backward=True
@@ -51,7 +51,7 @@ def test_branches_that_are_not_read_are_found() -> None:
         ),
     ],
 )
-def test_processes_do_not_wait_for_gradients_that_never_come(overrides: tuple[str, ...], strategy: str) -> None:
+def test_processes_do_not_wait_for_unused_parameters(overrides: tuple[str, ...], strategy: str) -> None:
     assert choose_strategy(compose_training([*SMALL, *overrides]), SPEC) == strategy
 
 
@@ -69,7 +69,7 @@ def test_two_processes_train_hrnet_with_accumulated_batches(worlds: Path, tmp_pa
     assert [row.split(",")[:2] for row in rows[1:]] == [["2", "1"], ["3", "2"]]
 
 
-def test_a_machine_without_a_compiler_is_found_out_before_the_run(
+def test_missing_compiler_is_found_before_the_run(
     command, worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(function: object, **options: object) -> object:

@@ -1,4 +1,4 @@
-"""What a run resumes from in addition to its weights: what its own config and steps give, and nothing else."""
+"""The training state of a checkpoint must match the run's config and number of steps."""
 
 import shutil
 from collections.abc import Callable
@@ -65,7 +65,7 @@ WRONG = {
     "rate that is no number": (setting(*GROUP, "lr", value=float("nan")), "param_groups[0].lr is nan"),
     "rate that is a text": (setting(*GROUP, "lr", value="x"), "param_groups[0].lr is 'x'"),
     "peak of the rate": (setting(*GROUP, "max_lr", value=1e3), "max_lr is 1000.0 but must be 0.004"),
-    "growth in place of decay": (setting(*GROUP, "weight_decay", value=-1.0), "weight_decay is -1.0"),
+    "growth instead of decay": (setting(*GROUP, "weight_decay", value=-1.0), "weight_decay is -1.0"),
     "betas that are a text": (setting(*GROUP, "betas", value="x"), "betas is 'x'"),
     "up instead of down": (setting(*GROUP, "maximize", value=True), "maximize is True but must be False"),
     "no moments": (setting(*MOMENT, value={}), "state is empty after 8 steps"),
@@ -100,7 +100,7 @@ def test_other_state_is_not_resumed(command, trained: Path, tmp_path: Path, case
 
 
 @pytest.mark.parametrize("name", ["..", "beside.ckpt", "/elsewhere/beside.ckpt", "best-v1.ckpt"])
-def test_only_best_is_taken_for_the_best_that_a_better_one_replaces(trained: Path, tmp_path: Path, name: str) -> None:
+def test_only_best_ckpt_is_replaced_by_a_better_one(trained: Path, tmp_path: Path, name: str) -> None:
     callbacks = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     state = next(state for of, state in callbacks.items() if of.startswith("BestCheckpoint"))
     best = BestCheckpoint(tmp_path)

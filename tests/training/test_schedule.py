@@ -305,7 +305,7 @@ def test_early_stop_is_remembered(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_fills_no_step_is_refused(case: Case, words: str) -> None:
+def test_too_few_samples_for_a_step_are_refused(case: Case, words: str) -> None:
     with pytest.raises(InputError, match=words):
         resolve_schedule(case.group, BEVDataModule(Dots(case.samples), batch_size=case.batch_size))
 
@@ -318,7 +318,7 @@ def test_processes_shorten_an_epoch(processes: int) -> None:
     assert (found["max_steps"], found["max_epochs"]) == (steps, -1)
 
 
-def test_compiled_steps_leave_what_others_do(tmp_path: Path) -> None:
+def test_compiled_training_saves_the_same_checkpoint(tmp_path: Path) -> None:
     """The same names and sizes, nearly the same weights, and they resume bit for bit."""
     if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "c++"))):
         pytest.skip("there is no C++ compiler, which torch.compile needs on a CPU")

@@ -1,4 +1,4 @@
-"""Stops by signals, and starts in a folder that was begun: nothing is lost, and no two runs share a folder."""
+"""Stops by signals, and starts in a folder with a run: nothing is lost, and no two runs share a folder."""
 
 import csv
 import json
@@ -80,7 +80,7 @@ def test_ctrl_c_long_after_the_first_stops_at_once(monkeypatch: pytest.MonkeyPat
             signal.raise_signal(signal.SIGINT)
 
 
-def test_nohup_outlives_its_terminal() -> None:
+def test_nohup_ignores_sighup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopRequest() as request, stops_as_interrupts():
@@ -99,7 +99,7 @@ def wait_for_stops(started) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not tell who has sent a signal")
-def test_workers_outlive_all_stops_but_their_parents() -> None:
+def test_workers_ignore_stops_except_their_parents() -> None:
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     worker = context.Process(target=wait_for_stops, args=(started,), daemon=True)
@@ -193,7 +193,9 @@ def test_a_stop_at_any_time_changes_nothing(
     assert metrics_of(tmp_path / "run") == pytest.approx(metrics_of(trained), abs=0, nan_ok=True)
 
 
-def test_begun_folders(command, worlds: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_with_a_run(
+    command, worlds: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = [*TINY, f"data.root={worlds}", "hydra.run.dir=run"]
     run = tmp_path / "run"
 
@@ -258,7 +260,7 @@ def test_folder_that_vanishes_or_cannot_be_written(
 
 
 def test_torchrun_starts_its_processes_again(worlds: Path, tmp_path: Path) -> None:
-    """Two processes of torchrun are stopped, then started by the same command: they agree on where to resume."""
+    """Two processes of torchrun are stopped, then started by the same command: they resume from the same step."""
     arguments = [
         *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=40",
         "trainer.devices=2", "trainer.strategy=ddp",
@@ -298,8 +300,8 @@ def test_torchrun_restarts_where_a_process_was_killed(worlds: Path, tmp_path: Pa
     assert metrics_of(tmp_path / "run")["fit/steps"] == 40
 
 
-def test_terminal_that_is_closed_stops_the_run_whole(worlds: Path, tmp_path: Path) -> None:
-    """SIGHUP comes from a terminal that nothing can be written to any more; the step is saved all the same."""
+def test_closed_terminal_stops_the_run_cleanly(worlds: Path, tmp_path: Path) -> None:
+    """A closed terminal sends SIGHUP and can no longer be written to; the step is still saved."""
     master, slave = os.openpty()
     arguments = [
         *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=4000",
@@ -320,7 +322,7 @@ def test_terminal_that_is_closed_stops_the_run_whole(worlds: Path, tmp_path: Pat
     assert 0 < step_of(tmp_path / "run") < 4000
 
 
-def test_pipe_whose_reader_has_ended_ends_nothing(worlds: Path, tmp_path: Path) -> None:
+def test_closed_pipe_does_not_stop_the_run(worlds: Path, tmp_path: Path) -> None:
     """As with ``| tee``, which Ctrl-C ends first."""
     reader, writer = os.pipe()
     arguments = [*TINY, f"data.root={worlds}", "hydra.run.dir=run"]

@@ -1,4 +1,4 @@
-"""Every option of Lightning's Trainer: it works, or it is refused before anything runs."""
+"""Every option of Lightning's Trainer takes effect, or is refused before anything runs."""
 
 import inspect
 import json
@@ -56,12 +56,12 @@ def test_the_table_is_the_signature_of_the_installed_trainer() -> None:
     assert set(inspect.signature(Trainer).parameters) == set(OPTIONS)
 
 
-def test_the_tests_know_every_refused_option() -> None:
+def test_every_refused_option_is_tested() -> None:
     assert {key for key, option in OPTIONS.items() if isinstance(option, Refused)} == set(REFUSED)
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_refused_with_the_reason_unless_nothing_is_asked_for(key: str) -> None:
+def test_refused_with_the_reason_unless_idle(key: str) -> None:
     option = OPTIONS[key]
     assert isinstance(option, Refused)
     group = {"accelerator": "cpu", "max_steps": 1, "val_check_interval": 1}
@@ -125,12 +125,12 @@ def test_environment_variables_of_lightning_are_ignored(monkeypatch: pytest.Monk
 
 
 SEEN: dict[str, Any] = {}
-"""What a run's steps saw."""
+"""Switches recorded in the steps of a run."""
 
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Note the switches that training and validation run under, and how many batches these take."""
+    """Record the switches and the number of batches of training and validation."""
     SEEN.clear()
     step = BEVTask.step
 
@@ -148,7 +148,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("torch_as_before")
-def test_options_do_what_they_say(command, worlds: Path, tmp_path: Path, watched: dict[str, Any]) -> None:
+def test_options_take_effect(command, worlds: Path, tmp_path: Path, watched: dict[str, Any]) -> None:
     arguments = [*without("trainer.max_steps", "trainer.val_check"), f"data.root={worlds}"]
     arguments += ["trainer.max_steps=2", "trainer.val_check_interval=2", "data.scenes.val=20", "data.scenes.test=20"]
     ended = command(
@@ -174,7 +174,7 @@ def test_options_do_what_they_say(command, worlds: Path, tmp_path: Path, watched
 
 
 @pytest.mark.usefixtures("torch_as_before")
-def test_options_left_alone_or_the_other_way(command, worlds: Path, watched: dict[str, Any]) -> None:
+def test_defaults_and_opposite_values(command, worlds: Path, watched: dict[str, Any]) -> None:
     arguments = [*without("trainer.max_steps", "trainer.val_check"), f"data.root={worlds}", "trainer.max_steps=1"]
     ended = command(
         "train", *arguments, "trainer.val_check_interval=2", "hydra.run.dir=two", "+trainer.limit_val_batches=null",
@@ -207,12 +207,12 @@ def test_every_working_option_is_tried() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 1, 7, 0.5, 1.0])
-def test_limits_that_leave_a_batch_pass(limit: float | None) -> None:
+def test_limits_with_a_batch_are_accepted(limit: float | None) -> None:
     group = Case(4, steps=1).group | {"limit_val_batches": limit, "limit_test_batches": limit}
     assert resolve_schedule(group, BEVDataModule(Dots(4, val=4), batch_size=2))["limit_val_batches"] == limit
 
 
-def test_limits_that_leave_no_batch_are_refused() -> None:
+def test_limits_without_a_batch_are_refused() -> None:
     group = Case(4, steps=1).group | {"limit_test_batches": 0.4}
     with pytest.raises(InputError, match=r"trainer\.limit_test_batches=0\.4 of 2 batches is none"):
         resolve_schedule(group, BEVDataModule(Dots(4, val=4), batch_size=2))
