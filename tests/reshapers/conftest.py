@@ -1,4 +1,4 @@
-"""A small rig to reshape from: cameras in a ring, looking outward and down."""
+"""A small rig: a ring of cameras that point outward and down."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ IMAGE_SIZE = (32, 48)
 
 
 def ring(batch: int, count: int, image_size: tuple[int, int] = IMAGE_SIZE) -> Cameras:
-    """``count`` cameras 1.5 m above the ground, 25° down, in equal steps of yaw; each sample is turned further."""
+    """Return ``count`` cameras 1.5 m above the ground, 25° down, in equal steps of yaw; each sample is yawed further."""
     down = math.radians(25)
     poses = []
     for sample in range(batch):
@@ -36,5 +36,5 @@ def ring(batch: int, count: int, image_size: tuple[int, int] = IMAGE_SIZE) -> Ca
 
 @pytest.fixture
 def rig() -> Callable[..., Cameras]:
-    """Builds the cameras of a batch: ``rig(batch, count)``."""
+    """Return a function that builds the cameras of a batch: ``rig(batch, count)``."""
     return ring

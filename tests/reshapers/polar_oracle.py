@@ -1,4 +1,4 @@
-"""Polar maps read onto the ground by loops over cells and cameras."""
+"""Polar maps sampled at ground cells, by loops over cells and cameras."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from bevreshape.reshapers import ColumnAttention, ColumnMLP
 
 
 class Depths(NamedTuple):
-    """The depths that a scale answers for, in metres, and its bins."""
+    """The range of depths that a scale covers, in metres, and its bins."""
 
     near_m: float
     far_m: float
@@ -21,8 +21,7 @@ class Depths(NamedTuple):
 
 
 def depths_by_scale(strides: Sequence[int], borders_m: Sequence[float], bin_m: float) -> list[Depths]:
-    """The coarsest scale answers for the nearest depths, the finest for the farthest, each in as many bins as
-    needed."""
+    """Return the bands: the coarsest scale covers the nearest depths, the finest the farthest."""
     found = {}
     for stride, (near, far) in zip(sorted(strides, reverse=True), pairwise(borders_m), strict=True):
         length = Fraction(str(far)) - Fraction(str(near))  # in decimals, as they are written
@@ -31,7 +30,7 @@ def depths_by_scale(strides: Sequence[int], borders_m: Sequence[float], bin_m: f
 
 
 def bilinear(polar: np.ndarray, i: float, j: float) -> np.ndarray:
-    """(d, bins, w) at bin i and column j, the border going on outside."""
+    """Sample (d, bins, w) at bin i and column j, with the border repeated outside."""
     i, j = np.clip(i, 0, polar.shape[1] - 1), np.clip(j, 0, polar.shape[2] - 1)
     i0, j0 = int(i), int(j)
     i1, j1 = min(i0 + 1, polar.shape[1] - 1), min(j0 + 1, polar.shape[2] - 1)
@@ -43,7 +42,7 @@ def bilinear(polar: np.ndarray, i: float, j: float) -> np.ndarray:
 def read_maps(
     reshaper: ColumnMLP | ColumnAttention, depths: Sequence[Depths], maps: list[list[np.ndarray]], cameras: Cameras
 ) -> tuple[np.ndarray, np.ndarray, set[int]]:
-    """The bird's-eye view of one sample, (d, R, C), how many cameras see each cell, and which scales are read.
+    """Return the bird's-eye view of one sample, (d, R, C), the number of cameras per cell, and the scales read.
 
     Args:
         reshaper: knows sources and grid.

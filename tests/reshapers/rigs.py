@@ -1,4 +1,4 @@
-"""Cameras that several tests of reshapers use."""
+"""Cameras shared by tests of reshapers."""
 
 import numpy as np
 import torch
@@ -7,8 +7,7 @@ from bevreshape.geometry import Cameras
 
 
 def tall_camera(x: float = 4.0) -> Cameras:
-    """Return a camera 12 m above (x, -0.3) of 192×256 pixels that looks almost straight down, turned and tilted a
-    little."""
+    """Return a slightly rotated and tilted camera 12 m above (x, -0.3), 192×256 pixels, pointing down."""
     down, yaw = np.radians(80), np.radians(7)
     forward = np.array([np.cos(yaw) * np.cos(down), np.sin(yaw) * np.cos(down), -np.sin(down)])
     right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])

@@ -1,4 +1,4 @@
-"""Cross- and self-attention are their equations, and treat order as the article says."""
+"""Cross- and self-attention equal their equations, and depend on order as the article claims."""
 
 import math
 from dataclasses import replace
@@ -30,12 +30,12 @@ def cross(source: FeatureShape = SOURCE, **options) -> CrossAttention:
 
 
 def projections(attention: Attention) -> list[np.ndarray]:
-    """Wq, Wk and Wv as they multiply from the right."""
+    """Return Wq, Wk and Wv, which multiply from the right."""
     return [layer.weight.detach().numpy().T for layer in (attention.to_q, attention.to_k, attention.to_v)]
 
 
 def loops(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
-    """Softmax attention, one query and one head at a time."""
+    """Compute softmax attention, one query and one head at a time."""
     out = np.zeros((len(q), v.shape[1]))
     d = q.shape[1] // heads
     for head in range(heads):
@@ -50,7 +50,7 @@ def loops(q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray
 
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("cameras", [1, 2])
-def test_cross_attention_is_the_equation(heads: int, cameras: int) -> None:
+def test_cross_attention_equals_the_equation(heads: int, cameras: int) -> None:
     reshaper, x = cross(replace(SOURCE, cameras=cameras), heads=heads, **PLAIN), doubles(2, cameras, 8, 3, 4)
     w_q, w_k, w_v = projections(reshaper.attention)
     bev = reshaper(x).detach().numpy()
@@ -61,7 +61,7 @@ def test_cross_attention_is_the_equation(heads: int, cameras: int) -> None:
 
 
 @pytest.mark.parametrize("divide", [False, True])
-def test_linear_kernel_is_the_articles_identity(divide: bool) -> None:
+def test_linear_kernel_equals_the_articles_identity(divide: bool) -> None:
     reshaper = cross(heads=1, kernel="linear", divide_by_tokens=divide, **PLAIN)
     x = doubles(2, 8, 3, 4)
     w_q, w_k, w_v = projections(reshaper.attention)
@@ -84,7 +84,7 @@ def test_linear_kernel_costs_no_product_of_queries_and_tokens() -> None:
 
 @pytest.mark.parametrize("kernel", ["softmax", "linear"])
 @pytest.mark.parametrize("attention_only", [True, False])
-def test_cross_attention_does_not_know_the_order_of_tokens(kernel: str, attention_only: bool) -> None:
+def test_cross_attention_is_invariant_to_the_order_of_tokens(kernel: str, attention_only: bool) -> None:
     options = {"kernel": kernel, "attention_only": attention_only}
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     x = doubles(2, 8, 12)
@@ -138,7 +138,7 @@ def test_keys_hold_the_direction_of_every_ray_and_values_do_not(rig) -> None:
         np.testing.assert_allclose(bev[sample].transpose(1, 2, 0).reshape(10, 12), expected, atol=1e-4)
 
 
-def test_a_turn_of_the_rig_turns_the_azimuth_of_every_ray_alone(rig) -> None:
+def test_rotating_the_rig_changes_only_the_azimuth_of_rays(rig) -> None:
     cameras = rig(1, 2)
     turn = torch.eye(4)
     turn[:2, :2] = torch.tensor([[math.cos(0.3), -math.sin(0.3)], [math.sin(0.3), math.cos(0.3)]])
@@ -152,7 +152,7 @@ def test_a_turn_of_the_rig_turns_the_azimuth_of_every_ray_alone(rig) -> None:
     torch.testing.assert_close(after[:, :, 1], before[:, :, 1], atol=1e-4, rtol=0)
 
 
-def test_cameras_that_are_given_and_not_placed_change_places_with_their_calibration(rig) -> None:
+def test_calibrated_cameras_are_interchangeable(rig) -> None:
     x, cameras = doubles(2, 2, 8, 4, 6), rig(2, 2)
     swapped = replace(cameras, intrinsics=cameras.intrinsics.flip(1), ego_from_cam=cameras.ego_from_cam.flip(1))
     reshaper = given_rays(token_encoding="none")
@@ -168,7 +168,7 @@ def test_a_dropped_cameras_calibration_does_not_matter(rig) -> None:
     torch.testing.assert_close(reshaper(x, broken), reshaper(x, cameras))
 
 
-def test_directions_are_as_exact_in_every_precision(rig) -> None:
+def test_directions_are_exact_in_every_precision(rig) -> None:
     reshaper, x, cameras = given_rays(), doubles(2, 2, 8, 4, 6), rig(2, 2)
     exact = reshaper(x, cameras)
     torch.testing.assert_close(reshaper.float()(x.float(), cameras).double(), exact, atol=1e-4, rtol=0)
@@ -180,7 +180,7 @@ def test_directions_are_as_exact_in_every_precision(rig) -> None:
         torch.testing.assert_close(found.double(), exact, atol=rounding(25, exact, torch.bfloat16), rtol=0)
 
 
-def test_gradients_reach_the_map_of_the_directions(rig) -> None:
+def test_ray_encoding_has_gradients(rig) -> None:
     reshaper, x, cameras = given_rays(attention_only=True), doubles(1, 2, 8, 4, 6), rig(1, 2)
 
     def output(weight: torch.Tensor) -> torch.Tensor:
@@ -198,7 +198,7 @@ def test_directions_need_a_calibration_and_metres(rig) -> None:
 
 
 @pytest.mark.parametrize("normalise_values", [None, False, True])
-def test_the_default_is_attention_to_the_tokens_themselves_in_a_residual_block(normalise_values: bool | None) -> None:
+def test_default_cross_attention_equals_a_residual_block(normalise_values: bool | None) -> None:
     options = {} if normalise_values is None else {"normalise_values": normalise_values}
     reshaper = cross(token_encoding="learned", query_encoding="learned", mlp_ratio=2, **options)
     x = doubles(1, 8, 3, 4)
@@ -219,8 +219,8 @@ def test_the_default_is_attention_to_the_tokens_themselves_in_a_residual_block(n
     np.testing.assert_allclose(reshaper(x)[0].detach().numpy().transpose(1, 2, 0).reshape(10, 12), bev, atol=1e-12)
 
 
-def test_normalised_values_lack_what_the_tokens_themselves_have() -> None:
-    """Mean and length of a token, 2 of its numbers, are in no output."""
+def test_normalised_values_lose_mean_and_length() -> None:
+    """Mean and length of a token do not reach the output."""
     one, x = FeatureShape(16, 1, 1), doubles(3, 16, 1, 1)
     for normalise_values in (False, True):
         reshaper = cross(one, dim=24, normalise_values=normalise_values, mlp_ratio=0)
@@ -240,7 +240,7 @@ def self_attention(grid: tuple[int, int] = (3, 4), **options) -> SelfAttention:
     return SelfAttention(SOURCE, grid, **{"dim": 12, "heads": 3, **options}).double()
 
 
-def test_self_attention_is_the_equation_and_keeps_the_shape() -> None:
+def test_self_attention_equals_the_equation_and_keeps_the_shape() -> None:
     reshaper, x = self_attention(attention_only=True, token_encoding="none"), doubles(2, 8, 3, 4)
     w_q, w_k, w_v = projections(reshaper.attention)
     for sample in range(2):
@@ -267,7 +267,7 @@ ROTARY = {"attention_only": True, "token_encoding": "rotary", "query_encoding": 
 
 
 def turned_products(q: np.ndarray, k: np.ndarray, queries: tuple[int, int], keys: tuple[int, int]) -> np.ndarray:
-    """``Re Σ q̄·k·exp(i·ω·(p_k - p_q))`` of one head of 8 channels, one pair of places at a time."""
+    """Return ``Re Σ q̄·k·exp(i·ω·(p_k - p_q))`` of one head of 8 channels, one pair of positions at a time."""
     products = np.zeros((len(q), len(k)))
     for i in range(len(q)):
         for j in range(len(k)):
@@ -283,7 +283,7 @@ def turned_products(q: np.ndarray, k: np.ndarray, queries: tuple[int, int], keys
 
 @pytest.mark.parametrize("kernel", ["softmax", "linear"])
 @pytest.mark.parametrize("mask", [None, [True, False]])
-def test_rotary_cross_attention_weighs_by_how_far_places_lie_apart(kernel: str, mask, rig) -> None:
+def test_rotary_cross_attention_depends_on_distances(kernel: str, mask, rig) -> None:
     reshaper = cross(replace(SOURCE, cameras=2), kernel=kernel, **ROTARY)
     x = doubles(1, 2, 8, 3, 4)
     cameras = replace(rig(1, 2), camera_mask=None if mask is None else torch.tensor([mask]))
@@ -305,7 +305,7 @@ def test_rotary_cross_attention_weighs_by_how_far_places_lie_apart(kernel: str, 
     np.testing.assert_allclose(bev, expected, atol=1e-6)
 
 
-def test_rotary_self_attention_weighs_by_how_far_places_lie_apart() -> None:
+def test_rotary_self_attention_depends_on_distances() -> None:
     reshaper = self_attention(attention_only=True, token_encoding="rotary", dim=16, heads=2)
     x = doubles(1, 8, 3, 4)
     w_q, w_k, w_v = projections(reshaper.attention)
@@ -341,6 +341,6 @@ def test_self_attention_is_resized_by_half_pixels() -> None:
         ({"token_encoding": "rotary", "query_encoding": "rotary", "heads": 2}, "head of 6 channels"),
     ],
 )
-def test_what_does_not_fit_is_refused(option, message) -> None:
+def test_invalid_options_are_refused(option, message) -> None:
     with pytest.raises(InputError, match=message):
         cross(**option)

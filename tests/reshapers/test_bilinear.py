@@ -1,4 +1,4 @@
-"""The volume sampled bilinearly, against the original, projections one by one, and points drawn into features."""
+"""Bilinear volume sampling against the original, single projections, and points drawn into features."""
 
 import math
 from dataclasses import replace
@@ -24,7 +24,7 @@ SOURCE = FeatureShape(3, 4, 6, 6, stride=8, offset_px=3.5)
 
 
 def original() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Tensors, and the state of the network."""
+    """Return tensors, and the state of the network."""
     stored = torch.load(ORIGINAL, weights_only=True)
     state = {name.removeprefix("state/"): stored.pop(name) for name in list(stored) if name.startswith("state/")}
     return stored, state
@@ -35,7 +35,7 @@ def like_original(**options) -> Bilinear:
 
 
 @pytest.mark.parametrize("whole_network", [True, False])
-def test_it_is_the_original_with_its_weights_and_positions(whole_network: bool) -> None:
+def test_output_equals_the_original(whole_network: bool) -> None:
     stored, state = original()
     if not whole_network:
         state = {"0.weight": state["bev_compressor.0.weight"]}
@@ -45,7 +45,7 @@ def test_it_is_the_original_with_its_weights_and_positions(whole_network: bool) 
     torch.testing.assert_close(bev, stored["bev"], atol=1e-4, rtol=0)
 
 
-def test_summed_heights_are_the_originals_volume() -> None:
+def test_summed_heights_equal_the_originals_volume() -> None:
     stored, _ = original()
     reshaper = like_original(compress=False)
     located = reshaper.locate_original(stored["positions"], stored["valid"])
@@ -53,18 +53,18 @@ def test_summed_heights_are_the_originals_volume() -> None:
     volume = stored["volume"].double()  # b c Z Y X
     atol = rounding(128, volume)  # positions, up to 7 features wide, their weights, 4 taps, 3 cameras and 3 heights
     torch.testing.assert_close(bev.double(), volume.sum(3), atol=atol, rtol=0)
-    assert (bev == 0).any()  # cells that nobody sees at any height
+    assert (bev == 0).any()  # cells that no camera sees at any height
 
 
 def pixel(cameras: Cameras, n: int, point: list[float]) -> tuple[float, float, float]:
-    """Pixel (u, v) and depth of a point of the ego frame, in float64."""
+    """Return pixel (u, v) and depth of a point of the ego frame, in float64."""
     x, y, depth, _ = np.linalg.inv(cameras.ego_from_cam[0, n].double().numpy()) @ [*point, 1.0]
     u, v, _ = cameras.intrinsics[0, n].double().numpy() @ [x / depth, y / depth, 1.0]
     return u, v, depth
 
 
 def bilinear(feature: np.ndarray, j: float, i: float) -> np.ndarray:
-    """The value at column j and row i of (c, h, w), the border going on outside."""
+    """Return the value at column j and row i of (c, h, w), with the border repeated outside."""
     j, i = np.clip(j, 0, feature.shape[2] - 1), np.clip(i, 0, feature.shape[1] - 1)
     j0, i0 = min(int(j), feature.shape[2] - 2), min(int(i), feature.shape[1] - 2)
     a, b = j - j0, i - i0
@@ -73,7 +73,7 @@ def bilinear(feature: np.ndarray, j: float, i: float) -> np.ndarray:
 
 
 def volume(x: np.ndarray, cameras: Cameras, grid: BEVGrid, heights_m: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """(k, c, R, C), voxel by voxel and camera by camera, and how many cameras see each."""
+    """Return (k, c, R, C), voxel by voxel and camera by camera, and the number of cameras that see each."""
     out, counts = np.zeros((len(heights_m), x.shape[1], *grid.shape)), np.zeros((len(heights_m), *grid.shape), int)
     for level, z in enumerate(heights_m):
         for row in range(grid.rows):
@@ -92,7 +92,7 @@ def volume(x: np.ndarray, cameras: Cameras, grid: BEVGrid, heights_m: list[float
 
 
 def compressed(folded: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """3×3 convolution, instance norm and GELU of (c, R, C)."""
+    """Apply a 3×3 convolution, instance norm and GELU to (c, R, C)."""
     rows, cols = folded.shape[1:]
     padded = np.pad(folded, ((0, 0), (1, 1), (1, 1)))
     out = np.zeros((len(weight), rows, cols))
@@ -111,7 +111,7 @@ def test_voxels_average_the_cameras_that_see_them(mask, rig) -> None:
     x = torch.randn(1, 6, 3, 4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     options = {"heights": 3, "height_m": (-0.6, 3.0)}
     voxels, counts = volume(x[0].numpy(), cameras, GRID, [0.0, 1.2, 2.4])
-    assert {0, 1, 2} <= set(counts.ravel())  # the rig asks all three questions
+    assert {0, 1, 2} <= set(counts.ravel())  # the rig covers all three cases
     summed = Bilinear(SOURCE, GRID, compress=False, **options)(x, cameras)
     np.testing.assert_allclose(summed[0].numpy(), voxels.sum(0), atol=1e-4)
     assert (summed[0].numpy()[:, counts.sum(0) == 0] == 0).all()
@@ -124,7 +124,7 @@ def test_voxels_average_the_cameras_that_see_them(mask, rig) -> None:
 
 @pytest.mark.parametrize("offset_px", [0.0, 3.5])
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
-def test_a_point_drawn_at_a_voxels_projection_lights_that_cell(offset_px: float, cell: tuple[int, int]) -> None:
+def test_a_point_drawn_at_a_voxels_projection_appears_in_its_cell(offset_px: float, cell: tuple[int, int]) -> None:
     cameras, grid = tall_camera(), BEVGrid((2.0, 10.0), (-3.0, 3.0), 1.0)  # 8×6
     u, v, _ = pixel(cameras, 0, [10.0 - (cell[0] + 0.5), 3.0 - (cell[1] + 0.5), 1.25])
     feature_v, feature_u = np.mgrid[:24, :32] * 8 + offset_px
@@ -133,12 +133,12 @@ def test_a_point_drawn_at_a_voxels_projection_lights_that_cell(offset_px: float,
     level = Bilinear(source, grid, heights=1, height_m=(1.0, 1.5), compress=False)
     bev = level(torch.from_numpy(spot).float()[None, None], cameras)[0, 0]
     assert np.unravel_index(bev.argmax().item(), grid.shape) == cell
-    assert bev[cell] > 0.65  # an offset of 3.5 pixels overlooked would leave 0.55
+    assert bev[cell] > 0.65  # without the offset of 3.5 pixels it would be 0.55
     assert (bev > 0.3).sum() == 1
 
 
 @pytest.mark.parametrize("offset_px", [0.0, 3.5])
-def test_features_are_read_where_they_are_centred(offset_px: float) -> None:
+def test_features_are_sampled_at_their_centres(offset_px: float) -> None:
     """A ramp of pixel coordinates is read back exactly at every height, each in channels of its own."""
     cameras, grid = tall_camera(), BEVGrid((2.0, 10.0), (-3.0, 3.0), 1.0)
     v, u = torch.meshgrid(torch.arange(24) * 8 + offset_px, torch.arange(32) * 8 + offset_px, indexing="ij")
@@ -170,12 +170,12 @@ def test_a_dropped_camera_may_deliver_nan(rig) -> None:
         ({"channels": 16, "compress": False}, "channels=16 with compress=false"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message: str) -> None:
+def test_invalid_options_are_refused(options, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Bilinear(SOURCE, GRID, **options)
 
 
-def test_weights_that_are_not_the_originals_are_refused() -> None:
+def test_other_weights_are_refused() -> None:
     _, state = original()
     with pytest.raises(
         InputError, match=r"compressor\.0\.weight is missing there; compressor\.0\.bias is unknown here"

@@ -155,12 +155,12 @@ def test_columns_heads_and_tokens_one_by_one(encoding: str, rig) -> None:
         )
     expected, counts, used = read_maps(reshaper, depths, maps, cameras)
     np.testing.assert_allclose(bev, expected, atol=2e-4)
-    assert {0, 1, 2} <= set(counts.ravel())  # the rig asks all questions
+    assert {0, 1, 2} <= set(counts.ravel())  # the rig covers all cases
     assert used == {0, 1}
 
 
 @pytest.mark.parametrize("cell", [(0, 3), (0, 8), (4, 5), (3, 6)])
-def test_a_cell_looks_at_the_column_in_which_it_appears(cell: tuple[int, int], rig) -> None:
+def test_a_cell_depends_on_its_column(cell: tuple[int, int], rig) -> None:
     cameras = rig(1, 1)
     reshaper = ColumnAttention(scales(1)[0], GRID)
     x = torch.randn(1, 1, 4, 4, 6, requires_grad=True)
@@ -175,7 +175,7 @@ def test_a_cell_looks_at_the_column_in_which_it_appears(cell: tuple[int, int], r
     assert (cell[1] < 6) == (u < 24)  # left is left
 
 
-def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
+def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
     cameras = replace(rig(1, 6), camera_mask=torch.arange(6)[None] != 2)
     x = torch.randn(1, 6, 4, 4, 6)
     x[:, 2] = torch.nan
@@ -196,7 +196,7 @@ def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
         ({"depth_m": (1, 5)}, r"2 borders but 2 scales need 3"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, sentence) -> None:
+def test_invalid_options_are_refused(options, sentence) -> None:
     with pytest.raises(InputError, match=sentence):
         ColumnAttention(scales(1), GRID, **options)
 

@@ -154,13 +154,13 @@ def test_columns_cells_and_cameras_one_by_one(groups, rows, mask, rig) -> None:
     ]
     expected, counts, used = read_maps(reshaper, depths, maps, cameras)
     np.testing.assert_allclose(bev, expected, atol=2e-4)
-    assert {0, 1, 2} <= set(counts.ravel())  # the rig asks all questions
+    assert {0, 1, 2} <= set(counts.ravel())  # the rig covers all cases
     assert used == {0, 1}
 
 
 @pytest.mark.parametrize(("stride", "offset_px"), [(2, 0.0), (2, 0.5), (2, 1.0), (4, 1.5)])
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
-def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px, cell) -> None:
+def test_a_point_drawn_at_a_cells_projection_appears_in_its_cell(stride, offset_px, cell) -> None:
     grid = BEVGrid((4.0, 12.0), (-3.0, 3.0), 1.0)
     yaw, at, focal, centre_u, centre_v, size = 0.12, np.array([0.3, -0.4, 6.0]), 300.0, 231.0, 60.0, (560, 460)
     pose = np.eye(4)
@@ -188,15 +188,15 @@ def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px,
     assert (bev > 0.5 * bev.max()).sum() == 1
 
 
-def test_cells_outside_every_field_of_view_get_nothing(rig) -> None:
+def test_cells_outside_every_field_of_view_are_zero(rig) -> None:
     reshaper = ColumnMLP(scales(1)[0], BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0), dim=4)
     bev = reshaper(torch.randn(1, 1, 3, 4, 6), rig(1, 1))
-    assert (bev[:, :, 4:] == 0).all()  # behind
-    assert (bev[:, :, 3, [0, 5]] == 0).all()  # beside
+    assert (bev[:, :, 4:] == 0).all()  # behind the camera
+    assert (bev[:, :, 3, [0, 5]] == 0).all()  # to the sides
     assert (bev[:, :, 0, 2:4].abs().sum(1) > 0).all()
 
 
-def test_a_camera_that_sees_nan_spoils_its_own_cells_only(rig) -> None:
+def test_nan_of_a_camera_affects_its_own_cells_only(rig) -> None:
     reshaper = ColumnMLP(scales(6)[0], BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0), dim=4)
     x = torch.randn(1, 6, 3, 4, 6)
     x[:, 0] = torch.nan
@@ -205,8 +205,8 @@ def test_a_camera_that_sees_nan_spoils_its_own_cells_only(rig) -> None:
     assert bev[:, 5:].isfinite().all()
 
 
-def test_a_horizon_that_is_no_number_reads_some_row() -> None:
-    """As an index it would end the process."""
+def test_a_nan_horizon_does_not_crash() -> None:
+    """A NaN as an index would end the process."""
     reshaper = ColumnMLP(scales(1)[0], BEVGrid((0, 8), (-4, 4), 1.0), rows=[3])
     rows = reshaper.windows(torch.tensor([[[torch.nan], [torch.inf], [-torch.inf]]])).rows
     assert rows.min() >= 0
@@ -214,7 +214,7 @@ def test_a_horizon_that_is_no_number_reads_some_row() -> None:
 
 
 def test_a_window_follows_the_horizon(rig) -> None:
-    """Images moved down by a row and a half, with their calibration, look the same to the camera."""
+    """Images shifted down by a row and a half, with their calibration, give the same result."""
     source = FeatureShape(2, 12, 6, 1, 4, 1.5)
     reshaper = ColumnMLP(source, BEVGrid((0.0, 4.0), (-3.0, 3.0), 1.0), dim=32, rows=[3], height_m=(-1.5, 0.5))
     cameras = rig(1, 1, (48, 24))
@@ -227,7 +227,7 @@ def test_a_window_follows_the_horizon(rig) -> None:
     assert not torch.allclose(reshaper(moved, cameras), reshaper(ramp, cameras), atol=1e-2)
 
 
-def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
+def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
     cameras = replace(rig(1, 6), camera_mask=torch.arange(6)[None] != 2)
     x = torch.randn(1, 6, 3, 4, 6)
     x[:, 2] = torch.nan
@@ -250,7 +250,7 @@ def test_nan_of_a_dropped_camera_goes_nowhere(rig) -> None:
         ({"height_m": (2, -4)}, "must ascend"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, sentence) -> None:
+def test_invalid_options_are_refused(options, sentence) -> None:
     with pytest.raises(InputError, match=sentence):
         ColumnMLP(scales(1), BEVGrid((0, 8), (-4, 4), 1.0), **options)
 

@@ -1,4 +1,4 @@
-"""What every view transformer promises, asked of all that exist."""
+"""The contract of view transformers, tested for every one in the package."""
 
 import importlib
 import pkgutil
@@ -22,17 +22,17 @@ RESHAPERS: list[type[Reshaper]] = [
     thing for name in package.__all__ if issubclass(thing := getattr(package, name), Reshaper) and thing not in BASES
 ]
 
-KNOWS_ITS_CAMERAS = {
+DEPENDS_ON_CAMERA_ORDER = {
     "MLP": "has its own W for every camera",
-    "CrossAttention": "learns a vector for every camera, without which several front views would look alike",
+    "CrossAttention": "learns a vector for every camera, so that several front views differ",
 }
-"""Who may change when cameras and their calibration change places, and why."""
+"""Reshapers whose output may change with the order of cameras, and the reason."""
 
-MEETS_IN_TRAINING = {
+COUPLES_SAMPLES_IN_TRAINING = {
     "KernelAttention": "normalises the cells of a batch together, as published",
-    "CrossViewAttention": "has the original's BatchNorm, whose statistics are the batch's",
+    "CrossViewAttention": "has the original's BatchNorm with batch statistics",
 }
-"""Whose samples are apart only in evaluation, and why."""
+"""Reshapers whose samples are independent only in evaluation, and the reason."""
 
 GRID = BEVGrid((-4.0, 4.0), (-3.0, 3.0), 1.0)  # 8×6
 
@@ -49,7 +49,7 @@ def features(cameras: int, batch: int = 2) -> Tensor:
 
 
 def wide(rigs: Cameras) -> Cameras:
-    """In float64."""
+    """Return the cameras in float64."""
     return replace(rigs, intrinsics=rigs.intrinsics.double(), ego_from_cam=rigs.ego_from_cam.double())
 
 
@@ -128,7 +128,7 @@ def test_precisions(cls: type[Reshaper], cameras: int, rig) -> None:
 
 
 @every_reshaper
-def test_the_seed_decides_the_initialisation(cls: type[Reshaper], rig) -> None:
+def test_seed_determines_initialisation(cls: type[Reshaper], rig) -> None:
     x, rigs = features(6), rig(2, 6)
     first, again = build(cls, 6)(x, rigs), build(cls, 6)(x, rigs)
     assert torch.equal(first, again)
@@ -140,23 +140,23 @@ def test_the_seed_decides_the_initialisation(cls: type[Reshaper], rig) -> None:
 
 @every_reshaper
 @one_and_six
-def test_samples_of_a_batch_do_not_meet(cls: type[Reshaper], cameras: int, rig) -> None:
+def test_samples_of_a_batch_are_independent(cls: type[Reshaper], cameras: int, rig) -> None:
     x, rigs = features(cameras, 3).double(), wide(rig(3, cameras))
     first = Cameras(rigs.intrinsics[:1], rigs.ego_from_cam[:1], rigs.image_size)
     for training in (False, True):
         reshaper = build(cls, cameras).double().train(training)
         together, alone = reshaper(x, rigs), reshaper(x[:1], first)
         apart = torch.allclose(alone[0], together[0], **EXACT)
-        assert apart != (training and cls.__name__ in MEETS_IN_TRAINING)
+        assert apart != (training and cls.__name__ in COUPLES_SAMPLES_IN_TRAINING)
 
 
 @every_reshaper
-def test_cameras_change_places_with_their_calibration(cls: type[Reshaper], rig) -> None:
+def test_cameras_are_interchangeable_with_their_calibration(cls: type[Reshaper], rig) -> None:
     reshaper, x, rigs = build(cls, 6).double(), features(6).double(), wide(rig(2, 6))
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     moved = Cameras(rigs.intrinsics[:, order], rigs.ego_from_cam[:, order], rigs.image_size)
     same = torch.allclose(reshaper(x[:, order], moved), reshaper(x, rigs), **EXACT)
-    assert same != (cls.__name__ in KNOWS_ITS_CAMERAS)
+    assert same != (cls.__name__ in DEPENDS_ON_CAMERA_ORDER)
 
 
 @every_reshaper
@@ -174,7 +174,7 @@ def test_a_dropped_camera_contributes_nothing(cls: type[Reshaper], rig) -> None:
 
 
 @every_reshaper
-def test_a_rig_of_which_one_camera_is_left_is_that_camera(cls: type[Reshaper], rig) -> None:
+def test_rig_with_one_present_camera_equals_that_camera(cls: type[Reshaper], rig) -> None:
     options = {"token_encoding": "none"} if cls.__name__ == "CrossAttention" else {}
     torch.manual_seed(0)
     six = cls(source(6), GRID, **options).double()
@@ -189,7 +189,7 @@ def test_a_rig_of_which_one_camera_is_left_is_that_camera(cls: type[Reshaper], r
 
 
 @every_reshaper
-def test_a_rig_without_any_camera_gives_finite_numbers(cls: type[Reshaper], rig) -> None:
+def test_rig_without_cameras_gives_finite_values(cls: type[Reshaper], rig) -> None:
     nobody = replace(rig(2, 6), camera_mask=torch.zeros(2, 6, dtype=torch.bool))
     reshaper, x = build(cls, 6), features(6).requires_grad_()
     bev = reshaper(x, nobody)
@@ -235,7 +235,7 @@ def test_plain_adapter_in_two_lines(cls: type[Reshaper]) -> None:
 
 
 @every_reshaper
-def test_geometry_refuses_images_that_the_features_cannot_be_of(cls: type[Reshaper], rig) -> None:
+def test_geometry_refuses_images_that_features_do_not_cover(cls: type[Reshaper], rig) -> None:
     reshaper, x, rigs = build(cls, 6), features(6), rig(2, 6, (900, 1600))
     if issubclass(cls, GeometricReshaper):
         with pytest.raises(InputError, match=r"4×6 at stride 8.*900×1600"):
@@ -281,7 +281,7 @@ def test_fixed_rig_refuses(cls: type[Reshaper], rig) -> None:
 
 @every_reshaper
 @torch.no_grad()
-def test_cast_after_fixing_the_rig_never_moves_the_geometry(cls: type[Reshaper], rig) -> None:
+def test_cast_of_a_fixed_rig_does_not_change_its_geometry(cls: type[Reshaper], rig) -> None:
     x, cast = features(6, 1).bfloat16(), build(cls, 6).eval().bfloat16()
     expected = cast(x, rig(1, 6))
     assert torch.equal(FixedRig(cast, rig(1, 6))(x), expected)
@@ -308,7 +308,7 @@ def test_features_of_another_number_of_scales_are_refused(cls: type[Reshaper], r
 
 
 class FromTensors(nn.Module):
-    """A reshaper whose inputs are tensors only, as an exported program has them."""
+    """A reshaper with tensor inputs only, as in an exported program."""
 
     def __init__(self, reshaper: Reshaper) -> None:
         super().__init__()
@@ -322,7 +322,7 @@ class FromTensors(nn.Module):
 @every_reshaper
 @pytest.mark.usefixtures("no_shape_checks")
 def test_export_with_any_batch(cls: type[Reshaper], rig) -> None:
-    """Of one camera; that of six is part of its ONNX."""
+    """Export for one camera; the ONNX test covers six."""
     module, rigs = FromTensors(build(cls, 1)).double().eval(), wide(rig(3, 1))
     inputs = (features(1, 3).double(), rigs.intrinsics, rigs.ego_from_cam)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
@@ -344,7 +344,7 @@ def test_onnx_with_any_batch(cls: type[Reshaper], rig, tmp_path: Path) -> None:
 
 
 def compare_onnx(written: Path, module: nn.Module, inputs: list[Tensor]) -> None:
-    """To 1e-4, by onnxruntime itself."""
+    """Compare with onnxruntime to 1e-4."""
     onnxruntime = pytest.importorskip("onnxruntime")
     session = onnxruntime.InferenceSession(str(written), providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
@@ -399,8 +399,8 @@ def test_on_cuda_as_on_the_cpu(cls: type[Reshaper], rig) -> None:
         torch.testing.assert_close(fixed(y[:1]), on_device(y[:1], every), atol=1e-4, rtol=1e-4)
 
 
-def test_nobody_asks_what_the_oldest_torch_cannot_answer() -> None:
-    """PyTorch 2.6, which is allowed, cannot tell exporting from compiling; ``base`` does that for all."""
+def test_export_on_torch_2_6() -> None:
+    """PyTorch 2.6 is supported but does not distinguish exporting from compiling; one function does it for all."""
     folder = Path(package.__path__[0])
     asking = {path.name for path in folder.glob("*.py") if "torch.compiler.is_exporting" in path.read_text()}
     assert asking <= {"base.py"}

@@ -1,4 +1,4 @@
-"""Cross-view attention, against the original's output and against loops."""
+"""Cross-view attention against the original's output and loops."""
 
 import math
 from dataclasses import replace
@@ -47,7 +47,7 @@ def with_its_coordinates(reshaper: CrossViewAttention, original: dict[str, Tenso
 
 
 @pytest.mark.parametrize("prefix", ["", "encoder."])
-def test_output_is_that_of_the_original(prefix: str, original) -> None:
+def test_output_equals_the_original(prefix: str, original) -> None:
     reshaper = as_the_original()
     extra = {"backbone.layers.0.weight": torch.zeros(3), "cross_views.0.image_plane": torch.zeros(1, 1, 3, 4, 6)}
     reshaper.load_original({prefix + name: value for name, value in (weights_of(original) | extra).items()})
@@ -56,7 +56,7 @@ def test_output_is_that_of_the_original(prefix: str, original) -> None:
 
 @pytest.mark.parametrize("stands_m", [0.0, 100.0])
 def test_queries_near_a_camera_are_exact(stands_m: float) -> None:
-    """Weights that measure metres, O as G, make a cell's embedding small and what it is the difference of large."""
+    """With O equal to G a cell's embedding is a small difference of large values."""
     torch.manual_seed(0)
     reshaper = CrossViewAttention(SOURCE, GRID, dim=64, middle=0)
     view = reshaper.views[0]
@@ -75,7 +75,7 @@ def test_queries_near_a_camera_are_exact(stands_m: float) -> None:
     torch.testing.assert_close(found.double(), exact, atol=2e-4, rtol=0)
 
 
-def test_training_is_that_of_the_original(original) -> None:
+def test_training_equals_the_original(original) -> None:
     reshaper = as_the_original().train()
     reshaper.load_original(weights_of(original))
     bev = with_its_coordinates(reshaper, original)
@@ -165,7 +165,7 @@ def by_loops(reshaper: CrossViewAttention, features: Tensor, cameras: Cameras, h
 
 
 def shaken(reshaper: CrossViewAttention) -> CrossViewAttention:
-    """With norms that do something."""
+    """Return a reshaper with norms that differ from the identity."""
     with torch.no_grad():
         for value in reshaper.parameters():
             if value.ndim == 1:
@@ -186,7 +186,7 @@ def shaken(reshaper: CrossViewAttention) -> CrossViewAttention:
         ({"image_features": False, "qkv_bias": False}, None),
     ],
 )
-def test_every_cell_asks_every_token_of_every_camera(options, mask, rig) -> None:
+def test_output_equals_loops_over_cells_cameras_and_tokens(options, mask, rig) -> None:
     torch.manual_seed(0)
     reshaper = shaken(
         CrossViewAttention(SOURCE, GRID, **({"dim": 8, "heads": 2, "dim_head": 4, "middle": 0} | options))
@@ -228,8 +228,8 @@ def compass() -> CrossViewAttention:
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (0, 7), (11, 0), (11, 7), (0, 3), (5, 0), (6, 7)])
-def test_a_point_drawn_at_a_cells_projection_lights_cells_of_that_bearing_only(cell, rig) -> None:
-    """Left is left and ahead is up; attention knows bearings, distance along a ray is left to what it learns."""
+def test_a_point_drawn_at_a_projection_appears_at_its_bearing(cell, rig) -> None:
+    """Left is left and ahead is up; attention depends on bearings, distance along a ray must be learned."""
     reshaper, cameras = compass(), rig(1, 6)
     x, y = 6.0 - (cell[0] + 0.5), 4.0 - (cell[1] + 0.5)
     pixels, depth = cameras.project(torch.tensor([[[x, y, 0.0]]]))
@@ -248,7 +248,7 @@ def test_a_point_drawn_at_a_cells_projection_lights_cells_of_that_bearing_only(c
         assert apart < 35 or lit[row, col] < 0.1, (row, col)
 
 
-def test_images_of_dropped_cameras_are_not_in_the_statistics(rig) -> None:
+def test_statistics_exclude_images_of_dropped_cameras(rig) -> None:
     mask = torch.tensor([[True, True, False, True, False, True], [False, True, True, True, True, True]])
     features = 3 * torch.randn(2, 6, 3, 4, 6) + 1
     features[~mask] = torch.nan
@@ -264,7 +264,7 @@ def test_images_of_dropped_cameras_are_not_in_the_statistics(rig) -> None:
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_an_impossible_calibration_of_a_dropped_camera_does_not_show(rig) -> None:
+def test_invalid_calibration_of_a_dropped_camera_has_no_effect(rig) -> None:
     cameras, x = rig(1, 6), torch.randn(1, 6, 3, 4, 6)
     mask = torch.arange(6)[None] != 4
     broken = replace(cameras, intrinsics=torch.where(mask[..., None, None], cameras.intrinsics, 0.0), camera_mask=mask)
@@ -293,7 +293,7 @@ def test_scales_refine_the_map_in_turn(rig) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most elements that any operation returned."""
+    """Records the largest number of elements that an operation returned."""
 
     elements = 0
 
@@ -319,7 +319,7 @@ def test_cells_by_tokens_are_never_formed(rig) -> None:
         ({"dim": 6}, r"dim=6 is no multiple of 4; choose one, or middle=0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, message) -> None:
+def test_invalid_options_are_refused(options, message) -> None:
     with pytest.raises(InputError, match=message):
         CrossViewAttention(SOURCE, GRID, **options)
 
@@ -340,7 +340,7 @@ def _half(rank: int, folder: str, features: Tensor, cameras: Cameras) -> None:
 @pytest.mark.slow
 def test_sync_batchnorm_counts_the_images_of_all_processes(tmp_path, rig) -> None:
     features, cameras = torch.randn(2, 6, 3, 4, 6), rig(2, 6)
-    features[1] *= 3  # each process alone would find something else
+    features[1] *= 3  # each process alone would have other statistics
     torch.multiprocessing.spawn(_half, (str(tmp_path), features, cameras), nprocs=2)
     torch.manual_seed(0)
     together = CrossViewAttention(SOURCE, GRID, middle=0).train()

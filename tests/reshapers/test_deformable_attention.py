@@ -1,4 +1,4 @@
-"""Deformable attention: against the published module, against loops over samples, and where it looks."""
+"""Deformable attention against the published module, loops over samples, and drawn points."""
 
 import math
 from dataclasses import replace
@@ -39,7 +39,7 @@ def like_original(**options) -> DeformableAttention:
 
 
 def built(**options) -> DeformableAttention:
-    """With weights that make offsets and attention differ from cell to cell."""
+    """Return a reshaper whose offsets and attention differ between cells."""
     torch.manual_seed(0)
     reshaper = DeformableAttention(
         SCALES, GRID, **{"dim": 8, "heads": 2, "points": 4, "heights_m": (0, 0.8), **options}
@@ -60,7 +60,7 @@ def images(batch: int = 2) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("part", ["encoder", "alone"])
-def test_the_published_module_comes_out(part: str, original) -> None:
+def test_output_equals_the_published_module(part: str, original) -> None:
     reshaper = like_original(layers=2) if part == "encoder" else like_original(attention_only=True)
     reshaper.load_original(original[part])
     located = reshaper.locate_original(original["points"], original["seen"])
@@ -68,7 +68,7 @@ def test_the_published_module_comes_out(part: str, original) -> None:
     torch.testing.assert_close(bev.flip(2).flatten(2).mT, original[f"{part}_bev"], atol=2e-5, rtol=1e-5)
 
 
-def test_published_cells_come_to_lie_where_they_were(original, rig) -> None:
+def test_published_cells_keep_their_positions(original, rig) -> None:
     """The original counts rows from behind, ours from ahead: queries must stay with their geometry."""
     reshaper = like_original(layers=2).load_original(original["encoder"])
     theirs = original["encoder"]["bev_embedding.weight"].view(4, 5, 16)
@@ -87,7 +87,7 @@ def test_published_cells_come_to_lie_where_they_were(original, rig) -> None:
     torch.testing.assert_close(one.gather((x,), located), one(x, cameras), atol=1e-4, rtol=1e-4)
 
 
-def test_weights_of_a_whole_encoder_are_told_apart(original) -> None:
+def test_weights_of_a_whole_encoder_are_separated(original) -> None:
     """Temporal self-attention comes first in every published layer, and what is behind it counts on from there."""
     names = {"attentions.0.": "attentions.1.", "norms.1.": "norms.2.", "norms.0.": "norms.1."}
     whole = {}
@@ -127,7 +127,7 @@ def test_weights_of_another_module_are_refused(original) -> None:
 
 
 def read(feature: np.ndarray, x: float, y: float) -> np.ndarray:
-    """(c, h, w) at column x and row y, bilinearly, 0 outside."""
+    """Sample (c, h, w) at column x and row y, bilinearly, 0 outside."""
     total = np.zeros(len(feature))
     for j in (math.floor(x), math.floor(x) + 1):
         for i in (math.floor(y), math.floor(y) + 1):
@@ -215,7 +215,7 @@ def test_every_sample_one_by_one(options: dict, rig) -> None:
 
 @pytest.fixture
 def no_own_backward(monkeypatch):
-    """The way of devices other than the CPU, which leaves the backward to torch."""
+    """Use the path of devices other than the CPU, with torch's backward."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
 
 
@@ -228,7 +228,7 @@ def gradients(reshaper: DeformableAttention, cameras: Cameras) -> dict[str, Tens
     return {"bev": bev.detach(), **found, **{f"x{i}": scale.grad for i, scale in enumerate(x)}}
 
 
-def test_the_own_backward_is_that_of_torch(rig, request) -> None:
+def test_custom_backward_equals_torchs(rig, request) -> None:
     reshaper, cameras = built(layers=2, query_position=True), rig(2, 6)
     own = gradients(reshaper, cameras)
     request.getfixturevalue("no_own_backward")
@@ -238,7 +238,7 @@ def test_the_own_backward_is_that_of_torch(rig, request) -> None:
 
 
 def looking_straight(source: FeatureShape, grid: BEVGrid) -> DeformableAttention:
-    """All heads and points at the reference, values and queries left as they are: it reads what lies under a cell."""
+    """Return a reshaper that samples exactly the cells' projections."""
     reshaper = DeformableAttention(source, grid, dim=2, heads=1, points=1, heights_m=[0.0], attention_only=True)
     attention = reshaper.layers[0].attention
     with torch.no_grad():
@@ -251,9 +251,9 @@ def looking_straight(source: FeatureShape, grid: BEVGrid) -> DeformableAttention
 
 @pytest.mark.parametrize(("stride", "offset_px"), [(8, 0.0), (8, 3.5), (4, 1.5)])
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
-def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px, cell) -> None:
+def test_a_point_drawn_at_a_cells_projection_appears_in_its_cell(stride, offset_px, cell) -> None:
     grid, image_size = BEVGrid((2.0, 10.0), (-3.0, 3.0), 1.0), (192, 256)
-    pose = torch.eye(4)  # 12 m above the grid, looking down, the image's top ahead
+    pose = torch.eye(4)  # 12 m above the grid, pointing down, with the image's top ahead
     pose[:3, :3] = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
     pose[:3, 3] = torch.tensor([5.8, 0.3, 12.0])
     k = torch.tensor([[190.0, 0, 126], [0, 195, 97], [0, 0, 1]])
@@ -265,11 +265,11 @@ def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px,
     spot = torch.exp(-((at_u - u) ** 2 + (at_v - v) ** 2) / (2 * 6.0**2))  # 6 pixels, a third of a cell
     bev = looking_straight(FeatureShape(2, h, w, 1, stride, offset_px), grid)(spot.expand(1, 2, h, w), cameras)[0, 0]
     assert np.unravel_index(bev.argmax().item(), grid.shape) == cell
-    assert bev[cell] > 0.65  # an offset of 3.5 pixels overlooked would leave 0.55
+    assert bev[cell] > 0.65  # without the offset of 3.5 pixels it would be 0.55
     assert (bev > 0.3).sum() == 1
 
 
-def test_heads_begin_in_a_ring() -> None:
+def test_initial_offsets_of_heads_form_a_ring() -> None:
     reshaper = DeformableAttention(FeatureShape(8, 4, 6), GRID, dim=8, heads=8, points=4)
     attention = reshaper.layers[0].attention
     assert (attention.offsets.weight == 0).all()
@@ -282,8 +282,8 @@ def test_heads_begin_in_a_ring() -> None:
         torch.testing.assert_close(y[head], down * torch.arange(1.0, 5.0), atol=circle, rtol=0)
 
 
-def test_a_cell_that_no_camera_sees_gets_no_feature(rig) -> None:
-    cameras = replace(rig(1, 6), camera_mask=torch.arange(6)[None] == 0)  # looks ahead
+def test_a_cell_that_no_camera_sees_does_not_depend_on_features(rig) -> None:
+    cameras = replace(rig(1, 6), camera_mask=torch.arange(6)[None] == 0)  # faces ahead
     reshaper = built(layers=2)
     x, other = images(1), tuple(5 * scale + 1 for scale in images(1))
     changed = (reshaper(x, cameras) - reshaper(other, cameras)).abs().amax(1)[0]  # 4 3
@@ -291,8 +291,8 @@ def test_a_cell_that_no_camera_sees_gets_no_feature(rig) -> None:
     assert (changed[2:] == 0).all()
 
 
-def test_a_dropped_camera_may_hold_anything(rig) -> None:
-    """Also where its sample has fewer pairs than another, which leaves slots without one."""
+def test_values_of_a_dropped_camera_have_no_effect(rig) -> None:
+    """Its sample has fewer pairs than another, which leaves empty slots."""
     mask = torch.tensor([[False] + [True] * 5, [True] * 6, [False] * 6])
     cameras, reshaper, x = replace(rig(3, 6), camera_mask=mask), built(), images(3)
     expected = reshaper(x, cameras)
@@ -307,7 +307,7 @@ def test_a_dropped_camera_may_hold_anything(rig) -> None:
     assert offsets.isfinite().all()
 
 
-def test_a_training_that_ran_into_nan_shows_it(rig) -> None:
+def test_nan_weights_give_nan_output(rig) -> None:
     reshaper = built()
     with torch.no_grad():
         reshaper.query[3] = torch.nan
@@ -333,7 +333,7 @@ def test_camera_embeddings_tie_weights_to_the_order_of_cameras(rig) -> None:
         ({"dim": 9, "heads": 3, "query_position": True}, r"dim=9 cannot hold a row's and a column's position"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options: dict, message: str) -> None:
+def test_invalid_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         DeformableAttention(SCALES, GRID, **options)
 
@@ -360,7 +360,7 @@ def no_shape_checks():
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_shape_checks")
 def test_a_fixed_rig_exports_with_any_batch(rig) -> None:
-    """Whose pairs are only those that see, where the exported program knows them all."""
+    """The fixed rig holds visible pairs only; the exported program holds all."""
     module = Fixed(FixedRig(built(layers=2).eval(), rig(1, 6)))
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     program = torch.export.export(module, images(3), dynamic_shapes=(batch, batch), strict=False)

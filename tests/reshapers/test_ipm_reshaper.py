@@ -1,4 +1,4 @@
-"""IPM of features, against projections one by one."""
+"""IPM of features against single projections."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ IMAGE_SIZE = (192, 256)
 
 
 def pixel(cameras: Cameras, n: int, x: float, y: float) -> tuple[float, float, float]:
-    """Pixel (u, v) and depth of the ground point (x, y), in float64."""
+    """Return pixel (u, v) and depth of the ground point (x, y), in float64."""
     cam_from_ego = np.linalg.inv(cameras.ego_from_cam[0, n].double().numpy())
     point = cam_from_ego @ [x, y, 0.0, 1.0]
     u, v, _ = cameras.intrinsics[0, n].double().numpy() @ point[:3] / point[2]
@@ -28,7 +28,7 @@ def centre(row: int, col: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("stride", "offset_px"), [(8, 0.0), (8, 3.5), (8, 7.0), (4, 1.5)])
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
-def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px, cell) -> None:
+def test_a_point_drawn_at_a_cells_projection_appears_in_its_cell(stride, offset_px, cell) -> None:
     cameras = tall_camera()
     h, w = IMAGE_SIZE[0] // stride, IMAGE_SIZE[1] // stride
     u, v, _ = pixel(cameras, 0, *centre(*cell))
@@ -36,13 +36,13 @@ def test_a_point_drawn_at_a_cells_projection_lights_that_cell(stride, offset_px,
     spot = np.exp(-((feature_u - u) ** 2 + (feature_v - v) ** 2) / (2 * 6.0**2))  # 6 pixels, a third of a cell
     bev = IPM(FeatureShape(1, h, w, 1, stride, offset_px), GRID)(torch.from_numpy(spot).float()[None, None], cameras)
     assert np.unravel_index(bev[0, 0].argmax().item(), GRID.shape) == cell
-    assert bev[0, 0][cell] > 0.65  # an offset of 3.5 pixels overlooked would leave 0.55
+    assert bev[0, 0][cell] > 0.65  # without the offset of 3.5 pixels it would be 0.55
     assert (bev[0, 0] > 0.3).sum() == 1
 
 
 @pytest.mark.parametrize("offset_px", [0.0, 3.5])
-def test_features_are_read_where_they_are_centred(offset_px: float) -> None:
-    """A ramp of pixel coordinates is read back exactly, which an error of a hundredth of a feature would show."""
+def test_features_are_sampled_at_their_centres(offset_px: float) -> None:
+    """A ramp of pixel coordinates is sampled exactly; an error of a hundredth of a feature would fail."""
     cameras = tall_camera()
     h, w = 24, 32
     v, u = torch.meshgrid(torch.arange(h) * 8 + offset_px, torch.arange(w) * 8 + offset_px, indexing="ij")
@@ -55,7 +55,7 @@ def test_features_are_read_where_they_are_centred(offset_px: float) -> None:
 
 
 def bilinear(feature: np.ndarray, j: float, i: float) -> np.ndarray:
-    """The value at column j and row i of (c, h, w), the border going on outside."""
+    """Return the value at column j and row i of (c, h, w), with the border repeated outside."""
     j, i = np.clip(j, 0, feature.shape[2] - 1), np.clip(i, 0, feature.shape[1] - 1)
     j0, i0 = min(int(j), feature.shape[2] - 2), min(int(i), feature.shape[1] - 2)
     a, b = j - j0, i - i0
@@ -82,4 +82,4 @@ def test_cells_average_the_cameras_that_see_them(mask, rig) -> None:
             counts[row, col] = len(seen)
             expected = np.mean(seen, axis=0) if seen else np.zeros(3)
             np.testing.assert_allclose(bev[:, row, col], expected, atol=1e-4)
-    assert {0, 1, 2} <= set(counts.ravel())  # the rig asks all three questions
+    assert {0, 1, 2} <= set(counts.ravel())  # the rig covers all three cases

@@ -1,4 +1,4 @@
-"""Kernel attention, against the published module and against loops over cells, cameras and features."""
+"""Kernel attention against the published module and loops over cells, cameras and features."""
 
 from dataclasses import replace
 from math import erf
@@ -99,7 +99,7 @@ def direction(x: np.ndarray) -> np.ndarray:
 
 
 def widened(image: np.ndarray, conv: torch.nn.Conv2d, i: int, j: int) -> np.ndarray:
-    """The convolution at one place of (c, h, w), zero around it."""
+    """Apply the convolution at one position of (c, h, w), with zero padding."""
     kernel = conv.weight.detach().numpy()
     total = conv.bias.detach().numpy().copy()
     for a in range(kernel.shape[2]):
@@ -111,7 +111,7 @@ def widened(image: np.ndarray, conv: torch.nn.Conv2d, i: int, j: int) -> np.ndar
 
 
 def window_of(position: float, size: int, cells: int) -> list[int]:
-    """Whole numbers nearest to a position, those outside 0..cells − 1 left out, but for the nearest."""
+    """Return the integers nearest to a position, without those outside 0..cells − 1 except the nearest."""
     near = sorted(range(-size - 2, cells + size + 2), key=lambda cell: abs(cell - position))
     return [cell for cell in near[:size] if 0 <= cell < cells] or [cell for cell in near if 0 <= cell < cells][:1]
 
@@ -179,14 +179,14 @@ def test_against_a_loop(window, context_kernel, drop, offset_px, rig) -> None:
             z = normalised(z + chain(z, layers.feedforward), layers.postnorm)
             np.testing.assert_allclose(bev[:, row, col], z, atol=1e-6)
             counts.append(seen)
-    assert {0, 1, 2} <= set(counts)  # the rig asks all three questions
+    assert {0, 1, 2} <= set(counts)  # the rig covers all three cases
     assert (cut > 0) == (window != (1, 1))
 
 
 @pytest.mark.parametrize("height_m", [0.0, 1.5])
 @pytest.mark.parametrize(("stride", "offset_px"), [(8, 0.0), (8, 3.5), (8, 7.0), (4, 1.5)])
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
-def test_a_feature_at_a_cells_projection_lights_that_very_cell(height_m, stride, offset_px, cell) -> None:
+def test_a_feature_at_a_cells_projection_appears_in_its_cell(height_m, stride, offset_px, cell) -> None:
     cameras = tall_camera(-2.0)
     torch.manual_seed(0)
     source = FeatureShape(4, 192 // stride, 256 // stride, 1, stride, offset_px)
@@ -202,7 +202,7 @@ def test_a_feature_at_a_cells_projection_lights_that_very_cell(height_m, stride,
     assert lit.nonzero().tolist() == [list(cell)]
 
 
-def test_a_cell_that_no_camera_sees_knows_no_image(rig) -> None:
+def test_a_cell_that_no_camera_sees_does_not_depend_on_images(rig) -> None:
     torch.manual_seed(0)
     reshaper = KernelAttention(FeatureShape(8, 4, 6, 1, 8, 3.5), GRID, bottlenecks=0)
     cameras = rig(1, 1)
@@ -215,7 +215,7 @@ def test_a_cell_that_no_camera_sees_knows_no_image(rig) -> None:
 
 
 def run(reshaper: KernelAttention, x: Tensor, cameras: Cameras) -> list[Tensor]:
-    """The output and every gradient."""
+    """Return the output and every gradient."""
     x = x.clone().requires_grad_()
     reshaper.zero_grad()
     bev = reshaper(x, cameras)
@@ -224,7 +224,7 @@ def run(reshaper: KernelAttention, x: Tensor, cameras: Cameras) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("context_kernel", [(3, 3), None])
-def test_reading_only_what_is_seen_changes_nothing(context_kernel, rig, monkeypatch) -> None:
+def test_reading_visible_features_only_has_the_same_result(context_kernel, rig, monkeypatch) -> None:
     torch.manual_seed(0)
     reshaper = KernelAttention(
         FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8, kernel_size=(3, 1), context_kernel=context_kernel
@@ -242,7 +242,7 @@ def test_reading_only_what_is_seen_changes_nothing(context_kernel, rig, monkeypa
 
 
 @pytest.mark.parametrize("all_are_read", [False, True])
-def test_what_a_dropped_camera_shows_may_be_no_number(all_are_read: bool, rig, monkeypatch) -> None:
+def test_a_dropped_camera_may_hold_nan(all_are_read: bool, rig, monkeypatch) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: all_are_read)
     torch.manual_seed(0)
     reshaper = KernelAttention(FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8).eval()
@@ -254,7 +254,7 @@ def test_what_a_dropped_camera_shows_may_be_no_number(all_are_read: bool, rig, m
         torch.testing.assert_close(one, other)
 
 
-def test_samples_meet_only_in_the_statistics_of_training(rig) -> None:
+def test_samples_are_coupled_by_training_statistics_only(rig) -> None:
     torch.manual_seed(0)
     reshaper = KernelAttention(FeatureShape(8, 4, 6, 6, 8, 3.5), GRID)
     cameras, x = rig(2, 6), torch.randn(2, 6, 8, 4, 6)
@@ -273,6 +273,6 @@ def test_samples_meet_only_in_the_statistics_of_training(rig) -> None:
         ({"context_kernel": [1, 4]}, r"context_kernel=\[1, 4\] .* both odd"),
     ],
 )
-def test_options_that_cannot_be(options, message) -> None:
+def test_invalid_options_are_refused(options, message) -> None:
     with pytest.raises(InputError, match=message):
         KernelAttention(FeatureShape(8, 4, 6), GRID, **options)

@@ -38,7 +38,7 @@ def original(query: str, **options) -> tuple[LatentAttention, dict[str, Tensor]]
 
 @every_query
 @pytest.mark.parametrize("prefix", ["", "network."])
-def test_it_is_the_published_module(query: str, prefix: str) -> None:
+def test_output_equals_the_published_module(query: str, prefix: str) -> None:
     reshaper, case = original(query)
     state = {prefix + key: value for key, value in case["state"].items()}
     reshaper.load_original(state | {f"{prefix}cam_encoder.up.weight": torch.zeros(1)})
@@ -117,7 +117,7 @@ def ray(cameras: Cameras, n: int, u: float, v: float) -> np.ndarray:
 @pytest.mark.parametrize("plucker", [False, True])
 @pytest.mark.parametrize("mask", [None, [True, False, True]])
 @every_query
-def test_it_is_its_equations(query: str, mask: list[bool] | None, plucker: bool, rig) -> None:
+def test_output_equals_the_equations(query: str, mask: list[bool] | None, plucker: bool, rig) -> None:
     """On a grid ahead of the vehicle and a little to its right."""
     torch.manual_seed(0)
     grid = BEVGrid((1.0, 4.0), (-1.5, 0.5), 0.5)  # 6×4
@@ -169,7 +169,7 @@ def test_it_is_its_equations(query: str, mask: list[bool] | None, plucker: bool,
             np.testing.assert_allclose(bev[:, row, col], expected, atol=rounding(512, float(np.abs(bev).max())))
 
 
-def test_what_is_not_a_number_in_a_dropped_camera_reaches_nothing(rig) -> None:
+def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
     torch.manual_seed(0)
     reshaper = LatentAttention(FeatureShape(4, 2, 3, 2, stride=16, offset_px=7.5), BEVGrid((-2, 2), (-2, 2), 1.0))
     cameras = replace(rig(1, 2), camera_mask=torch.tensor([[True, False]]))
@@ -206,6 +206,6 @@ def test_no_product_of_tokens_and_latents_is_kept(rig) -> None:
         ({"heads": 7}, "dim=64 cannot be divided among heads=7"),
     ],
 )
-def test_what_does_not_fit_is_refused(option, message) -> None:
+def test_invalid_options_are_refused(option, message) -> None:
     with pytest.raises(InputError, match=message):
         LatentAttention(FeatureShape(4, 2, 3), BEVGrid((-2, 2), (-2, 2), 1.0), **option)

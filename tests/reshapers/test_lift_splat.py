@@ -48,7 +48,7 @@ def same_as_published(published) -> LiftSplat:
     return reshaper.load_original({k.removeprefix(prefix): v for k, v in published.items() if k.startswith(prefix)})
 
 
-def test_the_published_module_on_its_own_points(published, same_as_published) -> None:
+def test_output_equals_the_published_module_on_its_points(published, same_as_published) -> None:
     expected = published["bev"].flip(-2, -1)  # X ahead and Y to the left become rows and columns
     located = same_as_published.place(published["points"], truncate=True)
     bev = same_as_published.gather(published["features"], located)
@@ -87,7 +87,7 @@ def test_points_are_the_published_ones_where_pixels_agree(published, same_as_pub
 
 
 @pytest.mark.parametrize("names", [{"depthnet.weight", "depthnet.bias"}, {"camencode.depthnet.weight", "rest"}])
-def test_weights_of_the_original_are_taken_whole_or_not_at_all(names) -> None:
+def test_incomplete_original_weights_are_refused(names) -> None:
     given = {name: torch.ones(14, 5, 1, 1) if "weight" in name else torch.ones(14) for name in names}
     if "rest" not in names:
         assert (lift_splat().load_original(given).depthnet.bias == 1).all()
@@ -129,7 +129,7 @@ def test_every_point_one_by_one(mask, rig) -> None:
         one = Cameras(cameras.intrinsics[sample:], cameras.ego_from_cam[sample:], cameras.image_size)
         expected = looped(reshaper, x[sample].numpy(), one, np.ones(6, dtype=bool) if mask is None else np.array(mask))
         np.testing.assert_allclose(bev[sample].numpy(), expected, atol=1e-10)
-    assert 50 < (bev[0].abs().sum(0) > 0).sum() < GRID.rows * GRID.cols  # some cells get something, some nothing
+    assert 50 < (bev[0].abs().sum(0) > 0).sum() < GRID.rows * GRID.cols  # some cells have points, some none
 
 
 @pytest.mark.parametrize(("stride", "offset_px"), [(8, 0.0), (8, 3.5), (8, 7.0), (4, 1.5)])
@@ -152,7 +152,7 @@ def test_points_lie_on_the_rays_of_feature_centres(stride, offset_px, rig) -> No
 
 
 def camera_above() -> Cameras:
-    """12 m above (3, 0), looking straight down with its top ahead: 10 pixels are a metre of the ground."""
+    """Return a camera 12 m above (3, 0), pointing straight down: 10 pixels are a metre of the ground."""
     pose = torch.eye(4)
     pose[:3, :3] = torch.tensor([[0.0, -1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
     pose[:3, 3] = torch.tensor([3.0, 0.0, 12.0])
@@ -161,7 +161,7 @@ def camera_above() -> Cameras:
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (0, 5), (7, 0), (7, 5), (3, 2)])
-def test_what_is_drawn_at_a_cells_projection_lights_that_cell(cell) -> None:
+def test_a_feature_drawn_at_a_cells_projection_appears_in_its_cell(cell) -> None:
     grid, cameras = BEVGrid((-1.0, 7.0), (-3.0, 3.0), 1.0), camera_above()
     reshaper = LiftSplat(FeatureShape(1, 50, 40, 1, 2, 2.5), grid, depths_m=[11, 13, 1], height_m=[-0.5, 0.5])
     chances = torch.tensor([0.0, 1.0])[:, None, None].expand(1, 1, 2, 50, 40)  # all of it 12 m away, on the ground
@@ -175,14 +175,14 @@ def test_what_is_drawn_at_a_cells_projection_lights_that_cell(cell) -> None:
         assert bev.sum() <= 1
 
 
-def test_a_cell_that_no_camera_sees_gets_nothing(rig) -> None:
+def test_a_cell_that_no_camera_sees_is_zero(rig) -> None:
     reshaper = lift_splat(replace(SOURCE, cameras=1))
-    bev = reshaper(features()[:, :1], rig(2, 1))  # looking ahead
+    bev = reshaper(features()[:, :1], rig(2, 1))  # facing ahead
     assert (bev[:, :, GRID.rows // 2 :] == 0).all()
     assert (bev[:, :, : GRID.rows // 2] != 0).any()
 
 
-def test_a_dropped_camera_is_not_even_multiplied_by_zero(rig) -> None:
+def test_a_dropped_camera_may_hold_nan(rig) -> None:
     cameras = replace(rig(2, 6), camera_mask=torch.tensor([[True, False, True, True, True, True]]).expand(2, 6))
     reshaper, x = lift_splat(), features()
     expected = reshaper(x, cameras)
@@ -198,7 +198,7 @@ def test_a_dropped_camera_is_not_even_multiplied_by_zero(rig) -> None:
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_the_sum_without_bags_that_is_exported_is_the_same(fixed, rig, monkeypatch) -> None:
+def test_exported_sum_equals_embedding_bags(fixed, rig, monkeypatch) -> None:
     reshaper, x = lift_splat(), features()
     given = (x,) if fixed else (x, rig(2, 6))
     if fixed:
@@ -211,7 +211,7 @@ def test_the_sum_without_bags_that_is_exported_is_the_same(fixed, rig, monkeypat
     torch.testing.assert_close(bev, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_the_result_is_laid_out_channels_last(rig) -> None:
+def test_result_is_channels_last(rig) -> None:
     bev = lift_splat()(features(), rig(2, 6))
     assert bev.is_contiguous(memory_format=torch.channels_last)
 
@@ -258,6 +258,6 @@ def test_depth_loss_is_the_cross_entropy_of_the_pixels_whose_depth_is_known() ->
         ({"height_m": [3, -1]}, r"height_m=\[3.0, -1.0\].*ascend"),
     ],
 )
-def test_impossible_options_are_refused(options, message) -> None:
+def test_invalid_options_are_refused(options, message) -> None:
     with pytest.raises(InputError, match=message):
         lift_splat(**options)

@@ -1,4 +1,4 @@
-"""The fully connected layer is exactly its formula."""
+"""The fully connected layer equals its formula."""
 
 import math
 from dataclasses import replace
@@ -99,7 +99,7 @@ def test_unknown_names_are_refused(option, message) -> None:
         MLP(SOURCE, (5, 3), **option)
 
 
-def test_initialisation_keeps_the_variance_but_starts_quietly() -> None:
+def test_initialisation_keeps_variance_in_hidden_layers_only() -> None:
     torch.manual_seed(0)
     x = torch.randn(4, 64, 16, 32)
     mlp = MLP(FeatureShape(64, 16, 32), (40, 40), hidden=[300, 200], activation="none")
@@ -130,7 +130,7 @@ def test_output_of_the_original_hdmapnet(originals) -> None:
     torch.testing.assert_close(mlp(case["features"]), case["output"].sum(1), atol=1e-5, rtol=1e-5)
 
 
-def test_weights_that_are_not_the_original_are_refused(originals) -> None:
+def test_other_weights_are_refused(originals) -> None:
     weights = originals["hdmapnet"]["state_dict"]
     source = FeatureShape(4, 2, 4, cameras=3)
     built = MLP(source, (3, 5), hidden=[15])
@@ -154,7 +154,7 @@ def test_per_camera_has_no_meaning_for_one_w_over_all() -> None:
 
 
 @pytest.mark.parametrize("views", ["per_view", "joint"])
-def test_low_rank_holds_the_best_approximation_of_w(views) -> None:
+def test_low_rank_fits_the_best_approximation_of_w(views) -> None:
     torch.manual_seed(0)
     full = MLP(RIG, (5, 3), views=views, activation="none").double()
     low = MLP(RIG, (5, 3), views=views, activation="none", rank=4).double()
@@ -205,7 +205,7 @@ def test_large_products_are_those_of_float64(cameras, channels_last) -> None:
     assert counter.get_total_flops() == 2 * cameras * 2 * 128 * 400 * 400
 
 
-def test_gradient_of_w_lies_as_w_does() -> None:
+def test_gradient_of_w_has_the_layout_of_w() -> None:
     mlp = MLP(RIG, (5, 3), hidden=[6])
     mlp(doubles((2, 2, 3, 2, 4)).float()).sum().backward()
     gradients = torch.autograd.grad(mlp(doubles((2, 2, 3, 2, 4)).float()).sum(), [la.weight for la in mlp.layers])
@@ -213,7 +213,7 @@ def test_gradient_of_w_lies_as_w_does() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"views": "joint"}, {"calibration": True}, {"rank": 2, "hidden": [5]}])
-def test_what_a_dropped_camera_holds_is_not_read(options, rig) -> None:
+def test_values_of_a_dropped_camera_are_not_read(options, rig) -> None:
     torch.manual_seed(0)
     mlp = MLP(FeatureShape(3, 4, 6, cameras=2, stride=8), GRID, **options)
     rigs: Cameras = replace(rig(2, 2), camera_mask=torch.tensor([[True, False], [True, True]]))
@@ -332,7 +332,7 @@ def test_calibrated_mapping_is_exported_for_any_batch(rig) -> None:
 
 
 def test_calibrated_mapping_learns_to_follow_the_camera() -> None:
-    """IPM under changing pitch and height is learnt for unseen poses; without calibration it is not."""
+    """IPM under changing pitch and height is learned for unseen poses; without calibration it is not."""
     source = FeatureShape(4, 6, 8, stride=8, offset_px=3.5)
     ipm, draw = IPM(source, GRID), torch.Generator().manual_seed(0)
 

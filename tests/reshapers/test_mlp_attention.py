@@ -34,7 +34,7 @@ def double(**options) -> MLPAttention:
     torch.manual_seed(0)
     reshaper = MLPAttention(SOURCE, GRID, **options).double()
     for parameter in reshaper.parameters():
-        parameter.data *= 2  # else the attention hardly counts
+        parameter.data *= 2  # else attention has hardly any effect
     return reshaper
 
 
@@ -52,7 +52,7 @@ def test_output_of_the_original(original) -> None:
     assert not torch.allclose(right(x), original["output"], atol=0.1)
 
 
-def test_weights_that_are_not_the_original_are_refused(original) -> None:
+def test_other_weights_are_refused(original) -> None:
     weights = original["state_dict"]
     built = MLPAttention(FeatureShape(16, 4, 4), (4, 4))
     with pytest.raises(InputError, match=r"fuse\.bias is missing there; fuse\.weight is missing there;"):
@@ -114,7 +114,7 @@ def test_gradient_is_that_of_a_maximum_over_the_whole_relevance() -> None:
         torch.testing.assert_close(own[name], parameter.grad, msg=name)
 
 
-def test_cycle_loss_counts_the_cameras_that_are_there(rig) -> None:
+def test_cycle_loss_averages_over_present_cameras(rig) -> None:
     torch.manual_seed(0)
     source = FeatureShape(8, 4, 6, cameras=2, stride=8)
     reshaper, x = MLPAttention(source, GRID), torch.randn(2, 2, 8, 4, 6)
@@ -129,7 +129,7 @@ def test_cycle_loss_counts_the_cameras_that_are_there(rig) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in reshaper.parameters())
 
 
-def test_cycle_loss_teaches_the_way_back() -> None:
+def test_cycle_loss_trains_the_reconstruction() -> None:
     torch.manual_seed(0)
     reshaper, x = MLPAttention(FeatureShape(4, 3, 3), (4, 4)), torch.rand(8, 4, 3, 3)
     optimizer = torch.optim.Adam([*reshaper.transform.parameters(), *reshaper.retransform.parameters()], 1e-2)
@@ -149,7 +149,7 @@ def test_cycle_loss_teaches_the_way_back() -> None:
         ({"residual": "image"}, r"features of 2×4 to 5×3 cells"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, message) -> None:
+def test_invalid_options_are_refused(options, message) -> None:
     with pytest.raises(InputError, match=message):
         MLPAttention(SOURCE, GRID, **options)
 

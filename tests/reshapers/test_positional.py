@@ -1,4 +1,4 @@
-"""Positional encodings tell places apart."""
+"""Positional encodings distinguish positions."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_sinusoidal_is_its_formula() -> None:
 
 
 @pytest.mark.parametrize("shape", [(16, 32), (1, 40), (40, 40)])
-def test_no_two_places_look_alike(shape: tuple[int, int]) -> None:
+def test_encodings_of_positions_are_distinct(shape: tuple[int, int]) -> None:
     wave = sinusoidal(*shape, 16)
     apart = torch.cdist(wave, wave) + 10 * torch.eye(len(wave))
     assert apart.min() > 0.1
@@ -57,7 +57,7 @@ def test_channels_that_do_not_hold_two_axes_are_refused() -> None:
         sinusoidal(2, 2, 6)
 
 
-def test_a_turned_score_knows_only_how_far_apart_two_places_lie() -> None:
+def test_rotary_scores_depend_on_distances_only() -> None:
     rows, cols = 3, 5
     q, k = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     turned = RotaryEncoding((rows, cols), (rows, cols), 12)(q.expand(1, 1, 15, 12), k.expand(1, 1, 15, 12))
@@ -76,7 +76,7 @@ def test_a_turned_score_knows_only_how_far_apart_two_places_lie() -> None:
     assert different.min() > 1e-4
 
 
-def test_turns_are_their_formula() -> None:
+def test_rotations_equal_their_formula() -> None:
     """Of maps of different shape, channels taken in pairs as complex numbers."""
     queries, keys, d, maps = (2, 6), (4, 3), 8, 2
     generator = torch.Generator().manual_seed(0)
