@@ -145,7 +145,7 @@ class Cameras:
 
         Returns:
             Pixels (u, v) and depth along the optical axis in metres. Behind the camera (depth < ``NEAR``) the pixels
-            are meaningless but finite; :meth:`sees` tells them apart.
+            are meaningless but finite; see :meth:`sees`.
         """
         pixel_from_ego = compose(self.intrinsics, self.cam_from_ego[..., :3, :]).unsqueeze(-3)  # b n 1 3 4
         x, y, z = (points[:, None, :, i].to(pixel_from_ego.dtype) for i in range(3))  # b 1 p

@@ -36,9 +36,9 @@ from bevreshape.reshapers import (
 )
 
 RESHAPERS: list[type[Reshaper]] = [
-    thing
+    member
     for name in package.__all__
-    if issubclass(thing := getattr(package, name), Reshaper) and thing not in (Reshaper, GeometricReshaper, FixedRig)
+    if issubclass(member := getattr(package, name), Reshaper) and member not in (Reshaper, GeometricReshaper, FixedRig)
 ]
 
 R = TypeVar("R", bound=Reshaper)

@@ -12,7 +12,7 @@ IMAGE_SIZE = (32, 48)
 
 
 def ring(batch: int, count: int, image_size: tuple[int, int] = IMAGE_SIZE) -> Cameras:
-    """Return ``count`` cameras 1.5 m above the ground, 25° down, in equal steps of yaw; each sample is yawed further."""
+    """Return ``count`` cameras 1.5 m above the ground, 25° down, in equal steps of yaw; each sample is rotated."""
     down = math.radians(25)
     poses = []
     for sample in range(batch):

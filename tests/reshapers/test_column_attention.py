@@ -188,7 +188,7 @@ def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"heads": 3}, "4 channels cannot be divided among heads=3"),
         ({"encoding": "sincoz"}, "did you mean sincos"),
@@ -196,8 +196,8 @@ def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
         ({"depth_m": (1, 5)}, r"2 borders but 2 scales need 3"),
     ],
 )
-def test_invalid_options_are_refused(options, sentence) -> None:
-    with pytest.raises(InputError, match=sentence):
+def test_invalid_options_are_refused(options, message) -> None:
+    with pytest.raises(InputError, match=message):
         ColumnAttention(scales(1), GRID, **options)
 
 

@@ -241,7 +241,7 @@ def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"groups": 3}, "dim=64 cannot be divided into groups=3"),
         ({"depth_m": (1, 5)}, r"2 borders but 2 scales need 3"),
@@ -250,8 +250,8 @@ def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
         ({"height_m": (2, -4)}, "must ascend"),
     ],
 )
-def test_invalid_options_are_refused(options, sentence) -> None:
-    with pytest.raises(InputError, match=sentence):
+def test_invalid_options_are_refused(options, message) -> None:
+    with pytest.raises(InputError, match=message):
         ColumnMLP(scales(1), BEVGrid((0, 8), (-4, 4), 1.0), **options)
 
 

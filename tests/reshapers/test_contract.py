@@ -19,7 +19,7 @@ from bevreshape.reshapers import FeatureShape, FixedRig, GeometricReshaper, Resh
 
 BASES = (Reshaper, GeometricReshaper, FixedRig)
 RESHAPERS: list[type[Reshaper]] = [
-    thing for name in package.__all__ if issubclass(thing := getattr(package, name), Reshaper) and thing not in BASES
+    member for name in package.__all__ if issubclass(member := getattr(package, name), Reshaper) and member not in BASES
 ]
 
 DEPENDS_ON_CAMERA_ORDER = {
@@ -61,9 +61,9 @@ def build(cls: type[Reshaper], cameras: int, grid: BEVGrid = GRID) -> Reshaper:
 def test_every_reshaper_of_the_package_is_exported() -> None:
     found = set()
     for module in pkgutil.iter_modules(package.__path__):
-        for thing in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
-            if isinstance(thing, type) and issubclass(thing, Reshaper) and thing not in BASES:
-                found.add(thing)
+        for member in vars(importlib.import_module(f"{package.__name__}.{module.name}")).values():
+            if isinstance(member, type) and issubclass(member, Reshaper) and member not in BASES:
+                found.add(member)
     assert found == set(RESHAPERS)
 
 

@@ -153,7 +153,7 @@ def test_output_equals_the_equations(query: str, mask: list[bool] | None, plucke
         for col in range(4):
             # of the cell centres the farthest ahead is at 3.75 m, the farthest aside at -1.25 m
             ahead, left = (4.0 - (row + 0.5) * 0.5) / 3.75, (0.5 - (col + 0.5) * 0.5) / 1.25
-            told = {
+            inputs = {
                 "coordinates": np.array([ahead, left, np.hypot(ahead, left)]),
                 # from -3.75 m to 3.75 m are 16 cells, from -1.25 m to 1.25 m are 6
                 "fourier": np.array(
@@ -165,7 +165,7 @@ def test_output_equals_the_equations(query: str, mask: list[bool] | None, plucke
                 ),
                 "learned": w["cells"][row * 4 + col] if query == "learned" else None,
             }[query]
-            expected = block([embed(told, "embed_cells")], latents, w, "write", 2, residual=False)[0]
+            expected = block([embed(inputs, "embed_cells")], latents, w, "write", 2, residual=False)[0]
             np.testing.assert_allclose(bev[:, row, col], expected, atol=rounding(512, float(np.abs(bev).max())))
 
 
@@ -187,7 +187,7 @@ def test_nan_of_a_dropped_camera_does_not_spread(rig) -> None:
 
 
 def test_no_product_of_tokens_and_latents_is_kept(rig) -> None:
-    """Neither that of cells and latents: the widest thing that the backward pass keeps has the channels of a token."""
+    """The same holds for cells and latents: the widest saved tensor has the channels of a token."""
     torch.manual_seed(0)
     source = FeatureShape(4, 16, 24, 2, stride=2)  # 768 tokens
     reshaper = LatentAttention(source, BEVGrid((-15, 15), (-15, 15), 1.0), dim=8, latents=128, read_heads=2, heads=2)
