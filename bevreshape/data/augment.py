@@ -63,7 +63,7 @@ class Augment:
         noise: highest standard deviation of Gaussian noise; a sample's own is uniform from 0. White is 1.
         flip_p: probability that the world is mirrored at the plane y = 0.
         zoom: lowest and highest factor by which images are enlarged, at least 1, before a random window of their old
-            size is cut out. Cells that no camera sees any longer become invalid.
+            size is cut out. Cells that no camera observes any longer become invalid.
         grid: of the targets; it must be symmetric in y to be mirrored.
         image_mode: ``grey`` where all three channels of an image are the same; its noise is then the same too.
         camera_names: of the rig. Mirroring swaps the images of two cameras whose names differ by ``left`` and

@@ -51,7 +51,7 @@ def pack_record(record: bytes) -> bytes:
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a record's file is there and as long as its header says; its content is not compared."""
+    """Return whether a record's file exists with the length in its header; its content is not compared."""
     try:
         with path.open("rb") as file:
             header = file.read(HEADER.size)

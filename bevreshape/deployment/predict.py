@@ -82,15 +82,17 @@ def predict(
         outputs = model(batch.images.float() / 255, batch.cameras)
         probabilities = outputs.heads[SEGMENTATION].float().sigmoid()  # b k rows cols
         _check_finite(probabilities, batch.names)
-        looks = ground_pixels(batch.cameras, spec.grid)[1].any(1)  # b rows cols
+        visible = ground_pixels(batch.cameras, spec.grid)[1].any(1)  # b rows cols
         for i, name in enumerate(batch.names):
-            drawn = bev_sheet(probabilities[i], spec.classes, looks[i].expand_as(probabilities[i]), threshold=threshold)
+            drawn = bev_sheet(
+                probabilities[i], spec.classes, visible[i].expand_as(probabilities[i]), threshold=threshold
+            )
             write_png(out / f"{name}_bev.png", drawn)
-            seen = (probabilities[i] >= threshold) & looks[i]
+            seen = (probabilities[i] >= threshold) & visible[i]
             write_png(out / f"{name}_overlay.png", overlay(frames, batch.meta[i].index, order, seen, spec))
             arrays = {
                 "probabilities": probabilities[i].half().cpu().numpy(),
-                "valid": looks[i].cpu().numpy(),
+                "valid": visible[i].cpu().numpy(),
                 "classes": np.array(spec.classes),
                 "forward_m": np.array(spec.grid.forward_m),
                 "left_m": np.array(spec.grid.left_m),

@@ -20,8 +20,8 @@ THRESHOLDS = (0.4, 0.5)
 
 def conditions_of(description: str) -> tuple[str, ...]:
     """Return those of :data:`CONDITIONS` in a scene's description."""
-    said = description.lower()
-    found = "night" not in said, "night" in said, re.search(r"\brain", said) is not None
+    words = description.lower()
+    found = "night" not in words, "night" in words, re.search(r"\brain", words) is not None
     return tuple(name for name, holds in zip(CONDITIONS, found, strict=True) if holds)
 
 

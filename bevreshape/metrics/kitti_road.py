@@ -106,11 +106,11 @@ class RoadMetric(ThresholdCounts):
                 "metric=iou"
             )
         self.lanes = {name for name in self.classes if masks.mask_of[name] == "lane"}
-        truth, known = masks.on_ground(batch.cameras, BENCHMARK_GRID, self.classes)  # b k R C
+        target, known = masks.on_ground(batch.cameras, BENCHMARK_GRID, self.classes)  # b k R C
         logits, _ = compared(outputs, batch, SEGMENTATION)
         categories = [CATEGORIES.index(name.partition("_")[0]) for name in batch.names]
         group = torch.tensor(categories, device=logits.device)[:, None, None]
-        self.count(self.upsampled(logits.float().sigmoid()), group, truth, known)
+        self.count(self.upsampled(logits.float().sigmoid()), group, target, known)
 
     def upsampled(self, probabilities: Float[Tensor, "b k rows cols"]) -> Float[Tensor, "b k R C"]:
         """Resample predictions onto the benchmark's cells."""

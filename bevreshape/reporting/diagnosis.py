@@ -46,7 +46,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def summary_table(numbers: dict[str, Any]) -> Table:
     """Return the table of the main figures."""
-    table = Table("measurement", "value", title=f"{numbers['reshaper']}: what it has learned")
+    table = Table("measurement", "value", title=f"{numbers['reshaper']}: diagnosis")
     table.add_row("mean IoU", f"{numbers['iou']['iou/mean']:.3f}")
     table.add_row("data dependence of W (0: fixed)", f"{numbers['data_dependence']:.3g}")
     agreement = numbers["agreement"]

@@ -1,10 +1,10 @@
-// The explorer: which image features feed which cells. All geometry stands in the data; here it is looked up and drawn.
+// The explorer: which image features feed which cells. All geometry is in the data; this script reads and draws it.
 
 const data = JSON.parse(document.getElementById("explorer-data").textContent);
 const byId = (id) => document.getElementById(id);
 
-// What is pointed at is a place, not a number, so that it stays where it is when the reshaper changes: on the ground
-// { x, y } in metres, in an image { camera, u, v } in pixels. The latest of both is kept, `onGround` says which is shown.
+// The selection is a position, not an index, so that it stays when the reshaper changes: on the ground { x, y } in
+// metres, in an image { camera, u, v } in pixels. The latest of each is kept; `onGround` selects the shown one.
 const state = {
   entry: 0, scene: 0, head: 0, order: 0, behind: "target", onGround: true, ground: null, pixel: null, held: false,
 };
@@ -38,12 +38,12 @@ function weights() {
 const tokensPerCamera = () => features().height * features().width;
 const tokens = () => scene().cameras.length * tokensPerCamera();
 
-/** What every token gives to a cell. */
+/** Return the weight of every token for a cell. */
 function rowOf(w, cell) {
   return Float32Array.from(w.levels.subarray(cell * tokens(), (cell + 1) * tokens()), (level) => level * w.step[cell]);
 }
 
-/** What every chosen cell takes from a token. */
+/** Return the weight of a token for every chosen cell. */
 function columnOf(w, token) {
   return w.step.map((step, cell) => w.levels[cell * tokens() + token] * step);
 }
@@ -60,7 +60,7 @@ function nearest(sorted, value) {
   return sorted.reduce((best, one, i) => (Math.abs(one - value) < Math.abs(sorted[best] - value) ? i : best), 0);
 }
 
-/** Number of the chosen cell nearest to a place on the ground. */
+/** Return the index of the chosen cell nearest to a ground point. */
 function cellAt({ x, y }) {
   const { rows, cols, grid } = cells();
   const row = (grid.forward_m[1] - x) / grid.cell_m - 0.5;
@@ -73,7 +73,7 @@ function groundOf(cell) {
   return { x, y };
 }
 
-/** Number of the token nearest to a pixel. */
+/** Return the index of the token nearest to a pixel. */
 function tokenAt({ camera, u, v }) {
   const { height, width, stride, offset_px: offset } = features();
   const row = clamp(Math.round((v - offset) / stride), 0, height - 1);
@@ -91,7 +91,7 @@ function pixelOf(token) {
   };
 }
 
-// The map shows the grid and the vehicle, which may stand beside it.
+// The map shows the grid and the vehicle, which may be outside the grid.
 const frame = (() => {
   const { forward_m: [near, far], left_m: [right, left] } = data.grid;
   const room = 0.035 * Math.max(far - near, left - right);
@@ -118,14 +118,14 @@ function create(tag, className, parent) {
   return node;
 }
 
-/** Lay a node over a part of its parent, given in shares of its sides. */
+/** Place a node over a part of its parent, given in shares of its sides. */
 function lay(node, left, top, width, height) {
   const shares = { left, top, width, height };
   for (const [side, share] of Object.entries(shares)) if (share !== undefined) node.style[side] = `${100 * share}%`;
   node.hidden = false;
 }
 
-/** Values from 0 to `largest` as colours that cover more the larger they are. */
+/** Draw values from 0 to `largest` as colours whose opacity grows with the value. */
 function drawHeat(canvas, width, height, valueAt, largest) {
   canvas.width = width;
   canvas.height = height;
@@ -196,7 +196,7 @@ function buildMap() {
   ticks(byId("left"), right, left, (node, y) => { node.style.left = `${100 * acrossMap(y)}%`; });
 }
 
-/** Round numbers of metres along a side, about four. */
+/** Return about four round numbers of metres along a side. */
 function ticks(holder, low, high, put) {
   const step = [1, 2, 5, 10, 20, 50, 100].find((metres) => (high - low) / metres <= 5) ?? 200;
   for (let metres = Math.ceil(low / step) * step; metres <= high; metres += step) {
@@ -224,7 +224,7 @@ function clearMarks() {
   }
 }
 
-/** Heat over the images: what feeds a cell. */
+/** Draw heat over the images: the features that feed a cell. */
 function drawCell(w, cell) {
   const { height, width, stride, offset_px: offset } = features();
   const values = rowOf(w, cell);
@@ -242,7 +242,7 @@ function drawCell(w, cell) {
   lay(map.box, acrossMap(y + side / 2), downMap(x + side / 2), side / frameWidth, side / frameHeight);
 }
 
-/** Heat over the map: what a token feeds. */
+/** Draw heat over the map: the cells that a token feeds. */
 function drawToken(w, token) {
   const { rows, cols, grid } = cells();
   const values = columnOf(w, token);
@@ -276,16 +276,16 @@ function cellInWords(w, cell) {
   const best = strongest(values);
   const place = `Cell ${groundInWords(groundOf(cell))}.`;
   const seen = scene().projections[entry().cells][cell];
-  const truth = seen.length
+  const actual = seen.length
     ? `True place: ${seen.map(([camera, u, v]) => pixelInWords({ camera, u, v })).join(" and ")}`
     : "No camera sees this cell";
-  if (!(values[best] > 0)) return `${place} No feature feeds it. ${truth}.`;
+  if (!(values[best] > 0)) return `${place} No feature feeds it. ${actual}.`;
   const at = pixelOf(best);
   const most = `Fed most by the feature on ${pixelInWords(at)}, with ${percent(values[best] / w.total[cell])} of all weight.`;
   const there = seen.find(([camera]) => camera === at.camera);
-  if (!there) return `${place} ${most} ${truth}${seen.length ? ", another camera" : ""}.`;
+  if (!there) return `${place} ${most} ${actual}${seen.length ? ", another camera" : ""}.`;
   const apart = Math.hypot(at.u - there[1], at.v - there[2]) / features().stride;
-  return `${place} ${most} ${truth}. Apart: ${decimal(apart, 1)}\u00a0features.`;
+  return `${place} ${most} ${actual}. Apart: ${decimal(apart, 1)}\u00a0features.`;
 }
 
 function tokenInWords(w, token) {
@@ -293,16 +293,16 @@ function tokenInWords(w, token) {
   const best = strongest(values);
   const place = `Feature on ${pixelInWords(pixelOf(token))}.`;
   const ground = scene().grounds[entry().features][token];
-  const truth = ground ? `True place: ${groundInWords({ x: ground[0], y: ground[1] })}` : "It shows no ground on this map";
-  if (!(values[best] > 0)) return `${place} It feeds none of the cells shown. ${truth}.`;
+  const actual = ground ? `True place: ${groundInWords({ x: ground[0], y: ground[1] })}` : "It shows no ground on this map";
+  if (!(values[best] > 0)) return `${place} It feeds none of the cells shown. ${actual}.`;
   const at = groundOf(best);
   const most = `It feeds most the cell ${groundInWords(at)}, which takes ${percent(values[best] / w.total[best])} of its weight here.`;
-  if (!ground) return `${place} ${most} ${truth}.`;
+  if (!ground) return `${place} ${most} ${actual}.`;
   const apart = Math.hypot(at.x - ground[0], at.y - ground[1]);
-  return `${place} ${most} ${truth}. Apart: ${decimal(apart, 1)}\u00a0m.`;
+  return `${place} ${most} ${actual}. Apart: ${decimal(apart, 1)}\u00a0m.`;
 }
 
-/** Draw everything anew; what was asked for last is what stays. */
+/** Draw everything again; the latest request wins. */
 async function show() {
   drawBackgrounds();
   const asked = (show.latest = (show.latest ?? 0) + 1);
@@ -337,7 +337,7 @@ function point(place) {
   show();
 }
 
-/** Arrow keys on the map: to the next chosen cell. */
+/** Move to the next chosen cell by arrow keys on the map. */
 function moveCell(right, down) {
   const { rows, cols } = cells();
   const cell = cellAt(state.ground);
@@ -346,7 +346,7 @@ function moveCell(right, down) {
   point(groundOf(row * cols.length + col));
 }
 
-/** Arrow keys on an image: to the next feature. */
+/** Move to the next feature by arrow keys on an image. */
 function moveToken(camera, right, down) {
   const { stride } = features();
   const middle = { camera, u: scene().width / 2, v: scene().height / 2 };
@@ -356,7 +356,7 @@ function moveToken(camera, right, down) {
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
-/** Let mouse, finger and arrow keys point at places of a panel. */
+/** Let mouse, finger and arrow keys point at positions of a panel. */
 function listen(panel, placeAt, move) {
   const pointed = (event) => {
     const edge = panel.getBoundingClientRect();
@@ -374,7 +374,7 @@ function listen(panel, placeAt, move) {
   });
 }
 
-/** The entries of a list; one that leaves no choice is not shown. */
+/** Fill the entries of a list; a list of one entry is hidden. */
 function fill(id, names) {
   const list = byId(id);
   list.replaceChildren(...names.map((name, i) => new Option(name, i, false, i === state[id])));
@@ -416,7 +416,7 @@ function buildLegend() {
   }
 }
 
-/** A cell that a camera sees, as near as can be to the middle of the map. */
+/** Return the cell nearest to the middle of the map that a camera observes. */
 function firstPlace() {
   const { forward_m: [near, far], left_m: [right, left] } = data.grid;
   const distance = ([x, y]) => Math.hypot(x - (near + far) / 2, y - (right + left) / 2);

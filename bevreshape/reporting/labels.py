@@ -23,12 +23,12 @@ def labels(rows: Sequence[list[Run]], without: Collection[str] = ()) -> list[str
     """
     keys = sorted((key for key in differing(rows) if key not in without), key=_rank)
     kinds = _shortened_kinds([runs[0].kind for runs in rows])
-    told = [{key: _written(key, runs[0]) for key in keys} for runs in rows]
+    values_by_row = [{key: _written(key, runs[0]) for key in keys} for runs in rows]
     chosen: dict[str, list[str]] = {}
     for kind in dict.fromkeys(kinds):
         own = [
             {key: value and _cut(value) for key, value in values.items()}
-            for values, of in zip(told, kinds, strict=True)
+            for values, of in zip(values_by_row, kinds, strict=True)
             if of == kind
         ]
         picked: list[str] = []
@@ -40,7 +40,7 @@ def labels(rows: Sequence[list[Run]], without: Collection[str] = ()) -> list[str
     names = dict(zip(every, short_names([key.removesuffix("._target_") for key in every]), strict=True))
     found: dict[tuple[str, ...], str] = {}
     result = []
-    for kind, values in zip(kinds, told, strict=True):
+    for kind, values in zip(kinds, values_by_row, strict=True):
         identity = (kind, *(str(values[key]) for key in keys))
         parts = [f"{names[key]}={_cut(value)}" for key in chosen[kind] if (value := values[key]) is not None]
         name = " ".join([kind, *parts])

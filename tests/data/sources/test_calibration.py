@@ -210,13 +210,13 @@ def test_invalid_calibrations_are_refused(tmp_path: Path, content: Any, says: st
 def test_a_camera_that_never_sees_the_grid_is_refused(tmp_path: Path) -> None:
     calibration = read_calibration(saved(tmp_path, with_camera()))
     calibration.check_views(BEVGrid((0, 20), (-5, 5), 0.5))
-    with pytest.raises(InputError, match=r"camera 'front' never sees the grid.*faces \(1.00, 0.00, 0.00\)"):
+    with pytest.raises(InputError, match=r"camera 'front' never observes the grid.*faces \(1.00, 0.00, 0.00\)"):
         calibration.check_views(BEVGrid((-20, 0), (-5, 5), 0.5))
 
     turned = [[0, 0, 1, 1.5], [-1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1]]
     inverse = torch.linalg.inv(torch.tensor(turned, dtype=torch.float64)).tolist()
     wrong = read_calibration(saved(tmp_path, with_camera(ego_from_cam=inverse)))
-    with pytest.raises(InputError, match=r"never sees the grid.*wrong way round, as cam_from_ego; invert it"):
+    with pytest.raises(InputError, match=r"never observes the grid.*wrong way round, as cam_from_ego; invert it"):
         wrong.check_views(BEVGrid((0, 20), (-5, 5), 0.5))
 
 

@@ -547,7 +547,7 @@ def test_splits_may_be_lists(one: Builder) -> None:
             "no 'boxes' section, but x is made from it; add it",
         ),
         ({"classes": {}}, "classes={} must be a mapping, not empty"),
-        ({"grid": BEVGrid((-8, -2), (-3, 3), 0.5)}, "camera 'front' never sees the grid"),
+        ({"grid": BEVGrid((-8, -2), (-3, 3), 0.5)}, "camera 'front' never observes the grid"),
         ({"grid": BEVGrid((2, 8), (-3, 3), 0.75)}, "cannot be read on 8×8 cells"),
     ],
 )

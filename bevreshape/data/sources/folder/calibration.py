@@ -110,7 +110,7 @@ class Calibration:
             if not any(_sees(rig.camera(number), grid) for rig in self.rigs):
                 mistake = diagnose_pose(self.rigs[0].camera(number), grid)
                 raise InputError(
-                    f"{self.path}: camera {camera!r} never sees the grid ({_bounds(grid)}); "
+                    f"{self.path}: camera {camera!r} never observes the grid ({_bounds(grid)}); "
                     f"{_view(self.rigs[0], number)}; {f'{mistake}; ' if mistake else ''}correct ego_from_cam, choose "
                     "other bounds, or leave the camera out (data.cameras)"
                 )

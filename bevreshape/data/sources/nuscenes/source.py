@@ -218,7 +218,7 @@ class NuScenesSource:
         """Return the parameters of the protocol, to be printed above figures."""
         cells = f"{self.grid.rows}×{self.grid.cols} cells of {self.grid.cell_m:g} m"
         hidden = "" if self.visibility == "all" else f" below {self.min_visibility}"
-        counted = "cells that a camera sees" if self.visible_only else "all cells"
+        counted = "visible cells" if self.visible_only else "all cells"
         return (
             f"{cells}, raster {self.raster}, visibility {self.visibility}{hidden}, {counted}, {self.split_name} split"
         )
