@@ -63,7 +63,7 @@ def test_other_data_uses_the_spec_of_the_checkpoint(command, trained: Path, worl
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "message"),
     [
         ((), "checkpoint=FILE must be given"),
         (("checkpoint=none.ckpt",), "none.ckpt is not a file"),
@@ -71,11 +71,11 @@ def test_other_data_uses_the_spec_of_the_checkpoint(command, trained: Path, worl
         (("checkpoint={best}", "data=synthetic", "data.rig=surround"), "6 cameras"),
     ],
 )
-def test_error_message(command, trained: Path, arguments: tuple[str, ...], sentence: str) -> None:
+def test_error_message(command, trained: Path, arguments: tuple[str, ...], message: str) -> None:
     best = f"{trained}/checkpoints/best.ckpt"
     ended = command("evaluate", *(argument.format(best=best) for argument in arguments), "trainer.accelerator=cpu")
     assert ended.code == 1
-    assert sentence in ended.err
+    assert message in ended.err
     assert "Traceback" not in ended.err
 
 

@@ -131,7 +131,7 @@ def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
         [f"{key} is missing there" for key in sorted(own.keys() - given.keys())],
         [f"{key} is unknown here" for key in sorted(given.keys() - own.keys())],
     )
-    said = [sentence for kind in kinds for sentence in kind[:2]]
+    said = [text for kind in kinds for text in kind[:2]]
     more = sum(map(len, kinds)) - len(said)
     return "; ".join(said) + (f" and {more} more" if more else "")
 

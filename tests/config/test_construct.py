@@ -56,7 +56,7 @@ def test_node_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "sentence"),
+    ("node", "message"),
     [
         ({"size": 2}, "part._target_ is missing"),
         ({"_target_": ["x"]}, "part._target_=['x'] must be the dotted name of a class"),
@@ -72,7 +72,7 @@ def test_node_is_left_as_it_was() -> None:
         ({"_target_": KEPT, "value": {"x": {"_target_": KEPT, "size": -1}}}, "part.value.x: "),
     ],
 )
-def test_what_does_not_fit_is_a_sentence(node: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(InputError, match=re.escape(sentence)) as caught:
+def test_misfits_are_a_one_line_message(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
         construct("part", node, grid=None)
     assert "\n" not in str(caught.value)

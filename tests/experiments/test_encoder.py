@@ -86,5 +86,5 @@ def test_a_batch_is_of_images_of_its_part_and_its_target_their_mapping() -> None
     assert {x.numpy().tobytes() for x in batch.x[0]} == {x.contiguous().numpy().tobytes() for x in kept}
     sampled = setting.world.sampling(setting.world.rig)[0]
     torch.testing.assert_close(batch.target[0], sampled @ batch.x[0], atol=1e-4, rtol=1e-4)
-    with pytest.raises(InputError, match="9 samples at a time are more than the 8 images that there are to test"):
+    with pytest.raises(InputError, match="9 samples at a time are more than the 8 images to test"):
         stream.next(9)

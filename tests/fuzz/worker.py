@@ -30,7 +30,7 @@ CPU_SECONDS, WALL_SECONDS = 60, 300
 MOST_BYTES = 2 << 30
 """Memory that a case may take in addition to that of the process."""
 
-GOOD = ("ok", "sentence")
+GOOD = ("ok", "message")
 
 
 class TooLong(BaseException):
@@ -90,14 +90,14 @@ def called(attempt: Attempt, numbers: Sequence[int]) -> tuple[str, str]:
     except (TrainingInterrupted, KeyboardInterrupt) as error:
         return "stopped", str(error)
     except BaseException as error:
-        sentence = command_message(error)
-        if sentence is not None:
-            return "sentence", sentence
+        message = command_message(error)
+        if message is not None:
+            return "message", message
         said = f"{traceback.format_exc()[-3000:]}"
         greedy = isinstance(error, MemoryError) or "allocate memory" in said or "MemoryError" in said
         return "memory" if greedy else "traceback", said
     if refusal is not None:
-        return "sentence", refusal
+        return "message", refusal
     if attempt.must_refuse and len(numbers) == len(attempt.changes):
         return "ignored", "an unknown argument was accepted silently"
     return "ok", ""

@@ -51,16 +51,16 @@ def test_cut_off_file(trained: Path, tmp_path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [(b"not at all", "checkpoint"), ({"state_dict": {}}, "of another program"), ([1, 2], "of another program")],
 )
-def test_file_of_another_kind(tmp_path: Path, content: object, sentence: str) -> None:
+def test_file_of_another_kind(tmp_path: Path, content: object, message: str) -> None:
     path = tmp_path / "other.ckpt"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         read_checkpoint(path)
 
 

@@ -260,7 +260,7 @@ def test_values_of_yaml_are_counted_as_they_are_read(
     assert nodes == [1000]
 
 
-def sentence(read: Callable[[], Any]) -> str:
+def message(read: Callable[[], Any]) -> str:
     """Of the refusal, empty where there is none."""
     try:
         read()
@@ -281,11 +281,11 @@ def test_yaml_is_read_up_to_the_same_bounds_as_checked(
         for _ in range(deep - 1):
             node = [node]
         path.write_text(yaml.safe_dump({"a": node}))
-        wanted = sentence(lambda node=node: check_plain({"a": node}, str(path)))
-        assert sentence(lambda: read_yaml(path)) == wanted
+        wanted = message(lambda node=node: check_plain({"a": node}, str(path)))
+        assert message(lambda: read_yaml(path)) == wanted
         with monkeypatch.context() as unchecked:
             unchecked.setattr(plain_values, "check_plain", lambda *args: None)
-            assert sentence(lambda: read_yaml(path)) == wanted
+            assert message(lambda: read_yaml(path)) == wanted
 
 
 @pytest.mark.parametrize("unit", ["{},", "[],", "1,", '{"a":1},'])

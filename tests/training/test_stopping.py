@@ -161,7 +161,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_resumes(
 
 
 @pytest.mark.parametrize(
-    ("stage", "number", "sentence", "step"),
+    ("stage", "number", "message", "step"),
     [
         ("validation", signal.SIGTERM, "stopped in the validation; go on", 3),
         ("test", signal.SIGHUP, "stopped in the test after training; go on", 8),
@@ -170,7 +170,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_resumes(
 )
 def test_a_stop_at_any_time_changes_nothing(
     command, worlds: Path, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, stage: str, number: int,
-    sentence: str, step: int,
+    message: str, step: int,
 ) -> None:  # fmt: skip
     method = f"{stage}_step"
     original = getattr(BEVTask, method)
@@ -184,7 +184,7 @@ def test_a_stop_at_any_time_changes_nothing(
         patch.setattr(BEVTask, method, stopped)
         ended = command("train", *arguments)
     assert ended.code == 130, ended.err
-    assert sentence in ended.err
+    assert message in ended.err
     assert "Traceback" not in ended.err
     assert step_of(tmp_path / "run") == step
     ended = command("train", *arguments)
