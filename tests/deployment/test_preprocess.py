@@ -170,7 +170,7 @@ def test_prepared_inputs_run_in_an_onnx_session(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "cameras", "message"),
     [
-        ({"rear": scene((64, 128))}, None, r"images are of \['rear'\] but the program is for \['front'\]"),
+        ({"rear": scene((64, 128))}, None, r"images are for \['rear'\] but the program is for \['front'\]"),
         ({"front": scene((64, 120))}, None, "camera front: the image is 64×120 but the program is for 64×128"),
         ({"front": scene((64, 128)) / 255}, None, "float64 .* give uint8"),
         ({"front": scene((64, 128))[..., 0]}, None, r"uint8 \(64, 128\); give uint8 of \(h, w, 3\) in RGB"),
