@@ -84,8 +84,15 @@ def test_references_to_references_end_soon() -> None:
         check_plain(endless, "file")
 
 
+def targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key == "_target_")
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from targets(value)
+
+
 def test_every_class_of_conf_is_allowed_in_its_place() -> None:
-    found = set()
+    found: set[str] = set()
     for path in (ROOT / "conf").glob("*/*.yaml"):
         node, part = yaml.safe_load(path.read_text()), path.parent.name
         if part in {place[0] for place in PLACES}:
@@ -147,9 +154,7 @@ def test_other_targets_are_refused_at_any_depth(part: str, target: Any) -> None:
 def test_classes_of_bevreshape_are_refused_elsewhere() -> None:
     for place, names in PLACES.items():
         for other in {place[0] for place in PLACES} - {place[0]}:
-            with pytest.raises(
-                InputError, match=r"no class of bevreshape that belongs there|neither a class of bevreshape"
-            ):
+            with pytest.raises(InputError, match=r"no class of bevreshape|neither a class of bevreshape"):
                 check_targets({"_target_": names[0]}, other, "file")
 
 
