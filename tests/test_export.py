@@ -163,7 +163,7 @@ def test_camera_that_does_not_point_ahead(grid: BEVGrid) -> None:
     rig = example_rig(spec)
     check_visibility(rig, grid)
     turned = torch.diag(torch.tensor([-1.0, -1, 1, 1])) @ rig.ego_from_cam
-    with pytest.raises(InputError, match="see 0% of the grid"):
+    with pytest.raises(InputError, match="observe 0% of the grid"):
         check_visibility(Cameras(rig.intrinsics, turned, (32, 64)), grid)
 
 

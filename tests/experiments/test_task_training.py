@@ -8,6 +8,7 @@ from batches import batch_of
 from commands import without
 from torch import nn
 
+from bevreshape.console import log_to_stderr
 from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import TrainingInterrupted
 from bevreshape.experiments import task_training
