@@ -33,7 +33,16 @@ from bevreshape.experiments.levels import StudyPlan
 from bevreshape.reporting.runs import read_runs
 from bevreshape.training.validate_config import validate_config
 
-FREE = ("data.classes", "data.splits", "data.targets", "reshapers", "loss.terms", "trainer", "logger", "hydra")
+FREE = (
+    "data.classes",
+    "data.splits",
+    "data.targets",
+    "reshapers",
+    "objective.segmentation.terms",
+    "trainer",
+    "logger",
+    "hydra",
+)
 """Groups in which names that are not in the config may mean something."""
 
 COSTLY = (
@@ -53,7 +62,7 @@ COSTLY = (
 GROUPS = {
     "reshaper": [path.stem for path in sorted((conf_dir() / "reshaper").glob("*.yaml"))],
     "head": ["conv", "pyramid"],
-    "loss": [path.stem for path in sorted((conf_dir() / "loss").glob("*.yaml"))],
+    "objective": ["bce", "bce_dice", "bce_focal", "dice", "focal"],
     "augment": ["none", "photometric", "full"],
     "logger": ["none", "csv"],
 }

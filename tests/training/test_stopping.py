@@ -18,6 +18,7 @@ import torch
 from commands import TINY, finish, start, without
 from lightning.pytorch import LightningModule, Trainer
 
+from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import TrainingInterrupted
 from bevreshape.signals import STOPS, stops_as_interrupts
 from bevreshape.training.callbacks import LastCheckpoint
@@ -132,7 +133,7 @@ def test_processes_ask_each_other_at_every_step(tmp_path: Path, step: int) -> No
     trainer.save_checkpoint = saved.append
     callback = LastCheckpoint(tmp_path / "checkpoints" / "last.ckpt", 100)
     with pytest.raises(TrainingInterrupted):
-        callback.on_train_batch_end(trainer, Mock(spec=LightningModule), None, {}, step - 1)
+        callback.on_train_batch_end(trainer, Mock(spec=LightningModule), None, Mock(spec=BEVBatch), step - 1)
     assert saved == [callback.path]
     assert not any(asked)
 
