@@ -200,7 +200,7 @@ def test_evaluation_ignores_the_cache_path_of_a_checkpoint(command, best: dict[s
     torch.save({**best, "bevreshape": {**recipe, "config": {**recipe["config"], "data": data}}}, tmp_path / "evil.ckpt")
     for name in ("evaluate", "diagnose"):
         ended = command(name, "checkpoint=evil.ckpt")
-        assert (ended.code, "say where by data.root=FOLDER" in ended.err) == (1, True), ended.err
+        assert (ended.code, "set data.root=FOLDER" in ended.err) == (1, True), ended.err
         assert not (tmp_path / "elsewhere").exists()
 
 
