@@ -96,14 +96,21 @@ YAML = {
 }
 
 
-def test_a_height_map_is_learned_and_measured(worlds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The package and its YAML files, and what finds the package."""
     (tmp_path / "package").mkdir()
     (tmp_path / "package/heights.py").write_text(PACKAGE)
     for name, text in YAML.items():
         path = tmp_path / f"my_conf/{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    environment = {"PYTHONPATH": os.pathsep.join((str(tmp_path / "package"), str(ROOT)))}
+    return {"PYTHONPATH": os.pathsep.join((str(tmp_path / "package"), str(ROOT)))}
+
+
+def test_a_height_map_is_learned_and_measured(
+    worlds: Path, tmp_path: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     choices = [
         "data=streets",
         "head=[conv,height]",
@@ -132,6 +139,28 @@ def test_a_height_map_is_learned_and_measured(worlds: Path, tmp_path: Path, monk
     monkeypatch.syspath_prepend(tmp_path / "package")
     model, spec, config = load_model(str(tmp_path / "run/checkpoints/best.ckpt"), ["heights"])
     assert metrics["test/height/mean_error_m"] == pytest.approx(mean_error(model, config, spec.grid), rel=1e-4)
+
+
+def test_a_height_map_alone_is_judged_by_its_loss(worlds: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    choices = ["data=streets", "head=height", "objective=height", "metric=[height]"]
+    tiny = [argument for argument in without("none") if not argument.startswith("head.")]
+    run = ["--config-dir", "my_conf", *choices, *tiny, f"data.root={worlds}", "hydra.run.dir=run"]
+    ended = finish(start("train", *run, cwd=tmp_path, environment=environment))
+    assert ended.code == 0, ended.err
+    with (tmp_path / "run/history.csv").open(newline="") as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file)]
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["val/loss"] == pytest.approx(min(losses), rel=1e-4)
+    assert "test/height/mean_error_m" in metrics
+    best = ["checkpoint=run/checkpoints/best.ckpt", "trust=[heights]"]
+    ended = finish(start("evaluate", *best, "trainer.accelerator=cpu", cwd=tmp_path, environment=environment))
+    assert ended.code == 0, ended.err
+    refused = finish(start("export", *best, cwd=tmp_path, environment=environment))
+    assert (refused.code, "its heads are height" in refused.err) == (1, True), refused.err
+    early = finish(
+        start("train", *run[:-1], "trainer.early_stopping.patience=1", cwd=tmp_path, environment=environment)
+    )
+    assert (early.code, "but no metric gives it" in early.err) == (1, True), early.err
 
 
 @torch.no_grad()

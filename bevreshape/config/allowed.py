@@ -6,8 +6,6 @@ from inspect import isclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bevreshape.config.construct import TARGET, locate
 from bevreshape.config.entry_points import ENTRY_POINTS, entry_point_classes
 from bevreshape.config.groups import NAMED
@@ -77,15 +75,6 @@ def read_trust(given: object) -> tuple[str, ...]:
     if isinstance(names, list | tuple) and all(isinstance(name, str) and name.isidentifier() for name in names):
         return tuple(names)
     raise InputError(f"trust={given!r} must be a list of packages without dots, such as trust=[their_package]")
-
-
-def typed_trust(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The packages of ``trust=…`` among the arguments of a command, before Hydra has read them."""
-    typed = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("trust=")]
-    try:
-        return read_trust(yaml.safe_load(typed[-1]) or []) if typed else ()
-    except yaml.YAMLError:
-        raise InputError(f"trust={typed[-1]} is not understood; write trust=[their_package]") from None
 
 
 def check_targets(node: Any, part: str, where: str, trust: Sequence[str] = ()) -> None:

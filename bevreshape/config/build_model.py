@@ -17,6 +17,11 @@ def build_model(cfg: Mapping[str, Any], spec: BEVSpec) -> BEVModel:
     """Build encoder, reshaper and heads of a config, each for the output sizes of the part before it."""
     rig = {"image_size": spec.image_size, "cameras": len(spec.camera_names)}
     encoder = build_part("encoder", cfg["encoder"], **taken("encoder", cfg["encoder"], rig))
+    if not (isinstance(encoder.sources, Sequence) and all(isinstance(one, FeatureShape) for one in encoder.sources)):
+        raise InputError(
+            f"encoder: {type(encoder).__name__}.sources is {encoder.sources!r:.80}, not a tuple of FeatureShape; give "
+            "one for every scale, as in (FeatureShape(channels=64, height=16, width=32, cameras=1, stride=8),)"
+        )
     reshaper = build_reshaper(cfg["reshaper"], encoder.sources, spec.grid.coarsen(upsampling(cfg["head"])))
     sizes = {"in_channels": reshaper.out_channels, "out_channels": len(spec.classes)}
     return BEVModel(encoder, reshaper, build_named("head", cfg["head"], **sizes))

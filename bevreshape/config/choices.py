@@ -20,27 +20,32 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 def register_choices(arguments: Sequence[str]) -> None:
     """Register the entry points of installed packages, and the dotted paths of a command line, as choices.
 
+    In a group of several nodes an entry point's node has its name, and that of a dotted path the name of the class. A
+    head that is chosen alone, as in ``head=mine.Head``, is the head ``segmentation``.
+
     Args:
         arguments: of the command, such as ``reshaper=mine.ColumnMean``.
 
     Raises:
         InputError: when a class has the name of a built-in choice, or a dotted path cannot be imported.
     """
-    _register_entry_points(asks_for_help(arguments))
-    for argument in arguments:
-        group, _, values = argument.lstrip("+").partition("=")
-        for value in values.strip("[]").split(",") if group in ENTRY_POINTS else ():
+    chosen = [argument.lstrip("+").partition("=")[::2] for argument in arguments]
+    lists = {group for group, values in chosen if "," in values.partition("[")[2].partition("]")[0]}
+    alone = None if "head" in lists else "segmentation"
+    _register_entry_points(asks_for_help(arguments), alone)
+    for group, values in chosen:
+        for value in re.split(r"[\[\],]", values) if group in ENTRY_POINTS else ():
             name = value.strip(" '\"")
             if DOTTED.fullmatch(name) and not _is_file(group, name, arguments):
                 try:
-                    node = class_choice(group, name)
+                    node = class_choice(group, name, alone if group == "head" else None)
                 except InputError as error:
                     raise InputError(f"{group}={name}: {error}") from error
                 ConfigStore.instance().store(group=group, name=name, node=node)
 
 
-def _register_entry_points(names_alone: bool) -> None:
-    """Register all entry points; with ``names_alone`` without importing their classes."""
+def _register_entry_points(names_alone: bool, head: str | None) -> None:
+    """Register all entry points; with ``names_alone`` without importing their classes. ``head`` names a head's node."""
     for group in ENTRY_POINTS:
         built_in = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
         for name, target in entry_point_classes(group).items():
@@ -52,7 +57,7 @@ def _register_entry_points(names_alone: bool) -> None:
             node = {TARGET: target}
             if not names_alone:
                 with suppress(InputError):  # reported when it is chosen
-                    node = class_choice(group, target)
+                    node = class_choice(group, target, head or name if group == "head" else name)
             ConfigStore.instance().store(group=group, name=name, node=node)
 
 

@@ -40,11 +40,15 @@ def entry_point_classes(group: str) -> dict[str, str]:
     return found
 
 
-def class_choice(group: str, target: str) -> dict[str, Any]:
+def class_choice(group: str, target: str, name: str | None = None) -> dict[str, Any]:
     """Return the config node of a class: its target, and the options of its signature.
 
-    An option without a default must be given. A default that is no plain value is left to the class. In a group of
-    several nodes a head is named ``segmentation``, all others by their class.
+    An option without a default must be given. A default that is no plain value is left to the class.
+
+    Args:
+        group: of the config.
+        target: ``package.module.Class``.
+        name: of the node in a group of several; by default the class's, as in ``smooth_l1`` of ``SmoothL1``.
 
     Raises:
         InputError: when the class cannot be imported.
@@ -52,8 +56,7 @@ def class_choice(group: str, target: str) -> dict[str, Any]:
     node = {TARGET: target, **_options(locate(target), GIVEN.get(group, ()))}
     if group not in NAMED:
         return node
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", target.rpartition(".")[2]).lower()
-    return {"segmentation" if group == "head" else name: node}
+    return {name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", target.rpartition(".")[2]).lower(): node}
 
 
 def _options(build: Any, given: tuple[str, ...] = ()) -> dict[str, Any]:

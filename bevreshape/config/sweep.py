@@ -107,8 +107,8 @@ def summary_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(key.removeprefix(IOU), justify="right")
     for row in rows:
         found = (row.get(key) for key in scores)
-        told = (str(row.get(key, "")) for key in apart)
-        table.add_row(str(row["job"]), *told, *("" if value is None else f"{value:.3f}" for value in found))
+        settings = (str(row.get(key, "")) for key in apart)
+        table.add_row(str(row["job"]), *settings, *("" if value is None else f"{value:.3f}" for value in found))
     return table
 
 

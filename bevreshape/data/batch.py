@@ -45,6 +45,20 @@ class Meta:
     conditions: tuple[str, ...] = ()
 
 
+def check_targets(targets: Mapping[str, Any]) -> None:
+    """Refuse a target that does not know how it is transformed.
+
+    Raises:
+        InputError: when one is no :class:`~bevreshape.data.targets.Target`; names it.
+    """
+    for name, target in targets.items():
+        if not isinstance(target, Target):
+            raise InputError(
+                f"target {name!r} is a {type(target).__name__}, which does not define how it is augmented; "
+                "wrap it in a bevreshape.data.targets.BEVTarget, or a Target of your own"
+            )
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """Hold one rig at one time, on the CPU, as a data source's dataset returns it; no tensor has a batch dimension.
@@ -66,6 +80,14 @@ class Sample:
     targets: Mapping[str, Target] = field(default_factory=dict)
     camera_mask: Tensor | None = None
     labels: Annotation | None = None
+
+    def __post_init__(self) -> None:
+        check_targets(self.targets)
+        if self.images.dtype != torch.uint8:
+            raise InputError(
+                f"sample {self.meta.name}: its images are {self.images.dtype}, not uint8 in 0..255; return them as "
+                "stored, the datamodule turns them into floats in 0..1 on the device"
+            )
 
     @property
     def cameras(self) -> Cameras:
@@ -101,12 +123,7 @@ class BEVBatch:
     labels: Annotation | None = None
 
     def __post_init__(self) -> None:
-        for name, target in self.targets.items():
-            if not isinstance(target, Target):
-                raise InputError(
-                    f"target {name!r} is a {type(target).__name__}, which does not define how it is augmented; "
-                    "wrap it in a bevreshape.data.targets.BEVTarget, or a Target of your own"
-                )
+        check_targets(self.targets)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,5 +1,6 @@
 """Export a checkpoint's model, for any rig or for a fixed one."""
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,16 @@ from torch import Tensor
 
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.load_model import load_model
-from bevreshape.deployment.inference import FixedInference, Inference
+from bevreshape.data.batch import SEGMENTATION
+from bevreshape.deployment.inference import FixedInference, Inference, check_segmentation
 from bevreshape.deployment.metadata import describe_program
 from bevreshape.deployment.program import FORMATS, export, frame_times, open_program
 from bevreshape.deployment.rigs import check_visibility, example, example_rig, fitted_rig, stored_rig
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.reshapers import Reshaper
+
+log = logging.getLogger(__name__)
 
 
 def export_checkpoint(settings: Mapping[str, Any]) -> list[str]:
@@ -34,6 +38,9 @@ def export_checkpoint(settings: Mapping[str, Any]) -> list[str]:
     out = Path(settings["out"] or Path(checkpoint).with_suffix(f".{format}"))
     _check_out(out, settings)
     model, spec, _ = load_model(checkpoint, settings["trust"])
+    check_segmentation(model, checkpoint)
+    if others := [name for name in model.heads if name != SEGMENTATION]:
+        log.warning("leaves out the heads %s; only probabilities are exported", ", ".join(others))
     free = Inference(model, spec.image_size)
     if settings["calibration"] is None:
         inputs = example(spec, example_rig(spec))

@@ -3,9 +3,23 @@
 from torch import Tensor, nn
 
 from bevreshape.data.batch import SEGMENTATION
+from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import FixedRig, Reshaper
+
+
+def check_segmentation(model: BEVModel, checkpoint: str) -> None:
+    """Refuse a model without segmentation.
+
+    Raises:
+        InputError: names the checkpoint and its heads.
+    """
+    if SEGMENTATION not in model.heads:
+        raise InputError(
+            f"checkpoint {checkpoint}: its heads are {', '.join(model.heads)}, but probabilities come from the head "
+            f"{SEGMENTATION}; train with such a head, or call load_model and read the model's Outputs"
+        )
 
 
 class Inference(nn.Module):

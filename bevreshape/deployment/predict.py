@@ -12,6 +12,7 @@ from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.load_model import load_model
 from bevreshape.data.batch import SEGMENTATION, collate, match_cameras
 from bevreshape.data.sources.folder.dataset import CameraFolderDataset, open_frames
+from bevreshape.deployment.inference import check_segmentation
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import ground_pixels
 from bevreshape.reporting.drawing import RGBImage, bev_sheet, overlay_sheet, paint_ground
@@ -35,6 +36,7 @@ def predict_folder(settings: Mapping[str, Any]) -> int:
     """
     device = read_device(str(settings["device"]))
     model, spec, _ = load_model(settings["checkpoint"], settings["trust"])
+    check_segmentation(model, settings["checkpoint"])
     frames = open_frames(
         Path(settings["input"]),
         spec.image_size,

@@ -26,12 +26,12 @@ def compared(outputs: Outputs, batch: BEVBatch, task: str) -> tuple[Tensor, Targ
     """
     if task not in outputs.heads:
         raise InputError(
-            f"there is no head {task!r}; {suggest(task, outputs.heads)} Add one by head=[…,NAME], or leave out what "
+            f"there is no head {task!r}; {suggest(task, outputs.heads)}; add one by head=[…,NAME], or leave out what "
             "reads it"
         )
     if task not in batch.targets:
         raise InputError(
-            f"batches have no target {task!r}; {suggest(task, batch.targets)} Choose data that makes it, or leave out "
+            f"batches have no target {task!r}; {suggest(task, batch.targets)}; choose data that makes it, or leave out "
             "the objective that reads it"
         )
     return outputs.heads[task], batch.targets[task]

@@ -15,6 +15,7 @@ from bevreshape.config.groups import build_named
 from bevreshape.config.load_model import load_model
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, match_cameras
 from bevreshape.errors import InputError
+from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reporting.tables import write_metrics
 from bevreshape.training.callbacks import RunProgress
@@ -34,7 +35,9 @@ class SelectChannels(nn.Module):
 
 
 def select_classes(model: BEVModel, predicted: Sequence[str], classes: Sequence[str]) -> BEVModel:
-    """Return the model with a segmentation head reduced to ``classes``; other heads are kept."""
+    """Return the model with its segmentation head, if it has one, reduced to ``classes``; other heads are kept."""
+    if SEGMENTATION not in model.heads:
+        return model
     channels = [list(predicted).index(name) for name in classes]
     selected = SelectChannels(model.heads[SEGMENTATION], channels)
     return BEVModel(model.encoder, model.reshaper, {**dict(model.heads.items()), SEGMENTATION: selected})
@@ -51,6 +54,8 @@ def variants(labelled: Sequence[str], classes: Sequence[str], dropped: Sequence[
     channels = [list(labelled).index(name) for name in classes]
 
     def select(batch: BEVBatch) -> BEVBatch:
+        if SEGMENTATION not in batch.targets:
+            return batch
         target = batch.targets[SEGMENTATION].map(lambda cells: cells[:, channels])
         return replace(batch, targets={**batch.targets, SEGMENTATION: target})
 
@@ -96,6 +101,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
         )
     measured = build_named("metric", cfg["metric"], classes=classes, grid=spec.grid)
     dropped = spec.camera_names if cfg["drop_each_camera"] else ()
+    if dropped and not any(isinstance(metric, BEVIoU) for metric in measured.values()):
+        raise InputError("drop_each_camera=true reports the IoU, but no metric gives it; add metric=[iou,…]")
     task = Evaluation(select_classes(model, spec.classes, classes), measured, variants(found.classes, classes, dropped))
     bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)

@@ -36,7 +36,7 @@ from bevreshape.training.loggers import describe_model, summarize
 from bevreshape.training.optimizer import AdamWOneCycle
 from bevreshape.training.processes import rank
 from bevreshape.training.resume import check_callbacks, check_optimizer
-from bevreshape.training.schedule import make_early_stop, resolve_schedule
+from bevreshape.training.schedule import make_early_stop, resolve_schedule, score_of
 from bevreshape.training.stopping import StopRequest
 from bevreshape.training.strategy import choose_strategy
 from bevreshape.training.task import BEVTask
@@ -129,9 +129,10 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     description = describe_model(model, spec.image_size) if cfg["logger"] and rank() == 0 else {}
     if cfg["trainer"].get("compile"):
         task.compile_training()
-    history = History(folder / "history.csv")
+    score = score_of(task.metrics["val"].values())
+    history = History(folder / "history.csv", score)
     keeper = LastCheckpoint(folder / "checkpoints" / "last.ckpt", cfg["checkpoint_every_n_steps"], StopRequest())
-    early_stop = make_early_stop(cfg["trainer"])
+    early_stop = make_early_stop(cfg["trainer"], score)
     trainer = make_trainer(
         resolve_schedule(cfg["trainer"], data) | {"strategy": strategy},
         default_root_dir=folder,
@@ -142,7 +143,7 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
             ImageLogger(folder / "images", data.source.classes, **cfg["log_images"]),
             FinalValidation(),
             *([early_stop] if early_stop is not None else []),
-            BestCheckpoint(keeper.path.parent),
+            BestCheckpoint(keeper.path.parent, score),
             keeper,
         ],
     )

@@ -1,12 +1,15 @@
 """The length of a run in steps, its validations, and early stopping."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from torchmetrics import Metric
 
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, ResumableShuffleSampler, evaluation_sampler
 from bevreshape.errors import InputError
+from bevreshape.metrics import BEVIoU
 from bevreshape.training.callbacks import EarlyStop
 from bevreshape.training.hardware import process_count
 
@@ -41,7 +44,23 @@ def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[st
     return {**trainer, "max_steps": steps, "max_epochs": -1, "val_check_interval": every * accumulated}
 
 
-def make_early_stop(trainer: Mapping[str, Any]) -> EarlyStop | None:
-    """Return the callback that ends training early; ``None`` unless the ``trainer`` group asks for it."""
+def score_of(metrics: Iterable[Metric]) -> str:
+    """Return the score that selects a run's best checkpoint: the mean IoU if a metric gives it, else the loss."""
+    return "val/iou/mean" if any(isinstance(metric, BEVIoU) for metric in metrics) else "val/loss"
+
+
+def make_early_stop(trainer: Mapping[str, Any], score: str = "val/iou/mean") -> EarlyStop | None:
+    """Return the callback that ends training early; ``None`` unless the ``trainer`` group asks for it.
+
+    Raises:
+        InputError: when it monitors the IoU but no metric of the run gives it.
+    """
     node = {"monitor": "val/iou/mean", "patience": None, "min_delta": 0.0, **(trainer.get("early_stopping") or {})}
-    return None if node["patience"] is None else EarlyStop(**node)
+    if node["patience"] is None:
+        return None
+    if node["monitor"] not in (score, "val/loss"):
+        raise InputError(
+            f"trainer.early_stopping.monitor={node['monitor']} but no metric gives it; set monitor=val/loss, or add "
+            "metric=[iou,…]"
+        )
+    return EarlyStop(**node)

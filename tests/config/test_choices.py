@@ -5,6 +5,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+import yaml
 from commands import without
 
 PLUGIN = '''
@@ -32,8 +33,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "their_plugin:Mean"
 
 
-def announce(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str]) -> None:
-    found = {"bevreshape.reshapers": [EntryPoint(name, value, "bevreshape.reshapers") for name, value in points]}
+def announce(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str], group: str = "bevreshape.reshapers") -> None:
+    found = {group: [EntryPoint(name, value, group) for name, value in points]}
     monkeypatch.setattr("bevreshape.config.entry_points.entry_points", lambda group: found.get(group, []))
 
 
@@ -68,4 +69,26 @@ def test_name_of_a_built_in_is_refused(command, plugin: str, monkeypatch: pytest
 def test_one_name_of_two_packages_is_refused(command, plugin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     announce(monkeypatch, ("theirs", plugin), ("theirs", "other:Mean"))
     ended = command("train", "reshaper=theirs")
-    assert (ended.code, "two installed packages announce" in ended.err) == (1, True)
+    assert (ended.code, "two installed packages register" in ended.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("head=theirs", ["segmentation"]),
+        ("head=their_plugin.HeightMap", ["segmentation"]),
+        ("head=[conv,theirs]", ["segmentation", "theirs"]),
+        ("head=[conv,their_plugin.HeightMap]", ["segmentation", "height_map"]),
+    ],
+)
+def test_a_head_of_another_package_replaces_none_beside_it(
+    command, plugin: str, choice: str, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "\nfrom torch import nn\nclass HeightMap(nn.Module):\n    def __init__(self, in_channels, upsample=2): ...\n"
+    (tmp_path / "their_plugin.py").write_text(PLUGIN + head)
+    announce(monkeypatch, ("theirs", "their_plugin:HeightMap"), group="bevreshape.heads")
+    ended = command("train", choice, "--cfg", "job")
+    assert ended.code == 0, ended.err
+    heads = yaml.safe_load(ended.out)["head"]
+    assert list(heads) == names
+    assert heads[names[-1]] == {"_target_": "their_plugin.HeightMap", "upsample": 2}

@@ -13,6 +13,7 @@ from bevreshape.errors import InputError, TrainingInterrupted
 from bevreshape.storage.checkpoint import read_checkpoint
 from bevreshape.storage.files import write_atomic
 from bevreshape.training.stopping import StopRequest
+from bevreshape.training.trainer_options import MONITORS
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,10 +27,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt`` by mean validation IoU."""
+    """Keep ``best.ckpt``, by a score of :data:`MONITORS`."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, filename="best", monitor="val/iou/mean", mode="max", enable_version_counter=False)
+    def __init__(self, folder: Path, score: str = "val/iou/mean") -> None:
+        super().__init__(folder, filename="best", monitor=score, mode=MONITORS[score], enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score, also after the run's folder has moved.

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from bevreshape.data.batch import BEVBatch
 from bevreshape.storage.files import write_csv
 from bevreshape.storage.plain_values import read_history
+from bevreshape.training.trainer_options import MONITORS
 
 
 class History(Callback):
@@ -20,10 +21,11 @@ class History(Callback):
 
     Args:
         path: the file; a resumed run drops the rows written after its checkpoint.
+        score: of :data:`~bevreshape.training.trainer_options.MONITORS`, by which one validation is the best.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, score: str = "val/iou/mean") -> None:
+        self.path, self.score = path, score
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
         self.samples = 0
@@ -67,9 +69,10 @@ class History(Callback):
         write_csv(self.path, self.rows)
 
     def best(self) -> dict[str, float]:
-        """Return the metrics of the validation with the best mean IoU so far; empty before the first validation."""
+        """Return the metrics of the validation with the best score so far; empty before the first validation."""
         rows = [{k: float(v) for k, v in row.items() if k.startswith("val/") and v != ""} for row in self.rows]
-        return max((row for row in rows if "val/iou/mean" in row), key=lambda row: row["val/iou/mean"], default={})
+        best = max if MONITORS[self.score] == "max" else min
+        return best((row for row in rows if self.score in row), key=lambda row: row[self.score], default={})
 
     @property
     def elapsed(self) -> float:

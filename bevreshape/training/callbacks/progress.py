@@ -11,7 +11,7 @@ from bevreshape.training.optimizer import total_steps
 
 
 class RunProgress(ProgressBar):
-    """Show the progress, the remaining time and the current IoU; print a line per validation."""
+    """Show the progress, the remaining time and the current score; print a line per validation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,11 +60,16 @@ class RunProgress(ProgressBar):
             self._end()
         elif self._progress is not None:
             metrics = {key: float(value) for key, value in trainer.callback_metrics.items()}
-            iou = f"IoU {metrics['val/iou/mean']:.3f}"
+            mean, lost = metrics.get("val/iou/mean"), metrics.get("val/loss")
+            score = f"IoU {mean:.3f}" if mean is not None else f"loss {lost:.4f}"
             loss = f", train loss {metrics['train/loss']:.4f}" if "train/loss" in metrics else ""
-            classes = (f"{key.removeprefix('val/iou/')} {metrics[key]:.3f}" for key in metrics if _is_class_iou(key))
-            self._progress.print(f"step {trainer.global_step:>6}: val {iou} ({'  '.join(classes)}){loss}")
-            self._progress.what, self._progress.note = "training", iou
+            classes = "  ".join(
+                f"{key.removeprefix('val/iou/')} {metrics[key]:.3f}" for key in metrics if _is_class_iou(key)
+            )
+            self._progress.print(
+                f"step {trainer.global_step:>6}: val {score}{f' ({classes})' if classes else ''}{loss}"
+            )
+            self._progress.what, self._progress.note = "training", score
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()

@@ -288,27 +288,27 @@ def test_jitter_moves_the_image_and_the_cameras_not_the_scene(made: Path, tmp_pa
 
 
 def test_given_calibration_may_differ_from_the_images(tmp_path: Path) -> None:
-    told = {}
+    given = {}
     for calibration in ("exact", "nominal", "noisy"):
         world = source(tmp_path, calibration=calibration, jitter={"yaw_deg": 3.0}, noise={"pitch_deg": 1.0})
         world.prepare()
-        told[calibration] = world.split("train")[1]
+        given[calibration] = world.split("train")[1]
     assert len({folder for folder in tmp_path.iterdir() if folder.name.startswith("train")}) == 1
     parts = [
         (s.images, s.targets["segmentation"].value, s.targets["segmentation"].valid, s.intrinsics)
-        for s in told.values()
+        for s in given.values()
     ]
     for exact, nominal_, noisy in zip(*parts, strict=True):
         assert torch.equal(exact, nominal_)
         assert torch.equal(exact, noisy)
-    poses = {key: sample.ego_from_cam[0].double().numpy() for key, sample in told.items()}
+    poses = {key: sample.ego_from_cam[0].double().numpy() for key, sample in given.items()}
     np.testing.assert_array_equal(poses["nominal"], nominal("front", (32, 64))[1][0].astype(np.float32))
     assert abs(angles(poses["exact"])[0]) > 0.1
     lie = np.array(angles(poses["noisy"])) - angles(poses["exact"])
     assert abs(lie[1]) > 0.01
     assert abs(lie[0]) < 0.05
     again = source(tmp_path, calibration="noisy", jitter={"yaw_deg": 3.0}, noise={"pitch_deg": 1.0}).split("train")[1]
-    assert torch.equal(again.ego_from_cam, told["noisy"].ego_from_cam)
+    assert torch.equal(again.ego_from_cam, given["noisy"].ego_from_cam)
 
 
 def test_surround_observes_all_directions(tmp_path: Path) -> None:
