@@ -5,6 +5,7 @@ import math
 import os
 import re
 import runpy
+import sys
 import threading
 from pathlib import Path
 
@@ -365,6 +366,8 @@ def test_the_measuring_command_prints_its_rates(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.argv", ["synthetic", "--scenes", "3", "--workers", "1"])
+    # a test before may have imported it, at which runpy warns
+    monkeypatch.delitem(sys.modules, "bevreshape.data.sources.synthetic.__main__", raising=False)
     threads = torch.get_num_threads()
     try:
         runpy.run_module("bevreshape.data.sources.synthetic", run_name="__main__")
