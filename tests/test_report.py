@@ -185,7 +185,7 @@ def test_page_of_ipm_shows_the_true_projection(worlds: Path, tmp_path: Path, bro
     write_report([tmp_path / "run"], tmp_path / "page.html", samples=1, cells=4, probes=4)
     (run,) = read_runs(tmp_path / "run")
     batch = first_batch(run, 1)
-    k, pose = (batch[key][0, 0].double().numpy() for key in ("intrinsics", "ego_from_cam"))
+    k, pose = (stored[0, 0].double().numpy() for stored in (batch.cameras.intrinsics, batch.cameras.ego_from_cam))
     model, frame, _ = load_model(str(run.checkpoint))
     source = model.reshaper.source
     page = Explored(
@@ -209,13 +209,13 @@ def test_arguments_are_folders_and_options_alike_those_of_other_commands(tmp_pat
     (tmp_path / "lr=0.1").mkdir()
     folders, options = read_arguments([str(tmp_path / "lr=0.1"), "out=a.html", "samples=2", "trust=[mine,yours]"])
     assert folders == [tmp_path / "lr=0.1"]
-    assert options == {"out": "a.html", "samples": 2, "cells": 20, "probes": 2, "trust": ("mine", "yours")}
+    assert options == {"out": "a.html", "samples": 2, "cells": 20, "probes": 2, "trust": ["mine", "yours"]}
     for argument, words in {
         "sampels=2": "did you mean samples",
         "samples=0": "samples=0 must be an integer from 1 to 1024",
         "nowhere": "there is no such folder",
         "cells=-1": "cells=-1 must be an integer from 1 to 1024",
-        "probes=two": "probes=two must be an integer",
+        "probes=two": "probes='two' must be an integer",
         "out=": "out='' is not a path; name a file",
     }.items():
         with pytest.raises(InputError, match=words):

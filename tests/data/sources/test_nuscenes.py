@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,11 @@ def test_memory_does_not_grow_while_keyframes_are_read(release: Path, ready: Pat
     tracemalloc.start()
     try:
         epoch()
-        first, later = epoch(), [epoch() for _ in range(4)]
+        after = [epoch() for _ in range(5)]
     finally:
         tracemalloc.stop()
-    assert max(later) - first < 6 * 45 * 80 * 3 / 2
+    growth = [later - earlier for earlier, later in pairwise(after)]
+    assert min(growth) < 6 * 45 * 80 * 3 / 2  # one that stays adds to every epoch; a cache that fills, to one
 
 
 def test_the_devkits_own_checks_pass(release: Path) -> None:
