@@ -1,1 +1,1 @@
-"""The comparison of view transformers: tuned alike, trained alike, tested once, with an answer for given constraints."""
+"""The comparison of view transformers: all tuned and trained alike, tested once, and an answer under constraints."""
