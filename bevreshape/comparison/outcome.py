@@ -45,6 +45,21 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A combination that was tried while tuning.
+
+    Attributes:
+        values: by config key, such as ``{"optimizer.lr": 0.002}``.
+        steps: of training, in the last rung that it reached.
+        validation: mean IoU on the validation split there, over the tuning seeds; ``None`` if it diverged.
+    """
+
+    values: Mapping[str, object]
+    steps: int
+    validation: float | None
+
+
+@dataclass(frozen=True)
 class ModelCost:
     """Costs of the whole model for one sample on the target device.
 
@@ -70,7 +85,7 @@ class Candidate:
     Attributes:
         name: as in ``reshaper=NAME``.
         tuned: the chosen values by config key, such as ``optimizer.lr``.
-        tried: mean validation IoU by tried combination, of the last rung that it reached; ``None`` if it diverged.
+        tried: all combinations, in the order in which they were tried.
         runs: judged trainings by seed; empty if it failed.
         cost: costs; ``None`` if it failed before they could be measured.
         reason: why it failed or diverged; ``None`` if it did not.
@@ -78,7 +93,7 @@ class Candidate:
 
     name: str
     tuned: Mapping[str, object]
-    tried: Mapping[str, float | None]
+    tried: tuple[Trial, ...]
     runs: tuple[Run, ...]
     cost: ModelCost | None
     reason: str | None = None
@@ -96,6 +111,8 @@ class Outcome:
         classes: in the order of the data.
         protocol: what all candidates share, by word, such as steps, samples, seeds, encoder, data.
         margin: difference in mean IoU within which two candidates are alike.
+        command: that repeats or resumes it, as typed.
+        planned: number of results.
         missing: number of results that are not done yet.
     """
 
@@ -106,4 +123,6 @@ class Outcome:
     classes: tuple[str, ...]
     protocol: Mapping[str, str]
     margin: float
+    command: str
+    planned: int
     missing: int = 0
