@@ -9,7 +9,7 @@ from bevreshape.config.checkpoint_data import offer_checkpoint_data
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.settings import Evaluate
 from bevreshape.environment import prepare_process
-from bevreshape.reporting.tables import dataset_metrics_table, metrics_table, print_table
+from bevreshape.reporting.tables import print_metrics
 from bevreshape.training.processes import rank
 
 
@@ -22,9 +22,8 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     result = launch_distributed(process_count(settings["trainer"]), evaluate, settings, folder)
     if rank() > 0:
         return
-    print_table(metrics_table(result.metrics, result.classes, f"{settings['checkpoint']} on {settings['split']}"))
-    for title, values in result.tables:
-        print_table(dataset_metrics_table(values, title))
+    title = f"{settings['checkpoint']} on {settings['split']}"
+    print_metrics(result.metrics, result.classes, title, result.tables)
     if "test/masked_cameras" in result.metrics:
         masked = result.metrics["test/masked_cameras"]
         Console().print(f"images masked (missing or unreadable): {masked:.0f}", soft_wrap=True)

@@ -10,7 +10,7 @@ from bevreshape.config.resume import resume_arguments
 from bevreshape.config.settings import Train
 from bevreshape.config.shared_folder import check_shared_folder
 from bevreshape.environment import prepare_process
-from bevreshape.reporting.tables import metrics_table, print_table
+from bevreshape.reporting.tables import print_metrics
 from bevreshape.training.processes import rank
 
 
@@ -21,7 +21,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     check_shared_folder()
     result = run(settings, folder)
     if rank() == 0:
-        print_table(metrics_table(result.metrics, result.classes, f"{settings['name']}: test"))
+        print_metrics(result.metrics, result.classes, f"{settings['name']}: test", result.tables)
         for line in (result.stopped_early, f"{result.pace} · {folder}"):
             if line is not None:
                 Console().print(line, markup=False, highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ alone."""
 import csv
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,9 @@ def test_a_height_map_is_learned_and_measured(
     assert ended.code == 0, ended.err
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert {"test/iou/mean", "test/height/mean_error_m", "val/height/mean_error_m"} <= set(metrics)
+    *_, heading, _, row = table_lines(ended.out)
+    assert heading == ["mean error m"]
+    assert row == ["height", f"{metrics['test/height/mean_error_m']:.3f}"]
     with (tmp_path / "run/history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(float(row["train/height_loss"]) > 0 for row in rows)
@@ -152,6 +156,8 @@ def test_a_height_map_alone_is_judged_by_its_loss(worlds: Path, tmp_path: Path, 
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["val/loss"] == pytest.approx(min(losses), rel=1e-4)
     assert "test/height/mean_error_m" in metrics
+    assert "height" in ended.out
+    assert "IoU" not in ended.out
     best = ["checkpoint=run/checkpoints/best.ckpt", "trust=[heights]"]
     ended = finish(start("evaluate", *best, "trainer.accelerator=cpu", cwd=tmp_path, environment=environment))
     assert ended.code == 0, ended.err
@@ -161,6 +167,12 @@ def test_a_height_map_alone_is_judged_by_its_loss(worlds: Path, tmp_path: Path, 
         start("train", *run[:-1], "trainer.early_stopping.patience=1", cwd=tmp_path, environment=environment)
     )
     assert (early.code, "but no metric gives it" in early.err) == (1, True), early.err
+
+
+def table_lines(out: str) -> list[list[str]]:
+    """The cells of every line of the printed tables."""
+    lines = [line for line in out.splitlines() if line and line[0] in "┃│├┡"]
+    return [[cell for cell in map(str.strip, re.split("[┃│]", line)) if cell] for line in lines]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
-from bevreshape.metrics import BEVIoU, BEVMetric, MaskedCameras, collected
+from bevreshape.metrics import BEVIoU, BEVMetric, collected
 from bevreshape.model import BEVModel
 from bevreshape.training.task import BEVTask
 
@@ -42,8 +42,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 class Evaluation(BEVTask):
     """The test of a model and of its variants, on the same batches.
 
-    Images that no variant changes are encoded once. ``results`` holds the metrics by variant; ``tables`` holds the
-    metrics of the first variant other than IoU.
+    Images that no variant changes are encoded once. ``results`` holds the metrics by variant.
 
     Args:
         model: a trained model.
@@ -57,7 +56,6 @@ class Evaluation(BEVTask):
         others = [collected(metrics) for _ in list(variants)[1:]]
         self.counted = nn.ModuleList([self.metrics["test"], *others])
         self.results: dict[str, dict[str, float]] = {}
-        self.tables: list[dict[str, float]] = []
         for metrics_ in self._counted():
             metrics_.reset()
 
@@ -81,9 +79,6 @@ class Evaluation(BEVTask):
 
     def on_test_epoch_end(self) -> None:
         self.compute()
-        for metric in self.metrics["test"].values():
-            if not isinstance(metric, BEVIoU | MaskedCameras):
-                self.tables.append({key: value.item() for key, value in metric.compute().items()})
         super().on_test_epoch_end()
         for metrics in self._counted():
             metrics.reset()

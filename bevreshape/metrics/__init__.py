@@ -1,9 +1,19 @@
 """Measure bird's-eye-view predictions."""
 
-from bevreshape.metrics.base import BEVMetric, ThresholdCounts, collected
+from bevreshape.metrics.base import BEVMetric, ThresholdCounts
+from bevreshape.metrics.collection import collected, values_besides_iou
 from bevreshape.metrics.conditions import ConditionIoU
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.metrics.kitti_road import RoadMetric
 from bevreshape.metrics.masked import MaskedCameras
 
-__all__ = ["BEVIoU", "BEVMetric", "ConditionIoU", "MaskedCameras", "RoadMetric", "ThresholdCounts", "collected"]
+__all__ = [
+    "BEVIoU",
+    "BEVMetric",
+    "ConditionIoU",
+    "MaskedCameras",
+    "RoadMetric",
+    "ThresholdCounts",
+    "collected",
+    "values_besides_iou",
+]

@@ -1,11 +1,9 @@
 """Define the base of all metrics, and the histogram of cells that they share."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import Metric
 
 from bevreshape.data.batch import BEVBatch
 from bevreshape.model import Outputs
@@ -19,11 +17,6 @@ class BEVMetric(Metric):
     def update(self, outputs: Outputs, batch: BEVBatch) -> None:
         """Count a batch, without waiting for the device."""
         raise NotImplementedError
-
-
-def collected(metrics: Mapping[str, Metric], stage: str = "") -> MetricCollection:
-    """Return clones of metrics as one collection; ``stage`` becomes the first part of their names."""
-    return MetricCollection(dict(metrics), prefix=f"{stage}/" if stage else "", compute_groups=False).clone()
 
 
 class ThresholdCounts(BEVMetric):

@@ -158,6 +158,28 @@ def short_names(keys: Sequence[str]) -> list[str]:
     return names
 
 
+def print_metrics(
+    metrics: Mapping[str, float],
+    classes: Sequence[str],
+    title: str,
+    tables: Sequence[tuple[str | None, Mapping[str, float]]] = (),
+) -> None:
+    """Print the IoU of a test, if a metric gives it, and below it a table of every other metric.
+
+    Args:
+        metrics: of the test.
+        classes: names of the classes.
+        title: of the first table.
+        tables: title and values of every other metric.
+    """
+    if any(key.startswith("test/iou/") for key in metrics):
+        print_table(metrics_table(metrics, classes, title))
+        title = ""
+    for own, values in tables:
+        print_table(dataset_metrics_table(values, own or title))
+        title = ""
+
+
 def metrics_table(metrics: Mapping[str, float], classes: Sequence[str], title: str) -> Table:
     """Tabulate IoU per class at 0.5, at the validation set's best threshold if known, and per distance band."""
     bands = [key.rsplit("/", 1)[1] for key in metrics if key.startswith(f"test/iou/{classes[0]}/")]
@@ -183,8 +205,15 @@ def dataset_metrics_table(values: Mapping[str, float], title: str | None = None)
         table.add_column(column.replace("_", " "), justify="right")
     for row in dict.fromkeys(row for row, _ in cells):
         found = [cells.get((row, column), math.nan) for column in columns]
-        table.add_row(row, *("" if math.isnan(value) else f"{value:.3f}" for value in found))
+        table.add_row(row, *map(_figure, found))
     return table
+
+
+def _figure(value: float) -> str:
+    """Format a scalar of any size: with three decimals, or three digits if these would show less."""
+    if math.isnan(value):
+        return ""
+    return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:

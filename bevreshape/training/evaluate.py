@@ -117,10 +117,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
     metrics |= {f"test/{key}": value for key, value in without.items()}
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
-    tables: list[tuple[str | None, dict[str, float]]] = [
-        (getattr(data.source, "protocol", None), dict(values)) for values in task.tables
-    ]
-    if without:
-        tables.append(("IoU without one camera", without))
+    title = getattr(data.source, "protocol", None)
+    tables = *((title, values) for values in task.tables), *((("IoU without one camera", without),) if without else ())
     left_out = tuple(sorted({*spec.classes, *found.classes} - {*classes}))
-    return EvaluationResult(metrics, classes, tuple(tables), left_out)
+    return EvaluationResult(metrics, classes, tables, left_out)

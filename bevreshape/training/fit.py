@@ -52,11 +52,13 @@ class TrainingResult:
     Attributes:
         metrics: as written to ``metrics.json``.
         classes: names of the classes in the data.
+        tables: title and values of every metric other than IoU, on the test split.
         stopped_early: why training ended before its last step; ``None`` if it did not.
     """
 
     metrics: dict[str, float]
     classes: tuple[str, ...]
+    tables: tuple[tuple[str | None, dict[str, float]], ...]
     stopped_early: str | None
 
     @property
@@ -115,7 +117,9 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> TrainingR
             wandb.finish()  # otherwise the next job of a sweep would be added to this W&B run
     if trainer.is_global_zero:
         write_metrics(folder, metrics)
-    return TrainingResult(metrics, parts.spec.classes, stopped_early)
+    title = getattr(parts.data.source, "protocol", None)
+    tables = tuple((title, values) for values in parts.task.tables)
+    return TrainingResult(metrics, parts.spec.classes, tables, stopped_early)
 
 
 def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bevreshape.data.batch import BEVBatch, seeded
-from bevreshape.metrics import BEVMetric, MaskedCameras, collected
+from bevreshape.metrics import BEVMetric, MaskedCameras, collected, values_besides_iou
 from bevreshape.model import Outputs
 from bevreshape.training.divergence import StopOnDivergence
 from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, total_steps
@@ -25,6 +25,8 @@ class BEVTask(LightningModule):
         optimizer: builds the optimizer and its schedule.
         seed: random numbers of a training step (dropout and the like) are a function of seed, step and process.
         recipe: plain values that rebuild the model; stored in every checkpoint.
+
+    After a test ``tables`` holds the values of every metric other than IoU, metric by metric.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class BEVTask(LightningModule):
         self.metrics = {stage: collected(own, stage) for stage, own in stages.items()}
         self._moved = nn.ModuleList(self.metrics.values())  # moves them between devices with the task
         self.optimizer, self.seed, self.recipe = optimizer or AdamWOneCycle(), seed, recipe
+        self.tables: list[dict[str, float]] = []
         self._compiled: Callable[..., Outputs] | None = None
 
     def compile_training(self) -> None:
@@ -79,6 +82,7 @@ class BEVTask(LightningModule):
         self.log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
+        self.tables = values_besides_iou(self.metrics["test"])
         self.log_metrics("test")
 
     def log_metrics(self, stage: str, keep: bool = False) -> None:

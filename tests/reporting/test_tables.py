@@ -1,5 +1,6 @@
 """Test that tables are readable at any width, and printed in full in a pipe."""
 
+import math
 import random
 import re
 import sys
@@ -9,7 +10,7 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from bevreshape.config.sweep import print_summary
-from bevreshape.reporting.tables import markdown_table, metrics_table, print_table, short_names
+from bevreshape.reporting.tables import markdown_table, metrics_table, print_metrics, print_table, short_names
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -141,6 +142,25 @@ def test_names_are_neither_markup_nor_emoji(pipe, capsys) -> None:
     out = capsys.readouterr().out
     assert out.startswith("[/] of [bold]\n")
     assert all(f"│ {name} " in out for name in classes)
+
+
+def test_every_metric_is_printed_below_the_iou(pipe, capsys) -> None:
+    others = [(None, {"height/mean_error_m": 0.0001234, "height/cells": 123456.0}), ("protocol 2", {"flat": math.nan})]
+    print_metrics(metrics(["lane"], []), ["lane"], "run: test", others)
+    out = capsys.readouterr().out
+    assert out.startswith("run: test\n")
+    assert [line.split() for line in out.splitlines() if "height" in line] == [
+        ["│", "height", "│", "0.000123", "│", "123456.000", "│"]
+    ]
+    assert out.index("0.500") < out.index("0.000123") < out.index("protocol 2") < out.index("flat")
+
+
+def test_without_iou_the_first_other_table_has_the_title(pipe, capsys) -> None:
+    print_metrics({"test/loss": 1.0}, ["lane"], "run: test", [(None, {"height/mean_error_m": 0.5})])
+    out = capsys.readouterr().out
+    assert out.startswith("run: test\n")
+    assert "IoU" not in out
+    assert "0.500" in out
 
 
 def test_markdown_rows_are_lines() -> None:
