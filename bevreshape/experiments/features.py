@@ -11,10 +11,10 @@ from typing import Any
 from bevreshape.experiments.encoder import Encoder, place_readable
 from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.feature_rows import FeatureResults, rows
-from bevreshape.experiments.level import Work
-from bevreshape.experiments.records import Entry
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.study import SettingStudy
+from bevreshape.sharing import Work
+from bevreshape.storage.records import Entry
 
 IMAGE_S = 0.02
 """Approximate seconds on one core to render an image and compute its features."""

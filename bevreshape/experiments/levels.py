@@ -9,14 +9,15 @@ from bevreshape.config.options import read_value
 from bevreshape.errors import InputError
 from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.features import FeaturesStudy
-from bevreshape.experiments.level import Level, missing
+from bevreshape.experiments.level import Level
 from bevreshape.experiments.plan import TensorPlan
-from bevreshape.experiments.records import Records
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.study import TensorStudy
 from bevreshape.experiments.task import TaskStudy
 from bevreshape.experiments.task_plan import TaskPlan
+from bevreshape.sharing import missing
 from bevreshape.storage.plain_values import read_yaml
+from bevreshape.storage.records import Records
 
 PLAN_FILE = "plan.yaml"
 """File of the plan in a study's folder."""

@@ -1,11 +1,9 @@
 """Duration of a training step: all methods in turn in one process, so that other load affects all of them."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ import torch
 from bevreshape.experiments.models import Query, called
 from bevreshape.experiments.runs import TRAINING, Setting, stream_of
 from bevreshape.experiments.training import Recipe, RunningAverage, StackedAdamW, take_step
+from bevreshape.training.hardware import processor_name
 
 TURNS = 60
 """Turns of each method; the median ignores the first ones with cold caches."""
@@ -64,14 +63,6 @@ def median_seconds(steps: Mapping[str, Callable[[], object]]) -> dict[str, float
                 step()
             taken[name].append((time.perf_counter() - start) / STEPS)
     return {name: statistics.median(found) for name, found in taken.items()}
-
-
-def processor_name() -> str:
-    """Return the model name of the processor; its architecture if the system does not report one."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _step(method: str, query: Query, batch: int) -> Callable[[], None]:

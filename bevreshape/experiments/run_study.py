@@ -1,21 +1,20 @@
 """Running the entries of a study, and writing its tables, chart and page."""
 
-import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from bevreshape.experiments.level import left, run
 from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan
 from bevreshape.experiments.output import write_results
 from bevreshape.experiments.readme import primary_table
-from bevreshape.experiments.records import Entry, Records
-from bevreshape.reporting.progress import Progress
 from bevreshape.reporting.report import write_report
+from bevreshape.sharing import finish, left
 from bevreshape.storage.files import write_text
 from bevreshape.storage.plain_values import to_yaml
+from bevreshape.storage.records import Entry, Records
 from bevreshape.training.trainer import silence_lightning
 
 WRITTEN_S = 600.0
@@ -37,29 +36,9 @@ def run_study(plan: Mapping[str, Any], folder: Path) -> Study:
     for level in study.levels:
         left(level)  # refuse records of another plan before anything is written
     write_text(folder / PLAN_FILE, to_yaml(plan))
-    finish(study)
+    finish(study.levels, "study", partial(write, study), WRITTEN_S)
     write(study)
     return study
-
-
-def finish(study: Study) -> None:
-    """Do the remaining entries that no other process has begun, until all are done.
-
-    Raises:
-        InputError: when an entry cannot be done.
-    """
-    planned, missing = study.planned, study.missing
-    begun = effort = sum(planned[name] for name in missing)
-    written = time.monotonic()
-    with Progress("study", len(planned), len(planned) - len(missing)) as progress:
-        for done in run(study.levels):
-            effort = sum(planned[name] for name in done.left)
-            progress.effort = begun - effort, effort
-            progress.note = done.name
-            progress.advance(len(planned) - len(done.left) - progress.done)
-            if done.left and time.monotonic() - written > WRITTEN_S:
-                write(study)
-                written = time.monotonic()
 
 
 def write(study: Study) -> None:

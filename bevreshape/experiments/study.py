@@ -6,18 +6,18 @@ from functools import cache, partial
 from typing import Any, ClassVar, Generic
 
 from bevreshape.experiments import beyond, capacity
-from bevreshape.experiments.level import Work
 from bevreshape.experiments.models import METHODS, Query, called
 from bevreshape.experiments.outcomes import Outcomes, P
 from bevreshape.experiments.pace import Pace, measure_pace
 from bevreshape.experiments.plan import TensorPlan
-from bevreshape.experiments.records import Entry, Records
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.rows import rows
 from bevreshape.experiments.runs import Budget, Setting, cost, from_plain, judge, to_plain, tune
 from bevreshape.experiments.tensor_results import PACE, Results
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tuned
+from bevreshape.sharing import Work
+from bevreshape.storage.records import Entry, Records
 
 PACED: tuple[tuple[str, Query], ...] = (
     ("mlp", "projected"),

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from bevreshape.experiments import task_training
-from bevreshape.experiments.level import Work
-from bevreshape.experiments.records import Entry, Records
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.runs import TUNING_SEED
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting, Training
@@ -23,6 +21,8 @@ from bevreshape.experiments.task_rows import rows
 from bevreshape.experiments.task_training import TaskOutcome
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Halving, Tuned
+from bevreshape.sharing import Work
+from bevreshape.storage.records import Entry, Records
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,16 @@
 """A training of the task level by ``bevreshape.train``, and the measurements of its model."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from bevreshape.analysis.evaluation import Variant, iou_of
-from bevreshape.bev_spec import BEVSpec
-from bevreshape.config.build_data import build_data
-from bevreshape.config.build_model import build_model
 from bevreshape.config.compose import compose_training
-from bevreshape.data.batch import BEVBatch
-from bevreshape.data.datamodule import BEVDataModule
-from bevreshape.errors import Divergence, TrainingInterrupted
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import ALONE, typed
-from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.storage.checkpoint import load_weights, read_checkpoint
-from bevreshape.storage.plain_values import read_history, read_json
-from bevreshape.storage.run_folder import begin, held
-from bevreshape.training.fit import train
-from bevreshape.training.validate_config import validate_config
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run of ``bevreshape.train``.
-
-    Attributes:
-        folder: of the run.
-        config: the composed config.
-        curve: step and mean validation IoU.
-        metrics: of validation and test, by the names of ``metrics.json``; empty if training diverged.
-    """
-
-    folder: Path
-    config: Mapping[str, Any]
-    curve: tuple[tuple[int, float], ...]
-    metrics: Mapping[str, float]
+from bevreshape.training.recorded import Tested, Trained, best_model, data_of, metric_of, train_recorded
 
 
 def run(arguments: Sequence[str], folder: Path) -> Trained:
@@ -53,62 +24,7 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
         InputError: when training does not take an argument.
         TrainingInterrupted: after a stop signal.
     """
-    config = compose_training([*typed(arguments), *ALONE])
-    folder.mkdir(parents=True, exist_ok=True)
-    with held(folder), (folder / "train.log").open("a", encoding="utf-8") as log, _printing_to(log):
-        if not (folder / "metrics.json").exists():
-            validate_config(config).prepare_data()
-            begin(folder, config)
-            try:
-                train(config, folder, (folder / "checkpoints" / "last.ckpt").exists())
-            except Divergence:
-                return Trained(folder, config, (), {})
-            except TrainingInterrupted:
-                raise TrainingInterrupted(
-                    "stopped; the same command resumes the study"
-                ) from None  # instead of resuming only this training
-    rows = read_history(folder / "history.csv")
-    curve = tuple((int(row["step"]), float(row["val/iou/mean"])) for row in rows if row.get("val/iou/mean"))
-    return Trained(folder, config, curve, read_json(folder / "metrics.json"))
-
-
-@contextmanager
-def _printing_to(log: TextIO) -> Iterator[None]:
-    with redirect_stdout(log), redirect_stderr(log):
-        yield
-
-
-def best_model(trained: Trained) -> tuple[BEVModel, BEVDataModule]:
-    """Return the model of the best validation, in evaluation mode, and its data."""
-    data = data_of(trained.config)
-    model = build_model(trained.config, BEVSpec.of(data.source))
-    best = trained.folder / "checkpoints" / "best.ckpt"
-    load_weights(model, read_checkpoint(best), best)
-    return model.eval(), data
-
-
-def data_of(config: Mapping[str, Any], jitter: Mapping[str, float] | None = None) -> BEVDataModule:
-    """Build the data of a run with the test split prepared; ``jitter`` replaces that of the cameras."""
-    node = dict(config["data"]) if jitter is None else {**config["data"], "jitter": dict(jitter)}
-    data = build_data({"data": node, "loader": config["loader"], "seed": 0})
-    data.source.prepare(("test",))
-    return data
-
-
-@dataclass(frozen=True)
-class Tested:
-    """The batches of a test split, as a model takes them; every iteration starts again."""
-
-    data: BEVDataModule
-
-    def __iter__(self) -> Iterator[BEVBatch]:
-        for batch in self.data.test_dataloader():
-            yield self.data.on_after_batch_transfer(batch, 0)
-
-
-def metric_of(data: BEVDataModule) -> BEVIoU:
-    """Return the IoU metric of the data's classes and grid."""
-    return BEVIoU(data.source.classes, data.source.grid)
+    return train_recorded(compose_training([*typed(arguments), *ALONE]), folder, "study")
 
 
 def unseen_iou(model: BEVModel, trained: Trained, jitter: Mapping[str, float]) -> float:

@@ -84,13 +84,14 @@ class _Parts:
     description: dict[str, Any] = field(default_factory=dict)
 
 
-def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> TrainingResult:
+def train(cfg: dict[str, Any], folder: Path, resumed: bool = False, tested: bool = True) -> TrainingResult:
     """Fit, test the best checkpoint, and write ``metrics.json``.
 
     Args:
         cfg: the composed config as plain values.
         folder: the run folder.
         resumed: resume from ``folder/checkpoints/last.ckpt``.
+        tested: leave the test split alone if false; the metrics are then those of the best validation.
     """
     parts = _set_up(cfg, folder)
     trainer = parts.trainer
@@ -103,7 +104,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False) -> TrainingR
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_hyperparams({**cfg, "model": parts.description})
-        metrics, stopped_early = _fit_and_test(parts, resumed)
+        metrics, stopped_early = _fit_and_test(parts, resumed, tested)
         outcome = metrics
     except RuntimeError as error:
         explained = explain_failure(error, cfg["trainer"])
@@ -154,7 +155,7 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     return _Parts(cfg, data, spec, model, task, trainer, history, keeper, early_stop, description)
 
 
-def _fit_and_test(parts: _Parts, resumed: bool) -> tuple[dict[str, float], str | None]:
+def _fit_and_test(parts: _Parts, resumed: bool, tested: bool) -> tuple[dict[str, float], str | None]:
     """Return the metrics, and the reason if training stopped early."""
     task, trainer, history, keeper = parts.task, parts.trainer, parts.history, parts.keeper
     if resumed:
@@ -164,7 +165,9 @@ def _fit_and_test(parts: _Parts, resumed: bool) -> tuple[dict[str, float], str |
             trainer.fit(task, datamodule=parts.data, ckpt_path=keeper.path if resumed else None, weights_only=True)
         keeper.save(trainer)
         steps = trainer.fit_loop.epoch_loop.global_step
-        metrics = test_best(trainer, task, parts.data, keeper.path.with_name("best.ckpt"))
+        metrics = history.best()
+        if tested:
+            metrics = test_best(trainer, task, parts.data, keeper.path.with_name("best.ckpt"))
     metrics |= {
         "fit/seconds": round(history.seconds, 2),
         "fit/samples_per_second": float(f"{history.samples / max(history.seconds, 1e-9):.4g}"),

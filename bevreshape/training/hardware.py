@@ -1,7 +1,9 @@
 """Devices, precision and processes: an option that the machine cannot provide is an error, never replaced silently."""
 
+import platform
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,3 +96,16 @@ def read_device(name: str) -> torch.device:
             f"device={name} is not available here ({str(error).splitlines()[0]}); set device=cpu"
         ) from error
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def processor_name() -> str:
+    """Return the model name of the processor; its architecture if the system does not report one."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

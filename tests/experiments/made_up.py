@@ -10,12 +10,12 @@ from bevreshape.experiments.instruments import Examined
 from bevreshape.experiments.levels import PLAN_FILE, Study, StudyPlan
 from bevreshape.experiments.models import called
 from bevreshape.experiments.pace import Pace
-from bevreshape.experiments.records import Records
 from bevreshape.experiments.runs import Curve, Outcome, Setting, to_plain
 from bevreshape.experiments.study import PACED
 from bevreshape.experiments.tensor_results import PACE
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import Tried, Tuned
+from bevreshape.storage.records import Records
 
 PLAN: dict[str, Any] = {
     "tensor": {

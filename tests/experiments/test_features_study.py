@@ -8,9 +8,10 @@ import torch
 from bevreshape.errors import InputError
 from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.features import FeaturesStudy
-from bevreshape.experiments.level import Level, missing, run
-from bevreshape.experiments.records import Records
+from bevreshape.experiments.level import Level
 from bevreshape.experiments.runs import Budget, Setting
+from bevreshape.sharing import missing, run
+from bevreshape.storage.records import Records
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,8 @@ import time
 import pytest
 
 from bevreshape.experiments import pace
-from bevreshape.experiments.pace import measure_pace, median_seconds, processor_name
+from bevreshape.experiments.pace import measure_pace, median_seconds
+from bevreshape.training.hardware import processor_name
 
 
 def test_a_step_that_sleeps_takes_as_long(monkeypatch: pytest.MonkeyPatch) -> None:

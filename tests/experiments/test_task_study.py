@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from bevreshape import sharing
 from bevreshape.config.options import read_value
 from bevreshape.errors import InputError
-from bevreshape.experiments import level, task_training
-from bevreshape.experiments.records import Records
+from bevreshape.experiments import task_training
+from bevreshape.experiments.level import Level
 from bevreshape.experiments.runs import TUNING_SEED
 from bevreshape.experiments.task import TaskStudy
 from bevreshape.experiments.task_instruments import Inspected
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
-from bevreshape.experiments.task_training import TaskOutcome, Trained
+from bevreshape.experiments.task_training import TaskOutcome
+from bevreshape.storage.records import Records
+from bevreshape.training.recorded import Trained
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +83,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[TaskStudy, list[list
     study = TaskStudy(PLAN, Records(tmp_path_factory.mktemp("study")))
     with pytest.MonkeyPatch.context() as patch:
         asked = pretend(patch)
-        for _ in level.run([study]):
+        for _ in sharing.run([study]):
             pass
     return study, asked
 
@@ -94,9 +97,9 @@ def study(done: tuple[TaskStudy, list[list[str]]], tmp_path: Path) -> TaskStudy:
 
 def test_all_that_is_planned_is_done_once(done: tuple[TaskStudy, list[list[str]]]) -> None:
     study, trained = done
-    assert isinstance(study, level.Level)
+    assert isinstance(study, Level)
     assert set(study.planned()) == set(study.records.read())
-    assert level.left(study) == []
+    assert sharing.left(study) == []
     assert len({tuple(arguments) for arguments in trained}) == len(trained)
     # σ = 0: ipm, mlp, attention of two budgets, and both with the pose of one; σ = 2: five; three seeds; 5 variants of
     # two
@@ -118,7 +121,7 @@ def test_an_interrupted_study_does_what_is_left(study: TaskStudy, monkeypatch: p
     lost = [line for line in lines if '"task-attention-given-sigma2-steps40-seed1"' in line]
     study.records.path.write_text("".join(line for line in lines if line not in lost))
     trained = pretend(monkeypatch)
-    assert [one.name for one in level.run([study])] == ["task-attention-given-sigma2-steps40-seed1"]
+    assert [one.name for one in sharing.run([study])] == ["task-attention-given-sigma2-steps40-seed1"]
     assert len(trained) == 1
     assert study.records.path.read_text().splitlines(keepends=True)[-1:] == lost
 
@@ -165,7 +168,7 @@ def test_rows_of_what_is_not_done_are_left_out(study: TaskStudy) -> None:
 def test_other_arguments_make_other_entries(study: TaskStudy) -> None:
     other = TaskStudy(replace(PLAN, batch=8), study.records)
     with pytest.raises(InputError, match="was made with arguments="):
-        level.left(other)
+        sharing.left(other)
 
 
 def test_a_plan_without_variants_has_none() -> None:

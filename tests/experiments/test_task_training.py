@@ -14,11 +14,12 @@ from bevreshape.errors import TrainingInterrupted
 from bevreshape.experiments import task_training
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting, Training, angles
-from bevreshape.experiments.task_training import TaskOutcome, Trained
+from bevreshape.experiments.task_training import TaskOutcome
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import IPM, MLP, CrossAttention, FeatureShape, Reshaper
+from bevreshape.training.recorded import Trained
 from bevreshape.training.task import BEVTask
 
 GRID = BEVGrid((2.0, 10.0), (-4.0, 4.0), 1.0)
@@ -83,7 +84,7 @@ def test_a_stop_says_how_to_resume_the_study(
     def stop(*_: object) -> None:
         raise TrainingInterrupted("stopped; resume with resume=FOLDER")
 
-    monkeypatch.setattr("bevreshape.experiments.task_training.train", stop)
+    monkeypatch.setattr("bevreshape.training.recorded.train", stop)
     with pytest.raises(TrainingInterrupted, match="the same command resumes the study"):
         task_training.run(arguments, tmp_path)
 

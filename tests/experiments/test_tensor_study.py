@@ -10,11 +10,11 @@ import torch
 from bevreshape.errors import InputError
 from bevreshape.experiments.chart import crossover_chart
 from bevreshape.experiments.intervals import Bounds
-from bevreshape.experiments.level import left, missing, run
 from bevreshape.experiments.plan import TensorPlan
-from bevreshape.experiments.records import Records
 from bevreshape.experiments.runs import Budget, Setting, cost, held_out_of, tune
 from bevreshape.experiments.study import TensorStudy
+from bevreshape.sharing import left, missing, run
+from bevreshape.storage.records import Records
 
 pytestmark = pytest.mark.slow
 

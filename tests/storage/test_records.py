@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bevreshape.errors import InputError
-from bevreshape.experiments.records import Entry, Records
+from bevreshape.storage.records import Entry, Records
 
 
 def test_results_are_kept_line_by_line(tmp_path: Path) -> None:
