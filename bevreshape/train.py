@@ -9,13 +9,18 @@ from bevreshape.config.command import Main, run_command
 from bevreshape.config.resume import resume_arguments
 from bevreshape.config.settings import Train
 from bevreshape.config.shared_folder import check_shared_folder
+from bevreshape.config.sweep import sweep_objective
 from bevreshape.environment import prepare_process
 from bevreshape.reporting.tables import print_metrics
 from bevreshape.training.processes import rank
 
 
-def main(settings: dict[str, Any], folder: Path) -> None:
-    """Train and test in as many processes as the settings ask for; print the metrics."""
+def main(settings: dict[str, Any], folder: Path) -> float | None:
+    """Train and test in as many processes as the settings ask for; print the metrics.
+
+    Returns:
+        The objective for a sweeper of Hydra's; ``None`` if the run has no such metric and nothing optimizes it.
+    """
     from bevreshape.training.run import run
 
     check_shared_folder()
@@ -25,6 +30,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
         for line in (result.stopped_early, f"{result.pace} · {folder}"):
             if line is not None:
                 Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    return sweep_objective(settings["sweep"]["metric"], result.score, result.metrics)
 
 
 def command(main: Main = main) -> None:

@@ -66,6 +66,8 @@ def wandb_identity(folder: Path, offline: bool, node: Mapping[str, Any]) -> dict
     if before is not None and not offline and not any(folder.glob(f"wandb/offline-run-*-{before}")):
         return {"id": before, "resume": "allow"}
     own = secrets.token_hex(4)
+    if os.environ.get("WANDB_SWEEP_ID"):  # the agent of a W&B sweep has begun the run
+        own = os.environ.get("WANDB_RUN_ID") or own
     write_text(path, own)
     if before is None:
         return {"id": own, "resume": "allow"}

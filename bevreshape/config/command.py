@@ -20,8 +20,9 @@ from bevreshape.config.options import read_settings
 from bevreshape.config.overrides import command_message, explain_override
 from bevreshape.config.paths import conf_dir
 from bevreshape.console import log_to_stderr, print_error
-from bevreshape.errors import Divergence, TrainingInterrupted
+from bevreshape.errors import Divergence, InputError, TrainingInterrupted
 from bevreshape.signals import stops_as_interrupts
+from bevreshape.training.processes import Group, group
 
 Main = Callable[[dict[str, Any], Path], object]
 """The function of a command, called with its settings and its output folder."""
@@ -49,7 +50,7 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
             name, sys.argv[1:] = rewrite(name, sys.argv[1:])
         failures: list[Exception] = []
         with stops_as_interrupts():
-            job = _keeping(failures, main, keys)
+            job = _keeping(failures, main, keys, group())
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
         if failures:
             raise failures[0]
@@ -68,19 +69,35 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _keeping(failures: list[Exception], main: Main, keys: type) -> Callable[[DictConfig], None]:
+def _keeping(
+    failures: list[Exception], main: Main, keys: type, started_by: Group | None
+) -> Callable[[DictConfig], object]:
     """Return a job that stores its error in ``failures``, so that Hydra does not print a line about it.
 
-    In a sweep the job raises the error, since Hydra sets the status of the job by it.
+    In a sweep the job raises the error, since Hydra sets the status of the job by it. A launcher may call the job in
+    another process, also of another machine.
+
+    Args:
+        failures: gets the error.
+        main: the function of the command.
+        keys: of its settings.
+        started_by: the processes of the command line; those of a job are others if a launcher of Hydra's starts it.
     """
 
     @wraps(main)
-    def job(cfg: DictConfig) -> None:
+    def job(cfg: DictConfig) -> object:
+        sweeps = HydraConfig.get().mode is RunMode.MULTIRUN
         try:
-            main(read_settings(keys, plain_config(cfg)), Path(HydraConfig.get().runtime.output_dir))
+            if sweeps and started_by is not None:
+                raise InputError(
+                    f"a sweep cannot be started {started_by.world} times by {started_by.launcher}; start it once, and "
+                    "set trainer.devices, so that each of its jobs starts its own processes"
+                )
+            return main(read_settings(keys, plain_config(cfg)), Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
+            if sweeps:
                 raise
             failures.append(error)
+            return None
 
     return job

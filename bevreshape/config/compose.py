@@ -53,4 +53,4 @@ def compose_training(arguments: Sequence[str]) -> dict[str, Any]:
         raise InputError(message) from error
     finally:
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = running, config
-    return read_settings(settings.Train, own)
+    return {key: value for key, value in read_settings(settings.Train, own).items() if key != "sweep"}

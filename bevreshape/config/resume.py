@@ -44,7 +44,9 @@ def resume_arguments(name: str, arguments: list[str]) -> tuple[str, list[str]]:
     stored = read_config(run / "config.yaml", typed_trust(arguments), NEEDED)
     if typed_value(arguments, "data.root") is None:
         check_cache(stored["data"], str(run / "config.yaml"))
-    ConfigStore.instance().store(name="resumed", node={**stored, "resume": str(run), "trust": []})
+    ConfigStore.instance().store(
+        name="resumed", node={**stored, "resume": str(run), "trust": [], "sweep": {"metric": None}}
+    )
     return "resumed", [*arguments, f"hydra.run.dir={quoted(str(run.resolve()))}", "hydra.output_subdir=null"]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Le, Len
+from pydantic import AfterValidator
 from typing_extensions import TypedDict, is_typeddict
 
 from bevreshape.config.options import (
@@ -18,6 +19,7 @@ from bevreshape.config.options import (
     Steps,
     Width,
 )
+from bevreshape.errors import InputError
 
 Node = Mapping[str, Any]
 """A group, checked by its class; the ``trainer`` group has its own checks."""
@@ -28,6 +30,18 @@ Device = str
 
 Trust = str | Sequence[str]
 """Packages whose classes may be called."""
+
+
+def metric_key(key: str) -> str:
+    """Return the key of a metric.
+
+    Raises:
+        InputError: when no metric of a run has such a key.
+    """
+    if not key.startswith(("val/", "test/", "fit/")):
+        raise InputError("is not the key of a metric; name one of metrics.json, such as val/iou/mean")
+    return key
+
 
 Angles = Sequence[Annotated[float, Ge(0), Le(180)]]
 Sizes = Annotated[Sequence[Width], Len(2, 2)]
@@ -46,6 +60,12 @@ class Loader(TypedDict):
 
     batch_size: BatchSize
     num_workers: CountOrNone
+
+
+class Sweep(TypedDict):
+    """What a sweep optimizes."""
+
+    metric: Annotated[str, AfterValidator(metric_key)] | None
 
 
 class Train(TypedDict):
@@ -68,6 +88,11 @@ class Train(TypedDict):
     trust: Trust
     checkpoint_every_n_steps: Steps
     log_images: LogImages
+    sweep: Sweep
+
+
+OF_THE_COMMAND = ("resume", "trust", "sweep")
+"""Keys of :class:`Train` that say nothing about the run itself; its folder does not store them."""
 
 
 class Evaluate(TypedDict):

@@ -1,20 +1,24 @@
-"""A table of the runs of a sweep, updated at the end of each."""
+"""Sweeps: the objective of a job, and a table of the jobs that is updated at the end of each."""
 
 import contextlib
 import io
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from bevreshape.config.overrides import command_message
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, suggest
 from bevreshape.reporting.tables import print_table, short_names
 from bevreshape.storage.files import write_csv, write_text
 from bevreshape.storage.lock import locked
@@ -23,6 +27,42 @@ from bevreshape.storage.plain_values import read_json
 IOU = "test/iou/"
 
 SHOWN = (IOU, "fit/")
+
+GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+"""The sweeper that tries every combination and reads no objective."""
+
+
+def sweep_objective(asked: str | None, score: str, metrics: Mapping[str, float]) -> float | None:
+    """Return the objective of a run for a sweeper of Hydra's.
+
+    Args:
+        asked: ``sweep.metric``.
+        score: the metric that selects the run's best checkpoint, which is the objective if none is asked for.
+        metrics: of the run.
+
+    Returns:
+        The value; ``None`` if the metric is not asked for, is not a number, and the sweep is a plain grid or no sweep.
+
+    Raises:
+        InputError: when the metric is missing, NaN or infinite, but is asked for or optimized.
+    """
+    key = score if asked is None else asked
+    value = metrics.get(key)
+    if value is not None and math.isfinite(value):
+        return float(value)
+    if asked is None and not _optimizes():
+        return None
+    if value is None:
+        raise InputError(f"sweep.metric={key} is not a metric of this run; {suggest(key, metrics)}")
+    raise InputError(
+        f"sweep.metric={key} is {value:g}, which cannot be optimized: no cell with a known label entered it, or the "
+        "run has diverged; set sweep.metric to another key of metrics.json"
+    )
+
+
+def _optimizes() -> bool:
+    hydra = HydraConfig.get()
+    return hydra.mode is RunMode.MULTIRUN and hydra.sweeper.get("_target_") != GRID
 
 
 class Summary(Callback):

@@ -52,12 +52,14 @@ class TrainingResult:
     Attributes:
         metrics: as written to ``metrics.json``.
         classes: names of the classes in the data.
+        score: key of the validation score that selects the best checkpoint.
         tables: title and values of every metric other than IoU, on the test split.
         stopped_early: why training ended before its last step; ``None`` if it did not.
     """
 
     metrics: dict[str, float]
     classes: tuple[str, ...]
+    score: str
     tables: tuple[tuple[str | None, dict[str, float]], ...]
     stopped_early: str | None
 
@@ -120,7 +122,7 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False, tested: bool
         write_metrics(folder, metrics)
     title = getattr(parts.data.source, "protocol", None)
     tables = tuple((title, values) for values in parts.task.tables)
-    return TrainingResult(metrics, parts.spec.classes, tables, stopped_early)
+    return TrainingResult(metrics, parts.spec.classes, parts.history.score, tables, stopped_early)
 
 
 def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:

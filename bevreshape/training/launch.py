@@ -1,9 +1,12 @@
 """Launch a function in several processes of this machine."""
 
 import logging
+import multiprocessing
 import os
+import secrets
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -29,12 +32,14 @@ def launch_distributed(count: int, main: Callable[..., Any], *args: Any) -> Any:
     if count == 1 or is_distributed_worker():
         return main(*args)
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
+        min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=secrets.token_hex(8), rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0,
+    )  # fmt: skip
     os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
     try:
-        results = elastic_launch(config, _worker_main)(main, *args)
+        with _spawning():
+            results = elastic_launch(config, _worker_main)(main, *args)
     except ChildFailedError as error:
         found = error.get_first_failure()[1].message
         message = found["message"] if isinstance(found, dict) else found
@@ -46,6 +51,21 @@ def launch_distributed(count: int, main: Callable[..., Any], *args: Any) -> Any:
     if isinstance(results[0], TrainingInterrupted):
         raise results[0]
     return results[0]
+
+
+@contextmanager
+def _spawning() -> Iterator[None]:
+    """Let the processes begin as Python's own ``spawn`` does.
+
+    A job of joblib's launcher runs in a process whose start method is ``loky``. A new process would look for that
+    method and end.
+    """
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def _worker_main(main: Callable[..., Any], *args: Any) -> Any:

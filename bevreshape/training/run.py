@@ -4,6 +4,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from bevreshape.config.settings import OF_THE_COMMAND
 from bevreshape.errors import InputError
 from bevreshape.storage.run_folder import begin, check_same_run, held
 from bevreshape.training.fit import TrainingResult, train
@@ -24,7 +25,7 @@ def run(settings: dict[str, Any], folder: Path) -> TrainingResult:
     Raises:
         InputError: when the settings or the data are wrong; nothing is written to the folder then.
     """
-    cfg = {key: value for key, value in settings.items() if key not in ("resume", "trust")}
+    cfg = {key: value for key, value in settings.items() if key not in OF_THE_COMMAND}
     resumed = settings["resume"] is not None
     if not resumed:
         check_same_run(folder, cfg)

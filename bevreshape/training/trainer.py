@@ -50,6 +50,7 @@ def silence_lightning() -> None:
         r".*your dataloader is not resumable.*",
         r".*`srun` command is available on your system but is not used.*",
         r".*is smaller than the logging interval.*",
+        r"Grad strides do not match bucket view strides.*",  # of DDP, on every CPU
         r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
         r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # the metric sums over the processes itself
     ):

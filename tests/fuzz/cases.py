@@ -27,6 +27,7 @@ from bevreshape.config.build_data import build_data
 from bevreshape.config.compose import plain_config
 from bevreshape.config.load_model import load_model
 from bevreshape.config.paths import conf_dir
+from bevreshape.config.settings import OF_THE_COMMAND
 from bevreshape.console import run_script
 from bevreshape.data.batch import collate
 from bevreshape.experiments.levels import StudyPlan
@@ -248,7 +249,7 @@ def train_checks(random: Random, box: Box) -> Attempt:
     changes, must_refuse = arguments(random, composed("train", base), TYPED)
 
     def checked(settings: dict[str, Any], folder: Path) -> None:
-        validate_config({key: value for key, value in settings.items() if key not in ("resume", "trust")})
+        validate_config({key: value for key, value in settings.items() if key not in OF_THE_COMMAND})
 
     def call(numbers: Sequence[int]) -> str | None:
         return command("train", [*base, *picked(changes, numbers)], checked)

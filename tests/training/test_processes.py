@@ -4,14 +4,18 @@ import os
 
 import pytest
 from commands import TINY
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch.plugins.environments import (
     KubeflowEnvironment,
     LightningEnvironment,
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from omegaconf import OmegaConf
 from torch.distributed import TCPStore
 
+from bevreshape.config.shared_folder import check_shared_folder
 from bevreshape.errors import InputError
 from bevreshape.training.cluster import cluster_environment
 from bevreshape.training.processes import LAUNCHERS, check_group, group
@@ -163,3 +167,12 @@ def test_run_folders_that_differ_by_process_are_refused(command, worlds, variabl
     assert (ended.code, "started 2 times by srun: set hydra.run.dir=FOLDER" in ended.err) == (1, True)
     ended = command("train", "-m", *TINY, f"data.root={worlds}", "+trainer.num_nodes=2", "seed=0,1")
     assert (ended.code, "a sweep cannot be started 2 times" in ended.err) == (1, True)
+
+
+def test_the_processes_of_a_sweeps_job_share_its_folder(variables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those that submitit starts on several nodes; the sweep's folder was named before them."""
+    variables(SRUN)
+    hydra = OmegaConf.create({"hydra": {"mode": "MULTIRUN", "overrides": {"hydra": ["hydra.mode=MULTIRUN"]}}})
+    hydra.hydra.mode = RunMode.MULTIRUN
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", hydra)
+    check_shared_folder()
