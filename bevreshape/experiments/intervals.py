@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
 from scipy.stats import t as student
 
 from bevreshape.errors import InputError
 
+K = TypeVar("K")
+
 ALPHA = 0.05
 """Significance level of two-sided intervals, and of all primary rows together (Holm 1979)."""
 
 MARGIN = math.log(1.1)
-"""Methods within 10 % of each other are alike."""
+"""Methods within 10 % of each other are alike, in a study."""
 
 
 class Verdict(StrEnum):
@@ -43,13 +46,15 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Log ratios ``log(other / own)`` of two methods, seed by seed, of a quantity for which less is better.
+    """Differences of two methods, seed by seed: of a score, or log ratios ``log(other / own)`` of needs or errors.
 
     Attributes:
-        seeds: paired log ratios, above 0 where the first method is ahead.
+        seeds: paired differences, above 0 where the first method is ahead.
+        margin: difference up to which the methods are alike.
     """
 
     seeds: tuple[Bounds, ...]
+    margin: float = MARGIN
 
     @classmethod
     def of(cls, own: Sequence[Bounds | float], other: Sequence[Bounds | float]) -> "Comparison":
@@ -68,7 +73,7 @@ class Comparison:
         return cls(tuple(ratios))
 
     def interval(self, alpha: float = ALPHA) -> tuple[float, float, float]:
-        """Return the mean log ratio and its two-sided interval by Student's t; bounds widen it, perhaps to infinity."""
+        """Return the mean and its two-sided interval by Student's t; bounds widen it, perhaps to infinity."""
         return interval(self.seeds, alpha)
 
     @property
@@ -78,21 +83,22 @@ class Comparison:
         The probability of a wrong region is at most α, with α/2 at each end of the interval.
         """
         lows, highs = [one.low for one in self.seeds], [one.high for one in self.seeds]
-        ahead = _beyond(lows, MARGIN)
-        behind = _beyond([-high for high in highs], MARGIN)
-        within = max(_beyond(lows, -MARGIN), _beyond([-high for high in highs], -MARGIN))
+        ahead = _beyond(lows, self.margin)
+        behind = _beyond([-high for high in highs], self.margin)
+        within = max(_beyond(lows, -self.margin), _beyond([-high for high in highs], -self.margin))
         return min(1.0, 2 * min(ahead, behind, within))
 
     def verdict(self, alpha: float = ALPHA) -> Verdict:
         """Return the verdict by the interval."""
         _, low, high = self.interval(alpha)
-        if low > MARGIN:
+        if low > self.margin:
             return Verdict.AHEAD
-        if high < -MARGIN:
+        if high < -self.margin:
             return Verdict.BEHIND
-        return Verdict.ALIKE if low >= -MARGIN and high <= MARGIN else Verdict.OPEN
+        return Verdict.ALIKE if low >= -self.margin and high <= self.margin else Verdict.OPEN
 
     def __str__(self) -> str:
+        """Return the ratio of needs or errors with its interval."""
         mean, low, high = (_power(x) for x in self.interval())
         if low == 0 and high == math.inf:
             return "unknown"
@@ -108,10 +114,10 @@ def interval(seeds: Sequence[Bounds], alpha: float = ALPHA) -> tuple[float, floa
     return _mean(middles), _mean(lows) - _half(lows, alpha), _mean(highs) + _half(highs, alpha)
 
 
-def holm(comparisons: Mapping[str, Comparison], alpha: float = ALPHA) -> dict[str, Verdict]:
+def holm(comparisons: Mapping[K, Comparison], alpha: float = ALPHA) -> dict[K, Verdict]:
     """Return verdicts of several rows; any is wrong with a probability of at most ``alpha`` (Holm 1979)."""
     verdicts = dict.fromkeys(comparisons, Verdict.OPEN)
-    found = sorted((comparison.p, name) for name, comparison in comparisons.items())
+    found = sorted(((comparison.p, name) for name, comparison in comparisons.items()), key=lambda one: one[0])
     for done, (p, name) in enumerate(found):
         level = alpha / (len(found) - done)
         if p > level:
