@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from bevreshape.config.benchmark_choices import compose_each_reshaper
 from bevreshape.config.command import Main, run_command
+from bevreshape.config.reshaper_choices import compose_each_reshaper
 from bevreshape.config.settings import Benchmark
 from bevreshape.environment import prepare_process
 from bevreshape.reporting.progress import Progress

@@ -12,9 +12,9 @@ from commands import ROOT
 
 OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
-COMMANDS = ("train", "evaluate", "predict", "export", "benchmark", "diagnose", "study", "report")
+COMMANDS = ("train", "evaluate", "predict", "export", "benchmark", "diagnose", "study", "compare", "report")
 
-HEAVY = ("torch", "lightning", "kornia", "wandb", "timm", "torchvision", "matplotlib", "scipy")
+HEAVY = ("torch", "lightning", "kornia", "wandb", "timm", "torchvision", "matplotlib", "scipy", "optuna")
 """Packages that ``--help`` must not wait for."""
 
 WORK = "the work of a command, which loads torch; --help and --cfg do without"
@@ -32,6 +32,7 @@ LATE = {
     ("bevreshape/diagnose.py", "bevreshape.analysis.diagnose_checkpoint"): WORK,
     ("bevreshape/diagnose.py", "bevreshape.reporting.diagnosis"): WORK,
     ("bevreshape/study.py", "bevreshape.experiments.run_study"): WORK,
+    ("bevreshape/compare.py", "bevreshape.comparison.run_comparison"): WORK,
     ("bevreshape/report.py", "bevreshape.reporting.report"): WORK,
     ("bevreshape/config/checkpoint_data.py", "bevreshape.storage.checkpoint"): WORK,
     ("bevreshape/data/sources/nuscenes/maps.py", "cv2"): OPTIONAL,

@@ -126,7 +126,7 @@ def measure(
         workload.module.eval()
     device = workloads[0].device
     product = _product(device, workloads[0].autocast or torch.float32)
-    *forward, (product_s, _) = _time(
+    *forward, (product_s, _) = time_in_turn(
         [*(workload.forward for workload in workloads), product], device, rounds, each_round
     )
     flops = [forward_flops(workload.module, workload.forward) for workload in workloads]
@@ -136,7 +136,7 @@ def measure(
     if backward:
         for workload in workloads:
             workload.module.train()
-        *step, (step_product_s, _) = _time(
+        *step, (step_product_s, _) = time_in_turn(
             [*(workload.step for workload in workloads), product], device, rounds, each_round
         )
         step_bytes = [peak_bytes(workload.step, device) for workload in workloads]
@@ -149,6 +149,34 @@ def measure(
         )
         for i, workload in enumerate(workloads)
     ]  # fmt: skip
+
+
+def time_in_turn(
+    calls: Sequence[Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    each_round: Callable[[], object] | None = None,
+) -> list[tuple[float, float]]:
+    """Return median and half the interquartile range of seconds per call, after a warm-up.
+
+    Args:
+        calls: functions, timed in turn in every round, so that disturbances of the machine affect all.
+        device: on which they work.
+        rounds: number of measurements of each.
+        each_round: called after every round, to show progress.
+    """
+    repeats = []
+    for call in calls:
+        call()
+        repeats.append(max(1, math.ceil(AT_LEAST_S / max(_seconds(call, 1, device), 1e-9))))
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, repeat, found in zip(calls, repeats, times, strict=True):
+            found.append(_seconds(call, repeat, device) / repeat)
+        if each_round is not None:
+            each_round()
+    spread = [np.subtract(*np.percentile(found, [75, 25])) / 2 for found in times]
+    return [(statistics.median(found), float(half)) for found, half in zip(times, spread, strict=True)]
 
 
 def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -212,24 +240,6 @@ def ring(cameras: int, image_size: tuple[int, int], batch: int, device: torch.de
         torch.stack(poses).expand(batch, cameras, 4, 4).contiguous().to(device),
         image_size,
     )
-
-
-def _time(
-    calls: Sequence[Callable[[], object]], device: torch.device, rounds: int, each_round: Callable[[], object] | None
-) -> list[tuple[float, float]]:
-    """Return median and half the interquartile range of seconds per call, after a warm-up."""
-    repeats = []
-    for call in calls:
-        call()
-        repeats.append(max(1, math.ceil(AT_LEAST_S / max(_seconds(call, 1, device), 1e-9))))
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(rounds):
-        for call, repeat, found in zip(calls, repeats, times, strict=True):
-            found.append(_seconds(call, repeat, device) / repeat)
-        if each_round is not None:
-            each_round()
-    spread = [np.subtract(*np.percentile(found, [75, 25])) / 2 for found in times]
-    return [(statistics.median(found), float(half)) for found, half in zip(times, spread, strict=True)]
 
 
 def _seconds(call: Callable[[], object], repeat: int, device: torch.device) -> float:

@@ -63,9 +63,14 @@ def _register_entry_points(names_alone: bool, head: str | None) -> None:
 
 def _is_file(group: str, name: str, arguments: Sequence[str]) -> bool:
     """Return whether a config folder of the user has a YAML file of that name."""
+    return any((folder / group / f"{name}.yaml").is_file() for folder in config_folders(arguments))
+
+
+def config_folders(arguments: Sequence[str]) -> list[Path]:
+    """Return the folder of the YAML files, and the user's own of ``--config-dir``."""
     folders = [conf_dir()]
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, value = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
             folders.append(Path(value or following).expanduser())
-    return any((folder / group / f"{name}.yaml").is_file() for folder in folders)
+    return folders

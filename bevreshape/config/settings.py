@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Ge, Gt, Le, Len
 from pydantic import AfterValidator
 from typing_extensions import TypedDict, is_typeddict
 
@@ -44,6 +44,8 @@ def metric_key(key: str) -> str:
 
 
 Angles = Sequence[Annotated[float, Ge(0), Le(180)]]
+Limit = Annotated[float, Gt(0), Le(1e15)]
+"""An upper limit."""
 Sizes = Annotated[Sequence[Width], Len(2, 2)]
 """Rows and columns."""
 
@@ -213,6 +215,35 @@ class Study(TypedDict):
     worker: CountOrNone
 
 
+class Compare(TypedDict):
+    """Keys of ``bevreshape.compare``; the budget is checked by its class."""
+
+    data: Node
+    loader: Loader
+    augment: Node | None
+    encoder: Node
+    reshapers: Mapping[str, Node]
+    head: Node
+    objective: Node
+    metric: Node
+    optimizer: Node
+    trainer: Node
+    logger: Node | None
+    budget: Node
+    latency_ms: Limit | None
+    memory_mb: Limit | None
+    parameters: Limit | None
+    device: Device
+    margin: Share
+    export: bool
+    name: str
+    folder: LocalPath
+    worker: CountOrNone
+    command: str
+    checkpoint_every_n_steps: Steps
+    log_images: LogImages
+
+
 class Report(TypedDict):
     """Options of ``bevreshape.report``, in addition to folders."""
 
@@ -225,7 +256,7 @@ class Report(TypedDict):
 
 FIXED_GROUPS = frozenset(
     key
-    for command in (Train, Evaluate, Predict, Export, Diagnose, Benchmark, Study)
+    for command in (Train, Evaluate, Predict, Export, Diagnose, Benchmark, Study, Compare)
     for key, kind in get_type_hints(command).items()
     if is_typeddict(kind)
 )

@@ -20,7 +20,7 @@ UNCOUNTED = (
 
 UNCOUNTED_GROUPS = (
     "logger",
-    "images",
+    "log_images",
     "checkpoint_every_n_steps",
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",

@@ -33,6 +33,9 @@ class Reshaper(nn.Module):
     takes_scales: ClassVar[bool] = False
     """Whether it accepts several feature scales; then :meth:`reshape` receives a tuple, even for one scale."""
 
+    worth_tuning: ClassVar[Mapping[str, Sequence[object]]] = {}
+    """Values of options that ``bevreshape.compare`` tries in addition to the config's, by name of the option."""
+
     def __init__(
         self,
         source: FeatureShape | Sequence[FeatureShape],

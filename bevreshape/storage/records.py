@@ -1,4 +1,4 @@
-"""Records of a study: one line of JSON per entry, so that git can hold them and another clone can resume.
+"""Records of a study or a comparison: a line of JSON per entry, so that git can hold them and a clone can resume.
 
 Several processes and machines with access to the folder share the work. A lock per entry, which the system releases at
 the end of its process, prevents that two of them do the same entry.
@@ -18,10 +18,10 @@ from bevreshape.storage.lock import locked
 
 @dataclass(frozen=True)
 class Entry:
-    """An entry of a study.
+    """A result that is planned.
 
     Attributes:
-        name: readable, and unique in its study.
+        name: readable, and unique in its folder.
         made_with: plain values of everything that the result depends on.
     """
 
@@ -31,10 +31,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Records:
-    """``records.jsonl`` of a study.
+    """``records.jsonl`` of a folder.
 
     Attributes:
-        folder: of the study.
+        folder: of a study or a comparison.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class Records:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"{self.path} cannot be read ({error}); restore a copy, or begin another study with name="
+                f"{self.path} cannot be read ({error}); restore a copy, or begin another one with name="
             ) from None
         for number, line in enumerate(lines, 1):
             try:
@@ -89,7 +89,7 @@ class Records:
             key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
             raise InputError(
                 f"{self.path}: {entry.name} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; "
-                "begin another study with name=, or delete its line"
+                "begin another one with name=, or delete its line"
             )
         return dict(record["result"])
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.build_data import build_data
 from bevreshape.config.build_model import build_model
@@ -40,6 +42,12 @@ class Trained:
     curve: tuple[tuple[int, float], ...]
     metrics: Mapping[str, float]
     reason: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds until the last validation."""
+        rows = read_history(self.folder / "history.csv")
+        return float(rows[-1]["seconds"]) if rows else 0.0
 
 
 def train_recorded(config: dict[str, Any], folder: Path, command: str, tested: bool = True) -> Trained:
@@ -102,10 +110,11 @@ class Tested:
     """The batches of a test split, as a model takes them; every iteration starts again."""
 
     data: BEVDataModule
+    device: torch.device | str = "cpu"
 
     def __iter__(self) -> Iterator[BEVBatch]:
         for batch in self.data.test_dataloader():
-            yield self.data.on_after_batch_transfer(batch, 0)
+            yield self.data.on_after_batch_transfer(batch.to(self.device), 0)
 
 
 def metric_of(data: BEVDataModule) -> BEVIoU:

@@ -14,6 +14,7 @@ from omegaconf import open_dict
 
 from bevreshape.analysis.costs import ring
 from bevreshape.bev_spec import BEVSpec
+from bevreshape.comparison.budget import Budget
 from bevreshape.config import settings
 from bevreshape.config.build_data import build_data
 from bevreshape.config.build_logger import make_logger
@@ -71,7 +72,9 @@ def test_loggers_are_built(choice: str, tmp_path: Path) -> None:
     assert isinstance(logger, Logger) or (logger is False and choice == "logger/none")
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith(("logger/", "trainer/", "plan/"))])
+@pytest.mark.parametrize(
+    "choice", [c for c in CHOICES if not c.startswith(("logger/", "trainer/", "plan/", "budget/"))]
+)
 def test_options_of_every_yaml_pass_their_check(choice: str) -> None:
     group, _, name = choice.partition("/")
     root = ("data.root=here",) if choice == "data/folder" else ()
@@ -88,6 +91,7 @@ def test_options_of_every_yaml_pass_their_check(choice: str) -> None:
         ("diagnose", settings.Diagnose, ("loader=default", "metric=iou", "data=synthetic", "checkpoint=best.ckpt")),
         ("benchmark", settings.Benchmark, ("+reshaper@reshapers.mlp=mlp",)),
         ("study", settings.Study, ()),
+        ("compare", settings.Compare, ("+reshaper@reshapers.mlp=mlp",)),
     ],
 )
 def test_keys_of_every_command_are_its_yaml_s(name: str, schema: Any, given: tuple[str, ...]) -> None:
@@ -123,7 +127,16 @@ def test_plans_are_composed_and_make_sense(choice: str) -> None:
             composed(*typed(plan.task.common(setting, 0)), *ALONE)
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose", "study"])
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("budget/")])
+def test_budgets_make_sense(choice: str) -> None:
+    budget = Budget.read(composed(f"budget={choice.partition('/')[2]}", command="compare")["budget"])
+    assert budget.seeds >= 3
+    assert not {*budget.judged} & {*budget.tuning}
+
+
+@pytest.mark.parametrize(
+    "name", ["train", "evaluate", "predict", "benchmark", "export", "diagnose", "study", "compare"]
+)
 def test_help_explains_and_shows_examples(command, name: str) -> None:
     ended = command(name, "--help")
     assert ended.code == 0

@@ -1,0 +1,292 @@
+"""A comparison: its planned entries, shared between processes and machines, and its outcome."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.storages import JournalStorage
+
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.comparison.budget import Budget
+from bevreshape.comparison.combinations import Values, combinations
+from bevreshape.comparison.costing import measure_costs, read_cost
+from bevreshape.comparison.failures import attempt
+from bevreshape.comparison.judging import measured, read_run
+from bevreshape.comparison.outcome import Candidate, Constraints, ModelCost, Outcome, Run, Trial
+from bevreshape.comparison.trainings import declared_options, made_with, rate_key, training_config
+from bevreshape.comparison.tuning import Score, Tuning, Unit, open_journal
+from bevreshape.sharing import Work
+from bevreshape.storage.plain_values import read_yaml
+from bevreshape.storage.records import Entry, Records
+from bevreshape.training.hardware import device_name, read_device
+from bevreshape.training.recorded import Tested, data_of, train_recorded
+
+SETTINGS_FILE = "comparison.yaml"
+"""File of the settings in a comparison's folder."""
+
+COMMAND = "comparison"
+"""What the same command resumes."""
+
+STEP_S = 0.2
+"""Approximate seconds of a training step on one core; only its relation to the other durations matters."""
+
+APART_S, TESTED_S, COST_S = 5.0, 20.0, 20.0
+"""Approximate seconds of a training apart from its steps, of a judged model's tests, and of a model's costs."""
+
+Records_ = Mapping[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The settings of a comparison, and the records in its folder.
+
+    A training keeps its folder below ``runs``: one of tuning until the tuning is recorded, a judged one for good.
+
+    Attributes:
+        settings: of the command, see :class:`~bevreshape.config.settings.Compare`.
+    """
+
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def stored(cls, folder: Path) -> "Comparison":
+        """Read the comparison of a folder, wherever it was moved.
+
+        Raises:
+            InputError: when its settings cannot be read.
+        """
+        return cls({**read_yaml(folder / SETTINGS_FILE), "folder": str(folder)})
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder."""
+        return Path(self.settings["folder"])
+
+    @property
+    def records(self) -> Records:
+        """Return the records."""
+        return Records(self.folder)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """Return the budget."""
+        return Budget.read(self.settings["budget"])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the view transformers."""
+        return tuple(self.settings["reshapers"])
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Return the device on which costs are measured."""
+        return read_device(self.settings["device"])
+
+    @cached_property
+    def _journal(self) -> JournalStorage:
+        return open_journal(self.folder)
+
+    def planned(self) -> dict[str, float]:
+        """Return the names of all entries, with the approximate seconds on one core that remain for them."""
+        records = self.records.read()
+        found = {}
+        for name in self.names:
+            tuned = self._tuned(records, name)
+            found[f"tune-{name}"] = self.tuning(name).left() * STEP_S + APART_S if tuned is None else 0.0
+            if tuned is None or tuned["reason"] is None:
+                for seed in self.budget.judged:
+                    found[f"judge-{name}-seed{seed}"] = self.budget.steps * STEP_S + TESTED_S
+        found[self._cost_name] = len(self.names) * COST_S
+        return found
+
+    def work(self, records: Records_) -> list[Work]:
+        """Return the work that can begin: judging needs the tuned values, and the costs those of all."""
+        found, judging, tuned = [], [], {}
+        for name in self.names:
+            result = self._tuned(records, name)
+            if result is None:
+                found += self._tune(name)
+            else:
+                tuned[name] = result
+        left = {name: result["values"] for name, result in tuned.items() if result["reason"] is None}
+        for seed in self.budget.judged:
+            for name, values in left.items():
+                judging.append(Work(self._judged(name, values, seed), partial(self._judge, name, values, seed)))
+        if len(tuned) == len(self.names):
+            found.append(Work(self._cost(left), partial(self._measure_costs, left)))
+        return [*found, *judging]
+
+    def outcome(self) -> Outcome:
+        """Return the outcome of what is done."""
+        records, settings = self.records.read(), self.settings
+        planned = self.planned()
+        costs, failed, device = self._costs(records)
+        found = [self._candidate(records, name, costs, failed) for name in self.names]
+        classes = next((tuple(run.iou) for one in found for run in one.runs), ())
+        return Outcome(
+            settings["name"], tuple(found),
+            Constraints(settings["latency_ms"], settings["memory_mb"], settings["parameters"]), device,
+            tuple(name for name in classes if name != "mean"), self._protocol(), settings["margin"],
+            settings["command"], len(planned), len(planned.keys() - records.keys()),
+        )  # fmt: skip
+
+    def tuning(self, name: str) -> Tuning:
+        """Return the tuning of a view transformer."""
+        budget, entry = self.budget, self._tuning_entry(name)
+        return Tuning(
+            f"{name}-{_digest(entry.made_with)[:8]}", self._journal, self.folder / "locks" / f"tune-{name}",
+            rate_key(self.settings["optimizer"]), self.initial(name), self._options(name), budget.rungs, budget.tuning,
+        )  # fmt: skip
+
+    def initial(self, name: str) -> list[Values]:
+        """Return the combinations of a view transformer that are tried at first."""
+        rate = rate_key(self.settings["optimizer"])
+        return combinations(rate, self.budget.rates, self.budget.trials, self._options(name))
+
+    def _options(self, name: str) -> dict[str, tuple[object, ...]]:
+        return declared_options(self.settings["reshapers"][name])
+
+    def run_folder(self, name: str, seed: int) -> Path:
+        """Return the folder of a judged training, relative to that of the comparison."""
+        return Path("runs") / f"{name}-seed{seed}"
+
+    def config(self, name: str, values: Mapping[str, object], seed: int) -> dict[str, Any]:
+        """Return the config of a judged training."""
+        return training_config(self.settings, name, values, self.budget.steps, seed, judged=True)
+
+    def _tuning_entry(self, name: str) -> Entry:
+        budget = self.budget
+        own = {
+            "rungs": list(budget.rungs), "rates": list(budget.rates), "trials": budget.trials,
+            "tuning_seeds": budget.tuning_seeds, "validations": budget.validations,
+        }  # fmt: skip
+        return Entry(f"tune-{name}", made_with(self.settings, name) | {f"budget.{key}": own[key] for key in own})
+
+    def _tuned(self, records: Records_, name: str) -> dict[str, Any] | None:
+        return self.records.get(records, self._tuning_entry(name))
+
+    def _tune(self, name: str) -> list[Work]:
+        """Return the missing trainings of a tuning; without any, the end of it."""
+        tuning, entry = self.tuning(name), self._tuning_entry(name)
+        if units := tuning.units():
+            return [
+                Work(entry, partial(self._try, name, unit), unit.name, partial(tuning.needs, unit)) for unit in units
+            ]
+        return [Work(entry, partial(self._end_tuning, name))]
+
+    def _try(self, name: str, unit: Unit) -> None:
+        config = training_config(self.settings, name, unit.values, unit.steps, unit.seed, judged=False)
+        folder = self._tuning_folder(name) / _digest([unit.values, unit.steps, unit.seed])[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        train = partial(train_recorded, config, folder, COMMAND, tested=False)
+        trained, reason = attempt(train, folder / "train.log")
+        if trained is None or not trained.metrics:
+            score = Score(None, 0.0, reason or (trained and trained.reason) or "it diverged")
+        else:
+            score = Score(trained.metrics["val/iou/mean"], trained.seconds)
+        self.tuning(name).report(unit, score)
+
+    def _end_tuning(self, name: str) -> dict[str, Any]:
+        result = self.tuning(name).result()
+        shutil.rmtree(self._tuning_folder(name), ignore_errors=True)
+        return result
+
+    def _tuning_folder(self, name: str) -> Path:
+        return self.folder / "runs" / "tuning" / self.tuning(name).name
+
+    def _judged(self, name: str, values: Mapping[str, object], seed: int) -> Entry:
+        budget = self.budget
+        own = {"budget.steps": budget.steps, "budget.validations": budget.validations, "budget.errors": budget.errors}
+        return Entry(f"judge-{name}-seed{seed}", {**made_with(self.settings, name), **own, **values, "seed": seed})
+
+    def _judge(self, name: str, values: Mapping[str, object], seed: int) -> dict[str, Any]:
+        folder = self.folder / self.run_folder(name, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def judge() -> dict[str, Any]:
+            trained = train_recorded(self.config(name, values, seed), folder, COMMAND)
+            return measured(trained, self.budget.errors) if trained.metrics else {"reason": trained.reason}
+
+        result, reason = attempt(judge, folder / "train.log")
+        (folder / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+        return {"reason": reason} if result is None else result
+
+    @property
+    def _cost_name(self) -> str:
+        slug = re.sub(r"[^a-z0-9]+", "-", device_name(self.device).lower()).strip("-")
+        return f"cost-{slug}-{_digest(list(self.names))[:8]}"
+
+    def _cost(self, left: Mapping[str, Mapping[str, object]]) -> Entry:
+        own = {name: {**made_with(self.settings, name), **values} for name, values in left.items()}
+        shared = {key: value for one in own.values() for key, value in one.items() if not key.startswith("reshaper.")}
+        apart = {
+            name: {key: value for key, value in one.items() if key.startswith("reshaper.")} for name, one in own.items()
+        }
+        return Entry(self._cost_name, {**shared, "reshapers": apart})
+
+    def _measure_costs(self, left: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
+        configs = {name: self.config(name, values, 0) for name, values in left.items()}
+        if not configs:
+            return {"device": device_name(self.device), "costs": {}, "failed": {}}
+        data = data_of(next(iter(configs.values())))
+        sample = next(iter(Tested(data)))[:1]
+        return measure_costs(configs, sample, BEVSpec.of(data.source), self.device, self.budget.repeats)
+
+    def _costs(self, records: Records_) -> tuple[dict[str, ModelCost], dict[str, str], str]:
+        """Return costs and reasons of failure by name, of this device if they are known, else of another."""
+        suffix = self._cost_name.rpartition("-")[2]
+        names = [name for name in records if name.startswith("cost-") and name.endswith(f"-{suffix}")]
+        name = self._cost_name if self._cost_name in records else next(iter(names), None)
+        if name is None:
+            return {}, {}, device_name(self.device)
+        result = records[name]["result"]
+        return {key: read_cost(cost) for key, cost in result["costs"].items()}, result["failed"], result["device"]
+
+    def _candidate(
+        self, records: Records_, name: str, costs: Mapping[str, ModelCost], failed: Mapping[str, str]
+    ) -> Candidate:
+        tuned = self._tuned(records, name)
+        if tuned is None:
+            return Candidate(name, {}, (), (), None)
+        tried = tuple(Trial(values, steps, value) for values, steps, value, _ in tuned["tried"])
+        if tuned["reason"] is not None:
+            return Candidate(name, {}, tried, (), None, tuned["reason"])
+        runs: list[Run] = []
+        reasons = [failed[name]] if name in failed else []
+        for seed in self.budget.judged:
+            result = self.records.get(records, self._judged(name, tuned["values"], seed))
+            if result is not None and "reason" in result:
+                reasons.append(f"seed {seed}: {result['reason']}")
+            elif result is not None:
+                runs.append(read_run(result, seed, self.run_folder(name, seed)))
+        reason = "; ".join(reasons) or None
+        return Candidate(name, tuned["values"], tried, tuple(runs), costs.get(name), reason)
+
+    def _protocol(self) -> dict[str, str]:
+        settings, budget = self.settings, self.budget
+        trainer, encoder = settings["trainer"], settings["encoder"]
+        samples = budget.steps * settings["loader"]["batch_size"] * trainer.get("accumulate_grad_batches", 1)
+        rungs = ", ".join(map(str, budget.rungs))
+        return {
+            "data": _class_name(settings["data"]),
+            "encoder": str(encoder.get("name", _class_name(encoder))),
+            "steps": str(budget.steps),
+            "samples": str(samples),
+            "seeds": ", ".join(map(str, budget.judged)),
+            "tuning": f"{budget.trials} combinations, rungs of {rungs} steps, {budget.tuning_seeds} other seeds",
+        }
+
+
+def _class_name(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_", "")).rpartition(".")[2]
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,98 @@
+"""Running a comparison, and writing its results."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bevreshape.bev_spec import BEVSpec
+from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
+from bevreshape.comparison.judging import iou_metric
+from bevreshape.config.build_data import build_data
+from bevreshape.errors import InputError
+from bevreshape.reporting.tables import print_table
+from bevreshape.sharing import finish, left
+from bevreshape.storage.files import write_csv, write_text
+from bevreshape.storage.plain_values import to_yaml
+from bevreshape.storage.records import Entry
+from bevreshape.training.trainer import silence_lightning
+from bevreshape.training.validate_config import validate_config
+
+WRITTEN_S = 300.0
+"""Seconds between updates of the results."""
+
+
+def run_comparison(settings: Mapping[str, Any]) -> Comparison:
+    """Do the remaining entries; write the results at intervals and at the end.
+
+    Args:
+        settings: of the command, see :class:`~bevreshape.config.settings.Compare`.
+
+    Raises:
+        InputError: when the settings fit no view transformer, or the folder holds records of other settings.
+    """
+    silence_lightning()
+    comparison = Comparison(settings)
+    check(comparison)
+    left(comparison)  # refuse records of other settings before anything is written
+    write_text(comparison.folder / SETTINGS_FILE, to_yaml(settings))
+    finish([comparison], "comparison", partial(write, comparison), WRITTEN_S)
+    write(comparison)
+    return comparison
+
+
+def check(comparison: Comparison) -> None:
+    """Check the settings before anything is trained.
+
+    Raises:
+        InputError: when they fit none of the view transformers; one that they do not fit becomes a failed candidate.
+    """
+    if not comparison.names:
+        raise InputError("reshaper=[] is no view transformer; give one at least, such as reshaper=mlp,ipm")
+    reasons = []
+    _ = comparison.device
+    for number, name in enumerate(comparison.names):
+        config = comparison.config(name, comparison.initial(name)[0], comparison.budget.judged[0])
+        if number == 0:
+            iou_metric(config, BEVSpec.of(build_data(config).source))
+        try:
+            validate_config(config)
+        except InputError as error:
+            reasons.append(str(error))
+    if len(reasons) == len(comparison.names):
+        raise InputError(reasons[0])
+
+
+def write(comparison: Comparison) -> None:
+    """Write the results, unless another process is writing them."""
+    with comparison.records.claimed(Entry("results", {})) as ours:
+        if ours:
+            write_csv(comparison.folder / "table.csv", _rows(comparison))
+
+
+def print_results(comparison: Comparison) -> None:
+    """Print the table and where everything is."""
+    rows = _rows(comparison)
+    table = Table(*rows[0], title=comparison.settings["name"])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    print_table(table)
+    Console().print(f"{Path(comparison.folder) / 'table.csv'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _rows(comparison: Comparison) -> list[dict[str, Any]]:
+    rows = []
+    for one in comparison.outcome().candidates:
+        found = [run.iou["mean"] for run in one.runs]
+        latency = {} if one.cost is None else one.cost.latency_ms
+        rows.append(
+            {
+                "reshaper": one.name, "seeds": len(found), "iou": round(sum(found) / len(found), 4) if found else "",
+                **{f"{form}_ms": latency.get(form, "") for form in ("eager", "compiled", "exported")},
+                "reason": one.reason or "",
+            }
+        )  # fmt: skip
+    return rows
