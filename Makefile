@@ -1,4 +1,5 @@
-# `make train` trains the main job, `make test` runs every check, `make check` those that take at most two minutes.
+# `make train` trains the main job, `make test` runs every check, `make check` those that take at most two minutes, and
+# `make test-cluster` those that need a cluster of SLURM: the one of the shell, or one started by $BEVRESHAPE_SLURM/start.sh.
 # Each sets up .venv on the first call.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
@@ -6,7 +7,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test check lint clean
+.PHONY: train test check test-cluster lint clean
 
 train: $(INSTALLED)
 	$(RUN) -m bevreshape.train
@@ -17,7 +18,10 @@ test: $(INSTALLED) lint
 	$(TESTS)
 
 check: $(INSTALLED) lint
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow and not slurm"
+
+test-cluster: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slurm tests/cluster
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

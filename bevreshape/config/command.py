@@ -19,10 +19,12 @@ from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.config.overrides import command_message, explain_override
 from bevreshape.config.paths import conf_dir
+from bevreshape.config.shared_folder import folder_is_known
 from bevreshape.console import log_to_stderr, print_error
 from bevreshape.errors import Divergence, InputError, TrainingInterrupted
 from bevreshape.signals import stops_as_interrupts
 from bevreshape.training.processes import Group, group
+from bevreshape.training.requeue import requeueing
 
 Main = Callable[[dict[str, Any], Path], object]
 """The function of a command, called with its settings and its output folder."""
@@ -93,7 +95,8 @@ def _keeping(
                     f"a sweep cannot be started {started_by.world} times by {started_by.launcher}; start it once, and "
                     "set trainer.devices, so that each of its jobs starts its own processes"
                 )
-            return main(read_settings(keys, plain_config(cfg)), Path(HydraConfig.get().runtime.output_dir))
+            with requeueing(folder_is_known()):
+                return main(read_settings(keys, plain_config(cfg)), Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
             if sweeps:
                 raise

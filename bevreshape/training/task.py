@@ -60,7 +60,8 @@ class BEVTask(LightningModule):
         named = {**(losses if len(losses) > 1 else {}), **own, "loss": total}
         over_epoch = {"on_step": False, "on_epoch": True, "sync_dist": True} if stage != "train" else {}
         logged = {f"{stage}/{name}": one.detach() for name, one in named.items()}
-        self.log_dict(logged, batch_size=len(batch), **over_epoch)  # type: ignore[arg-type]
+        samples = float(len(batch))  # of integers, Lightning would drop the remainder in their mean over processes
+        self.log_dict(logged, batch_size=samples, **over_epoch)  # type: ignore[arg-type]
         return total
 
     def on_train_batch_start(self, batch: BEVBatch, batch_idx: int) -> None:

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from commands import ROOT
+from commands import ROOT, finish, start
+from slurm_cluster import PLAIN, history_of, metrics_of
 
 JOBS = """
 import os
@@ -31,3 +32,17 @@ def test_jobs_of_joblib_start_processes_of_their_own(tmp_path: Path) -> None:
         [sys.executable, "jobs.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert (ended.returncode, ended.stdout.strip()) == (0, "['0', 0] ['0', 1]"), ended.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_measure_as_one(worlds: Path, tmp_path: Path) -> None:
+    """Of the same global batch, except for the order of sums of floats; validation has an odd number of samples."""
+    here = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "cluster")])}
+    for folder, devices, batch in (("one", 1, 4), ("both", 2, 2)):
+        own = ["logger=none", f"data.root={worlds}", f"trainer.devices={devices}", f"loader.batch_size={batch}"]
+        found = finish(start("train", *PLAIN, *own, f"hydra.run.dir={folder}", cwd=tmp_path, environment=here))
+        assert found.code == 0, found.err
+    one, both = history_of(tmp_path / "one"), history_of(tmp_path / "both")
+    for ours, alone in zip(both, one, strict=True):
+        assert ours == pytest.approx(alone, rel=1e-4, abs=1e-5, nan_ok=True)
+    assert metrics_of(tmp_path / "both") == pytest.approx(metrics_of(tmp_path / "one"), rel=1e-4, abs=1e-5, nan_ok=True)

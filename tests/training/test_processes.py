@@ -175,4 +175,5 @@ def test_the_processes_of_a_sweeps_job_share_its_folder(variables, monkeypatch: 
     hydra = OmegaConf.create({"hydra": {"mode": "MULTIRUN", "overrides": {"hydra": ["hydra.mode=MULTIRUN"]}}})
     hydra.hydra.mode = RunMode.MULTIRUN
     monkeypatch.setattr(HydraConfig.instance(), "cfg", hydra)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     check_shared_folder()
