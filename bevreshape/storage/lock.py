@@ -1,14 +1,47 @@
-"""File locks, held until they are released or the process ends."""
+"""File locks, held until they are released or the process ends, also over the network.
 
+``locked`` uses POSIX locks (``fcntl``). They are what network file systems pass on to all machines: NFS 3 and later,
+Lustre (mounted with ``flock``, its default since 2.13), GPFS, CephFS. BSD locks (``flock``) are not: an NFS client
+may keep them to itself (``local_lock=flock``). A POSIX lock belongs to one process, is not inherited by a forked one,
+and ends with the process, or when it closes any descriptor of the file; so only :func:`locked` opens lock files.
+
+A file system without locks (Lustre with ``noflock``, NFS with ``nolock``) answers with an error. Then a second file,
+created exclusively, says who holds the lock. Its holder renews its time while it lives, and others take over a file
+that has not been renewed for :data:`STALE_S`.
+"""
+
+import errno
+import os
+import platform
 import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""Errors of a file system without locks."""
+
+BUSY = {errno.EACCES, errno.EAGAIN}
+"""Errors for a lock that another process holds."""
+
+PAUSE_S = 0.5
+"""Seconds between attempts to get a lock."""
+
+RENEWED_S = 10.0
+"""Seconds between renewals of an owner's file."""
+
+STALE_S = 60.0
+"""Seconds after which an owner's file that was not renewed is taken over: its process has ended."""
+
+_held: set[tuple[int, int]] = set()
+"""Device and inode of the files that this process has locked, which POSIX locks do not keep apart."""
+
 
 def try_lock(file: IO[Any]) -> bool:
-    """Lock an open file for as long as it is open.
+    """Lock an open file against other processes of this machine, for as long as it is open.
 
     Returns:
         ``False`` if another process holds the lock, or files cannot be locked.
@@ -27,25 +60,107 @@ def locked(path: Path, *, wait: bool = True, waiting: str = "") -> Iterator[bool
     """Lock a file while the block runs; create it if needed.
 
     Args:
-        path: of the file; its content is lost.
-        wait: wait for another process that holds the lock; otherwise the block runs without the lock.
+        path: of the file.
+        wait: wait for another process or thread that holds the lock; otherwise the block runs without the lock.
         waiting: message printed before such a wait.
 
     Yields:
         Whether the lock is held.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    said = not waiting
+    while True:
+        with ExitStack() as held:
+            ours = _take(path, held)
+            if ours or not wait:
+                yield ours
+                return
+        if not said:
+            print(waiting, file=sys.stderr)
+            said = True
+        time.sleep(PAUSE_S)
+
+
+def _take(path: Path, held: ExitStack) -> bool:
+    """Try to lock a file until ``held`` is closed."""
     import fcntl  # not on Windows, where only reading a cache works
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    if path.exists() and _inode(path) in _held:
+        return False  # opening and closing it would release the lock
+    file = held.enter_context(path.open("a"))
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in UNSUPPORTED:
+            return _own(path.with_name(f"{path.name}.owner"), held)
+        if error.errno not in BUSY:
+            raise
+        return False
+    inode = _inode(path)
+    _held.add(inode)
+    held.callback(_held.discard, inode)
+    return True
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _own(path: Path, held: ExitStack) -> bool:
+    """Try to create the file of the lock's owner, and renew it until ``held`` is closed.
+
+    Exclusive creation is atomic on all of these file systems.
+    """
+    for _ in range(2):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
-        except BlockingIOError:
-            held = False
-        if wait and not held:
-            if waiting:
-                print(waiting, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            held = True
-        yield held
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            if not _is_stale(path) or not _remove_stale(path):
+                return False
+            continue
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+        over = threading.Event()
+        thread = threading.Thread(target=_renew, args=(path, over), daemon=True)
+        thread.start()
+        held.callback(path.unlink, missing_ok=True)
+        held.callback(thread.join)
+        held.callback(over.set)
+        return True
+    return False
+
+
+def _remove_stale(path: Path) -> bool:
+    """Remove the file of an owner that has ended, in one process at a time; return whether this one did."""
+    guard = path.with_name(f"{path.name}.takeover")
+    try:
+        os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        if _is_stale(guard):  # of a process that was killed here
+            guard.unlink(missing_ok=True)
+        return False
+    try:
+        if stale := _is_stale(path):  # another process may have taken over meanwhile
+            path.unlink(missing_ok=True)
+        return stale
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _is_stale(path: Path) -> bool:
+    """Return whether a file was not renewed for long, by the clock of its file system, which has just dated another."""
+    clock = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.clock")
+    try:
+        clock.touch()
+        return clock.stat().st_mtime - path.stat().st_mtime > STALE_S
+    except FileNotFoundError:
+        return True
+    finally:
+        clock.unlink(missing_ok=True)
+
+
+def _renew(path: Path, over: threading.Event) -> None:
+    while not over.wait(RENEWED_S):
+        with suppress(OSError):
+            os.utime(path)

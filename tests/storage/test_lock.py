@@ -1,7 +1,10 @@
 """Locks, against a second process."""
 
+import errno
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,69 @@ def test_an_error_in_the_block_gives_the_lock_back(tmp_path: Path) -> None:
         raise KeyError
     with locked(tmp_path / "a", wait=False) as held:
         assert held
+
+
+def test_another_thread_of_the_process_does_not_get_the_lock(tmp_path: Path) -> None:
+    """Nor does its attempt release the lock, as closing a file does with locks of POSIX."""
+    with locked(tmp_path / "a") as first, locked(tmp_path / "a", wait=False) as second:
+        assert (first, second) == (True, False)
+    with locked(tmp_path / "a") as ours:
+        with locked(tmp_path / "a", wait=False):
+            pass
+        other = subprocess.run(
+            [sys.executable, "-c", TRIES, str(tmp_path / "a")], capture_output=True, text=True, check=True
+        )
+        assert (ours, other.stdout) == (True, "False\n")
+
+
+TRIES = """
+import sys; from pathlib import Path; from bevreshape.storage.lock import locked
+with locked(Path(sys.argv[1]), wait=False) as held: print(held)
+"""
+
+
+@pytest.fixture
+def no_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that knows no locks."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+
+
+def test_without_locks_an_owner_file_is_as_good(no_locks: None, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with locked(path) as first, locked(path, wait=False) as second:
+        assert (first, second) == (True, False)
+        assert (tmp_path / "a.owner").read_text().startswith("process ")
+    with locked(path, wait=False) as again:
+        assert again
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+
+
+def test_of_many_processes_one_takes_over_a_dead_owners_file(tmp_path: Path) -> None:
+    """As after ``kill -9``: nobody renews the file any more."""
+    path = tmp_path / "a"
+    (tmp_path / "a.owner").write_text("process 1 on gone")
+    with_lock = [subprocess.Popen([sys.executable, "-c", OWNS, str(path)], stdout=subprocess.PIPE) for _ in range(4)]
+    assert {process.communicate()[0] for process in with_lock} == {b"False\n"}, "it may still be alive"
+    old = time.time() - 3600
+    os.utime(tmp_path / "a.owner", (old, old))
+    with_lock = [subprocess.Popen([sys.executable, "-c", OWNS, str(path)], stdout=subprocess.PIPE) for _ in range(4)]
+    assert sorted(process.communicate()[0] for process in with_lock) == [b"False\n"] * 3 + [b"True\n"]
+
+
+OWNS = """
+import errno, fcntl, sys, time
+from pathlib import Path
+from bevreshape.storage.lock import locked
+
+def refuse(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+fcntl.lockf = refuse
+with locked(Path(sys.argv[1]), wait=False) as held:
+    print(held, flush=True)
+    time.sleep(3)
+"""
