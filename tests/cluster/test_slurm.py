@@ -40,7 +40,7 @@ def test_two_nodes_train_evaluate_and_resume_as_one_process(cluster: Cluster, tm
         assert ours == pytest.approx(alone, rel=1e-4, abs=1e-5, nan_ok=True)
     assert metrics_of(tmp_path / "both") == pytest.approx(metrics_of(tmp_path / "one"), rel=1e-4, abs=1e-5, nan_ok=True)
 
-    again = cluster.run(*command[:6], *command[6:], cwd=tmp_path)
+    again = cluster.run(*command, cwd=tmp_path)
     assert "resumes from" in again.stderr
     checkpoint = f"checkpoint={tmp_path / 'both' / 'checkpoints' / 'best.ckpt'}"
     cluster.run(*srun, "bevreshape.evaluate", checkpoint, "trust=[plain]", "trainer.accelerator=cpu", *TWO[:1],
@@ -91,8 +91,8 @@ def test_an_interrupted_job_goes_on_by_itself(
     out = (tmp_path / "out").read_text()
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), out
     assert "resumes from" in out
-    assert history_of(tmp_path / "run") == history_of(uninterrupted)
-    assert metrics_of(tmp_path / "run") == pytest.approx(metrics_of(uninterrupted), abs=0, nan_ok=True)
+    assert str(history_of(tmp_path / "run")) == str(history_of(uninterrupted)), "but for NaN, which equals nothing"
+    assert str(metrics_of(tmp_path / "run")) == str(metrics_of(uninterrupted))
 
 
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, worlds: Path, tmp_path: Path) -> None:
