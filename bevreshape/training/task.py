@@ -65,7 +65,8 @@ class BEVTask(LightningModule):
         return total
 
     def on_train_batch_start(self, batch: BEVBatch, batch_idx: int) -> None:
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("train/learning_rate", torch.as_tensor(rate, dtype=torch.float32))  # a number would wait for the GPU
         # A run that resumes draws what the uninterrupted one would have drawn.
         torch.manual_seed(seeded(self.seed, self.trainer.global_step, batch_idx, self.global_rank).initial_seed())
 
