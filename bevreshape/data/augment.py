@@ -111,7 +111,7 @@ class Augment:
             return batch
         generators = [seeded(STREAM, seed, epoch, meta.index) for meta in batch.meta]
         drawn = torch.stack([torch.rand(len(Draws._fields), generator=generator) for generator in generators])
-        draws = Draws(*drawn.to(batch.images.device).unbind(1))
+        draws = Draws(*drawn.to(batch.images.device, non_blocking=True).unbind(1))
         if self.flip_p > 0:
             batch = batch.flip(self._partner(batch)).where(draws.flip < self.flip_p, batch)
         if self.zoom[1] > 1:

@@ -16,6 +16,7 @@ from bevreshape.data.targets import Annotation, Target, Window, like
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.ipm import sample
+from bevreshape.ops.tensors import index_of
 
 SPLITS = ("train", "val", "test")
 
@@ -136,7 +137,7 @@ class BEVBatch:
     def __getitem__(self, samples: slice | Sequence[int]) -> "BEVBatch":
         """Return some samples, by a slice or by their indices."""
         numbers = list(range(len(self)))[samples] if isinstance(samples, slice) else list(samples)
-        index = samples if isinstance(samples, slice) else torch.tensor(numbers, device=self.images.device)
+        index = samples if isinstance(samples, slice) else index_of(numbers, self.images)
         chosen = self._map(lambda tensor: tensor[index])
         return replace(chosen, meta=[self.meta[number] for number in numbers])
 
@@ -151,9 +152,9 @@ class BEVBatch:
 
     def select_cameras(self, cameras: Sequence[int]) -> "BEVBatch":
         """Return the batch with these cameras, in this order."""
-        chosen = list(cameras)
-        selected = replace(self, images=self.images[:, chosen], cameras=self.cameras.map(lambda x: x[:, chosen]))
-        return selected._transformed("select_cameras", chosen)
+        order = index_of(cameras, self.images)
+        selected = replace(self, images=self.images[:, order], cameras=self.cameras.map(lambda x: x[:, order]))
+        return selected._transformed("select_cameras", list(cameras))
 
     def flip(self, cameras: Sequence[int]) -> "BEVBatch":
         """Mirror the world at y = 0: the scene, the rig, and with it every image.
@@ -165,7 +166,8 @@ class BEVBatch:
             InputError: when a target does not define ``flip``.
         """
         partner = list(cameras)
-        mirrored = replace(self, images=self.images[:, partner].flip(-1), cameras=self.cameras.mirrored(partner))
+        images = self.images[:, index_of(partner, self.images)].flip(-1)
+        mirrored = replace(self, images=images, cameras=self.cameras.mirrored(partner))
         return mirrored._transformed("flip", partner)
 
     def zoom(self, window: Window, grid: BEVGrid) -> "BEVBatch":

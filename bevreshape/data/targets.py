@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from bevreshape.errors import InputError
+from bevreshape.ops.tensors import constant
 
 Own = TypeVar("Own", bound="Annotation")
 Cells = TypeVar("Cells", bound="BEVTarget")
@@ -125,7 +126,7 @@ class ObjectCenters(BEVTarget):
     inside: Tensor
 
     def flip(self, cameras: Sequence[int]) -> "ObjectCenters":
-        left = torch.tensor([1.0, 1.0, -1.0], device=self.value.device)[:, None, None]
+        left = constant([1.0, 1.0, -1.0], self.value, torch.float32)[:, None, None]
         mirrored = super().flip(cameras)
         return replace(mirrored, value=mirrored.value * left)
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bevreshape.errors import InputError
+from bevreshape.ops.tensors import index_of
 
 NEAR = 1e-3
 """Depth in metres below which a point counts as behind the camera."""
@@ -124,7 +125,8 @@ class Cameras:
 
         Its third coordinate is depth in metres.
         """
-        cam_from_ground = self.cam_from_ego[..., :3, [0, 1, 3]]
+        cam_from_ego = self.cam_from_ego[..., :3, :]
+        cam_from_ground = torch.cat([cam_from_ego[..., :2], cam_from_ego[..., 3:]], dim=-1)
         return compose(self.intrinsics, cam_from_ground)
 
     @property
@@ -208,7 +210,7 @@ class Cameras:
         Args:
             partner: for every camera, the index of the camera that is mirrored into it.
         """
-        order, device = list(partner), self.intrinsics.device
+        order, device = index_of(partner, self.intrinsics), self.intrinsics.device
         # signs of S · ego_from_cam · F
         pose_signs = torch.ones(4, 4, device=device)
         pose_signs[1, :] *= -1

@@ -18,6 +18,7 @@ from torch import Tensor
 from bevreshape.errors import InputError
 from bevreshape.geometry.cameras import NEAR, Cameras, apply_homography
 from bevreshape.geometry.grid import BEVGrid
+from bevreshape.ops.tensors import constant
 
 VOID = 255
 """Label id of unknown pixels."""
@@ -52,7 +53,7 @@ def sample(
     b = images.shape[0]
     with torch.autocast(images.device.type, enabled=False):
         values = images if images.dtype == torch.float64 else images.float()
-        flat = rearrange(pixels.to(values.dtype), "b n R C uv -> (b n) R C uv")
+        flat = _normalized(rearrange(pixels.to(values.dtype), "b n R C uv -> (b n) R C uv"), images.shape)
         sampled = remap(
             rearrange(values, "b n c h w -> (b n) c h w"),
             flat[..., 0],
@@ -60,8 +61,16 @@ def sample(
             mode=mode,
             padding_mode="border",
             align_corners=True,
+            normalized_coordinates=True,
         )
     return rearrange(sampled, "(b n) c R C -> b n c R C", b=b)
+
+
+def _normalized(pixels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Map the first and last pixel of (…, h, w) to -1 and 1; Kornia's own function waits for the device."""
+    sides = shape[-1], shape[-2]
+    scale = constant([1.0 if side == 1 else 2.0 / (side - 1) for side in sides], pixels)
+    return scale * pixels + constant([0.0 if side == 1 else -1.0 for side in sides], pixels)
 
 
 def image_to_bev(
@@ -160,7 +169,7 @@ def labels_to_bev(
 
 
 def _is_any(ids: Tensor, members: Sequence[int]) -> Tensor:
-    return torch.isin(ids, torch.tensor(list(members), device=ids.device, dtype=ids.dtype))
+    return torch.isin(ids, constant(list(members), ids))
 
 
 def _check_size(what: str, images: Tensor, cameras: Cameras) -> None:

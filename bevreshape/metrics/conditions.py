@@ -10,6 +10,7 @@ from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.metrics.base import ThresholdCounts, reaching
 from bevreshape.model import Outputs
 from bevreshape.objectives.base import compared
+from bevreshape.ops.tensors import constant
 
 CONDITIONS = ("day", "night", "rain")
 """Conditions by words of a scene's description: a scene may be both night and rain, "after rain" is rain, and a scene
@@ -42,7 +43,7 @@ class ConditionIoU(ThresholdCounts):
         probabilities = logits.float().sigmoid()
         for number, condition in enumerate((None, *CONDITIONS)):
             holds = [condition is None or condition in meta.conditions for meta in batch.meta]
-            valid = target.valid & torch.tensor(holds, device=logits.device)[:, None, None, None]
+            valid = target.valid & constant(holds, logits, torch.bool)[:, None, None, None]
             group = torch.full((1, 1, 1), number, device=logits.device)
             self.count(probabilities, group, target.value, valid)
 

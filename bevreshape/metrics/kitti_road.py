@@ -17,6 +17,7 @@ from bevreshape.geometry.ipm import sample
 from bevreshape.metrics.base import ThresholdCounts
 from bevreshape.model import Outputs
 from bevreshape.objectives.base import compared
+from bevreshape.ops.tensors import index_of
 
 BENCHMARK_GRID = BEVGrid((6.0, 46.0), (-10.0, 10.0), 0.05)
 """The benchmark's cells, 800×400."""
@@ -109,7 +110,7 @@ class RoadMetric(ThresholdCounts):
         target, known = masks.on_ground(batch.cameras, BENCHMARK_GRID, self.classes)  # b k R C
         logits, _ = compared(outputs, batch, SEGMENTATION)
         categories = [CATEGORIES.index(name.partition("_")[0]) for name in batch.names]
-        group = torch.tensor(categories, device=logits.device)[:, None, None]
+        group = index_of(categories, logits)[:, None, None]
         self.count(self.upsampled(logits.float().sigmoid()), group, target, known)
 
     def upsampled(self, probabilities: Float[Tensor, "b k rows cols"]) -> Float[Tensor, "b k R C"]:

@@ -172,7 +172,7 @@ def _taps(
     """
     counts = torch.zeros(shape, dtype=torch.int32, device=point.device).flatten()
     counts.index_add_(0, point, torch.ones_like(point, dtype=torch.int32))
-    size = positions.new_tensor([[source.width], [source.height]])
+    size = constant([[source.width], [source.height]], positions)
     if padding == "border":
         positions = torch.minimum(positions, size - 1).clamp(min=0)
     first = torch.minimum(positions.floor(), size - 2).clamp(min=0)

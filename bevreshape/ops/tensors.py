@@ -16,6 +16,11 @@ def constant(values: Sequence[Any], like: Tensor, dtype: torch.dtype | None = No
     return torch.tensor(values, dtype=dtype or like.dtype).to(like.device, non_blocking=True)
 
 
+def index_of(order: Sequence[int], like: Tensor) -> Tensor:
+    """Return a list as an index on the device of ``like``; torch waits for the device to copy a list itself."""
+    return constant(order, like, torch.long)
+
+
 def flat_index(index: Tensor, samples: int, each: int) -> Tensor:
     """Turn indices into samples, (samples or 1, m), into indices of the samples flattened, (samples · m,).
 

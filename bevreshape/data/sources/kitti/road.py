@@ -33,6 +33,7 @@ from bevreshape.data.targets import Annotation, BEVTarget, Window
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
 from bevreshape.geometry.cameras import mirror_intrinsics
+from bevreshape.ops.tensors import index_of
 
 CATEGORIES = ("um", "umm", "uu")
 """Prefixes of frames' names: urban marked, urban multiple marked lanes, urban unmarked."""
@@ -135,7 +136,7 @@ class RoadMasks(Annotation):
         bits = [[value for value in range(16) if value >> bit & 1] for bit in range(4)]
         planes, _ = labels_to_bev(self.masks, stored, grid, bits, unknown=())
         target, known = planes.split(2, dim=1)
-        chosen = [MASKS.index(self.mask_of[name]) for name in classes]
+        chosen = index_of([MASKS.index(self.mask_of[name]) for name in classes], target)
         return target[:, chosen], known[:, chosen]
 
     def flip(self, cameras: Sequence[int]) -> "RoadMasks":
@@ -146,7 +147,7 @@ class RoadMasks(Annotation):
         return self  # masks of whole images, regardless of the network's crop
 
     def select_cameras(self, cameras: Sequence[int]) -> "RoadMasks":
-        return self.map(lambda tensor: tensor[:, list(cameras)])
+        return self.map(lambda tensor: tensor[:, index_of(cameras, tensor)])
 
     def hide(self, cells: Tensor) -> "RoadMasks":
         return self  # the benchmark also counts cells outside the network's image
