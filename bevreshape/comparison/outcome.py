@@ -68,7 +68,7 @@ class ModelCost:
         flops: of a forward pass; a multiply-add counts as two.
         latency_ms: median by form: ``eager``, ``compiled``, ``exported``; forms that cannot be made are absent.
         unmeasured: reasons by absent form.
-        memory_mb: peak memory beyond module and input in a forward pass, in 10⁶ bytes.
+        memory_mb: peak memory beyond module and input in a forward pass, in 10⁶ bytes; NaN if it is unknown.
     """
 
     parameters: int
@@ -87,8 +87,9 @@ class Candidate:
         tuned: the chosen values by config key, such as ``optimizer.lr``.
         tried: all combinations, in the order in which they were tried.
         runs: judged trainings by seed; empty if it failed.
-        cost: costs; ``None`` if it failed before they could be measured.
+        cost: costs; ``None`` if they are not measured.
         reason: why it failed or diverged; ``None`` if it did not.
+        unmeasured: why its costs could not be measured, although it was trained; ``None`` if they were.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Candidate:
     runs: tuple[Run, ...]
     cost: ModelCost | None
     reason: str | None = None
+    unmeasured: str | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def interval_words(low: float, high: float) -> str:
     return f"{signed(low)} to {signed(high)}"
 
 
-def amount(value: float) -> str:
+def amount(value: int | float) -> str:
     """Return a number with three significant digits, such as ``11.2``, ``0.085`` or ``1,230``."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
@@ -39,7 +39,7 @@ def amount(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def count(value: float) -> str:
+def count(value: int | float) -> str:
     """Return a count with three significant digits, such as ``525 k`` or ``2.3 M``."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size * 0.9995:
@@ -47,7 +47,7 @@ def count(value: float) -> str:
     return amount(value)
 
 
-def limit_words(name: str, value: float) -> str:
+def limit_words(name: str, value: int | float) -> str:
     """Return a value of a limit with its unit, such as ``20 ms``, ``500 MB`` or ``5 M parameters``."""
     if name == "parameters":
         return f"{count(value)} parameters"
