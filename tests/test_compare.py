@@ -1,10 +1,16 @@
 """A comparison by its command line: it is shared, it resumes, failures are rows, and the winner is exported."""
 
 import json
+import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
-from commands import finish, start, without
+from commands import DIVERGING, Ended, finish, start, without
+
+from bevreshape.comparison.tuning import open_journal
 
 pytestmark = pytest.mark.slow
 
@@ -14,6 +20,21 @@ TINY = (
     "budget.trials=2", "budget.seeds=2", "budget.validations=2", "budget.repeats=2", "name=tiny",
 )  # fmt: skip
 """Arguments that make a comparison a matter of seconds."""
+
+UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+"""Without torch.compile, which takes as long as all the rest."""
+
+MINE = """
+from bevreshape.reshapers import Reshaper
+
+class ColumnMean(Reshaper):
+    def __init__(self, source, grid, gain: float = 1.0):
+        super().__init__(source, grid, source.channels)
+        self.gain = gain
+
+    def reshape(self, features, cameras):
+        return self.gain * features.mean((1, 3, 4), keepdim=True)[:, 0].expand(-1, -1, *self.target_shape)
+"""
 
 
 def records(cwd: Path) -> dict[str, dict]:
@@ -25,18 +46,112 @@ def records(cwd: Path) -> dict[str, dict]:
 
 
 def test_two_view_transformers_are_compared(worlds: Path, tmp_path: Path) -> None:
-    ended = finish(start("compare", "reshaper=mlp,ipm", *TINY, f"data.root={worlds}", cwd=tmp_path))
+    (tmp_path / "mine.py").write_text(MINE)
+    line = ("reshaper=mlp,mine.ColumnMean", "export=true", *TINY, f"data.root={worlds}")
+    ended = finish(start("compare", *line, cwd=tmp_path))
     assert ended.code == 0, ended.err
     found = records(tmp_path)
-    judged = {f"judge-{name}-seed{seed}" for name in ("mlp", "ipm") for seed in (0, 1)}
-    assert {name for name in found if not name.startswith("cost-")} == {"tune-mlp", "tune-ipm", *judged}
+    judged = {f"judge-{name}-seed{seed}" for name in ("mlp", "ColumnMean") for seed in (0, 1)}
+    assert {name for name in found if not name.startswith("cost-")} == {"tune-mlp", "tune-ColumnMean", *judged}
     for name in judged:
-        own = json.loads(
-            (tmp_path / "comparisons/tiny/runs" / name.removeprefix("judge-") / "metrics.json").read_text()
-        )
+        folder = tmp_path / "comparisons" / "tiny" / "runs" / name.removeprefix("judge-")
+        own = json.loads((folder / "metrics.json").read_text())
         assert found[name]["iou"]["mean"] == pytest.approx(own["test/iou/mean"], rel=1e-4)
+        assert found[name]["validation"] == pytest.approx(own["val/iou/mean"], rel=1e-4)
         assert {"yaw_deg=1", "pitch_deg=1", "height_m=0.1"} == found[name]["changed"].keys()
     (costs,) = (result["costs"] for name, result in found.items() if name.startswith("cost-"))
-    assert costs["mlp"]["parameters"] > costs["ipm"]["parameters"] > 0
-    assert all(cost["latency_ms"]["eager"] > 0 for cost in costs.values())
-    assert "mlp" in ended.out
+    assert costs["mlp"]["parameters"] > costs["ColumnMean"]["parameters"] > 0
+    for cost in costs.values():
+        assert cost["latency_ms"].keys() | cost["unmeasured"].keys() == {"eager", "compiled", "exported"}
+        assert all(latency > 0 for latency in cost["latency_ms"].values())
+    assert (tmp_path / "comparisons" / "tiny" / "winner.ckpt").stat().st_size > 10_000
+    assert (tmp_path / "comparisons" / "tiny" / "winner.onnx").stat().st_size > 10_000
+    assert "tiny" in ended.out
+
+
+def begun(cwd: Path) -> dict[str, int]:
+    """How often each training was begun, by its folder; a log says where one resumes."""
+    logs = (cwd / "comparisons" / "tiny" / "runs").rglob("train.log")
+    return {str(log.parent.name): len(re.findall(r"encoder .* parameters →", log.read_text())) for log in logs}
+
+
+def test_processes_resume_and_share_a_comparison(worlds: Path, tmp_path: Path) -> None:
+    line = ("reshaper=mlp,ipm", *TINY, f"data.root={worlds}")
+    first = start("compare", *line, cwd=tmp_path, environment=UNCOMPILED)
+    journal, runs = tmp_path / "comparisons" / "tiny" / "optuna.log", tmp_path / "comparisons" / "tiny" / "runs"
+    until(lambda: journal.exists() and '"2-1000000"' in journal.read_text())  # one training is done, the next runs
+    until(lambda: len(list(runs.rglob("config.yaml"))) > 1)
+    first.kill()
+    finish(first)
+    done = journal.read_text().count('"2-1000000"')
+    processes = [start("compare", *line, cwd=tmp_path, environment=UNCOMPILED) for _ in range(2)]
+    for ended in map(finish, processes):
+        assert ended.code == 0, ended.err
+    found = records(tmp_path)
+    assert len(found) == 2 + 2 * 2 + 1
+    studies = optuna.get_all_study_summaries(storage=open_journal(journal.parent))
+    assert {study.study_name.partition("-")[0] for study in studies} == {"mlp", "ipm"}
+    for study in studies:
+        own = optuna.load_study(study_name=study.study_name, storage=open_journal(journal.parent))
+        assert {trial.state.name for trial in own.trials} <= {"PRUNED", "COMPLETE"}
+        assert len({str(trial.params) for trial in own.trials}) == len(own.trials)
+    # every training's result is written once: none is repeated, by whichever process
+    written = re.findall(r'"trial_id":(\d+),"user_attr":\{"(\d+-\d+)"', journal.read_text())
+    assert len(written) == len(set(written)) > done
+    assert set(begun(tmp_path).values()) == {1}  # of judged trainings
+
+
+def test_a_diverging_candidate_is_a_row(worlds: Path, tmp_path: Path) -> None:
+    diverging = [one for one in DIVERGING if not one.startswith(("optimizer.lr", "trainer."))]
+    rates = ("budget.rates=[9,10]", "budget.steps=40", "budget.rungs=[40]", "budget.seeds=1")
+    line = ("reshaper=mlp,ipm", *without_budget("rates", "steps", "rungs", "seeds"), *rates, *diverging)
+    ended = finish(start("compare", *line, f"data.root={worlds}", cwd=tmp_path, environment=UNCOMPILED))
+    assert ended.code == 0, ended.err
+    found = records(tmp_path)
+    assert {name for name in found if name.startswith("judge")} == set()
+    for name in ("mlp", "ipm"):
+        assert re.search("loss is (nan|inf)|has diverged", found[f"tune-{name}"]["reason"])
+        assert {one[3] for one in found[f"tune-{name}"]["tried"]} == {"fail"}
+    assert "no " in ended.out or "none" in ended.out
+
+
+def without_budget(*keys: str) -> list[str]:
+    return [argument for argument in TINY if not argument.startswith(tuple(f"budget.{key}=" for key in keys))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["reshaper=mpl,ipm"], "reshaper=mpl is unknown; did you mean mlp"),
+        (["reshaper=mine.Absent"], "mine.Absent"),
+        (["reshaper=a.MLP,b.MLP"], "two are named MLP"),
+        (["reshaper=mlp", "budget=quik"], "budget=quik is unknown; did you mean quick"),
+        (["reshaper=mlp", "budget.step=3"], "budget.step is not a key of this command; did you mean budget.steps"),
+        (["reshaper=mlp", "budget={step: 3}"], "budget.step"),
+        (["reshaper=mlp", "budget={rates: [0]}"], "budget.rates=[0] must be a list of 1 or more numbers > 0"),
+        (["reshaper=mlp", "budget.rungs=[9999]"], "budget.rungs=[9999] must end at budget.steps="),
+        (
+            ["reshaper=mlp", "trainer.max_steps=9"],
+            "trainer.max_steps=9: a comparison decides trainer.max_steps; set budget",
+        ),
+        (["reshaper=mlp", "seed=3"], "set budget.seeds"),
+        (["reshaper=mlp", "reshaper.rank=3"], "reshapers.NAME.OPTION"),
+        (["reshaper=mlp", "latency_ms=0"], "latency_ms=0 must be a number > 0"),
+        (["reshaper=mlp", "device=tpu"], "device=tpu is not available"),
+        (["reshaper=mlp", "data.rig=back"], "data.rig='back' must be"),
+        (["reshaper=mlp", "metric=kitti_road"], "none gives the IoU"),
+    ],
+)
+def test_error_messages(command: Callable[..., Ended], tmp_path: Path, arguments: list[str], says: str) -> None:
+    ended = command("compare", *arguments)
+    assert ended.code == 1
+    assert says in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not (tmp_path / "comparisons").exists()
+
+
+def until(happened: Callable[[], bool], seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)

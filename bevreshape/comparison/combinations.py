@@ -44,7 +44,7 @@ def _between(rates: Sequence[float]) -> Iterator[float]:
     """Yield the geometric means of neighbouring rates, then those of the denser grid, and so on."""
     grid = list(rates) if len(rates) > 1 else [rates[0] / FACTOR, rates[0], rates[0] * FACTOR]
     while True:
-        means = [rounded(math.sqrt(low * high)) for low, high in pairwise(grid)]
+        means = [_rounded(math.sqrt(low * high), 4) for low, high in pairwise(grid)]
         yield from means
         grid = sorted([*grid, *means])
 
@@ -62,7 +62,7 @@ def beyond(best: Mapping[str, object], key: str, tried: Sequence[Mapping[str, ob
     rate = _rate(best, key)
     for end, following in ((max(rates), rate * FACTOR), (min(rates), rate / FACTOR)):
         if rate == end and LOWEST <= following <= HIGHEST:
-            return {**best, key: rounded(following)}
+            return {**best, key: _rounded(following, 2)}
     return None
 
 
@@ -72,6 +72,6 @@ def _rate(values: Mapping[str, object], key: str) -> float:
     return float(rate)
 
 
-def rounded(value: float) -> float:
-    """Return a number with four significant digits."""
-    return float(f"{value:.4g}")
+def _rounded(value: float, digits: int) -> float:
+    """Return a number with some significant digits."""
+    return float(f"{value:.{digits}g}")

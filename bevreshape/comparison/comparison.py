@@ -139,6 +139,15 @@ class Comparison:
 
     def tuning(self, name: str) -> Tuning:
         """Return the tuning of a view transformer."""
+        if name not in self._tunings:
+            self._tunings[name] = self._new_tuning(name)
+        return self._tunings[name]
+
+    @cached_property
+    def _tunings(self) -> dict[str, Tuning]:
+        return {}
+
+    def _new_tuning(self, name: str) -> Tuning:
         budget, entry = self.budget, self._tuning_entry(name)
         return Tuning(
             f"{name}-{_digest(entry.made_with)[:8]}", self._journal, self.folder / "locks" / f"tune-{name}",

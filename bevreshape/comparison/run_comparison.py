@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bevreshape.bev_spec import BEVSpec
+from bevreshape.comparison.answer import find_answer
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.judging import iou_metric
+from bevreshape.comparison.sentence import answer_sentence
+from bevreshape.comparison.winner import export_winner
 from bevreshape.config.build_data import build_data
 from bevreshape.errors import InputError
 from bevreshape.reporting.tables import print_table
@@ -74,13 +76,19 @@ def write(comparison: Comparison) -> None:
 
 
 def print_results(comparison: Comparison) -> None:
-    """Print the table and where everything is."""
+    """Print the table, the answer and where everything is; export the winner if it is asked for."""
     rows = _rows(comparison)
     table = Table(*rows[0], title=comparison.settings["name"])
     for row in rows:
         table.add_row(*map(str, row.values()))
     print_table(table)
-    Console().print(f"{Path(comparison.folder) / 'table.csv'}", markup=False, highlight=False, soft_wrap=True)
+    outcome = comparison.outcome()
+    lines = [answer_sentence(outcome, find_answer(outcome))]
+    if comparison.settings["export"]:
+        with comparison.records.claimed(Entry("winner", {})) as ours:
+            lines += export_winner(outcome, comparison.folder) if ours else []
+    for line in (*lines, str(comparison.folder / "table.csv")):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _rows(comparison: Comparison) -> list[dict[str, Any]]:

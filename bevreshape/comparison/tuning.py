@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +116,7 @@ class Tuning:
     def units(self) -> list[Unit]:
         """Decide all rungs that are done, and return the missing trainings of the next one; empty once all is done."""
         with locked(self.lock):
-            study = self._study()
+            study = self._study
             self._ask(study, self.initial, self.rungs[0])
             for steps in self.rungs:
                 while not (units := self._missing(study, steps)):
@@ -141,7 +142,7 @@ class Tuning:
 
     def result(self) -> dict[str, Any]:
         """Return the chosen values and all trials, plain for a line of JSON; a reason if no combination was left."""
-        study = self._study()
+        study = self._study
         trials = study.get_trials(deepcopy=False)
         last = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         best = min(last, key=_order(self.rungs[-1]), default=None)
@@ -155,7 +156,7 @@ class Tuning:
 
     def left(self) -> int:
         """Return about how many steps of training are left, without extensions of the grid."""
-        study = self._study()
+        study = self._study
         trials = study.get_trials(deepcopy=False)
         number, found = len(self.initial), 0
         for steps in self.rungs:
@@ -164,6 +165,7 @@ class Tuning:
             number = max(FEWEST, math.ceil(number / 2))
         return found
 
+    @cached_property
     def _study(self) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler(seed=0)  # never asked, all values are given
         return optuna.create_study(

@@ -1,6 +1,6 @@
 """Pooling to any size, evenly or unevenly."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class Pool(Reshaper):
     Raises:
         InputError: an unknown mode.
     """
+
+    worth_tuning: ClassVar = {"mode": ("max",)}
 
     rows: Tensor
     cols: Tensor
