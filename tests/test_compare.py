@@ -132,7 +132,7 @@ def without_budget(*keys: str) -> list[str]:
         (["reshaper=mlp", "budget.rungs=[9999]"], "budget.rungs=[9999] must end at budget.steps="),
         (
             ["reshaper=mlp", "trainer.max_steps=9"],
-            "trainer.max_steps=9: a comparison decides trainer.max_steps; set budget",
+            "a comparison decides trainer.max_steps; set budget",
         ),
         (["reshaper=mlp", "seed=3"], "set budget.seeds"),
         (["reshaper=mlp", "reshaper.rank=3"], "reshapers.NAME.OPTION"),

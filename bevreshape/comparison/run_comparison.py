@@ -5,19 +5,16 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from bevreshape.bev_spec import BEVSpec
-from bevreshape.comparison.answer import find_answer
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.judging import iou_metric
-from bevreshape.comparison.sentence import answer_sentence
 from bevreshape.comparison.winner import export_winner
 from bevreshape.config.build_data import build_data
 from bevreshape.errors import InputError
-from bevreshape.reporting.tables import print_table
+from bevreshape.reporting.comparison import print_comparison, write_comparison
 from bevreshape.sharing import finish, left
-from bevreshape.storage.files import write_csv, write_text
+from bevreshape.storage.files import write_text
 from bevreshape.storage.plain_values import to_yaml
 from bevreshape.storage.records import Entry
 from bevreshape.training.trainer import silence_lightning
@@ -69,38 +66,18 @@ def check(comparison: Comparison) -> None:
 
 
 def write(comparison: Comparison) -> None:
-    """Write the results, unless another process is writing them."""
+    """Write tables, charts and README, unless another process is writing them."""
     with comparison.records.claimed(Entry("results", {})) as ours:
         if ours:
-            write_csv(comparison.folder / "table.csv", _rows(comparison))
+            write_comparison(comparison.folder, comparison.outcome())
 
 
 def print_results(comparison: Comparison) -> None:
     """Print the table, the answer and where everything is; export the winner if it is asked for."""
-    rows = _rows(comparison)
-    table = Table(*rows[0], title=comparison.settings["name"])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    print_table(table)
-    outcome = comparison.outcome()
-    lines = [answer_sentence(outcome, find_answer(outcome))]
+    outcome, lines = comparison.outcome(), []
+    print_comparison(outcome)
     if comparison.settings["export"]:
         with comparison.records.claimed(Entry("winner", {})) as ours:
             lines += export_winner(outcome, comparison.folder) if ours else []
-    for line in (*lines, str(comparison.folder / "table.csv")):
+    for line in (*lines, str(comparison.folder / "README.md")):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _rows(comparison: Comparison) -> list[dict[str, Any]]:
-    rows = []
-    for one in comparison.outcome().candidates:
-        found = [run.iou["mean"] for run in one.runs]
-        latency = {} if one.cost is None else one.cost.latency_ms
-        rows.append(
-            {
-                "reshaper": one.name, "seeds": len(found), "iou": round(sum(found) / len(found), 4) if found else "",
-                **{f"{form}_ms": latency.get(form, "") for form in ("eager", "compiled", "exported")},
-                "reason": one.reason or "",
-            }
-        )  # fmt: skip
-    return rows
