@@ -10,10 +10,12 @@ from bevreshape.environment import prepare_process
 
 
 def main(settings: dict[str, Any], folder: Path) -> None:
-    """Run what is missing; print the table and the answer."""
-    from bevreshape.comparison.run_comparison import print_results, run_comparison
+    """Run what is missing; print the table and the answer, then write the page."""
+    from bevreshape.comparison.run_comparison import print_results, run_comparison, write_page
 
-    print_results(run_comparison(settings))
+    comparison = run_comparison(settings)
+    print_results(comparison)
+    write_page(comparison)
 
 
 def command(main: Main = main) -> None:

@@ -141,8 +141,19 @@ def test_incompatible_runs_are_left_out_and_reported() -> None:
     assert len(found.scenes) == 1
     assert all(len(one.views) == 1 for one in found.entries)
     assert "1 of 2 samples" in remarks[0]
-    found, remarks = fit_explorer(whole, len(json.dumps(explorer_data(found))) - 1)
-    assert [one.name for one in found.entries] == ["ipm"]
+    rows, cols = found.entries[0].cells.rows, found.entries[0].cells.cols
+    thinner, remarks = fit_explorer(whole, len(json.dumps(explorer_data(found))) - 1)
+    for old, new in zip(found.entries, thinner.entries, strict=True):
+        assert (new.cells.rows, new.cells.cols) == (rows[::2], cols[::2])
+        weights = {query: old.views[0]["in order"].heads[:, i] for i, query in enumerate(old.cells.queries.tolist())}
+        for i, query in enumerate(new.cells.queries.tolist()):
+            torch.testing.assert_close(new.views[0]["in order"].heads[:, i], weights[query])
+    assert "every 2nd cell" in remarks[0]
+    for size in (int(len(json.dumps(explorer_data(thinner))) * 0.9**power) for power in range(1, 30)):
+        last, remarks = fit_explorer(whole, size)
+        if len(last.entries) == 1:
+            break
+    assert [one.name for one in last.entries] == ["ipm"]
     assert remarks[-1].endswith("noise.")
     with pytest.raises(InputError, match="set cells= to fewer"):
         fit_explorer(whole, 1000)

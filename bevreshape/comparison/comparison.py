@@ -268,7 +268,7 @@ class Comparison:
         if tuned["reason"] is not None:
             return Candidate(name, {}, tried, (), None, tuned["reason"])
         runs: list[Run] = []
-        reasons = [failed[name]] if name in failed else []
+        reasons = []
         for seed in self.budget.judged:
             result = self.records.get(records, self._judged(name, tuned["values"], seed))
             if result is not None and "reason" in result:
@@ -276,7 +276,7 @@ class Comparison:
             elif result is not None:
                 runs.append(read_run(result, seed, self.run_folder(name, seed)))
         reason = "; ".join(reasons) or None
-        return Candidate(name, tuned["values"], tried, tuple(runs), costs.get(name), reason)
+        return Candidate(name, tuned["values"], tried, tuple(runs), costs.get(name), reason, failed.get(name))
 
     def _protocol(self) -> dict[str, str]:
         settings, budget = self.settings, self.budget

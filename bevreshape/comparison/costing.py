@@ -62,7 +62,7 @@ def measure_costs(
         for name, config in configs.items():
             made, reason = attempt(lambda config=config: _prepare(config, batch, spec, device))  # type: ignore[misc]
             if made is None:
-                failed[name] = f"costs: {reason}"
+                failed[name] = str(reason)
             else:
                 found[name] = made
         calls = [(name, form, call) for name, one in found.items() for form, call in one.forms.items()]

@@ -11,14 +11,20 @@ from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.judging import iou_metric
 from bevreshape.comparison.winner import export_winner
 from bevreshape.config.build_data import build_data
+from bevreshape.config.construct import TARGET
 from bevreshape.errors import InputError
 from bevreshape.reporting.comparison import print_comparison, write_comparison
+from bevreshape.reporting.report import write_report
+from bevreshape.reporting.runs import flattened
 from bevreshape.sharing import finish, left
 from bevreshape.storage.files import write_text
 from bevreshape.storage.plain_values import to_yaml
 from bevreshape.storage.records import Entry
 from bevreshape.training.trainer import silence_lightning
 from bevreshape.training.validate_config import validate_config
+
+PAGE = "report.html"
+"""File of the page in a comparison's folder."""
 
 WRITTEN_S = 300.0
 """Seconds between updates of the results."""
@@ -81,3 +87,18 @@ def print_results(comparison: Comparison) -> None:
             lines += export_winner(outcome, comparison.folder) if ours else []
     for line in (*lines, str(comparison.folder / "README.md")):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_page(comparison: Comparison) -> None:
+    """Write the page, unless another process is writing it or has written it since the last change; print its path."""
+    page, changed = comparison.folder / PAGE, (comparison.records.path, comparison.folder / SETTINGS_FILE)
+    with comparison.records.claimed(Entry("page", {})) as ours:
+        if ours and not (page.exists() and all(page.stat().st_mtime > one.stat().st_mtime for one in changed)):
+            write_report([comparison.folder], page, trust=own_packages(comparison.settings))
+            Console().print(f"{page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def own_packages(settings: Mapping[str, Any]) -> list[str]:
+    """Return the packages of third parties whose classes the settings name; they have been called already."""
+    named = {str(value).partition(".")[0] for key, value in flattened(settings).items() if key.endswith(TARGET)}
+    return sorted(named - {"bevreshape", "torch", "lightning"})

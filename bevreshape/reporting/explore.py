@@ -19,6 +19,12 @@ from bevreshape.reporting.progress import Progress
 from bevreshape.reporting.reported_model import ReportedModel
 from bevreshape.reshapers import GeometricReshaper, Reshaper
 
+ALL_HEADS = 2
+"""Number of the first heads, which are about all heads: effective weights, and the mean of attention."""
+
+MOST_THINNED = 4
+"""Cells are left out until a side has so many times fewer; then reshapers are."""
+
 
 def explorer(shown: Sequence[ReportedModel], batch: BEVBatch, true: Cameras, cells: int, probes: int) -> Explorer:
     """Compute W of every model on every sample, and with permuted tokens for models without calibration.
@@ -77,7 +83,9 @@ def view(model: BEVModel, reshaper: Reshaper, sample: BEVBatch, cells: Cells, pr
 
 
 def fit_explorer(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]:
-    """Reduce an explorer until it fits: samples are left out first, then the reshapers of the lowest IoU.
+    """Reduce an explorer until it fits.
+
+    Samples are left out first, then single heads of attention, then cells, and last the reshapers at the end.
 
     Returns:
         The reduced explorer, and remarks on the parts left out.
@@ -85,24 +93,59 @@ def fit_explorer(whole: Explorer, most_bytes: int) -> tuple[Explorer, list[str]]
     Raises:
         InputError: when one reshaper on one sample does not fit.
     """
-    found, remarks = whole, []
+    found, thinned = whole, 1
     while (size := len(json.dumps(explorer_data(found)))) > most_bytes:
         if len(found.scenes) > 1:
             count = len(found.scenes) - 1
             entries = [replace(one, views=one.views[:count]) for one in found.entries]
             found = replace(found, scenes=found.scenes[:count], entries=entries)
+        elif any(len(one.heads) > ALL_HEADS for one in found.entries):
+            found = replace(found, entries=[without_single_heads(one) for one in found.entries])
+        elif len(found.entries) > 1 and thinned < MOST_THINNED:
+            thinned *= 2
+            found = replace(found, entries=[thin(one) for one in found.entries])
         elif len(found.entries) > 1:
-            remarks.append(
-                f"Not in the explorer, to keep the page below {MOST_BYTES / 1e6:.0f} MB: {found.entries[-1].name}."
-            )
             found = replace(found, entries=found.entries[:-1])
         else:
             raise InputError(
                 f"report: one reshaper on one sample takes {size / 1e6:.1f} MB and {most_bytes / 1e6:.1f} MB are left "
                 "for it; set cells= to fewer, or name fewer folders"
             )
+    return found, _left_out(whole, found, thinned)
+
+
+def without_single_heads(entry: ExplorerEntry) -> ExplorerEntry:
+    """Return an entry with the effective weights and the mean of attention alone."""
+    views = [
+        {order: replace(one, weights=one.heads[:ALL_HEADS]) for order, one in views.items()} for views in entry.views
+    ]
+    return replace(entry, views=views, heads=entry.heads[:ALL_HEADS])
+
+
+def thin(entry: ExplorerEntry) -> ExplorerEntry:
+    """Return an entry with every second cell along both sides."""
+    old = entry.cells
+    cells = Cells(old.grid, old.rows[::2], old.cols[::2])
+
+    def kept(one: View) -> View:
+        by_place = one.heads.unflatten(1, (len(old.rows), len(old.cols)))  # a r c n h w
+        return replace(one, weights=by_place[:, ::2, ::2].flatten(1, 2))
+
+    views = [{order: kept(one) for order, one in views.items()} for views in entry.views]
+    return replace(entry, views=views, cells=cells)
+
+
+def _left_out(whole: Explorer, found: Explorer, thinned: int) -> list[str]:
+    kept = []
     if len(found.scenes) < len(whole.scenes):
-        remarks.insert(
-            0, f"The explorer has {len(found.scenes)} of {len(whole.scenes)} samples, to keep the page small."
-        )
-    return found, remarks
+        kept.append(f"{len(found.scenes)} of {len(whole.scenes)} samples")
+    if any(len(new.heads) < len(old.heads) for new, old in zip(found.entries, whole.entries, strict=False)):
+        kept.append("the mean of attention without its single heads")
+    if thinned > 1:
+        kept.append(f"every {'2nd' if thinned == 2 else f'{thinned}th'} cell along a side")
+    sentences = [f"The explorer has {', '.join(kept)}, to keep the page small."] if kept else []
+    names = [one.name for one in whole.entries[len(found.entries) :]]
+    if names:
+        limit = f"to keep the page below {MOST_BYTES / 1e6:.0f} MB"
+        sentences.append(f"Not in the explorer, {limit}: {', '.join(names)}.")
+    return sentences

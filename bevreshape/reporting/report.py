@@ -1,4 +1,4 @@
-"""Report finished runs, sweeps and studies as one page."""
+"""Report finished runs, sweeps, comparisons and studies as one page."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ from bevreshape import __version__
 from bevreshape.config.allowed import read_trust
 from bevreshape.experiments.levels import PLAN_FILE, Study
 from bevreshape.experiments.page import claims, sections
+from bevreshape.reporting.comparison_page import ReportedComparison, all_sections, stored_comparisons
 from bevreshape.reporting.explore import explorer, fit_explorer
 from bevreshape.reporting.explorer_data import explorer_data
 from bevreshape.reporting.overview import costs, curves, examples, results, sweeps
@@ -44,52 +45,77 @@ def write_report(
     probes: int = 2,
     trust: Sequence[str] = (),
 ) -> None:
-    """Collect the runs, and the claims and figures of studies, and write the page."""
+    """Collect the runs, the comparisons with their answers, and the claims of studies, and write the page."""
     trust = read_trust(trust)
     plans = [plan for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
     studies = [Study.stored(plan.parent) for plan in plans]
-    alone = [plan.parent for plan in plans]
+    comparisons = stored_comparisons(folders)
+    alone = [*(plan.parent for plan in plans), *(one.folder for one in comparisons)]
     rows = grouped([run for folder in folders if folder not in alone for run in read_runs(folder)])
     rows.sort(key=lambda runs: -mean_iou(runs))
+    compared = [runs for one in comparisons for runs in one.rows()]
     style: Any = FIGURE_STYLE  # its keys have types of their own
     with matplotlib.rc_context(style):
         page = Report(
             title="View transformers compared",
-            text=RUNS_TEXT if rows else "",
+            text="\n\n".join([*(one.sentence for one in comparisons), *([RUNS_TEXT] if rows else [])]),
             claims_text=CLAIMS_TEXT,
             claims=[claim for study in studies for claim in claims(study)],
-            sections=[section for study in studies for section in sections(study)],
-            source=f"Made by bevreshape {__version__} of {_amounts(rows, studies)}.",
+            sections=[*all_sections(comparisons), *(section for study in studies for section in sections(study))],
+            source=f"Made by bevreshape {__version__} of {_amounts([*compared, *rows], comparisons, studies)}.",
         )
-        page, remarks = with_runs(page, rows, samples, cells, probes, trust) if rows else (page, [])
+        page, remarks = with_runs(page, compared, rows, samples, cells, probes, trust)
         write(page, Path(out))
     for remark in remarks:
         log.warning("%s", remark)
 
 
 def with_runs(
-    page: Report, rows: Sequence[list[Run]], samples: int, cells: int, probes: int, trust: Sequence[str]
+    page: Report,
+    compared: Sequence[list[Run]],
+    rows: Sequence[list[Run]],
+    samples: int,
+    cells: int,
+    probes: int,
+    trust: Sequence[str],
 ) -> tuple[Report, list[str]]:
     """Return a page with sections on runs, and as much of the explorer as fits.
+
+    Args:
+        page: so far.
+        compared: rows of comparisons, whose results and costs are on the page already.
+        rows: other rows.
+        samples: test samples in the explorer.
+        cells: along a side whose weights are shown.
+        probes: for each cell.
+        trust: packages whose classes the checkpoints may call.
 
     Returns:
         The page, and remarks on the parts left out.
     """
-    shown, remarks = comparable(rows, trust)
+    whole = [*compared, *rows]
+    if not whole:
+        return page, []
+    shown, remarks = comparable(whole, trust)
     reference = shown[0].runs[0]
     batch, exact = (first_batch(reference, samples, trust, **given) for given in ({}, {"calibration": "exact"}))
-    found = [results(rows), curves(rows), costs(shown), *sweeps(rows), examples(shown, batch)]
+    found = [curves(whole), examples(shown, batch)]
+    if rows:
+        found = [results(whole), curves(whole), costs(shown), *sweeps(whole), examples(shown, batch)]
     page = replace(page, sections=[*page.sections, *(section for section in found if section is not None)])
-    whole = explorer(shown, batch, exact.cameras, cells, probes)
+    explored = explorer(shown, batch, exact.cameras, cells, probes)
     least = replace(
-        whole, scenes=whole.scenes[:1], entries=[replace(one, views=one.views[:1]) for one in whole.entries[:1]]
+        explored,
+        scenes=explored.scenes[:1],
+        entries=[replace(one, views=one.views[:1]) for one in explored.entries[:1]],
     )
     around = len(render(replace(page, explorer=least)).encode()) - len(json.dumps(explorer_data(least)))
-    fitted, left_out = fit_explorer(whole, MOST_BYTES - around - ROOM_FOR_REMARKS)
+    fitted, left_out = fit_explorer(explored, MOST_BYTES - around - ROOM_FOR_REMARKS)
     remarks += left_out
     return replace(page, explorer=fitted, source=" ".join([page.source, *remarks])), remarks
 
 
-def _amounts(rows: Sequence[list[Run]], studies: Sequence[Study]) -> str:
+def _amounts(rows: Sequence[list[Run]], comparisons: Sequence[ReportedComparison], studies: Sequence[Study]) -> str:
     runs = [f"{sum(map(len, rows))} runs"] if rows else []
-    return " and ".join([*runs, *(f"the study in {study.records.folder.name}" for study in studies)])
+    compared = [f"the comparison in {one.folder.name}" for one in comparisons]
+    return " and ".join([*runs, *compared, *(f"the study in {study.records.folder.name}" for study in studies)])

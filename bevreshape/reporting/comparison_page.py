@@ -1,0 +1,67 @@
+"""A comparison on the page of ``report``: its answer, its sections, and the runs of its candidates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bevreshape.comparison.answer import Answer, find_answer
+from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
+from bevreshape.comparison.outcome import Outcome
+from bevreshape.comparison.sentence import answer_sentence
+from bevreshape.reporting.comparison_sections import comparison_sections
+from bevreshape.reporting.page import Section
+from bevreshape.reporting.runs import Run, read_runs
+
+
+@dataclass(frozen=True)
+class ReportedComparison:
+    """A comparison in a folder, and its answer."""
+
+    folder: Path
+    outcome: Outcome
+    answer: Answer
+
+    @property
+    def sentence(self) -> str:
+        """Return the answer as one sentence."""
+        return answer_sentence(self.outcome, self.answer)
+
+    def sections(self) -> list[Section]:
+        """Return its sections."""
+        return comparison_sections(self.outcome, self.answer)
+
+    def rows(self) -> list[list[Run]]:
+        """Return the judged runs of every candidate whose folders are still there, the choice first.
+
+        Raises:
+            InputError: when one cannot be read.
+        """
+        chosen = [] if self.answer.choice is None else [self.answer.choice]
+        found = []
+        for candidate in [*chosen, *(rival.candidate for rival in self.answer.rivals)]:
+            folders = [self.folder / run.folder for run in candidate.runs]
+            found.append([run for one in folders if (one / "metrics.json").is_file() for run in read_runs(one)])
+        return [runs for runs in found if runs]
+
+
+def stored_comparisons(folders: Sequence[Path]) -> list[ReportedComparison]:
+    """Return the comparisons in and below folders.
+
+    Raises:
+        InputError: when one cannot be read.
+    """
+    found = []
+    for folder in folders:
+        for path in sorted(folder.rglob(SETTINGS_FILE)):
+            outcome = Comparison.stored(path.parent).outcome()
+            found.append(ReportedComparison(path.parent, outcome, find_answer(outcome)))
+    return found
+
+
+def all_sections(comparisons: Sequence[ReportedComparison]) -> list[Section]:
+    """Return the sections of comparisons; of several, each with the comparison's title."""
+    return [
+        section if len(comparisons) == 1 else replace(section, title=f"{one.outcome.title}: {section.title}")
+        for one in comparisons
+        for section in one.sections()
+    ]
