@@ -9,13 +9,12 @@ from rich.console import Console
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.judging import iou_metric
+from bevreshape.comparison.packages import own_packages
 from bevreshape.comparison.winner import export_winner
 from bevreshape.config.build_data import build_data
-from bevreshape.config.construct import TARGET
 from bevreshape.errors import InputError
 from bevreshape.reporting.comparison import print_comparison, write_comparison
 from bevreshape.reporting.report import write_report
-from bevreshape.reporting.runs import flattened
 from bevreshape.sharing import finish, left
 from bevreshape.storage.files import write_text
 from bevreshape.storage.plain_values import to_yaml
@@ -25,6 +24,9 @@ from bevreshape.training.validate_config import validate_config
 
 PAGE = "report.html"
 """File of the page in a comparison's folder."""
+
+SHOWN = ("data", "encoder", "reshapers", "head")
+"""Parts of the settings whose classes the page calls."""
 
 WRITTEN_S = 300.0
 """Seconds between updates of the results."""
@@ -94,11 +96,7 @@ def write_page(comparison: Comparison) -> None:
     page, changed = comparison.folder / PAGE, (comparison.records.path, comparison.folder / SETTINGS_FILE)
     with comparison.records.claimed(Entry("page", {})) as ours:
         if ours and not (page.exists() and all(page.stat().st_mtime > one.stat().st_mtime for one in changed)):
-            write_report([comparison.folder], page, trust=own_packages(comparison.settings))
+            write_report(
+                [comparison.folder], page, trust=own_packages({part: comparison.settings[part] for part in SHOWN})
+            )
             Console().print(f"{page}", markup=False, highlight=False, soft_wrap=True)
-
-
-def own_packages(settings: Mapping[str, Any]) -> list[str]:
-    """Return the packages of third parties whose classes the settings name; they have been called already."""
-    named = {str(value).partition(".")[0] for key, value in flattened(settings).items() if key.endswith(TARGET)}
-    return sorted(named - {"bevreshape", "torch", "lightning"})

@@ -1,14 +1,12 @@
 """The chosen view transformer's checkpoint and ONNX program, next to the results."""
 
 import shutil
-from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bevreshape.comparison.answer import find_answer
 from bevreshape.comparison.outcome import Outcome
-from bevreshape.config.construct import TARGET
+from bevreshape.comparison.packages import own_packages
 from bevreshape.config.groups import MODEL_PARTS
 from bevreshape.deployment.export import export_checkpoint
 from bevreshape.errors import InputError
@@ -37,7 +35,8 @@ def export_winner(outcome: Outcome, folder: Path) -> list[str]:
     with (source / "checkpoints" / "best.ckpt").open("rb") as file:
         write_atomic(out, partial(shutil.copyfileobj, file))
     lines = [f"{out} · {choice.name}, seed {run.seed}"]
-    trust = sorted(_packages(read_yaml(source / "config.yaml")))
+    config = read_yaml(source / "config.yaml")
+    trust = own_packages({part: config[part] for part in MODEL_PARTS})
     try:
         lines += export_checkpoint(
             {"checkpoint": str(out), "format": "onnx", "out": None, "calibration": None, "trust": trust, "repeats": 1}
@@ -45,15 +44,3 @@ def export_winner(outcome: Outcome, folder: Path) -> list[str]:
     except InputError as error:
         lines.append(f"no ONNX program: {error}")
     return lines
-
-
-def _packages(config: Mapping[str, Any]) -> set[str]:
-    """Return the packages of the model's own classes: the command line of the comparison named them."""
-    targets = (str(target) for part in MODEL_PARTS for target in _targets(config[part]))
-    return {target.partition(".")[0] for target in targets} - {"bevreshape"}
-
-
-def _targets(node: Any) -> Iterator[Any]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from [value] if key == TARGET else _targets(value)
