@@ -124,7 +124,7 @@ def without_budget(*keys: str) -> list[str]:
     [
         (["reshaper=mpl,ipm"], "reshaper=mpl is unknown; did you mean mlp"),
         (["reshaper=mine.Absent"], "mine.Absent"),
-        (["reshaper=a.MLP,b.MLP"], "two are named MLP"),
+        (["reshaper=bevreshape.reshapers.MLP,bevreshape.reshapers.mlp.MLP"], "two are named MLP"),
         (["reshaper=mlp", "budget=quik"], "budget=quik is unknown; did you mean quick"),
         (["reshaper=mlp", "budget.step=3"], "budget.step is not a key of this command; did you mean budget.steps"),
         (["reshaper=mlp", "budget={step: 3}"], "budget.step"),
@@ -139,7 +139,7 @@ def without_budget(*keys: str) -> list[str]:
         (["reshaper=mlp", "latency_ms=0"], "latency_ms=0 must be a number > 0"),
         (["reshaper=mlp", "device=tpu"], "device=tpu is not available"),
         (["reshaper=mlp", "data.rig=back"], "data.rig='back' must be"),
-        (["reshaper=mlp", "metric=kitti_road"], "none gives the IoU"),
+        (["reshaper=mlp", "~metric.iou"], "none gives the IoU"),
     ],
 )
 def test_error_messages(command: Callable[..., Ended], tmp_path: Path, arguments: list[str], says: str) -> None:

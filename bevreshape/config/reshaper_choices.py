@@ -53,12 +53,10 @@ def compose_comparison(name: str, arguments: list[str]) -> tuple[str, list[str]]
         InputError: as :func:`compose_each_reshaper`; when an argument is decided by the comparison.
     """
     for argument in arguments:
-        key, equals, _ = argument.lstrip("+~").partition("=")
-        if (key in DECIDED and key != "reshaper") or key.startswith("reshaper."):
-            instead = DECIDED["reshaper" if key.startswith("reshaper.") else key]
-            raise InputError(
-                f"{argument}: a comparison decides {key}; set {instead}" if equals else f"{argument}: leave it out"
-            )
+        key = argument.lstrip("+~").partition("=")[0]
+        instead = "reshapers.NAME.OPTION for one of them" if key.startswith("reshaper.") else DECIDED.get(key)
+        if instead is not None:
+            raise InputError(f"{argument}: a comparison decides {key}; set {instead}")
     name, composed = compose_each_reshaper(name, [part for one in arguments for part in _budget(one)])
     return name, [*composed, f"command={quoted(f'python -m bevreshape.compare {shlex.join(arguments)}'.strip())}"]
 

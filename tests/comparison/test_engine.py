@@ -29,7 +29,7 @@ BEST = {"MLP": 0.003, "IPM": 0.03, "Pool": 0.001}
 
 GIVEN = (
     "budget.steps=40", "budget.rungs=[10,20]", "budget.rates=[0.001,0.003,0.01]", "budget.trials=4", "budget.seeds=2",
-    "budget.errors={yaw_deg:[1]}", "logger=csv", "latency_ms=20", "command=typed", "device=cpu",
+    "budget.errors={yaw_deg:[1]}", "logger=csv", "latency_ms=20", "command=typed", "device=cpu", "name=made_up",
 )  # fmt: skip
 
 
@@ -276,3 +276,21 @@ BUDGET = {
 def test_budgets_that_make_no_sense_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         Budget.read(BUDGET | change)
+
+
+def test_wandb_runs_are_one_group(tmp_path: Path) -> None:
+    comparison = Comparison(settings(tmp_path, "logger=wandb", "name=mine"))
+    loggers = [
+        comparison.config(name, comparison.initial(name)[0], seed)["logger"]
+        for name in ("mlp", "ipm")
+        for seed in (0, 1)
+    ]
+    assert {one["group"] for one in loggers} == {"mine"}
+    assert [one["name"] for one in loggers] == ["mlp-seed0", "mlp-seed1", "ipm-seed0", "ipm-seed1"]
+
+
+def test_the_rate_of_any_optimizer_is_tuned(tmp_path: Path) -> None:
+    comparison = Comparison(settings(tmp_path, "optimizer=sgd_cosine"))
+    (first, *_) = comparison.initial("mlp")
+    assert first == {"optimizer.optimizer.lr": 0.001}
+    assert comparison.config("mlp", first, 0)["optimizer"]["optimizer"]["lr"] == 0.001
