@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from bevreshape.config.arguments import Parser
 CONF = ROOT / "conf"
 PAGES = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
-    for top in ("README.md", "data/README.md", "bevreshape", "conf", "tests", "tools")
+    for top in ("README.md", "data/README.md", "conf/CLUSTERS.md", "bevreshape", "conf", "tests", "tools")
     for page in ([ROOT / top] if top.endswith(".md") else sorted((ROOT / top).rglob("README.md")))
     if "results" not in page.parts  # the study writes that one
 }
@@ -143,6 +144,10 @@ def filled(arguments: list[str], trained: Path) -> list[str]:
 
 @pytest.mark.parametrize("line", lines_of(rf"python -m bevreshape\.(?!report)\w+( |$)(?!.*{OWN})"))
 def test_commands_compose(command, trained: Path, line: str) -> None:
+    if (plugin := re.search(r"hydra/(?:launcher|sweeper)=([a-z]+)", line)) and not any(
+        plugin[1] in entry.name for entry in distributions() if (entry.name or "").startswith("hydra-")
+    ):
+        pytest.skip(f"Hydra's plugin for {plugin[1]} is not installed")
     module, *arguments = shlex.split(line)[2:]
     arguments = filled(arguments, trained)
     shows = [] if {"--help", "--cfg"} & {*arguments} else ["--cfg", "job"]
