@@ -118,6 +118,11 @@ def check_options(group: Mapping[str, Any]) -> None:
     """
     known = {**OPTIONS, **OWN}
     for key, value in group.items():
+        if key == "strategy" and str(value).startswith("fsdp"):
+            raise InputError(
+                f"trainer.strategy={value} is refused: it shards models that one GPU cannot hold, needs GPUs, and its "
+                "sharded weights are not read by evaluate, export or one process; set trainer.strategy=ddp"
+            )
         if key not in known:
             raise InputError(f"trainer.{key} is unknown; {suggest_key(f'trainer.{key}', {'trainer': known})}")
         option = known[key]
