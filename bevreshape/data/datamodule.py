@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from bevreshape.config.options import BatchSize, CountOrNone, Seed, checked
@@ -73,7 +74,13 @@ class ResumableShuffleSampler(Sampler[int]):
         order = torch.randperm(self.length, generator=seeded(self.seed, self.epoch))
         mine = order[: len(self) * self.world].view(-1, self.world)[:, self.rank]
         start, self.start = self.start, 0
-        return iter(mine[start * self.batch_size :].tolist())
+        return _integers(mine[start * self.batch_size :].clone())  # the clone frees the order of other processes
+
+
+def _integers(values: Tensor) -> Iterator[int]:
+    """Yield the values of a tensor. A list of all of them would take 36 bytes for each."""
+    for part in values.split(4096):
+        yield from part.tolist()
 
 
 def evaluation_sampler(dataset: Sized, rank: int, world: int) -> UnrepeatedDistributedSampler:
