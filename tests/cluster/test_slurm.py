@@ -1,8 +1,10 @@
 """Training on a cluster of SLURM: several nodes, and jobs that are interrupted and go on by themselves."""
 
+import fcntl
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,9 @@ def interrupt_by_node_failure(cluster: Cluster, job: str, cwd: Path) -> None:
     node = cluster.job(job)["NodeList"]
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    with (cwd / "run" / ".lock").open("r+") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)  # the processes end meanwhile, as they do in SLURM's two minutes
+    time.sleep(5)  # and so does what SLURM ran for them
 
 
 def _beside(cwd: Path) -> Path:
