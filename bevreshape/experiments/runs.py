@@ -176,7 +176,7 @@ def tune(setting: Setting, budget: Budget) -> Tuned:
     held_out = held_out_of(setting, seeds, budget.held_out)
 
     def measure(recipes: Sequence[Recipe], steps: int) -> Tensor:
-        return _train(setting, seeds, recipes, held_out, budget.batch, (steps,))[0][..., 0].mT
+        return train_runs(setting, seeds, recipes, held_out, budget.batch, (steps,))[0][..., 0].mT
 
     return Halving(budget.candidates(setting), measure).run(budget.steps)
 
@@ -198,7 +198,7 @@ def judge(setting: Setting, tuned: Tuned, budget: Budget, seeds: Sequence[int], 
     for recipe in recipes:
         longest = max(steps for steps in budget.steps if tuned.best[steps] == recipe)
         looked = sorted({*(step for step in (*at, *budget.steps) if step <= longest)})
-        found, model = _train(setting, seeds, [recipe], held_out, budget.batch, looked)  # seeds, 1, steps
+        found, model = train_runs(setting, seeds, [recipe], held_out, budget.batch, looked)  # seeds, 1, steps
         found = found[:, 0].nan_to_num(float("inf"), float("inf"))
         curves.append(Curve(recipe, tuple(looked), tuple(map(tuple, found.mT.tolist()))))
         plain = setting.sigma_deg == 0 and setting.samples is None and not setting.permuted and setting.scale == 1
@@ -271,7 +271,7 @@ def _part(seed: int, purpose: int) -> Part:
     return "train" if purpose == TRAINING else "test"
 
 
-def _train(
+def train_runs(
     setting: Setting, seeds: Sequence[int], recipes: Sequence[Recipe], held_out: Batch, batch: int, at: Sequence[int]
 ) -> tuple[Tensor, ViewTransformer]:
     """Train; return errors (seeds, recipes, steps) and the model."""
