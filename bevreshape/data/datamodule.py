@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from bevreshape.config.options import BatchSize, CountOrNone, Seed, checked
 from bevreshape.data.batch import SPLITS, BEVBatch, BEVSource, Sample, collate, seeded
+from bevreshape.data.check_samples import check_first_samples
 from bevreshape.errors import InputError
 from bevreshape.training.stopping import Loader
 
@@ -134,7 +135,9 @@ class BEVDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         only_tests = self.trainer is not None and self.trainer.state.fn == "test"
-        self.source.prepare((self.tested_split,) if only_tests else SPLITS)
+        splits = (self.tested_split,) if only_tests else SPLITS
+        self.source.prepare(splits)
+        check_first_samples(self.source, splits)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         dataset = self.source.split("train")

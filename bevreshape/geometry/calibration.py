@@ -12,7 +12,13 @@ FOCAL_LENGTHS = (0.05, 1000.0)
 
 
 def check_calibration(
-    intrinsics: Tensor, ego_from_cam: Tensor, image_size: tuple[int, int], where: str, extent_m: float | int = 100.0
+    intrinsics: Tensor,
+    ego_from_cam: Tensor,
+    image_size: tuple[int, int],
+    where: str,
+    extent_m: float | int = 100.0,
+    *,
+    cropped: bool = False,
 ) -> None:
     """Raise on an impossible calibration, camera by camera. The tensors are on the CPU, as they were read.
 
@@ -22,6 +28,7 @@ def check_calibration(
         image_size: (H, W) of the images that the calibration is for.
         where: file, frame and camera; the message begins with it.
         extent_m: a camera farther than this from the ego origin is refused; its pose is probably in millimetres.
+        cropped: the images may be crops, which need not hold the principal point.
 
     Raises:
         InputError: if the calibration has another shape, is singular, non-finite, mirrored, not rigid, transposed, in
@@ -38,11 +45,13 @@ def check_calibration(
         at = f"{where}, camera {number}" if intrinsics.ndim == 3 and len(intrinsics) > 1 else where
         if not (torch.isfinite(k).all() and torch.isfinite(pose).all()):
             raise InputError(f"{at}: the calibration holds NaN or infinity; write finite numbers")
-        _check_intrinsics(k, height, width, at)
+        _check_focal_lengths(k, height, width, at)
+        if not cropped:
+            _check_principal_point(k, height, width, at)
         _check_pose(pose, at, extent_m)
 
 
-def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
+def _check_focal_lengths(k: Tensor, height: int, width: int, at: str) -> None:
     fx, fy, cx, cy = k[0, 0].item(), k[1, 1].item(), k[0, 2].item(), k[1, 2].item()
     if k[1, 0].abs() + k[2, 0].abs() + k[2, 1].abs() > 1e-6 or (k[2, 2] - 1).abs() > 1e-6:
         raise InputError(
@@ -73,6 +82,10 @@ def _check_intrinsics(k: Tensor, height: int, width: int, at: str) -> None:
                 f"{math.degrees(2 * math.atan(side / 2 / focal)):.3g}° {what}, which no pinhole camera does; focal "
                 "lengths must be in pixels"
             )
+
+
+def _check_principal_point(k: Tensor, height: int, width: int, at: str) -> None:
+    cx, cy = k[0, 2].item(), k[1, 2].item()
     if not (0 <= cx <= width - 1 and 0 <= cy <= height - 1):
         raise InputError(
             f"{at}: the principal point ({cx:g}, {cy:g}) is outside the image of {width}×{height} pixels; the "

@@ -29,6 +29,9 @@ MAGNIFIED = 1.3
 NARROWEST_DEG = 4.0
 """Smallest plausible field of view; only telescopes have less."""
 
+WRONG_WAY = "ego_from_cam looks given the wrong way round, as cam_from_ego; "
+"""Beginning of the clause about an inverse pose."""
+
 AXES = {
     "x forward, y left, z up": [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]],
     "x right, y up, z back": [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]],
@@ -152,7 +155,7 @@ def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
     transposed[..., :3, :3] = given[..., :3, :3].mT
     once = {
         "its rotation looks transposed, as in cam_from_ego, its translation right; transpose its 3×3": transposed,
-        "ego_from_cam looks given the wrong way round, as cam_from_ego; invert it": inverse,
+        f"{WRONG_WAY}invert it": inverse,
     }
     unit = length_unit(given[0, 0])
     if unit is not None:
@@ -173,8 +176,7 @@ def _other_readings(given: Tensor) -> Iterator[dict[str, Tensor]]:
             f"by {[[int(value) for value in row] for row in other_from_cam]}"
         )
         once[mended] = compose(given, turn)
-        wrong_way = "ego_from_cam looks given the wrong way round, as cam_from_ego; "
-        twice[f"{wrong_way}{mended}, after inverting it"] = compose(inverse, turn)
+        twice[f"{WRONG_WAY}{mended}, after inverting it"] = compose(inverse, turn)
     yield from (once, rolled, twice)
 
 
