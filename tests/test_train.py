@@ -147,6 +147,16 @@ def test_resume_refuses_other_settings(command, trained: Path) -> None:
         assert (ended.code, f"{argument}: a run resumes alone" in ended.err) == (1, True), ended.err
 
 
+def test_a_finished_run_is_only_tested_again(command, trained: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(trained, tmp_path / "copied")
+    before = json.loads((copied / "metrics.json").read_text())
+    ended = command("train", "resume=copied")
+    assert ended.code == 0, ended.err
+    assert "training is finished after 8 steps; only its test is run" in ended.err
+    after = json.loads((copied / "metrics.json").read_text())
+    assert after == pytest.approx(before, abs=0, nan_ok=True)
+
+
 def test_lock_that_is_a_link_is_not_followed(command, worlds: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("all of it")
     (tmp_path / "run").mkdir()

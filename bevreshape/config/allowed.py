@@ -1,7 +1,7 @@
 """The classes that a stored config may name: an allow-list by place, and the packages that the user trusts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
 from typing import Any
@@ -105,15 +105,43 @@ def _check_targets(node: Any, place: tuple[str, ...], where: str, trust: Sequenc
             _check_targets(value, (*place, str(number)), where, trust)
 
 
-def _check_target(target: Any, place: tuple[str, ...], where: str, trust: Sequence[str]) -> None:
+def needed_trust(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the packages that must be trusted to resume from a config, in its order."""
+    found = [package for part, node in config.items() for package in _strangers(node, (str(part),))]
+    return tuple(dict.fromkeys(found))
+
+
+def _strangers(node: Any, place: tuple[str, ...]) -> Iterator[str]:
+    """Yield the packages of the classes in a node that need trust."""
+    if isinstance(node, Mapping):
+        if TARGET in node and not _is_known(node[TARGET], place):
+            yield str(node[TARGET]).partition(".")[0]
+        for key, value in node.items():
+            yield from _strangers(value, (*place, str(key)))
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            yield from _strangers(value, (*place, str(number)))
+
+
+def _group(place: tuple[str, ...]) -> str:
+    """Return the group whose entry points may be named at a place; empty for none."""
+    return place[0] if len(place) == (2 if place[0] in NAMED else 1) else ""
+
+
+def _is_known(target: Any, place: tuple[str, ...]) -> bool:
+    """Return whether a class may be named at a place without trust."""
     own = any(
         target in names
         for known, names in PLACES.items()
         if len(known) == len(place) and all(one in ("*", other) for one, other in zip(known, place, strict=True))
     )
-    group = place[0] if len(place) == (2 if place[0] in NAMED else 1) else ""
-    if own or target in entry_point_classes(group).values():
+    return own or target in entry_point_classes(_group(place)).values()
+
+
+def _check_target(target: Any, place: tuple[str, ...], where: str, trust: Sequence[str]) -> None:
+    if _is_known(target, place):
         return
+    group = _group(place)
     said = f"{where}: {short('.'.join(place))} wants to call {short(str(target))}, which is"
     if not isinstance(target, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", target):
         raise InputError(f"{said} no dotted name of a class; use a file that bevreshape wrote")

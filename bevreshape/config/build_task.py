@@ -1,10 +1,13 @@
 """Building a Lightning task from a model and the groups ``objective``, ``metric`` and ``optimizer``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.groups import build_named, build_part
+from bevreshape.errors import InputError
+from bevreshape.geometry import BEVGrid
+from bevreshape.metrics import BEVMetric
 from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import FORMAT
 from bevreshape.storage.plain_values import check_plain
@@ -18,8 +21,24 @@ def build_task(cfg: Mapping[str, Any], spec: BEVSpec, model: BEVModel) -> BEVTas
     return BEVTask(
         model,
         build_named("objective", cfg["objective"], classes=spec.classes, grid=spec.grid),
-        build_named("metric", cfg["metric"], classes=spec.classes, grid=spec.grid),
+        build_metrics(cfg["metric"], spec.classes, spec.grid),
         build_part("optimizer", cfg["optimizer"]),
         seed=cfg["seed"],
         recipe=recipe,
     )
+
+
+def build_metrics(nodes: Mapping[str, Any], classes: Sequence[str], grid: BEVGrid) -> dict[str, BEVMetric]:
+    """Build the metrics of a config by name.
+
+    Raises:
+        InputError: when a class is no :class:`~bevreshape.metrics.BEVMetric`.
+    """
+    metrics = build_named("metric", nodes, classes=classes, grid=grid)
+    for name, metric in metrics.items():
+        if not isinstance(metric, BEVMetric):
+            raise InputError(
+                f"metric.{name}: {type(metric).__name__} is no BEVMetric; derive it from bevreshape.metrics.BEVMetric, "
+                "whose update takes (outputs, batch)"
+            )
+    return metrics

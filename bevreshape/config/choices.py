@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
-from bevreshape.config.command_line import asks_for_help
+from bevreshape.config.command_line import CONFIG_DIR, asks_for_help
 from bevreshape.config.construct import TARGET
 from bevreshape.config.entry_points import ENTRY_POINTS, class_choice, entry_point_classes
 from bevreshape.config.paths import conf_dir
@@ -71,6 +71,6 @@ def config_folders(arguments: Sequence[str]) -> list[Path]:
     folders = [conf_dir()]
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         flag, _, value = argument.partition("=")
-        if flag in ("--config-dir", "-cd"):
+        if flag in CONFIG_DIR and (value or following):
             folders.append(Path(value or following).expanduser())
     return folders

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from bevreshape.config.choices import register_choices
-from bevreshape.config.command_line import local_folders
+from bevreshape.config.command_line import local_folders, overrides_first
 from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.config.overrides import command_message, explain_override
@@ -46,6 +46,7 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
     full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
+        sys.argv[1:] = overrides_first(sys.argv[1:])
         register_choices(sys.argv[1:])
         sys.argv[1:] = local_folders(sys.argv[1:])
         if rewrite is not None:

@@ -10,6 +10,15 @@ from bevreshape.config.allowed import read_trust
 from bevreshape.config.options import LocalPath, read_value
 from bevreshape.errors import InputError
 
+CONFIG_DIR = ("--config-dir", "-cd")
+"""Hydra's flag for a further folder of configs."""
+
+FLAGS_WITH_VALUE = (
+    *CONFIG_DIR, "--cfg", "-c", "--config-path", "-cp", "--config-name", "-cn", "--experimental-rerun", "--info", "-i",
+    "--package", "-p",
+)  # fmt: skip
+"""Hydra's flags that may be followed by their value."""
+
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")
 """Hydra's keys for local folders."""
 
@@ -29,9 +38,21 @@ def local_folders(arguments: Sequence[str]) -> list[str]:
             bare = value.strip("'\"")
             path = read_value(key, LocalPath, bare)
             argument = argument if path == bare else f"{key}={path}" if key.startswith("--") else f"{key}='{path}'"
-        is_folder = argument in ("--config-dir", "-cd")
+        is_folder = argument in CONFIG_DIR
         found.append(argument)
     return found
+
+
+def overrides_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with all overrides before all flags; Hydra takes overrides on one side of a flag only."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for argument, before in zip(arguments, ["", *arguments], strict=False):
+        is_flag = argument.startswith("-") or (
+            before in FLAGS_WITH_VALUE and (before in CONFIG_DIR or "=" not in argument)
+        )
+        (flags if is_flag else overrides).append(argument)
+    return [*overrides, *flags]
 
 
 def typed_value(arguments: Sequence[str], key: str) -> str | None:

@@ -31,17 +31,17 @@ GIVEN: Mapping[str, tuple[str, ...]] = {
 
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "data": ("grid", "classes", "camera_names", "image_size", "prepare", "split", "make_targets"),
-    "encoder": ("sources", "forward"),
-    "reshaper": ("out_channels", "forward"),
-    "head": ("forward",),
-    "objective": ("forward",),
-    "metric": ("update", "compute", "reset"),
+    "encoder": ("sources", "forward", "named_parameters"),
+    "reshaper": ("out_channels", "forward", "named_parameters"),
+    "head": ("forward", "named_parameters"),
+    "objective": ("forward", "named_parameters"),
     "optimizer": ("build",),
 }
 """Required attributes of the objects of a group."""
 
 
 ADVICE = {
+    "named_parameters": "derive it from torch.nn.Module",
     "out_channels": "set it to d in its __init__, the head is built for it",
     "sources": "set it to a FeatureShape of each scale in its __init__, the reshaper is built for them",
 }

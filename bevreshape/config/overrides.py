@@ -13,6 +13,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bevreshape.config.choices import config_folders
+from bevreshape.config.command_line import quoted
 from bevreshape.config.construct import TARGET, locate
 from bevreshape.config.options import suggest_key
 from bevreshape.config.settings import FIXED_GROUPS
@@ -159,8 +161,11 @@ def _takes(parent: str, node: Mapping[str, Any], name: str) -> bool | None:
 
 def _composed(conf: Path, config_name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the config composed from the chosen groups only, or from the defaults if that fails."""
-    groups = [a for a in arguments if "=" in a and (conf / a.lstrip("+").partition("=")[0].partition("@")[0]).is_dir()]
-    for choices in (groups, []):
+    folders = [folder.absolute() for folder in config_folders(arguments)[1:]]
+    chosen = {a: a.lstrip("+").partition("=")[0].partition("@")[0] for a in arguments if "=" in a}
+    groups = [a for a, group in chosen.items() if group and any((top / group).is_dir() for top in (conf, *folders))]
+    search = [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in folders)}]"] if folders else []
+    for choices in ([*groups, *search], []):
         GlobalHydra.instance().clear()
         try:
             with initialize_config_dir(str(conf), version_base="1.3"):

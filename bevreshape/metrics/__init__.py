@@ -1,7 +1,7 @@
 """Measure bird's-eye-view predictions."""
 
 from bevreshape.metrics.base import BEVMetric, ThresholdCounts
-from bevreshape.metrics.collection import collected, values_besides_iou
+from bevreshape.metrics.collection import collected, improvement, values_besides_iou
 from bevreshape.metrics.conditions import ConditionIoU
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.metrics.kitti_road import RoadMetric
@@ -15,5 +15,6 @@ __all__ = [
     "RoadMetric",
     "ThresholdCounts",
     "collected",
+    "improvement",
     "values_besides_iou",
 ]

@@ -18,6 +18,10 @@ class BEVMetric(Metric):
         """Count a batch, without waiting for the device."""
         raise NotImplementedError
 
+    def improves(self, name: str) -> bool | None:
+        """Return whether a higher value of ``name`` is better; ``None`` if neither is."""
+        return self.higher_is_better
+
 
 class ThresholdCounts(BEVMetric):
     """Count valid cells by class, group, target, and number of thresholds reached; only NaN reaches none.

@@ -33,6 +33,8 @@ class ConditionIoU(ThresholdCounts):
         classes: names of the k channels.
     """
 
+    higher_is_better = True
+
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__(len(classes), 1 + len(CONDITIONS), torch.tensor(THRESHOLDS))
         self.classes = tuple(classes)

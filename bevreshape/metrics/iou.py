@@ -99,6 +99,10 @@ class BEVIoU(ThresholdCounts):
                 )
         self.count(logits, self.band_of_cell, target.value, target.valid)
 
+    def improves(self, name: str) -> bool | None:
+        """Return whether a higher value is better: yes for an IoU, not for a threshold."""
+        return None if name.startswith("best_threshold/") else True
+
     def compute(self) -> dict[str, Tensor]:
         """Return IoUs as scalars: ``iou/<class>``, ``iou/mean``, ``best_iou/<class>``, ``best_iou/mean``,
         ``best_threshold/<class>``, and ``iou/<class>/<from>-<to>m`` at threshold 0.5.

@@ -113,6 +113,11 @@ class RoadMetric(ThresholdCounts):
         group = index_of(categories, logits)[:, None, None]
         self.count(self.upsampled(logits.float().sigmoid()), group, target, known)
 
+    def improves(self, name: str) -> bool | None:
+        """Return whether a higher figure is better."""
+        figure = name.rpartition("/")[2]
+        return None if figure == "threshold" else figure not in ("fpr", "fnr")
+
     def upsampled(self, probabilities: Float[Tensor, "b k rows cols"]) -> Float[Tensor, "b k R C"]:
         """Resample predictions onto the benchmark's cells."""
         cells = repeat(self.cells, "R C xy -> b 1 R C xy", b=len(probabilities))

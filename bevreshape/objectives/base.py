@@ -1,6 +1,6 @@
 """Define objectives and their inputs: the outputs of a head, and the target of the same task."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -35,3 +35,18 @@ def compared(outputs: Outputs, batch: BEVBatch, task: str) -> tuple[Tensor, Targ
             "the objective that reads it"
         )
     return outputs.heads[task], batch.targets[task]
+
+
+def scalar(name: str, objective: object, loss: Any) -> Tensor:
+    """Return what an objective has returned.
+
+    Raises:
+        InputError: when it is no scalar tensor; names the objective.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{loss!r:.80}"
+        raise InputError(
+            f"objective.{name}: {type(objective).__name__} returns {found}; return a scalar tensor, such as the mean "
+            "over valid cells"
+        )
+    return loss

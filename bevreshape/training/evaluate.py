@@ -11,7 +11,7 @@ from bevreshape.analysis.evaluation import Change, Evaluation, Variant
 from bevreshape.analysis.robustness import drop_camera
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.build_data import build_data_for
-from bevreshape.config.groups import build_named
+from bevreshape.config.build_task import build_metrics
 from bevreshape.config.load_model import load_model
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, match_cameras
 from bevreshape.errors import InputError
@@ -99,7 +99,7 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
             f"data: its classes ({', '.join(found.classes)}) and the checkpoint's ({', '.join(spec.classes)}) have no "
             "name in common; give them the same names in data.classes"
         )
-    measured = build_named("metric", cfg["metric"], classes=classes, grid=spec.grid)
+    measured = build_metrics(cfg["metric"], classes, spec.grid)
     dropped = spec.camera_names if cfg["drop_each_camera"] else ()
     if dropped and not any(isinstance(metric, BEVIoU) for metric in measured.values()):
         raise InputError("drop_each_camera=true reports the IoU, but no metric gives it; add metric=[iou,…]")

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 
 from bevreshape.bev_spec import BEVSpec
+from bevreshape.config.allowed import needed_trust
 from bevreshape.config.build_data import build_data
 from bevreshape.config.build_logger import make_logger
 from bevreshape.config.build_model import build_model
@@ -99,8 +100,6 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False, tested: bool
     trainer = parts.trainer
     if trainer.is_global_zero:
         log.info("%s · %s", summary(cfg["name"], parts.model, parts.spec), folder)
-        if resumed:
-            log.info("resumes from %s", parts.keeper.path)
     outcome: dict[str, float] = {}
     try:
         if trainer.is_global_zero:
@@ -138,8 +137,9 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
         task.compile_training()
     score = score_of(task.metrics["val"].values())
     history = History(folder / "history.csv", score)
-    keeper = LastCheckpoint(folder / "checkpoints" / "last.ckpt", cfg["checkpoint_every_n_steps"], StopRequest())
-    early_stop = make_early_stop(cfg["trainer"], score)
+    last = folder / "checkpoints" / "last.ckpt"
+    keeper = LastCheckpoint(last, cfg["checkpoint_every_n_steps"], StopRequest(), needed_trust(cfg))
+    early_stop = make_early_stop(cfg["trainer"], task)
     trainer = make_trainer(
         resolve_schedule(cfg["trainer"], data) | {"strategy": strategy},
         default_root_dir=folder,
@@ -161,7 +161,9 @@ def _fit_and_test(parts: _Parts, resumed: bool, tested: bool) -> tuple[dict[str,
     """Return the metrics, and the reason if training stopped early."""
     task, trainer, history, keeper = parts.task, parts.trainer, parts.history, parts.keeper
     if resumed:
-        _check_resumable(parts)
+        saved = _check_resumable(parts)
+        if trainer.is_global_zero:
+            log.info("%s", _how_resumed(parts, saved))
     with keeper.request:
         with restoring(keeper.path, lambda: history.began or not resumed):
             trainer.fit(task, datamodule=parts.data, ckpt_path=keeper.path if resumed else None, weights_only=True)
@@ -190,8 +192,8 @@ def _fit_and_test(parts: _Parts, resumed: bool, tested: bool) -> tuple[dict[str,
     )
 
 
-def _check_resumable(parts: _Parts) -> None:
-    """Refuse a ``last.ckpt`` that does not fit the run, before it is overwritten.
+def _check_resumable(parts: _Parts) -> Mapping[str, Any]:
+    """Return the ``last.ckpt`` of the run; refuse one that does not fit it, before it is overwritten.
 
     Raises:
         InputError: when it does not fit; names the file and the difference.
@@ -203,6 +205,17 @@ def _check_resumable(parts: _Parts) -> None:
     check_callbacks(saved, trainer.callbacks, path)  # type: ignore[attr-defined]  # set by its connector
     if parts.history.path.exists():
         read_history(parts.history.path)
+    return saved
+
+
+def _how_resumed(parts: _Parts, saved: Mapping[str, Any]) -> str:
+    """Return the message about a resumed run: its training continues, or it is finished."""
+    steps, stop = saved["global_step"], parts.early_stop
+    if stop is not None and saved["callbacks"][stop.state_key]["wait_count"] >= stop.patience:
+        return f"training is finished, it stopped early after {steps} steps; only its test is run"
+    if steps >= parts.trainer.max_steps:
+        return f"training is finished after {steps} steps; only its test is run"
+    return f"resumes from {parts.keeper.path}"
 
 
 def test_best(trainer: Trainer, task: BEVTask, data: BEVDataModule, best: Path) -> dict[str, float]:

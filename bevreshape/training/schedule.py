@@ -9,9 +9,10 @@ from torchmetrics import Metric
 from bevreshape.data.batch import SPLITS
 from bevreshape.data.datamodule import BEVDataModule, ResumableShuffleSampler, evaluation_sampler
 from bevreshape.errors import InputError
-from bevreshape.metrics import BEVIoU
+from bevreshape.metrics import BEVIoU, improvement
 from bevreshape.training.callbacks import EarlyStop
 from bevreshape.training.hardware import process_count
+from bevreshape.training.task import BEVTask
 
 
 def resolve_schedule(trainer: Mapping[str, Any], data: BEVDataModule) -> dict[str, Any]:
@@ -49,18 +50,21 @@ def score_of(metrics: Iterable[Metric]) -> str:
     return "val/iou/mean" if any(isinstance(metric, BEVIoU) for metric in metrics) else "val/loss"
 
 
-def make_early_stop(trainer: Mapping[str, Any], score: str = "val/iou/mean") -> EarlyStop | None:
+def make_early_stop(trainer: Mapping[str, Any], task: BEVTask) -> EarlyStop | None:
     """Return the callback that ends training early; ``None`` unless the ``trainer`` group asks for it.
 
     Raises:
-        InputError: when it monitors the IoU but no metric of the run gives it.
+        InputError: when no metric and no objective of the run gives the score, or its direction is not known.
     """
     node = {"monitor": "val/iou/mean", "patience": None, "min_delta": 0.0, **(trainer.get("early_stopping") or {})}
     if node["patience"] is None:
         return None
-    if node["monitor"] not in (score, "val/loss"):
+    monitor = node["monitor"]
+    losses = ["val/loss", *(f"val/{name}_loss" for name in task.objectives if len(task.objectives) > 1)]
+    mode = "min" if monitor in losses else improvement(task.metrics["val"], monitor)
+    if mode is None:
         raise InputError(
-            f"trainer.early_stopping.monitor={node['monitor']} but no metric gives it; set monitor=val/loss, or add "
-            "metric=[iou,…]"
+            f"trainer.early_stopping.monitor={monitor} but no metric gives it; set monitor={' or '.join(losses)}, or "
+            "choose a metric that gives it, such as metric=[iou,…]"
         )
-    return EarlyStop(**node)
+    return EarlyStop(**node, mode=mode)

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from bevreshape.data.batch import BEVBatch, seeded
 from bevreshape.metrics import BEVMetric, MaskedCameras, collected, values_besides_iou
 from bevreshape.model import Outputs
+from bevreshape.objectives.base import scalar
 from bevreshape.training.divergence import StopOnDivergence
 from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, total_steps
 
@@ -54,9 +55,9 @@ class BEVTask(LightningModule):
         """Return the loss of a batch and update the metrics."""
         outputs = self(batch)
         self.metrics[stage].update(outputs, batch)
-        losses = {f"{name}_loss": objective(outputs, batch) for name, objective in self.objectives.items()}
+        losses = {f"{name}_loss": scalar(name, own, own(outputs, batch)) for name, own in self.objectives.items()}
         own = {"auxiliary_loss": sum(outputs.auxiliary.values())} if outputs.auxiliary else {}
-        total: Tensor = sum([*losses.values(), *own.values()])
+        total: Tensor = sum([*losses.values(), *own.values()])  # type: ignore[assignment]
         named = {**(losses if len(losses) > 1 else {}), **own, "loss": total}
         over_epoch = {"on_step": False, "on_epoch": True, "sync_dist": True} if stage != "train" else {}
         logged = {f"{stage}/{name}": one.detach() for name, one in named.items()}

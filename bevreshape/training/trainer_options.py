@@ -16,7 +16,7 @@ Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_
 
 
 MONITORS = {"val/iou/mean": "max", "val/loss": "min"}
-"""Scores that early stopping can monitor, and the direction of improvement."""
+"""Scores that select the best checkpoint, and the direction of improvement."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class EarlyStopping(TypedDict, total=False):
     """Options of early stopping."""
 
     patience: Steps | None
-    monitor: Literal["val/iou/mean", "val/loss"]
+    monitor: str
     min_delta: Weight
 
 

@@ -15,7 +15,7 @@ from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.training.hardware import check_hardware, on_gpu, process_count
 from bevreshape.training.rehearsal import check_compiler, rehearse
-from bevreshape.training.schedule import make_early_stop, score_of
+from bevreshape.training.schedule import make_early_stop
 from bevreshape.training.trainer import make_trainer, silence_lightning
 from bevreshape.training.trainer_options import check_options
 
@@ -41,7 +41,7 @@ def validate_config(cfg: Mapping[str, Any]) -> BEVDataModule:
     spec = BEVSpec.of(data.source)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
-    make_early_stop(cfg["trainer"], score_of(task.metrics["val"].values()))
+    make_early_stop(cfg["trainer"], task)
     alone = process_count(cfg["trainer"]) == 1
     if alone:
         make_trainer(cfg["trainer"], logger=False)

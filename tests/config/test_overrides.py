@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from bevreshape.config.command_line import local_folders, quoted
+from bevreshape.config.command_line import local_folders, overrides_first, quoted
 from bevreshape.errors import InputError
 
 CASES: list[tuple[tuple[str, ...], str]] = [
@@ -160,6 +160,38 @@ def test_folders_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_folders(given) == expected
     with pytest.raises(InputError, match=r"^hydra\.sweep\.dir='hdfs://x' is an address"):
         local_folders(["hydra.sweep.dir=hdfs://x"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("a=1 --config-dir D b=2", "a=1 b=2 --config-dir D"),
+        ("--config-dir=D a=1 -m b=2,3", "a=1 b=2,3 --config-dir=D -m"),
+        ("-cn other a=1 --cfg job ~b --info all +c=3", "a=1 ~b +c=3 -cn other --cfg job --info all"),
+        ("--info a=1", "a=1 --info"),
+        ("--config-dir a=b c=1", "c=1 --config-dir a=b"),
+        ("a=1", "a=1"),
+        ("", ""),
+    ],
+)
+def test_overrides_may_stand_on_both_sides_of_a_flag(given: str, expected: str) -> None:
+    assert overrides_first(given.split()) == expected.split()
+
+
+def test_a_typo_in_an_own_class_names_the_options_of_its_node(command, tmp_path: Path) -> None:
+    folder = tmp_path / "my conf" / "objective"
+    folder.mkdir(parents=True)
+    (folder / "distance.yaml").write_text("distance: {_target_: torch.nn.SmoothL1Loss, beta: 1.0}\n")
+    own = ("objective=distance", "--config-dir", "my conf")
+    for arguments in (
+        (*own, "objective.distance.betta=1"),
+        ("objective=torch.nn.SmoothL1Loss", "objective.smooth_l1_loss.betta=1"),
+    ):
+        ended = command("train", "logger=none", *arguments)
+        key = arguments[-1].partition(".betta")[0]
+        assert ended.err.strip().endswith(f"error: {key}.betta is not a key of this command; did you mean {key}.beta?")
+    ended = command("train", "logger=none", *own, "objective.distance.x=1")
+    assert "known are objective.distance._target_, objective.distance.beta" in ended.err
 
 
 def test_all_is_checked_before_anything_is_loaded(command, monkeypatch: pytest.MonkeyPatch) -> None:

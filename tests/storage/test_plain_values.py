@@ -16,7 +16,7 @@ import yaml
 from commands import ROOT
 from hostile import CALLS, CANARY, changed, leaves
 
-from bevreshape.config.allowed import PLACES, check_cache, check_targets, read_config, read_trust
+from bevreshape.config.allowed import PLACES, check_cache, check_targets, needed_trust, read_config, read_trust
 from bevreshape.config.command_line import typed_trust
 from bevreshape.errors import InputError
 from bevreshape.reporting.report import write_report
@@ -156,6 +156,21 @@ def test_classes_of_bevreshape_are_refused_elsewhere() -> None:
         for other in {place[0] for place in PLACES} - {place[0]}:
             with pytest.raises(InputError, match=r"no class of bevreshape|neither a class of bevreshape"):
                 check_targets({"_target_": names[0]}, other, "file")
+
+
+def test_packages_that_a_config_needs_trust_for() -> None:
+    own = {"_target_": "bevreshape.objectives.BCE"}
+    config = {
+        "seed": 0,
+        "data": {"_target_": "theirs.Source", "parts": [{"_target_": "other.Part"}]},
+        "objective": {"a": own, "b": {"_target_": "theirs.Loss"}},
+        "optimizer": {
+            "_target_": "bevreshape.training.optimizer.TorchOptimizer",
+            "optimizer": {"_target_": "lion.Lion"},
+        },
+    }
+    assert needed_trust(config) == ("theirs", "other", "lion")
+    assert needed_trust({"objective": {"a": own}, "logger": None}) == ()
 
 
 def test_trust_names_whole_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

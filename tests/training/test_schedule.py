@@ -154,7 +154,7 @@ def fit(case: Case, folder: Path, killed_in: int | None = None, resumed: bool = 
         task.compile_training()
     recorder = Recorder(killed_in=killed_in)
     last = folder / "checkpoints" / "last.ckpt"
-    early_stop = make_early_stop(case.group)
+    early_stop = make_early_stop(case.group, task)
     trainer = make_trainer(
         resolve_schedule(case.group, data),
         default_root_dir=folder,

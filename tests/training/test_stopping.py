@@ -135,11 +135,12 @@ def test_processes_ask_each_other_at_every_step(tmp_path: Path, step: int) -> No
     trainer.accumulate_grad_batches, trainer.is_global_zero = 1, True
     trainer.fit_loop, trainer.strategy = Mock(total_batch_idx=step - 1), Mock(reduce_boolean_decision=decide)
     trainer.save_checkpoint = saved.append
-    callback = LastCheckpoint(tmp_path / "checkpoints" / "last.ckpt", 100)
-    with pytest.raises(TrainingInterrupted):
+    callback = LastCheckpoint(tmp_path / "checkpoints" / "last.ckpt", 100, trust=("theirs", "others"))
+    with pytest.raises(TrainingInterrupted) as stopped:
         callback.on_train_batch_end(trainer, Mock(spec=LightningModule), None, Mock(spec=BEVBatch), step - 1)
     assert saved == [callback.path]
     assert not any(asked)
+    assert str(stopped.value) == f"stopped; resume with resume={tmp_path} trust=[theirs,others]"
 
 
 def test_sigterm_to_the_whole_group_saves_and_the_same_command_resumes(

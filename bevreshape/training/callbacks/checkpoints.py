@@ -1,5 +1,6 @@
 """Checkpoints of a run: atomic writing, the best one, and the last one, from which a run resumes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,17 @@ class LastCheckpoint(Checkpoint):
         path: of the file, in the folder ``checkpoints`` of a run.
         every_n_steps: optimizer steps.
         request: the stop request to obey; by default a new one, which listens while the trainer runs.
+        trust: packages that must be trusted to resume the run.
     """
 
-    def __init__(self, path: Path, every_n_steps: int, request: StopRequest | None = None) -> None:
+    def __init__(
+        self, path: Path, every_n_steps: int, request: StopRequest | None = None, trust: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.every_n_steps = every_n_steps
         self.request = request or StopRequest()
         self._is_own = request is None
+        self._trust = f" trust=[{','.join(trust)}]" if trust else ""
         self._due = False
         self._step = -1
         self._shared_batches = 0
@@ -150,13 +155,13 @@ class LastCheckpoint(Checkpoint):
             )
 
     def _stopped(self, where: str = "") -> TrainingInterrupted:
-        return TrainingInterrupted(f"stopped{where}; resume with resume={self.path.parent.parent}")
+        return TrainingInterrupted(f"stopped{where}; resume with resume={self.path.parent.parent}{self._trust}")
 
     def _check_folder(self, trainer: Trainer) -> None:
         if self._step >= 0 and trainer.is_global_zero and not self.path.parent.is_dir():
             raise InputError(
                 f"{self.path.parent} has vanished while its run was training; if the run's folder was moved, resume "
-                "with resume=ITS_NEW_PATH"
+                f"with resume=ITS_NEW_PATH{self._trust}"
             )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
