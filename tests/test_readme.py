@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import runpy
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +22,9 @@ from commands import ROOT, finish, start, without
 
 from bevreshape.analysis.costs import ring
 from bevreshape.config.arguments import Parser
+from bevreshape.errors import InputError
+from bevreshape.model import BEVModel
+from bevreshape.reshapers import FeatureShape
 
 CONF = ROOT / "conf"
 PAGES = {
@@ -343,6 +348,59 @@ def test_lightning_without_hydra(tmp_path: Path) -> None:
     run_script(tmp_path, "segmentation.py")
     imports = "\n".join(re.findall(r"^(?:from|import) bevreshape.*$", code, re.MULTILINE))
     run_script(tmp_path, "-c", f"{imports}\nimport sys\nassert not {{'hydra', 'omegaconf'}} & {{*sys.modules}}")
+
+
+SMALL_WORLD = 'SyntheticSource(scenes={"train": 12, "val": 4, "test": 4}, image_size=(32, 64))'
+
+
+@pytest.mark.slow
+def test_resuming_in_plain_lightning(tmp_path: Path) -> None:
+    """Eight steps at once, or three (in mid-epoch) and then the others, give the same weights."""
+    code = block("bevreshape/README.md", "python", "ckpt_path=")
+    assert "num_workers=2" in code
+    assert "every_n_train_steps=100" in code
+    small = 'accelerator="cpu", logger=False, enable_progress_bar=False, limit_val_batches=0, '
+    code = (
+        code.replace("SyntheticSource()", SMALL_WORLD)
+        .replace("batch_size=16, num_workers=2", "batch_size=2")
+        .replace("every_n_train_steps=100", "every_n_train_steps=1")
+        .replace("max_steps=1000, ", f"max_steps=int(sys.argv[1]), {small}")
+        .replace("trainer.fit(Segmentation(source)", "torch.manual_seed(0)\ntrainer.fit(Segmentation(source)")
+    )
+    segmentation = block("bevreshape/README.md", "python", "Segmentation(LightningModule)")
+    for name, steps in (("whole", ("8",)), ("resumed", ("3", "8"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "segmentation.py").write_text(segmentation)
+        (tmp_path / name / "resume.py").write_text(f"import sys\nimport torch\n{code}")
+        for count in steps:
+            run_script(tmp_path / name, "resume.py", count)
+    whole, resumed = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=False) for name in ("whole", "resumed")
+    )
+    assert whole["global_step"] == resumed["global_step"] == 8
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][key], value), key
+
+
+def test_a_reshaper_brings_a_loss_of_its_own() -> None:
+    names: dict[str, Any] = {}
+    exec(block("bevreshape/README.md", "python", "forward_with_auxiliary"), names)
+    reshaper = names["Sparse"](FeatureShape(3, 4, 8), (5, 6), weight=2.0)
+    features = torch.randn(2, 1, 3, 4, 8)
+    model = BEVModel(torch.nn.Identity(), reshaper, {"segmentation": torch.nn.Conv2d(3, 1, 1)})
+    trained = model.train()(features)
+    w, bias = reshaper.gate.weight.flatten().tolist(), reshaper.gate.bias.item()
+    gates = [
+        1 / (1 + math.exp(-(bias + sum(w[c] * features[b, 0, c, row, col].item() for c in range(3)))))
+        for b in range(2)
+        for row in range(4)
+        for col in range(8)
+    ]
+    assert trained.auxiliary["sparsity"].item() == pytest.approx(2.0 * sum(gates) / len(gates), rel=1e-5)
+    assert torch.equal(model.eval()(features).bev, trained.bev)
+    assert model(features).auxiliary == {}
+    with pytest.raises(InputError, match="features are 1 cameras × 3 channels × 4×4"):
+        reshaper.train().forward_with_auxiliary(features[..., :4])
 
 
 @pytest.mark.slow
