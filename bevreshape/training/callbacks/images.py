@@ -32,13 +32,7 @@ class ImageLogger(Callback):
         self._validations = 0
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: BEVBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int, *_: Any
     ) -> None:
         due = trainer.state.fn == "fit" and self._validations % self.every_n_validations == 0
         if due and batch_idx == 0:
@@ -48,13 +42,7 @@ class ImageLogger(Callback):
         self._validations += 1
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: BEVBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int, *_: Any
     ) -> None:
         if batch_idx == 0:
             self._draw(trainer, pl_module, batch, "test")

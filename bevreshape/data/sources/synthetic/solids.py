@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,29 @@ NEVER = np.float32(0)
 """Nearness of a missed solid."""
 _SIGNS = np.array([(a, b, c) for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)], np.float64)
 _PAIRS = np.triu_indices(8, 1)
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """Describe p points on the surfaces of solids.
+
+    Attributes:
+        solid: (p,) indices of the solids.
+        local: coordinates ahead, left and up from the solid's centre, metres, (p,) each.
+        relative: the same relative to half its length, width and height.
+        height: (p,) above the ground, metres.
+        light: (p,) brightness.
+        end: (p,) on the front or the back.
+        side: (p,) on the left or the right.
+    """
+
+    solid: NDArray[np.intp]
+    local: list[Array]
+    relative: list[Array]
+    height: Array
+    light: Array
+    end: NDArray[np.bool_]
+    side: NDArray[np.bool_]
 
 
 class Solids:
@@ -101,7 +125,7 @@ class Solids:
         return np.stack([cos * x + sin * y, cos * y - sin * x, z], axis=1)
 
     def shade(self, solid: NDArray[np.intp], points: Array, look: Look) -> list[Array]:
-        """Return colours of points (3, p) on the surfaces of the solids ``solid`` (p,)."""
+        """Return colors of points (3, p) on the surfaces of the solids ``solid`` (p,)."""
         x, y, z, cos, sin, *half = np.take(self.frames, solid, axis=1)
         dx, dy = points[0] - x, points[1] - y
         local = (cos * dx + sin * dy, cos * dy - sin * dx, points[2] - z)
@@ -130,50 +154,27 @@ class Solids:
             at = np.flatnonzero(chosen[solid])
             if at.size:
                 part = [color[at] for color in colors]
-                paint(
-                    part, solid[at], [p[at] for p in local], [r[at] for r in relative], points[2][at], light[at],
-                    end[at], side[at], look,
-                )  # fmt: skip
+                near, share = [p[at] for p in local], [r[at] for r in relative]
+                paint(part, _Surface(solid[at], near, share, points[2][at], light[at], end[at], side[at]), look)
                 for color, painted in zip(colors, part, strict=True):
                     color[at] = painted
         return colors
 
-    def _facade(
-        self,
-        colors: list[Array],
-        solid: NDArray[np.intp],
-        local: list[Array],
-        relative: list[Array],
-        height: Array,
-        light: Array,
-        end: NDArray[np.bool_],
-        side: NDArray[np.bool_],
-        look: Look,
-    ) -> None:
+    def _facade(self, colors: list[Array], at: _Surface, look: Look) -> None:
         """Paint storeys of 3 m with windows, on all four sides."""
-        column = np.where(end, local[1], local[0]) / self.paint[5, solid]
-        storey = height * np.float32(1 / 3)
+        column = np.where(at.end, at.local[1], at.local[0]) / self.paint[5, at.solid]
+        storey = at.height * np.float32(1 / 3)
         window = (np.abs(column - np.rint(column)) < 0.27) & (np.abs(storey - np.floor(storey) - 0.55) < 0.27)
-        at = np.flatnonzero(window & (end | side))
+        pane = np.flatnonzero(window & (at.end | at.side))
         for k, color in enumerate(colors):
-            color[at] = 0.1 + 0.16 * look.horizon[k] * (0.9 + 0.5 * relative[2][at])
+            color[pane] = 0.1 + 0.16 * look.horizon[k] * (0.9 + 0.5 * at.relative[2][pane])
 
-    def _vehicle(
-        self,
-        colors: list[Array],
-        solid: NDArray[np.intp],
-        local: list[Array],
-        relative: list[Array],
-        height: Array,
-        light: Array,
-        end: NDArray[np.bool_],
-        side: NDArray[np.bool_],
-        look: Look,
-    ) -> None:
+    def _vehicle(self, colors: list[Array], at: _Surface, look: Look) -> None:
         """Paint windows with pillars, wheels, a dark underside, lamps and a number plate."""
-        glass_low, glass_high, glass_from, wheels, lights, _ = np.take(self.paint, solid, axis=1)
-        a, b, _ = local
-        length = self.frames[5, solid]
+        relative, height, end, side = at.relative, at.height, at.end, at.side
+        glass_low, glass_high, glass_from, wheels, lights, _ = np.take(self.paint, at.solid, axis=1)
+        a, b, _ = at.local
+        length = self.frames[5, at.solid]
         level = 0.5 + 0.5 * relative[2]
         glass = (
             (level > glass_low)
@@ -193,9 +194,9 @@ class Solids:
         pane = np.flatnonzero(glass)
         for k, color in enumerate(colors):
             color[pane] = 0.1 + 0.22 * look.horizon[k] * (0.4 + level[pane])
-            color[plate] = 0.85 * light[plate]
+            color[plate] = 0.85 * at.light[plate]
             color[dark] = 0.05
-            color[rim] = 0.42 * light[rim]
+            color[rim] = 0.42 * at.light[rim]
             color[front] = (1.0, 0.98, 0.86)[k]
             color[back] = (0.8, 0.06, 0.05)[k]
 
