@@ -4,26 +4,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from bevreshape.analysis.data_dependence import relative_spread
-from bevreshape.analysis.effective_weights import attention_weights, cell_raster, jacobian_norm, product_count
+from bevreshape.analysis.diagnosis_figures import draw_robustness, draw_weights
+from bevreshape.analysis.effective_weights import (
+    Features,
+    attention_weights,
+    cell_raster,
+    jacobian_norm,
+    product_count,
+)
 from bevreshape.analysis.evaluation import Change, evaluating
-from bevreshape.analysis.geometric_alignment import geometry_agreement, projections
-from bevreshape.analysis.permutation import can_move, iou_when_permuted, permutation_error
+from bevreshape.analysis.geometric_alignment import geometry_agreement
+from bevreshape.analysis.permutation import iou_when_permuted, permutation_error
 from bevreshape.analysis.robustness import corrupt_images, drop_camera, iou_under, perturb_calibration, rotate_rig
+from bevreshape.analysis.token_encodings import can_move
 from bevreshape.data.batch import BEVBatch, seeded
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.reporting.labels import figure_text
 from bevreshape.reporting.progress import Progress
-from bevreshape.reshapers import FeatureShape, Reshaper
+from bevreshape.reshapers import Reshaper
 
 
 class Split(Protocol):
@@ -106,47 +112,25 @@ def diagnose(
             "it from Reshaper and build it with a BEVGrid"
         )
     images, scales, cameras = first_samples(model, batches(), plan.samples)
-    features = scales[0] if len(scales) == 1 else scales
     cells = cell_raster(reshaper.target_shape, plan.cells)
     true = cameras if true is None else true
+    measured = _Weights(reshaper, scales[0] if len(scales) == 1 else scales, cameras, cells, plan.probes)
+    weights = measured.under(cameras, "weights")  # b q n h w
 
     def agreement(weights: Tensor) -> dict[str, Any]:
         assert isinstance(reshaper.grid, BEVGrid)
         return asdict(geometry_agreement(weights, true, reshaper.grid, reshaper.source, cells=cells))
 
-    products = product_count(len(images), len(cells), plan.probes or reshaper.out_channels)
-    with Progress("weights", products) as progress:
-        weights = jacobian_norm(
-            reshaper, features, cameras, cells=cells, probes=plan.probes, step=progress.advance
-        )  # b q n h w
-
-    def of_images(weights: Tensor) -> Tensor:
-        """Return the weights of all samples under the first sample's cameras, so that only images differ."""
-        poses, intrinsics = cameras.ego_from_cam, cameras.intrinsics
-        first = Cameras(
-            intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), cameras.image_size, cameras.full_mask
-        )
-        if torch.equal(first.intrinsics, intrinsics) and torch.equal(first.ego_from_cam, poses):
-            return weights
-        with Progress("weights under one calibration", products) as progress:
-            return jacobian_norm(reshaper, features, first, cells=cells, probes=plan.probes, step=progress.advance)
-
-    changes = _changes(plan, camera_names, metric.grid)
-    named = {name: change for _, _, name, change in changes}
-    with Progress("errors and failures", len(batches()) * (1 + len(named))) as progress:
-        found = iou_under(model, batches(), metric, named, progress.advance)
-    robustness: dict[str, dict[str, dict[str, float]]] = {}
-    for group, what, name, _ in changes:
-        robustness.setdefault(group, {})[what] = found[name]
+    unchanged, robustness = _robustness(model, batches, metric, _changes(plan, camera_names, metric.grid))
     numbers = {
         "reshaper": reshaper.name,
         "samples": len(images),
         "cells": len(cells),
         "probes": plan.probes,
-        "iou": found["unchanged"],
-        "data_dependence": relative_spread([of_images(weights)]),
+        "iou": unchanged,
+        "data_dependence": relative_spread([measured.under_one_calibration(weights)]),
         "agreement": _or_reason(lambda: agreement(weights)),
-        "attention": _or_reason(lambda: agreement(attention_weights(reshaper, features, cameras, cells=cells).mean(1))),
+        "attention": _or_reason(lambda: agreement(measured.of_attention())),
         "order": _or_reason(lambda: _order(model, scales, cameras, batches, metric)),
         "robustness": robustness,
     }
@@ -154,8 +138,61 @@ def diagnose(
         "weights": draw_weights(images[0], {reshaper.name: weights[0]}, true, reshaper.grid, reshaper.source, cells)
     }
     if robustness:
-        figures["robustness"] = draw_robustness(robustness, found["unchanged"]["iou/mean"])
+        figures["robustness"] = draw_robustness(robustness, unchanged["iou/mean"])
     return Diagnosis(numbers, figures)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Effective weights of a reshaper at some cells, on the first samples of a split."""
+
+    reshaper: Reshaper
+    features: Features
+    cameras: Cameras
+    cells: Sequence[tuple[int, int]]
+    probes: int | None
+
+    def under(self, cameras: Cameras, what: str) -> Float[Tensor, "b q n h w"]:
+        """Return the weights under these cameras; ``what`` names the progress."""
+        products = product_count(len(cameras.intrinsics), len(self.cells), self.probes or self.reshaper.out_channels)
+        with Progress(what, products) as progress:
+            return jacobian_norm(
+                self.reshaper, self.features, cameras, cells=self.cells, probes=self.probes, step=progress.advance
+            )
+
+    def under_one_calibration(self, weights: Tensor) -> Tensor:
+        """Return the weights of all samples under the first sample's cameras, so that only images differ.
+
+        Args:
+            weights: those under each sample's own cameras.
+        """
+        poses, intrinsics = self.cameras.ego_from_cam, self.cameras.intrinsics
+        size, mask = self.cameras.image_size, self.cameras.full_mask
+        first = Cameras(intrinsics[:1].expand_as(intrinsics), poses[:1].expand_as(poses), size, mask)
+        if torch.equal(first.intrinsics, intrinsics) and torch.equal(first.ego_from_cam, poses):
+            return weights
+        return self.under(first, "weights under one calibration")
+
+    def of_attention(self) -> Float[Tensor, "b q n h w"]:
+        """Return the mean attention matrix of the heads."""
+        return attention_weights(self.reshaper, self.features, self.cameras, cells=self.cells).mean(1)
+
+
+Scores = dict[str, float]
+"""IoU by name."""
+
+
+def _robustness(
+    model: BEVModel, batches: Batches, metric: BEVIoU, changes: Sequence[tuple[str, str, str, Change]]
+) -> tuple[Scores, dict[str, dict[str, Scores]]]:
+    """Return the IoU of unchanged batches, and by group and name that of every change of :func:`_changes`."""
+    named = {name: change for _, _, name, change in changes}
+    with Progress("errors and failures", len(batches()) * (1 + len(named))) as progress:
+        found = iou_under(model, batches(), metric, named, progress.advance)
+    grouped: dict[str, dict[str, Scores]] = {}
+    for group, what, name, _ in changes:
+        grouped.setdefault(group, {})[what] = found[name]
+    return found["unchanged"], grouped
 
 
 def _changes(plan: Plan, camera_names: Sequence[str], grid: BEVGrid) -> list[tuple[str, str, str, Change]]:
@@ -203,80 +240,6 @@ def _or_reason(measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return measure()
     except InputError as error:
         return {"not_measured": str(error)}
-
-
-def draw_weights(
-    images: Float[Tensor, "n 3 H W"],
-    weights: Mapping[str, Float[Tensor, "q n h w"]],
-    cameras: Cameras,
-    grid: BEVGrid,
-    source: FeatureShape,
-    cells: Sequence[tuple[int, int]],
-    shown: int = 8,
-) -> Figure:
-    """Draw the effective weights of some cells, from far to near, over the images, and mark the cells' projections.
-
-    Args:
-        images: images of one sample, in 0..1.
-        weights: weights of its cells, by name of the reshaper; one row of panels each.
-        cameras: cameras; the first sample is this one.
-        grid: the cells.
-        source: shape of the features.
-        cells: (row, column) of the q cells.
-        shown: number of visible cells to draw.
-    """
-    positions, seen = (x[0].cpu() for x in projections(cameras, grid, source, cells))  # q n 2, q n
-    visible = seen.any(1).nonzero().squeeze(1)
-    chosen = visible[torch.linspace(0, len(visible) - 1, min(shown, len(visible))).round().long()].tolist()
-    cols = 4 if len(weights) == 1 else len(chosen)
-    rows = -(-len(chosen) // cols) * len(weights)
-    figure = Figure(figsize=(3 * cols, 1.9 * rows + 0.3), layout="constrained")
-    panels = iter(figure.subplots(rows, cols, squeeze=False).flat)
-    half = source.stride / 2
-    right, bottom = (source.offset_px + source.stride * (count - 1) + half for count in (source.width, source.height))
-    extent = (source.offset_px - half, right, bottom, source.offset_px - half)
-    centers = grid.centers()
-    for name, found in weights.items():
-        for q, panel in zip(chosen, panels, strict=False):
-            camera = int(seen[q].nonzero()[0])
-            image = images[camera].permute(1, 2, 0).float().cpu().numpy()
-            panel.imshow(image @ np.array([0.3, 0.59, 0.11]), cmap="gray", vmin=0, vmax=1)
-            heat = (found[q, camera] / found[q].max().clamp(min=1e-12)).float().cpu().numpy()
-            panel.imshow(heat, cmap="inferno", alpha=np.sqrt(heat) * 0.85, extent=extent, vmin=0, vmax=1)
-            u, v = (positions[q, camera] * source.stride + source.offset_px).tolist()
-            panel.plot(u, v, "+", color="cyan", markersize=12, markeredgewidth=2)
-            x, y = centers[cells[q]].tolist()
-            where = f"{x:.0f} m ahead, {abs(y):.0f} m {'left' if y >= 0 else 'right'}"
-            panel.set_title(where if len(weights) == 1 else f"{figure_text(name)}: {where}", fontsize=9)
-            panel.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
-    for panel in figure.axes:
-        panel.set_axis_off()
-    names = ", ".join(map(figure_text, weights))
-    figure.suptitle(f"{names}: effective weights of cells over the images; + is a cell's projection", fontsize=10)
-    return figure
-
-
-def draw_robustness(found: Mapping[str, Mapping[str, Mapping[str, float]]], unchanged: float) -> Figure:
-    """Plot mean IoU against every error; bars for dropped cameras."""
-    cols = min(4, len(found))
-    rows = -(-len(found) // 4)
-    figure = Figure(figsize=(3 * cols, 2.4 * rows), layout="constrained")
-    panels = figure.subplots(rows, cols, squeeze=False, sharey=True).flat
-    for (group, values), panel in zip(found.items(), panels, strict=False):
-        iou = [value["iou/mean"] for value in values.values()]
-        if group == "without":
-            panel.bar(list(map(figure_text, values)), iou)
-            panel.tick_params(axis="x", rotation=60)
-        else:
-            points = sorted({0.0: unchanged, **dict(zip(map(float, values), iou, strict=True))}.items())
-            panel.plot(*zip(*points, strict=True), "o-")
-        panel.axhline(unchanged, color="gray", linewidth=0.8, linestyle=":")
-        panel.set(xlabel=figure_text(group), ylim=(0, None))
-    for row in range(rows):
-        figure.axes[row * cols].set_ylabel("mean IoU")
-    for panel in figure.axes[len(found) :]:
-        panel.set_axis_off()
-    return figure
 
 
 def first_cameras(batches: Iterable[BEVBatch], count: int) -> Cameras:

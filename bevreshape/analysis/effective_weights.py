@@ -138,7 +138,7 @@ def jacobian_norm(
             another batch size, or the output has another shape or no gradient.
     """
     scales = (features,) if isinstance(features, Tensor) else tuple(features)
-    b, name = scales[0].shape[0], type(reshaper).__name__
+    b = scales[0].shape[0]
     _check_arguments(b, len(scales), scale, copies, probes, cameras)
     copies = min(copies, len(cells)) if cells else copies
     found = []
@@ -148,18 +148,22 @@ def jacobian_norm(
             x = sample[scale].requires_grad_()
             given = x if isinstance(features, Tensor) else sample
             bev = reshaper(given) if cameras is None else reshaper(given, _cameras_repeated(cameras, i, copies))
-            if bev.ndim != 4 or bev.shape[0] != copies:
-                raise InputError(
-                    f"jacobian_norm: {name} gives {tuple(bev.shape)} for {copies} samples; it must give (b, d, R, C)"
-                )
-            if not bev.requires_grad:
-                raise InputError(
-                    f"jacobian_norm: no gradient passes through {name}; it must not detach, nor run without gradients"
-                )
+            _check_output(bev, copies, type(reshaper).__name__)
             chosen = cell_indices(cells, (bev.shape[2], bev.shape[3]), bev.device)
             found.append(_norms(x, bev, chosen, probes, seed, step))
     norms = torch.stack(found)
     return norms if scales[scale].ndim == 5 else norms.unsqueeze(2)
+
+
+def _check_output(bev: Tensor, copies: int, name: str) -> None:
+    if bev.ndim != 4 or bev.shape[0] != copies:
+        raise InputError(
+            f"jacobian_norm: {name} gives {tuple(bev.shape)} for {copies} samples; it must give (b, d, R, C)"
+        )
+    if not bev.requires_grad:
+        raise InputError(
+            f"jacobian_norm: no gradient passes through {name}; it must not detach, nor run without gradients"
+        )
 
 
 def _check_arguments(b: int, scales: int, scale: int, copies: int, probes: int | None, cameras: Cameras | None) -> None:

@@ -134,7 +134,7 @@ def geometry_agreement(
         InputError: if weights do not fit cells, cameras or features, or are negative or not finite; if ``band_m`` is
             not positive; or if no camera sees any cell.
     """
-    b, _, _, h, w = weights.shape
+    b = weights.shape[0]
     positions, seen = projections(cameras, grid, source, cells)
     _check_weights(weights, positions, seen, source)
     if not band_m > 0:
@@ -144,39 +144,47 @@ def geometry_agreement(
         raise InputError(
             "geometry_agreement: no camera sees any of these cells; choose others, or check the calibration"
         )
-
-    # which tokens
     mass = weights.sum((-2, -1))  # b q n
     pairs = seen & (mass > 0)
     if not pairs.any():
         raise InputError("geometry_agreement: all weights are 0 in cameras that see the cells; measure a trained model")
-    outermost = positions.new_tensor([w - 1, h - 1])
-    targets = torch.minimum(positions, outermost).clamp(min=0)
-    places = (centroid(weights), peak(weights), (outermost / 2).expand_as(targets))
-    distances = torch.stack([(place - targets).norm(dim=-1)[pairs].to(targets) for place in places])  # 3 m
-
-    # how far from the vehicle
+    distances = _distances(weights, positions, pairs)  # 3 m
     row, col = cell_indices(cells, grid.shape, weights.device).unbind(1)
     away = grid.centers(weights.device)[row, col].norm(dim=-1)  # q
     band = (away / band_m).floor().long()[:, None].expand_as(pairs)[pairs]  # m
     bands = tuple(
         _band(number * band_m, (number + 1) * band_m, distances[:, band == number]) for number in band.unique().tolist()
     )
-    whole = _band(0.0, bands[-1].far_m, distances)
-
-    # which camera
-    heard = seen.any(-1) & (mass.sum(-1) > 0)  # b q
-    share = (mass * seen).sum(-1)[heard] / mass.sum(-1)[heard]
-    present = cameras.full_mask.unsqueeze(1).expand_as(seen)
-    uniform_share = seen.sum(-1)[heard] / present.sum(-1)[heard]
+    share, uniform_share = _shares(mass, seen, cameras.full_mask)
     return Agreement(
-        whole=whole,
+        whole=_band(0.0, bands[-1].far_m, distances),
         bands=bands,
         unseen=int((~seen.any(-1)).sum()),
         silent=int((seen & ~pairs).sum()),
-        share=share.mean().item(),
-        uniform_share=uniform_share.mean().item(),
+        share=share,
+        uniform_share=uniform_share,
     )
+
+
+def _distances(
+    weights: Float[Tensor, "b q n h w"], positions: Float[Tensor, "b q n 2"], pairs: Bool[Tensor, "b q n"]
+) -> Float[Tensor, "3 m"]:
+    """Return the distances of centroid, peak and the middle of the features from the projections of the m pairs."""
+    h, w = weights.shape[-2:]
+    outermost = positions.new_tensor([w - 1, h - 1])
+    targets = torch.minimum(positions, outermost).clamp(min=0)
+    places = (centroid(weights), peak(weights), (outermost / 2).expand_as(targets))
+    return torch.stack([(place - targets).norm(dim=-1)[pairs].to(targets) for place in places])
+
+
+def _shares(
+    mass: Float[Tensor, "b q n"], seen: Bool[Tensor, "b q n"], present: Bool[Tensor, "_ n"]
+) -> tuple[float, float]:
+    """Return the mean share of a cell's weights in cameras that see it, and that of uniform weights."""
+    heard = seen.any(-1) & (mass.sum(-1) > 0)  # b q
+    share = (mass * seen).sum(-1)[heard] / mass.sum(-1)[heard]
+    uniform_share = seen.sum(-1)[heard] / present.unsqueeze(1).expand_as(seen).sum(-1)[heard]
+    return share.mean().item(), uniform_share.mean().item()
 
 
 def _check_weights(weights: Tensor, positions: Tensor, seen: Tensor, source: FeatureShape) -> None:

@@ -1,32 +1,28 @@
-"""Sensitivity of a reshaper to the order of its tokens (claims A5, A10, A11 and A12).
+"""Sensitivity of a reshaper to the order of its tokens (claims A10 and A12).
 
 A permutation π is a tensor of integers, one per token: afterwards, position j holds the token from position π[j]. It
 permutes either the h·w tokens of a camera (row-major), the same for every camera; or all n·h·w tokens, camera by
 camera, and may then move tokens between cameras.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import singledispatch
 from typing import Any, Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from bevreshape.analysis.evaluation import Variant, evaluating, iou_of
+from bevreshape.analysis.token_encodings import can_move, moved_encodings, token_encodings
 from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.metrics.iou import BEVIoU
 from bevreshape.model import BEVModel
-from bevreshape.reshapers import CrossAttention, GeometricReshaper, Reshaper, SelfAttention
-from bevreshape.reshapers.positional import PositionalEncoding, RotaryEncoding
-
-Encodings = list[tuple[nn.Module, tuple[int, ...]]]
-"""Modules that encode the positions of tokens, and which of their inputs and outputs are tokens, (b, …, tokens, c)."""
+from bevreshape.reshapers import Reshaper
 
 
 def permute_tokens(
@@ -67,98 +63,6 @@ def _permute(features: Tensor, permutation: Tensor) -> Tensor:
     n, h, w = features.shape[1], *features.shape[3:]
     moved = rearrange(features, "b n c h w -> b c (n h w)")[..., permutation.to(features.device)]
     return rearrange(moved, "b c (n h w) -> b n c h w", n=n, h=h, w=w)
-
-
-@singledispatch
-def token_encodings(reshaper: Reshaper) -> Encodings:
-    """Return the modules that encode positions of a reshaper's source tokens, not those of its queries.
-
-    The list is empty for one without encodings. Register the encodings of your own class by
-    ``token_encodings.register(Mine, lambda mine: [(mine.encode, (0,))])``.
-
-    Raises:
-        InputError: if it has encodings but is not registered, or they follow from the calibration.
-    """
-    if any(isinstance(module, PositionalEncoding | RotaryEncoding) for module in reshaper.modules()):
-        raise InputError(
-            f"{reshaper.name}: it has positional encodings, but which are those of its tokens is not known; register "
-            "it with bevreshape.analysis.permutation.token_encodings"
-        )
-    return []
-
-
-@token_encodings.register
-def _(reshaper: GeometricReshaper) -> Encodings:
-    raise InputError(
-        f"{reshaper.name}: its tokens' positions follow from the calibration, which cannot be permuted; leave "
-        "move_encodings off"
-    )
-
-
-@token_encodings.register
-def _(reshaper: CrossAttention) -> Encodings:
-    rotary, rays = reshaper.attention.rotary, reshaper.encode_rays
-    found: Encodings = [(reshaper.encode_tokens, (0,))]
-    found += [] if rays is None else [(rays, (0,))]
-    return found + ([] if rotary is None else [(rotary, (1,))])  # keys
-
-
-@token_encodings.register
-def _(reshaper: SelfAttention) -> Encodings:
-    rotary = reshaper.attention.rotary
-    return [(reshaper.encode, (0,))] + ([] if rotary is None else [(rotary, (0, 1))])  # queries are tokens too
-
-
-def can_move(reshaper: Reshaper) -> bool:
-    try:
-        return bool(token_encodings(reshaper))
-    except InputError:
-        return False
-
-
-@contextmanager
-def moved_encodings(reshaper: Reshaper, permutation: Int[Tensor, " nt"]) -> Iterator[None]:
-    """Move encodings with permuted tokens: in the context, the token at position j has the encoding of position π[j].
-
-    Every encoding receives its tokens in the original order, and its result is permuted again.
-
-    Args:
-        reshaper: the reshaper that receives tokens permuted by π.
-        permutation: permutation of all cameras' tokens.
-
-    Raises:
-        InputError: see :func:`token_encodings`.
-    """
-    inverse = permutation.argsort()
-    with ExitStack() as hooks:
-        for module, positions in token_encodings(reshaper):
-            hooks.callback(_hook_inputs(module, positions, inverse).remove)
-            hooks.callback(_hook_outputs(module, positions, permutation).remove)
-        yield
-
-
-def _hook_inputs(module: nn.Module, positions: tuple[int, ...], permutation: Tensor) -> Any:
-    def hook(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(_move(x, permutation) if i in positions else x for i, x in enumerate(given))
-
-    return module.register_forward_pre_hook(hook)
-
-
-def _hook_outputs(module: nn.Module, positions: tuple[int, ...], permutation: Tensor) -> Any:
-    def hook(_: nn.Module, __: Any, made: Any) -> Any:
-        if isinstance(made, Tensor):
-            return _move(made, permutation)
-        return tuple(_move(x, permutation) if i in positions else x for i, x in enumerate(made))
-
-    return module.register_forward_hook(hook)
-
-
-def _move(x: Tensor, permutation: Tensor) -> Tensor:
-    """Permute (b, …, n·t, c), or (b·n, …, t, c) if cameras are processed separately."""
-    n = len(permutation) // x.shape[-2]
-    x = x.unflatten(0, (-1, n)).movedim(1, -3)  # b … n t c
-    x = x.flatten(-3, -2)[..., permutation.to(x.device), :].unflatten(-2, (n, -1))
-    return x.movedim(-3, 1).flatten(0, 1)
 
 
 class PermutedReshaper(Reshaper):
@@ -336,40 +240,3 @@ def iou_when_permuted(
         moved = PermutedReshaper(own, permutation, move_encodings=True)
         variants["encodings_moved"] = Variant(reshaper=moved)
     return iou_of(model, batches, metric, variants, step)
-
-
-def gram(features: Float[Tensor, "b n c h w"] | Float[Tensor, "b c h w"]) -> Float[Tensor, "b c c"]:
-    """Return XᵀX of the tokens X of all cameras, a sum over tokens that does not depend on their order (A10)."""
-    x = features if features.ndim == 5 else features.unsqueeze(1)
-    return torch.einsum("bnchw,bnehw->bce", x, x)
-
-
-def from_gram(reshaper: CrossAttention, gram: Float[Tensor, "b c c"]) -> Float[Tensor, "b d R C"]:
-    """Return ``Ø·Wq·Wkᵀ·(XᵀX)·Wv`` per head, the output of a linear cross-attention (A5).
-
-    It is divided by the number of tokens if the attention is.
-
-    Args:
-        reshaper: one with ``kernel="linear"``, ``attention_only`` and ``token_encoding="none"``; for it this is exact.
-            An encoding of the queries is part of Ø.
-        gram: XᵀX.
-
-    Raises:
-        InputError: if the reshaper has other options.
-    """
-    attention, kind = reshaper.attention, reshaper.encode_tokens.kind
-    if attention.kernel != "linear" or not reshaper.attention_only or kind != "none":
-        raise InputError(
-            f"from_gram: the attention has kernel={attention.kernel}, attention_only={reshaper.attention_only} and "
-            f"token_encoding={kind}, and depends on more than XᵀX; build it with kernel=linear, attention_only=true "
-            "and token_encoding=none"
-        )
-    to_q, to_k, to_v = (
-        rearrange(projection.weight, "(a e) c -> a c e", a=attention.heads)
-        for projection in (attention.to_q, attention.to_k, attention.to_v)
-    )  # a heads of e channels
-    query = reshaper.encode_queries(reshaper.query)  # RC d
-    out = query @ to_q @ to_k.mT @ gram.unsqueeze(1) @ to_v  # b a RC e
-    if attention.divide_by_tokens:
-        out = out / (reshaper.source.cameras * reshaper.source.tokens)
-    return rearrange(out, "b a (R C) e -> b (a e) R C", R=reshaper.target_shape[0])

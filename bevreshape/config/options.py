@@ -9,22 +9,16 @@ is a number or a boolean.
 
 import inspect
 import json
-import math
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, wraps
 from pathlib import Path
 from typing import (
     Annotated,
     Any,
-    Literal,
-    NotRequired,
-    Required,
     TypeVar,
-    Union,
     get_args,
     get_origin,
     get_type_hints,
@@ -35,6 +29,7 @@ from pydantic import AfterValidator, ConfigDict, PydanticUserError, TypeAdapter,
 from pydantic_core import SchemaError
 from typing_extensions import is_typeddict
 
+from bevreshape.config.hints import arms, bare, describe, fixed_keys, literals, show
 from bevreshape.errors import InputError, suggest
 
 Built = TypeVar("Built", bound=type)
@@ -127,7 +122,7 @@ def read_settings(schema: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: when the command does not have a key, with similar keys of any level; or as :func:`read_value`.
     """
-    keys = _keys(schema)
+    keys = fixed_keys(schema)
     assert keys is not None
     for name in settings:
         if name not in keys:
@@ -196,9 +191,9 @@ def read_value(key: str, hint: Any, value: Any) -> Any:
     if hint is Any:
         return value
     if isinstance(value, Mapping):
-        for arm in _arms(hint):
-            inner = _bare(arm)[0]
-            if (keys := _keys(inner)) is not None:
+        for arm in arms(hint):
+            inner = bare(arm)[0]
+            if (keys := fixed_keys(inner)) is not None:
                 return _read_keys(key, inner, keys, value)
             if get_origin(inner) in (dict, Mapping):
                 value = _read_entries(key, get_args(inner)[1], value)
@@ -215,16 +210,6 @@ def read_value(key: str, hint: Any, value: Any) -> Any:
         return adapter.validate_json(plain, strict=True)
     except ValidationError as error:
         raise InputError(_message(key, hint, value, error)) from None
-
-
-def describe(hint: Any) -> str:
-    """Describe the allowed values of a declaration, for messages."""
-    return _listed(dict.fromkeys(map(_kind, _arms(hint))))
-
-
-def _listed(words: Iterable[str]) -> str:
-    *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _read_keys(key: str, target: Any, keys: Mapping[str, tuple[Any, bool]], value: Mapping[Any, Any]) -> Any:
@@ -253,35 +238,10 @@ def _message(key: str, hint: Any, value: Any, error: ValidationError) -> str:
         if found["type"] == "value_error":
             return f"{key}={shown} {found['ctx']['error']}"
     message = f"{key}={shown} must be {describe(hint)}"
-    words = list(map(str, _words(hint)))
+    words = list(map(str, literals(hint)))
     unknown = [word for word in (value if isinstance(value, list | tuple) else [value]) if word not in words]
     near = suggest(unknown[0], words) if words and unknown and isinstance(unknown[0], str) else ""
     return f"{message}; {near}" if near.startswith("did you mean") else message
-
-
-def _words(hint: Any) -> Iterator[Any]:
-    """Yield the literal values of an option, or of the members of its list."""
-    for inner, _ in map(_bare, _arms(hint)):
-        if get_origin(inner) is Literal:
-            yield from get_args(inner)
-        elif get_origin(inner) in (list, tuple, Sequence):
-            yield from _words(get_args(inner)[0])
-
-
-def show(value: Any) -> str:
-    """Return a value as written in a config, truncated to 80 characters."""
-    if isinstance(value, str) or value is None or isinstance(value, bool):
-        text = repr(value) if isinstance(value, str) else json.dumps(value)
-    elif isinstance(value, float):
-        short = f"{value:g}"
-        text = short if not math.isfinite(value) or (float(short) == value and "e" in short) else repr(value)
-    elif isinstance(value, list | tuple):
-        text = f"[{', '.join(map(show, value))}]"
-    elif isinstance(value, Mapping):
-        text = f"{{{', '.join(f'{name}: {show(inner)}' for name, inner in value.items())}}}"
-    else:
-        text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 @cache
@@ -311,91 +271,10 @@ def _is_default(value: Any, default: Any) -> bool:
 
 
 @cache
-def _keys(target: Any) -> dict[str, tuple[Any, bool]] | None:
-    """Return the hint of every fixed key and whether it is required; ``None`` for a type without fixed keys."""
-    if is_typeddict(target):
-        hints = get_type_hints(target, include_extras=True)
-        return {name: (_unqualified(hint), name in target.__required_keys__) for name, hint in hints.items()}
-    if inspect.isclass(target) and is_dataclass(target):
-        hints = get_type_hints(target, include_extras=True)
-        return {
-            field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING)
-            for field in fields(target)
-            if field.init
-        }
-    return None
-
-
-def _unqualified(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) in (NotRequired, Required) else hint
-
-
-@cache
 def _adapter(hint: Any) -> TypeAdapter | None:
     """Return the adapter that converts values to a type; ``None`` for hints that only a type checker can use."""
-    own_config = _keys(hint) is not None  # pydantic accepts no config for these
+    own_config = fixed_keys(hint) is not None  # pydantic accepts no config for these
     try:
         return TypeAdapter(hint) if own_config else TypeAdapter(hint, config=CONFIG)
     except (PydanticUserError, SchemaError, NameError, TypeError):
         return None
-
-
-def _arms(hint: Any) -> list[Any]:
-    """Return the members of a union, or the type itself."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return [arm for member in get_args(hint) for arm in _arms(member)]
-    return [hint]
-
-
-def _bare(arm: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Return a type without its ``Annotated``, and the annotations."""
-    return (get_args(arm)[0], get_args(arm)[1:]) if get_origin(arm) is Annotated else (arm, ())
-
-
-def _kind(arm: Any) -> str:
-    inner, limits = _bare(arm)
-    origin, args = get_origin(inner), get_args(inner)
-    if inner in (int, float):
-        range_ = _range(limits)
-        return f"an integer{range_}" if inner is int else f"a number{range_}" if range_ else "a finite number"
-    if inner is bool:
-        return "true or false"
-    if inner in (None, type(None)):
-        return "null"
-    if arm == LocalPath or inner is Path:
-        return "a path"
-    if inner is str:
-        return "text"
-    if origin is Literal:
-        return _listed(map(str, args))
-    if origin is tuple and Ellipsis not in args:
-        return f"a list of {len(args)}: {', '.join(map(describe, args))}"
-    if origin in (list, tuple, Sequence):
-        length = next((limit for limit in limits if isinstance(limit, Len)), Len(0))
-        fixed = length.min_length == length.max_length
-        count = f"{length.min_length}{'' if fixed else ' or more'} " if length.min_length else ""
-        members = re.sub(r"^an? (finite )?([a-z]+)", r"\1\2s", describe(args[0]))
-        if get_origin(args[0]) is Literal:
-            return f"a list {f'of {count}' if count else ''}out of {members}"
-        return f"a list of {count}{members}"
-    if origin in (dict, Mapping):
-        count = ", not empty," if any(isinstance(limit, Len) for limit in limits) else ""
-        return f"a mapping{count} from names to {describe(args[1])}"
-    if (keys := _keys(inner)) is not None:
-        return f"a mapping with {', '.join(keys)}"
-    return f"an object of {getattr(inner, '__name__', inner)}"
-
-
-def _range(limits: Sequence[Any]) -> str:
-    low = next((limit.ge for limit in limits if isinstance(limit, Ge)), None)
-    high = next((limit.le for limit in limits if isinstance(limit, Le)), None)
-    above = next((limit.gt for limit in limits if isinstance(limit, Gt)), None)
-    below = next((limit.lt for limit in limits if isinstance(limit, Lt)), None)
-    if low is not None and high is not None:
-        return f" from {low:.12g} to {high:.12g}"
-    bounds = [
-        f"{sign} {limit:.12g}"
-        for sign, limit in ((">", above), ("≥", low), ("<", below), ("≤", high))
-        if limit is not None
-    ]
-    return f" {' and '.join(bounds)}" if bounds else ""

@@ -38,56 +38,7 @@ class _Asked:
 
 
 def _primary(results: Results) -> list[Row]:
-    sigma, longest = results.plan.primary_sigma_deg, results.longest
-    to = f"to {1 - TO:.0%} of what can be had"
-    mlp, attention = Setting("mlp"), Setting("attention")
-    steps = {"MLP": results.steps_to(mlp, TO), "attention": results.steps_to(attention, TO)}
-    flops = {"MLP": results.flops_to(mlp, TO), "attention": results.flops_to(attention, TO)}
-    samples = {"MLP": results.samples_to("mlp", TO), "attention": results.samples_to("attention", TO)}
-
-    def error(claim: str, pose: Pose, sigma: float, where: str) -> _Asked:
-        return _Asked(
-            claim,
-            f"error after {longest} steps of new samples{where}",
-            "Attention’s error is {} times lower.",
-            "Attention’s error is {} times higher.",
-            "Both come to the same error.",
-            {
-                name: mean_words(results.errors(Setting(method, pose, sigma)))
-                for name, method in zip(("MLP", "attention"), PAIRS[pose], strict=True)
-            },
-        )
-
-    def amount(what: str, much: str, sides: Mapping[str, str]) -> _Asked:
-        return _Asked(
-            "A8",
-            f"{what} {to}",
-            f"The MLP needs {{}} times as {much}.",
-            f"Attention needs {{}} times as {much}.",
-            f"Both need as {much}.",
-            sides,
-        )
-
-    moving = f", σ = {sigma:g}°"
-    asked = {
-        "fixed camera, error": error("A8", "unknown", 0.0, ""),
-        "fixed camera, steps": amount(
-            "steps", "many steps", {name: range_words(found) for name, found in steps.items()}
-        ),
-        "fixed camera, compute": amount(
-            "MFLOPs of forward passes",
-            "much computation",
-            {
-                name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found])
-                for name, found in flops.items()
-            },
-        ),
-        "fixed camera, samples": amount(
-            "samples to train on", "many samples", {name: range_words(found) for name, found in samples.items()}
-        ),
-        "moving camera, pose given": error("A9", "given", sigma, moving),
-        "moving camera, pose visible": error("A9", "visible", sigma, moving),
-    }
+    asked = _errors_asked(results) | _amounts_asked(results)
     verdicts = holm(results.primary)
     return [
         Row(
@@ -102,6 +53,67 @@ def _primary(results: Results) -> list[Row]:
         )
         for name, comparison in results.primary.items()
     ]
+
+
+def _errors_asked(results: Results) -> dict[str, _Asked]:
+    """Return the texts of the primary rows about errors."""
+    sigma, longest = results.plan.primary_sigma_deg, results.longest
+
+    def error(claim: str, pose: Pose, sigma: float, where: str) -> _Asked:
+        return _Asked(
+            claim,
+            f"error after {longest} steps of new samples{where}",
+            "Attention’s error is {} times lower.",
+            "Attention’s error is {} times higher.",
+            "Both come to the same error.",
+            {
+                name: mean_words(results.errors(Setting(method, pose, sigma)))
+                for name, method in zip(("MLP", "attention"), PAIRS[pose], strict=True)
+            },
+        )
+
+    moving = f", σ = {sigma:g}°"
+    return {
+        "fixed camera, error": error("A8", "unknown", 0.0, ""),
+        "moving camera, pose given": error("A9", "given", sigma, moving),
+        "moving camera, pose visible": error("A9", "visible", sigma, moving),
+    }
+
+
+def _amounts_asked(results: Results) -> dict[str, _Asked]:
+    """Return the texts of the primary rows about steps, computation and samples."""
+    to = f"to {1 - TO:.0%} of what can be had"
+    mlp, attention = Setting("mlp"), Setting("attention")
+    steps = {"MLP": results.steps_to(mlp, TO), "attention": results.steps_to(attention, TO)}
+    flops = {"MLP": results.flops_to(mlp, TO), "attention": results.flops_to(attention, TO)}
+    samples = {"MLP": results.samples_to("mlp", TO), "attention": results.samples_to("attention", TO)}
+
+    def amount(what: str, much: str, sides: Mapping[str, str]) -> _Asked:
+        return _Asked(
+            "A8",
+            f"{what} {to}",
+            f"The MLP needs {{}} times as {much}.",
+            f"Attention needs {{}} times as {much}.",
+            f"Both need as {much}.",
+            sides,
+        )
+
+    return {
+        "fixed camera, steps": amount(
+            "steps", "many steps", {name: range_words(found) for name, found in steps.items()}
+        ),
+        "fixed camera, compute": amount(
+            "MFLOPs of forward passes",
+            "much computation",
+            {
+                name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found])
+                for name, found in flops.items()
+            },
+        ),
+        "fixed camera, samples": amount(
+            "samples to train on", "many samples", {name: range_words(found) for name, found in samples.items()}
+        ),
+    }
 
 
 def _sentence(asked: _Asked, comparison: Comparison, verdict: Verdict) -> str:
@@ -121,8 +133,6 @@ def _sentence(asked: _Asked, comparison: Comparison, verdict: Verdict) -> str:
 
 def _controls(results: Results) -> list[Row]:
     sigma, longest = results.plan.primary_sigma_deg, results.longest
-    ordered, permuted = Setting("mlp"), Setting("mlp", permuted=True)
-    found = results.compare(permuted, ordered)
     nowhere = results.advantage("unknown", sigma, None, longest)
     return [
         Row(
@@ -136,18 +146,36 @@ def _controls(results: Results) -> list[Row]:
                 for name, method in zip(("MLP", "attention"), PAIRS["unknown"], strict=True)
             },
         ),
-        Row(
+        _error_row(
+            results,
             "control",
             "Tokens in another order from the start: an MLP cannot tell",
-            f"error after {longest} steps",
-            {"in order / permuted": str(found)},
-            f"permuted {found.verdict()}",
-            absolute={
-                "in order": mean_words(results.errors(ordered)),
-                "permuted": mean_words(results.errors(permuted)),
-            },
+            {"in order": Setting("mlp"), "permuted": Setting("mlp", permuted=True)},
+            "permuted",
         ),
     ]
+
+
+def _error_row(results: Results, claim: str, question: str, sides: Mapping[str, Setting], subject: str) -> Row:
+    """Return the row that compares the errors of two settings after the longest training.
+
+    Args:
+        results: of the tensor level.
+        claim: its number.
+        question: that the row answers.
+        sides: the reference and the other setting, by name.
+        subject: of the verdict about the other setting.
+    """
+    (name, reference), (other_name, other) = sides.items()
+    found = results.compare(other, reference)
+    return Row(
+        claim,
+        question,
+        f"error after {results.longest} steps",
+        {f"{name} / {other_name}": str(found)},
+        f"{subject} {found.verdict()}",
+        absolute={name: mean_words(results.errors(setting)) for name, setting in sides.items()},
+    )
 
 
 def _a7(results: Results) -> list[Row]:
@@ -264,21 +292,8 @@ def _a9(results: Results) -> list[Row]:
 
 
 def _a11(results: Results) -> list[Row]:
-    placed, unplaced = Setting("attention"), Setting("attention", encoding="none")
-    found = results.compare(unplaced, placed)
-    return [
-        Row(
-            "A11",
-            "Attention needs positional encoding",
-            f"error after {results.longest} steps",
-            {"with it / without it": str(found)},
-            f"without encoding {found.verdict()}",
-            absolute={
-                "with it": mean_words(results.errors(placed)),
-                "without it": mean_words(results.errors(unplaced)),
-            },
-        )
-    ]
+    sides = {"with it": Setting("attention"), "without it": Setting("attention", encoding="none")}
+    return [_error_row(results, "A11", "Attention needs positional encoding", sides, "without encoding")]
 
 
 def _a12(results: Results) -> list[Row]:

@@ -10,16 +10,9 @@ from batches import batch_of
 from torch import Tensor, nn
 
 from bevreshape.analysis.costs import ring
-from bevreshape.analysis.permutation import (
-    PermutedReshaper,
-    from_gram,
-    gram,
-    iou_when_permuted,
-    moved_encodings,
-    permutation_error,
-    permute_tokens,
-    token_encodings,
-)
+from bevreshape.analysis.gram import from_gram, gram
+from bevreshape.analysis.permutation import PermutedReshaper, iou_when_permuted, permutation_error, permute_tokens
+from bevreshape.analysis.token_encodings import moved_encodings, token_encodings
 from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras

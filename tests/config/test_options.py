@@ -18,7 +18,8 @@ from typing_extensions import is_typeddict
 
 from bevreshape.config import settings
 from bevreshape.config.construct import construct, locate
-from bevreshape.config.options import LocalPath, describe, read_settings, read_value, suggest_key
+from bevreshape.config.hints import describe
+from bevreshape.config.options import LocalPath, read_settings, read_value, suggest_key
 from bevreshape.data.sources.synthetic.rig import Spread
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid

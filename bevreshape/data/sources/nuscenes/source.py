@@ -165,20 +165,9 @@ class NuScenesSource:
         self.image_size = (image_size[0], image_size[1])
         self.crop_bottom = crop_bottom
         self.camera_names = tuple(cameras)
-        for name in targets or ():
-            if name not in classes:
-                raise InputError(
-                    f"data.targets: there is no class {name!r} in data.classes; {suggest(str(name), classes)}"
-                )
-        self.classes = check_classes(classes if targets is None else targets, "data.classes")
+        self.classes = _wanted(classes, targets)
         self.specs = [_checked(name, classes[name]) for name in self.classes]
-        if not self.classes:
-            raise InputError("data.classes is empty; define a class, for instance vehicle: {boxes: [vehicle]}")
-        for name in centers:
-            if name not in self.classes:
-                raise InputError(f"data.centers: {name!r} is not a class here; {suggest(str(name), self.classes)}")
-            if classes[name].get("map"):
-                raise InputError(f"data.centers: {name!r} is a class of the map, which has no objects")
+        _check_centers(centers, self.classes, classes)
         if raster == "lss" and any(spec.get("map") for spec in self.specs):
             raise InputError(
                 "data.raster=lss draws only boxes, but a class is of the map; set data.raster=exact or published"
@@ -304,6 +293,26 @@ class NuScenesSource:
         for ring in rings:
             _import_cv2().fillPoly(plane, [rounded_cells(ring[:-1], self.grid, from_near=self.raster == "lss")], 1)
         return plane.astype(bool)
+
+
+def _wanted(classes: Mapping[str, ClassSpec], targets: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the wanted classes, all by default."""
+    for name in targets or ():
+        if name not in classes:
+            raise InputError(f"data.targets: there is no class {name!r} in data.classes; {suggest(str(name), classes)}")
+    wanted = check_classes(classes if targets is None else targets, "data.classes")
+    if not wanted:
+        raise InputError("data.classes is empty; define a class, for instance vehicle: {boxes: [vehicle]}")
+    return wanted
+
+
+def _check_centers(centers: Sequence[str], wanted: Sequence[str], classes: Mapping[str, ClassSpec]) -> None:
+    """Check that the classes whose centres are targets are wanted, and have objects."""
+    for name in centers:
+        if name not in wanted:
+            raise InputError(f"data.centers: {name!r} is not a class here; {suggest(str(name), wanted)}")
+        if classes[name].get("map"):
+            raise InputError(f"data.centers: {name!r} is a class of the map, which has no objects")
 
 
 def _checked(name: str, spec: ClassSpec) -> ClassSpec:
