@@ -72,8 +72,8 @@ def road_folder(root: Path, names: tuple[str, ...], seed: int = 0) -> Path:
         for what in ("road", "lane") if category == "um" else ("road",):
             blocks = random.integers(0, 4, (-(-height // 4), -(-width // 6)))
             blocks = np.kron(blocks, np.ones((4, 6), int))[:height, :width]
-            colours = np.array([[0, 0, 0], [255, 0, 0], [255, 0, 255], [255, 0, 255]], np.uint8)
-            write_image(root, f"gt_image_2/{category}_{what}_{digits}.png", colours[blocks])
+            colors = np.array([[0, 0, 0], [255, 0, 0], [255, 0, 255], [255, 0, 255]], np.uint8)
+            write_image(root, f"gt_image_2/{category}_{what}_{digits}.png", colors[blocks])
     return root
 
 

@@ -85,9 +85,9 @@ def test_error_message(command, worlds: Path, arguments: tuple[str, ...], words:
     assert ended.code == 1
     assert "Traceback" not in ended.err, ended.err
     assert "Error executing job" not in ended.err, "Hydra's own line"
-    sentence = ended.err[ended.err.index("error:") :]
+    message = ended.err[ended.err.index("error:") :]
     for word in words:
-        assert word in sentence, sentence
+        assert word in message, message
 
 
 def test_non_numeric_values(tmp_path: Path) -> None:

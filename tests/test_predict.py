@@ -124,7 +124,7 @@ def test_a_bad_image_stops_with_its_name_and_keeps_the_others(
 def painted_by_hand(image: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Half of the class's color on every pixel whose ray, solved for by OpenCV, meets a cell of ``GRID``, one by
     one."""
-    colours = [*class_palette(CLASSES).values()]
+    colors = [*class_palette(CLASSES).values()]
     painted = image.astype(float)
     for v, u in np.ndindex(*image.shape[:2]):
         x, y, z = pose[:3, :3] @ rays[v, u]
@@ -134,9 +134,9 @@ def painted_by_hand(image: np.ndarray, bev: np.ndarray, rays: np.ndarray, pose: 
         row = (GRID.forward_m[1] - (pose[0, 3] + reach * x)) // GRID.cell_m
         col = (GRID.left_m[1] - (pose[1, 3] + reach * y)) // GRID.cell_m
         if 0 <= row < GRID.rows and 0 <= col < GRID.cols:
-            for plane, colour in zip(bev, colours, strict=True):
+            for plane, color in zip(bev, colors, strict=True):
                 if plane[int(row), int(col)]:
-                    painted[v, u] = (image[v, u] + np.array(colour, float)) / 2
+                    painted[v, u] = (image[v, u] + np.array(color, float)) / 2
     return painted
 
 
@@ -172,8 +172,8 @@ def test_overlays_follow_the_distortion_of_the_stored_image(tmp_path: Path, mode
     legend[:40, :] = False  # where the legend may be
     assert legend.mean() < 0.002  # edges of cells, to a part of a pixel
     assert (np.abs(expected - image).max(-1) > 1)[40:].mean() > 0.2
-    for colour in class_palette(CLASSES).values():
-        assert (found[:40] == colour).all(-1).any()
+    for color in class_palette(CLASSES).values():
+        assert (found[:40] == color).all(-1).any()
 
 
 def test_output_that_is_nan_is_not_written(command, trained: Path, images: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 ``nuscenes``: ``info.json`` with calibration and boxes, ``samples/``, and the drivable area of the map from above.
 ``dgp``: a scene of TRI's Dataset Governance Policy, such as DDAD. ``waymo``: ``calib_boxes.json``, and an image
 and semantic labels of every camera, with distortion. ``kitti-object``, ``kitti-semantics``, ``kitti-road``: the left
-colour camera of KITTI's benchmarks. Boxes become upright in the ego frame; their tilt in the source is
+color camera of KITTI's benchmarks. Boxes become upright in the ego frame; their tilt in the source is
 dropped.
 
     python tools/convert_frames.py nuscenes --source SOURCE/nuscenes_frame1 --out data/nuscenes_frame

@@ -33,7 +33,7 @@ OnCorruptImage = Literal["raise", "mask"]
 
 
 ImageMode = Literal["rgb", "grey"]
-"""Channels of an image: three colours, or one grey channel repeated three times for the encoder."""
+"""Channels of an image: three colors, or one grey channel repeated three times for the encoder."""
 
 
 class CorruptImageError(InputError):
@@ -57,7 +57,7 @@ def read_image(
 
     A palette and a fully opaque alpha channel are resolved without loss.
 
-    As ``grey`` a single channel is read exactly, and colours become their luma (ITU-R 601); all three channels are
+    As ``grey`` a single channel is read exactly, and colors become their luma (ITU-R 601); all three channels are
     equal.
 
     Args:
@@ -131,7 +131,7 @@ def read_label_image(path: Path) -> UInt8[Tensor, "H W"]:
     if stored not in _STRETCHED:
         raise InputError(
             f"{path}: the pixels are {stored}, but labels are single-channel class ids of at most 8 bits; convert the "
-            "colours to ids first"
+            "colors to ids first"
         )
     return torch.from_numpy(np.array(image).astype(np.uint8) // _STRETCHED[stored])
 
@@ -310,7 +310,7 @@ def _header(file: BinaryIO, path: Path) -> Image.Image:
         raise _unreadable(path, error) from None
     if image.width * image.height > MAX_MEGAPIXELS * 10**6:
         raise InputError(f"{path}: the image is {image.width}×{image.height}, {too_large}")
-    if "16" in stored:  # Pillow would silently drop the low byte of colours
+    if "16" in stored:  # Pillow would silently drop the low byte of colors
         raise InputError(
             f"{path}: the image has 16 bits a channel; save it with 8 bits a channel, all images by the same scale"
         )

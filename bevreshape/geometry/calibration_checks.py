@@ -18,11 +18,11 @@ from bevreshape.geometry.ipm import ground_pixels
 
 HEIGHTS_M = (0.05, 5.0)
 """Plausible heights of a camera above the ground, including those of model vehicles."""
-ROLL_DEG, UP_DEG, AWAY_M = 20.0, 30.0, 20.0
+ROLL_DEG, UP_DEG, DISTANCE_M = 20.0, 30.0, 20.0
 """Largest plausible roll, upward pitch, and distance from the ego origin."""
 ASPECT, SKEW, TANGENTIAL = 1.5, 0.02, 0.05
 """Largest plausible ratio of focal lengths, skew relative to them, and tangential coefficient."""
-STEEPEST = -0.9
+LOWEST_AXIS_Z = -0.9
 """Smallest z component of the optical axis of a corrected pose. A camera pointing straight down fits any axes."""
 MAGNIFIED = 1.3
 """Largest plausible magnification of the image's corners by a distortion."""
@@ -56,7 +56,7 @@ def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
         right = {
             change: other
             for change, other in changes.items()
-            if other[0, 0, 2, 2] > STEEPEST and _plausible(_posed(camera, other), grid)
+            if other[0, 0, 2, 2] > LOWEST_AXIS_Z and _plausible(_posed(camera, other), grid)
         }
         if right:
             change, pose = min(right.items(), key=lambda reading: reading[1][0, 0, [2, 1], [0, 3]].abs().tolist())
@@ -76,7 +76,7 @@ def diagnose_pose(camera: Cameras, grid: BEVGrid) -> str | None:
         )
     if (up := math.degrees(math.asin(max(-1.0, min(1.0, camera.ego_from_cam[0, 0, 2, 2].item()))))) > UP_DEG:
         return f"it is pitched up by {up:.0f}°, away from the ground"
-    if (away := camera.ego_from_cam[0, 0, :2, 3].norm().item()) > AWAY_M:
+    if (away := camera.ego_from_cam[0, 0, :2, 3].norm().item()) > DISTANCE_M:
         return f"it is {away:.1f} m from the ego origin, farther than vehicles are long"
     return None
 

@@ -20,7 +20,7 @@ from bevreshape.geometry.cameras import NEAR, Cameras, apply_homography
 from bevreshape.geometry.grid import BEVGrid
 from bevreshape.ops.tensors import constant
 
-VOID = 255
+UNLABELED = 255
 """Label id of unknown pixels."""
 
 
@@ -140,7 +140,7 @@ def labels_to_bev(
     cameras: Cameras,
     grid: BEVGrid,
     classes: Sequence[Sequence[int]],
-    unknown: Sequence[int] = (VOID,),
+    unknown: Sequence[int] = (UNLABELED,),
 ) -> tuple[Bool[Tensor, "b k R C"], Bool[Tensor, "b R C"]]:
     """Return BEV targets from label images: the label at every cell's centre, as if every pixel showed the ground.
 

@@ -24,7 +24,7 @@ GROUND = (24, 24, 28)
 UNKNOWN = (128, 128, 128)
 PAPER = (255, 255, 255)
 INK = (0, 0, 0)
-# after Okabe and Ito (2008), whose colours the colour-blind can tell apart; the usual first class, road, is large and
+# after Okabe and Ito (2008), whose colors the color-blind can tell apart; the usual first class, road, is large and
 # calm
 COLORS = (
     (92, 106, 158),
@@ -45,7 +45,7 @@ STRIP_PIXELS = 500_000
 
 
 def class_palette(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Return a colour for every class, by its position."""
+    """Return a color for every class, by its position."""
     more = (colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(classes) - len(COLORS)))
     colors = [*COLORS, *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
     return dict(zip(classes, colors, strict=False))
@@ -235,7 +235,7 @@ def bev_sheet(
 
 
 def _paint(there: Bool[Tensor, "k rows cols"], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the colours (rows, cols, 3) of the topmost class, and where there is any."""
+    """Return the colors (rows, cols, 3) of the topmost class, and where there is any."""
     layer = torch.zeros(*there.shape[1:], 3, dtype=torch.uint8, device=there.device)
     for plane, color in zip(there, class_palette(classes).values(), strict=True):
         layer[plane] = _color(color, there)
@@ -277,15 +277,15 @@ def _tile(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], rows: list[list[int]]) -
 
 
 def _meanings(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Return the colours of a bird's-eye view by their meaning."""
+    """Return the colors of a bird's-eye view by their meaning."""
     return {**class_palette(classes), "none of them": GROUND, "unknown": UNKNOWN}
 
 
 class _Legend:
-    """Draw names next to their colours, in as many rows as necessary.
+    """Draw names next to their colors, in as many rows as necessary.
 
     Args:
-        colours: by name.
+        colors: by name.
         most: width in pixels; a longer name is cut.
         size: of the letters, in pixels.
     """
@@ -293,7 +293,7 @@ class _Legend:
     def __init__(self, colors: Mapping[str, tuple[int, int, int]], most: int, size: int) -> None:
         self._font, self._size = ImageFont.load_default(size), size
         self._row_px = size * 3 // 2
-        self._entries: list[tuple[str, tuple[int, int, int], int, int]] = []  # name, colour, left, row
+        self._entries: list[tuple[str, tuple[int, int, int], int, int]] = []  # name, color, left, row
         left = row = self.width = 0
         for name, color in colors.items():
             name = self._cut(" ".join(name.split()), most - 2 * size)

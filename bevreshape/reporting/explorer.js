@@ -109,7 +109,7 @@ const acrossMap = (y) => (frame.left - y) / frameWidth;
 const acrossImage = (u) => (u + 0.5) / scene().width;
 const downImage = (v) => (v + 0.5) / scene().height;
 
-const colours = Uint8Array.from(data.colours.match(/../g), (pair) => parseInt(pair, 16));
+const colors = Uint8Array.from(data.colors.match(/../g), (pair) => parseInt(pair, 16));
 
 function create(tag, className, parent) {
   const node = document.createElement(tag);
@@ -125,7 +125,7 @@ function lay(node, left, top, width, height) {
   node.hidden = false;
 }
 
-/** Draw values from 0 to `largest` as colours whose opacity grows with the value. */
+/** Draw values from 0 to `largest` as colors whose opacity grows with the value. */
 function drawHeat(canvas, width, height, valueAt, largest) {
   canvas.width = width;
   canvas.height = height;
@@ -133,7 +133,7 @@ function drawHeat(canvas, width, height, valueAt, largest) {
   for (let i = 0; i < width * height; i++) {
     const value = largest > 0 ? valueAt(i) / largest : 0;
     const level = Math.round(255 * value);
-    image.data.set(colours.subarray(3 * level, 3 * level + 3), 4 * i);
+    image.data.set(colors.subarray(3 * level, 3 * level + 3), 4 * i);
     image.data[4 * i + 3] = Math.round(235 * Math.sqrt(value));
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -409,9 +409,9 @@ function buildSwitches() {
 
 function buildLegend() {
   drawHeat(byId("scale"), 256, 1, (i) => i, 255);
-  for (const { name, colour } of data.legend) {
+  for (const { name, color } of data.legend) {
     const entry = create("span", "", byId("classes"));
-    create("i", "chip", entry).style.background = colour;
+    create("i", "chip", entry).style.background = color;
     entry.append(` ${name}`);
   }
 }

@@ -27,7 +27,7 @@ IMAGE_WIDTH_PX = 640
 """Width at which wider images are shown; pixels in texts are those of the full size."""
 JPEG_QUALITY = 90
 COLOR_MAP = "inferno"
-"""Perceptually uniform and readable with any colour vision."""
+"""Perceptually uniform and readable with any color vision."""
 
 
 def quantise(
@@ -73,7 +73,7 @@ def explorer_data(explorer: Explorer) -> dict[str, Any]:
     ]
     palette = class_palette(explorer.classes) | {"none of them": GROUND, "unknown": UNKNOWN}
     return {
-        "legend": [{"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*rgb)} for name, rgb in palette.items()],
+        "legend": [{"name": name, "color": "#{:02x}{:02x}{:02x}".format(*rgb)} for name, rgb in palette.items()],
         "grid": _grid(explorer.grid),
         "cells": [
             {"rows": cells.rows, "cols": cells.cols, "grid": _grid(cells.grid), "centers": _rounded(cells.centers)}
@@ -85,7 +85,7 @@ def explorer_data(explorer: Explorer) -> dict[str, Any]:
         "scenes": [_scene(scene, explorer, lattices, sources) for scene in explorer.scenes],
         "entries": entries,
         "weights": list(store),
-        "colours": _colors(),
+        "colors": _colors(),
     }
 
 
@@ -201,6 +201,6 @@ def _bev_uri(bev: Tensor, classes: Sequence[str], valid: Tensor | None) -> str:
 
 @cache
 def _colors() -> str:
-    """Return 256 colours as hexadecimal RGB."""
+    """Return 256 colors as hexadecimal RGB."""
     table = matplotlib.colormaps[COLOR_MAP](np.arange(256), bytes=True)[:, :3]
     return table.tobytes().hex()

@@ -17,7 +17,7 @@ from bevreshape.reporting.runs import Run, differing, mean_spread, stopped_early
 from bevreshape.reshapers import Reshaper
 
 STYLES = ("-", "--", ":", "-.")
-"""Styles of lines; the next one follows when all colours are used."""
+"""Styles of lines; the next one follows when all colors are used."""
 
 COLORS = FIGURE_STYLE["axes.prop_cycle"].by_key()["color"]
 

@@ -52,7 +52,7 @@ FIGURE_STYLE: dict[str, Any] = {
     "ytick.labelsize": 8,
     "figure.constrained_layout.use": True,
 }
-"""Style of the page's figures, for ``matplotlib.rc_context``; colours after Okabe and Ito (2008)."""
+"""Style of the page's figures, for ``matplotlib.rc_context``; colors after Okabe and Ito (2008)."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def print_table(table: Table) -> None:
     In a file or a pipe every row is printed in full, whatever its length. Long sentences wrap, and headings do if 80
     characters a line then suffice. On a terminal that is too narrow, words wrap first. If that is not enough, the table
     continues in further blocks of columns, each beginning with the columns that distinguish the rows. Square brackets
-    are not markup and colons not emoji; colour is given as :class:`~rich.text.Text`.
+    are not markup and colons not emoji; color is given as :class:`~rich.text.Text`.
     """
     console = Console()
     if table.title:

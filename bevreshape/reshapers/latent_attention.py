@@ -145,7 +145,7 @@ class LatentAttention(GeometricReshaper):
             rays = torch.where(present.unsqueeze(-1), rays, 0.0)
         if self.plucker:
             rays = torch.cat([rays, torch.linalg.cross(rays[..., :3], rays[..., 3:])], dim=-1)
-        queries = self.write.ask(self.embed_cells(self._tell_apart(cells)).unsqueeze(0))
+        queries = self.write.project(self.embed_cells(self._tell_apart(cells)).unsqueeze(0))
         return Embedded(self.embed_rays(rays), queries, present)
 
     def gather(self, features: Tensor, located: Embedded) -> Tensor:
@@ -159,7 +159,7 @@ class LatentAttention(GeometricReshaper):
         latents = self.read(self.latents.unsqueeze(0), tokens, present)
         for block in self.think:
             latents = block(latents, latents)
-        bev = self.write.think(self.write.answer(q, latents))
+        bev = self.write.feed(self.write.attend(q, latents))
         return rearrange(bev, "b (R C) d -> b d R C", R=self.target_shape[0])
 
     def load_original(self, state: Mapping[str, Tensor]) -> "LatentAttention":

@@ -48,19 +48,19 @@ class Block(nn.Module):
         self.scales = nn.ParameterList([torch.full((dim,), scale) for _ in range(2)] if scale else [])
 
     def forward(self, queries: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
-        return self.think(queries + self._scaled(0, self.answer(self.ask(queries), tokens, present)))
+        return self.feed(queries + self._scaled(0, self.attend(self.project(queries), tokens, present)))
 
-    def ask(self, queries: Tensor) -> Tensor:
+    def project(self, queries: Tensor) -> Tensor:
         """Project queries to Q."""
         return self.attention.to_q(self.norm(queries))
 
-    def answer(self, q: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
+    def attend(self, q: Tensor, tokens: Tensor, present: Tensor | None = None) -> Tensor:
         """Attend from Q to the tokens."""
         tokens = (self.norm_tokens or self.norm)(tokens)
         k, v = self.attention.to_k(tokens), self.attention.to_v(tokens)
         return self.out(self.attention.attend(q, k, v, present))
 
-    def think(self, x: Tensor) -> Tensor:
+    def feed(self, x: Tensor) -> Tensor:
         """Apply the feed-forward with its residual."""
         return x + self._scaled(1, self.feedforward(x))
 

@@ -231,7 +231,7 @@ def test_values_are_read_as_their_type(hint: Any, value: Any, read: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("hint", "value", "sentence"),
+    ("hint", "value", "message"),
     [
         (Annotated[float, Ge(-10), Le(10)], math.nan, "key=nan must be a number from -10 to 10"),
         (float, math.inf, "key=inf must be a finite number"),
@@ -255,10 +255,10 @@ def test_values_are_read_as_their_type(hint: Any, value: Any, read: Any) -> None
         (LocalPath, "", "key='' is not a path; name a file or a folder"),
     ],
 )
-def test_error_messages(hint: Any, value: Any, sentence: str) -> None:
+def test_error_messages(hint: Any, value: Any, message: str) -> None:
     with pytest.raises(InputError) as refused:
         read_value("key", hint, value)
-    assert str(refused.value) == sentence
+    assert str(refused.value) == message
 
 
 @pytest.mark.parametrize(

@@ -100,20 +100,20 @@ CASES: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), CASES, ids=[" ".join(arguments) for arguments, _ in CASES])
-def test_sentences_of_train(command, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
+@pytest.mark.parametrize(("arguments", "message"), CASES, ids=[" ".join(arguments) for arguments, _ in CASES])
+def test_messages_of_train(command, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     ended = command("train", "logger=none", *arguments)
     assert ended.code == 1
     assert "Traceback" not in ended.err, ended.err
     last = ended.err.strip().splitlines()[-1]
-    assert last.startswith(f"error: {sentence}"), last
+    assert last.startswith(f"error: {message}"), last
     assert "To append to your config" not in ended.err
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "something was written"
     assert not (tmp_path / "s3:").exists()
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "sentence"),
+    ("name", "arguments", "message"),
     [
         ("predict", ("checkpoint=a", "input=b", "threshold=1.5"), "threshold=1.5 must be a number > 0 and < 1"),
         ("predict", ("checkpoint=a", "input=b", "batch_size=true"), "batch_size=true must be an integer from 1"),
@@ -139,11 +139,11 @@ def test_sentences_of_train(command, tmp_path: Path, arguments: tuple[str, ...],
         ("study", ("name=[full]",), "name=['full'] must be text"),
     ],
 )
-def test_sentences_of_others(command, name: str, arguments: tuple[str, ...], sentence: str) -> None:
+def test_messages_of_others(command, name: str, arguments: tuple[str, ...], message: str) -> None:
     ended = command(name, *arguments)
     assert ended.code == 1
     assert "Traceback" not in ended.err, ended.err
-    assert ended.err.strip().splitlines()[-1].startswith(f"error: {sentence}"), ended.err
+    assert ended.err.strip().splitlines()[-1].startswith(f"error: {message}"), ended.err
 
 
 def test_folders_on_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -422,8 +422,8 @@ def test_a_third_partys_depth_is_flipped_with_its_cameras():
     assert torch.equal(found.valid, ~expected.isnan())
     torch.testing.assert_close(found.value[found.valid], expected[found.valid])
     assert not torch.equal(found.valid, batch.targets["depth"].valid)
-    nobody = Augment(grid=GRID, camera_names=NAMES, flip_p=1e-9)(batch, 0, 0)
-    assert torch.equal(nobody.targets["depth"].value.nan_to_num(), value.nan_to_num())
+    unchanged = Augment(grid=GRID, camera_names=NAMES, flip_p=1e-9)(batch, 0, 0)
+    assert torch.equal(unchanged.targets["depth"].value.nan_to_num(), value.nan_to_num())
 
 
 @pytest.mark.parametrize(

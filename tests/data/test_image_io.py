@@ -325,12 +325,12 @@ def test_a_large_jpeg_is_decoded_at_reduced_size(tmp_path: Path) -> None:
     assert read_image(png, (40, 80)).shape[1:] == (160, 320)
 
 
-BENT = (240, 400)
-BENT_K = ((300.0, 0.0, 207.0), (0.0, 296.0, 116.0), (0.0, 0.0, 1.0))
+DISTORTED_SIZE = (240, 400)
+DISTORTED_K = ((300.0, 0.0, 207.0), (0.0, 296.0, 116.0), (0.0, 0.0, 1.0))
 LENSES = {
-    "opencv": DistortionModel("opencv", (-0.3, 0.1, 0.001, -0.002, 0.0), BENT_K, BENT),
+    "opencv": DistortionModel("opencv", (-0.3, 0.1, 0.001, -0.002, 0.0), DISTORTED_K, DISTORTED_SIZE),
     "fisheye": DistortionModel(
-        "fisheye", (0.05, -0.01, 0.0, 0.0), ((190.0, 0, 203.0), (0, 190.0, 118.0), (0, 0, 1.0)), BENT
+        "fisheye", (0.05, -0.01, 0.0, 0.0), ((190.0, 0, 203.0), (0, 190.0, 118.0), (0, 0, 1.0)), DISTORTED_SIZE
     ),
 }
 
@@ -342,13 +342,13 @@ def opencv_map(distortion: DistortionModel) -> tuple[np.ndarray, np.ndarray]:
         pinhole_intrinsics(distortion).numpy(),
     )
     if distortion.model == "fisheye":
-        return cv2.fisheye.initUndistortRectifyMap(k, coefficients, np.eye(3), new, BENT[::-1], cv2.CV_32FC1)
-    return cv2.initUndistortRectifyMap(k, coefficients, np.eye(3), new, BENT[::-1], cv2.CV_32FC1)
+        return cv2.fisheye.initUndistortRectifyMap(k, coefficients, np.eye(3), new, DISTORTED_SIZE[::-1], cv2.CV_32FC1)
+    return cv2.initUndistortRectifyMap(k, coefficients, np.eye(3), new, DISTORTED_SIZE[::-1], cv2.CV_32FC1)
 
 
 def textured() -> np.ndarray:
     """Return an image with detail down to about four pixels."""
-    noise = np.random.default_rng(5).uniform(0, 1, (*BENT, 3)).astype(np.float32)
+    noise = np.random.default_rng(5).uniform(0, 1, (*DISTORTED_SIZE, 3)).astype(np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 1.5) - 0.5
     return np.clip(128 + 400 * smooth, 0, 255).astype(np.uint8)
 
@@ -365,7 +365,7 @@ def test_a_stored_image_is_undistorted_as_opencv_does(distortion: DistortionMode
 
 @pytest.mark.parametrize("distortion", LENSES.values(), ids=LENSES)
 def test_labels_are_undistorted_by_the_nearest_pixel(distortion: DistortionModel) -> None:
-    codes = np.random.default_rng(6).integers(0, 256, BENT, dtype=np.uint8)
+    codes = np.random.default_rng(6).integers(0, 256, DISTORTED_SIZE, dtype=np.uint8)
     u, v = opencv_map(distortion)
     expected = codes[np.rint(v).astype(int), np.rint(u).astype(int)]
     found = undistort_labels(torch.from_numpy(codes), distortion).numpy()
@@ -400,7 +400,7 @@ def test_convention_an_undistorted_image_agrees_with_its_intrinsics() -> None:
             ray, np.zeros(3), np.zeros(3), np.array(distortion.intrinsics), np.array(distortion.coefficients)
         )
         u, v = spot[0].ravel()
-        vv, uu = np.mgrid[0 : BENT[0], 0 : BENT[1]]
+        vv, uu = np.mgrid[0 : DISTORTED_SIZE[0], 0 : DISTORTED_SIZE[1]]
         dot = 250 * np.exp(-((uu - u) ** 2 + (vv - v) ** 2) / (2 * 6.0**2))
         image = torch.from_numpy(np.repeat(dot[None], 3, 0).round().astype(np.uint8))
         fitted, intrinsics = resize_and_crop(image, pinhole_intrinsics(distortion), (120, 200), distortion)

@@ -190,9 +190,9 @@ def test_rig_with_one_present_camera_equals_that_camera(cls: type[Reshaper], rig
 
 @every_reshaper
 def test_rig_without_cameras_gives_finite_values(cls: type[Reshaper], rig) -> None:
-    nobody = replace(rig(2, 6), camera_mask=torch.zeros(2, 6, dtype=torch.bool))
+    no_camera = replace(rig(2, 6), camera_mask=torch.zeros(2, 6, dtype=torch.bool))
     reshaper, x = build(cls, 6), features(6).requires_grad_()
-    bev = reshaper(x, nobody)
+    bev = reshaper(x, no_camera)
     bev.sum().backward()
     assert bev.isfinite().all()
     assert x.grad is not None
@@ -389,9 +389,9 @@ def test_on_cuda_as_on_the_cpu(cls: type[Reshaper], rig) -> None:
     torch.testing.assert_close(y.grad.cpu(), x.grad, atol=1e-3, rtol=1e-3)
     with torch.autocast("cuda", torch.bfloat16):
         assert on_device(y, rigs.to("cuda")).isfinite().all()
-    nobody = replace(rigs.to("cuda"), camera_mask=torch.zeros(2, 6, dtype=torch.bool, device="cuda"))
+    no_camera = replace(rigs.to("cuda"), camera_mask=torch.zeros(2, 6, dtype=torch.bool, device="cuda"))
     on_device.zero_grad()
-    on_device(y, nobody).sum().backward()
+    on_device(y, no_camera).sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in on_device.parameters())
     if isinstance(on_device, GeometricReshaper):
         fixed = FixedRig(build(cls, 6).eval(), rig(1, 6)).cuda()

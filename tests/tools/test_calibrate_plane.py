@@ -372,7 +372,7 @@ MARKS = ("302,608,6,1.75", "978,609,6,-1.75", "527,443,18,1.75", "753,443,18,-1.
             "intrinsics is 2×3; it must be 3×3",
         ),
         ({"version": 1, "cameras": [{**ENTRY, "image_size": 640}]}, r"image_size is 640; it must be \[height, width\]"),
-        ({"version": 1, "cameras": [ENTRY], "colour": 1}, "'colour' is an unknown key"),
+        ({"version": 1, "cameras": [ENTRY], "color": 1}, "'color' is an unknown key"),
     ],
 )
 def test_an_invalid_calibration_is_refused_and_kept(tmp_path, monkeypatch, capsys, content, says) -> None:

@@ -195,9 +195,9 @@ def test_a_folder_appears_complete_or_not_at_all(
     monkeypatch.syspath_prepend(TOOLS)
     monkeypatch.setattr("sys.argv", [script.name, "--source", str(duckietown), "--out", str(out)])
     (duckietown / "jitter_test/bev").rename(duckietown / "jitter_test/gone")
-    for sentence in ("there is no such file; is the source complete?", "exists and is not empty"):
+    for message in ("there is no such file; is the source complete?", "exists and is not empty"):
         with pytest.raises(SystemExit) as end:
             runpy.run_path(str(script), run_name="__main__")
         assert end.value.code == 1
-        assert sentence in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert [path.name for path in out.iterdir()] == ["duckietown_fixed"]

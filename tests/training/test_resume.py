@@ -48,7 +48,7 @@ def of_callback(name: str, key: str, value: Any) -> Callable[[dict[str, Any]], N
     return do
 
 
-SCHEDULE, GROUP, MOMENT = (
+SCHEDULE, GROUP, STATE = (
     ("lr_schedulers", 0),
     ("optimizer_states", 0, "param_groups", 0),
     ("optimizer_states", 0, "state"),
@@ -68,11 +68,11 @@ WRONG = {
     "growth instead of decay": (setting(*GROUP, "weight_decay", value=-1.0), "weight_decay is -1.0"),
     "betas that are a text": (setting(*GROUP, "betas", value="x"), "betas is 'x'"),
     "up instead of down": (setting(*GROUP, "maximize", value=True), "maximize is True but must be False"),
-    "no moments": (setting(*MOMENT, value={}), "state is empty after 8 steps"),
-    "moments of no parameter": (setting(*MOMENT, 10**6, value={}), "not moments by the indices of"),
-    "moment of another shape": (setting(*MOMENT, 0, "exp_avg", value=torch.zeros(3)), "exp_avg is (3,), where"),
-    "moment that is a text": (setting(*MOMENT, 0, "exp_avg", value="x"), "exp_avg is 'x', where"),
-    "step before the first": (setting(*MOMENT, 0, "step", value=torch.tensor(-1.0)), "step is -1 after 8 steps"),
+    "no moments": (setting(*STATE, value={}), "state is empty after 8 steps"),
+    "moments of no parameter": (setting(*STATE, 10**6, value={}), "not moments by the indices of"),
+    "moment of another shape": (setting(*STATE, 0, "exp_avg", value=torch.zeros(3)), "exp_avg is (3,), where"),
+    "moment that is a text": (setting(*STATE, 0, "exp_avg", value="x"), "exp_avg is 'x', where"),
+    "step before the first": (setting(*STATE, 0, "step", value=torch.tensor(-1.0)), "step is -1 after 8 steps"),
     "callbacks of nothing": (setting("callbacks", value={}), "callbacks: seconds of History is missing"),
     "seconds that are a text": (of_callback("History", "seconds", "x"), "callbacks: seconds of History is 'x'"),
     "count that is none": (of_callback("ImageLogger", "validations", None), "validations of ImageLogger is None"),

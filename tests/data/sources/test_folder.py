@@ -234,7 +234,7 @@ def test_a_damaged_image_is_refused_or_masked(two: Builder, capsys: pytest.Captu
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_size(one: Builder) -> None:
-    """Colours and intrinsics equal those of the full decode, resized to the network's size."""
+    """Colors and intrinsics equal those of the full decode, resized to the network's size."""
     rows, cols = np.mgrid[0:48, 0:64]
     smooth = np.stack([rows * 5, cols * 3, 100 + rows + cols], axis=2).astype(np.uint8)
     stored = Image.fromarray(smooth).resize((512, 384), Image.Resampling.BICUBIC)

@@ -59,7 +59,7 @@ def test_intrinsics_of_a_sample_follow_its_image(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         ({"P2": None}, r"um_000000\.txt: there is no P2, only P0, R0_rect"),
         ({"Tr_cam_to_road": None}, r"um_000000\.txt: there is no Tr_cam_to_road, only .*copy the file"),
@@ -71,10 +71,10 @@ def test_intrinsics_of_a_sample_follow_its_image(folder: Path) -> None:
         ({"P2": P2 * np.nan}, r"P2 is .nan nan.* not the 9 or 12 finite numbers"),
     ],
 )
-def test_a_bad_calibration_is_refused(folder: Path, change: dict, sentence: str) -> None:
+def test_a_bad_calibration_is_refused(folder: Path, change: dict, message: str) -> None:
     matrices = {key: value for key, value in {**MATRICES, **change}.items() if value is not None}
     write_calibration(folder, "um_000000", matrices)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         frames(folder).camera("um_000000")
 
 
@@ -127,7 +127,7 @@ def test_splits_by_lists_and_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("splits", "sentence"),
+    ("splits", "message"),
     [
         ({}, r"none of its 2 frames falls into 'val' \(the rule\); list frames with data.splits.val=\[um_000000\]"),
         ({"val": []}, r"data.splits.val=\[\] is empty"),
@@ -136,9 +136,9 @@ def test_splits_by_lists_and_files(tmp_path: Path) -> None:
         ({"val": "absent.txt"}, "absent.txt: there is no such split"),
     ],
 )
-def test_bad_splits_are_refused(tmp_path: Path, splits: dict, sentence: str) -> None:
+def test_bad_splits_are_refused(tmp_path: Path, splits: dict, message: str) -> None:
     named(tmp_path, ["um_000000", "um_000001"])
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         KITTISplits(tmp_path, **ROAD, splits=splits).of("val")
 
 

@@ -178,7 +178,7 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "sentence"),
+    ("lines", "message"),
     [
         ("Car 0.00 0 -1.50 10 10 20 20 1.5 1.6 4.0 0 1.6\n", r"000000\.txt: line 1 has 12 words after its type"),
         (
@@ -191,15 +191,15 @@ def test_a_damaged_image_is_masked_and_counted(command, tmp_path: Path) -> None:
         (None, r"label_2/000000\.txt: there is no such label file; copy label_2"),
     ],
 )
-def test_bad_labels_are_refused_before_training(tmp_path: Path, lines: str | None, sentence: str) -> None:
+def test_bad_labels_are_refused_before_training(tmp_path: Path, lines: str | None, message: str) -> None:
     path = object_folder(tmp_path, LABELS) / "training/label_2/000000.txt"
     path.unlink() if lines is None else path.write_text(lines)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         source(tmp_path).prepare(("test",))
 
 
 @pytest.mark.parametrize(
-    ("classes", "sentence"),
+    ("classes", "message"),
     [
         ({}, "classes={} must be a mapping, not empty"),
         ({"vehicle": []}, r"classes.vehicle=\[\] must be a list of 1 or more out of Car, Van"),
@@ -207,8 +207,8 @@ def test_bad_labels_are_refused_before_training(tmp_path: Path, lines: str | Non
         ({"vehicle": ["DontCare"]}, r"classes.vehicle=\['DontCare'\] must be"),
     ],
 )
-def test_bad_classes_are_refused(tmp_path: Path, classes: dict, sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
+def test_bad_classes_are_refused(tmp_path: Path, classes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         source(object_folder(tmp_path, LABELS), classes=classes)
 
 

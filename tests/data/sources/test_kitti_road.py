@@ -366,7 +366,7 @@ def test_a_frame_with_a_masked_image_is_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         (
             "no road mask",
@@ -385,9 +385,9 @@ def test_a_frame_with_a_masked_image_is_ignored(tmp_path: Path) -> None:
         ("object's calibration", r"calib/um_000000\.txt: there is no Tr_cam_to_road"),
     ],
 )
-def test_invalid_input_is_refused_before_training(tmp_path: Path, change: str, sentence: str) -> None:
+def test_invalid_input_is_refused_before_training(tmp_path: Path, change: str, message: str) -> None:
     spoil(road_folder(tmp_path, NAMES), change)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         source(tmp_path).prepare()
 
 
@@ -412,11 +412,11 @@ def test_masks_of_one_kind_are_enough_for_classes_of_that_kind(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("classes", "sentence"),
+    ("classes", "message"),
     [({}, "classes={} must be"), ({"road": "raod"}, "classes.road='raod' must be road or lane; did you mean road")],
 )
-def test_bad_classes_are_refused(tmp_path: Path, classes: dict, sentence: str) -> None:
-    with pytest.raises(InputError, match=sentence):
+def test_bad_classes_are_refused(tmp_path: Path, classes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         source(road_folder(tmp_path, NAMES[:1]), classes=classes)
 
 

@@ -1,4 +1,4 @@
-"""Test images of the world against points projected one by one and known colours."""
+"""Test images of the world against points projected one by one and known colors."""
 
 import math
 from dataclasses import replace
@@ -23,7 +23,7 @@ FLAT = Look(
     asphalt=(0.3, 0.3, 0.3), pavement=(0.6, 0.6, 0.6), pavement_m=0.0, wear=0.0, grain=0.0, surface=(0.0, 0.0, 0.0),
     haze_m=1e9, gain=(1.0, 1.0, 1.0), noise=0.0,
 )  # fmt: skip
-"""Every surface has one colour, whatever the light."""
+"""Every surface has one color, whatever the light."""
 
 
 def straight(*markings: Marking) -> Road:
@@ -45,7 +45,7 @@ def project(point: tuple[float, float, float], size: tuple[int, int] = SIZE) -> 
 
 
 def test_convention_ground_colors_are_where_the_labels_are() -> None:
-    """IPM of a plain image has the terrain's and the road's colour where the labels do, without a half-cell shift."""
+    """IPM of a plain image has the terrain's and the road's color where the labels do, without a half-cell shift."""
     size = (512, 1024)
     (k,), (pose,) = nominal("front", size)
     cameras = Cameras(torch.tensor(k)[None, None].float(), torch.tensor(pose)[None, None].float(), size)

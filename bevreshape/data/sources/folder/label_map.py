@@ -12,7 +12,7 @@ from torch import Tensor
 from bevreshape.data.names import check_name
 from bevreshape.data.sources.folder.entries import check_keys
 from bevreshape.errors import InputError, shown, suggest
-from bevreshape.geometry.ipm import VOID
+from bevreshape.geometry.ipm import UNLABELED
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ def read_id_label_map(labels: Any, where: str) -> LabelMap:
         named[number] = check_name(name, f"{where}: id {number}: name")
         members.setdefault(name, torch.zeros(256, dtype=torch.bool))[number] = True
     void = torch.zeros(256, dtype=torch.bool)
-    void[[VOID, *(_byte(value, where) for value in void_ids)]] = True
+    void[[UNLABELED, *(_byte(value, where) for value in void_ids)]] = True
     for name, values in members.items():
         if (values & void).any():
             raise InputError(
-                f"{where}: an id of {name!r} is void as well ({VOID} always is); number that class differently"
+                f"{where}: an id of {name!r} is void as well ({UNLABELED} always is); number that class differently"
             )
     allowed = torch.stack([*members.values(), void]).any(0)
     return LabelMap(members, void, allowed)

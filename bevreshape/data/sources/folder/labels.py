@@ -14,7 +14,7 @@ from bevreshape.data.sources.folder.calibration import Calibration
 from bevreshape.data.sources.folder.dataset import camera_folders, check_size, files_by_frame
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, labels_to_bev
-from bevreshape.geometry.ipm import VOID
+from bevreshape.geometry.ipm import UNLABELED
 from bevreshape.geometry.rasterize import rasterize_boxes
 
 Found = TypeVar("Found")
@@ -88,7 +88,7 @@ class ImageLabels:
     def read(self, name: str, camera_mask: Tensor) -> UInt8[Tensor, "n H W"]:
         """Return the label images of a frame, undistorted, void beyond their edge and where a camera is missing."""
         rig = self._calibration.of(name)
-        canvas = torch.full((len(self._files), *self._calibration.largest_size), VOID, dtype=torch.uint8)
+        canvas = torch.full((len(self._files), *self._calibration.largest_size), UNLABELED, dtype=torch.uint8)
         for number, (files, size) in enumerate(zip(self._files, rig.sizes, strict=True)):
             if not camera_mask[number]:
                 continue

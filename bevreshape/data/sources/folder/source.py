@@ -171,7 +171,7 @@ class FolderSource:
         splits: for ``train``, ``val`` and ``test``, see :func:`split_names`.
         allow_missing: see :class:`CameraFolderDataset`.
         cameras: which of the calibration's, in order; by default all.
-        image_mode: ``rgb``, or ``grey`` for one channel, repeated; colours become their luma.
+        image_mode: ``rgb``, or ``grey`` for one channel, repeated; colors become their luma.
         on_corrupt_image: likewise, one of :data:`~bevreshape.data.image_io.OnCorruptImage`; unreadable labels are
             always refused.
 

@@ -1,6 +1,6 @@
 """Read the common part of KITTI's benchmarks as unpacked: ``training/`` with ``image_2``, ``calib`` and labels.
 
-The camera is the left colour one. Its P2 = K · [I | t] gives the intrinsics K and, from the fourth column, its
+The camera is the left color one. Its P2 = K · [I | t] gives the intrinsics K and, from the fourth column, its
 position −t in the frame of the rectified camera 0. ``P2 · R0_rect · Tr_velo_to_cam`` projects the velodyne's points
 and ``P2 · R0_rect · Tr_cam_to_road⁻¹`` the road's (the readme files of the development kits).
 """
@@ -91,7 +91,7 @@ def ego_from_road_plane(matrices: Matrices) -> Float[Tensor, "4 4"]:
 def left_camera(
     matrices: Matrices, ego_from_rectified: Float[Tensor, "4 4"]
 ) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "4 4"]]:
-    """Return intrinsics and ``ego_from_cam`` of the left colour camera."""
+    """Return intrinsics and ``ego_from_cam`` of the left color camera."""
     projection = matrices["P2"]
     intrinsics = projection[:3, :3]
     rectified_from_cam = torch.eye(4, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Read KITTI's object benchmark (Geiger, Lenz and Urtasun 2012): cells of vehicles and people on the ground.
 
 ``training/`` holds ``image_2/000000.png``, ``calib/000000.txt`` and ``label_2/000000.txt``: one line for each 3D
-box, in the frame of the rectified camera 0. Only objects that the left colour camera observes are labelled.
+box, in the frame of the rectified camera 0. Only objects that the left color camera observes are labelled.
 """
 
 import math

@@ -177,7 +177,7 @@ class Vehicle:
 
 @dataclass(frozen=True)
 class Look:
-    """Describe light, colours and the camera's sensor, which do not affect the labels."""
+    """Describe light, colors and the camera's sensor, which do not affect the labels."""
 
     sun: tuple[float, float, float]
     """Unit vector towards the sun."""
