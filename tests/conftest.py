@@ -13,6 +13,8 @@ from browser import CHROMIUM, Browser
 from commands import TINY, Command, Ended, finish, start
 from hydra.core.global_hydra import GlobalHydra
 
+from bevreshape.console import log_to_stderr
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How long and of which seed ``tests/fuzz`` tries cases."""
@@ -45,6 +47,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the data pack is not there: {folder}")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs_on_stderr() -> None:
+    """Write log messages to stderr, as the commands do."""
+    log_to_stderr()
 
 
 @pytest.fixture(scope="session")

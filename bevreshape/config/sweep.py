@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from bevreshape.reporting.tables import print_table, short_names
 from bevreshape.storage.files import write_csv, write_text
 from bevreshape.storage.lock import locked
 from bevreshape.storage.plain_values import read_json
+
+log = logging.getLogger(__name__)
 
 IOU = "test/iou/"
 
@@ -119,9 +122,7 @@ def _row(path: Path) -> dict[str, Any] | None:
         if all(isinstance(row.get(key), str) for key in ("job", "status", "reason")):
             return row
         reason = f"{path} is damaged: it has no texts job, status and reason"
-    Console(stderr=True).print(
-        f"left out of the sweep's table: {reason}", markup=False, highlight=False, soft_wrap=True
-    )
+    log.warning("left out of the sweep's table: %s", reason)
     return None
 
 

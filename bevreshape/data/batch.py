@@ -1,7 +1,7 @@
 """Define the sample that a data source yields and the batch that the network receives."""
 
+import logging
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +17,8 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.ipm import sample
 from bevreshape.ops.tensors import index_of
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
@@ -273,7 +275,7 @@ def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> li
     """Return, for every camera that a model was trained with, the index of the matching camera of the data.
 
     Names match regardless of case and of a leading ``cam``. Where they do not match at all, order decides, and the
-    pairs are printed.
+    pairs are logged.
 
     Raises:
         InputError: when the numbers of cameras differ.
@@ -289,7 +291,7 @@ def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> li
         return [plain[1].index(name) for name in plain[0]]
     if len(wanted) > 1:
         pairs = ", ".join(f"{name} as {role}" for role, name in zip(wanted, given, strict=True))
-        print(f"{where}: camera names differ from the checkpoint's, so their order counts: {pairs}", file=sys.stderr)
+        log.warning("%s: camera names differ from the checkpoint's, so their order counts: %s", where, pairs)
     return list(range(len(wanted)))
 
 

@@ -1,6 +1,6 @@
 """Read images and label images from files; refuse those that would mislead a network or a calibration."""
 
-import sys
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +21,8 @@ from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.distortion import source_pixels
 from bevreshape.geometry.ipm import sample
 from bevreshape.storage.files import open_regular
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """Suffixes of image files, in lower case."""
@@ -97,7 +99,7 @@ def read_image(
 
 
 def read_or_mask(read: Callable[[], Tensor], on_corrupt_image: str | None) -> Tensor | None:
-    """Return the image of ``read``, or ``None`` where it is damaged and to be masked, which is printed.
+    """Return the image of ``read``, or ``None`` where it is damaged and to be masked, which is logged.
 
     Args:
         read: returns an image.
@@ -110,7 +112,7 @@ def read_or_mask(read: Callable[[], Tensor], on_corrupt_image: str | None) -> Te
         return read()
     except CorruptImageError as error:
         if on_corrupt_image == "mask":
-            print(f"{error}; its camera is masked", file=sys.stderr)
+            log.warning("%s; its camera is masked", error)
             return None
         if on_corrupt_image == "raise":
             raise CorruptImageError(f"{error}; data.on_corrupt_image=mask continues without this camera") from None

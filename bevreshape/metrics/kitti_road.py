@@ -1,6 +1,6 @@
 """Compute the metric of KITTI's road benchmark: confidence of road against ground truth, on cells of 5 cm."""
 
-import sys
+import logging
 from collections.abc import Sequence
 from functools import cache
 
@@ -19,6 +19,8 @@ from bevreshape.model import Outputs
 from bevreshape.objectives.base import compared
 from bevreshape.ops.tensors import index_of
 
+log = logging.getLogger(__name__)
+
 BENCHMARK_GRID = BEVGrid((6.0, 46.0), (-10.0, 10.0), 0.05)
 """The benchmark's cells, 800×400."""
 
@@ -28,17 +30,17 @@ LEVELS = 256
 
 @cache
 def covers_benchmark(grid: BEVGrid) -> bool:
-    """Return whether ``grid`` holds the benchmark's cells; print the reason if it does not."""
+    """Return whether ``grid`` holds the benchmark's cells; log the reason if it does not."""
     wanted = BENCHMARK_GRID
     inside = all(
         a[0] <= b[0] and b[1] <= a[1] for a, b in ((grid.forward_m, wanted.forward_m), (grid.left_m, wanted.left_m))
     )
     if not inside:
-        print(
-            f"data: the benchmark's metric is left out, its cells are forward {wanted.forward_m}, left {wanted.left_m} "
-            f"m and the grid has forward {grid.forward_m}, left {grid.left_m}; train on a grid that holds them",
-            file=sys.stderr,
-        )
+        log.warning(
+            "data: the benchmark's metric is left out, its cells are forward %s, left %s m and the grid has forward "
+            "%s, left %s; train on a grid that holds them",
+            wanted.forward_m, wanted.left_m, grid.forward_m, grid.left_m,
+        )  # fmt: skip
     return inside
 
 

@@ -11,15 +11,20 @@ that has not been renewed for :data:`STALE_S`.
 """
 
 import errno
+import logging
 import os
 import platform
-import sys
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
+
+from bevreshape.errors import InputError
+
+log = logging.getLogger(__name__)
 
 UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 """Errors of a file system without locks."""
@@ -62,7 +67,7 @@ def locked(path: Path, *, wait: bool = True, waiting: str = "") -> Iterator[bool
     Args:
         path: of the file.
         wait: wait for another process or thread that holds the lock; otherwise the block runs without the lock.
-        waiting: message printed before such a wait.
+        waiting: message logged before such a wait.
 
     Yields:
         Whether the lock is held.
@@ -76,7 +81,7 @@ def locked(path: Path, *, wait: bool = True, waiting: str = "") -> Iterator[bool
                 yield ours
                 return
         if not said:
-            print(waiting, file=sys.stderr)
+            log.warning("%s", waiting)
             said = True
         time.sleep(PAUSE_S)
 
@@ -164,3 +169,47 @@ def _renew(path: Path, over: threading.Event) -> None:
     while not over.wait(RENEWED_S):
         with suppress(OSError):
             os.utime(path)
+
+
+@contextmanager
+def owned(path: Path, remedy: str) -> Iterator[None]:
+    """Lock a file for this process alone, and write its number into it; create it if needed.
+
+    Unlike :func:`locked`, it does not wait. On a file system without locks the block runs, with a warning.
+
+    Args:
+        path: of the file.
+        remedy: end of the message when another process holds the lock.
+
+    Raises:
+        InputError: when another process holds the lock, or the path is a link or no file.
+    """
+    import fcntl  # not on Windows, where nothing is trained
+
+    with _open_file(path) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InputError(f"{path.parent} is in use by {owner}; {remedy}") from None
+        except OSError as error:  # some network file systems have no locks
+            log.warning("%s cannot be locked (%s); start no second process there", path.parent, error.strerror)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def _open_file(path: Path) -> TextIO:
+    """Open a file for reading and writing; refuse a link, since its target would be overwritten."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path} is a link, which no run leaves there; remove it") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is no file, which no run leaves there; remove it")
+    return os.fdopen(descriptor, "r+", encoding="utf-8")

@@ -1,18 +1,13 @@
 """A run's folder: one config, and one training process at a time."""
 
-import errno
-import os
-import platform
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
-
-from rich.console import Console
+from typing import Any
 
 from bevreshape.errors import InputError
 from bevreshape.storage.files import remove_abandoned, write_text
+from bevreshape.storage.lock import owned
 from bevreshape.storage.plain_values import read_yaml, to_yaml
 
 CHANGEABLE = ("trainer.accelerator", "data.root", "loader.num_workers", "logger.")
@@ -28,43 +23,9 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         InputError: when another process holds the lock.
     """
-    import fcntl  # not on Windows, where nothing is trained
-
-    with _open_lock(folder / ".lock") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            lock.seek(0)
-            raise InputError(
-                f"{folder} is in use by {lock.read().strip() or 'another process'}; wait for its end, or set "
-                "hydra.run.dir to another folder"
-            ) from None
-        except OSError as error:  # some network file systems have no locks
-            Console(stderr=True).print(
-                f"{folder} cannot be locked ({error.strerror}); start no second process there",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+    with owned(folder / ".lock", "wait for its end, or set hydra.run.dir to another folder"):
         remove_abandoned(folder, folder / "checkpoints", folder / "images")
         yield
-
-
-def _open_lock(path: Path) -> TextIO:
-    """Open a lock file for reading and writing; refuse a link, since its target would be overwritten."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise InputError(f"{path} is a link, which no run leaves there; remove it") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise InputError(f"{path} is no file, which no run leaves there; remove it")
-    return os.fdopen(descriptor, "r+", encoding="utf-8")
 
 
 def begin(folder: Path, cfg: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bevreshape.storage.lock import locked
+from bevreshape.errors import InputError
+from bevreshape.storage.lock import locked, owned
 
 HOLDER = """
 import sys; from pathlib import Path; from bevreshape.storage.lock import locked
@@ -129,3 +130,37 @@ with locked(Path(sys.argv[1]), wait=False) as held:
     print(held, flush=True)
     time.sleep(3)
 """
+
+
+OWNER = """
+import os, sys; from pathlib import Path; from bevreshape.storage.lock import owned
+with owned(Path(sys.argv[1]), "wait"): print("held", flush=True); sys.stdin.read()
+"""
+
+
+def test_an_owned_file_names_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "held\n"
+    with (
+        pytest.raises(InputError, match=rf"{tmp_path} is in use by process {owner.pid} on .*; wait$"),
+        owned(path, "wait"),
+    ):
+        pass
+    owner.communicate()
+    with owned(path, "wait"):
+        assert path.read_text().startswith("process ")
+
+
+def test_a_lock_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with (
+        pytest.raises(InputError, match=r"link is a link, which no run leaves there; remove it"),
+        owned(tmp_path / "link", ""),
+    ):
+        pass
+    assert (tmp_path / "target").read_text() == "precious"
