@@ -159,6 +159,9 @@ def time_in_turn(
 ) -> list[tuple[float, float]]:
     """Return median and half the interquartile range of seconds per call, after a warm-up.
 
+    Not by ``torch.utils.benchmark``: its ``Timer.timeit`` runs two untimed calls before every turn, which triples the
+    time of long calls and finds caches warm, although the other calls of a round have just used them.
+
     Args:
         calls: functions, timed in turn in every round, so that disturbances of the machine affect all.
         device: on which they work.
