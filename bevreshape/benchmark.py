@@ -17,7 +17,7 @@ from bevreshape.storage.files import write_csv
 def main(settings: dict[str, Any], folder: Path) -> None:
     """Measure every reshaper on every case; print, write and plot the results."""
     from bevreshape.analysis.benchmark import Benchmarking
-    from bevreshape.reporting.benchmark import cost_table, scaling_table, write_figure
+    from bevreshape.reporting.benchmark import cost_table, floor_tables, scaling_table, write_figure
 
     benchmarking = Benchmarking(settings)
     rows: list[dict[str, Any]] = []
@@ -30,6 +30,8 @@ def main(settings: dict[str, Any], folder: Path) -> None:
                 for reason in found.left_out.values():
                     line = f"left out: {reason}"
                     Console().print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for table in floor_tables(rows):
+        print_table(table)
     if exponents := benchmarking.exponents(rows):
         print_table(scaling_table(settings["scaling"], exponents))
     write_figure(folder / "benchmark.png", rows, settings["scaling"])

@@ -2,11 +2,12 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ROOT
+from commands import ROOT, finish, start
 from PIL import Image
 
 from bevreshape.reshapers import MLP
@@ -37,6 +38,23 @@ def test_every_listed_reshaper_on_every_listed_case(command, tmp_path: Path) -> 
         assert image.size[0] > 1000
     assert "mlp" in ended.out
     assert "GFLOP/s" in ended.out
+    for cameras in "16":  # one page for every shape
+        page = ended.out.split(f"1×{cameras}×8×4×6 → 8×8; ms forward")[1]
+        assert "GB/s in copies" in page
+        line = next(line for line in page.splitlines() if " mlp " in line)
+        assert len(re.findall(r"\d+%", line)) == 2  # of the floor, in both precisions
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled(tmp_path: Path) -> None:
+    """In a process of its own: torch cannot compile the checks of shapes."""
+    arguments = ("reshaper=pool", "device=cpu", "compile=[false,true]", "backward=false", *SMALL)
+    ended = finish(start("benchmark", *arguments, cwd=tmp_path))
+    assert ended.code == 0, ended.err
+    eager, compiled = rows(tmp_path)
+    assert (eager["form"], compiled["form"]) == ("eager", "compiled")
+    assert eager["flops"] == compiled["flops"]
+    assert "compiled" in ended.out.split("ms forward")[1]
 
 
 def test_all_reshapers(command, tmp_path: Path) -> None:
@@ -123,6 +141,8 @@ def test_full_models_are_labelled_by_their_features(command, tmp_path: Path) -> 
         (("scaling=time",), ("scaling='time'", "tokens")),
         (("scaling=cells", "cameras=[1,6]"), ("starts from one case",)),
         (("device=tpu",), ("device=tpu", "cpu")),
+        (("device=cpu", "compile=cuda_graphs"), ("compile=cuda_graphs", "device=cpu", "compile=true")),
+        (("compile=fast",), ("compile='fast'", "cuda_graphs")),
         (("scaling=tokens", "factors=4"), ("two different", "factors")),
         (("static_rig=true",), ("static_rig=true", "backward=false")),
         (("cell_m=abc",), ("cell_m='abc'", "a number from 0.001")),

@@ -4,6 +4,7 @@ Clone the repositories of ``ORIGINALS`` below into one folder, then
 
     python tools/time_originals.py --clones CLONES
     python tools/time_originals.py --clones CLONES --only PON VPN --rounds 15
+    python tools/time_originals.py --clones CLONES --device cuda   # float32, bfloat16, eager, compiled, floors
 
 Only the compared classes are read from the clones, at the named commit, and run unchanged.
 """
@@ -13,7 +14,8 @@ import copy
 import math
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
-from bevreshape.analysis.costs import Workload, measure, ring
+from bevreshape.analysis.benchmark import AUTOCAST
+from bevreshape.analysis.costs import Form, Workload, measure, ring
 from bevreshape.config.arguments import Parser, integer
 from bevreshape.console import run_script
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.ops.sampling import Positions, Taps, sample_features
+from bevreshape.reporting.benchmark import floor_table
 from bevreshape.reporting.progress import track
 from bevreshape.reporting.tables import print_table
 from bevreshape.reshapers import (
@@ -47,6 +51,8 @@ from bevreshape.reshapers import (
     LiftSplat,
     Reshaper,
 )
+from bevreshape.training.hardware import read_device
+from bevreshape.training.rehearsal import of_compiler
 
 ORIGINALS = {
     "cross_view_transformers": ("bradyz", "4de6e64"),
@@ -58,6 +64,8 @@ ORIGINALS = {
     "HDMapNet": ("Tsinghua-MARS-Lab", "7911227"),
 }
 """Repository: owner, commit."""
+
+FORMS: tuple[Form, ...] = ("eager", "compiled")
 
 GRID = BEVGrid((-50.0, 50.0), (-50.0, 50.0), 0.5)
 """100 m × 100 m, 200×200."""
@@ -182,7 +190,7 @@ def lift_splat(clones: Path) -> Pair:
 
     def call(features: Tensor, cameras: Cameras) -> Tensor:
         rotation, place = cameras.ego_from_cam[..., :3, :3], cameras.ego_from_cam[..., :3, 3]
-        unchanged, unmoved = torch.eye(3).expand_as(rotation), torch.zeros_like(place)
+        unchanged, unmoved = torch.eye(3, device=place.device).expand_as(rotation), torch.zeros_like(place)
         points = model.get_geometry(rotation, place, cameras.intrinsics, unchanged, unmoved)
         lifted = model.camencode(features.flatten(0, 1)).unflatten(0, features.shape[:2])  # b n c D h w
         return model.voxel_pooling(points, lifted.permute(0, 1, 3, 4, 5, 2))
@@ -202,12 +210,13 @@ def simple_bev(clones: Path) -> Pair:
         setattr(voxels, bound, float(getattr(voxels, bound)))  # numpy scalars do not fit in today's torch.tensor
     # its sampling frame: x right, y down, z forward, at the vehicle
     ego_from_ref = torch.tensor([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-    cells = utils.basic.gridcloud3d(1, *shape, norm=False, device="cpu")
-    points = utils.geom.apply_4x4(voxels.get_ref_T_mem(1, *shape, device="cpu"), cells)
+    device = ego_from_ref.device  # the default one
+    cells = utils.basic.gridcloud3d(1, *shape, norm=False, device=device)
+    points = utils.geom.apply_4x4(voxels.get_ref_T_mem(1, *shape, device=device), cells)
 
     def call(features: Tensor, cameras: Cameras) -> Tensor:
         features, n = features[0], features.shape[1]
-        intrinsics = torch.eye(4).repeat(n, 1, 1)
+        intrinsics = torch.eye(4, device=device).repeat(n, 1, 1)
         intrinsics[:, :3, :3] = cameras.intrinsics[0]
         height, width = cameras.image_size
         scaled = utils.geom.scale_intrinsics(intrinsics, features.shape[-1] / width, features.shape[-2] / height)
@@ -308,12 +317,12 @@ PAIRS: dict[str, Callable[[Path], Pair]] = {
 
 
 def pair(title: str, module: nn.Module, call: Callable, ours: Reshaper, cameras: Cameras | None = None) -> Pair:
-    """Return features for ours, a matching rig, and both modules."""
+    """Return features for ours, a matching rig, and both modules, on the default device."""
     source = ours.source
     features = tuple(torch.randn(1, s.cameras, s.channels, s.height, s.width) for s in ours.sources)
     if cameras is None:
         size = (int(source.height * source.stride), int(source.width * source.stride))
-        cameras = ring(source.cameras, size, 1, torch.device("cpu"))
+        cameras = ring(source.cameras, size, 1, features[0].device)
     return Pair(title, Original(module, call), ours, features if len(features) > 1 else features[0], cameras)
 
 
@@ -344,6 +353,33 @@ def compare(clones: Path, only: Sequence[str], rounds: int) -> None:
     print_table(table)
 
 
+def page(clones: Path, only: Sequence[str], rounds: int, device: torch.device) -> Table:
+    """Measure every pair in float32 and bfloat16, eager and compiled, next to the least times."""
+    rows: list[dict[str, Any]] = []
+    for name, (precision, dtype), form in track(list(product(only, AUTOCAST.items(), FORMS)), "timing pairs"):
+        torch.manual_seed(0)
+        with device:
+            found = PAIRS[name](clones)
+        arguments = (found.features, found.cameras)
+        way = {"device": str(device), "precision": precision, "form": form}
+        sides: dict[str, tuple[nn.Module, tuple[Any, ...]]] = {
+            "original": (found.original.to(device), arguments), "ours": (found.ours.to(device), arguments)
+        }  # fmt: skip
+        if isinstance(found.ours, GeometricReshaper):
+            sides["fixed rig"] = FixedRig(copy.deepcopy(found.ours).eval(), found.cameras), (found.features, None)
+        for side, (module, given) in sides.items():
+            workload = Workload(module, given, dtype, form=form)
+            try:
+                (cost,) = measure([workload], rounds, side != "fixed rig")
+            except RuntimeError as error:
+                if not of_compiler(error):
+                    raise
+                Console().print(f"{name}, {side}: torch cannot compile it", style="yellow")
+            else:
+                rows.append({"reshaper": f"{name} {side}", **way, **asdict(cost)})
+    return floor_table("published shapes, batch 1", rows)
+
+
 def main() -> None:
     """Run the command line."""
     parser = Parser(__doc__)
@@ -352,8 +388,12 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=integer(1, 10_000), default=7, help="measurements of each; the median counts (7)"
     )
+    parser.add_argument("--device", help="print one page of this device, cpu or cuda; else a table of the CPU")
     given = parser.parse_args()
-    compare(given.clones, given.only, given.rounds)
+    if given.device:
+        print_table(page(given.clones, given.only, given.rounds, read_device(given.device)))
+    else:
+        compare(given.clones, given.only, given.rounds)
 
 
 if __name__ == "__main__":

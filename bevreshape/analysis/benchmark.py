@@ -15,6 +15,7 @@ from bevreshape.errors import InputError, out_of_memory
 from bevreshape.geometry import Cameras
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import FixedRig, GeometricReshaper, Reshaper
+from bevreshape.training.rehearsal import of_compiler
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16}
 
@@ -92,13 +93,19 @@ def measure_case(cfg: Mapping[str, Any], case: Case, each_repeat: Callable[[], o
     for name, node in cfg["reshapers"].items():
         try:
             workload, reshaper = _workload(cfg, node, case, cameras)
-            (workload.step if cfg["backward"] else workload.forward)()
+            workload.forward()
+            if cfg["backward"]:
+                workload.step()
         except InputError as error:
             left_out[name] = f"{name}: {str(error).replace('reshaper.', f'reshapers.{name}.', 1)}"
         except RuntimeError as error:
-            if not out_of_memory(error):
+            if not out_of_memory(error) and not of_compiler(error):
                 raise
-            left_out[name] = f"{name}: out of memory; give it smaller features or cells"
+            left_out[name] = f"{name}: " + (
+                f"torch cannot compile it ({str(error).strip().splitlines()[0][:200]}); set compile=false"
+                if of_compiler(error)
+                else "out of memory; give it smaller features or cells"
+            )
         else:
             workloads[name] = workload
             built = reshaper.source
@@ -112,11 +119,11 @@ def measure_case(cfg: Mapping[str, Any], case: Case, each_repeat: Callable[[], o
 def _workload(cfg: Mapping[str, Any], node: Any, case: Case, cameras: Cameras) -> tuple[Workload, Reshaper]:
     device, autocast = torch.device(case.device), AUTOCAST[case.precision]
     module, reshaper, features = _subject(cfg, node, case, device)
-    workload = Workload(module, (features, cameras), autocast, into_input=not cfg["full_model"])
+    workload = Workload(module, (features, cameras), autocast, into_input=not cfg["full_model"], form=case.form)
     if cfg["static_rig"] and isinstance(reshaper, GeometricReshaper):
         fixed = FixedRig(reshaper.eval(), ring(case.cameras, case.image_size, 1, device))
         module = BEVModel(module.encoder, fixed, module.heads) if isinstance(module, BEVModel) else fixed
-        workload = Workload(module, (features, None), autocast)
+        workload = Workload(module, (features, None), autocast, form=case.form)
     return workload, reshaper
 
 

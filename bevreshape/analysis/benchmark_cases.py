@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from bevreshape.analysis.costs import Form
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.reshapers import FeatureShape
@@ -27,6 +28,7 @@ class Case:
     stride: int
     cell_m: float
     around: bool
+    form: Form = "eager"
 
     @property
     def source(self) -> FeatureShape:
@@ -50,7 +52,7 @@ class Case:
         """Return its name in tables."""
         return (
             f"{self.batch} × {self.cameras} cameras × {self.channels} × {self.height}×{self.width} → "
-            f"{self.rows}×{self.cols}, {self.device}, {self.precision}"
+            f"{self.rows}×{self.cols}, {self.device}, {self.precision}, {self.form.replace('_', ' ')}"
         )
 
 
@@ -61,7 +63,6 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
         InputError: if a value is not a positive number, or a device or precision is not available.
     """
     devices = [str(read_device(str(name))) for name in _listed(cfg["device"])]
-    precisions = [str(name) for name in _listed(cfg["precision"])]
     batches, cameras, channels = (_listed(cfg[key]) for key in ("batch", "cameras", "channels"))
     shapes = list(product(_pairs(cfg["features"]), _pairs(cfg["cells"])))
     cases = [
@@ -76,13 +77,16 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
             cfg["stride"],
             cfg["cell_m"],
             n > 1 or cfg["scaling"] == "cameras",
+            form,
         )
         for b, n, c, (features, cells) in product(batches, cameras, channels, shapes)
-        for device, precision in product(devices, precisions)
+        for device in devices
+        for precision, form in product(_precisions(cfg, device), _forms(cfg, device))
     ]
     if not cases:
         raise InputError(
-            "benchmark: a list is empty; give batch, cameras, channels, features, cells, device and precision a value"
+            "benchmark: a list is empty; give batch, cameras, channels, features, cells, device, precision and compile "
+            "a value"
         )
     if cfg["scaling"] is None:
         return cases
@@ -91,6 +95,28 @@ def read_cases(cfg: Mapping[str, Any]) -> list[Case]:
             f"scaling={cfg['scaling']} starts from one case but {len(cases)} are listed; give one value each"
         )
     return [_grown(cases[0], cfg["scaling"], factor) for factor in _listed(cfg["factors"])]
+
+
+def _precisions(cfg: Mapping[str, Any], device: str) -> list[str]:
+    """Return the listed precisions; by default float32, on a GPU bfloat16 too."""
+    if cfg["precision"] is None:
+        return ["32-true", "bf16-mixed"] if device.startswith("cuda") and not cfg["scaling"] else ["32-true"]
+    return [str(name) for name in _listed(cfg["precision"])]
+
+
+def _forms(cfg: Mapping[str, Any], device: str) -> list[Form]:
+    """Return the listed forms; by default eager, on a GPU compiled too.
+
+    Raises:
+        InputError: when CUDA graphs are wanted without a GPU.
+    """
+    if cfg["compile"] is None:
+        return ["eager", "compiled"] if device.startswith("cuda") and not cfg["scaling"] else ["eager"]
+    wanted = _listed(cfg["compile"])
+    if "cuda_graphs" in wanted and not device.startswith("cuda"):
+        raise InputError(f"compile=cuda_graphs: device={device} has no CUDA graphs; set compile=true, or device=cuda")
+    names: dict[bool | str, Form] = {False: "eager", True: "compiled", "cuda_graphs": "cuda_graphs"}
+    return [names[one] for one in wanted]
 
 
 def _grown(case: Case, key: str, factor: int) -> Case:

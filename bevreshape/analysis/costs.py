@@ -4,8 +4,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +23,14 @@ from bevreshape.reshapers import Reshaper
 AT_LEAST_S = 0.02
 """Shortest measurement; faster calls are repeated, so that the clock's resolution does not matter."""
 
-PRODUCT_SIZE = 1536
-"""Rows and columns of the matrices of the reference product."""
+PRODUCT_SIZE = {"cpu": 1536, "cuda": 8192}
+"""Rows and columns of the matrices of the reference product, by the kind of device; a GPU needs larger ones."""
+
+COPIED_BYTES = {"cpu": 2**26, "cuda": 2**30}
+"""Size of the reference copy, beyond the caches."""
+
+Form = Literal["eager", "compiled", "cuda_graphs"]
+"""How a module is called: as it is, by ``torch.compile``, or compiled and replayed as CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class Cost:
             in the rounds of the forward pass.
         of_matmul: operations per second of the forward pass relative to it.
         step_of_matmul: those of forward and backward, relative to products timed in its rounds; NaN if not measured.
+        least_bytes: input, parameters and output, each read or written once.
+        copy_bytes_per_s: rate of this machine's copy of a large tensor, bytes read and written.
+        floor_s: the longer of both: ``flops`` at the rate of products, ``least_bytes`` at that of copies. A forward
+            pass of these shapes through main memory takes no less (the roofline, Williams et al. 2009).
     """
 
     parameters: int
@@ -58,6 +69,9 @@ class Cost:
     matmul_flops_per_s: float
     of_matmul: float
     step_of_matmul: float
+    least_bytes: int
+    copy_bytes_per_s: float
+    floor_s: float
 
 
 @dataclass(frozen=True)
@@ -69,12 +83,19 @@ class Workload:
         arguments: arguments of its forward.
         autocast: dtype of autocast, if any.
         into_input: whether the arguments need gradients: features do, images do not.
+        form: how the module is called.
     """
 
     module: nn.Module
     arguments: tuple[Any, ...]
     autocast: torch.dtype | None = None
     into_input: bool = True
+    form: Form = "eager"
+
+    @property
+    def eager(self) -> "Workload":
+        """Return the same workload, not compiled, whose operations can be counted."""
+        return replace(self, form="eager")
 
     @property
     def device(self) -> torch.device:
@@ -93,10 +114,10 @@ class Workload:
             x.requires_grad_()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             if isinstance(self.module, Reshaper):
-                bev, auxiliary = self.module.forward_with_auxiliary(*self.arguments)
+                bev, auxiliary = self._with_auxiliary(*self.arguments)
                 loss = sum(auxiliary.values(), start=bev.sum())
             else:
-                made = self.module(*self.arguments)
+                made = self._function(*self.arguments)
                 loss = made.total() if isinstance(made, Outputs) else made.sum()
         loss.backward()
         for x in (*inputs, *self.module.parameters()):
@@ -106,7 +127,31 @@ class Workload:
 
     def _call(self) -> Any:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            return self.module(*self.arguments)
+            return self._function(*self.arguments)
+
+    @cached_property
+    def _function(self) -> Callable[..., Any]:
+        return in_form(self.module, self.form)
+
+    @cached_property
+    def _with_auxiliary(self) -> Callable[..., Any]:
+        assert isinstance(self.module, Reshaper)
+        return in_form(self.module.forward_with_auxiliary, self.form)
+
+
+def in_form(function: Callable[..., Any], form: Form) -> Callable[..., Any]:
+    """Return a function that is called in a form; it is compiled at its first call."""
+    if form == "eager":
+        return function
+    if form == "compiled":
+        return torch.compile(function)
+    graphs = torch.compile(function, mode="reduce-overhead")
+
+    def replay(*arguments: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()  # results of the last call may be overwritten
+        return graphs(*arguments)
+
+    return replay
 
 
 def measure(
@@ -126,10 +171,11 @@ def measure(
         workload.module.eval()
     device = workloads[0].device
     product = _product(device, workloads[0].autocast or torch.float32)
-    *forward, (product_s, _) = time_in_turn(
-        [*(workload.forward for workload in workloads), product], device, rounds, each_round
+    *forward, (product_s, _), (copy_s, _) = time_in_turn(
+        [*(workload.forward for workload in workloads), product, _copy(device)], device, rounds, each_round
     )
-    flops = [forward_flops(workload.module, workload.forward) for workload in workloads]
+    flops = [forward_flops(workload.module, workload.eager.forward) for workload in workloads]
+    least_bytes = [bytes_once(workload) for workload in workloads]
     forward_bytes = [peak_bytes(workload.forward, device) for workload in workloads]
     nothing = [math.nan] * len(workloads)
     step, step_product_s, step_bytes, step_flops = [(math.nan, math.nan)] * len(workloads), math.nan, nothing, nothing
@@ -140,12 +186,14 @@ def measure(
             [*(workload.step for workload in workloads), product], device, rounds, each_round
         )
         step_bytes = [peak_bytes(workload.step, device) for workload in workloads]
-        step_flops = [float(count_flops(workload.step)) for workload in workloads]
-    rate, step_rate = (2 * PRODUCT_SIZE**3 / seconds for seconds in (product_s, step_product_s))
+        step_flops = [float(count_flops(workload.eager.step)) for workload in workloads]
+    rate, step_rate = (2 * PRODUCT_SIZE[device.type] ** 3 / seconds for seconds in (product_s, step_product_s))
+    copied = 2 * COPIED_BYTES[device.type] / copy_s
     return [
         Cost(
             sum(p.numel() for p in workload.module.parameters()), flops[i], *forward[i], *step[i], forward_bytes[i],
             step_bytes[i], step_flops[i], rate, flops[i] / forward[i][0] / rate, step_flops[i] / step[i][0] / step_rate,
+            least_bytes[i], copied, max(flops[i] / rate, least_bytes[i] / copied),
         )
         for i, workload in enumerate(workloads)
     ]  # fmt: skip
@@ -183,8 +231,22 @@ def time_in_turn(
 
 
 def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
-    a, b = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device=device).to(dtype) for _ in range(2))
+    size = PRODUCT_SIZE[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return lambda: linear(a, b)
+
+
+def _copy(device: torch.device) -> Callable[[], Tensor]:
+    source = torch.zeros(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def bytes_once(workload: Workload) -> int:
+    """Return the bytes of input, parameters and output of a forward pass, each counted once."""
+    result = _tensors([workload.eager.forward()])
+    tensors = [*_tensors(workload.arguments), *workload.module.parameters(), *result]
+    return sum(one.numel() * one.element_size() for one in tensors)
 
 
 def scaling_exponent(sizes: Sequence[float | int], values: Sequence[float]) -> float:
@@ -267,4 +329,6 @@ def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
             found.append(argument)
         elif isinstance(argument, tuple | list):
             found += _tensors(argument)
+        elif isinstance(argument, dict):
+            found += _tensors(list(argument.values()))
     return found

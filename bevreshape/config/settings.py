@@ -180,6 +180,7 @@ class Diagnose(TypedDict):
 
 
 Precision = Literal["32-true", "bf16-mixed"]
+Compiled = bool | Literal["cuda_graphs"]
 
 
 class Benchmark(TypedDict):
@@ -194,7 +195,8 @@ class Benchmark(TypedDict):
     features: Sizes | Sequence[Sizes]
     cells: Sizes | Sequence[Sizes]
     device: Device | Sequence[Device]
-    precision: Precision | Sequence[Precision]
+    precision: Precision | Sequence[Precision] | None
+    compile: Compiled | Sequence[Compiled] | None
     stride: Count
     cell_m: Length
     scaling: Literal["cells", "tokens", "cameras"] | None

@@ -39,6 +39,56 @@ def cost_table(case: Case, costs: Mapping[str, Cost], full_model: bool = False) 
     return table
 
 
+def floor_tables(rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return one page, see :func:`floor_table`, for every shape that was measured in several ways."""
+    shapes: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        shapes.setdefault(_shape_label(row), []).append(row)
+    return [floor_table(shape, found) for shape, found in shapes.items() if len({_way(row) for row in found}) > 1]
+
+
+def floor_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a page of times in every way, and the share of the least time in the forward pass.
+
+    Args:
+        title: of the page.
+        rows: costs with a ``reshaper``, and a way: ``device``, ``precision`` and ``form``.
+    """
+    ways = list(dict.fromkeys(_way(row) for row in rows))
+    rates = {
+        f"{row['device']} {row['precision']}": f"{row['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s in products, "
+        f"{row['copy_bytes_per_s'] / 1e9:.3g} GB/s in copies"
+        for row in rows
+    }
+    table = Table(
+        title=f"{title}; ms forward · forward and backward; floor: least time / forward",
+        caption="; ".join(f"{way}: {rate}" for way, rate in rates.items()),
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("MFLOP", justify="right")
+    table.add_column("MiB", justify="right")
+    for way in ways:
+        table.add_column(way, justify="right")
+        table.add_column("floor", justify="right")
+    for name in dict.fromkeys(row["reshaper"] for row in rows):
+        own = {_way(row): row for row in rows if row["reshaper"] == name}
+        first = next(iter(own.values()))
+        cells = [f"{first['flops'] / 1e6:,.1f}", f"{first['least_bytes'] / 2**20:.1f}"]
+        for way in ways:
+            cells += _times(own[way]) if way in own else ["", ""]
+        table.add_row(name, *cells)
+    return table
+
+
+def _times(row: Mapping[str, Any]) -> list[str]:
+    both = "" if math.isnan(row["step_s"]) else f" · {row['step_s'] * 1e3:.3g}"
+    return [f"{row['forward_s'] * 1e3:.3g}{both}", f"{row['floor_s'] / row['forward_s']:.0%}"]
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    return f"{row['device']} {row['precision']} {row['form'].replace('_', ' ')}"
+
+
 def scaling_table(key: str, exponents: Mapping[str, Mapping[str, float]]) -> Table:
     """Return the table of scaling exponents."""
     table = Table(title=f"scaling with {key}: exponent e of size^e")
@@ -82,11 +132,12 @@ def draw(rows: Sequence[Mapping[str, Any]], scaling: str | None) -> Figure:
     return figure
 
 
+def _shape_label(row: Mapping[str, Any]) -> str:
+    return "{batch}×{cameras}×{channels}×{height}×{width} → {rows}×{cols}".format(**row)
+
+
 def _case_label(row: Mapping[str, Any]) -> str:
-    return (
-        f"{row['batch']}×{row['cameras']}×{row['channels']}×{row['height']}×{row['width']} → "
-        f"{row['rows']}×{row['cols']}, {row['device']}, {row['precision']}"
-    )
+    return f"{_shape_label(row)}, {row['device']}, {row['precision']}, {row['form'].replace('_', ' ')}"
 
 
 def write_figure(path: Path, rows: Sequence[Mapping[str, Any]], scaling: str | None) -> None:

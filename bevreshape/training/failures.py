@@ -5,15 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from bevreshape.errors import Divergence, InputError
-from bevreshape.training.rehearsal import compile_failure
+from bevreshape.training.rehearsal import compile_failure, of_compiler
 
 
 def explain_failure(error: RuntimeError, trainer: Mapping[str, Any]) -> InputError | None:
     """Return the user error for an error of torch that an option of the trainer causes; ``None`` for any other."""
     text = str(error)
     reason = (text.strip().splitlines() or [type(error).__name__])[0]
-    compilers = ("torch._dynamo", "torch._inductor")
-    if trainer.get("compile") and type(error).__module__.startswith(compilers):
+    if trainer.get("compile") and of_compiler(error):
         return InputError(compile_failure(error))
     if trainer.get("deterministic") and "deterministic" in text:
         return InputError(

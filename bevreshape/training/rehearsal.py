@@ -67,6 +67,11 @@ def check_compiler(device: torch.device) -> None:
         raise InputError(compile_failure(error)) from error
 
 
+def of_compiler(error: BaseException) -> bool:
+    """Return whether torch's compiler raised an error."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
 def compile_failure(error: BaseException) -> str:
     """Return why torch could not compile, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

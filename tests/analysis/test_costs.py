@@ -58,14 +58,18 @@ def test_every_reshaper_is_counted_without_gradients(name: str) -> None:
 
 def test_of_matmul_uses_products_of_the_same_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     mlp = MLP(FeatureShape(8, 4, 6), (5, 5))
-    forward, backward = [(3.0, 0.0), (2.0, 0.0)], [(8.0, 0.0), (4.0, 0.0)]  # seconds, the product's last
+    forward, backward = [(3.0, 0.0), (2.0, 0.0), (0.5, 0.0)], [(8.0, 0.0), (4.0, 0.0)]  # s: ours, product, copy
     times = iter((forward, backward))
-    monkeypatch.setattr(costs, "_time", lambda *_: next(times))
+    monkeypatch.setattr(costs, "time_in_turn", lambda *_: next(times))
     (cost,) = measure([Workload(mlp, (torch.randn(3, 1, 8, 4, 6), None))], rounds=1, backward=True)
-    product = 2 * costs.PRODUCT_SIZE**3
+    product = 2 * costs.PRODUCT_SIZE["cpu"] ** 3
     assert cost.matmul_flops_per_s == product / 2
     assert cost.of_matmul == pytest.approx(cost.flops / 3 / (product / 2))
     assert cost.step_of_matmul == pytest.approx(cost.step_flops / 8 / (product / 4))
+    copied = 2 * costs.COPIED_BYTES["cpu"] / 0.5  # read and written
+    assert cost.copy_bytes_per_s == copied
+    assert cost.least_bytes == 4 * (3 * 8 * 24 + 24 * 25 + 25 + 3 * 8 * 25)  # input, W, b, output, in float32
+    assert cost.floor_s == pytest.approx(max(cost.flops / (product / 2), cost.least_bytes / copied))
 
 
 def test_cost_of_an_mlp() -> None:
