@@ -7,7 +7,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test check test-cluster lint clean
+.PHONY: train test check test-cluster test-gpu lint clean
 
 train: $(INSTALLED)
 	$(RUN) -m bevreshape.train
@@ -22,6 +22,12 @@ check: $(INSTALLED) lint
 
 test-cluster: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slurm tests/cluster
+
+# What waits for a GPU, one test after another; the machines of CI have none.
+test-gpu: $(INSTALLED)
+	@$(RUN) -c "import sys, torch; torch.cuda.is_available() or sys.exit('make test-gpu: torch ' + torch.__version__ + \
+		' finds no CUDA device on this machine; run it on one with a GPU and a driver for CUDA ' + str(torch.version.cuda))"
+	$(RUN) -m pytest -m gpu
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

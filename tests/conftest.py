@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jaxtyping
 import pytest
+import torch
 import wandb
 from browser import CHROMIUM, Browser
 from commands import TINY, Command, Ended, finish, start
@@ -34,8 +35,10 @@ WHOLE_COMMANDS = {"command", "trained"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that run a whole command as slow, so that ``make check`` leaves them out."""
+    """Mark tests that run a whole command as slow, for ``make check``, and skip those of a GPU where there is none."""
     for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device here"))
         if WHOLE_COMMANDS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
 

@@ -377,7 +377,7 @@ def test_fixed_rig_of_a_reshaper_that_reads_the_calibration_by_option(name: str,
 
 
 @every_reshaper
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.gpu
 def test_on_cuda_as_on_the_cpu(cls: type[Reshaper], rig) -> None:
     reshaper, x, rigs = build(cls, 6).eval(), features(6).requires_grad_(), rig(2, 6)
     expected = reshaper(x, rigs)
