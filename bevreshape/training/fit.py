@@ -33,6 +33,7 @@ from bevreshape.training.callbacks import (
     RunProgress,
 )
 from bevreshape.training.failures import explain_failure
+from bevreshape.training.hardware import set_matmul_precision
 from bevreshape.training.loggers import describe_model, summarize
 from bevreshape.training.optimizer import AdamWOneCycle
 from bevreshape.training.processes import rank
@@ -129,12 +130,13 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     data = build_data(cfg)
     spec = BEVSpec.of(data.source)
     strategy = choose_strategy(cfg, spec)
+    set_matmul_precision(cfg["trainer"])
     seed_everything(cfg["seed"], verbose=False)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
     description = describe_model(model, spec.image_size) if cfg["logger"] and rank() == 0 else {}
     if cfg["trainer"].get("compile"):
-        task.compile_training()
+        task.compile_training(cuda_graphs=cfg["trainer"]["compile"] == "cuda_graphs")
     score = score_of(task.metrics["val"].values())
     history = History(folder / "history.csv", score)
     last = folder / "checkpoints" / "last.ckpt"

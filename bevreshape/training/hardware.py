@@ -33,6 +33,8 @@ def check_hardware(cfg: Mapping[str, Any]) -> None:
             f"{suggest(str(accelerator), ('auto', 'cpu', 'gpu', 'cuda'))}"
         )
     gpu = on_gpu(cfg)
+    if cfg.get("compile") == "cuda_graphs" and not gpu:
+        raise InputError("trainer.compile=cuda_graphs needs a GPU; set trainer.compile=true or false")
     if precision == "16-mixed" and not gpu:
         raise InputError(
             "trainer.precision=16-mixed needs a GPU (a CPU has no float16 autocast); set trainer.precision=bf16-mixed "
@@ -78,6 +80,12 @@ def on_gpu(cfg: Mapping[str, Any]) -> bool:
     """Return whether the ``trainer`` group trains on a GPU of this machine."""
     accelerator = cfg.get("accelerator", "auto")
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)
+
+
+def set_matmul_precision(cfg: Mapping[str, Any]) -> None:
+    """Set the precision of float32 products of this process, on a GPU alone: on a CPU results do not change."""
+    if on_gpu(cfg):
+        torch.set_float32_matmul_precision(cfg.get("matmul_precision", "highest"))
 
 
 def read_device(name: str) -> torch.device:

@@ -2,8 +2,8 @@
 
 import inspect
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Protocol, runtime_checkable
 
 from annotated_types import Ge, Gt, Le
@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 
 from bevreshape.config.options import OpenShare, checked
+from bevreshape.errors import InputError
 
 LENGTHS = ("total_steps", "T_max", "total_iters")
 """Options of torch's schedules that give their number of steps."""
@@ -84,6 +85,8 @@ class AdamWOneCycle:
         pct_start: fraction of the steps in which the rate rises.
         div_factor: the first rate is ``lr / div_factor``.
         final_div_factor: the last rate is the first rate ``/ final_div_factor``.
+        fused: update all parameters by one kernel. ``None``: on a GPU. Lightning cannot clip gradients of float16 that
+            a fused optimizer unscales, so ``trainer.precision=16-mixed`` with clipping does without.
     """
 
     lr: Annotated[float, Gt(0), Le(10)] = 4e-3
@@ -91,10 +94,14 @@ class AdamWOneCycle:
     pct_start: OpenShare = 0.3
     div_factor: Annotated[float, Ge(1), Le(1e9)] = 10.0
     final_div_factor: Annotated[float, Ge(1), Le(1e9)] = 100.0
+    fused: bool | None = None
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LRScheduler]:
         """The optimizer of a module's trainable parameters, and its schedule over ``total_steps``."""
-        optimizer = AdamW(parameter_groups(module, self.weight_decay), lr=self.lr)
+        groups = parameter_groups(module, self.weight_decay)
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        fused = (True if on_gpu else None) if self.fused is None else self.fused
+        optimizer = AdamW(groups, lr=self.lr, fused=fused)
         schedule = OneCycleLR(
             optimizer,
             max_lr=self.lr,
@@ -114,3 +121,24 @@ class AdamWOneCycle:
                 warnings.simplefilter("ignore")  # that the optimizer has not stepped
                 schedule.step()
         return optimizer, schedule
+
+
+def without_fusion(optimizer: OptimizerSchedule) -> OptimizerSchedule:
+    """Return an :class:`AdamWOneCycle` that is not fused by default; others as they are."""
+    unset = isinstance(optimizer, AdamWOneCycle) and optimizer.fused is None
+    return replace(optimizer, fused=False) if unset else optimizer  # type: ignore[type-var]
+
+
+def check_fused(optimizer: OptimizerSchedule, trainer: Mapping[str, Any]) -> None:
+    """Refuse a fused optimizer where Lightning must clip gradients between their unscaling and the step.
+
+    Raises:
+        InputError: with float16 and clipping.
+    """
+    clip, precision = trainer.get("gradient_clip_val"), trainer.get("precision")
+    if isinstance(optimizer, AdamWOneCycle) and optimizer.fused and precision == "16-mixed" and clip is not None:
+        raise InputError(
+            "optimizer.fused=true unscales gradients of trainer.precision=16-mixed in its step, so they cannot be "
+            f"clipped before it (trainer.gradient_clip_val={clip}); set optimizer.fused=null, "
+            "trainer.precision=bf16-mixed or trainer.gradient_clip_val=null"
+        )

@@ -18,6 +18,15 @@ MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
 ABSENT = "absent"
 
 
+def _fused_alike(own: Optimizer, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of an optimizer, fused where the stored ones are: that depends on their device."""
+    groups, stored = own.state_dict()["param_groups"], given.get("param_groups")
+    for group, other in zip(groups, stored if isinstance(stored, list) else [], strict=False):
+        if isinstance(other, dict) and "fused" in other and other["fused"] in (None, False, True):
+            group["fused"] = other["fused"]
+    return groups
+
+
 def check_optimizer(
     checkpoint: Mapping[str, Any], optimizer: AdamWOneCycle, model: nn.Module, total_steps: int, path: str | Path
 ) -> None:
@@ -43,7 +52,7 @@ def check_optimizer(
     own, schedule = optimizer.after(model, total_steps, steps)
     given = _entries(checkpoint["optimizer_states"][0])
     pairs = (
-        ("optimizer_states.param_groups", own.state_dict()["param_groups"], given.get("param_groups")),
+        ("optimizer_states.param_groups", _fused_alike(own, given), given.get("param_groups")),
         ("lr_schedulers", schedule.state_dict(), checkpoint["lr_schedulers"][0]),
     )
     for name, expected, found in pairs:

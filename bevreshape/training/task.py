@@ -14,7 +14,7 @@ from bevreshape.metrics import BEVMetric, MaskedCameras, collected, values_besid
 from bevreshape.model import Outputs
 from bevreshape.objectives.base import scalar
 from bevreshape.training.divergence import StopOnDivergence
-from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, total_steps
+from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, total_steps, without_fusion
 
 
 class BEVTask(LightningModule):
@@ -44,9 +44,15 @@ class BEVTask(LightningModule):
         self.tables: list[dict[str, float]] = []
         self._compiled: Callable[..., Outputs] | None = None
 
-    def compile_training(self) -> None:
-        """Compile training steps by ``torch.compile``, except their random numbers; all else runs uncompiled."""
-        self._compiled = torch.compile(self.model.forward, options={"fallback_random": True})
+    def compile_training(self, cuda_graphs: bool = False) -> None:
+        """Compile training steps by ``torch.compile``, except their random numbers; all else runs uncompiled.
+
+        Args:
+            cuda_graphs: also record them as CUDA graphs, which are replayed; this pays where the launch of many small
+                kernels takes longer than their work.
+        """
+        graphs = {"triton.cudagraphs": True} if cuda_graphs else {}
+        self._compiled = torch.compile(self.model.forward, options={"fallback_random": True, **graphs})
 
     def forward(self, batch: BEVBatch) -> Outputs:
         return (self._compiled if self._compiled and self.training else self.model)(batch.images, batch.cameras)
@@ -97,7 +103,9 @@ class BEVTask(LightningModule):
             metrics.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer, schedule = self.optimizer.build(self.model, total_steps(self.trainer))
+        clipped = self.trainer.gradient_clip_val is not None
+        own = without_fusion(self.optimizer) if clipped and self.trainer.precision == "16-mixed" else self.optimizer
+        optimizer, schedule = own.build(self.model, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:

@@ -106,7 +106,11 @@ class EarlyStopping(TypedDict, total=False):
     min_delta: Weight
 
 
-OWN: Mapping[str, Any] = {"compile": bool, "early_stopping": EarlyStopping | None}
+OWN: Mapping[str, Any] = {
+    "compile": bool | Literal["cuda_graphs"],
+    "matmul_precision": Literal["highest", "high", "medium"],
+    "early_stopping": EarlyStopping | None,
+}
 """Options of the group that are not Lightning's."""
 
 

@@ -14,6 +14,7 @@ from bevreshape.config.groups import check_nodes
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.training.hardware import check_hardware, on_gpu, process_count
+from bevreshape.training.optimizer import check_fused
 from bevreshape.training.rehearsal import check_compiler, rehearse
 from bevreshape.training.schedule import make_early_stop
 from bevreshape.training.trainer import make_trainer, silence_lightning
@@ -41,6 +42,7 @@ def validate_config(cfg: Mapping[str, Any]) -> BEVDataModule:
     spec = BEVSpec.of(data.source)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
+    check_fused(task.optimizer, cfg["trainer"])
     make_early_stop(cfg["trainer"], task)
     alone = process_count(cfg["trainer"]) == 1
     if alone:

@@ -1,0 +1,56 @@
+"""Options for a GPU: their checks, and that nothing changes on a CPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bevreshape.errors import InputError
+from bevreshape.training.hardware import check_hardware, set_matmul_precision
+from bevreshape.training.optimizer import AdamWOneCycle, TorchOptimizer, check_fused, without_fusion
+
+
+@pytest.fixture
+def precision_as_before() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_matmul_precision_is_that_of_a_gpu_alone(monkeypatch, precision_as_before: None) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    set_matmul_precision({"accelerator": "auto", "matmul_precision": "high"})
+    assert torch.get_float32_matmul_precision() == "highest"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    set_matmul_precision({"accelerator": "cpu", "matmul_precision": "high"})
+    assert torch.get_float32_matmul_precision() == "highest"
+    set_matmul_precision({"accelerator": "auto", "matmul_precision": "high"})
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_cuda_graphs_need_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    with pytest.raises(
+        InputError, match=r"trainer\.compile=cuda_graphs needs a GPU; set trainer\.compile=true or false"
+    ):
+        check_hardware({"compile": "cuda_graphs"})
+
+
+def test_adamw_is_not_fused_on_a_cpu_unless_wished() -> None:
+    for wished, expected in ((None, None), (True, True), (False, False)):
+        optimizer, _ = AdamWOneCycle(fused=wished).build(nn.Linear(2, 2), 10)
+        assert {group["fused"] for group in optimizer.param_groups} == {expected}
+
+
+def test_clipped_float16_does_without_fusion() -> None:
+    half: dict[str, Any] = {"precision": "16-mixed", "gradient_clip_val": 5.0}
+    assert without_fusion(AdamWOneCycle()) == AdamWOneCycle(fused=False)
+    other = TorchOptimizer(torch.optim.SGD)
+    assert without_fusion(other) is other
+    check_fused(AdamWOneCycle(), half)
+    check_fused(AdamWOneCycle(fused=True), half | {"gradient_clip_val": None})
+    check_fused(AdamWOneCycle(fused=True), half | {"precision": "bf16-mixed"})
+    with pytest.raises(InputError, match=r"optimizer\.fused=true .*gradient_clip_val=5\.0.*set optimizer\.fused=null"):
+        check_fused(AdamWOneCycle(fused=True), half)
