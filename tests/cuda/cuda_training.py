@@ -11,9 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from commands import ROOT, TINY
-from cuda_cases import TOLERANCE, compare, findings
+from cuda_cases import compare, findings
 from cuda_findings import FOUND, Finding, forget_waits
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -32,7 +31,9 @@ from bevreshape.training.trainer import make_trainer, silence_lightning
 STEPS, WARM = 6, 3
 """Optimizer steps of a run, and those whose waits do not count."""
 
-DTYPES = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 0.1, "16-mixed": 0.03}
+"""Largest relative difference of a loss from the CPU's in float32; steps amplify what a fused optimizer rounds."""
+
 CASES = {
     "mlp float32": ("reshaper=mlp", "trainer.precision=32-true"),
     "mlp bfloat16": ("reshaper=mlp", "trainer.precision=bf16-mixed"),
@@ -112,7 +113,7 @@ def case(overrides: tuple[str, ...]) -> None:
     FOUND.extend(recorder.kept)
     precision = composed(*overrides)["trainer"]["precision"]
     for number, (own, loss) in enumerate(zip(recorder.losses, expected.losses, strict=True)):
-        compare(f"loss of step {number}", own, loss.double(), TOLERANCE[DTYPES[precision]])
+        compare(f"loss of step {number}", own, loss.double(), TOLERANCE[precision])
 
 
 def main(shim: str, out: str) -> None:
