@@ -67,6 +67,13 @@ def test_two_view_transformers_are_compared(worlds: Path, tmp_path: Path) -> Non
     assert (tmp_path / "comparisons" / "tiny" / "winner.ckpt").stat().st_size > 10_000
     assert (tmp_path / "comparisons" / "tiny" / "winner.onnx").stat().st_size > 10_000
     assert "tiny" in ended.out
+    page = (tmp_path / "comparisons" / "tiny" / "report.html").read_text()
+    (answer,) = re.findall(r'<p class="answer">(.+?)</p>', page)
+    assert f"\n{answer}\n" in ended.out
+    explored = json.loads(re.findall(r'id="explorer-data">(.+?)</script>', page, re.DOTALL)[0])
+    assert {entry["name"] for entry in explored["entries"]} == {"mlp", "ColumnMean"}
+    for title in ("IoU against cost", "Candidates", "Learning curves", "Example predictions", "Protocol"):
+        assert f">{title}<" in page
 
 
 def begun(cwd: Path) -> dict[str, int]:

@@ -124,7 +124,7 @@ def test_modules_understand_their_arguments(line: str, parse_only: None, monkeyp
 
 @pytest.mark.parametrize("line", lines_of(r"python -m bevreshape\.report "))
 def test_the_report_is_written(line: str, trained: Path, tmp_path: Path) -> None:
-    arguments = [part for part in shlex.split(line)[3:] if not part.startswith(("runs/", "sweeps/"))]
+    arguments = [part for part in shlex.split(line)[3:] if not part.startswith(("runs/", "sweeps/", "comparisons/"))]
     ended = finish(start("report", str(trained), *arguments, cwd=tmp_path))
     assert ended.code == 0, ended.err
     assert (tmp_path / "report.html").exists()

@@ -13,7 +13,7 @@ from bevreshape.comparison.answer import find_answer
 from bevreshape.comparison.outcome import Outcome
 from bevreshape.comparison.sentence import answer_sentence
 from bevreshape.reporting.comparison_rows import candidate_rows
-from bevreshape.reporting.comparison_sections import comparison_sections
+from bevreshape.reporting.comparison_sections import finding_sections, method_sections
 from bevreshape.reporting.comparison_table import console_table, csv_rows, markdown
 from bevreshape.reporting.page import FIGURE_STYLE, Section
 from bevreshape.reporting.tables import markdown_table, print_table
@@ -30,7 +30,7 @@ def write_comparison(folder: Path, outcome: Outcome) -> None:
     write_csv(folder / "table.csv", csv_rows(rows))
     style: Any = FIGURE_STYLE  # matplotlib types its keys as literals
     with matplotlib.rc_context(style):
-        sections = comparison_sections(outcome, answer)
+        sections = [*finding_sections(outcome, answer), *method_sections(outcome)]
         parts = [f"# {outcome.title}\n", f"> {answer_sentence(outcome, answer)}\n"]
         parts += [_markdown(folder, section) for section in sections]
     write_text(folder / "README.md", "\n".join(parts).replace(outcome.command, f"```bash\n{outcome.command}\n```"))

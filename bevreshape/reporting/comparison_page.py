@@ -8,7 +8,7 @@ from bevreshape.comparison.answer import Answer, find_answer
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.outcome import Outcome
 from bevreshape.comparison.sentence import answer_sentence
-from bevreshape.reporting.comparison_sections import comparison_sections
+from bevreshape.reporting.comparison_sections import finding_sections, method_sections
 from bevreshape.reporting.page import Section
 from bevreshape.reporting.runs import Run, read_runs
 
@@ -26,9 +26,13 @@ class ReportedComparison:
         """Return the answer as one sentence."""
         return answer_sentence(self.outcome, self.answer)
 
-    def sections(self) -> list[Section]:
-        """Return its sections."""
-        return comparison_sections(self.outcome, self.answer)
+    def findings(self) -> list[Section]:
+        """Return the sections on what was found, the charts first."""
+        return sorted(finding_sections(self.outcome, self.answer), key=lambda section: not section.charts)
+
+    def methods(self) -> list[Section]:
+        """Return the sections on how it was found."""
+        return method_sections(self.outcome)
 
     def rows(self) -> list[list[Run]]:
         """Return the judged runs of every candidate whose folders are still there, the choice first.
@@ -58,10 +62,10 @@ def stored_comparisons(folders: Sequence[Path]) -> list[ReportedComparison]:
     return found
 
 
-def all_sections(comparisons: Sequence[ReportedComparison]) -> list[Section]:
-    """Return the sections of comparisons; of several, each with the comparison's title."""
+def titled(comparisons: Sequence[ReportedComparison], sections: Sequence[Sequence[Section]]) -> list[Section]:
+    """Return the sections of each comparison in one list; of several comparisons, with their titles."""
     return [
         section if len(comparisons) == 1 else replace(section, title=f"{one.outcome.title}: {section.title}")
-        for one in comparisons
-        for section in one.sections()
+        for one, own in zip(comparisons, sections, strict=True)
+        for section in own
     ]

@@ -7,7 +7,7 @@ from bevreshape.comparison.ends import ends
 from bevreshape.comparison.limits import MEASURES, given_limits
 from bevreshape.comparison.outcome import Candidate, Outcome, Trial
 from bevreshape.comparison.pareto import AXES
-from bevreshape.comparison.words import SUBJECTS, amount, iou_words, limit_words, listed, signed
+from bevreshape.comparison.words import SUBJECTS, amount, count, iou_words, limit_words, listed, signed
 from bevreshape.reporting.comparison_rows import CandidateRow, candidate_rows, spread_words
 from bevreshape.reporting.comparison_table import means
 from bevreshape.reporting.page import Chart, Section, Table
@@ -41,22 +41,26 @@ is wrong is at most 5 %. Thus a verdict may be open although its single interval
 settle it. With one seed, all verdicts are open."""
 
 
-def comparison_sections(outcome: Outcome, answer: Answer) -> list[Section]:
-    """Return all sections that have something in them, the most important ones first."""
+def finding_sections(outcome: Outcome, answer: Answer) -> list[Section]:
+    """Return the sections on what was found that have something in them, the most important ones first."""
     rows = candidate_rows(answer)
     trained = [row for row in rows if row.candidate.runs]
     found = [
         _candidates(rows, outcome.margin), _notes(rows), _charts(outcome, answer), _classes(outcome, trained),
-        _bands(trained), _robustness(trained), _costs(rows), _tuning(rows), _protocol(outcome),
-        Section("How it is judged", RULES),
+        _bands(trained), _robustness(trained), _costs(rows), _tuning(rows),
     ]  # fmt: skip
     return [section for section in found if section is not None]
+
+
+def method_sections(outcome: Outcome) -> list[Section]:
+    """Return the sections on how it was found."""
+    return [_protocol(outcome), Section("How it is judged", RULES)]
 
 
 def _candidates(rows: Sequence[CandidateRow], margin: float) -> Section | None:
     if not rows:
         return None
-    columns = ("reshaper", "IoU", "to the choice", "verdict", "latency", "memory", "parameters", "training")
+    columns = ("reshaper", "IoU", "difference", "verdict", "latency", "memory", "parameters", "training")
     lines = [
         (
             row.candidate.name, row.iou, row.to_choice, row.status,
@@ -126,7 +130,7 @@ def _robustness(rows: Sequence[CandidateRow]) -> Section | None:
     leaders = [f"{name} ({listed(own)})" if len(best) > 1 else name for name, own in best.items()]
     text = (
         "Test IoU, mean of the classes and seeds, with a calibration that is wrong by so much for all cameras, or "
-        f"without a camera; in brackets, what that changes. Highest: {listed(leaders)}."
+        f"without a camera; in brackets, what that changes. Highest IoU: {listed(leaders)}."
     )
     return Section("Robustness", text, table=Table(("reshaper", *map(_change, changes)), tuple(lines)))
 
@@ -149,9 +153,7 @@ def _costs(rows: Sequence[CandidateRow]) -> Section | None:
     reasons: dict[tuple[str, str], list[str]] = {}
     for row, cost in measured:
         latencies = [amount(cost.latency_ms[form]) if form in cost.latency_ms else "" for form in forms]
-        lines.append(
-            (row.candidate.name, row.parameters, amount(cost.flops / 1e9), row.memory, *latencies, row.minutes)
-        )
+        lines.append((row.candidate.name, row.parameters, count(cost.flops), row.memory, *latencies, row.minutes))
         for form, reason in cost.unmeasured.items():
             reasons.setdefault((form, reason), []).append(row.candidate.name)
     missing = [
@@ -162,7 +164,7 @@ def _costs(rows: Sequence[CandidateRow]) -> Section | None:
         "Of the whole model and one sample: a multiply-add counts as two FLOP, memory is what a forward pass takes in "
         "addition to the model and its input. Training time is that of one seed; its machine may have been shared."
     )
-    headings = ("reshaper", "parameters", "GFLOP", "MB", *(f"{form} ms" for form in forms), "training min")
+    headings = ("reshaper", "parameters", "FLOP", "MB", *(f"{form} ms" for form in forms), "training min")
     return Section("Costs", "\n\n".join([text, *missing]), table=Table(headings, tuple(lines)))
 
 

@@ -98,7 +98,7 @@ class Table:
         """Return, for each column, whether every entry begins with a figure or is empty."""
         return tuple(
             any(row[i] for row in self.rows)
-            and all(row[i].lstrip("−-+±<≤>≥≈ ")[:1].isdigit() for row in self.rows if row[i])
+            and all(row[i].lstrip("−-+±<≤>≥≈ .")[:1].isdigit() for row in self.rows if row[i])
             for i in range(len(self.columns))
         )
 
@@ -154,12 +154,13 @@ class Report:
 
     Attributes:
         title: of the page.
-        text: introduction, below the title.
+        text: introduction, below the title and the answers.
         claims: rows of the first table.
         claims_text: method of measurement and judgement, above it.
         sections: in order: learning curves, cost against IoU, jitter and data scaling, examples.
         explorer: the last part.
         source: origin, at the foot: command, runs, version.
+        answers: sentences right below the title, such as that of a comparison.
     """
 
     title: str
@@ -169,6 +170,7 @@ class Report:
     sections: Sequence[Section] = ()
     explorer: Explorer | None = None
     source: str = ""
+    answers: Sequence[str] = ()
 
 
 def render(report: Report) -> str:

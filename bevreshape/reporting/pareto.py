@@ -124,7 +124,8 @@ def _scale(axes: Axes, points: Sequence[Point], limit: float | None) -> None:
     ends = [iou for point in points for iou in point.seeds]
     room = 0.08 * (max(ends) - min(ends)) or 0.02
     axes.set_ylim(min(ends) - room, max(ends) + room)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2f}".replace("0.", ".", 1)))
+    decimals = 2 if max(ends) - min(ends) > 0.08 else 3
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{decimals}f}".replace("0.", ".", 1)))
 
 
 def _draw_limit(axes: Axes, limit: float, words: str) -> None:

@@ -13,11 +13,11 @@ from bevreshape import __version__
 from bevreshape.config.allowed import read_trust
 from bevreshape.experiments.levels import PLAN_FILE, Study
 from bevreshape.experiments.page import claims, sections
-from bevreshape.reporting.comparison_page import ReportedComparison, all_sections, stored_comparisons
+from bevreshape.reporting.comparison_page import ReportedComparison, stored_comparisons, titled
 from bevreshape.reporting.explore import explorer, fit_explorer
 from bevreshape.reporting.explorer_data import explorer_data
 from bevreshape.reporting.overview import costs, curves, examples, results, sweeps
-from bevreshape.reporting.page import FIGURE_STYLE, MOST_BYTES, Report, render, write
+from bevreshape.reporting.page import FIGURE_STYLE, MOST_BYTES, Report, Section, render, write
 from bevreshape.reporting.reported_model import comparable, first_batch, mean_iou
 from bevreshape.reporting.runs import Run, grouped, read_runs
 
@@ -58,13 +58,18 @@ def write_report(
     with matplotlib.rc_context(style):
         page = Report(
             title="View transformers compared",
-            text="\n\n".join([*(one.sentence for one in comparisons), *([RUNS_TEXT] if rows else [])]),
+            answers=[one.sentence for one in comparisons],
+            text=RUNS_TEXT if rows else "",
             claims_text=CLAIMS_TEXT,
             claims=[claim for study in studies for claim in claims(study)],
-            sections=[*all_sections(comparisons), *(section for study in studies for section in sections(study))],
+            sections=[
+                *titled(comparisons, [one.findings() for one in comparisons]),
+                *(section for study in studies for section in sections(study)),
+            ],
             source=f"Made by bevreshape {__version__} of {_amounts([*compared, *rows], comparisons, studies)}.",
         )
-        page, remarks = with_runs(page, compared, rows, samples, cells, probes, trust)
+        last = titled(comparisons, [one.methods() for one in comparisons])
+        page, remarks = with_runs(page, last, compared, rows, samples, cells, probes, trust)
         write(page, Path(out))
     for remark in remarks:
         log.warning("%s", remark)
@@ -72,6 +77,7 @@ def write_report(
 
 def with_runs(
     page: Report,
+    last: Sequence[Section],
     compared: Sequence[list[Run]],
     rows: Sequence[list[Run]],
     samples: int,
@@ -83,6 +89,7 @@ def with_runs(
 
     Args:
         page: so far.
+        last: sections that follow those on the runs.
         compared: rows of comparisons, whose results and costs are on the page already.
         rows: other rows.
         samples: test samples in the explorer.
@@ -95,14 +102,14 @@ def with_runs(
     """
     whole = [*compared, *rows]
     if not whole:
-        return page, []
+        return replace(page, sections=[*page.sections, *last]), []
     shown, remarks = comparable(whole, trust)
     reference = shown[0].runs[0]
     batch, exact = (first_batch(reference, samples, trust, **given) for given in ({}, {"calibration": "exact"}))
     found = [curves(whole), examples(shown, batch)]
     if rows:
         found = [results(whole), curves(whole), costs(shown), *sweeps(whole), examples(shown, batch)]
-    page = replace(page, sections=[*page.sections, *(section for section in found if section is not None)])
+    page = replace(page, sections=[*page.sections, *(section for section in found if section is not None), *last])
     explored = explorer(shown, batch, exact.cameras, cells, probes)
     least = replace(
         explored,

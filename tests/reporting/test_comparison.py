@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Browser
 from comparison.outcomes import FAMILY, candidate, failed, family, outcome, waiting
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -17,6 +18,8 @@ from bevreshape.comparison.outcome import Outcome
 from bevreshape.comparison.pareto import AXES, CostAxis, pareto_front
 from bevreshape.comparison.sentence import answer_sentence
 from bevreshape.reporting.comparison import print_comparison, write_comparison
+from bevreshape.reporting.comparison_sections import finding_sections, method_sections
+from bevreshape.reporting.page import Report, write
 from bevreshape.reporting.pareto import CHOICE, DOMINATED, FRONT, pareto_chart, pareto_points
 
 LIMITED = family(3, latency_ms=5.0, memory_mb=60.0, parameters=1e6)
@@ -134,6 +137,30 @@ def test_csv_has_all_figures(tmp_path: Path) -> None:
     assert rows["mine.Broken"]["notes"] == "diverged at step 12"
     assert float(rows["ipm"]["exported_ms"]) == 0.9
     assert (tmp_path / "table.md").read_text().count("\n") == len(rows) + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_fits_the_screen_with_the_answer_on_top(width: int, browser: Browser, tmp_path: Path) -> None:
+    found = whole(latency_ms=5.0)
+    answer = find_answer(found)
+    sections = [*finding_sections(found, answer), *method_sections(found)]
+    write(Report("Compared", answers=[answer_sentence(found, answer)], sections=sections), tmp_path / "page.html")
+    page = browser.open(tmp_path / "page.html", width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wide = page.evaluate(
+        "[...document.querySelectorAll('body *')].filter(e => !e.closest('thead') && "
+        "e.getBoundingClientRect().right > document.documentElement.clientWidth + 1).map(e => e.outerHTML.slice(0, 99))"
+    )
+    assert wide == []
+    assert page.evaluate("document.querySelector('.answer').textContent") == answer_sentence(found, answer)
+    assert page.evaluate("document.querySelector('.answer').getBoundingClientRect().bottom") < 600
+    scales = page.evaluate(
+        "[...document.querySelectorAll('.charts img')].map(e => e.clientWidth / e.getAttribute('width'))"
+    )
+    assert len(scales) == 4
+    assert min(scales) > 0.9  # letters keep their size
+    assert page.events("Runtime.exceptionThrown") == []
 
 
 @pytest.mark.parametrize(("width", "columns"), [(80, 6), (130, 10)])

@@ -228,7 +228,7 @@ def test_texts_are_escaped() -> None:
     chart = Chart(np.zeros((4, 4, 3), np.uint8), f'black" onload="{NASTY}', NASTY)
     section = Section(NASTY, NASTY, (chart,), Table((NASTY,), ((NASTY,),)))
     claim = Claim(NASTY, NASTY, NASTY, NASTY, NASTY)
-    page = render(Report(NASTY, NASTY, (claim,), NASTY, (section,), shown, NASTY))
+    page = render(Report(NASTY, NASTY, (claim,), NASTY, (section,), shown, NASTY, (NASTY,)))
     assert NASTY not in page
     outline = Outline(page)
     assert outline.texts["h1"] == [NASTY]
