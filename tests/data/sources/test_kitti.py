@@ -8,6 +8,7 @@ import torch
 from kitti_folder import MATRICES, P2, pixel_of, write_calibration, write_image
 
 from bevreshape.data.sources.kitti.benchmark import (
+    Benchmark,
     KITTIFrames,
     KITTISplits,
     ego_from_road_plane,
@@ -91,7 +92,7 @@ def test_a_missing_calibration_is_refused(folder: Path) -> None:
         read_matrices(path)
 
 
-ROAD = {"pattern": r"(um|umm|uu)_\d{6}", "example": "um_000000", "rule": split_of, "rule_text": "the rule"}
+ROAD = Benchmark(r"(um|umm|uu)_\d{6}", "um_000000", split_of, "the rule", ego_from_road_plane)
 
 
 def named(root: Path, names: list[str]) -> Path:
@@ -104,7 +105,7 @@ def named(root: Path, names: list[str]) -> Path:
 def test_the_rule_divides_every_category_of_the_road_benchmark(tmp_path: Path) -> None:
     counts = {"um": 95, "umm": 96, "uu": 98}
     named(tmp_path, [f"{kind}_{number:06d}" for kind, count in counts.items() for number in range(count)])
-    splits = KITTISplits(tmp_path, **ROAD, splits=None)
+    splits = KITTISplits(tmp_path, ROAD)
     parts = {name: splits.of(name) for name in ("train", "val", "test")}
     assert {name: len(part) for name, part in parts.items()} == {"train": 180, "val": 60, "test": 49}
     assert len({frame for part in parts.values() for frame in part}) == 289
@@ -120,7 +121,7 @@ def test_the_rule_divides_the_object_benchmark() -> None:
 def test_splits_by_lists_and_files(tmp_path: Path) -> None:
     named(tmp_path, ["um_000000", "um_000001", "uu_000002"])
     (tmp_path / "mine.txt").write_text("uu_000002\num_000001\n")
-    splits = KITTISplits(tmp_path, **ROAD, splits={"train": None, "val": ["um_000001"], "test": "mine.txt"})
+    splits = KITTISplits(tmp_path, ROAD, {"train": None, "val": ["um_000001"], "test": "mine.txt"})
     assert splits.of("train") == ("um_000000", "um_000001", "uu_000002")
     assert splits.of("val") == ("um_000001",)
     assert splits.of("test") == ("uu_000002", "um_000001")
@@ -139,15 +140,15 @@ def test_splits_by_lists_and_files(tmp_path: Path) -> None:
 def test_bad_splits_are_refused(tmp_path: Path, splits: dict, message: str) -> None:
     named(tmp_path, ["um_000000", "um_000001"])
     with pytest.raises(InputError, match=message):
-        KITTISplits(tmp_path, **ROAD, splits=splits).of("val")
+        KITTISplits(tmp_path, ROAD, splits).of("val")
 
 
 def test_bad_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"image_2: there is no such folder; unpack the benchmark"):
-        KITTISplits(tmp_path, **ROAD, splits=None)
+        KITTISplits(tmp_path, ROAD)
     named(tmp_path, [])
     with pytest.raises(InputError, match=r"there is no \.png here"):
-        KITTISplits(tmp_path, **ROAD, splits=None)
+        KITTISplits(tmp_path, ROAD)
     (tmp_path / "training/image_2/000001.png").touch()
     with pytest.raises(InputError, match=r"000001\.png: the name is not one of this benchmark, such as um_000000"):
-        KITTISplits(tmp_path, **ROAD, splits=None)
+        KITTISplits(tmp_path, ROAD)

@@ -7,7 +7,8 @@ and ``P2 · R0_rect · Tr_cam_to_road⁻¹`` the road's (the readme files of the
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from typing_extensions import TypedDict
 
 from bevreshape.data.batch import SPLITS, Meta, Sample
 from bevreshape.data.image_io import read_image, read_image_size, read_or_mask, resize_and_crop
+from bevreshape.data.names import check_classes
 from bevreshape.data.sources.folder.source import split_names
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, check_calibration
@@ -186,6 +188,25 @@ class RuleSplits(TypedDict, total=False):
     test: str | Sequence[str] | None
 
 
+@dataclass(frozen=True)
+class Benchmark:
+    """Describe one of KITTI's benchmarks.
+
+    Attributes:
+        pattern: regular expression of the frames' names.
+        example: of such a name.
+        rule: from a frame's name to its split.
+        rule_text: the rule in readable form.
+        ego_from_rectified: the ego frame from a frame's matrices.
+    """
+
+    pattern: str
+    example: str
+    rule: Callable[[str], str]
+    rule_text: str
+    ego_from_rectified: Callable[[Matrices], Tensor]
+
+
 class KITTISplits:
     """Split the frames of ``training/image_2`` into training, validation and test.
 
@@ -193,10 +214,7 @@ class KITTISplits:
 
     Args:
         root: the folder with ``training/``.
-        pattern: regular expression of the frames' names.
-        example: of such a name.
-        rule: from a frame's name to its split.
-        rule_text: the rule in readable form.
+        benchmark: whose frames they are.
         splits: for each split ``None`` (the rule), or as :func:`~bevreshape.data.sources.folder.source.split_names`
             takes it.
 
@@ -204,18 +222,9 @@ class KITTISplits:
         InputError: when there is no such folder, or an image's name is not of the benchmark.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        pattern: str,
-        example: str,
-        rule: Callable[[str], str],
-        rule_text: str,
-        splits: RuleSplits | None,
-    ) -> None:
+    def __init__(self, root: Path, benchmark: Benchmark, splits: RuleSplits | None = None) -> None:
         self.root = root
-        self._rule, self._rule_text = rule, rule_text
+        self._benchmark = benchmark
         self._given: dict[str, str | Sequence[str] | None] = dict(splits or {})  # type: ignore[arg-type]
         images = root / "training" / "image_2"
         if not images.is_dir():
@@ -227,10 +236,10 @@ class KITTISplits:
         if not self.frames:
             raise InputError(f"{images}: there is no .png here; unpack the benchmark's images into it")
         for name in self.frames:
-            if not re.fullmatch(pattern, name):
+            if not re.fullmatch(benchmark.pattern, name):
                 raise InputError(
-                    f"{images / name}.png: the name is not one of this benchmark, such as {example}; move the file "
-                    "away, or set data.root to the benchmark"
+                    f"{images / name}.png: the name is not one of this benchmark, such as {benchmark.example}; move "
+                    "the file away, or set data.root to the benchmark"
                 )
 
     def of(self, split: str) -> tuple[str, ...]:
@@ -243,11 +252,11 @@ class KITTISplits:
             raise InputError(f"{self.root}: there is no split {split!r}; {suggest(split, SPLITS)}")
         given = self._given.get(split)
         if given is None:
-            names = [name for name in self.frames if self._rule(name) == split]
+            names = [name for name in self.frames if self._benchmark.rule(name) == split]
             if not names:
                 raise InputError(
-                    f"{self.root}: none of its {len(self.frames)} frames falls into {split!r} ({self._rule_text}); "
-                    f"list frames with data.splits.{split}=[{self.frames[0]}]"
+                    f"{self.root}: none of its {len(self.frames)} frames falls into {split!r} "
+                    f"({self._benchmark.rule_text}); list frames with data.splits.{split}=[{self.frames[0]}]"
                 )
             return tuple(names)
         names, known = split_names(self.root, split, given), set(self.frames)
@@ -283,33 +292,36 @@ class KITTISource:
     """Hold the common part of both benchmarks' sources; each defines how a split is labelled.
 
     Args:
-        splits: the frames of every split.
+        benchmark: which of them.
+        root: the folder with ``training/``.
+        splits: see :class:`KITTISplits`.
         grid: the wanted cells.
         image_size: (H, W) of the network.
         classes: names of the target classes.
-        ego_from_rectified, on_corrupt_image, image_mode: see :class:`KITTIFrames`.
+        on_corrupt_image, image_mode: see :class:`KITTIFrames`.
     """
 
     camera_names = ("left",)
 
     def __init__(
         self,
-        splits: KITTISplits,
+        benchmark: Benchmark,
+        root: str | Path,
+        splits: RuleSplits | None,
         *,
         grid: BEVGrid,
         image_size: Sequence[int],
-        classes: tuple[str, ...],
-        ego_from_rectified: Callable[[Matrices], Tensor],
+        classes: Iterable[str],
         on_corrupt_image: str,
         image_mode: str,
     ) -> None:
-        self.root = splits.root
+        self.root = Path(root)
+        self._splits = KITTISplits(self.root, benchmark, splits)
+        self._ego_from_rectified = benchmark.ego_from_rectified
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
-        self.classes = classes
+        self.classes = check_classes(classes, "data.classes")
         self.image_mode = image_mode
-        self._splits = splits
-        self._ego_from_rectified = ego_from_rectified
         self._on_corrupt_image = on_corrupt_image
 
     def frames(self, split: str) -> KITTIFrames:

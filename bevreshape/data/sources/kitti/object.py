@@ -18,11 +18,10 @@ from torch import Tensor
 from bevreshape.config.options import ImageSize, LocalPath, checked
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
-from bevreshape.data.names import check_classes
 from bevreshape.data.sources.kitti.benchmark import (
+    Benchmark,
     KITTIFrames,
     KITTISource,
-    KITTISplits,
     LabelledKITTI,
     RuleSplits,
     ego_from_velodyne_ground,
@@ -181,6 +180,16 @@ class LabelledObjects(LabelledKITTI):
         return self.frames.training / "label_2" / f"{name}.txt"
 
 
+OBJECTS = Benchmark(
+    pattern=r"\d{6}",
+    example="000000",
+    rule=split_of,
+    rule_text="even numbers train, 1 modulo 4 validate, 3 modulo 4 test",
+    ego_from_rectified=ego_from_velodyne_ground,
+)
+"""KITTI's object benchmark."""
+
+
 @checked
 class KITTIObjectSource(KITTISource):
     """Provide KITTI's object benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
@@ -214,23 +223,10 @@ class KITTIObjectSource(KITTISource):
         image_mode: ImageMode = "rgb",
     ) -> None:
         self._kinds = dict(classes)
-        frames = KITTISplits(
-            Path(root),
-            pattern=r"\d{6}",
-            example="000000",
-            rule=split_of,
-            rule_text="even numbers train, 1 modulo 4 validate, 3 modulo 4 test",
-            splits=splits,
-        )
         super().__init__(
-            frames,
-            grid=grid,
-            image_size=image_size,
-            classes=check_classes(classes, "data.classes"),
-            ego_from_rectified=ego_from_velodyne_ground,
-            on_corrupt_image=on_corrupt_image,
-            image_mode=image_mode,
-        )
+            OBJECTS, root, splits, grid=grid, image_size=image_size, classes=classes,
+            on_corrupt_image=on_corrupt_image, image_mode=image_mode,
+        )  # fmt: skip
 
     def labelled(self, split: str) -> LabelledObjects:
         return LabelledObjects(self.frames(split), self.grid, self._kinds)

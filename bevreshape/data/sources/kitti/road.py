@@ -20,11 +20,10 @@ from torch import Tensor
 from bevreshape.config.options import ImageSize, LocalPath, checked
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage, read_image
-from bevreshape.data.names import check_classes
 from bevreshape.data.sources.kitti.benchmark import (
+    Benchmark,
     KITTIFrames,
     KITTISource,
-    KITTISplits,
     LabelledKITTI,
     RuleSplits,
     ego_from_road_plane,
@@ -191,6 +190,16 @@ class LabelledRoads(LabelledKITTI):
         return replace(sample, labels=RoadMasks(labels, intrinsics, self._mask_of))
 
 
+ROADS = Benchmark(
+    pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",
+    example="um_000000",
+    rule=split_of,
+    rule_text=f"numbers below {TRAIN_BELOW} train, below {VAL_BELOW} validate, the others test",
+    ego_from_rectified=ego_from_road_plane,
+)
+"""KITTI's road benchmark."""
+
+
 @checked
 class KITTIRoadSource(KITTISource):
     """Provide KITTI's road benchmark (a :class:`~bevreshape.data.batch.BEVSource`).
@@ -224,23 +233,10 @@ class KITTIRoadSource(KITTISource):
         image_mode: ImageMode = "rgb",
     ) -> None:
         self._masks = dict(classes)
-        frames = KITTISplits(
-            Path(root),
-            pattern=rf"({'|'.join(CATEGORIES)})_\d{{6}}",
-            example="um_000000",
-            rule=split_of,
-            rule_text=f"numbers below {TRAIN_BELOW} train, below {VAL_BELOW} validate, the others test",
-            splits=splits,
-        )
         super().__init__(
-            frames,
-            grid=grid,
-            image_size=image_size,
-            classes=check_classes(classes, "data.classes"),
-            ego_from_rectified=ego_from_road_plane,
-            on_corrupt_image=on_corrupt_image,
-            image_mode=image_mode,
-        )
+            ROADS, root, splits, grid=grid, image_size=image_size, classes=classes,
+            on_corrupt_image=on_corrupt_image, image_mode=image_mode,
+        )  # fmt: skip
 
     def labelled(self, split: str) -> LabelledRoads:
         return LabelledRoads(self.frames(split), self._masks)
