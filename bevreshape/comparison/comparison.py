@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from bevreshape.comparison.judging import measured, read_run
 from bevreshape.comparison.outcome import Candidate, Constraints, ModelCost, Outcome, Run, Trial
 from bevreshape.comparison.trainings import declared_options, made_with, rate_key, training_config
 from bevreshape.comparison.tuning import Score, Tuning, Unit, open_journal
+from bevreshape.errors import InputError
 from bevreshape.sharing import Work
 from bevreshape.storage.plain_values import read_yaml
 from bevreshape.storage.records import Entry, Records
@@ -96,14 +98,20 @@ class Comparison:
     def planned(self) -> dict[str, float]:
         """Return the names of all entries, with the approximate seconds on one core that remain for them."""
         records = self.records.read()
-        found = {}
+        found = dict.fromkeys(self._trained(records), self.budget.steps * STEP_S + TESTED_S)
+        for name in self.names:
+            found[f"tune-{name}"] = 0.0
+            if self._tuned(records, name) is None:
+                found[f"tune-{name}"] = self.tuning(name).left() * STEP_S + APART_S
+        return found | {self._cost_name: len(self.names) * COST_S}
+
+    def _trained(self, records: Records_) -> list[str]:
+        """Return the names of the entries of tuning and judging."""
+        found = [f"tune-{name}" for name in self.names]
         for name in self.names:
             tuned = self._tuned(records, name)
-            found[f"tune-{name}"] = self.tuning(name).left() * STEP_S + APART_S if tuned is None else 0.0
             if tuned is None or tuned["reason"] is None:
-                for seed in self.budget.judged:
-                    found[f"judge-{name}-seed{seed}"] = self.budget.steps * STEP_S + TESTED_S
-        found[self._cost_name] = len(self.names) * COST_S
+                found += [f"judge-{name}-seed{seed}" for seed in self.budget.judged]
         return found
 
     def work(self, records: Records_) -> list[Work]:
@@ -124,17 +132,20 @@ class Comparison:
         return [*found, *judging]
 
     def outcome(self) -> Outcome:
-        """Return the outcome of what is done."""
+        """Return the outcome of what is done; the device of the costs need not be here."""
         records, settings = self.records.read(), self.settings
-        planned = self.planned()
-        costs, failed, device = self._costs(records)
-        found = [self._candidate(records, name, costs, failed) for name in self.names]
+        planned = self._trained(records)
+        missing = [name for name in planned if name not in records]
+        measured = self._costs(records)
+        costs = {name: read_cost(cost) for name, cost in measured["costs"].items()}
+        found = [self._candidate(records, name, costs, measured["failed"]) for name in self.names]
         classes = next((tuple(run.iou) for one in found for run in one.runs), ())
         return Outcome(
             settings["name"], tuple(found),
-            Constraints(settings["latency_ms"], settings["memory_mb"], settings["parameters"]), device,
+            Constraints(settings["latency_ms"], settings["memory_mb"], settings["parameters"]),
+            measured.get("device", settings["device"]),
             tuple(name for name in classes if name != "mean"), self._protocol(), settings["margin"],
-            settings["command"], len(planned), len(planned.keys() - records.keys()),
+            settings["command"], len(planned) + 1, len(missing) + ("device" not in measured),
         )  # fmt: skip
 
     def tuning(self, name: str) -> Tuning:
@@ -230,7 +241,12 @@ class Comparison:
     @property
     def _cost_name(self) -> str:
         slug = re.sub(r"[^a-z0-9]+", "-", device_name(self.device).lower()).strip("-")
-        return f"cost-{slug}-{_digest(list(self.names))[:8]}"
+        return f"cost-{slug}-{self._cost_key}"
+
+    @property
+    def _cost_key(self) -> str:
+        """Return what costs of the same view transformers have in common: they are measured together."""
+        return _digest(list(self.names))[:8]
 
     def _cost(self, left: Mapping[str, Mapping[str, object]]) -> Entry:
         own = {name: {**made_with(self.settings, name), **values} for name, values in left.items()}
@@ -248,15 +264,12 @@ class Comparison:
         sample = next(iter(Tested(data)))[:1]
         return measure_costs(configs, sample, BEVSpec.of(data.source), self.device, self.budget.repeats)
 
-    def _costs(self, records: Records_) -> tuple[dict[str, ModelCost], dict[str, str], str]:
-        """Return costs and reasons of failure by name, of this device if they are known, else of another."""
-        suffix = self._cost_name.rpartition("-")[2]
-        names = [name for name in records if name.startswith("cost-") and name.endswith(f"-{suffix}")]
-        name = self._cost_name if self._cost_name in records else next(iter(names), None)
-        if name is None:
-            return {}, {}, device_name(self.device)
-        result = records[name]["result"]
-        return {key: read_cost(cost) for key, cost in result["costs"].items()}, result["failed"], result["device"]
+    def _costs(self, records: Records_) -> dict[str, Any]:
+        """Return the costs on this device if they are known, else those on another; no device if none are known."""
+        found = {name: one for name, one in records.items() if re.fullmatch(rf"cost-.+-{self._cost_key}", name)}
+        with suppress(InputError):  # the device is not here
+            found = {name: one for name, one in found.items() if name == self._cost_name} or found
+        return next((one["result"] for one in found.values()), {"costs": {}, "failed": {}})
 
     def _candidate(
         self, records: Records_, name: str, costs: Mapping[str, ModelCost], failed: Mapping[str, str]

@@ -20,6 +20,7 @@ from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.deployment.inference import Inference
 from bevreshape.deployment.program import export, open_program
 from bevreshape.errors import InputError
+from bevreshape.ops.compiled import any_number_of_models, compile_alone
 from bevreshape.ops.memory import peak_bytes
 from bevreshape.training.hardware import device_name
 
@@ -113,13 +114,14 @@ def _prepare(config: Mapping[str, Any], batch: BEVBatch, spec: BEVSpec, device: 
 
 
 def _compiled(model: nn.Module, batch: BEVBatch, spec: BEVSpec, device: torch.device) -> Call:
-    compiled = torch.compile(model)
+    compiled = compile_alone(model, dynamic=False)
 
     def call() -> object:
         with torch.no_grad():
             return compiled(batch.images, batch.cameras)
 
-    call()
+    with any_number_of_models():
+        call()
     return call
 
 

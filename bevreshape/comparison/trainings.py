@@ -82,8 +82,13 @@ def set_value(config: dict[str, Any], key: str, value: object) -> None:
     node[last] = value
 
 
+def _counts(key: str) -> bool:
+    """Return whether another value makes another result: also of the devices, which multiply the batch."""
+    return counts(key) or key in ("trainer.devices", "trainer.num_nodes")
+
+
 def made_with(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return everything that the result of a training depends on, apart from steps, seed and tuned values, by key."""
     config = {group: settings[group] for group in SHARED} | {"reshaper": settings["reshapers"][name]}
     decided = ("trainer.max_steps", "trainer.max_epochs", "trainer.val_check_interval", rate_key(settings["optimizer"]))
-    return {key: value for key, value in flattened(config).items() if counts(key) and key not in decided}
+    return {key: value for key, value in flattened(config).items() if _counts(key) and key not in decided}

@@ -15,13 +15,14 @@ from omegaconf import open_dict
 from bevreshape import sharing
 from bevreshape.comparison import comparison as engine
 from bevreshape.comparison.budget import TUNING_SEED, Budget
-from bevreshape.comparison.comparison import Comparison
+from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.run_comparison import check
 from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.config.paths import conf_dir
 from bevreshape.config.settings import Compare
 from bevreshape.errors import Divergence, InputError, TrainingInterrupted
+from bevreshape.storage.plain_values import to_yaml
 from bevreshape.training.recorded import Trained
 
 BEST = {"MLP": 0.003, "IPM": 0.03, "Pool": 0.001}
@@ -294,3 +295,17 @@ def test_the_rate_of_any_optimizer_is_tuned(tmp_path: Path) -> None:
     (first, *_) = comparison.initial("mlp")
     assert first == {"optimizer.optimizer.lr": 0.001}
     assert comparison.config("mlp", first, 0)["optimizer"]["optimizer"]["lr"] == 0.001
+
+
+def test_a_stored_comparison_is_read_without_its_device(done, tmp_path: Path) -> None:
+    """Nothing is written, and the folder may have been moved."""
+    shutil.copytree(done[0].folder, tmp_path / "moved", ignore=shutil.ignore_patterns("optuna.log", "locks"))
+    (tmp_path / "moved" / SETTINGS_FILE).write_text(to_yaml({**done[0].settings, "device": "cuda:99"}))
+    before = sorted(tmp_path.rglob("*"))
+    outcome = Comparison.stored(tmp_path / "moved").outcome()
+    assert outcome.candidates == done[0].outcome().candidates
+    assert (outcome.device, outcome.missing) == ("a processor", 0)
+    (tmp_path / "moved" / "records.jsonl").write_text("")
+    empty = Comparison.stored(tmp_path / "moved").outcome()
+    assert (empty.device, empty.missing, empty.planned) == ("cuda:99", 10, 10)
+    assert sorted(tmp_path.rglob("*")) == before
