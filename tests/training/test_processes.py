@@ -1,6 +1,7 @@
 """Processes of launchers: compared with the trainer group, and refused if each would train alone."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from commands import TINY
@@ -17,7 +18,7 @@ from torch.distributed import TCPStore
 
 from bevreshape.config.shared_folder import check_shared_folder
 from bevreshape.errors import InputError
-from bevreshape.training.cluster import cluster_environment
+from bevreshape.training.cluster import agree, cluster_environment
 from bevreshape.training.processes import LAUNCHERS, check_group, group
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
@@ -114,19 +115,34 @@ def test_lightning_gets_rank_and_world_size(variables, given, kind: type) -> Non
         assert not found.auto_requeue, "what is saved in the midst of a step cannot be resumed exactly"
 
 
-def test_restarted_processes_use_a_new_store(variables) -> None:
-    """torchrun keeps its store with the addresses of killed processes."""
+def test_processes_of_one_start_agree_despite_earlier_ones() -> None:
+    """torchrun keeps its store over restarts; a process of an earlier start had asked, and had been answered."""
     kept = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    ports = []
-    for rank in range(2):
+
+    def start(number: int) -> list[str]:
+        stores = [TCPStore("localhost", kept.port, is_master=False) for _ in range(3)]
+        with ThreadPoolExecutor(3) as pool:
+            order = [2, 0, 1] if number else [0, 1, 2]
+            asked = {rank: pool.submit(agree, stores[rank], rank, 3, lambda: f"start {number}") for rank in order}
+            return [asked[rank].result(timeout=60) for rank in range(3)]
+
+    kept.set("bevreshape/asks/1", "of a process that was killed")
+    assert [start(number) for number in range(3)] == [[f"start {number}"] * 3 for number in range(3)]
+
+
+def test_a_start_by_torchrun_has_a_store_of_its_own(variables) -> None:
+    kept = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for attempt in "01":
         variables({
-            **TORCHRUN, "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(kept.port),
-            "TORCHELASTIC_RESTART_COUNT": "1",
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            **TORCHRUN, "RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(kept.port),
+            "TORCHELASTIC_RESTART_COUNT": attempt, "TORCHELASTIC_USE_AGENT_STORE": "True",
         })  # fmt: skip
-        ports.append(cluster_environment().main_port)
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(agree, TCPStore("localhost", kept.port, is_master=False), 1, 2, str)
+            port = cluster_environment().main_port
+            assert other.result(timeout=60) == f"localhost {port}"
+        assert port != kept.port
         assert os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "False"
-    assert ports[0] == ports[1] != kept.port
 
 
 @pytest.mark.parametrize("given", [MPIRUN, MPIEXEC, {"RANK": "0", "WORLD_SIZE": "2"}])

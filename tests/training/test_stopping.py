@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -304,6 +305,33 @@ def test_torchrun_restarts_where_a_process_was_killed(worlds: Path, tmp_path: Pa
     assert ended.code == 0, ended.err
     assert "resumes from" in ended.err
     assert metrics_of(tmp_path / "run")["fit/steps"] == 40
+
+
+def test_torchrun_restarts_on_all_nodes_where_a_process_was_killed(worlds: Path, tmp_path: Path) -> None:
+    """Only the agent of one of two nodes counts a restart; the processes of both find each other all the same."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = [
+        *without("trainer.max_steps", "checkpoint_every"), f"data.root={worlds}", "trainer.max_steps=80",
+        "+trainer.num_nodes=2", "trainer.strategy=ddp", "checkpoint_every_n_steps=2", "hydra.run.dir=run",
+    ]  # fmt: skip
+    launcher = [
+        "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
+        f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test", "--max-restarts=1",
+    ]  # fmt: skip
+    nodes = [start("train", *arguments, cwd=tmp_path, launcher=launcher) for _ in range(2)]
+    wait_for(trains_beyond_the_start(tmp_path / "run"), nodes[0])
+    (worker,) = (
+        int(path.read_text())
+        for path in Path(f"/proc/{nodes[1].pid}/task").glob("*/children")
+        if path.read_text().strip()
+    )
+    os.kill(worker, signal.SIGKILL)
+    both = [finish(node) for node in nodes]
+    assert [ended.code for ended in both] == [0, 0], both[0].err + both[1].err
+    assert "resumes from" in both[0].err + both[1].err
+    assert metrics_of(tmp_path / "run")["fit/steps"] == 80
 
 
 def test_closed_terminal_stops_the_run_cleanly(worlds: Path, tmp_path: Path) -> None:
