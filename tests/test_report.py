@@ -30,7 +30,7 @@ from bevreshape.reporting import overview
 from bevreshape.reporting.explore import fit_explorer, view
 from bevreshape.reporting.explorer import choose_cells
 from bevreshape.reporting.explorer_data import explorer_data
-from bevreshape.reporting.report import write_report
+from bevreshape.reporting.report import other_runs, write_report
 from bevreshape.reporting.reported_model import first_batch
 from bevreshape.reporting.runs import grouped, read_runs
 from bevreshape.reshapers import MLP, CrossAttention, FeatureShape
@@ -157,6 +157,21 @@ def test_incompatible_runs_are_left_out_and_reported() -> None:
     assert remarks[-1].endswith("noise.")
     with pytest.raises(InputError, match="set cells= to fewer"):
         fit_explorer(whole, 1000)
+
+
+def test_runs_of_comparisons_are_not_reported_twice(sweep: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "comparisons"
+    shutil.copytree(sweep, folder / "one" / "runs")
+    shutil.copytree(sweep / "0.0-0", folder / "another-run")
+    apart = [folder / "one"]
+    assert [run.folder.name for run in other_runs(folder, apart)] == ["another-run"]
+    assert other_runs(folder / "one", apart) == []
+    shutil.rmtree(folder / "another-run")
+    assert other_runs(folder, apart) == []
+    assert len(other_runs(folder, [])) == 4
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no finished run below it"):
+        other_runs(tmp_path / "empty", apart)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])

@@ -1,9 +1,11 @@
 """A comparison as a table: on the console, in Markdown and as CSV."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -12,10 +14,7 @@ from bevreshape.comparison.limits import given_limits
 from bevreshape.comparison.outcome import Candidate, Outcome
 from bevreshape.comparison.words import limit_words
 from bevreshape.reporting.comparison_rows import CandidateRow, candidate_rows
-from bevreshape.reporting.tables import markdown_table
-
-NARROW = 100
-"""Characters of a console line below which a table has the most important columns alone."""
+from bevreshape.reporting.tables import UNLIMITED, markdown_table
 
 COLUMNS: dict[str, Callable[[CandidateRow], str]] = {
     "reshaper": lambda row: row.candidate.name,
@@ -35,16 +34,22 @@ FEW = {
     "IoU": lambda row: row.iou.partition(" ")[0],
     **{column: COLUMNS[column] for column in ("to choice", "verdict", "ms", "params")},
 }
-"""Columns of a narrow table: 80 characters for names of up to 22."""
+"""Columns where all would not fit: 80 characters for names of up to 22."""
 
 STYLES = {"choice": "bold", "over limit": "dim", "failed": "dim", "not done": "dim"}
 
 
 def console_table(outcome: Outcome, answer: Answer, width: int) -> Table:
     """Return the table for a console of so many characters, with exceeded limits and reasons below."""
+    whole = _table(outcome, answer, COLUMNS)
+    console = Console(width=UNLIMITED)
+    fits = Measurement.get(console, console.options, whole).maximum <= width
+    return whole if fits else _table(outcome, answer, FEW)
+
+
+def _table(outcome: Outcome, answer: Answer, columns: Mapping[str, Callable[[CandidateRow], str]]) -> Table:
     caption = [*_over(outcome, answer), *(f"{one.name} failed: {one.reason}" for one in answer.failed)]
     table = Table(title=f"{outcome.title}, {outcome.device}", caption="\n".join(caption) or None)
-    columns = FEW if width < NARROW else COLUMNS
     for column in columns:
         left = column in ("reshaper", "verdict", "form")
         table.add_column(column, justify="left" if left else "right", no_wrap=True)

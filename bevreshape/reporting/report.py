@@ -51,7 +51,7 @@ def write_report(
     studies = [Study.stored(plan.parent) for plan in plans]
     comparisons = stored_comparisons(folders)
     alone = [*(plan.parent for plan in plans), *(one.folder for one in comparisons)]
-    rows = grouped([run for folder in folders if folder not in alone for run in read_runs(folder)])
+    rows = grouped([run for folder in folders for run in other_runs(folder, alone)])
     rows.sort(key=lambda runs: -mean_iou(runs))
     compared = [runs for one in comparisons for runs in one.rows()]
     style: Any = FIGURE_STYLE  # its keys have types of their own
@@ -73,6 +73,18 @@ def write_report(
         write(page, Path(out))
     for remark in remarks:
         log.warning("%s", remark)
+
+
+def other_runs(folder: Path, apart: Sequence[Path]) -> list[Run]:
+    """Return the finished runs below a folder that are in none of the folders of studies and comparisons.
+
+    Raises:
+        InputError: when one cannot be read, or there is nothing below the folder.
+    """
+    held = [one for one in apart if one.is_relative_to(folder)]
+    if held and all(any(path.is_relative_to(one) for one in held) for path in folder.rglob("metrics.json")):
+        return []
+    return [run for run in read_runs(folder) if not any(run.folder.is_relative_to(one) for one in held)]
 
 
 def with_runs(

@@ -163,7 +163,7 @@ def test_page_fits_the_screen_with_the_answer_on_top(width: int, browser: Browse
     assert page.events("Runtime.exceptionThrown") == []
 
 
-@pytest.mark.parametrize(("width", "columns"), [(80, 6), (130, 10)])
+@pytest.mark.parametrize(("width", "columns"), [(80, 6), (110, 6), (121, 10), (200, 10)])
 def test_console_table_fits(
     width: int, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
