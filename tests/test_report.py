@@ -27,6 +27,7 @@ from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel
 from bevreshape.report import read_arguments
 from bevreshape.reporting import overview
+from bevreshape.reporting.comparison_page import stored_comparisons
 from bevreshape.reporting.explore import fit_explorer, view
 from bevreshape.reporting.explorer import choose_cells
 from bevreshape.reporting.explorer_data import explorer_data
@@ -172,6 +173,20 @@ def test_runs_of_comparisons_are_not_reported_twice(sweep: Path, tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no finished run below it"):
         other_runs(tmp_path / "empty", apart)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("name: x\n", "comparison.yaml, or the records next to it, are damaged"),
+        ("a: [1\n", "is damaged or no YAML"),
+        ("reshapers: 3\n", r"are damaged \(TypeError"),
+    ],
+)
+def test_damaged_comparisons_are_named(settings: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "comparison.yaml").write_text(settings)
+    with pytest.raises(InputError, match=says):
+        stored_comparisons([tmp_path])
 
 
 @pytest.mark.parametrize("kind", ["mlp", "attention"])

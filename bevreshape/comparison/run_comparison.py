@@ -25,6 +25,9 @@ from bevreshape.training.validate_config import validate_config
 PAGE = "report.html"
 """File of the page in a comparison's folder."""
 
+MOST_SAMPLES, MOST_VIEWS = 3, 12
+"""Samples in the page's explorer, and samples × view transformers: computing a view takes seconds."""
+
 SHOWN = ("data", "encoder", "reshapers", "head")
 """Parts of the settings whose classes the page calls."""
 
@@ -96,7 +99,7 @@ def write_page(comparison: Comparison) -> None:
     page, changed = comparison.folder / PAGE, (comparison.records.path, comparison.folder / SETTINGS_FILE)
     with comparison.records.claimed(Entry("page", {})) as ours:
         if ours and not (page.exists() and all(page.stat().st_mtime > one.stat().st_mtime for one in changed)):
-            write_report(
-                [comparison.folder], page, trust=own_packages({part: comparison.settings[part] for part in SHOWN})
-            )
+            trust = own_packages({part: comparison.settings[part] for part in SHOWN})
+            samples = min(MOST_SAMPLES, max(1, MOST_VIEWS // len(comparison.names)))
+            write_report([comparison.folder], page, samples, trust=trust)
             Console().print(f"{page}", markup=False, highlight=False, soft_wrap=True)

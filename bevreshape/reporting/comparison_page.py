@@ -8,6 +8,7 @@ from bevreshape.comparison.answer import Answer, find_answer
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.outcome import Outcome
 from bevreshape.comparison.sentence import answer_sentence
+from bevreshape.errors import InputError
 from bevreshape.reporting.comparison_sections import finding_sections, method_sections
 from bevreshape.reporting.page import Section
 from bevreshape.reporting.runs import Run, read_runs
@@ -57,9 +58,21 @@ def stored_comparisons(folders: Sequence[Path]) -> list[ReportedComparison]:
     found = []
     for folder in folders:
         for path in sorted(folder.rglob(SETTINGS_FILE)):
-            outcome = Comparison.stored(path.parent).outcome()
+            outcome = _stored_outcome(path)
             found.append(ReportedComparison(path.parent, outcome, find_answer(outcome)))
     return found
+
+
+def _stored_outcome(path: Path) -> Outcome:
+    try:
+        return Comparison.stored(path.parent).outcome()
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise InputError(
+            f"{path}, or the records next to it, are damaged ({reason}); restore them, or name another folder"
+        ) from None
 
 
 def titled(comparisons: Sequence[ReportedComparison], sections: Sequence[Sequence[Section]]) -> list[Section]:
