@@ -43,15 +43,27 @@ class BEVModel(nn.Module):
         self.reshaper = reshaper
         self.heads = nn.ModuleDict(dict(heads.items()))
 
-    def forward(self, images: Float[Tensor, "b n 3 H W"], cameras: Cameras | None = None) -> Outputs:
-        """Map images in 0..1 to outputs; a reshaper without geometry or with a fixed rig needs no cameras."""
-        return self.decode(self.encoder(images), cameras)
+    def forward(
+        self, images: Float[Tensor, "b n 3 H W"], cameras: Cameras | None = None, located: Any = None
+    ) -> Outputs:
+        """Map images in 0..1 to outputs; a reshaper without geometry or with a fixed rig needs no cameras.
 
-    def decode(self, features: Any, cameras: Cameras | None = None, reshaper: nn.Module | None = None) -> Outputs:
+        Args:
+            images: of all cameras.
+            cameras: their calibration.
+            located: its geometry, if all samples have the same rig, see :meth:`GeometricReshaper.forward_located`.
+        """
+        return self.decode(self.encoder(images), cameras, located=located)
+
+    def decode(
+        self, features: Any, cameras: Cameras | None = None, reshaper: nn.Module | None = None, located: Any = None
+    ) -> Outputs:
         """Return the outputs for features (b, n, c, h, w); ``reshaper`` replaces the view transformer."""
         reshaper = self.reshaper if reshaper is None else reshaper
         auxiliary: dict[str, Tensor] = {}
-        if self.training and isinstance(reshaper, Reshaper):
+        if located is not None:
+            bev = reshaper.forward_located(features, cameras, located)  # type: ignore[operator]
+        elif self.training and isinstance(reshaper, Reshaper):
             bev, auxiliary = reshaper.forward_with_auxiliary(features, cameras)
         else:
             bev = reshaper(features, cameras)  # b d R C

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from bevreshape.config.options import BatchSize, CountOrNone, Seed, checked
 from bevreshape.data.batch import SPLITS, BEVBatch, BEVSource, Sample, collate, seeded
 from bevreshape.data.check_samples import check_first_samples
+from bevreshape.data.one_rig import OneRig
 from bevreshape.errors import InputError
 from bevreshape.training.stopping import Loader
 
@@ -109,9 +110,10 @@ class BEVDataModule(LightningDataModule):
         augment: changes training batches on the device; ``None`` does not change them.
         seed: of order and augmentation.
 
-    ``tested_split`` is the split of ``trainer.test``. ``camera_order`` selects and orders the cameras of batches;
-    ``None`` keeps those of the source. ``arrived_s`` is the time when the latest batch left its loader, by
-    ``time.perf_counter``, before any work on the device.
+    ``one_rig`` checks that all samples have the same cameras; ``None`` does not. ``tested_split`` is the split of
+    ``trainer.test``. ``camera_order`` selects and orders the cameras of batches; ``None`` keeps those of the source.
+    ``arrived_s`` is the time when the latest batch left its loader, by ``time.perf_counter``, before any work on the
+    device.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class BEVDataModule(LightningDataModule):
         self.tested_split = "test"
         self.camera_order: Sequence[int] | None = None
         self.arrived_s: float | None = None
+        self.one_rig: OneRig | None = None
 
     def prepare_data(self) -> None:
         only_tests = self.trainer is not None and self.trainer.state.fn == "test"
@@ -168,12 +171,17 @@ class BEVDataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: BEVBatch, dataloader_idx: int) -> BEVBatch:
         self.arrived_s = time.perf_counter()
+        if self.one_rig is not None:
+            self.one_rig.check(batch)
         return batch
 
     def on_after_batch_transfer(self, batch: BEVBatch, dataloader_idx: int) -> BEVBatch:
         batch = self.source.make_targets(replace(batch, images=batch.images.float() / 255))
         if self.augment is not None and self.trainer is not None and self.trainer.training:
+            given = batch.cameras
             batch = self.augment(batch, self.seed, self.trainer.current_epoch)
+            if self.one_rig is not None:
+                self.one_rig.check_unmoved(given, batch.cameras)
         return batch if self.camera_order is None else batch.select_cameras(self.camera_order)
 
     def _place(self) -> tuple[int, int]:

@@ -180,11 +180,14 @@ class Reshaper(nn.Module):
 class GeometricReshaper(Reshaper):
     """Base of view transformers that project: geometry is computed separately from the features.
 
-    A subclass implements :meth:`locate`, which reads only the cameras (and weights), and :meth:`gather`, which samples
-    features by its result. On a fixed rig :class:`~bevreshape.reshapers.FixedRig` calls :meth:`locate` once.
+    A subclass implements :meth:`locate`, which reads the cameras, :meth:`prepare`, which applies weights to its result
+    if there are any, and :meth:`gather`, which samples features. On a fixed rig
+    :class:`~bevreshape.reshapers.FixedRig` calls the first two once, and training calls :meth:`locate` once.
     """
 
     grid: BEVGrid
+    locates_by_weights: ClassVar[bool] = False
+    """Whether :meth:`locate` reads weights too, so that its result must not be kept while they are trained."""
 
     def __init__(
         self, source: FeatureShape | Sequence[FeatureShape], grid: BEVGrid | tuple[int, int], out_channels: int
@@ -195,12 +198,16 @@ class GeometricReshaper(Reshaper):
         """Return the geometry of b rigs: a named tuple (or a tuple of them) of tensors."""
         raise NotImplementedError
 
+    def prepare(self, located: Any) -> Any:
+        """Return the input of :meth:`gather` for the result of :meth:`locate`; by default the result itself."""
+        return located
+
     def gather(self, features: Any, located: Any) -> Tensor:
         """Turn features into a bird's-eye view.
 
         Args:
             features: (b, n, c, h, w), or a tuple of scales.
-            located: from :meth:`locate`, of b rigs or of one shared by all samples.
+            located: from :meth:`prepare`, of b rigs or of one shared by all samples.
 
         Returns:
             (b, d, R, C).
@@ -209,7 +216,18 @@ class GeometricReshaper(Reshaper):
 
     def reshape(self, features: Tensor | tuple[Tensor, ...], cameras: Cameras | None) -> Tensor:
         assert cameras is not None  # compared in forward
-        return self.gather(features, self.locate(cameras))
+        return self.gather(features, self.prepare(self.locate(cameras)))
+
+    def forward_located(self, features: Any, cameras: Cameras, located: Any) -> Float[Tensor, "b d R C"]:
+        """Return what :meth:`forward` does, with geometry that :meth:`locate` returned before.
+
+        Args:
+            features: as of :meth:`forward`.
+            cameras: as of :meth:`forward`; all samples have the same rig.
+            located: the geometry of that rig, b = 1.
+        """
+        scales = self.checked(features, cameras)
+        return self.gather(scales if self.takes_scales else scales[0], self.prepare(located))
 
 
 def without_dropped(features: Tensor, cameras: Cameras | None) -> Tensor:

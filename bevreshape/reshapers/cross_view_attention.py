@@ -164,6 +164,8 @@ class CrossViewAttention(GeometricReshaper):
 
     takes_scales = True
 
+    locates_by_weights = True
+
     def __init__(
         self,
         source: FeatureShape | Sequence[FeatureShape],

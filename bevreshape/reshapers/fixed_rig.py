@@ -74,7 +74,7 @@ class FixedRig(Reshaper):
         self.image_size = cameras.image_size
         with torch.no_grad():
             if isinstance(reshaper, GeometricReshaper):
-                self.rig = Buffers(reshaper.locate(cameras))
+                self.rig = Buffers(reshaper.prepare(reshaper.locate(cameras)))
             else:
                 self.rig = Buffers((cameras.intrinsics, cameras.ego_from_cam, cameras.camera_mask))
         self.eval()

@@ -23,8 +23,26 @@ from bevreshape.reshapers.camera_embedding import CameraEmbedding
 from bevreshape.reshapers.published_names import GKT
 
 
-class Sight(NamedTuple):
+class Places(NamedTuple):
     """Values that depend on the calibration alone, at one scale.
+
+    Attributes:
+        arranged: the windows, in a list of t features of all cameras.
+        points: (b, t, 3), the point 1 m deep on the ray of these features, in ego metres.
+        centers: (b, n, 3), centres of the cameras, in ego metres.
+        ground: (p, 2), positions of the cells, in ego metres.
+        camera: (b, p, s), the cameras of every cell.
+    """
+
+    arranged: Arranged
+    points: Tensor
+    centers: Tensor
+    ground: Tensor
+    camera: Tensor
+
+
+class Sight(NamedTuple):
+    """:class:`Places`, embedded.
 
     Attributes:
         arranged: the windows, in a list of t features of all cameras.
@@ -107,7 +125,7 @@ class KernelAttention(GeometricReshaper):
     - Its windows repeat the border. Here they end there.
     - A cell that no camera sees averages the windows of all. Here it keeps its prior.
 
-    :meth:`arrange` accepts the original's coordinates. As published, the bottlenecks have batch normalisation, which
+    :meth:`place` accepts the original's coordinates. As published, the bottlenecks have batch normalisation, which
     couples the samples of a batch in training.
 
     Can it reproduce X at a cell that observes exactly one token? No: as in the original, V is projected from normalised
@@ -164,8 +182,8 @@ class KernelAttention(GeometricReshaper):
             nn.Sequential(*(Bottleneck(dim, dim // 4) for _ in range(bottlenecks))) for _ in self.sources
         )
 
-    def locate(self, cameras: Cameras) -> tuple[Sight, ...]:
-        """Call :meth:`arrange` for the cells' centres and the cameras' rays."""
+    def locate(self, cameras: Cameras) -> tuple[Places, ...]:
+        """Call :meth:`place` for the cells' centres and the cameras' rays."""
         there = cameras.full_mask[..., None, None]  # b n 1 1
         ground = self.grid.centers(cameras.intrinsics.device, cameras.intrinsics.dtype).flatten(0, 1)  # p 2
         points = F.pad(ground, (0, 1), value=self.height_m)  # p 3
@@ -177,17 +195,17 @@ class KernelAttention(GeometricReshaper):
             rays = cameras.rays(scale.pixels(ground.device, ground.dtype).flatten(0, 1)).masked_fill(~there, 0)
             ray_points.append(centers.unsqueeze(2) + rays)
             windows.append(nearest_windows(pixels, scale, self.kernel_size, seen))
-        return self.arrange(ground, centers, ray_points, windows)
+        return self.place(ground, centers, ray_points, windows)
 
-    def arrange(
+    def place(
         self,
         ground: Float[Tensor, "p 2"],
         centers: Float[Tensor, "b n 3"],
         points: Sequence[Float[Tensor, "b n _ 3"]],
         windows: Sequence[Windows],
         average_unseen: bool = False,
-    ) -> tuple[Sight, ...]:
-        """Return input of :meth:`gather` for given coordinates, such as those of the original.
+    ) -> tuple[Places, ...]:
+        """Return input of :meth:`prepare` for given coordinates, such as those of the original.
 
         Args:
             ground: (x, y) of every cell in ego metres, row-major.
@@ -197,12 +215,20 @@ class KernelAttention(GeometricReshaper):
             average_unseen: average all windows of a cell without valid features, as the original does.
         """
         found, camera = arrange_windows(windows, self.sources, self.neighbours or (1, 1), average_unseen)
+        return tuple(
+            Places(arranged, rows_at(all_points.flatten(1, 2), arranged.features), centers, ground, camera)
+            for arranged, all_points in zip(found, points, strict=True)
+        )
+
+    def prepare(self, located: Sequence[Places]) -> tuple[Sight, ...]:
+        """Embed rays and cells by the weights of every scale."""
         sights = []
-        for built, scale, arranged, all_points in zip(self.sources, self.scales, found, points, strict=True):
+        for built, scale, (arranged, points, centers, ground, camera) in zip(
+            self.sources, self.scales, located, strict=True
+        ):
             assert isinstance(scale, WindowAttention)
             offset = scale.embedding.centers(centers)  # b n d
-            rays_to = rows_at(all_points.flatten(1, 2), arranged.features)  # b t 3
-            embedding = scale.embedding.points(rays_to, rows_at(offset, arranged.features // built.tokens))
+            embedding = scale.embedding.points(points, rows_at(offset, arranged.features // built.tokens))
             cells = scale.embedding.cells(ground.unsqueeze(1), rows_at(offset, camera))
             sights.append(Sight(arranged, embedding, cells))
         return tuple(sights)

@@ -90,6 +90,8 @@ class LatentAttention(GeometricReshaper):
             metres.
     """
 
+    locates_by_weights = True
+
     def __init__(
         self,
         source: FeatureShape,

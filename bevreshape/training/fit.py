@@ -38,6 +38,7 @@ from bevreshape.training.loggers import describe_model, summarize
 from bevreshape.training.optimizer import AdamWOneCycle
 from bevreshape.training.processes import rank
 from bevreshape.training.resume import check_callbacks, check_optimizer
+from bevreshape.training.rig_geometry import fix_rig
 from bevreshape.training.schedule import make_early_stop, resolve_schedule, score_of
 from bevreshape.training.stopping import StopRequest
 from bevreshape.training.strategy import choose_strategy
@@ -134,6 +135,8 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     seed_everything(cfg["seed"], verbose=False)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
+    if cfg["trainer"].get("fixed_rig"):
+        fix_rig(task, data)
     description = describe_model(model, spec.image_size) if cfg["logger"] and rank() == 0 else {}
     if cfg["trainer"].get("compile"):
         task.compile_training(cuda_graphs=cfg["trainer"]["compile"] == "cuda_graphs")

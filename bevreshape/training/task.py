@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from bevreshape.data.batch import BEVBatch, seeded
+from bevreshape.geometry import Cameras
 from bevreshape.metrics import BEVMetric, MaskedCameras, collected, values_besides_iou
 from bevreshape.model import Outputs
 from bevreshape.objectives.base import scalar
@@ -42,6 +43,7 @@ class BEVTask(LightningModule):
         self._moved = nn.ModuleList(self.metrics.values())  # moves them between devices with the task
         self.optimizer, self.seed, self.recipe = optimizer or AdamWOneCycle(), seed, recipe
         self.tables: list[dict[str, float]] = []
+        self.rig_geometry: Callable[[Cameras], Any] | None = None
         self._compiled: Callable[..., Outputs] | None = None
 
     def compile_training(self, cuda_graphs: bool = False) -> None:
@@ -55,7 +57,9 @@ class BEVTask(LightningModule):
         self._compiled = torch.compile(self.model.forward, options={"fallback_random": True, **graphs})
 
     def forward(self, batch: BEVBatch) -> Outputs:
-        return (self._compiled if self._compiled and self.training else self.model)(batch.images, batch.cameras)
+        model = self._compiled if self._compiled and self.training else self.model
+        located = () if self.rig_geometry is None else (self.rig_geometry(batch.cameras),)
+        return model(batch.images, batch.cameras, *located)
 
     def step(self, batch: BEVBatch, stage: str) -> Tensor:
         """Return the loss of a batch and update the metrics."""

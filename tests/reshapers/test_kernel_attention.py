@@ -52,9 +52,10 @@ def test_parity_with_the_published_module(published) -> None:
     reshaper = as_published().eval().load_original(weights(published))
     features = [published[f"features.{scale}"] for scale in range(2)]
     points, windows = published_geometry(published)
-    located = reshaper.arrange(published["ground"], published["centers"], points, windows, average_unseen=True)
+    places = reshaper.place(published["ground"], published["centers"], points, windows, average_unseen=True)
+    located = reshaper.prepare(places)
     torch.testing.assert_close(reshaper.gather(features, located), published["bev"], atol=1e-4, rtol=1e-4)
-    ours = reshaper.arrange(published["ground"], published["centers"], points, windows)
+    ours = reshaper.prepare(reshaper.place(published["ground"], published["centers"], points, windows))
     assert not torch.allclose(reshaper.gather(features, ours), published["bev"], atol=1e-2)
 
 
@@ -230,13 +231,13 @@ def test_reading_visible_features_only_has_the_same_result(context_kernel, rig, 
         FeatureShape(4, 8, 12, 6, 4, 1.5), GRID, dim=8, kernel_size=(3, 1), context_kernel=context_kernel
     ).eval()
     cameras, x = rig(2, 6), torch.randn(2, 6, 4, 8, 12)
-    (sight,) = reshaper.locate(cameras)
-    assert sight.arranged.tokens.shape[1] < 6 * 8 * 12
-    assert sight.cells.shape[2] < 6
+    (place,) = reshaper.locate(cameras)
+    assert place.arranged.tokens.shape[1] < 6 * 8 * 12
+    assert place.camera.shape[2] < 6
     few = run(reshaper, x, cameras)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    (sight,) = reshaper.locate(cameras)
-    assert sight.arranged.tokens.shape[1] == 6 * 8 * 12
+    (place,) = reshaper.locate(cameras)
+    assert place.arranged.tokens.shape[1] == 6 * 8 * 12
     for one, other in zip(few, run(reshaper, x, cameras), strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
