@@ -85,8 +85,8 @@ class AdamWOneCycle:
         pct_start: fraction of the steps in which the rate rises.
         div_factor: the first rate is ``lr / div_factor``.
         final_div_factor: the last rate is the first rate ``/ final_div_factor``.
-        fused: update all parameters by one kernel. ``None``: on a GPU. Lightning cannot clip gradients of float16 that
-            a fused optimizer unscales, so ``trainer.precision=16-mixed`` with clipping does without.
+        fused: update all parameters by one kernel. ``None``: on a GPU, unless gradients are clipped in mixed
+            precision, which Lightning refuses for fused optimizers.
     """
 
     lr: Annotated[float, Gt(0), Le(10)] = 4e-3
@@ -129,16 +129,21 @@ def without_fusion(optimizer: OptimizerSchedule) -> OptimizerSchedule:
     return replace(optimizer, fused=False) if unset else optimizer  # type: ignore[type-var]
 
 
+def clips_mixed(precision: Any, clip: float | int | None) -> bool:
+    """Return whether gradients are clipped in mixed precision; then Lightning refuses a fused optimizer."""
+    return str(precision).endswith("-mixed") and bool(clip)
+
+
 def check_fused(optimizer: OptimizerSchedule, trainer: Mapping[str, Any]) -> None:
-    """Refuse a fused optimizer where Lightning must clip gradients between their unscaling and the step.
+    """Refuse a fused optimizer where Lightning does.
 
     Raises:
-        InputError: with float16 and clipping.
+        InputError: when gradients are clipped in mixed precision.
     """
     clip, precision = trainer.get("gradient_clip_val"), trainer.get("precision")
-    if isinstance(optimizer, AdamWOneCycle) and optimizer.fused and precision == "16-mixed" and clip is not None:
+    if isinstance(optimizer, AdamWOneCycle) and optimizer.fused and clips_mixed(precision, clip):
         raise InputError(
-            "optimizer.fused=true unscales gradients of trainer.precision=16-mixed in its step, so they cannot be "
-            f"clipped before it (trainer.gradient_clip_val={clip}); set optimizer.fused=null, "
-            "trainer.precision=bf16-mixed or trainer.gradient_clip_val=null"
+            f"optimizer.fused=true: with trainer.precision={precision} Lightning does not clip gradients of a fused "
+            f"optimizer (trainer.gradient_clip_val={clip}); set optimizer.fused=null, trainer.precision=32-true or "
+            "trainer.gradient_clip_val=null"
         )

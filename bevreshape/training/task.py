@@ -15,7 +15,7 @@ from bevreshape.metrics import BEVMetric, MaskedCameras, collected, values_besid
 from bevreshape.model import Outputs
 from bevreshape.objectives.base import scalar
 from bevreshape.training.divergence import StopOnDivergence
-from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, total_steps, without_fusion
+from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, clips_mixed, total_steps, without_fusion
 
 
 class BEVTask(LightningModule):
@@ -107,8 +107,8 @@ class BEVTask(LightningModule):
             metrics.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        clipped = self.trainer.gradient_clip_val is not None
-        own = without_fusion(self.optimizer) if clipped and self.trainer.precision == "16-mixed" else self.optimizer
+        unfused = clips_mixed(self.trainer.precision, self.trainer.gradient_clip_val)
+        own = without_fusion(self.optimizer) if unfused else self.optimizer
         optimizer, schedule = own.build(self.model, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

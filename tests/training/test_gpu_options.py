@@ -44,13 +44,14 @@ def test_adamw_is_not_fused_on_a_cpu_unless_wished() -> None:
         assert {group["fused"] for group in optimizer.param_groups} == {expected}
 
 
-def test_clipped_float16_does_without_fusion() -> None:
-    half: dict[str, Any] = {"precision": "16-mixed", "gradient_clip_val": 5.0}
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_clipped_mixed_precision_does_without_fusion(precision: str) -> None:
+    clipped: dict[str, Any] = {"precision": precision, "gradient_clip_val": 5.0}
     assert without_fusion(AdamWOneCycle()) == AdamWOneCycle(fused=False)
     other = TorchOptimizer(torch.optim.SGD)
     assert without_fusion(other) is other
-    check_fused(AdamWOneCycle(), half)
-    check_fused(AdamWOneCycle(fused=True), half | {"gradient_clip_val": None})
-    check_fused(AdamWOneCycle(fused=True), half | {"precision": "bf16-mixed"})
-    with pytest.raises(InputError, match=r"optimizer\.fused=true .*gradient_clip_val=5\.0.*set optimizer\.fused=null"):
-        check_fused(AdamWOneCycle(fused=True), half)
+    check_fused(AdamWOneCycle(), clipped)
+    check_fused(AdamWOneCycle(fused=True), clipped | {"gradient_clip_val": None})
+    check_fused(AdamWOneCycle(fused=True), clipped | {"precision": "32-true"})
+    with pytest.raises(InputError, match=r"optimizer\.fused=true.*gradient_clip_val=5\.0.*set optimizer\.fused=null"):
+        check_fused(AdamWOneCycle(fused=True), clipped)
