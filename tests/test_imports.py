@@ -44,7 +44,6 @@ LATE = {
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.utils.splits"): OPTIONAL,
     ("bevreshape/ops/internals.py", "torch.utils._python_dispatch"): "private; probed where it is used",
     ("bevreshape/storage/lock.py", "fcntl"): "not on Windows",
-    ("bevreshape/storage/run_folder.py", "fcntl"): "not on Windows",
 }
 """Imports inside functions, and why they are not at the top."""
 

@@ -73,13 +73,18 @@ def build_part(key: str, node: Mapping[str, Any], where: str = "", **given: Any)
         given: further arguments of its class.
     """
     made = construct(where or key, node, **given)
-    missing = [name for name in NEEDED.get(key, ()) if not hasattr(made, name)]
+    missing = [name for name in NEEDED.get(key, ()) if not _has(made, name)]
     if missing:
         raise InputError(
             f"{where or key}: {type(made).__name__} has no {missing[0]}, so it is no {key}; "
             f"{ADVICE.get(missing[0], f'choose {key}=NAME')}"
         )
     return made
+
+
+def _has(made: Any, name: str) -> bool:
+    """Return whether an object defines an attribute; every module of torch inherits a ``forward`` that only raises."""
+    return getattr(getattr(made, name, None), "__name__", "") != "_forward_unimplemented" and hasattr(made, name)
 
 
 def build_named(key: str, nodes: Mapping[str, Any], **offered: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from batches import labelled, outputs_of
 from torch import Tensor, nn
 
 from bevreshape.config.build_task import build_metrics
+from bevreshape.config.groups import build_named
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.metrics import BEVIoU, BEVMetric, RoadMetric, collected, improvement, values_besides_iou
@@ -83,6 +84,13 @@ def test_an_objective_that_returns_no_scalar_is_named() -> None:
     for returned, found in ((torch.ones(4), r"a tensor of shape \(4,\)"), (1.5, "1.5")):
         with pytest.raises(InputError, match=rf"^objective\.own: BCE returns {found}; return a scalar tensor"):
             scalar("own", BCE(), returned)
+
+
+def test_a_module_without_forward_is_no_objective() -> None:
+    with pytest.raises(InputError, match=r"^objective\.own: Module has no forward, so it is no objective"):
+        build_named("objective", {"own": {"_target_": "torch.nn.Module"}})
+    with pytest.raises(InputError, match=r"^objective\.own: \w+Path has no forward"):
+        build_named("objective", {"own": {"_target_": "pathlib.Path"}})
 
 
 def test_direction_of_any_value_of_any_metric() -> None:
