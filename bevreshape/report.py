@@ -1,6 +1,6 @@
 """``python -m bevreshape.report FOLDERS``: write finished runs as one HTML page that opens from disk.
 
-A folder is that of a run, a sweep or a study, or contains such folders. Options:
+A folder is that of a run, a sweep, a comparison or a study, or contains such folders. Options:
   out=report.html    the page
   samples=3          test samples in the explorer
   cells=20           cells along a side whose weights are shown

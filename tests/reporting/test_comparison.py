@@ -87,6 +87,7 @@ def test_colors_differ_for_the_color_blind() -> None:
     [
         outcome(candidate("a", [0.5], ms=None)), outcome(candidate("a", [0.5])), outcome(failed("a", "diverged")),
         outcome(candidate("a", [0.5] * 2), candidate("b", [0.5] * 2)), outcome(), outcome(waiting("a"), missing=24),
+        outcome(candidate("a", [0.5] * 2), candidate("b", [0.6] * 2, ms=None), latency_ms=2.0),
         outcome(candidate("$x_{$", [0.5] * 2), candidate("_b", [0.0] * 2, ms=1e-4)),
     ],
 )  # fmt: skip
