@@ -11,6 +11,8 @@ import pytest
 import yaml
 from commands import finish, start
 from slurm_cluster import PLAIN, TRAINING, Cluster, ended, history_of, metrics_of
+from test_compare import TINY as TINY_COMPARISON
+from test_compare import records
 from test_study import TINY as TINY_STUDY
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -100,6 +102,20 @@ def test_an_interrupted_job_goes_on_by_itself(
     assert str(metrics_of(tmp_path / "run")) == str(metrics_of(uninterrupted))
 
 
+def test_a_preempted_job_on_two_nodes_goes_on_by_itself(cluster: Cluster, worlds: Path, tmp_path: Path) -> None:
+    arguments = shlex.join([*TRAINING, *TWO, f"data.root={worlds}", "hydra.run.dir=run"])
+    script = f"srun python -m bevreshape.train {arguments}"
+    job = cluster.submit(script, "--nodes=2", "--ntasks-per-node=1", "--requeue", cwd=tmp_path)
+    cluster.until(job, lambda state: saved(tmp_path / "run") or ended(state))
+    interrupt_by_preemption(cluster, job, tmp_path)
+    cluster.until(job, lambda state: state["Restarts"] != "0" or ended(state))
+    state = cluster.until(job, ended)
+    out = (tmp_path / "out").read_text()
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), out
+    assert out.count("resumes from") == 1
+    assert metrics_of(tmp_path / "run")["fit/steps"] == 240
+
+
 def test_a_cancelled_job_saves_and_stays_cancelled(cluster: Cluster, worlds: Path, tmp_path: Path) -> None:
     arguments = shlex.join([*TRAINING, f"data.root={worlds}", "hydra.run.dir=run"])
     script = f"srun python -m bevreshape.train {arguments}"
@@ -123,3 +139,14 @@ def test_an_array_of_jobs_shares_a_study(cluster: Cluster, tmp_path: Path) -> No
         assert state["JobState"] == "COMPLETED", (tmp_path / "out").read_text()
     names = [json.loads(line)["name"] for line in (tmp_path / "study" / "records.jsonl").read_text().splitlines()]
     assert len(names) == len(set(names)) > 10
+
+
+def test_an_array_of_jobs_shares_a_comparison(cluster: Cluster, worlds: Path, tmp_path: Path) -> None:
+    arguments = shlex.join([*TINY_COMPARISON, "reshaper=mlp,pool", f"data.root={worlds}"])
+    script = f"export TORCHDYNAMO_DISABLE=1\nsrun python -m bevreshape.compare {arguments}"
+    array = cluster.submit(script, "--array=0-1", "--nodes=1", "--ntasks=1", cwd=tmp_path)
+    for task in range(2):
+        state = cluster.until(f"{array}_{task}", ended, seconds=900)
+        assert state["JobState"] == "COMPLETED", (tmp_path / "out").read_text()
+    found = records(tmp_path)  # each once
+    assert {f"judge-{name}-seed{seed}" for name in ("mlp", "pool") for seed in (0, 1)} <= found.keys()
