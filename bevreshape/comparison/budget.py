@@ -25,7 +25,7 @@ class Budget:
         trials: number of initial combinations of rate and options, at least the number of rates.
         tuning_seeds: number of seeds of every tuning training.
         seeds: number of judged seeds.
-        validations: of a training, evenly spaced.
+        validations: of a judged training, evenly spaced; one of tuning is validated at its end.
         errors: calibration errors in the test.
         repeats: timed rounds of the costs.
 

@@ -144,7 +144,8 @@ class Comparison:
             settings["name"], tuple(found),
             Constraints(settings["latency_ms"], settings["memory_mb"], settings["parameters"]),
             measured.get("device", settings["device"]),
-            tuple(name for name in classes if name != "mean"), self._protocol(), settings["margin"],
+            tuple(name for name in classes if name != "mean"), self._protocol() | _conditions(measured),
+            settings["margin"],
             settings["command"], len(planned) + 1, len(missing) + ("device" not in measured),
         )  # fmt: skip
 
@@ -185,7 +186,7 @@ class Comparison:
         budget = self.budget
         own = {
             "rungs": list(budget.rungs), "rates": list(budget.rates), "trials": budget.trials,
-            "tuning_seeds": budget.tuning_seeds, "validations": budget.validations,
+            "tuning_seeds": budget.tuning_seeds,
         }  # fmt: skip
         return Entry(f"tune-{name}", made_with(self.settings, name) | {f"budget.{key}": own[key] for key in own})
 
@@ -304,6 +305,13 @@ class Comparison:
             "seeds": ", ".join(map(str, budget.judged)),
             "tuning": f"{budget.trials} combinations, rungs of {rungs} steps, {budget.tuning_seeds} other seeds",
         }
+
+
+def _conditions(measured: Mapping[str, Any]) -> dict[str, str]:
+    """Return the conditions under which costs were measured."""
+    if measured.get("load") is None:
+        return {}
+    return {"costs": f"{measured['threads']} threads; the machine had {measured['load']:g} busy processes"}
 
 
 def _class_name(node: Mapping[str, Any]) -> str:

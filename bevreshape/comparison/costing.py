@@ -1,5 +1,6 @@
 """Costs of whole models for one sample on one device, in all forms, timed in turn in one process."""
 
+import logging
 import math
 import os
 import tempfile
@@ -101,6 +102,7 @@ def _prepare(config: Mapping[str, Any], batch: BEVBatch, spec: BEVSpec, device: 
         return model(batch.images, batch.cameras)
 
     forward()
+    memory_bytes = peak_bytes(forward, device)  # before a compiler starts torch's profiler with its messages
     forms: dict[str, Call] = {"eager": forward}
     unmeasured: dict[str, str] = {}
     for form, make in (("compiled", _compiled), ("exported", _exported)):
@@ -110,10 +112,11 @@ def _prepare(config: Mapping[str, Any], batch: BEVBatch, spec: BEVSpec, device: 
         else:
             forms[form] = made
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return _Measured(parameters, forward_flops(model, forward), peak_bytes(forward, device), forms, unmeasured)
+    return _Measured(parameters, forward_flops(model, forward), memory_bytes, forms, unmeasured)
 
 
 def _compiled(model: nn.Module, batch: BEVBatch, spec: BEVSpec, device: torch.device) -> Call:
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # that there is no GPU
     compiled = compile_alone(model, dynamic=False)
 
     def call() -> object:

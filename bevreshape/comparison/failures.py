@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+ELSEWHERE = ("logger: ", " is in use by ")
+"""Parts of messages about a logger or a lock."""
+
 
 def attempt(do: Callable[[], T], log_file: Path | None = None) -> tuple[T | None, str | None]:
     """Return the result of a function, or why the view transformer failed.
@@ -22,13 +25,13 @@ def attempt(do: Callable[[], T], log_file: Path | None = None) -> tuple[T | None
     Memory of the device is freed after a failure. The traceback of an internal error is appended to ``log_file``.
 
     Raises:
-        Exception: a full or forbidden disk, which says nothing about the view transformer.
+        Exception: of the disk, the logger or a lock, which says nothing about the view transformer.
     """
     try:
         return do(), None
     except Exception as error:
         system = system_error(error)
-        if system is not None and system.errno in REMEDIES:
+        if (system is not None and system.errno in REMEDIES) or any(map(str(error).__contains__, ELSEWHERE)):
             raise
         if user_message(error) is None and log_file is not None:
             with log_file.open("a", encoding="utf-8") as file:

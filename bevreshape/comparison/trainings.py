@@ -51,13 +51,13 @@ def training_config(
         values: tuned values by config key.
         steps: of training.
         seed: of the training.
-        judged: log curves and images.
+        judged: validate several times, and log curves and images; otherwise validate at the end alone.
     """
     config = {group: copy.deepcopy(settings[group]) for group in SHARED}
     config["reshaper"] = copy.deepcopy(settings["reshapers"][name])
     for key, value in values.items():
         set_value(config, key, value)
-    validations = Budget.read(settings["budget"]).validations
+    validations = Budget.read(settings["budget"]).validations if judged else 1
     config["trainer"] |= {
         "max_steps": steps, "max_epochs": -1, "val_check_interval": max(1, steps // validations),
         "enable_progress_bar": False,

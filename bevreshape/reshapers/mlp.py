@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -155,6 +155,8 @@ class MLP(Reshaper):
     Raises:
         InputError: if the activation or ``views`` is unknown, or the rank makes no layer smaller.
     """
+
+    worth_tuning: ClassVar = {"hidden": ([512],)}
 
     def __init__(
         self,

@@ -230,7 +230,13 @@ def test_a_judged_seed_that_diverges_is_the_reason(tmp_path, monkeypatch) -> Non
     assert failed(tmp_path, monkeypatch, fail)["mlp"] == "seed 1: training: the loss is nan"
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), TrainingInterrupted("stopped")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left"), TrainingInterrupted("stopped"),
+        InputError("logger: W&B cannot begin a run"), InputError("runs/x is in use by process 7"),
+    ],
+)  # fmt: skip
 def test_a_full_disk_or_a_stop_is_no_failure_of_a_candidate(tmp_path, monkeypatch, error: BaseException) -> None:
     pretend(monkeypatch, raising(error, "MLP"))
     with pytest.raises(type(error)):
