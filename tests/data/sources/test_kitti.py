@@ -8,15 +8,14 @@ import torch
 from kitti_folder import MATRICES, P2, pixel_of, write_calibration, write_image
 
 from bevreshape.data.sources.kitti.benchmark import (
-    Benchmark,
     KITTIFrames,
-    KITTISplits,
     ego_from_road_plane,
     ego_from_velodyne_ground,
     read_matrices,
 )
 from bevreshape.data.sources.kitti.object import split_of as object_split_of
 from bevreshape.data.sources.kitti.road import split_of
+from bevreshape.data.sources.kitti.source import Benchmark, KITTISplits
 from bevreshape.errors import InputError
 
 

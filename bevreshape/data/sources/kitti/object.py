@@ -18,14 +18,8 @@ from torch import Tensor
 from bevreshape.config.options import ImageSize, LocalPath, checked
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
-from bevreshape.data.sources.kitti.benchmark import (
-    Benchmark,
-    KITTIFrames,
-    KITTISource,
-    LabelledKITTI,
-    RuleSplits,
-    ego_from_velodyne_ground,
-)
+from bevreshape.data.sources.kitti.benchmark import KITTIFrames, LabelledKITTI, ego_from_velodyne_ground
+from bevreshape.data.sources.kitti.source import Benchmark, KITTISource, RuleSplits
 from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
@@ -202,7 +196,7 @@ class KITTIObjectSource(KITTISource):
         grid: the wanted cells.
         image_size: (H, W) of the network.
         classes: for every target class, its types of the benchmark.
-        splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, even numbers train, 1
+        splits: see :class:`~bevreshape.data.sources.kitti.source.KITTISplits`; by the rule, even numbers train, 1
             modulo 4 validate, and 3 modulo 4 test. The benchmark shuffled its frames, so every split contains each
             drive. Lists that separate drives (such as the 3712 and 3769 frames of papers) are given as files.
         on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.

@@ -20,14 +20,8 @@ from torch import Tensor
 from bevreshape.config.options import ImageSize, LocalPath, checked
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage, read_image
-from bevreshape.data.sources.kitti.benchmark import (
-    Benchmark,
-    KITTIFrames,
-    KITTISource,
-    LabelledKITTI,
-    RuleSplits,
-    ego_from_road_plane,
-)
+from bevreshape.data.sources.kitti.benchmark import KITTIFrames, LabelledKITTI, ego_from_road_plane
+from bevreshape.data.sources.kitti.source import Benchmark, KITTISource, RuleSplits
 from bevreshape.data.targets import Annotation, BEVTarget, Window
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
@@ -213,7 +207,7 @@ class KITTIRoadSource(KITTISource):
         grid: the wanted cells; the benchmark's metric and labels always use its own.
         image_size: (H, W) of the network.
         classes: for every target class, its mask: ``road`` or ``lane``.
-        splits: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTISplits`; by the rule, numbers below 60 train,
+        splits: see :class:`~bevreshape.data.sources.kitti.source.KITTISplits`; by the rule, numbers below 60 train,
             below 80 validate, and the others test.
         on_corrupt_image, image_mode: see :class:`~bevreshape.data.sources.kitti.benchmark.KITTIFrames`.
 
