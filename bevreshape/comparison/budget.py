@@ -22,7 +22,7 @@ class Budget:
         steps: of a judged training.
         rungs: steps of tuning trainings, ascending and at most ``steps``.
         rates: initial grid of learning rates, ascending.
-        trials: number of initial combinations of rate and options, at least the number of rates.
+        trials: number of initial combinations of rate and options; ``None`` for the number of rates.
         tuning_seeds: number of seeds of every tuning training.
         seeds: number of judged seeds.
         validations: of a judged training, evenly spaced; one of tuning is validated at its end.
@@ -36,7 +36,7 @@ class Budget:
     steps: Steps
     rungs: Annotated[tuple[Steps, ...], Len(1)]
     rates: Annotated[tuple[Annotated[float, Gt(0), Le(10)], ...], Len(1)]
-    trials: Count
+    trials: Count | None
     tuning_seeds: Count
     seeds: Annotated[int, Ge(1), Le(1000)]
     validations: Count
@@ -63,11 +63,16 @@ class Budget:
                 f"budget.rungs={list(self.rungs)} must end at budget.steps={self.steps} or before; lower the last one, "
                 "or raise the steps"
             )
-        if self.trials < len(self.rates):
+        if self.combinations < len(self.rates):
             raise InputError(
                 f"budget.trials={self.trials} is less than the {len(self.rates)} rates of "
                 f"budget.rates={list(self.rates)}; raise it, or leave rates out"
             )
+
+    @property
+    def combinations(self) -> int:
+        """Return the number of initial combinations."""
+        return len(self.rates) if self.trials is None else self.trials
 
     @property
     def judged(self) -> range:

@@ -169,7 +169,7 @@ class Comparison:
     def initial(self, name: str) -> list[Values]:
         """Return the combinations of a view transformer that are tried at first."""
         rate = rate_key(self.settings["optimizer"])
-        return combinations(rate, self.budget.rates, self.budget.trials, self._options(name))
+        return combinations(rate, self.budget.rates, self.budget.combinations, self._options(name))
 
     def _options(self, name: str) -> dict[str, tuple[object, ...]]:
         return declared_options(self.settings["reshapers"][name])
@@ -185,7 +185,7 @@ class Comparison:
     def _tuning_entry(self, name: str) -> Entry:
         budget = self.budget
         own = {
-            "rungs": list(budget.rungs), "rates": list(budget.rates), "trials": budget.trials,
+            "rungs": list(budget.rungs), "rates": list(budget.rates), "trials": budget.combinations,
             "tuning_seeds": budget.tuning_seeds,
         }  # fmt: skip
         return Entry(f"tune-{name}", made_with(self.settings, name) | {f"budget.{key}": own[key] for key in own})
@@ -303,7 +303,7 @@ class Comparison:
             "steps": str(budget.steps),
             "samples": str(samples),
             "seeds": ", ".join(map(str, budget.judged)),
-            "tuning": f"{budget.trials} combinations, rungs of {rungs} steps, {budget.tuning_seeds} other seeds",
+            "tuning": f"{budget.combinations} combinations, rungs of {rungs} steps, {budget.tuning_seeds} other seeds",
         }
 
 

@@ -268,6 +268,10 @@ BUDGET = {
 }  # fmt: skip
 
 
+def test_without_trials_the_rates_alone_are_tried() -> None:
+    assert Budget.read(BUDGET | {"trials": None, "rates": [0.001, 0.01, 0.1]}).combinations == 3
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -275,6 +279,7 @@ BUDGET = {
         ({"rates": [0.01, 0.01]}, "ascending order"),
         ({"rungs": [10, 80]}, "must end at budget.steps=40 or before"),
         ({"trials": 1}, "budget.trials=1 is less than the 2 rates"),
+        ({"trials": 0}, "budget.trials=0 must be an integer from 1"),
         ({"seeds": 0}, "budget.seeds=0 must be an integer from 1"),
         ({"step": 3}, "budget.step is unknown; did you mean steps"),
         ({"errors": {"yaw": [1]}}, "budget.errors.yaw is unknown; did you mean yaw_deg"),
