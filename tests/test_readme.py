@@ -35,7 +35,7 @@ PAGES = {
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 PROGRAM = r"(?:python|pytest) (?:-m [\w.]+|tools/\w+\.py|tests/[\w/.]+)[^`]*"
-OWN = r"=(mine|archive)\."
+OWN = r"[=,](mine|archive)\."
 """The reader's own modules, which commands name."""
 ADDED = ("data.classes.", "data.splits.", "data.visibility", "hydra.", "reshaper.gain", "trainer.num_nodes")
 """Keys that no YAML has: names of the user's, those added with ``+``, Hydra's."""

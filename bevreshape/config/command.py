@@ -50,7 +50,8 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
         register_choices(sys.argv[1:])
         sys.argv[1:] = local_folders(sys.argv[1:])
         if rewrite is not None:
-            name, sys.argv[1:] = rewrite(name, sys.argv[1:])
+            name, rewritten = rewrite(name, sys.argv[1:])
+            sys.argv[1:] = overrides_first(rewritten)
         failures: list[Exception] = []
         with stops_as_interrupts():
             job = _keeping(failures, main, keys, group())
