@@ -5,6 +5,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,11 +27,19 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
         call()
         torch.cuda.synchronize(device)
         return float(torch.cuda.max_memory_allocated(device) - before)
+    _start_profiler()
     return _traced_peak(call) if trace_is_readable() else math.nan
 
 
-def _traced_peak(call: Callable[[], object]) -> float:
+@cache
+def _start_profiler() -> None:
+    """Use the profiler once in the thread of the caller; Kineto prints an error if that of the probe is the first."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # Kineto would report that there is no GPU
+    with profile(activities=[ProfilerActivity.CPU]):
+        pass
+
+
+def _traced_peak(call: Callable[[], object]) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     with tempfile.TemporaryDirectory() as folder:
