@@ -142,7 +142,7 @@ def sample(hint: Any) -> Any:
     """A value that an option takes."""
     kind, limits = split(hint)
     if hint is LocalPath or kind is str:
-        return "here"
+        return "val/iou/mean" if limits else "here"  # a text with limits is the key of a metric
     if kind is bool:
         return True
     if kind in (int, float):
@@ -189,7 +189,7 @@ def test_nonsense_is_refused(owner: str, name: str, hint: Any) -> None:
     for slot in slots(hint):
         wrong: list[Any] = []
         if slot.kind is bool:
-            wrong = ["abc", "true", 0, 1, 0.0, [True]]
+            wrong = ["abc", "true", 0, 1, 0.0, [[True]]]
         elif slot.kind in (int, float):
             wrong = [math.nan, math.inf, -math.inf, 1e300, -1e300, True, False, "abc", "2", [[2]]]
             wrong += [2.5, 10**30, -(10**30)] if slot.kind is int else []

@@ -49,7 +49,7 @@ def test_fewest_settings_distinguish_the_rows_of_a_kind() -> None:
 
 
 def test_loggers_and_drawings_make_no_other_run() -> None:
-    watched = {"logger": {"_target_": "x.WandbLogger", "tags": ["a"]}, "images": {"samples": 1}}
+    watched = {"logger": {"_target_": "x.WandbLogger", "tags": ["a"]}, "log_images": {"num_samples": 1}}
     rows = grouped([run("mlp", MLP, WORLD, seed=0), run("mlp", MLP, WORLD, seed=1, **watched)])
     assert [len(runs) for runs in rows] == [2]
     assert labels(rows) == ["mlp"]
