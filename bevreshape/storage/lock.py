@@ -17,6 +17,7 @@ import platform
 import stat
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -43,6 +44,9 @@ STALE_S = 60.0
 
 _held: set[tuple[int, int]] = set()
 """Device and inode of the files that this process has locked, which POSIX locks do not keep apart."""
+
+_one_thread = threading.RLock()
+"""Held while a lock is taken or given back, so that the threads of a process do so one by one."""
 
 
 def try_lock(file: IO[Any]) -> bool:
@@ -90,21 +94,31 @@ def _take(path: Path, held: ExitStack) -> bool:
     """Try to lock a file until ``held`` is closed."""
     import fcntl  # not on Windows, where only reading a cache works
 
-    if path.exists() and _inode(path) in _held:
-        return False  # opening and closing it would release the lock
-    file = held.enter_context(path.open("a"))
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in UNSUPPORTED:
-            return _own(path.with_name(f"{path.name}.owner"), held)
-        if error.errno not in BUSY:
-            raise
-        return False
-    inode = _inode(path)
-    _held.add(inode)
-    held.callback(_held.discard, inode)
+    with _one_thread:
+        if path.exists() and _inode(path) in _held:
+            return False  # opening and closing it would release the lock
+        with ExitStack() as opened:
+            file = opened.enter_context(path.open("a"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in UNSUPPORTED:
+                    return _own(path.with_name(f"{path.name}.owner"), held)
+                if error.errno not in BUSY:
+                    raise
+                return False
+            status = os.fstat(file.fileno())
+            inode = status.st_dev, status.st_ino
+            _held.add(inode)
+            opened.pop_all()
+            held.callback(_release, file, inode)
     return True
+
+
+def _release(file: IO[Any], inode: tuple[int, int]) -> None:
+    with _one_thread:  # a lock that another thread takes between both would end with this file
+        file.close()
+        _held.discard(inode)
 
 
 def _inode(path: Path) -> tuple[int, int]:
@@ -112,62 +126,106 @@ def _inode(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+def _forget() -> None:
+    """Hold nothing in a process that was just forked: locks stay with the process that took them."""
+    _held.clear()
+    _one_thread.release()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_one_thread.acquire, after_in_parent=_one_thread.release, after_in_child=_forget)
+
+
 def _own(path: Path, held: ExitStack) -> bool:
     """Try to create the file of the lock's owner, and renew it until ``held`` is closed.
 
     Exclusive creation is atomic on all of these file systems.
     """
+    owner = _new_owner()
     for _ in range(2):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except FileExistsError:
-            if not _is_stale(path) or not _remove_stale(path):
-                return False
-            continue
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-        over = threading.Event()
-        thread = threading.Thread(target=_renew, args=(path, over), daemon=True)
-        thread.start()
-        held.callback(path.unlink, missing_ok=True)
-        held.callback(thread.join)
-        held.callback(over.set)
-        return True
+        if _create(path, owner):
+            over = threading.Event()
+            thread = threading.Thread(target=_renew, args=(path, owner, over), daemon=True)
+            held.callback(_remove, path, owner)
+            held.callback(thread.join)
+            held.callback(over.set)
+            thread.start()
+            return True
+        if not _is_stale(path) or not _remove_stale(path):
+            return False
     return False
+
+
+def _new_owner() -> str:
+    """Return the text of an owner's file, which no other has."""
+    return f"process {os.getpid()} on {platform.node()}\n{uuid.uuid4().hex}\n"
+
+
+def _create(path: Path, owner: str) -> bool:
+    """Create an owner's file; return ``False`` if there is one."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        file.write(owner)
+    return True
+
+
+def _owner(path: Path) -> str | None:
+    """Return the text of an owner's file; ``None`` without one."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _remove(path: Path, owner: str) -> None:
+    """Remove an owner's file, unless it was taken over; a process that was forked meanwhile leaves it."""
+    if owner.startswith(f"process {os.getpid()} ") and _owner(path) == owner:
+        path.unlink(missing_ok=True)
 
 
 def _remove_stale(path: Path) -> bool:
     """Remove the file of an owner that has ended, in one process at a time; return whether this one did."""
-    guard = path.with_name(f"{path.name}.takeover")
-    try:
-        os.close(os.open(guard, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        if _is_stale(guard):  # of a process that was killed here
+    guard, guarding = path.with_name(f"{path.name}.takeover"), _new_owner()
+    if not _create(guard, guarding):
+        found = _owner(guard)
+        if _is_stale(guard) and _owner(guard) == found:  # of a process that was killed here
             guard.unlink(missing_ok=True)
         return False
     try:
-        if stale := _is_stale(path):  # another process may have taken over meanwhile
+        found = _owner(path)
+        stale = _is_stale(path) and _owner(path) == found  # another process may have taken over meanwhile
+        if stale:
             path.unlink(missing_ok=True)
         return stale
     finally:
-        guard.unlink(missing_ok=True)
+        _remove(guard, guarding)
 
 
 def _is_stale(path: Path) -> bool:
-    """Return whether a file was not renewed for long, by the clock of its file system, which has just dated another."""
-    clock = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.clock")
+    """Return whether a file was not renewed for long, by the clock of its file system, which has just dated another.
+
+    A missing file is not stale: its owner has just removed it, and the next may create it.
+    """
+    clock = path.with_name(f"{path.name}.{uuid.uuid4().hex}.clock")
     try:
         clock.touch()
         return clock.stat().st_mtime - path.stat().st_mtime > STALE_S
     except FileNotFoundError:
-        return True
+        return False
     finally:
         clock.unlink(missing_ok=True)
 
 
-def _renew(path: Path, over: threading.Event) -> None:
+def _renew(path: Path, owner: str, over: threading.Event) -> None:
+    """Renew an owner's file until it is given back, or another process took it over: this one was held up too long."""
     while not over.wait(RENEWED_S):
         with suppress(OSError):
+            if _owner(path) != owner:
+                log.warning("%s was taken over by another process, since it was not renewed for long", path)
+                return
             os.utime(path)
 
 

@@ -4,7 +4,9 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,123 @@ fcntl.lockf = refuse
 with locked(Path(sys.argv[1]), wait=False) as held:
     print(held, flush=True)
     time.sleep(3)
+"""
+
+
+def test_without_locks_two_processes_never_own_at_once(tmp_path: Path) -> None:
+    """Also where one removes its file while another looks whether it is stale."""
+    arguments = [sys.executable, "-c", ALTERNATES, str(tmp_path / "a"), str(tmp_path / "inside")]
+    processes = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    counts = [process.communicate()[0].split() for process in processes]
+    assert [both for _, both in counts] == ["0"] * 4
+    assert sum(int(times) for times, _ in counts) > 20
+
+
+ALTERNATES = """
+import errno, fcntl, os, sys, time
+from pathlib import Path
+from bevreshape.storage import lock
+
+def refuse(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+fcntl.lockf, lock.PAUSE_S = refuse, 0.0005
+times, both, inside = 0, 0, Path(sys.argv[2])
+end = time.time() + 4
+while time.time() < end:
+    with lock.locked(Path(sys.argv[1])):
+        times += 1
+        try:
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            both += 1
+            continue
+        time.sleep(0.0003)
+        inside.unlink(missing_ok=True)
+print(times, both)
+"""
+
+
+def test_an_owner_that_was_held_up_leaves_the_file_of_the_next(
+    no_locks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It neither removes nor renews it."""
+    monkeypatch.setattr("bevreshape.storage.lock.RENEWED_S", 0.05)
+    owner = tmp_path / "a.owner"
+    with locked(tmp_path / "a") as held:
+        assert held
+        (tmp_path / "next").write_text("process 1 on another")
+        os.utime(tmp_path / "next", (1e9, 1e9))
+        (tmp_path / "next").replace(owner)
+        time.sleep(0.3)
+        assert owner.stat().st_mtime == 1e9
+    assert owner.read_text() == "process 1 on another"
+
+
+@pytest.mark.parametrize("posix", [True, False])
+def test_threads_hold_the_lock_one_by_one(
+    posix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if not posix:
+        request.getfixturevalue("no_locks")
+    monkeypatch.setattr("bevreshape.storage.lock.PAUSE_S", 0.0005)
+    inside, counts, end = threading.Lock(), Counter[bool](), time.time() + 2
+
+    def alternate() -> None:
+        while time.time() < end:
+            with locked(tmp_path / "a"):
+                alone = inside.acquire(blocking=False)
+                counts[alone] += 1
+                if alone:
+                    time.sleep(0.0002)
+                    inside.release()
+
+    threads = [threading.Thread(target=alternate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts[True] > 20
+    assert counts[False] == 0
+
+
+@pytest.mark.parametrize("posix", ["True", "False"])
+def test_a_forked_process_holds_no_lock(posix: str, tmp_path: Path) -> None:
+    """It does not give its parent's lock back, and gets it after its parent."""
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path / "a"), posix],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert told.stdout == "True\nFalse\nTrue\n"
+
+
+FORKS = """
+import errno, fcntl, os, sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from bevreshape.storage.lock import locked
+
+def refuse(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+if sys.argv[2] == "False":
+    fcntl.lockf = refuse
+path, (after, tell) = Path(sys.argv[1]), os.pipe()
+with ExitStack() as block:
+    print(block.enter_context(locked(path)), flush=True)
+    child = os.fork()
+    if child == 0:
+        os.close(tell)
+        block.close()
+        with locked(path, wait=False) as held:
+            print(held, flush=True)
+        os.read(after, 1)
+        with locked(path, wait=False) as held:
+            print(held, flush=True)
+        os._exit(0)
+    time.sleep(1)
+os.close(tell)
+os.waitpid(child, 0)
 """
 
 
