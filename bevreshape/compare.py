@@ -20,7 +20,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
 
 def command(main: Main = main) -> None:
     """Run the command line."""
-    run_command(main, "compare", Compare, compose_comparison)
+    run_command(main, "compare", Compare, compose_comparison, resumes=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
 
 def command(main: Main = main) -> None:
     """Run the command line."""
-    run_command(main, "study", Study)
+    run_command(main, "study", Study, resumes=True)
 
 
 if __name__ == "__main__":

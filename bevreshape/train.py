@@ -35,7 +35,7 @@ def main(settings: dict[str, Any], folder: Path) -> float | None:
 
 def command(main: Main = main) -> None:
     """Run the command line."""
-    run_command(main, "train", Train, resume_arguments)
+    run_command(main, "train", Train, resume_arguments, resumes=True)
 
 
 if __name__ == "__main__":

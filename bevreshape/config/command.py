@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ Rewrite = Callable[[str, list[str]], tuple[str, list[str]]]
 """Change the name of the primary config and the arguments before Hydra reads them."""
 
 
-def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = None) -> None:
+def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = None, *, resumes: bool = False) -> None:
     """Run a command. A user error ends it with one line and exit code 1, divergence with exit code 3.
 
     Args:
@@ -41,6 +42,7 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
         name: of the command and of its primary config in ``conf/``.
         keys: a TypedDict of :mod:`bevreshape.config.settings`, to check the composed config.
         rewrite: changes the command line before Hydra reads it.
+        resumes: whether the command resumes in a folder in which it was stopped, so that SLURM may start it again.
     """
     log_to_stderr()
     full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
@@ -54,7 +56,7 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
             sys.argv[1:] = overrides_first(rewritten)
         failures: list[Exception] = []
         with stops_as_interrupts():
-            job = _keeping(failures, main, keys, group())
+            job = _keeping(failures, main, keys, group(), resumes)
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)()
         if failures:
             raise failures[0]
@@ -74,7 +76,7 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
 
 
 def _keeping(
-    failures: list[Exception], main: Main, keys: type, started_by: Group | None
+    failures: list[Exception], main: Main, keys: type, started_by: Group | None, resumes: bool
 ) -> Callable[[DictConfig], object]:
     """Return a job that stores its error in ``failures``, so that Hydra does not print a line about it.
 
@@ -86,6 +88,7 @@ def _keeping(
         main: the function of the command.
         keys: of its settings.
         started_by: the processes of the command line; those of a job are others if a launcher of Hydra's starts it.
+        resumes: as of :func:`run_command`.
     """
 
     @wraps(main)
@@ -97,7 +100,8 @@ def _keeping(
                     f"a sweep cannot be started {started_by.world} times by {started_by.launcher}; start it once, and "
                     "set trainer.devices, so that each of its jobs starts its own processes"
                 )
-            with requeueing(folder_is_known()):
+            remedy = "" if sweeps else "; set hydra.run.dir=FOLDER to let SLURM start it again"
+            with requeueing(folder_is_known(), remedy) if resumes else nullcontext():
                 return main(read_settings(keys, plain_config(cfg)), Path(HydraConfig.get().runtime.output_dir))
         except Exception as error:
             if sweeps:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +32,7 @@ class Requeue:
     def __init__(self) -> None:
         self.signals: set[int] = set()
         self.outcome = ""
+        self._answered = False
         self._lock = threading.Lock()
 
     def heard(self, number: int) -> None:
@@ -47,21 +47,23 @@ class Requeue:
         return self.outcome
 
     def ask(self, wanted: Callable[[dict[str, str]], bool]) -> None:
-        """Requeue the job if its state is as ``wanted``."""
+        """Requeue the job if its state is as ``wanted``. What fails is tried again at the next call."""
         with self._lock:
-            if self.outcome:
+            if self._answered:
                 return
             try:
                 job = read_job()
                 if job is None or not wanted(job):
                     return
-                if job.get("BatchFlag") != "1":
-                    self.outcome = "; SLURM starts only batch jobs again (sbatch)"
+                if job.get("BatchFlag") == "0":  # it counts up when a job is requeued
+                    self.outcome, self._answered = "; SLURM starts only batch jobs again (sbatch)", True
                     return
                 asked = _scontrol("requeue", job_id())
-                self.outcome = f"; SLURM starts job {job_id()} again"
+                self.outcome, self._answered = f"; SLURM starts job {job_id()} again", asked.returncode == 0
                 if asked.returncode:
                     self.outcome = f"; SLURM does not start job {job_id()} again ({' '.join(asked.stderr.split())})"
+            except FileNotFoundError:
+                self.outcome = f"; SLURM cannot be asked to start job {job_id()} again: scontrol is not in PATH"
             except (OSError, subprocess.SubprocessError) as error:
                 self.outcome = f"; SLURM cannot be asked to start job {job_id()} again ({error})"
 
@@ -89,16 +91,17 @@ def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def requeueing(resumes: bool) -> Iterator[None]:
+def requeueing(resumes: bool, remedy: str = "") -> Iterator[None]:
     """Requeue the job of SLURM that this process belongs to if the block is stopped.
 
     Args:
         resumes: whether the same command, started again, resumes.
+        remedy: end of the message if it does not.
 
     Raises:
         TrainingInterrupted: when the block was stopped; says what was asked of SLURM.
     """
-    batch = "SLURM_JOB_ID" in os.environ and rank() == 0 and shutil.which("scontrol") is not None
+    batch = "SLURM_JOB_ID" in os.environ and rank() == 0
     if not batch or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -108,7 +111,7 @@ def requeueing(resumes: bool) -> Iterator[None]:
             yield
     except (TrainingInterrupted, KeyboardInterrupt) as stop:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # this process ends now
-        outcome = requeue.stopped() if resumes else "; set hydra.run.dir=FOLDER to let SLURM start it again"
+        outcome = requeue.stopped() if resumes else remedy
         raise TrainingInterrupted(f"{str(stop) or 'stopped'}{outcome}") from None
 
 
@@ -124,6 +127,7 @@ def _told_of_signals(requeue: Requeue) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        tells.shutdown(socket.SHUT_WR)  # closing does not reach the thread while a forked process has the socket too
         tells.close()
         thread.join()
         hears.close()

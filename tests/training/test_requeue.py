@@ -3,11 +3,14 @@
 import os
 import signal
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from bevreshape.config.command import run_command
+from bevreshape.config.settings import Predict
 from bevreshape.errors import TrainingInterrupted
 from bevreshape.signals import STOPS
 from bevreshape.training.processes import LAUNCHERS
@@ -50,7 +53,7 @@ def stop_by(*numbers: int, resumes: bool = True) -> str:
     """What a job says that saves after these signals."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # as in a new process
     try:
-        with requeueing(resumes):
+        with requeueing(resumes, "; set a folder"):
             for number in numbers:
                 signal.raise_signal(number)
             raise TrainingInterrupted("stopped")
@@ -104,7 +107,73 @@ def test_what_cannot_start_again_says_why(slurm, monkeypatch: pytest.MonkeyPatch
     asked = slurm(RUNNING, code=1)
     assert stop_by(signal.SIGUSR1) == "stopped; SLURM does not start job 7 again (no such job)"
     asked.unlink()
-    assert "set hydra.run.dir=FOLDER" in stop_by(signal.SIGUSR1, resumes=False)
+    assert stop_by(signal.SIGUSR1, resumes=False) == "stopped; set a folder"
     monkeypatch.delenv("SLURM_JOB_ID")
     assert stop_by(signal.SIGUSR1) == "stopped"
     assert not asked.exists()
+
+
+def test_a_job_that_was_requeued_before_starts_again(slurm) -> None:
+    slurm({**RUNNING, "batch": "2"})
+    assert stop_by(signal.SIGUSR1) == "stopped; SLURM starts job 7 again"
+
+
+def test_a_failed_request_is_repeated_when_the_job_has_saved(slurm) -> None:
+    """As when the controller of SLURM is busy at SIGTERM."""
+    asked = slurm(LIMIT, code=1)
+    with suppress(TrainingInterrupted), requeueing(True):
+        signal.raise_signal(signal.SIGTERM)
+        began = time.monotonic()
+        while not asked.exists() and time.monotonic() - began < 30:
+            time.sleep(0.01)
+        time.sleep(0.5)  # its answer is read
+        slurm(LIMIT)
+        raise TrainingInterrupted("stopped")
+    assert asked.read_text() == "requeue 7\n" * 2
+
+
+def test_without_scontrol_the_message_says_so(slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert stop_by(signal.SIGUSR1) == ("stopped; SLURM cannot be asked to start job 7 again: scontrol is not in PATH")
+
+
+def test_an_error_ends_the_block_while_a_forked_worker_lives(slurm) -> None:
+    """Workers of a loader have all sockets of the process."""
+    slurm(RUNNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of forks beside threads
+        began = time.monotonic()
+        with requeueing(True):
+            worker = os.fork()
+            if worker == 0:
+                time.sleep(5)
+                os._exit(0)
+    assert time.monotonic() - began < 4
+    os.kill(worker, signal.SIGKILL)
+    os.waitpid(worker, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "resumes", "said"),
+    [
+        (["hydra.run.dir=run"], True, "stopped; SLURM starts job 7 again"),
+        (["hydra.run.dir=runs/${now:%Y}"], True, "stopped; set hydra.run.dir=FOLDER to let SLURM start it again"),
+        (["-m"], True, "stopped"),
+        (["hydra.run.dir=run"], False, "stopped"),
+    ],
+)
+def test_a_command_starts_again_if_it_resumes_in_its_folder(
+    slurm, arguments: list[str], resumes: bool, said: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    asked = slurm(RUNNING)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["predict", "checkpoint=none", "input=none", *arguments])
+
+    def stopped(*_: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    with pytest.raises(SystemExit):
+        run_command(stopped, "predict", Predict, resumes=resumes)
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert asked.exists() == ("again" in said and "set" not in said)
