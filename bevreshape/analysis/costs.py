@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
 from bevreshape.model import Outputs
+from bevreshape.ops.compiled import any_number_of_models, compile_alone
 from bevreshape.ops.flops import count_flops
 from bevreshape.ops.linear import linear
 from bevreshape.ops.memory import peak_bytes
@@ -144,8 +146,8 @@ def in_form(function: Callable[..., Any], form: Form) -> Callable[..., Any]:
     if form == "eager":
         return function
     if form == "compiled":
-        return torch.compile(function)
-    graphs = torch.compile(function, mode="reduce-overhead")
+        return compile_alone(function)
+    graphs = compile_alone(function, mode="reduce-overhead")
 
     def replay(*arguments: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # results of the last call may be overwritten
@@ -171,9 +173,11 @@ def measure(
         workload.module.eval()
     device = workloads[0].device
     product = _product(device, workloads[0].autocast or torch.float32)
-    *forward, (product_s, _), (copy_s, _) = time_in_turn(
-        [*(workload.forward for workload in workloads), product, _copy(device)], device, rounds, each_round
-    )
+    compiling = any_number_of_models if any(workload.form != "eager" for workload in workloads) else nullcontext
+    with compiling():
+        *forward, (product_s, _), (copy_s, _) = time_in_turn(
+            [*(workload.forward for workload in workloads), product, _copy(device)], device, rounds, each_round
+        )
     flops = [forward_flops(workload.module, workload.eager.forward) for workload in workloads]
     least_bytes = [bytes_once(workload) for workload in workloads]
     forward_bytes = [peak_bytes(workload.forward, device) for workload in workloads]
@@ -182,9 +186,10 @@ def measure(
     if backward:
         for workload in workloads:
             workload.module.train()
-        *step, (step_product_s, _) = time_in_turn(
-            [*(workload.step for workload in workloads), product], device, rounds, each_round
-        )
+        with compiling():
+            *step, (step_product_s, _) = time_in_turn(
+                [*(workload.step for workload in workloads), product], device, rounds, each_round
+            )
         step_bytes = [peak_bytes(workload.step, device) for workload in workloads]
         step_flops = [float(count_flops(workload.eager.step)) for workload in workloads]
     rate, step_rate = (2 * PRODUCT_SIZE[device.type] ** 3 / seconds for seconds in (product_s, step_product_s))

@@ -6,7 +6,6 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
 
 LIMITS = (("recompile_limit", "accumulated_recompile_limit"), ("cache_size_limit", "accumulated_cache_size_limit"))
 """Torch's limits of compilations of one function, and their older names."""
@@ -14,14 +13,14 @@ LIMITS = (("recompile_limit", "accumulated_recompile_limit"), ("cache_size_limit
 MANY = 10_000
 
 
-def compile_alone(module: nn.Module, **options: Any) -> Callable[..., Any]:
-    """Return ``torch.compile`` of a module with a cache of its own.
+def compile_alone(module: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Return ``torch.compile`` of a module, or of a method of one, with a cache of its own.
 
     Torch keeps compiled code by function. All models of a class share its ``forward``: torch would compile it for eight
     of them, run the others uncompiled, and look through the code of all of them at every call.
 
     Args:
-        module: in its final mode.
+        module: in its final mode; or a method of one.
         options: of ``torch.compile``.
     """
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bevreshape.config.build_task import build_task
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
+from bevreshape.ops.compiled import any_number_of_models
 from bevreshape.reporting.tables import write_metrics
 from bevreshape.reshapers import FeatureShape
 from bevreshape.storage.checkpoint import load_weights, read_checkpoint, read_resumable, restoring
@@ -170,7 +172,8 @@ def _fit_and_test(parts: _Parts, resumed: bool, tested: bool) -> tuple[dict[str,
         if trainer.is_global_zero:
             log.info("%s", _how_resumed(parts, saved))
     with keeper.request:
-        with restoring(keeper.path, lambda: history.began or not resumed):
+        compiling = any_number_of_models() if parts.cfg["trainer"].get("compile") else nullcontext()
+        with restoring(keeper.path, lambda: history.began or not resumed), compiling:
             trainer.fit(task, datamodule=parts.data, ckpt_path=keeper.path if resumed else None, weights_only=True)
         keeper.save(trainer)
         steps = trainer.fit_loop.epoch_loop.global_step

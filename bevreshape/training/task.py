@@ -14,6 +14,7 @@ from bevreshape.geometry import Cameras
 from bevreshape.metrics import BEVMetric, MaskedCameras, collected, values_besides_iou
 from bevreshape.model import Outputs
 from bevreshape.objectives.base import scalar
+from bevreshape.ops.compiled import compile_alone
 from bevreshape.training.divergence import StopOnDivergence
 from bevreshape.training.optimizer import AdamWOneCycle, OptimizerSchedule, clips_mixed, total_steps, without_fusion
 
@@ -54,7 +55,7 @@ class BEVTask(LightningModule):
                 kernels takes longer than their work.
         """
         graphs = {"triton.cudagraphs": True} if cuda_graphs else {}
-        self._compiled = torch.compile(self.model.forward, options={"fallback_random": True, **graphs})
+        self._compiled = compile_alone(self.model.forward, options={"fallback_random": True, **graphs})
 
     def forward(self, batch: BEVBatch) -> Outputs:
         model = self._compiled if self._compiled and self.training else self.model
