@@ -182,12 +182,11 @@ class GeometricReshaper(Reshaper):
 
     A subclass implements :meth:`locate`, which reads the cameras, :meth:`prepare`, which applies weights to its result
     if there are any, and :meth:`gather`, which samples features. On a fixed rig
-    :class:`~bevreshape.reshapers.FixedRig` calls the first two once, and training calls :meth:`locate` once.
+    :class:`~bevreshape.reshapers.FixedRig` calls the first two once, and training calls :meth:`locate` once,
+    unless its result depends on weights that are trained, or :meth:`reshape` or :meth:`forward` is overridden.
     """
 
     grid: BEVGrid
-    locates_by_weights: ClassVar[bool] = False
-    """Whether :meth:`locate` reads weights too, so that its result must not be kept while they are trained."""
 
     def __init__(
         self, source: FeatureShape | Sequence[FeatureShape], grid: BEVGrid | tuple[int, int], out_channels: int

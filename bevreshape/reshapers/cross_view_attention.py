@@ -164,8 +164,6 @@ class CrossViewAttention(GeometricReshaper):
 
     takes_scales = True
 
-    locates_by_weights = True
-
     def __init__(
         self,
         source: FeatureShape | Sequence[FeatureShape],

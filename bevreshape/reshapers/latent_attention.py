@@ -90,8 +90,6 @@ class LatentAttention(GeometricReshaper):
             metres.
     """
 
-    locates_by_weights = True
-
     def __init__(
         self,
         source: FeatureShape,

@@ -59,8 +59,8 @@ class BEVTask(LightningModule):
 
     def forward(self, batch: BEVBatch) -> Outputs:
         model = self._compiled if self._compiled and self.training else self.model
-        located = () if self.rig_geometry is None else (self.rig_geometry(batch.cameras),)
-        return model(batch.images, batch.cameras, *located)
+        located = None if self.rig_geometry is None else self.rig_geometry(batch.cameras)
+        return model(batch.images, batch.cameras, *(() if located is None else (located,)))
 
     def step(self, batch: BEVBatch, stage: str) -> Tensor:
         """Return the loss of a batch and update the metrics."""

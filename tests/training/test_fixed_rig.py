@@ -14,8 +14,9 @@ from bevreshape.data.one_rig import OneRig
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.model import BEVModel
-from bevreshape.reshapers import IPM, CrossViewAttention, FeatureShape, KernelAttention
+from bevreshape.reshapers import IPM, CrossViewAttention, FeatureShape, KernelAttention, LatentAttention
 from bevreshape.training.rig_geometry import RigGeometry, fix_rig
+from bevreshape.training.task import BEVTask
 
 SIZE = (16, 24)
 
@@ -65,12 +66,63 @@ def test_steps_with_kept_geometry(cls: Any) -> None:
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+class Shifted(IPM):
+    """Projects to places that are trained."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.shift = torch.nn.Parameter(torch.zeros(()))
+
+    def locate(self, cameras: Any) -> Any:
+        located = super().locate(cameras)
+        return type(located)(*(x + self.shift if x.is_floating_point() else x for x in located))
+
+
+class Doubled(IPM):
+    """Has a step besides its geometry."""
+
+    def reshape(self, features: Any, cameras: Any) -> Any:
+        return 2 * super().reshape(features, cameras)
+
+
+class Offset(IPM):
+    """Has a step around all others."""
+
+    def forward(self, features: Any, cameras: Any = None) -> Any:
+        return super().forward(features, cameras) + 1
+
+
 @pytest.mark.usefixtures("no_shape_checks")  # task and data are stand-ins
-def test_geometry_that_reads_weights_is_not_kept() -> None:
-    source, grid = FeatureShape(8, 4, 6, 2, stride=4, offset_px=1.5), BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0)
-    for cls, kept in ((IPM, True), (CrossViewAttention, False)):
-        model = BEVModel(torch.nn.Identity(), cls(source, grid), {})
-        task, data = SimpleNamespace(model=model, rig_geometry=None), SimpleNamespace(one_rig=None)
-        fix_rig(task, data)  # type: ignore[arg-type]
-        assert (task.rig_geometry is not None) == kept
-        assert data.one_rig is not None
+@pytest.mark.parametrize("cls", [IPM, KernelAttention, CrossViewAttention, LatentAttention, Shifted, Doubled, Offset])
+def test_results_and_gradients_do_not_depend_on_the_option(cls: Any) -> None:
+    """Whether the geometry is kept, or depends on weights, or a class has steps of its own."""
+    torch.manual_seed(0)
+    reshaper = cls(FeatureShape(8, 4, 6, 2, stride=4, offset_px=1.5), BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0))
+    data = SimpleNamespace(one_rig=None)
+    cameras = batch().cameras
+    x = torch.randn(3, 2, 8, 4, 6, requires_grad=True)
+    results = []
+    for fixed in (False, True):
+        task = BEVTask(BEVModel(torch.nn.Identity(), reshaper, {"bev": torch.nn.Identity()}), {}, {})
+        if fixed:
+            fix_rig(task, data)  # type: ignore[arg-type]
+        for _ in range(2):
+            reshaper.zero_grad()
+            x.grad = None
+            out = task(SimpleNamespace(images=x, cameras=cameras)).heads["bev"]
+            (out.square().sum() + sum(p.sum() for p in reshaper.parameters())).backward()
+        results.append([out.detach(), x.grad, *(p.grad for p in reshaper.parameters())])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert data.one_rig is not None
+
+
+@pytest.mark.parametrize(("cls", "kept"), [(IPM, True), (CrossViewAttention, False), (Shifted, False)])
+def test_geometry_that_reads_weights_is_not_kept(cls: Any, kept: bool) -> None:
+    """Also where it is first needed without gradients."""
+    geometry = RigGeometry(
+        cls(FeatureShape(8, 4, 6, 2, stride=4, offset_px=1.5), BEVGrid((-4.0, 4.0), (-4.0, 4.0), 1.0))
+    )
+    with torch.inference_mode():
+        geometry(batch().cameras)
+    assert (geometry(batch().cameras) is not None) == kept
