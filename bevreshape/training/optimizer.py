@@ -141,9 +141,12 @@ def check_fused(optimizer: OptimizerSchedule, trainer: Mapping[str, Any]) -> Non
         InputError: when gradients are clipped in mixed precision.
     """
     clip, precision = trainer.get("gradient_clip_val"), trainer.get("precision")
-    if isinstance(optimizer, AdamWOneCycle) and optimizer.fused and clips_mixed(precision, clip):
+    key, fused = "optimizer.fused", getattr(optimizer, "fused", None)
+    if isinstance(optimizer, TorchOptimizer):
+        key, fused = "optimizer.optimizer.fused", getattr(optimizer.optimizer, "keywords", {}).get("fused")
+    if fused and clips_mixed(precision, clip):
         raise InputError(
-            f"optimizer.fused=true: with trainer.precision={precision} Lightning does not clip gradients of a fused "
-            f"optimizer (trainer.gradient_clip_val={clip}); set optimizer.fused=null, trainer.precision=32-true or "
+            f"{key}=true: with trainer.precision={precision} Lightning does not clip gradients of a fused "
+            f"optimizer (trainer.gradient_clip_val={clip}); set {key}=null, trainer.precision=32-true or "
             "trainer.gradient_clip_val=null"
         )

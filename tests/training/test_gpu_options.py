@@ -1,6 +1,7 @@
 """Options for a GPU: their checks, and that nothing changes on a CPU."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,3 +56,6 @@ def test_clipped_mixed_precision_does_without_fusion(precision: str) -> None:
     check_fused(AdamWOneCycle(fused=True), clipped | {"precision": "32-true"})
     with pytest.raises(InputError, match=r"optimizer\.fused=true.*gradient_clip_val=5\.0.*set optimizer\.fused=null"):
         check_fused(AdamWOneCycle(fused=True), clipped)
+    check_fused(TorchOptimizer(partial(torch.optim.Adam, fused=False)), clipped)
+    with pytest.raises(InputError, match=r"optimizer\.optimizer\.fused=true.*set optimizer\.optimizer\.fused=null"):
+        check_fused(TorchOptimizer(partial(torch.optim.Adam, fused=True)), clipped)
