@@ -16,7 +16,7 @@ class Readback:
         self._copied: torch.cuda.Event | None = None
         if value.device.type == "cuda":
             self._copied = torch.cuda.Event()
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(value.device))  # which need not be the current device
 
     @property
     def ready(self) -> bool:

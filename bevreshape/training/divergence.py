@@ -24,7 +24,7 @@ class StopOnDivergence(Callback):
 
     On a GPU the loss is copied to the host while the next step is prepared. The host waits for it only where the step
     after it is queued already, so that the device always has work: the check may then come two steps late. A
-    checkpoint or a validation waits for all of them.
+    checkpoint, a validation and the end of training wait for all of them.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,9 @@ class StopOnDivergence(Callback):
         self._unchecked.append(StepLoss(Readback(outputs["loss"]), self._step, batch.names))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.check()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.check()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -59,3 +59,11 @@ def test_a_checkpoint_waits_for_all_losses_and_is_refused_again(monkeypatch: pyt
     for _ in range(2):
         with pytest.raises(Divergence, match="at step 1"):
             callback.on_save_checkpoint(None, None, {})  # type: ignore[arg-type]
+
+
+def test_the_last_loss_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divergence, "Readback", Slow)
+    callback = StopOnDivergence()
+    run(callback, [0.5, torch.nan])
+    with pytest.raises(Divergence, match="at step 1"):
+        callback.on_train_end(None, None)  # type: ignore[arg-type]
