@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +26,7 @@ AT_LEAST_S = 0.02
 """Shortest measurement; faster calls are repeated, so that the clock's resolution does not matter."""
 
 PRODUCT_SIZE = {"cpu": 1536, "cuda": 8192}
-"""Rows and columns of the matrices of the reference product, by the kind of device; a GPU needs larger ones."""
+"""Rows and columns of the matrices of the reference product, by kind of device; GPUs and others need larger ones."""
 
 COPIED_BYTES = {"cpu": 2**26, "cuda": 2**30}
 """Size of the reference copy, beyond the caches."""
@@ -192,8 +192,8 @@ def measure(
             )
         step_bytes = [peak_bytes(workload.step, device) for workload in workloads]
         step_flops = [float(count_flops(workload.eager.step)) for workload in workloads]
-    rate, step_rate = (2 * PRODUCT_SIZE[device.type] ** 3 / seconds for seconds in (product_s, step_product_s))
-    copied = 2 * COPIED_BYTES[device.type] / copy_s
+    rate, step_rate = (2 * _sized(PRODUCT_SIZE, device) ** 3 / seconds for seconds in (product_s, step_product_s))
+    copied = 2 * _sized(COPIED_BYTES, device) / copy_s
     return [
         Cost(
             sum(p.numel() for p in workload.module.parameters()), flops[i], *forward[i], *step[i], forward_bytes[i],
@@ -235,14 +235,18 @@ def time_in_turn(
     return [(statistics.median(found), float(half)) for found, half in zip(times, spread, strict=True)]
 
 
+def _sized(sizes: Mapping[str, int], device: torch.device) -> int:
+    return sizes.get(device.type, sizes["cuda"])
+
+
 def _product(device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
-    size = PRODUCT_SIZE[device.type]
+    size = _sized(PRODUCT_SIZE, device)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return lambda: linear(a, b)
 
 
 def _copy(device: torch.device) -> Callable[[], Tensor]:
-    source = torch.zeros(COPIED_BYTES[device.type], dtype=torch.uint8, device=device)
+    source = torch.zeros(_sized(COPIED_BYTES, device), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
 

@@ -132,3 +132,13 @@ def test_costs_keep_the_order_of_workloads() -> None:
     assert many.forward_s > few.forward_s
     assert few.step_s != few.step_s
     assert few.step_of_matmul != few.step_of_matmul
+
+
+def test_any_device_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one without sizes of its own, which the processor stands for here."""
+    monkeypatch.setattr(costs, "PRODUCT_SIZE", {"cuda": 64})
+    monkeypatch.setattr(costs, "COPIED_BYTES", {"cuda": 2**20})
+    workload = Workload(MLP(FeatureShape(8, 4, 6), (5, 5)), (torch.zeros(1, 1, 8, 4, 6),))
+    (cost,) = measure([workload], rounds=1, backward=False)
+    assert cost.matmul_flops_per_s > 0
+    assert cost.copy_bytes_per_s > 0
