@@ -19,6 +19,7 @@ from bevreshape.metrics import BEVIoU
 from bevreshape.model import BEVModel
 from bevreshape.reporting.tables import write_metrics
 from bevreshape.training.callbacks import RunProgress
+from bevreshape.training.hardware import matmul_precision
 from bevreshape.training.trainer import make_trainer, silence_lightning
 
 
@@ -107,7 +108,8 @@ def evaluate(cfg: dict[str, Any], folder: Path) -> EvaluationResult:
     bars = [RunProgress()] if cfg["trainer"].get("enable_progress_bar", True) else []
     trainer = make_trainer(cfg["trainer"], logger=False, enable_checkpointing=False, callbacks=bars)
     data.tested_split = cfg["split"]
-    tested = trainer.test(task, datamodule=data, verbose=False)[0]
+    with matmul_precision(cfg["trainer"]):
+        tested = trainer.test(task, datamodule=data, verbose=False)[0]
     metrics = {key: float(value) for key, value in tested.items()}
     without = {
         f"iou_without/{name}/{camera}": task.results[camera][f"iou/{name}"]

@@ -35,7 +35,7 @@ from bevreshape.training.callbacks import (
     RunProgress,
 )
 from bevreshape.training.failures import explain_failure
-from bevreshape.training.hardware import set_matmul_precision
+from bevreshape.training.hardware import matmul_precision
 from bevreshape.training.loggers import describe_model, summarize
 from bevreshape.training.optimizer import AdamWOneCycle
 from bevreshape.training.processes import rank
@@ -100,8 +100,12 @@ def train(cfg: dict[str, Any], folder: Path, resumed: bool = False, tested: bool
         resumed: resume from ``folder/checkpoints/last.ckpt``.
         tested: leave the test split alone if false; the metrics are then those of the best validation.
     """
-    parts = _set_up(cfg, folder)
-    trainer = parts.trainer
+    with matmul_precision(cfg["trainer"]):
+        return _train(_set_up(cfg, folder), folder, resumed, tested)
+
+
+def _train(parts: _Parts, folder: Path, resumed: bool, tested: bool) -> TrainingResult:
+    cfg, trainer = parts.cfg, parts.trainer
     if trainer.is_global_zero:
         log.info("%s · %s", summary(cfg["name"], parts.model, parts.spec), folder)
     outcome: dict[str, float] = {}
@@ -133,7 +137,6 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     data = build_data(cfg)
     spec = BEVSpec.of(data.source)
     strategy = choose_strategy(cfg, spec)
-    set_matmul_precision(cfg["trainer"])
     seed_everything(cfg["seed"], verbose=False)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)

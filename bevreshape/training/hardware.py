@@ -2,7 +2,8 @@
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,16 @@ def on_gpu(cfg: Mapping[str, Any]) -> bool:
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.device_count() > 0)
 
 
-def set_matmul_precision(cfg: Mapping[str, Any]) -> None:
-    """Set the precision of float32 products of this process, on a GPU alone: on a CPU results do not change."""
+@contextmanager
+def matmul_precision(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Set the precision of float32 products in the block, on a GPU alone: on a CPU results do not change."""
+    before = torch.get_float32_matmul_precision()
     if on_gpu(cfg):
         torch.set_float32_matmul_precision(cfg.get("matmul_precision", "highest"))
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def read_device(name: str) -> torch.device:

@@ -1,6 +1,6 @@
 """Options for a GPU: their checks, and that nothing changes on a CPU."""
 
-from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -9,26 +9,20 @@ import torch
 from torch import nn
 
 from bevreshape.errors import InputError
-from bevreshape.training.hardware import check_hardware, set_matmul_precision
+from bevreshape.training.hardware import check_hardware, matmul_precision
 from bevreshape.training.optimizer import AdamWOneCycle, TorchOptimizer, check_fused, without_fusion
 
 
-@pytest.fixture
-def precision_as_before() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
-
-
-def test_matmul_precision_is_that_of_a_gpu_alone(monkeypatch, precision_as_before: None) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    set_matmul_precision({"accelerator": "auto", "matmul_precision": "high"})
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "expected"), [(0, "auto", "highest"), (1, "cpu", "highest"), (1, "auto", "high")]
+)
+def test_matmul_precision_is_that_of_a_gpu_alone(monkeypatch, gpus: int, accelerator: str, expected: str) -> None:
+    """Also after an error it is as before."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with suppress(KeyError), matmul_precision({"accelerator": accelerator, "matmul_precision": "high"}):
+        assert torch.get_float32_matmul_precision() == expected
+        raise KeyError
     assert torch.get_float32_matmul_precision() == "highest"
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    set_matmul_precision({"accelerator": "cpu", "matmul_precision": "high"})
-    assert torch.get_float32_matmul_precision() == "highest"
-    set_matmul_precision({"accelerator": "auto", "matmul_precision": "high"})
-    assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_cuda_graphs_need_a_gpu(monkeypatch) -> None:
