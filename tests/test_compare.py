@@ -60,7 +60,7 @@ def test_two_view_transformers_are_compared(worlds: Path, tmp_path: Path) -> Non
     judged = {f"judge-{name}-seed{seed}" for name in ("mlp", "ColumnMean") for seed in (0, 1)}
     assert {name for name in found if not name.startswith("cost-")} == {"tune-mlp", "tune-ColumnMean", *judged}
     for name in judged:
-        folder = tmp_path / "comparisons" / "tiny" / "runs" / name.removeprefix("judge-")
+        (folder,) = (tmp_path / "comparisons" / "tiny" / "runs").glob(f"{name.removeprefix('judge-')}-*")
         own = json.loads((folder / "metrics.json").read_text())
         assert found[name]["iou"]["mean"] == pytest.approx(own["test/iou/mean"], rel=1e-4)
         assert found[name]["validation"] == pytest.approx(own["val/iou/mean"], rel=1e-4)

@@ -174,9 +174,10 @@ class Comparison:
     def _options(self, name: str) -> dict[str, tuple[object, ...]]:
         return declared_options(self.settings["reshapers"][name])
 
-    def run_folder(self, name: str, seed: int) -> Path:
-        """Return the folder of a judged training, relative to that of the comparison."""
-        return Path("runs") / f"{name}-seed{seed}"
+    def run_folder(self, name: str, values: Mapping[str, object], seed: int) -> Path:
+        """Return the folder of a judged training, relative to that of the comparison; other settings have another."""
+        entry = self._judged(name, values, seed)
+        return Path("runs") / f"{name}-seed{seed}-{_digest(entry.made_with)[:8]}"
 
     def config(self, name: str, values: Mapping[str, object], seed: int) -> dict[str, Any]:
         """Return the config of a judged training."""
@@ -228,7 +229,7 @@ class Comparison:
         return Entry(f"judge-{name}-seed{seed}", {**made_with(self.settings, name), **own, **values, "seed": seed})
 
     def _judge(self, name: str, values: Mapping[str, object], seed: int) -> dict[str, Any]:
-        folder = self.folder / self.run_folder(name, seed)
+        folder = self.folder / self.run_folder(name, values, seed)
         folder.mkdir(parents=True, exist_ok=True)
 
         def judge() -> dict[str, Any]:
@@ -288,7 +289,7 @@ class Comparison:
             if result is not None and "reason" in result:
                 reasons.append(f"seed {seed}: {result['reason']}")
             elif result is not None:
-                runs.append(read_run(result, seed, self.run_folder(name, seed)))
+                runs.append(read_run(result, seed, self.run_folder(name, tuned["values"], seed)))
         reason = "; ".join(reasons) or None
         return Candidate(name, tuned["values"], tried, tuple(runs), costs.get(name), reason, failed.get(name))
 

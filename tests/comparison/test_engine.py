@@ -168,8 +168,8 @@ def copied(done, folder: Path, lost: str) -> Comparison:
     own = Comparison({**done[0].settings, "folder": str(folder)})
     lines = own.records.path.read_text().splitlines(keepends=True)
     own.records.path.write_text("".join(line for line in lines if lost not in line.partition(",")[0]))
-    for name in ("judge-mlp-seed1", "tuning"):
-        shutil.rmtree(folder / "runs" / name.removeprefix("judge-"), ignore_errors=True)
+    for one in (*folder.glob("runs/mlp-seed1-*"), folder / "runs" / "tuning"):
+        shutil.rmtree(one, ignore_errors=True)
     return own
 
 
@@ -248,6 +248,15 @@ def test_other_settings_are_refused(done) -> None:
     changed = settings(done[0].folder, "data.rig=surround")
     with pytest.raises(InputError, match=r"tune-mlp was made with data.rig=front but the plan says surround"):
         sharing.left(Comparison(changed))
+
+
+def test_other_settings_take_no_training_of_the_same_name(done) -> None:
+    value, own = done[0].outcome().candidates[0].tuned, Comparison(settings(done[0].folder, "budget.steps=50"))
+    for other in (own, Comparison(settings(done[0].folder, "data.rig=surround"))):
+        assert other.run_folder("mlp", value, 0) != done[0].run_folder("mlp", value, 0)
+    assert own.run_folder("mlp", value, 0) != own.run_folder("mlp", value, 1)
+    again = Comparison(settings(done[0].folder, "latency_ms=1", "checkpoint_every_n_steps=7"))
+    assert again.run_folder("mlp", value, 0) == done[0].run_folder("mlp", value, 0)
 
 
 def test_limits_and_places_do_not_make_another_comparison(done) -> None:
