@@ -63,7 +63,8 @@ class Records:
             try:
                 record = json.loads(line)
                 name = record["name"]
-                record["made_with"], record["result"]  # must be there
+                if not (isinstance(name, str) and all(isinstance(record[key], dict) for key in ("made_with", "result"))):
+                    raise TypeError
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise InputError(
                     f"{self.path}, line {number}: it is damaged; delete this line to repeat the entry"

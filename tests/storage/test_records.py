@@ -27,7 +27,14 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
         records.get(records.read(), Entry("e", {"rate": 2}))
 
 
-@pytest.mark.parametrize("line", ['{"name": "e", "made_with": {}, "res', "[]", "null", '{"name": 1}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"name": "e", "made_with": {}, "res', "[]", "null", '{"name": 1}', "[" * 100_000,
+        '{"name": [], "made_with": {}, "result": {}}', '{"name": "f", "made_with": 3, "result": {}}',
+        '{"name": "f", "made_with": {}, "result": 3}', '{"name": 1, "made_with": {}, "result": {}}',
+    ],
+)  # fmt: skip
 def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     records = Records(tmp_path)
     records.add(Entry("e", {}), {"error": 0})
