@@ -29,7 +29,7 @@ MOST_SAMPLES, MOST_VIEWS = 3, 12
 """Samples in the page's explorer, and samples × view transformers: computing a view takes seconds."""
 
 SHOWN = ("data", "encoder", "reshapers", "head")
-"""Parts of the settings whose classes the page calls."""
+"""Parts of the settings whose classes the page and the export call."""
 
 WRITTEN_S = 300.0
 """Seconds between updates of the results."""
@@ -89,9 +89,14 @@ def print_results(comparison: Comparison) -> None:
     print_comparison(outcome)
     if comparison.settings["export"]:
         with comparison.records.claimed(Entry("winner", {})) as ours:
-            lines += export_winner(outcome, comparison.folder) if ours else []
+            lines += export_winner(outcome, comparison.folder, _trusted(comparison)) if ours else []
     for line in (*lines, str(comparison.folder / "README.md")):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _trusted(comparison: Comparison) -> list[str]:
+    """Return the packages that the command line has named."""
+    return own_packages({part: comparison.settings[part] for part in SHOWN})
 
 
 def write_page(comparison: Comparison) -> None:
@@ -99,7 +104,6 @@ def write_page(comparison: Comparison) -> None:
     page, changed = comparison.folder / PAGE, (comparison.records.path, comparison.folder / SETTINGS_FILE)
     with comparison.records.claimed(Entry("page", {})) as ours:
         if ours and not (page.exists() and all(page.stat().st_mtime > one.stat().st_mtime for one in changed)):
-            trust = own_packages({part: comparison.settings[part] for part in SHOWN})
             samples = min(MOST_SAMPLES, max(1, MOST_VIEWS // len(comparison.names)))
-            write_report([comparison.folder], page, samples, trust=trust)
+            write_report([comparison.folder], page, samples, trust=_trusted(comparison))
             Console().print(f"{page}", markup=False, highlight=False, soft_wrap=True)

@@ -1,28 +1,27 @@
 """The chosen view transformer's checkpoint and ONNX program, next to the results."""
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from bevreshape.comparison.answer import find_answer
 from bevreshape.comparison.outcome import Outcome
-from bevreshape.comparison.packages import own_packages
-from bevreshape.config.groups import MODEL_PARTS
 from bevreshape.deployment.export import export_checkpoint
 from bevreshape.errors import InputError
 from bevreshape.storage.files import write_atomic
-from bevreshape.storage.plain_values import read_yaml
 
 NAME = "winner"
 """Name of both files, without suffix."""
 
 
-def export_winner(outcome: Outcome, folder: Path) -> list[str]:
+def export_winner(outcome: Outcome, folder: Path, trust: Sequence[str]) -> list[str]:
     """Write the checkpoint of the choice's best seed, by its validation IoU, and its ONNX program.
 
     Args:
         outcome: of the comparison.
         folder: of the comparison.
+        trust: packages of classes that the checkpoint may name; none is taken from the files of the folder.
 
     Returns:
         Lines on both files, or why there are none.
@@ -35,11 +34,9 @@ def export_winner(outcome: Outcome, folder: Path) -> list[str]:
     with (source / "checkpoints" / "best.ckpt").open("rb") as file:
         write_atomic(out, partial(shutil.copyfileobj, file))
     lines = [f"{out} · {choice.name}, seed {run.seed}"]
-    config = read_yaml(source / "config.yaml")
-    trust = own_packages({part: config[part] for part in MODEL_PARTS})
     try:
         lines += export_checkpoint(
-            {"checkpoint": str(out), "format": "onnx", "out": None, "calibration": None, "trust": trust, "repeats": 1}
+            {"checkpoint": str(out), "format": "onnx", "out": None, "calibration": None, "trust": [*trust], "repeats": 1}
         )
     except InputError as error:
         lines.append(f"no ONNX program: {error}")
