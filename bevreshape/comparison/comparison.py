@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from bevreshape.comparison.budget import Budget
 from bevreshape.comparison.combinations import Values, combinations
 from bevreshape.comparison.costing import measure_costs, read_cost
 from bevreshape.comparison.failures import attempt
-from bevreshape.comparison.judging import measured, read_run
+from bevreshape.comparison.judging import measured, no_iou, read_run
 from bevreshape.comparison.outcome import Candidate, Constraints, ModelCost, Outcome, Run, Trial
 from bevreshape.comparison.trainings import declared_options, made_with, rate_key, training_config
 from bevreshape.comparison.tuning import Score, Tuning, Unit, open_journal
@@ -28,7 +29,7 @@ from bevreshape.sharing import Work
 from bevreshape.storage.plain_values import read_yaml
 from bevreshape.storage.records import Entry, Records
 from bevreshape.training.hardware import device_name, read_device
-from bevreshape.training.recorded import Tested, data_of, train_recorded
+from bevreshape.training.recorded import Tested, Trained, data_of, train_recorded
 
 SETTINGS_FILE = "comparison.yaml"
 """File of the settings in a comparison's folder."""
@@ -209,11 +210,7 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         train = partial(train_recorded, config, folder, COMMAND, tested=False)
         trained, reason = attempt(train, folder / "train.log")
-        if trained is None or not trained.metrics:
-            score = Score(None, 0.0, reason or (trained and trained.reason) or "it diverged")
-        else:
-            score = Score(trained.metrics["val/iou/mean"], trained.seconds)
-        self.tuning(name).report(unit, score)
+        self.tuning(name).report(unit, _score(trained, reason))
 
     def _end_tuning(self, name: str) -> dict[str, Any]:
         result = self.tuning(name).result()
@@ -306,6 +303,16 @@ class Comparison:
             "seeds": ", ".join(map(str, budget.judged)),
             "tuning": f"{budget.combinations} combinations, rungs of {rungs} steps, {budget.tuning_seeds} other seeds",
         }
+
+
+def _score(trained: Trained | None, reason: str | None) -> Score:
+    """Return the score of a tuning training; without a finite IoU it is a failure with a reason."""
+    if trained is None or not trained.metrics:
+        return Score(None, 0.0, reason or (trained and trained.reason) or "it diverged")
+    value = trained.metrics.get("val/iou/mean")
+    if value is None or not math.isfinite(value):
+        return Score(None, trained.seconds, no_iou("val"))
+    return Score(value, trained.seconds)
 
 
 def _conditions(measured: Mapping[str, Any]) -> dict[str, str]:

@@ -48,13 +48,25 @@ def iou_metric(config: Mapping[str, Any], spec: BEVSpec) -> BEVIoU:
     raise InputError("metric: none gives the IoU, by which view transformers are compared; add metric=[iou,…]")
 
 
+def no_iou(split: str) -> str:
+    """Return why a training without a finite mean IoU has failed."""
+    return f"{split}/iou/mean is not a number: no labelled cell of the split belongs to a class, or outputs are NaN"
+
+
 def measured(trained: Trained, errors: Mapping[str, Any]) -> dict[str, Any]:
     """Return the results of a finished training, plain for a line of JSON.
 
     Args:
         trained: tested by ``bevreshape.train``.
         errors: sizes by error of the calibration.
+
+    Raises:
+        InputError: when its mean IoU on the validation or test split is not finite.
     """
+    for split in ("val", "test"):
+        value = trained.metrics.get(f"{split}/iou/mean")
+        if value is None or not math.isfinite(value):
+            raise InputError(no_iou(split))
     model, data = best_model(trained)
     metric = iou_metric(trained.config, BEVSpec.of(data.source))
     model.to(torch.device("cuda" if on_gpu(trained.config["trainer"]) else "cpu"))
@@ -67,7 +79,7 @@ def measured(trained: Trained, errors: Mapping[str, Any]) -> dict[str, Any]:
         "validation": _rounded(metrics["val/iou/mean"]),
         "iou": _known({name: metrics.get(f"test/iou/{name}") for name in (*metric.classes, "mean")}),
         "bands": _known({band: _mean(values) for band, values in bands.items()}),
-        "curve": [[step, _rounded(value)] for step, value in trained.curve],
+        "curve": [[step, _rounded(value)] for step, value in trained.curve if math.isfinite(value)],
         "changed": _known({name: changed[name]["iou/mean"] for name in found}),
         "seconds": _rounded(metrics["fit/seconds"]),
     }

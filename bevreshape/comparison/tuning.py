@@ -36,6 +36,8 @@ FEWEST = 2
 STALE_S = 15
 """Seconds after which the journal's lock of a killed process is broken."""
 
+NO_SCORE = "no combination has a finite mean IoU on the validation split"
+
 ENTERED = "entered"
 """Attribute of a trial: the steps of its first rung."""
 
@@ -151,7 +153,7 @@ class Tuning:
             "values": None if best is None else self._values(best),
             "tried": [[self._values(trial), *self._reached(trial), trial.state.name.lower()] for trial in trials],
             "seconds": round(math.fsum(one.seconds for trial in trials for one in self._scores(trial)), 1),
-            "reason": f"tuning: {reasons[0]}" if best is None and reasons else None,
+            "reason": f"tuning: {(*reasons, NO_SCORE)[0]}" if best is None else None,
         }
 
     def left(self) -> int:
@@ -222,7 +224,7 @@ class Tuning:
             if trial.state is not TrialState.RUNNING or steps in trial.intermediate_values:
                 continue
             scores = self._scores(trial, steps)
-            if any(one.value is None for one in scores):
+            if any(one.value is None or not math.isfinite(one.value) for one in scores):
                 study.tell(trial.number, state=TrialState.FAIL)
             elif len(scores) == len(self.seeds):
                 mean = math.fsum(one.value or 0.0 for one in scores) / len(scores)

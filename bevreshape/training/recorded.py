@@ -33,14 +33,14 @@ class Trained:
         folder: of the run.
         config: the composed config.
         curve: step and mean validation IoU.
-        metrics: by the names of ``metrics.json``; empty if training diverged.
+        metrics: by the names of ``metrics.json``, ``None`` where there is no number; empty if training diverged.
         reason: why it diverged; ``None`` if it did not.
     """
 
     folder: Path
     config: Mapping[str, Any]
     curve: tuple[tuple[int, float], ...]
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Any]
     reason: str | None = None
 
     @property

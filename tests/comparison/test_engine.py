@@ -16,6 +16,7 @@ from bevreshape import sharing
 from bevreshape.comparison import comparison as engine
 from bevreshape.comparison.budget import TUNING_SEED, Budget
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
+from bevreshape.comparison.judging import measured
 from bevreshape.comparison.run_comparison import check
 from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
@@ -52,8 +53,16 @@ def name_of(config: dict[str, Any]) -> str:
 Fail = Callable[[dict[str, Any]], None]
 
 
-def pretend(patch: pytest.MonkeyPatch, fail: Fail = lambda config: None) -> list[dict[str, Any]]:
-    """Train nothing; configs of all trainings that are asked for from here on. ``fail`` may raise for one of them."""
+Iou = Callable[[dict[str, Any], float], float | None]
+
+
+def pretend(
+    patch: pytest.MonkeyPatch, fail: Fail = lambda config: None, iou_of: Iou = lambda config, iou: iou
+) -> list[dict[str, Any]]:
+    """Train nothing; configs of all trainings that are asked for from here on.
+
+    ``fail`` may raise for one of them; ``iou_of`` may return another IoU for one of them.
+    """
     asked: list[dict[str, Any]] = []
 
     def train(config: dict[str, Any], folder: Path, command: str, tested: bool = True) -> Trained:
@@ -64,9 +73,9 @@ def pretend(patch: pytest.MonkeyPatch, fail: Fail = lambda config: None) -> list
         (folder / "history.csv").write_text("step,seconds\n10,2.5\n")
         fail(config)
         iou = 0.5 - 10 * abs(config["optimizer"]["lr"] - BEST[name_of(config)])
-        return Trained(folder, config, ((10, iou),), {"val/iou/mean": iou})
+        return Trained(folder, config, ((10, iou),), {"val/iou/mean": iou_of(config, iou)})
 
-    def measured(trained: Trained, errors: Any) -> dict[str, Any]:
+    def results(trained: Trained, errors: Any) -> dict[str, Any]:
         value = trained.metrics["val/iou/mean"]
         return {
             "validation": value, "iou": {"road": value, "lane": value - 0.2, "mean": value - 0.1},
@@ -79,7 +88,7 @@ def pretend(patch: pytest.MonkeyPatch, fail: Fail = lambda config: None) -> list
         return {"device": "a processor", "costs": dict.fromkeys(configs, one), "failed": {}}
 
     patch.setattr(engine, "train_recorded", train)
-    patch.setattr(engine, "measured", measured)
+    patch.setattr(engine, "measured", results)
     patch.setattr(engine, "measure_costs", costs)
     patch.setattr(engine, "data_of", lambda config: type("Data", (), {"source": None}))
     patch.setattr(engine, "Tested", lambda data: [[0]])
@@ -223,6 +232,24 @@ def raising(error: BaseException, name: str, when: Callable[[dict[str, Any]], bo
 )
 def test_a_candidate_that_fails_is_a_row(tmp_path, monkeypatch, error: BaseException, reason: str) -> None:
     assert failed(tmp_path, monkeypatch, raising(error, "IPM")) == {"mlp": None, "ipm": reason, "pool": None}
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_a_validation_iou_that_is_no_number_is_a_reason(tmp_path, monkeypatch, value: float | None) -> None:
+    pretend(monkeypatch, iou_of=lambda config, iou: value if name_of(config) == "IPM" else iou)
+    comparison = Comparison(settings(tmp_path, "~reshapers.pool"))
+    for _ in sharing.run([comparison]):
+        pass
+    reasons = {one.name: one.reason for one in comparison.outcome().candidates}
+    assert reasons["mlp"] is None
+    assert str(reasons["ipm"]).startswith("tuning: val/iou/mean is not a number")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_judged_iou_that_is_no_number_is_refused(tmp_path: Path, split: str) -> None:
+    metrics = {"val/iou/mean": 0.5, "test/iou/mean": 0.4, f"{split}/iou/mean": float("nan")}
+    with pytest.raises(InputError, match=rf"{split}/iou/mean is not a number"):
+        measured(Trained(tmp_path, {}, (), metrics), {})
 
 
 def test_a_judged_seed_that_diverges_is_the_reason(tmp_path, monkeypatch) -> None:

@@ -108,6 +108,16 @@ def test_processes_agree_whatever_their_order(tmp_path: Path) -> None:
     assert both[0].result() == both[1].result() == alone.result()
 
 
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_scores_that_are_no_number_are_failures_with_a_reason(tmp_path: Path, value: float | None) -> None:
+    own = tuning(tmp_path, RATES[:2])
+    while units := own.units():
+        own.report(units[0], Score(value))
+    assert {one[3] for one in own.result()["tried"]} == {"fail"}
+    assert own.result()["values"] is None
+    assert own.result()["reason"] == "tuning: no combination has a finite mean IoU on the validation split"
+
+
 def test_what_a_killed_process_began_is_missing_and_not_counted(tmp_path: Path) -> None:
     begun = tuning(tmp_path).units()  # its trials run when it is killed
     journal = (tmp_path / JOURNAL).read_text()
