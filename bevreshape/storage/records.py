@@ -63,7 +63,7 @@ class Records:
             try:
                 record = json.loads(line)
                 name = record["name"]
-                if not (isinstance(name, str) and all(isinstance(record[key], dict) for key in ("made_with", "result"))):
+                if [type(record[key]) for key in ("name", "made_with", "result")] != [str, dict, dict]:
                     raise TypeError
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise InputError(
