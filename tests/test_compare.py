@@ -10,7 +10,7 @@ import optuna
 import pytest
 from commands import Ended, finish, start, without
 
-from bevreshape.comparison.tuning import open_journal
+from bevreshape.comparison.journal import open_journal
 
 pytestmark = pytest.mark.slow
 

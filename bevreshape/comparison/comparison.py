@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.storages import JournalStorage
 
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.comparison.budget import Budget
 from bevreshape.comparison.combinations import Values, combinations
 from bevreshape.comparison.costing import measure_costs, read_cost
 from bevreshape.comparison.failures import attempt
+from bevreshape.comparison.journal import Journal, open_journal
 from bevreshape.comparison.judging import measured, no_iou, read_run
 from bevreshape.comparison.outcome import Candidate, Constraints, ModelCost, Outcome, Run, Trial
 from bevreshape.comparison.trainings import declared_options, made_with, rate_key, training_config
-from bevreshape.comparison.tuning import Score, Tuning, Unit, open_journal
+from bevreshape.comparison.tuning import Score, Tuning, Unit
 from bevreshape.errors import InputError
 from bevreshape.sharing import Work
 from bevreshape.storage.plain_values import read_yaml
@@ -93,7 +93,7 @@ class Comparison:
         return read_device(self.settings["device"])
 
     @cached_property
-    def _journal(self) -> JournalStorage:
+    def _journal(self) -> Journal:
         return open_journal(self.folder)
 
     def planned(self) -> dict[str, float]:

@@ -20,21 +20,14 @@ from typing import Any, NamedTuple
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from bevreshape.comparison.combinations import HIGHEST, LOWEST, Values, beyond
+from bevreshape.comparison.journal import Journal, readable
 from bevreshape.storage.lock import locked
-
-JOURNAL = "optuna.log"
-"""File of the trials in a comparison's folder; ``optuna-dashboard`` reads it."""
 
 FEWEST = 2
 """Smallest number of combinations that a rung keeps."""
-
-STALE_S = 15
-"""Seconds after which the journal's lock of a killed process is broken."""
 
 NO_SCORE = "no combination has a finite mean IoU on the validation split"
 
@@ -77,17 +70,6 @@ class Score(NamedTuple):
     reason: str | None = None
 
 
-def open_journal(folder: Path) -> JournalStorage:
-    """Open the storage of a comparison.
-
-    Its lock is a file that is created exclusively, which is atomic on local disks and on NFS from version 3 on.
-    """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = str(folder / JOURNAL)
-    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path, grace_period=STALE_S)))
-
-
 @dataclass(frozen=True)
 class Tuning:
     """The tuning of one view transformer.
@@ -107,7 +89,7 @@ class Tuning:
     """
 
     name: str
-    storage: JournalStorage
+    storage: Journal
     lock: Path
     rate: str
     initial: Sequence[Values]
@@ -117,7 +99,7 @@ class Tuning:
 
     def units(self) -> list[Unit]:
         """Decide all rungs that are done, and return the missing trainings of the next one; empty once all is done."""
-        with locked(self.lock):
+        with locked(self.lock), readable(self.storage.path):
             study = self._study
             self._ask(study, self.initial, self.rungs[0])
             for steps in self.rungs:
@@ -139,13 +121,13 @@ class Tuning:
 
     def report(self, unit: Unit, score: Score) -> None:
         """Store the result of a training, unless its trial has failed meanwhile by that of another seed."""
-        with suppress(UpdateFinishedTrialError):
+        with suppress(UpdateFinishedTrialError), readable(self.storage.path):
             self.storage.set_trial_user_attr(self._id(unit.trial), f"{unit.steps}-{unit.seed}", list(score))
 
     def result(self) -> dict[str, Any]:
         """Return the chosen values and all trials, plain for a line of JSON; a reason if no combination was left."""
-        study = self._study
-        trials = study.get_trials(deepcopy=False)
+        with readable(self.storage.path):
+            trials = self._known(self._study)
         last = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         best = min(last, key=_order(self.rungs[-1]), default=None)
         reasons = [one.reason for trial in trials for one in self._scores(trial) if one.reason is not None]
@@ -158,8 +140,8 @@ class Tuning:
 
     def left(self) -> int:
         """Return about how many steps of training are left, without extensions of the grid."""
-        study = self._study
-        trials = study.get_trials(deepcopy=False)
+        with readable(self.storage.path):
+            trials = self._known(self._study)
         number, found = len(self.initial), 0
         for steps in self.rungs:
             done = sum(len(self._scores(trial, steps)) for trial in trials)
@@ -180,21 +162,27 @@ class Tuning:
 
     def _ask(self, study: optuna.Study, wanted: Sequence[Values], steps: int) -> None:
         """Begin the trials of combinations that have none; one that was only enqueued is begun first."""
-        known = [self._values(trial) for trial in study.get_trials(deepcopy=False)]
-        waiting = sum(trial.state is TrialState.WAITING for trial in study.get_trials(deepcopy=False))
+        for foreign in _waiting(study):
+            if "values" not in foreign.user_attrs:
+                self.storage.set_trial_state_values(self._id(foreign.number), TrialState.FAIL)
+        known = [self._values(trial) for trial in self._known(study)]
+        waiting = len(_waiting(study))
         for values in wanted:
             if values not in known:
                 written = {key: value if key == self.rate else json.dumps(value) for key, value in values.items()}
                 study.enqueue_trial(written, user_attrs={ENTERED: steps, "values": values})
                 waiting += 1
         for _ in range(waiting):
-            next_ = next(one for one in study.get_trials(deepcopy=False) if one.state is TrialState.WAITING)
-            study.ask({key: self._distribution(key) for key in self._values(next_)})
+            study.ask({key: self._distribution(key) for key in self._values(_waiting(study)[0])})
 
     def _distribution(self, key: str) -> BaseDistribution:
         if key == self.rate:
             return FloatDistribution(LOWEST, HIGHEST, log=True)
         return CategoricalDistribution([json.dumps(value) for value in self.options[key]])
+
+    def _known(self, study: optuna.Study) -> list[FrozenTrial]:
+        """Return the trials that this tuning has begun; a dashboard or a script may have added others."""
+        return [one for one in study.get_trials(deepcopy=False) if {"values", ENTERED} <= one.user_attrs.keys()]
 
     def _values(self, trial: FrozenTrial) -> Values:
         return dict(trial.user_attrs["values"])
@@ -213,7 +201,7 @@ class Tuning:
 
     def _trials(self, study: optuna.Study, steps: int) -> list[FrozenTrial]:
         """Return the trials of a rung: those that have a result there, and those that still run."""
-        trials = study.get_trials(deepcopy=False)
+        trials = self._known(study)
         entered = [trial for trial in trials if trial.user_attrs[ENTERED] <= steps]
         return [trial for trial in entered if trial.state is TrialState.RUNNING or self._scores(trial, steps)]
 
@@ -240,7 +228,7 @@ class Tuning:
         trials = [trial for trial in self._trials(study, steps) if steps in trial.intermediate_values]
         if not trials:
             return None
-        entered = [one for one in study.get_trials(deepcopy=False) if one.user_attrs[ENTERED] <= steps]
+        entered = [one for one in self._known(study) if one.user_attrs[ENTERED] <= steps]
         return beyond(self._values(min(trials, key=_order(steps))), self.rate, [self._values(one) for one in entered])
 
     def _drop(self, study: optuna.Study, steps: int) -> None:
@@ -252,6 +240,10 @@ class Tuning:
         for trial in finished[max(FEWEST, math.ceil(len(trials) / 2)) :]:
             if trial.state is TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.PRUNED)
+
+
+def _waiting(study: optuna.Study) -> list[FrozenTrial]:
+    return [one for one in study.get_trials(deepcopy=False) if one.state is TrialState.WAITING]
 
 
 def _order(steps: int) -> Any:

@@ -1,5 +1,6 @@
 """Tuning: which combinations are tried and kept, by scores that are made up, and what remains of a killed process."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,9 @@ import optuna
 import pytest
 
 from bevreshape.comparison.combinations import Values, beyond, combinations
-from bevreshape.comparison.tuning import JOURNAL, Score, Tuning, Unit, open_journal
+from bevreshape.comparison.journal import JOURNAL, open_journal
+from bevreshape.comparison.tuning import Score, Tuning, Unit
+from bevreshape.errors import InputError
 
 RATE = "optimizer.lr"
 RATES = (0.001, 0.003, 0.01, 0.03)
@@ -106,6 +109,44 @@ def test_processes_agree_whatever_their_order(tmp_path: Path) -> None:
         assert not both[1 - turn].needs(done[-1])
     assert sorted(unit.name for unit in done) == sorted(expected)
     assert both[0].result() == both[1].result() == alone.result()
+
+
+@pytest.mark.parametrize("cut", [1, 20])
+def test_a_torn_line_is_cut_and_tuning_goes_on(tmp_path: Path, cut: int) -> None:
+    other = tuning(tmp_path)  # a process that has opened it before
+    units = other.units()
+    other.report(units[0], Score(0.4))
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert tuning(tmp_path).units() == units  # the torn result is missing again
+    with path.open("ab") as file:
+        file.write(b'{"op_code":8,"wor')  # of a process that is killed now
+    other.report(units[1], Score(0.5))
+    run(tuning(tmp_path), peak(0.008))
+    assert tuning(tmp_path).result()["values"] == {RATE: 0.01}
+    for line in path.read_text().splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize("damage", [b"hello\n", b'{"op_code":4}\n', b"3\n", b'{"op_code":99,"worker_id":"a"}\n'])
+def test_a_damaged_journal_is_named(tmp_path: Path, damage: bytes) -> None:
+    tuning(tmp_path).units()
+    path = tmp_path / JOURNAL
+    first, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, damage, *rest]))
+    with pytest.raises(InputError, match=r"optuna.log is damaged .* restore a copy, delete it"):
+        tuning(tmp_path).units()
+
+
+def test_trials_of_others_are_skipped(tmp_path: Path) -> None:
+    units = tuning(tmp_path).units()
+    optuna.load_study(study_name="mlp", storage=open_journal(tmp_path)).enqueue_trial({RATE: 0.1})
+    optuna.load_study(study_name="mlp", storage=open_journal(tmp_path)).ask()
+    own = tuning(tmp_path)
+    assert own.left() == tuning(tmp_path).left()
+    assert own.units() == units
+    run(own, peak(0.008))
+    assert len(own.result()["tried"]) == len(RATES)
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
