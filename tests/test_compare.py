@@ -142,6 +142,8 @@ def test_a_diverging_candidate_is_a_row(worlds: Path, tmp_path: Path) -> None:
             ["reshaper=mlp", "trainer.max_steps=9"],
             "a comparison decides trainer.max_steps; set budget",
         ),
+        (["reshaper=mlp", "trainer.early_stopping.patience=2"], "decides trainer.early_stopping.patience; set budget"),
+        (["reshaper=mlp", "++trainer.early_stopping={patience: 2}"], "decides trainer.early_stopping; set"),
         (["reshaper=mlp", "seed=3"], "set budget.seeds"),
         (["reshaper=mlp", "reshaper.rank=3"], "reshapers.NAME.OPTION"),
         (["reshaper=mlp", "latency_ms=0"], "latency_ms=0 must be a number > 0"),

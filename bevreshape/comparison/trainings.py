@@ -62,6 +62,8 @@ def training_config(
         "max_steps": steps, "max_epochs": -1, "val_check_interval": max(1, steps // validations),
         "enable_progress_bar": False,
     }  # fmt: skip
+    if early := config["trainer"].get("early_stopping"):
+        config["trainer"]["early_stopping"] = {**early, "patience": None}  # the same budget for everyone
     logger = copy.deepcopy(settings["logger"]) if judged else None
     title = f"{name}-seed{seed}"
     if logger and is_wandb(logger):
