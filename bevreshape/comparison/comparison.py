@@ -116,7 +116,7 @@ class Comparison:
         return found
 
     def work(self, records: Records_) -> list[Work]:
-        """Return the work that can begin: judging needs the tuned values, and the costs those of all."""
+        """Return the work that can begin: judging needs the tuned values, and the costs the end of all else."""
         found, judging, tuned = [], [], {}
         for name in self.names:
             result = self._tuned(records, name)
@@ -128,8 +128,8 @@ class Comparison:
         for seed in self.budget.judged:
             for name, values in left.items():
                 judging.append(Work(self._judged(name, values, seed), partial(self._judge, name, values, seed)))
-        if len(tuned) == len(self.names):
-            found.append(Work(self._cost(left), partial(self._measure_costs, left)))
+        if len(tuned) == len(self.names) and all(work.entry.name in records for work in judging):
+            found.append(Work(self._cost(left), partial(self._measure_costs, left)))  # while no worker trains
         return [*found, *judging]
 
     def outcome(self) -> Outcome:

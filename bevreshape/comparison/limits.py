@@ -1,7 +1,7 @@
 """Costs of candidates against the user's limits."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bevreshape.comparison.outcome import Candidate, Constraints, ModelCost
@@ -55,6 +55,12 @@ def given_limits(constraints: Constraints) -> dict[str, float]:
 def measured(candidate: Candidate, name: str) -> float | None:
     """Return a candidate's value of a limit; ``None`` if it was not measured."""
     return None if candidate.cost is None else MEASURES[name](candidate.cost)
+
+
+def costs_missing(candidates: Sequence[Candidate], constraints: Constraints) -> bool:
+    """Return whether limits were given that nothing is known about: no candidate has costs, or a reason for none."""
+    unknown = all(one.cost is None and one.unmeasured is None for one in candidates)
+    return bool(candidates and given_limits(constraints)) and unknown
 
 
 def excesses(candidate: Candidate, constraints: Constraints) -> tuple[Excess, ...]:

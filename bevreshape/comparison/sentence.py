@@ -1,7 +1,7 @@
 """The answer as one sentence: the choice, its margin to the next candidate, and what would change the choice."""
 
 from bevreshape.comparison.answer import Answer, Difference, Rival, choose, difference, mean_test_iou, ranked, without
-from bevreshape.comparison.limits import fastest, given_limits, measured
+from bevreshape.comparison.limits import costs_missing, fastest, given_limits, measured
 from bevreshape.comparison.outcome import Candidate, Constraints, Outcome
 from bevreshape.comparison.words import (
     SUBJECTS,
@@ -38,7 +38,8 @@ def _clauses(outcome: Outcome, answer: Answer) -> list[str]:
     if not ranked(outcome):
         return [_nothing_trained(outcome, answer)]
     if answer.choice is None:
-        found = [_nothing_feasible(outcome, answer), *(_loosened(outcome, None) if len(answer.infeasible) > 1 else [])]
+        known = len(answer.infeasible) > 1 and not costs_missing(ranked(outcome), outcome.constraints)
+        found = [_nothing_feasible(outcome, answer), *(_loosened(outcome, None) if known else [])]
     else:
         head, following = _head(outcome, answer, answer.choice), _following(outcome, answer)
         found = [f"{head}: {following}" if following else head]
@@ -58,6 +59,12 @@ def _nothing_trained(outcome: Outcome, answer: Answer) -> str:
 
 
 def _nothing_feasible(outcome: Outcome, answer: Answer) -> str:
+    trained = ranked(outcome)
+    if costs_missing(trained, outcome.constraints):
+        return (
+            f"costs are missing, so nothing can be chosen within {_limits(outcome.constraints)} yet, and "
+            f"{trained[0].name} has the highest IoU on the validation split"
+        )
     nearest = min(answer.infeasible, key=lambda rival: max(one.ratio for one in rival.excesses))
     broken = listed([excess_words(one) for one in nearest.excesses])
     name, iou = nearest.candidate.name, iou_words(mean_test_iou(nearest.candidate))

@@ -36,7 +36,14 @@ def export_winner(outcome: Outcome, folder: Path, trust: Sequence[str]) -> list[
     lines = [f"{out} · {choice.name}, seed {run.seed}"]
     try:
         lines += export_checkpoint(
-            {"checkpoint": str(out), "format": "onnx", "out": None, "calibration": None, "trust": [*trust], "repeats": 1}
+            {
+                "checkpoint": str(out),
+                "format": "onnx",
+                "out": None,
+                "calibration": None,
+                "trust": [*trust],
+                "repeats": 1,
+            }
         )
     except InputError as error:
         lines.append(f"no ONNX program: {error}")

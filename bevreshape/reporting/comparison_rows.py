@@ -17,7 +17,8 @@ class CandidateRow:
 
     Attributes:
         candidate: of the comparison.
-        status: ``choice``, ``better``, ``alike``, ``worse``, ``open``, ``over limit``, ``failed`` or ``not done``.
+        status: ``choice``, ``better``, ``alike``, ``worse``, ``open``, ``over limit``, ``not measured``,
+            ``failed`` or ``not done``.
         difference: to the choice, if it is another trained candidate.
         notes: why it failed, or which limits it does not keep and by how much.
     """
@@ -72,7 +73,10 @@ def candidate_rows(answer: Answer) -> list[CandidateRow]:
     rows = [] if answer.choice is None else [CandidateRow(answer.choice, "choice", notes=_unmeasured(answer.choice))]
     for rival in answer.rivals:
         one = rival.candidate
-        status = "over limit" if rival.excesses else "open" if rival.difference is None else WORDS[rival.verdict]
+        if rival.excesses:
+            status = "not measured" if all(excess.measured is None for excess in rival.excesses) else "over limit"
+        else:
+            status = "open" if rival.difference is None else WORDS[rival.verdict]
         notes = (*map(excess_words, rival.excesses), *_unmeasured(one))
         rows.append(CandidateRow(one, status, rival.difference, notes))
     rows += [CandidateRow(one, "failed", notes=(str(one.reason),)) for one in answer.failed]

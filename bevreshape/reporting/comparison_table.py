@@ -36,7 +36,7 @@ FEW = {
 }
 """Columns where all would not fit: 80 characters for names of up to 22."""
 
-STYLES = {"choice": "bold", "over limit": "dim", "failed": "dim", "not done": "dim"}
+STYLES = {"choice": "bold", "over limit": "dim", "not measured": "dim", "failed": "dim", "not done": "dim"}
 
 
 def console_table(outcome: Outcome, answer: Answer, width: int) -> Table:
@@ -64,11 +64,10 @@ def _over(outcome: Outcome, answer: Answer) -> list[str]:
     lines = []
     for name, allowed in given_limits(outcome.constraints).items():
         found = [
-            f"{rival.candidate.name} "
-            + ("not measured" if one.measured is None else limit_words(name, one.measured).removesuffix(" parameters"))
+            f"{rival.candidate.name} " + limit_words(name, one.measured).removesuffix(" parameters")
             for rival in answer.infeasible
             for one in rival.excesses
-            if one.limit == name
+            if one.limit == name and one.measured is not None
         ]
         if found:
             lines.append(f"over {limit_words(name, allowed)}: {', '.join(found)}")

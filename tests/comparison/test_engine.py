@@ -126,6 +126,15 @@ def test_all_that_is_planned_is_done_once(done) -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_costs_are_measured_once_all_else_is_recorded(done) -> None:
+    comparison, _ = done
+    records = comparison.records.read()
+    for name in records:
+        rest = {key: value for key, value in records.items() if key != name and not key.startswith("cost-")}
+        offered = [work.entry.name for work in comparison.work(rest) if work.entry.name.startswith("cost-")]
+        assert bool(offered) == name.startswith("cost-")
+
+
 def test_judged_seeds_are_no_tuning_seeds_and_only_tuned_values_are_judged(done) -> None:
     _, asked = done
     judged = [one for one in asked if not tuning(one)]
@@ -324,6 +333,12 @@ def test_without_trials_the_rates_alone_are_tried() -> None:
 def test_budgets_that_make_no_sense_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         Budget.read(BUDGET | change)
+
+
+def test_no_training_stops_early(tmp_path: Path) -> None:
+    comparison = Comparison(settings(tmp_path, "trainer.early_stopping.patience=2"))
+    config = comparison.config("mlp", comparison.initial("mlp")[0], 0)
+    assert config["trainer"]["early_stopping"]["patience"] is None
 
 
 def test_wandb_runs_are_one_group(tmp_path: Path) -> None:

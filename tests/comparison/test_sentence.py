@@ -1,6 +1,7 @@
 """The answer as a sentence, in all cases: it must be true and readable aloud."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -125,6 +126,11 @@ CASES: list[tuple[Outcome, str]] = [
         ),
         "Take mlp (mean IoU .500 on the test split, 10 ms exported): it is .100 above the next, ipm (95 % interval "
         ".098 to .101), but on the test split pool (+.050 ± .001) is better.",
+    ),
+    (
+        outcome(replace(MLP, cost=None), replace(IPM, cost=None), missing=1, latency_ms=20),
+        "Not complete (23 of 24 results are done), so far: costs are missing, so nothing can be chosen within 20 ms "
+        "yet, and ipm has the highest IoU on the validation split.",
     ),
     (outcome(), "No view transformer was compared."),
     (outcome(waiting("mlp"), missing=24), "No answer yet: 0 of 24 results are done."),
