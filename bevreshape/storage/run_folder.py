@@ -10,7 +10,10 @@ from bevreshape.storage.files import remove_abandoned, write_text
 from bevreshape.storage.lock import owned
 from bevreshape.storage.plain_values import read_yaml, to_yaml
 
-CHANGEABLE = ("trainer.accelerator", "data.root", "loader.num_workers", "logger.")
+CHANGEABLE = (
+    "trainer.accelerator.", "data.root.", "loader.num_workers.", "logger.", "checkpoint_every_n_steps.", "log_images.",
+    "trainer.log_every_n_steps.", "trainer.enable_progress_bar.", "data.generation_workers.",
+)  # fmt: skip
 """Keys that may change when a run resumes; a change of any other would make it another run."""
 
 

@@ -127,6 +127,13 @@ def test_run_in_a_folder_that_hydra_would_resolve_is_refused(command, trained: P
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
 
+def test_what_only_concerns_monitoring_may_be_another() -> None:
+    begun = {"seed": 1, "checkpoint_every_n_steps": 5, "log_images": {"num_samples": 1}, "trainer": {"devices": 1}}
+    given = {"seed": 1, "checkpoint_every_n_steps": 9, "log_images": {"num_samples": 4}}
+    assert difference(begun, {**given, "trainer": {"devices": 1, "log_every_n_steps": 7}}) is None
+    assert difference(begun, {**given, "trainer": {"devices": 2}}) == ("trainer.devices", 1, 2)
+
+
 @pytest.mark.parametrize(("begun", "given"), [("none", "csv"), ("csv", "none")])
 def test_logger_of_a_run_may_be_another(tmp_path: Path, begun: str, given: str) -> None:
     groups = {"none": {}, "csv": {"_target_": "lightning.pytorch.loggers.CSVLogger"}}
