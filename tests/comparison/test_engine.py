@@ -14,6 +14,7 @@ from omegaconf import open_dict
 
 from bevreshape import sharing
 from bevreshape.comparison import comparison as engine
+from bevreshape.comparison import failures
 from bevreshape.comparison.budget import TUNING_SEED, Budget
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.judging import measured
@@ -67,7 +68,7 @@ def pretend(
 
     def train(config: dict[str, Any], folder: Path, command: str, tested: bool = True) -> Trained:
         asked.append(config)
-        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         for name in ("best.ckpt", "last.ckpt"):
             (folder / "checkpoints" / name).touch()
         (folder / "history.csv").write_text("step,seconds\n10,2.5\n")
@@ -87,6 +88,7 @@ def pretend(
         one = {"parameters": 7, "flops": 9, "latency_ms": {"eager": 3.0}, "unmeasured": {}, "memory_mb": None}
         return {"device": "a processor", "costs": dict.fromkeys(configs, one), "failed": {}}
 
+    patch.setattr(failures, "RETRY_S", 0.0)
     patch.setattr(engine, "train_recorded", train)
     patch.setattr(engine, "measured", results)
     patch.setattr(engine, "measure_costs", costs)
