@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from bevreshape.ops.memory import peak_bytes
 from bevreshape.training.hardware import device_name
 
 Call = Callable[[], object]
+
+Key = tuple[str, str]
+"""Name and form of a model."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,46 @@ def measure_costs(
                 failed[name] = str(reason)
             else:
                 found[name] = made
-        calls = [(name, form, call) for name, one in found.items() for form, call in one.forms.items()]
-        times = time_in_turn([call for *_, call in calls], device, rounds) if calls else []
-    latency = {(name, form): median for (name, form, _), (median, _) in zip(calls, times, strict=True)}
+        calls = {(name, form): call for name, one in found.items() for form, call in one.forms.items()}
+        latency, reasons = _timed(calls, device, rounds)
     return {
         "device": device_name(device), "threads": torch.get_num_threads(), "load": _load(),
         "costs": {
             name: {
                 "parameters": one.parameters, "flops": one.flops,
-                "latency_ms": {form: float(f"{latency[name, form] * 1e3:.4g}") for form in one.forms},
-                "unmeasured": dict(one.unmeasured),
+                "latency_ms": {
+                    form: float(f"{latency[name, form] * 1e3:.4g}") for form in one.forms if (name, form) in latency
+                },
+                "unmeasured": dict(one.unmeasured)
+                | {form: reasons[name, form] for form in one.forms if (name, form) in reasons},
                 "memory_mb": None if math.isnan(one.memory_bytes) else float(f"{one.memory_bytes / 1e6:.4g}"),
             }
             for name, one in found.items()
         },
         "failed": failed,
     }  # fmt: skip
+
+
+def _timed(calls: Mapping[Key, Call], device: torch.device, rounds: int) -> tuple[dict[Key, float], dict[Key, str]]:
+    """Return median seconds of calls in turn, and the reasons of those that failed; without them, it begins again."""
+    left, reasons = dict(calls), dict[Key, str]()
+    while left:
+        running: list[Key] = []
+
+        def named(key: Key, call: Call, running: list[Key] = running) -> Call:
+            def run() -> object:
+                running[:] = [key]
+                return call()
+
+            return run
+
+        in_turn = partial(time_in_turn, [named(key, call) for key, call in left.items()], device, rounds)
+        times, reason = attempt(in_turn, machine=False)
+        if times is not None:
+            return {key: median for key, (median, _) in zip(left, times, strict=True)}, reasons
+        del left[running[0]]
+        reasons[running[0]] = str(reason)
+    return {}, reasons
 
 
 def read_cost(plain: Mapping[str, Any]) -> ModelCost:
@@ -106,7 +134,8 @@ def _prepare(config: Mapping[str, Any], batch: BEVBatch, spec: BEVSpec, device: 
     forms: dict[str, Call] = {"eager": forward}
     unmeasured: dict[str, str] = {}
     for form, make in (("compiled", _compiled), ("exported", _exported)):
-        made, reason = attempt(lambda make=make: make(model, batch, spec, device))  # type: ignore[misc]
+        make_it = partial(make, model, batch, spec, device)
+        made, reason = attempt(make_it, machine=False)
         if made is None:
             unmeasured[form] = str(reason)
         else:

@@ -93,7 +93,9 @@ def open_program(path: Path, format: str) -> Program:
     if format == "pt2":
         return torch.export.load(path).module()
     onnxruntime = _imported("onnxruntime")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # by default one for every core, whatever torch was given
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [entry.name for entry in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:

@@ -55,6 +55,19 @@ def test_parameters_are_those_that_are_trained(configs: dict[str, Any], monkeypa
     assert found["pool"]["latency_ms"].keys() == {"eager", "compiled", "exported"}
 
 
+def test_a_form_that_fails_while_it_is_timed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fails() -> None:
+        calls.append(0)
+        if len(calls) > 3:
+            raise ValueError("full")
+
+    latency, reasons = costing._timed({("a", "eager"): lambda: None, ("b", "eager"): fails}, CPU, 2)
+    assert latency.keys() == {("a", "eager")}
+    assert reasons == {("b", "eager"): "ValueError: full"}
+
+
 @pytest.mark.slow
 def test_every_form_computes_the_model(configs: dict[str, Any], no_shape_checks: None) -> None:
     torch.manual_seed(0)
