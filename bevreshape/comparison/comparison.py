@@ -28,7 +28,7 @@ from bevreshape.errors import InputError
 from bevreshape.sharing import Work
 from bevreshape.storage.plain_values import read_yaml
 from bevreshape.storage.records import Entry, Records
-from bevreshape.training.hardware import device_name, read_device
+from bevreshape.training.hardware import device_name, process_count, read_device
 from bevreshape.training.recorded import Tested, Trained, data_of, train_recorded
 
 SETTINGS_FILE = "comparison.yaml"
@@ -293,15 +293,17 @@ class Comparison:
     def _protocol(self) -> dict[str, str]:
         settings, budget = self.settings, self.budget
         trainer, encoder = settings["trainer"], settings["encoder"]
-        samples = budget.steps * settings["loader"]["batch_size"] * trainer.get("accumulate_grad_batches", 1)
+        batch = settings["loader"]["batch_size"] * trainer.get("accumulate_grad_batches", 1)
+        processes = process_count(trainer) * int(trainer.get("num_nodes") or 1)
+        others = f"{budget.tuning_seeds} other seed{'' if budget.tuning_seeds == 1 else 's'}"
         rungs = ", ".join(map(str, budget.rungs))
         return {
             "data": _class_name(settings["data"]),
             "encoder": str(encoder.get("name", _class_name(encoder))),
             "steps": str(budget.steps),
-            "samples": str(samples),
+            "samples": str(budget.steps * batch * processes),
             "seeds": ", ".join(map(str, budget.judged)),
-            "tuning": f"{budget.combinations} combinations, rungs of {rungs} steps, {budget.tuning_seeds} other seeds",
+            "tuning": f"{budget.combinations} combinations, rungs of {rungs} steps, {others}",
         }
 
 

@@ -19,6 +19,15 @@ def latency_ms(cost: ModelCost) -> float | None:
     return None if found is None else found[1]
 
 
+NOISE = 0.05
+"""Share by which two latencies of a shared machine may differ without one of the models being faster."""
+
+
+def clearly_below(value: float, other: float, name: str) -> bool:
+    """Return whether a value of a limit is lower than another, a latency by more than it varies."""
+    return value < other * (1 - NOISE if name == "latency_ms" else 1)
+
+
 MEASURES: Mapping[str, Callable[[ModelCost], float | None]] = {
     "latency_ms": latency_ms,
     "memory_mb": lambda cost: cost.memory_mb if math.isfinite(cost.memory_mb) else None,

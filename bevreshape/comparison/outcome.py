@@ -51,7 +51,7 @@ class Trial:
     Attributes:
         values: by config key, such as ``{"optimizer.lr": 0.002}``.
         steps: of training, in the last rung that it reached.
-        validation: mean IoU on the validation split there, over the tuning seeds; ``None`` if it diverged.
+        validation: mean IoU on the validation split there, over the tuning seeds; ``None`` if it failed.
     """
 
     values: Mapping[str, object]

@@ -1,7 +1,7 @@
 """The answer as one sentence: the choice, its margin to the next candidate, and what would change the choice."""
 
 from bevreshape.comparison.answer import Answer, Difference, Rival, choose, difference, mean_test_iou, ranked, without
-from bevreshape.comparison.limits import costs_missing, fastest, given_limits, measured
+from bevreshape.comparison.limits import clearly_below, costs_missing, fastest, given_limits, measured
 from bevreshape.comparison.outcome import Candidate, Constraints, Outcome
 from bevreshape.comparison.words import (
     SUBJECTS,
@@ -123,7 +123,8 @@ def _any_will_do(outcome: Outcome, answer: Answer) -> str:
     if len(known) < len(latencies):
         return found
     quickest = min(known, key=lambda name: known[name])
-    if quickest == answer.choice.name:
+    own = known[answer.choice.name]
+    if quickest == answer.choice.name or not clearly_below(known[quickest], own, "latency_ms"):
         return f"{found} and {'no' if len(rivals) == 1 else 'none is'} faster"
     if len(rivals) == 1:
         return f"{found} and faster ({amount(known[quickest])} ms)"
@@ -166,7 +167,7 @@ def _tightened(outcome: Outcome, choice: Candidate) -> list[str]:
 
     def below(one: Candidate) -> bool:
         own = measured(one, name)
-        return own is not None and own < value
+        return own is not None and clearly_below(own, value, name)
 
     other = choose(outcome, outcome.constraints, below)
     if other is None:

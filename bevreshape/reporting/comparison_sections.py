@@ -194,7 +194,7 @@ def _tuning(rows: Sequence[CandidateRow]) -> Section | None:
 
 
 def _trial(trial: Trial, names: Mapping[str, str]) -> str:
-    score = "diverged" if trial.validation is None else iou_words(trial.validation)
+    score = "failed" if trial.validation is None else iou_words(trial.validation)
     return f"{_values(trial.values, names)}: {score} ({trial.steps})"
 
 

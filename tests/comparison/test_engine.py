@@ -337,6 +337,14 @@ def test_budgets_that_make_no_sense_are_refused(change: dict[str, Any], says: st
         Budget.read(BUDGET | change)
 
 
+@pytest.mark.parametrize(("seeds", "words"), [(1, "1 other seed"), (2, "2 other seeds")])
+def test_samples_are_those_of_all_processes(tmp_path: Path, seeds: int, words: str) -> None:
+    given = ("+trainer.num_nodes=3", "trainer.devices=2", "trainer.accelerator=cpu", "loader.batch_size=4")
+    protocol = Comparison(settings(tmp_path, *given, f"budget.tuning_seeds={seeds}")).outcome().protocol
+    assert protocol["samples"] == str(40 * 4 * 2 * 3)
+    assert protocol["tuning"].endswith(words)
+
+
 def test_no_training_stops_early(tmp_path: Path) -> None:
     comparison = Comparison(settings(tmp_path, "trainer.early_stopping.patience=2"))
     config = comparison.config("mlp", comparison.initial("mlp")[0], 0)
