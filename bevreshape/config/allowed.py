@@ -107,20 +107,20 @@ def _check_targets(node: Any, place: tuple[str, ...], where: str, trust: Sequenc
 
 def needed_trust(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the packages that must be trusted to resume from a config, in its order."""
-    found = [package for part, node in config.items() for package in _strangers(node, (str(part),))]
+    found = [package for part, node in config.items() for package in _foreign_packages(node, (str(part),))]
     return tuple(dict.fromkeys(found))
 
 
-def _strangers(node: Any, place: tuple[str, ...]) -> Iterator[str]:
+def _foreign_packages(node: Any, place: tuple[str, ...]) -> Iterator[str]:
     """Yield the packages of the classes in a node that need trust."""
     if isinstance(node, Mapping):
         if TARGET in node and not _is_known(node[TARGET], place):
             yield str(node[TARGET]).partition(".")[0]
         for key, value in node.items():
-            yield from _strangers(value, (*place, str(key)))
+            yield from _foreign_packages(value, (*place, str(key)))
     elif isinstance(node, list | tuple):
         for number, value in enumerate(node):
-            yield from _strangers(value, (*place, str(number)))
+            yield from _foreign_packages(value, (*place, str(number)))
 
 
 def _group(place: tuple[str, ...]) -> str:

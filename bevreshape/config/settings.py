@@ -70,26 +70,31 @@ class Sweep(TypedDict):
     metric: Annotated[str, AfterValidator(metric_key)] | None
 
 
-class Train(TypedDict):
-    """Keys of ``bevreshape.train``."""
+class Training(TypedDict):
+    """Groups of a training, but for its view transformer, and options of its monitoring."""
 
     data: Node
     loader: Loader
     augment: Node | None
     encoder: Node
-    reshaper: Node
     head: Node
     objective: Node
     metric: Node
     optimizer: Node
     trainer: Node
     logger: Node | None
+    checkpoint_every_n_steps: Steps
+    log_images: LogImages
+
+
+class Train(Training):
+    """Keys of ``bevreshape.train``."""
+
+    reshaper: Node
     seed: Seed
     name: str
     resume: LocalPath | None
     trust: Trust
-    checkpoint_every_n_steps: Steps
-    log_images: LogImages
     sweep: Sweep
 
 
@@ -217,20 +222,10 @@ class Study(TypedDict):
     worker: CountOrNone
 
 
-class Compare(TypedDict):
+class Compare(Training):
     """Keys of ``bevreshape.compare``; the budget is checked by its class."""
 
-    data: Node
-    loader: Loader
-    augment: Node | None
-    encoder: Node
     reshapers: Mapping[str, Node]
-    head: Node
-    objective: Node
-    metric: Node
-    optimizer: Node
-    trainer: Node
-    logger: Node | None
     budget: Node
     latency_ms: Limit | None
     memory_mb: Limit | None
@@ -242,8 +237,6 @@ class Compare(TypedDict):
     folder: LocalPath
     worker: CountOrNone
     command: str
-    checkpoint_every_n_steps: Steps
-    log_images: LogImages
 
 
 class Report(TypedDict):

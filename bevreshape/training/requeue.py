@@ -16,7 +16,7 @@ from bevreshape.training.processes import rank
 WARNINGS = frozenset(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 """Signals by which ``sbatch --signal`` announces the time limit."""
 
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 """Seconds that SLURM's controller has to answer; it kills a job 30 s after SIGTERM, unless KillWait says otherwise."""
 
 
@@ -35,7 +35,7 @@ class Requeue:
         self._answered = False
         self._lock = threading.Lock()
 
-    def heard(self, number: int) -> None:
+    def receive(self, number: int) -> None:
         """Take note of a signal, and requeue if little time is left."""
         self.signals.add(number)
         if number == signal.SIGTERM:
@@ -87,7 +87,7 @@ def _ends_job(job: dict[str, str]) -> bool:
 
 
 def _scontrol(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    return subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def requeueing(resumes: bool, remedy: str = "") -> Iterator[None]:
         return
     requeue = Requeue()
     try:
-        with _told_of_signals(requeue) if resumes else nullcontext():
+        with _watching_signals(requeue) if resumes else nullcontext():
             yield
     except (TrainingInterrupted, KeyboardInterrupt) as stop:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # this process ends now
@@ -116,24 +116,24 @@ def requeueing(resumes: bool, remedy: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _told_of_signals(requeue: Requeue) -> Iterator[None]:
-    """Tell it of every signal at once, also while the main thread computes and Python's handlers have to wait."""
-    hears, tells = socket.socketpair()
-    tells.setblocking(False)
-    before = signal.set_wakeup_fd(tells.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_listen, args=(hears, requeue), daemon=True)
+def _watching_signals(requeue: Requeue) -> Iterator[None]:
+    """Pass every signal on at once, also while the main thread computes and Python's handlers have to wait."""
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(receiver, requeue), daemon=True)
     thread.start()
     try:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        tells.shutdown(socket.SHUT_WR)  # closing does not reach the thread while a forked process has the socket too
-        tells.close()
+        sender.shutdown(socket.SHUT_WR)  # closing does not reach the thread while a forked process has the socket too
+        sender.close()
         thread.join()
-        hears.close()
+        receiver.close()
 
 
-def _listen(hears: socket.socket, requeue: Requeue) -> None:
-    while numbers := hears.recv(64):
+def _listen(receiver: socket.socket, requeue: Requeue) -> None:
+    while numbers := receiver.recv(64):
         for number in numbers:
-            requeue.heard(number)
+            requeue.receive(number)

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,25 @@ def _beside(cwd: Path) -> Path:
     return folder
 
 
+def interrupted_once(
+    cluster: Cluster,
+    arguments: list[str],
+    options: list[str],
+    cwd: Path,
+    interrupt: Callable[[Cluster, str, Path], None],
+) -> str:
+    """Train in a job that is interrupted once it has saved; return what it printed until it was complete."""
+    script = f"srun python -m bevreshape.train {shlex.join([*arguments, 'hydra.run.dir=run'])}"
+    job = cluster.submit(script, *options, "--requeue", cwd=cwd)
+    cluster.until(job, lambda state: saved(cwd / "run") or ended(state))
+    interrupt(cluster, job, cwd)
+    cluster.until(job, lambda state: state["Restarts"] != "0" or ended(state))
+    state = cluster.until(job, ended)
+    out = (cwd / "out").read_text()
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), out
+    return out
+
+
 @pytest.mark.parametrize(
     "interrupt",
     [interrupt_by_preemption, interrupt_by_time_limit, interrupt_by_warning, interrupt_by_node_failure],
@@ -88,30 +108,17 @@ def test_an_interrupted_job_goes_on_by_itself(
     cluster: Cluster, worlds: Path, tmp_path: Path, uninterrupted: Path, interrupt
 ) -> None:
     """Bit for bit: the same history and the same metrics."""
-    arguments = shlex.join([*TRAINING, f"data.root={worlds}", "hydra.run.dir=run"])
-    script = f"srun python -m bevreshape.train {arguments}"
-    job = cluster.submit(script, "--nodes=1", "--time=10", "--requeue", cwd=tmp_path)
-    cluster.until(job, lambda state: saved(tmp_path / "run") or ended(state))
-    interrupt(cluster, job, tmp_path)
-    cluster.until(job, lambda state: state["Restarts"] != "0" or ended(state))
-    state = cluster.until(job, ended)
-    out = (tmp_path / "out").read_text()
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), out
+    out = interrupted_once(cluster, [*TRAINING, f"data.root={worlds}"], ["--nodes=1", "--time=10"], tmp_path, interrupt)
     assert "resumes from" in out
     assert str(history_of(tmp_path / "run")) == str(history_of(uninterrupted)), "but for NaN, which equals nothing"
     assert str(metrics_of(tmp_path / "run")) == str(metrics_of(uninterrupted))
 
 
 def test_a_preempted_job_on_two_nodes_goes_on_by_itself(cluster: Cluster, worlds: Path, tmp_path: Path) -> None:
-    arguments = shlex.join([*TRAINING, *TWO, f"data.root={worlds}", "hydra.run.dir=run"])
-    script = f"srun python -m bevreshape.train {arguments}"
-    job = cluster.submit(script, "--nodes=2", "--ntasks-per-node=1", "--requeue", cwd=tmp_path)
-    cluster.until(job, lambda state: saved(tmp_path / "run") or ended(state))
-    interrupt_by_preemption(cluster, job, tmp_path)
-    cluster.until(job, lambda state: state["Restarts"] != "0" or ended(state))
-    state = cluster.until(job, ended)
-    out = (tmp_path / "out").read_text()
-    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), out
+    options = ["--nodes=2", "--ntasks-per-node=1"]
+    out = interrupted_once(
+        cluster, [*TRAINING, *TWO, f"data.root={worlds}"], options, tmp_path, interrupt_by_preemption
+    )
     assert out.count("resumes from") == 1
     assert metrics_of(tmp_path / "run")["fit/steps"] == 240
 
