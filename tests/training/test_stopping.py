@@ -94,6 +94,32 @@ def test_nohup_ignores_sighup() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+class StopsWhenItGoes:
+    """An object whose finalizer meets a stop signal."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_stop_in_a_finalizer_is_not_lost(number: signal.Signals) -> None:
+    """Python drops what a finalizer raises."""
+
+    def work() -> None:
+        with stops_as_interrupts():
+            going = StopsWhenItGoes(number)
+            del going
+            time.sleep(60)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert time.monotonic() - begun < 60
+
+
 def wait_for_stops(started) -> None:
     ignore_stop_signals()
     started.set()
