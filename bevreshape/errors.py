@@ -19,6 +19,10 @@ class Divergence(InputError):
     exit_code = 3
 
 
+class RunError(InputError):
+    """A run can neither begin nor resume: its logger, its lock or what its folder holds; the model is not the cause."""
+
+
 class TrainingInterrupted(BaseException):
     """Training was stopped by a signal, after ``last.ckpt`` was saved. No ``Exception``, so no handler catches it."""
 

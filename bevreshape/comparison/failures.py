@@ -11,14 +11,11 @@ from typing import TypeVar
 
 import torch
 
-from bevreshape.errors import REMEDIES, InputError, causes, out_of_memory, system_error, user_message
+from bevreshape.errors import REMEDIES, InputError, RunError, causes, out_of_memory, system_error, user_message
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-ELSEWHERE = ("logger: ", " is in use by ", " holds a run with ", " but its run's config has ")
-"""Parts of messages about a logger, a lock, or a run that cannot be resumed with these settings."""
 
 KILLED = re.compile(r"DataLoader worker \(pid")
 """Begin of torch's message when a process of the loader was killed."""
@@ -43,7 +40,8 @@ def attempt(
         retry: attempt it again if memory was short.
 
     Raises:
-        Exception: of the machine, the logger or a lock, which says nothing about the view transformer.
+        RunError: of the logger, a lock or the run's folder.
+        Exception: of the machine, which says nothing about the view transformer.
         InputError: when a process of the loader was killed.
     """
     try:
@@ -64,9 +62,9 @@ def attempt(
 def _own_reason(error: Exception, log_file: Path | None, machine: bool) -> str:
     """Return the reason of an error of the view transformer; raise any other."""
     system = system_error(error)
-    if system is not None and (system.errno in REMEDIES or (machine and _is_system_error(error))):
+    if any(isinstance(link, RunError) for link in causes(error)):
         raise error
-    if any(map(str(error).__contains__, ELSEWHERE)):
+    if system is not None and (system.errno in REMEDIES or (machine and _is_system_error(error))):
         raise error
     if KILLED.search(str(error)):
         raise InputError(

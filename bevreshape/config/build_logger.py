@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from bevreshape.config.groups import build_part
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, RunError
 from bevreshape.ops.internals import drop_wandb_setting
 from bevreshape.storage.files import read_text, write_text
 from bevreshape.training.loggers import begin, check_library_options, is_wandb, wandb_options
@@ -21,7 +21,7 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
     """Build and start the logger of a run; ``False`` if W&B is disabled.
 
     Raises:
-        InputError: when it cannot start, or as :func:`~bevreshape.training.loggers.wandb_options`.
+        RunError: when it cannot start, or as :func:`~bevreshape.training.loggers.wandb_options`.
     """
     node = logger_options(cfg)
     if not node:
@@ -34,8 +34,10 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
         drop_wandb_setting(logger, "anonymous")
         begin(logger)
         return logger
+    except InputError as error:
+        raise RunError(str(error)) from error
     except ModuleNotFoundError as error:
-        raise InputError(
+        raise RunError(
             f"logger: {error.name} is not installed; pip install {error.name}, or choose logger=csv"
         ) from error
 

@@ -75,7 +75,7 @@ def _candidates(rows: Sequence[CandidateRow], margin: float) -> Section | None:
 
 def _notes(rows: Sequence[CandidateRow]) -> Section | None:
     lines = [(row.candidate.name, "; ".join(row.notes)) for row in rows if row.notes]
-    return Section("Over a limit or failed", table=Table(("reshaper", "reason"), tuple(lines))) if lines else None
+    return Section("Not ranked", table=Table(("reshaper", "reason"), tuple(lines))) if lines else None
 
 
 def _charts(outcome: Outcome, answer: Answer) -> Section | None:

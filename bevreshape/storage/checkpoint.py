@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bevreshape.errors import InputError, shown
+from bevreshape.errors import InputError, RunError, shown
 from bevreshape.storage.archive import MOST_OPCODES, check_archive
 from bevreshape.storage.plain_values import check_plain
 from bevreshape.storage.run_folder import difference
@@ -192,7 +192,7 @@ def read_resumable(module: torch.nn.Module, path: str | Path, config: Mapping[st
     stored = checkpoint["bevreshape"].get("config")
     if isinstance(stored, dict) and (found := difference(stored, config)) is not None:
         key, saved, given = found
-        raise InputError(
+        raise RunError(
             f"checkpoint {path} was saved with {key}={saved} but its run's config has {key}={given}; restore the "
             "config.yaml that it began with, or start a new run"
         )

@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,8 @@ def owned(path: Path, remedy: str) -> Iterator[None]:
         remedy: end of the message when another process holds the lock.
 
     Raises:
-        InputError: when another process holds the lock, or the path is a link or no file.
+        RunError: when another process holds the lock.
+        InputError: when the path is a link or no file.
     """
     import fcntl  # not on Windows, where nothing is trained
 
@@ -250,7 +251,7 @@ def owned(path: Path, remedy: str) -> Iterator[None]:
         except (BlockingIOError, PermissionError):
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise InputError(f"{path.parent} is in use by {owner}; {remedy}") from None
+            raise RunError(f"{path.parent} is in use by {owner}; {remedy}") from None
         except OSError as error:  # some network file systems have no locks
             log.warning("%s cannot be locked (%s); start no second process there", path.parent, error.strerror)
         file.truncate(0)

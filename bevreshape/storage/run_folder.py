@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bevreshape.errors import InputError
+from bevreshape.errors import RunError
 from bevreshape.storage.files import remove_abandoned, write_text
 from bevreshape.storage.lock import owned
 from bevreshape.storage.plain_values import read_yaml, to_yaml
@@ -46,14 +46,14 @@ def check_same_run(folder: Path, cfg: Mapping[str, Any]) -> None:
     """Check that a config is that of the run which began in a folder, if any did.
 
     Raises:
-        InputError: when it differs; names the first such key and both values.
+        RunError: when it differs; names the first such key and both values.
     """
     path = folder / "config.yaml"
     if not path.exists():
         return
     if (found := difference(read_yaml(path), cfg)) is not None:
         key, begun, given = found
-        raise InputError(
+        raise RunError(
             f"{folder} holds a run with {key}={begun} but this one has {key}={given}; set hydra.run.dir to another "
             "folder, or start it with the same settings to resume"
         )

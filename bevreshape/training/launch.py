@@ -14,8 +14,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, g
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bevreshape.console import log_to_stderr, make_console_safe, print_error
-from bevreshape.errors import InputError, TrainingInterrupted, user_message
+from bevreshape.errors import Divergence, InputError, RunError, TrainingInterrupted, causes, user_message
 from bevreshape.training.processes import is_distributed_worker
+
+KINDS = {kind.__name__: kind for kind in (InputError, Divergence, RunError)}
+"""User errors, by the name with which torch's agent passes them on."""
 
 
 def launch_distributed(count: int, main: Callable[..., Any], *args: Any) -> Any:
@@ -27,7 +30,7 @@ def launch_distributed(count: int, main: Callable[..., Any], *args: Any) -> Any:
         What ``main`` returned on rank 0.
 
     Raises:
-        InputError: when a process failed; it has printed why.
+        InputError: when a process failed; it has printed why. Of the kind that the process raised.
     """
     if count == 1 or is_distributed_worker():
         return main(*args)
@@ -43,9 +46,10 @@ def launch_distributed(count: int, main: Callable[..., Any], *args: Any) -> Any:
     except ChildFailedError as error:
         found = error.get_first_failure()[1].message
         message = found["message"] if isinstance(found, dict) else found
-        raise InputError(
-            f"{len(error.failures)} of {count} processes failed: {message.removeprefix('InputError: ')}"
-        ) from None
+        name, _, said = message.partition(": ")
+        kind = KINDS.get(name)
+        words = f"{len(error.failures)} of {count} processes failed: {said if kind else message}"
+        raise (kind or InputError)(words) from None
     except SignalException:
         raise KeyboardInterrupt from None  # the processes have saved and logged it
     if isinstance(results[0], TrainingInterrupted):
@@ -82,5 +86,6 @@ def _worker_main(main: Callable[..., Any], *args: Any) -> Any:
         message = user_message(error)
         if message is None:
             traceback.print_exc()
-        get_error_handler().record_exception(error if message is None else InputError(message))
+        kinds = [type(link) for link in causes(error) if type(link) in KINDS.values()]
+        get_error_handler().record_exception(error if message is None else (kinds or [InputError])[0](message))
         raise SystemExit(1) from None

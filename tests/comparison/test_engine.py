@@ -23,7 +23,7 @@ from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.config.paths import conf_dir
 from bevreshape.config.settings import Compare
-from bevreshape.errors import Divergence, InputError, TrainingInterrupted
+from bevreshape.errors import Divergence, InputError, RunError, TrainingInterrupted
 from bevreshape.storage.plain_values import to_yaml
 from bevreshape.training.recorded import Trained
 
@@ -272,7 +272,7 @@ def test_a_judged_seed_that_diverges_is_the_reason(tmp_path, monkeypatch) -> Non
     "error",
     [
         OSError(errno.ENOSPC, "No space left"), TrainingInterrupted("stopped"),
-        InputError("logger: W&B cannot begin a run"), InputError("runs/x is in use by process 7"),
+        RunError("logger: W&B cannot begin a run"), RunError("runs/x is in use by process 7"),
     ],
 )  # fmt: skip
 def test_a_full_disk_or_a_stop_is_no_failure_of_a_candidate(tmp_path, monkeypatch, error: BaseException) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from bevreshape.comparison import failures
 from bevreshape.comparison.failures import attempt
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, RunError
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def chained() -> Exception:
     "error",
     [
         OSError(errno.ESTALE, "Stale file handle", "x"), OSError(errno.EMFILE, "Too many open files"), chained(),
-        OSError("Caught OSError in DataLoader worker process 0."), InputError("x holds a run with seed=1 but this one"),
+        OSError("Caught OSError in DataLoader worker process 0."), RunError("x holds a run with seed=1 but this one"),
     ],
 )  # fmt: skip
 def test_faults_of_the_machine_are_raised(error: Exception) -> None:

@@ -103,7 +103,7 @@ def test_readme_has_answer_first_and_every_part(tmp_path: Path) -> None:
     write_comparison(tmp_path, found)
     text = (tmp_path / "README.md").read_text()
     parts = [
-        answer_sentence(found, find_answer(found)), "## Candidates", "## Over a limit or failed", "## IoU against cost",
+        answer_sentence(found, find_answer(found)), "## Candidates", "## Not ranked", "## IoU against cost",
         "## Classes", "## Distance", "## Robustness", "## Costs", "## Tuning", "## Protocol", "## How it is judged",
     ]  # fmt: skip
     places = [text.index(part) for part in parts]

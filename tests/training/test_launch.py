@@ -1,6 +1,7 @@
 """Processes that a job starts, wherever the job itself runs."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,38 @@ def test_jobs_of_joblib_start_processes_of_their_own(tmp_path: Path) -> None:
         [sys.executable, "jobs.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
     assert (ended.returncode, ended.stdout.strip()) == (0, "['0', 0] ['0', 1]"), ended.stderr
+
+
+FAILING = """
+from bevreshape.errors import Divergence, RunError
+from bevreshape.training.launch import launch_distributed
+
+def fail(kind):
+    raise kind("its reason: 1")
+
+if __name__ == "__main__":
+    for kind in (Divergence, RunError, KeyError):
+        try:
+            launch_distributed(2, fail, kind)
+        except Exception as error:
+            print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.slow
+def test_errors_keep_their_kind(tmp_path: Path) -> None:
+    """A comparison records a divergence as a result, and ends where the run is at fault."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "failing.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    lines = [re.sub("^([A-Za-z]+) [12] of", r"\1 n of", line) for line in ended.stdout.splitlines()]
+    assert lines == [
+        "Divergence n of 2 processes failed: its reason: 1",
+        "RunError n of 2 processes failed: its reason: 1",
+        "InputError n of 2 processes failed: KeyError: 'its reason: 1'",
+    ], ended.stderr
 
 
 @pytest.mark.slow
