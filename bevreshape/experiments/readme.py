@@ -111,7 +111,7 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
         f"## The primary rows\n\n{markdown_table(*primary_table(rows))}" if any(row.primary for row in rows) else "",
         THEOREMS + "\n",
         "## The article's claims\n",
-        markdown_table(("", "the article says", "what was found", "by"), _claims(rows)),
+        markdown_table(("", "the article says", "what was found", "by"), _claims(rows, command(study))),
         "## All rows\n",
         markdown_table(*rows_table(rows)),
         "## How it is judged\n",
@@ -164,12 +164,12 @@ def costs_table(results: Results) -> tuple[tuple[str, ...], list[tuple[str, ...]
     return ("method", "parameters", "FLOPs", "bytes"), lines
 
 
-def _claims(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def _claims(rows: Sequence[Row], study: str) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for claim in CLAIMS:
         own = [f"{row.question}: {_finding(row)}" for row in rows if row.claim == claim.number]
-        by = "make test" if claim.answer else "this study"
-        found.append((claim.number, claim.text, claim.answer or "<br>".join(own) or "not done yet", by))
+        answer = claim.answer or "<br>".join(own) or "not done yet"
+        found.append((claim.number, claim.text, answer, f"`{claim.command or study}`"))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,9 @@ def test_the_folder_has_all_of_it(study: Study) -> None:
         assert f"## {title}\n" in text
     for number in range(1, 13):
         assert f"\n| A{number} |" in text
+    commands = re.findall(r"^\| A\d+ .* `python -m (bevreshape\.study|pytest (?P<files>.*))` \|$", text, re.MULTILINE)
+    assert len(commands) == 12
+    assert all((ROOT / path).is_file() for _, files in commands for path in files.split())
     rows = json.loads((folder / "results.json").read_text())
     assert [row["question"] for row in rows] == [row.question for row in study.rows]
     with (folder / "results.csv").open() as file:
