@@ -53,7 +53,8 @@ def _control(results: FeatureResults) -> list[Row]:
     found = results.compare(permuted, ordered)
     return [
         Row(
-            "control", "Encoder features: tokens in another order from the start: an MLP cannot tell",
+            "control",
+            "Encoder features: tokens in another order from the start, and the columns of W likewise: the same MLP",
             f"{WHERE}: error after {results.longest} "
             f"steps", {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
             absolute={"in order": mean_words(results.errors(ordered)),

@@ -100,6 +100,14 @@ class MLP(ViewTransformer):
     def weights(self, batch: Batch) -> Tensor:
         return self.w[:, None]
 
+    def permute(self, orders: Sequence[Tensor]) -> None:
+        """Put the columns of each run's W into an order, so that it maps tokens of this order as it did before.
+
+        Then training only differs in rounding: what an MLP makes of permuted tokens is no question of its first W.
+        """
+        with torch.no_grad():
+            self.w.copy_(torch.stack([w[:, order] for w, order in zip(self.w, orders, strict=True)]))
+
 
 class AdaptiveMLP(MLP):
     """A = W·(R ⊗ C), where R (h×h) and C (w×w) are the identity plus the output of a small MLP of the pose.

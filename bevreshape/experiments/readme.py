@@ -29,8 +29,8 @@ their errors, steps, FLOPs or samples, with its sign. The interval holds the tru
 it lies beyond 10 % against it, and both are *alike* where the interval lies within ± 10 %; anything else is *open*: these seeds do
 not decide it. The six primary rows were named before anything was measured; since six chances to be wrong are more than one, their
 verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Control rows have an answer
-that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP cannot tell
-tokens that come in another order from the start. A run that never got to a threshold counts as "at least": its interval has no end.
+that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP whose
+tokens and columns of W come in another order from the start is the same MLP. A run that never got to a threshold counts as "at least": its interval has no end.
 
 Every method gets its learning rate, all but the MLP of a fixed map also warm-up and weight decay, and attention whether its queries
 are learned themselves or as a product with a learned matrix, by successive halving on seeds that nothing is judged on, for every

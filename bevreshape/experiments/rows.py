@@ -149,7 +149,7 @@ def _controls(results: Results) -> list[Row]:
         _error_row(
             results,
             "control",
-            "Tokens in another order from the start: an MLP cannot tell",
+            "Tokens in another order from the start, and the columns of W likewise: the same MLP",
             {"in order": Setting("mlp"), "permuted": Setting("mlp", permuted=True)},
             "permuted",
         ),

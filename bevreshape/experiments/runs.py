@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bevreshape.errors import InputError
 from bevreshape.experiments.encoder import SOURCE, Encoder, Part
 from bevreshape.experiments.instruments import Examined, examine
-from bevreshape.experiments.models import METHODS, Encoding, Query, ViewTransformer
+from bevreshape.experiments.models import METHODS, MLP, Encoding, Query, ViewTransformer
 from bevreshape.experiments.training import Recipe, train
 from bevreshape.experiments.tuning import Halving, Tuned
 from bevreshape.experiments.world import Batch, Draw, Pose, Stream, World, stack
@@ -260,9 +260,13 @@ def stream_of(setting: Setting, seed: int, purpose: int) -> Stream:
     draw = None if setting.encoder is None else partial(setting.encoder.draw, _part(seed, purpose))
     if not setting.permuted:
         return Stream(world, (seed, purpose), setting.samples, draw)
+    return _PermutedStream(world, (seed, purpose), setting.samples, draw, _order_of(setting, seed))
+
+
+def _order_of(setting: Setting, seed: int) -> Tensor:
+    """Return the order of a seed's permuted tokens."""
     generator = torch.Generator().manual_seed(seed * 10 + PERMUTATION)
-    order = torch.randperm(world.source.tokens, generator=generator)
-    return _PermutedStream(world, (seed, purpose), setting.samples, draw, order)
+    return torch.randperm(setting.world.source.tokens, generator=generator)
 
 
 def _part(seed: int, purpose: int) -> Part:
@@ -277,6 +281,8 @@ def train_runs(
     """Train; return errors (seeds, recipes, steps) and the model."""
     own = [recipe for _ in seeds for recipe in recipes]
     model = setting.build([seed for seed in seeds for _ in recipes], [recipe.query for recipe in own])
+    if setting.permuted and isinstance(model, MLP):
+        model.permute([_order_of(setting, seed) for seed in seeds for _ in recipes])
     streams = list(map(partial(stream_of, setting, purpose=TRAINING), seeds))
     found = train(model, streams, own, held_out, batch=batch, at=at)
     return found.view(len(seeds), len(recipes), len(at)), model

@@ -101,6 +101,15 @@ def test_no_seed_is_both_tuned_on_and_judged_on(study: TensorStudy) -> None:
     assert not seen & judged
 
 
+def test_an_mlp_of_permuted_tokens_is_the_same_mlp(study: TensorStudy) -> None:
+    """The control that must be alike: its W begins with its columns in the order of the tokens."""
+    ordered, permuted = (study.outcomes().outcomes[Setting("mlp", permuted=moved)] for moved in (False, True))
+    for steps in PLAN.budget.steps:
+        assert permuted.errors(steps) == pytest.approx(ordered.errors(steps), rel=1e-3)
+    (row,) = [row for row in study.rows() if row.question.startswith("Tokens in another order")]
+    assert row.verdict == "permuted alike"
+
+
 def test_parameters_and_operations_are_those_counted_by_hand() -> None:
     # 48 visible cells, 128 tokens, 16 channels, d = 64
     assert cost(Setting("mlp"))["parameters"] == 48 * 128 + 16 * 16
