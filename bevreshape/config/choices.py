@@ -69,7 +69,7 @@ def _is_file(group: str, name: str, arguments: Sequence[str]) -> bool:
 def config_folders(arguments: Sequence[str]) -> list[Path]:
     """Return the folder of the YAML files, and the user's own of ``--config-dir``."""
     folders = [conf_dir()]
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, _, value = argument.partition("=")
         if flag in CONFIG_DIR and (value or following):
             folders.append(Path(value or following).expanduser())
