@@ -21,6 +21,7 @@ import yaml
 from commands import ROOT, finish, start, without
 
 from bevreshape.analysis.costs import ring
+from bevreshape.cli import COMMANDS
 from bevreshape.config.arguments import Parser
 from bevreshape.errors import InputError
 from bevreshape.model import BEVModel
@@ -69,11 +70,12 @@ def commands() -> Iterator[tuple[str, str]]:
         shell = "\n".join(blocks(page, "bash", "")).replace("\\\n", " ")
         lines = [re.sub(r" +#.*", "", line) for line in shell.splitlines()]
         for text in [*lines, *inline(page)]:
+            text = re.sub(rf"^bevreshape ({'|'.join(COMMANDS)})", r"python -m bevreshape.\1", text)
             if found := re.search(PROGRAM, text):
                 yield page, " ".join(found[0].split())
 
 
-COMMANDS = sorted(set(commands()))
+LINES = sorted(set(commands()))
 
 
 class ParsedError(Exception):
@@ -93,7 +95,7 @@ def parse_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lines_of(pattern: str) -> list[str]:
     """Commands that begin so."""
-    return sorted({line for _, line in COMMANDS if re.match(pattern, line)})
+    return sorted({line for _, line in LINES if re.match(pattern, line)})
 
 
 @pytest.mark.parametrize("line", lines_of(r"pytest "))
@@ -272,7 +274,7 @@ def test_your_own_reshaper_trains_as_described(worlds: Path, tmp_path: Path) -> 
     code = block("README.md", "python", "(Reshaper)")
     assert len(code.strip().splitlines()) <= 15
     site = installed(tmp_path / "mine", {"mine.py": code}, block("conf/README.md", "toml", "bevreshape.reshapers"))
-    (path,) = (line for page, line in COMMANDS if page == "README.md" and "mine.ColumnMean" in line)
+    (path,) = (line for page, line in LINES if page == "README.md" and "mine.ColumnMean" in line)
     by_path = shlex.split(path)[3:]
     assert "`reshaper=column_mean reshaper.gain=2`" in PAGES["conf/README.md"]
     by_name = ["reshaper=column_mean", "reshaper.gain=2"]
@@ -306,7 +308,7 @@ def test_your_own_data_set_trains_as_described(tmp_path: Path) -> None:
     assert len(code.strip().splitlines()) <= 30
     site = installed(tmp_path / "mine", {"archive.py": code})
     write_archive(tmp_path / "data/archive")
-    (line,) = (line for page, line in COMMANDS if page == "data/README.md" and "archive.Archive" in line)
+    (line,) = (line for page, line in LINES if page == "data/README.md" and "archive.Archive" in line)
     tiny = [argument for argument in without("trainer.max_steps") if not argument.startswith("data.")]
     tiny += ["trainer.max_steps=2", "trainer.val_check_interval=2", "loader.batch_size=2"]
     environment = {"PYTHONPATH": os.pathsep.join((str(site), str(ROOT)))}

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from commands import ROOT
 
+from bevreshape import __version__
+
 pytestmark = pytest.mark.slow
 
 
@@ -25,6 +27,16 @@ def test_wheel_ships_its_configuration(tmp_path: Path) -> None:
     parts = [p for p in (ROOT / "bevreshape").rglob("*") if p.is_file() and not unlike & {*p.parts}]
     assert {p.relative_to(ROOT).as_posix() for p in parts} <= set(names)  # templates and scripts too
     assert not [name for name in names if name.startswith(("tests", "tools", "conf"))]
+
+    code = "import importlib.metadata as m; m.distribution('bevreshape').entry_points['bevreshape'].load()()"
+    version = subprocess.run(
+        [sys.executable, "-c", code, "--version"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert (version.stdout, version.stderr) == (f"{__version__}\n", "")  # the console command
 
     own = tmp_path / "elsewhere" / "my_conf" / "reshaper"
     own.mkdir(parents=True)

@@ -3,9 +3,9 @@
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from bevreshape.config.choices import register_choices
 from bevreshape.config.command_line import local_folders, overrides_first
+from bevreshape.config.completion import completes, prepare_completion
 from bevreshape.config.compose import plain_config
 from bevreshape.config.options import read_settings
 from bevreshape.config.overrides import command_message, explain_override
@@ -48,12 +49,12 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
     full_error = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
-        sys.argv[1:] = overrides_first(sys.argv[1:])
-        register_choices(sys.argv[1:])
-        sys.argv[1:] = local_folders(sys.argv[1:])
-        if rewrite is not None:
-            name, rewritten = rewrite(name, sys.argv[1:])
-            sys.argv[1:] = overrides_first(rewritten)
+        arguments = sys.argv[1:]
+        prepare = partial(_prepare, rewrite)
+        if completes(arguments):
+            name, sys.argv[1:] = prepare_completion(name, arguments, prepare)
+        else:
+            name, sys.argv[1:] = prepare(name, arguments)
         failures: list[Exception] = []
         with stops_as_interrupts():
             job = _keeping(failures, main, keys, group(), resumes)
@@ -73,6 +74,17 @@ def run_command(main: Main, name: str, keys: type, rewrite: Rewrite | None = Non
     finally:
         if not full_error:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _prepare(rewrite: Rewrite | None, name: str, arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the name of the primary config and the arguments that Hydra reads; register the choices they name."""
+    arguments = overrides_first(arguments)
+    register_choices(arguments)
+    arguments = local_folders(arguments)
+    if rewrite is not None:
+        name, rewritten = rewrite(name, arguments)
+        arguments = overrides_first(rewritten)
+    return name, arguments
 
 
 def _keeping(
