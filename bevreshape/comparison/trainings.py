@@ -10,6 +10,7 @@ from bevreshape.errors import InputError
 from bevreshape.reporting.runs import counts, flattened
 from bevreshape.reshapers import Reshaper
 from bevreshape.training.loggers import is_wandb
+from bevreshape.training.mlflow_run import is_mlflow
 
 SHARED = ("data", "loader", "augment", "encoder", "head", "objective", "metric", "optimizer", "trainer")
 """Groups of the config that all trainings share."""
@@ -68,6 +69,8 @@ def training_config(
     title = f"{name}-seed{seed}"
     if logger and is_wandb(logger):
         logger |= {"group": settings["name"], "name": title}
+    elif logger and is_mlflow(logger):
+        logger |= {"tags": {**(logger.get("tags") or {}), "group": settings["name"]}, "run_name": title}
     return config | {
         "logger": logger, "seed": seed, "name": title,
         "checkpoint_every_n_steps": settings["checkpoint_every_n_steps"],

@@ -50,17 +50,17 @@ PLACES: Mapping[tuple[str, ...], tuple[str, ...]] = {
             "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
         )
     ),
-    ("logger",
-    ): tuple(f"lightning.pytorch.loggers.{name}" for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger")),
+    ("logger",): tuple(
+        f"lightning.pytorch.loggers.{name}Logger" for name in ("CSV", "MLFlow", "TensorBoard", "Wandb")
+    ),
 }  # fmt: skip
 """Classes that a stored config may name without trust, by their place in it; * is any name."""
 
 GROUPS = tuple(dict.fromkeys(place[0] for place in PLACES))
 
 LOGGER_OPTIONS = (
-    "entity", "experiment", "flush_logs_every_n_steps", "group", "job_type", "log_model", "mode", "name", "notes",
-    "prefix",
-    "project", "sub_dir", "tags", "version",
+    "entity", "experiment", "experiment_name", "flush_logs_every_n_steps", "group", "job_type", "log_model", "mode",
+    "name", "notes", "prefix", "project", "run_name", "sub_dir", "synchronous", "tags", "version",
 )  # fmt: skip
 """Allowed options of a stored logger; others could write elsewhere, or send the user's key to another host."""
 

@@ -14,14 +14,17 @@ from bevreshape.errors import InputError, RunError
 from bevreshape.ops.internals import drop_wandb_setting
 from bevreshape.storage.files import read_text, write_text
 from bevreshape.training.loggers import begin, check_library_options, is_wandb, wandb_options
+from bevreshape.training.mlflow_run import begin_mlflow, check_mlflow_installed, is_mlflow
 from bevreshape.training.processes import rank
 
 
 def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
     """Build and start the logger of a run; ``False`` if W&B is disabled.
 
+    MLflow's is built by the first process alone, since each would open the database.
+
     Raises:
-        RunError: when it cannot start, or as :func:`~bevreshape.training.loggers.wandb_options`.
+        RunError: when it cannot start, or as :func:`logger_options`.
     """
     node = logger_options(cfg)
     if not node:
@@ -30,6 +33,8 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
         node |= wandb_identity(folder, node["mode"] == "offline", node) if rank() == 0 else {}
         os.environ.setdefault("WANDB_SILENT", "true")
     try:
+        if is_mlflow(node):
+            return begin_mlflow(node, folder) if rank() == 0 else False
         logger: Logger = build_part("logger", node, save_dir=folder)
         drop_wandb_setting(logger, "anonymous")
         begin(logger)
@@ -43,9 +48,15 @@ def make_logger(cfg: Mapping[str, Any], folder: Path) -> Logger | bool:
 
 
 def logger_options(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checked ``logger`` group; empty if nothing is logged."""
+    """Return the checked ``logger`` group; empty if nothing is logged.
+
+    Raises:
+        InputError: when an option is wrong, or the logger's package is not installed.
+    """
     node = dict(cfg["logger"] or {})
     check_library_options(node)
+    if is_mlflow(node):
+        check_mlflow_installed()
     return (wandb_options(node) or {}) if is_wandb(node) else node
 
 

@@ -1,6 +1,9 @@
 """Private and internal functions of libraries other than kernels, each with a plain fallback of the same result."""
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -74,3 +77,19 @@ def drop_wandb_setting(logger: Any, name: str) -> None:
     settings = getattr(logger, "_wandb_init", None)
     if isinstance(settings, dict):
         settings.pop(name, None)
+
+
+def move_mlflow_artifacts(database: Path, location: str) -> None:
+    """Set the location of all artifacts in an MLflow database to a folder, which may have been moved with it.
+
+    MLflow stores absolute paths and has no call to change them. If this version stores them otherwise, nothing changes.
+
+    Args:
+        database: file of SQLite; may be missing.
+        location: URI of the folder; a run's artifacts are in ``<location>/<run id>/artifacts``.
+    """
+    if not database.exists():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("UPDATE experiments SET artifact_location = ?", (location,))
+        connection.execute("UPDATE runs SET artifact_uri = ? || '/' || run_uuid || '/artifacts'", (location,))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import wandb
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from rich.table import Table
 
 from bevreshape.analysis.diagnosis import Diagnosis
@@ -24,14 +24,16 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path) -> list[str | Path]:
 
 
 def log_diagnosis(diagnosis: Diagnosis, settings: Mapping[str, Any], folder: Path) -> None:
-    """Log figures; W&B also gets the drawings of :func:`write_diagnosis`."""
+    """Log figures; W&B and MLflow also get the drawings of :func:`write_diagnosis`."""
     logger = make_logger(settings, folder)
     if isinstance(logger, bool):
         return
     logger.log_metrics({key: value for key, value in flat(diagnosis.numbers).items() if isinstance(value, float)})
-    if isinstance(logger, WandbLogger):
-        for name in diagnosis.figures:
+    for name in diagnosis.figures:
+        if isinstance(logger, WandbLogger):
             logger.log_image(f"diagnosis/{name}", [str(folder / f"{name}.png")])
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(folder / f"{name}.png"), "diagnosis")
     logger.finalize("success")
     wandb.finish()
 

@@ -36,7 +36,7 @@ from bevreshape.training.callbacks import (
 )
 from bevreshape.training.failures import explain_failure
 from bevreshape.training.hardware import matmul_precision
-from bevreshape.training.loggers import describe_model, summarize
+from bevreshape.training.loggers import describe_model, log_settings, summarize
 from bevreshape.training.optimizer import AdamWOneCycle
 from bevreshape.training.processes import rank
 from bevreshape.training.resume import check_callbacks, check_optimizer
@@ -112,7 +112,7 @@ def _train(parts: _Parts, folder: Path, resumed: bool, tested: bool) -> Training
     try:
         if trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_hyperparams({**cfg, "model": parts.description})
+                log_settings(logger, {**cfg, "model": parts.description})
         metrics, stopped_early = _fit_and_test(parts, resumed, tested)
         outcome = metrics
     except RuntimeError as error:

@@ -8,9 +8,10 @@ from netrc import NetrcParseError, netrc
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
 import wandb
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from bevreshape.analysis.costs import forward_flops, ring
@@ -19,6 +20,7 @@ from bevreshape.config.construct import locate
 from bevreshape.errors import InputError, suggest
 from bevreshape.model import BEVModel
 from bevreshape.reshapers import FeatureShape
+from bevreshape.training.mlflow_run import log_mlflow_settings
 
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 """Modes of W&B, including the older names that the environment variable may still have."""
@@ -100,7 +102,7 @@ def is_wandb(node: Mapping[str, Any]) -> bool:
 
 
 def begin(logger: Logger) -> None:
-    """Begin a W&B run; other loggers need no call.
+    """Begin a W&B run; other loggers have begun.
 
     Raises:
         InputError: when W&B cannot begin a run; quotes its message.
@@ -118,10 +120,44 @@ def begin(logger: Logger) -> None:
 
 
 @rank_zero_only
+def log_settings(logger: Logger, settings: Mapping[str, Any]) -> None:
+    """Log the config of a run and the description of its model."""
+    if isinstance(logger, MLFlowLogger):
+        log_mlflow_settings(logger, settings)
+    else:
+        logger.log_hyperparams(dict(settings))
+
+
+@rank_zero_only
+def log_images(logger: Logger, key: str, images: Sequence[np.ndarray], captions: Sequence[str], step: int) -> None:
+    """Log images of ``(height, width, 3)``, if the logger takes images.
+
+    Args:
+        logger: of the run.
+        key: such as ``val/predictions``.
+        images: 0..255.
+        captions: one for each image.
+        step: of training.
+    """
+    if isinstance(logger, WandbLogger):
+        logger.log_image(key, list(images), step=step, caption=list(captions))
+    for i, image in enumerate(images):
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(f"{key}/{i}", image, global_step=step, dataformats="HWC")
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, image, key=f"{key}/{i}", step=step)
+
+
+@rank_zero_only
 def summarize(logger: Logger, metrics: Mapping[str, float]) -> None:
-    """Set the summary of the W&B run to the metrics of the best checkpoint, instead of the last logged values."""
+    """Set the summary of the W&B run to the metrics of the best checkpoint, instead of the last logged values.
+
+    MLflow has no summary; there the validation of the best checkpoint is ``best/val/…``.
+    """
     if isinstance(logger, WandbLogger) and metrics:
         logger.experiment.summary.update(dict(metrics))
+    elif isinstance(logger, MLFlowLogger):
+        logger.log_metrics({f"best/{key}": value for key, value in metrics.items() if key.startswith("val/")})
 
 
 def describe_model(model: BEVModel, image_size: tuple[int, int]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from bevreshape.config.groups import check_nodes
 from bevreshape.data.datamodule import BEVDataModule
 from bevreshape.errors import InputError
 from bevreshape.training.hardware import check_hardware, on_gpu, process_count
+from bevreshape.training.mlflow_run import check_mlflow_classes, is_mlflow
 from bevreshape.training.optimizer import check_fused
 from bevreshape.training.rehearsal import check_compiler, rehearse
 from bevreshape.training.schedule import make_early_stop
@@ -40,6 +41,8 @@ def validate_config(cfg: Mapping[str, Any]) -> BEVDataModule:
     silence_lightning()
     data = build_data(cfg)
     spec = BEVSpec.of(data.source)
+    if is_mlflow(cfg["logger"] or {}):
+        check_mlflow_classes(spec.classes)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
     check_fused(task.optimizer, cfg["trainer"])

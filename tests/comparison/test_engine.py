@@ -362,6 +362,14 @@ def test_wandb_runs_are_one_group(tmp_path: Path) -> None:
     assert [one["name"] for one in loggers] == ["mlp-seed0", "mlp-seed1", "ipm-seed0", "ipm-seed1"]
 
 
+def test_mlflow_runs_are_one_group(tmp_path: Path) -> None:
+    comparison = Comparison(settings(tmp_path, "logger=mlflow", "name=mine"))
+    (values, *_) = comparison.initial("mlp")
+    logger = comparison.config("mlp", values, 1)["logger"]
+    assert (logger["run_name"], logger["tags"]["group"]) == ("mlp-seed1", "mine")
+    assert comparison.settings["logger"]["tags"]["group"] == "synthetic"
+
+
 def test_the_rate_of_any_optimizer_is_tuned(tmp_path: Path) -> None:
     comparison = Comparison(settings(tmp_path, "optimizer=sgd_cosine"))
     (first, *_) = comparison.initial("mlp")

@@ -352,7 +352,11 @@ def test_damaged_json(tmp_path: Path, content: bytes) -> None:
             "would leave the run folder",
         ),
         ({"logger": {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": "/x"}}, "logger.save_dir"),
-        ({"logger": {"_target_": "lightning.pytorch.loggers.MLFlowLogger"}}, "wants to call"),
+        (
+            {"logger": {"_target_": "lightning.pytorch.loggers.MLFlowLogger", "tracking_uri": "x"}},
+            "logger.tracking_uri",
+        ),
+        ({"logger": {"_target_": "lightning.pytorch.loggers.CometLogger"}}, "wants to call"),
         ({"seed": None}, "has no seed"),
     ],
 )

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from bevreshape.data.batch import SEGMENTATION, BEVBatch
 from bevreshape.reporting.drawing import draw_sample
 from bevreshape.storage.files import write_png
+from bevreshape.training.loggers import log_images
 
 
 class ImageLogger(Callback):
@@ -76,9 +76,4 @@ class ImageLogger(Callback):
             write_png(self.folder / f"{name}_{i}.png", panel)
         key = f"{name.split('_')[0]}/predictions"
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                captions = batch.names[: len(panels)]
-                logger.log_image(key, panels, step=trainer.global_step, caption=captions)
-            elif isinstance(logger, TensorBoardLogger):
-                for i, panel in enumerate(panels):
-                    logger.experiment.add_image(f"{key}/{i}", panel, global_step=trainer.global_step, dataformats="HWC")
+            log_images(logger, key, panels, batch.names[: len(panels)], trainer.global_step)
