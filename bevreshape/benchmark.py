@@ -16,15 +16,23 @@ from bevreshape.storage.files import write_csv
 
 def main(settings: dict[str, Any], folder: Path) -> None:
     """Measure every reshaper on every case; print, write and plot the results."""
+    import torch
+
     from bevreshape.analysis.benchmark import Benchmarking
     from bevreshape.reporting.benchmark import cost_table, floor_tables, scaling_table, write_figure
+    from bevreshape.reporting.machine_results import add_results, benchmark_rows, results_path
 
     benchmarking = Benchmarking(settings)
     rows: list[dict[str, Any]] = []
+    files: dict[Path, None] = {}
     with Progress("measuring: repeats", benchmarking.repeats) as progress:
         for found in benchmarking.measure(progress.advance):
             rows += found.rows
             write_csv(folder / "benchmark.csv", rows)
+            if settings["results"] is not None:
+                path = results_path(Path(settings["results"]), torch.device(found.case.device), found.case.precision)
+                add_results(path, benchmark_rows(settings, found.rows))
+                files[path] = None
             with progress.paused():
                 print_table(cost_table(found.case, found.costs, settings["full_model"]))
                 for reason in found.left_out.values():
@@ -35,7 +43,8 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     if exponents := benchmarking.exponents(rows):
         print_table(scaling_table(settings["scaling"], exponents))
     write_figure(folder / "benchmark.png", rows, settings["scaling"])
-    Console().print(f"{folder / 'benchmark.csv'} · benchmark.png", markup=False, highlight=False, soft_wrap=True)
+    for line in (f"{folder / 'benchmark.csv'} · benchmark.png", *map(str, files)):
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def command(main: Main = main) -> None:

@@ -25,6 +25,7 @@ from bevreshape.comparison.outcome import Candidate, Constraints, ModelCost, Out
 from bevreshape.comparison.trainings import declared_options, made_with, rate_key, training_config
 from bevreshape.comparison.tuning import Score, Tuning, Unit
 from bevreshape.errors import InputError
+from bevreshape.reporting.machine_results import add_results, comparison_rows, results_path
 from bevreshape.sharing import Work
 from bevreshape.storage.plain_values import read_yaml
 from bevreshape.storage.records import Entry, Records
@@ -261,7 +262,12 @@ class Comparison:
             return {"device": device_name(self.device), "costs": {}, "failed": {}}
         data = data_of(next(iter(configs.values())))
         sample = next(iter(Tested(data)))[:1]
-        return measure_costs(configs, sample, BEVSpec.of(data.source), self.device, self.budget.repeats)
+        spec = BEVSpec.of(data.source)
+        found = measure_costs(configs, sample, spec, self.device, self.budget.repeats)
+        if self.settings.get("results") is not None:
+            path = results_path(Path(self.settings["results"]), self.device, "32-true")
+            add_results(path, comparison_rows(found, configs, spec))
+        return found
 
     def _costs(self, records: Records_) -> dict[str, Any]:
         """Return the costs on this device if they are known, else those on another; no device if none are known."""

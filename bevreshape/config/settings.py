@@ -211,6 +211,7 @@ class Benchmark(TypedDict):
     backward: bool
     repeats: Count
     threads: Count | None
+    results: LocalPath | None
 
 
 class Study(TypedDict):
@@ -233,6 +234,7 @@ class Compare(Training):
     device: Device
     margin: Share
     export: bool
+    results: LocalPath | None
     name: str
     folder: LocalPath
     worker: CountOrNone
