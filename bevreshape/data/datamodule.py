@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -85,8 +84,10 @@ def _integers(values: Tensor) -> Iterator[int]:
         yield from part.tolist()
 
 
-def evaluation_sampler(dataset: Sized, rank: int, world: int) -> UnrepeatedDistributedSampler:
+def evaluation_sampler(dataset: Sized, rank: int, world: int) -> range:
     """Give each sample to exactly one process: shares may differ in length, and metrics add up exactly.
+
+    Lightning's sampler for this makes a list of all samples in every process.
 
     Raises:
         InputError: when there are more processes than samples.
@@ -96,7 +97,7 @@ def evaluation_sampler(dataset: Sized, rank: int, world: int) -> UnrepeatedDistr
             f"data: {len(dataset)} samples cannot be shared by {world} processes; "
             f"set trainer.devices={max(len(dataset), 1)}"
         )
-    return UnrepeatedDistributedSampler(dataset, num_replicas=world, rank=rank, shuffle=False)
+    return range(rank, len(dataset), world)
 
 
 @checked
@@ -191,7 +192,7 @@ class BEVDataModule(LightningDataModule):
         dataset = self.source.split(split)
         return self._loader(dataset, evaluation_sampler(dataset, *self._place()))  # type: ignore[arg-type]
 
-    def _loader(self, dataset, sampler: Sampler[int]) -> DataLoader[Sample]:
+    def _loader(self, dataset, sampler: Sampler[int] | range) -> DataLoader[Sample]:
         return Loader(
             dataset,
             batch_size=self.batch_size,
