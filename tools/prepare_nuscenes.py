@@ -55,7 +55,7 @@ def prepare(arguments: list[str]) -> None:
     content = Content(settings["version"], grid, settings["line_width_m"])
     start = time.perf_counter()
     index, skipped = prepare_release(Path(settings["root"]), Path(settings["out"]), content, workers)
-    size = sum(path.stat().st_size for path in index.records.iterdir())
+    size = sum(path.stat().st_size for path in index.records.rglob("*.record"))
     counts = Counter(scene["split"] for scene in index.scenes for _ in range(scene["count"]))
     shown = ", ".join(f"{number} {split}" for split, number in sorted(counts.items()))
     print(f"{index.records.parent}: {shown}; {size / 1e6:.1f} MB, {time.perf_counter() - start:.0f} s")

@@ -26,7 +26,9 @@ Reader = Callable[[int], bytes]
 def as_files(folder: Path, records: list[bytes]) -> Reader:
     """Store records as this package does."""
     for number, record in enumerate(records):
-        record_path(folder, number).write_bytes(pack_record(record))
+        path = record_path(folder, number)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(pack_record(record))
     return lambda number: read_record(folder, number, "")
 
 

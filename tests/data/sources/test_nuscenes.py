@@ -72,7 +72,7 @@ def test_trainval_would_fit_in_two_gigabytes(release: Path, tmp_path: Path) -> N
     content = prepared.Content("v1.0-mini", BEVGrid((-50, 50), (-50, 50), 0.5), None)
     index, _ = prepared.prepare_release(release, tmp_path, content, workers=1)
     keyframes = sum(scene["count"] for scene in index.scenes)
-    bytes_each = sum(path.stat().st_size for path in index.records.glob("*.record")) / keyframes
+    bytes_each = sum(path.stat().st_size for path in index.records.rglob("*.record")) / keyframes
     assert keyframes == 8
     assert 1000 < bytes_each < 2e9 / 34149
 
@@ -406,11 +406,11 @@ def test_preparation_resumes_and_reports_what_it_left_out(release: Path, tmp_pat
     assert len(skipped) == 1
     assert gone.name in skipped[0]
     assert [scene["count"] for scene in index.scenes] == [1, 2, 2, 2]
-    before = {path: path.stat().st_mtime_ns for path in index.records.glob("*.record")}
+    before = {path: path.stat().st_mtime_ns for path in index.records.rglob("*.record")}
     lost = sorted(before)[1]
     lost.unlink()
     again, _ = prepared.prepare_release(copied, out, CONTENT, workers=1)
-    after = {path: path.stat().st_mtime_ns for path in again.records.glob("*.record")}
+    after = {path: path.stat().st_mtime_ns for path in again.records.rglob("*.record")}
     assert after.keys() == before.keys()
     assert [path for path in before if before[path] != after[path]] == [lost]
     shutil.copy(release / "samples" / "CAM_FRONT" / gone.name, gone)

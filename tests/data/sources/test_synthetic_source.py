@@ -53,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(made: Path, tmp_path: Path) -> Path:
     for name, content in files(made).items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     return tmp_path
 
@@ -157,6 +157,21 @@ def test_interrupted_generation_resumes(made: Path, tmp_path: Path, monkeypatch:
     source(tmp_path).prepare()
     assert rest == [4, 0, 0]  # the last run of train, val, test
     assert files(tmp_path) == files(made)
+
+
+def test_records_are_in_folders_of_limited_size(tmp_path: Path) -> None:
+    storage.prepare(tmp_path, {}, 2001, lambda first, stop: [bytes([i % 256]) for i in range(first, stop)], 1)
+    sizes = {path.name: len(list(path.iterdir())) for path in tmp_path.iterdir() if path.is_dir()}
+    assert sizes == {"000": 1000, "001": 1000, "002": 1}
+    assert [storage.read_record(tmp_path, i, "")[0] for i in (0, 999, 1000, 2000)] == [0, 231, 232, 208]
+
+
+def test_records_of_an_older_version_are_refused(made: Path, copied: Path) -> None:
+    folder = source(copied).split("train").folder
+    for path in list(folder.rglob("*.record")):
+        path.rename(folder / path.name)
+    with pytest.raises(InputError, match=rf"older version stored records.*delete {re.escape(str(folder))}, and"):
+        source(copied).prepare()
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "longer"])

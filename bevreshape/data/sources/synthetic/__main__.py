@@ -37,7 +37,7 @@ def main() -> None:
         source.prepare()
         generated = time.perf_counter() - start
         train = source.split("train")
-        size = sum(file.stat().st_size for file in source.world("train").folder(source.root).iterdir())
+        size = sum(file.stat().st_size for file in source.world("train").folder(source.root).rglob("*.record"))
         torch.set_num_threads(1)  # as in a worker of the loader
         start = time.perf_counter()
         for index in range(options.scenes):
