@@ -2,10 +2,12 @@
 
 import signal
 import sys
+import uuid
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import fsspec
 import jaxtyping
 import pytest
 import torch
@@ -13,6 +15,7 @@ import wandb
 from browser import CHROMIUM, Browser
 from commands import TINY, Command, Ended, finish, start
 from hydra.core.global_hydra import GlobalHydra
+from object_stores import Upload, s3_server, upload
 
 from bevreshape.console import log_to_stderr
 
@@ -62,6 +65,44 @@ def _logs_on_stderr() -> None:
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of generated scenes for all tests."""
     return tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture
+def memory_store(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Upload]:
+    """Copy folders into a store in the memory of this process, which is read through a cache of its own."""
+    filesystem = fsspec.filesystem("memory")
+    monkeypatch.setenv("BEVRESHAPE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield lambda folder: upload(folder, f"memory://{folder.name}")
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a local server of S3's protocol."""
+    for library in ("s3fs", "moto.server"):
+        pytest.importorskip(library, reason=f"{library} is not installed: pip install -e '.[dev]'")
+    with s3_server(tmp_path_factory.mktemp("s3") / "log.txt") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_store(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Upload:
+    """Copy folders into a bucket of their own on that server, which is read through a cache of its own."""
+    variables = {
+        "AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        "BEVRESHAPE_CACHE": str(tmp_path_factory.mktemp("cache")),
+    }  # fmt: skip
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    def copy(folder: Path) -> str:
+        bucket = f"b{uuid.uuid4().hex}"
+        fsspec.filesystem("s3").mkdir(bucket)
+        return upload(folder, f"s3://{bucket}/{folder.name}")
+
+    return copy
 
 
 @pytest.fixture

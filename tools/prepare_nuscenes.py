@@ -55,6 +55,7 @@ def prepare(arguments: list[str]) -> None:
     content = Content(settings["version"], grid, settings["line_width_m"])
     start = time.perf_counter()
     index, skipped = prepare_release(Path(settings["root"]), Path(settings["out"]), content, workers)
+    assert isinstance(index.records, Path)  # they were just written
     size = sum(path.stat().st_size for path in index.records.rglob("*.record"))
     counts = Counter(scene["split"] for scene in index.scenes for _ in range(scene["count"]))
     shown = ", ".join(f"{number} {split}" for split, number in sorted(counts.items()))

@@ -15,7 +15,7 @@ from statistics import median
 
 from bevreshape.config.arguments import Parser, integer
 from bevreshape.console import run_script
-from bevreshape.data.storage import pack_record, read_record, record_path
+from bevreshape.data.storage import pack_record, read_record, record_name
 
 PACK = 64
 
@@ -26,7 +26,7 @@ Reader = Callable[[int], bytes]
 def as_files(folder: Path, records: list[bytes]) -> Reader:
     """Store records as this package does."""
     for number, record in enumerate(records):
-        path = record_path(folder, number)
+        path = folder / record_name(number)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(pack_record(record))
     return lambda number: read_record(folder, number, "")

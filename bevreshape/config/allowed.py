@@ -172,18 +172,29 @@ def _check_logger(node: Mapping[Any, Any], where: str) -> None:
             )
 
 
+STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
+"""Protocols of addresses that a stored config may name, those of object stores and of no single machine."""
+
+
 def check_cache(data: Mapping[str, Any], where: str) -> None:
     """Check the cache folder of a stored config: below the current folder, or a cache already.
 
-    Other sources only read.
+    Other sources only read, from this machine or from :data:`STORES`.
 
     Args:
         data: the stored ``data`` group.
         where: the file, for messages.
 
     Raises:
-        InputError: when scenes would be generated elsewhere; names the folder.
+        InputError: when scenes would be generated elsewhere, or data read from another kind of address; names it.
     """
+    for key in ("root", "prepared"):
+        protocol, found, _ = (address := str(data.get(key, ""))).partition("://")
+        if found and protocol not in STORES:
+            raise InputError(
+                f"{where}: its data would be read from {short(address)}, which a file may not decide; if you know it, "
+                f"set data.root and, where it has one, data.prepared"
+            )
     if data.get(TARGET) not in ("bevreshape.data.sources.synthetic.SyntheticSource",) or "root" not in data:
         return
     root = Path(str(data["root"]))

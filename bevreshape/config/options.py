@@ -52,6 +52,27 @@ def local_path(path: str | Path) -> str:
         raise InputError("names the home folder of an unknown user; write the full path") from None
 
 
+def data_root(path: str | Path) -> str:
+    """Return a path on this machine, ``~`` expanded, or an address in an object store, such as ``s3://bucket/mine``.
+
+    Raises:
+        InputError: when it is empty, of an unknown store, or names no bucket.
+    """
+    text = str(path)
+    if not re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*(://|::)", text):
+        return local_path(path)
+    import fsspec  # of lightning, but not needed for help
+
+    protocol, _, place = text.partition("://")
+    if "::" in text:
+        raise InputError("is a chain of stores; name one of them, such as s3://bucket/mine")
+    if protocol not in fsspec.available_protocols():
+        raise InputError(f"is in no store that fsspec knows; {suggest(protocol, fsspec.available_protocols())}")
+    if not place.strip("/"):
+        raise InputError(f"names nothing in the store; write {protocol}://bucket/mine")
+    return text
+
+
 Count = Annotated[int, Ge(1), Le(1024)]
 """A number of heads, layers, points or workers."""
 CountOrNone = Annotated[int, Ge(0), Le(1024)]
@@ -92,6 +113,8 @@ ImageSize = Annotated[Sequence[Annotated[int, Ge(16), Le(16_384)]], Len(2, 2)]
 """[height, width] of images, in pixels."""
 LocalPath = Annotated[str | Path, AfterValidator(local_path)]
 """A file or folder on this machine."""
+DataRoot = Annotated[str | Path, AfterValidator(data_root)]
+"""A folder on this machine or in an object store."""
 
 CONFIG = ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True)
 

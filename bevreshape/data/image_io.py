@@ -5,8 +5,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from io import BufferedReader
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bevreshape.geometry.cameras import resize_intrinsics, shift_intrinsics
 from bevreshape.geometry.distortion import source_pixels
 from bevreshape.geometry.ipm import sample
 from bevreshape.storage.files import open_regular
+from bevreshape.storage.store_path import DataPath
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ _MODES = {
 
 
 def read_image(
-    path: Path, image_size: tuple[int, int] | None = None, image_mode: str = "rgb"
+    path: DataPath, image_size: tuple[int, int] | None = None, image_mode: str = "rgb"
 ) -> UInt8[Tensor, "3 H W"]:
     """Decode a JPEG or PNG into RGB, with exactly the stored pixels.
 
@@ -119,7 +120,7 @@ def read_or_mask(read: Callable[[], Tensor], on_corrupt_image: str | None) -> Te
         raise
 
 
-def read_label_image(path: Path) -> UInt8[Tensor, "H W"]:
+def read_label_image(path: DataPath) -> UInt8[Tensor, "H W"]:
     """Decode a PNG of one integer a pixel, such as class ids, exactly as stored.
 
     A palette PNG gives its indices, and grey of 1, 2 or 4 bits is not stretched to 0..255.
@@ -138,7 +139,7 @@ def read_label_image(path: Path) -> UInt8[Tensor, "H W"]:
     return torch.from_numpy(np.array(image).astype(np.uint8) // _STRETCHED[stored])
 
 
-def read_image_size(path: Path) -> tuple[int, int]:
+def read_image_size(path: DataPath) -> tuple[int, int]:
     """Return (H, W) in pixels, from the header alone.
 
     Raises:
@@ -269,7 +270,7 @@ _STRETCHED = {"1": 1, "L;2": 85, "L;4": 17, "L": 1, "P;1": 1, "P;2": 1, "P;4": 1
 
 
 @contextmanager
-def _opened(path: Path, *, whole: bool = False) -> Iterator[Image.Image]:
+def _opened(path: DataPath, *, whole: bool = False) -> Iterator[Image.Image]:
     """Open an image and check its header.
 
     With ``whole`` the checksums of a PNG are verified too; Pillow skips them when it decodes.
@@ -294,7 +295,7 @@ def _opened(path: Path, *, whole: bool = False) -> Iterator[Image.Image]:
         yield image
 
 
-def _header(file: BinaryIO, path: Path) -> Image.Image:
+def _header(file: BufferedReader, path: DataPath) -> Image.Image:
     too_large = f"more than {MAX_MEGAPIXELS} million pixels; scale it down, and its intrinsics along"
     try:
         with warnings.catch_warnings():
@@ -319,7 +320,7 @@ def _header(file: BinaryIO, path: Path) -> Image.Image:
     return image
 
 
-def _decode(path: Path, image_size: tuple[int, int] | None = None) -> _Decoded:
+def _decode(path: DataPath, image_size: tuple[int, int] | None = None) -> _Decoded:
     with _opened(path, whole=True) as image:
         stored = _stored(image)
         try:
@@ -340,7 +341,7 @@ def _stored(image: Image.Image) -> str:
     return str(arguments if isinstance(arguments, str) else arguments[0])
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def _unreadable(path: DataPath, error: Exception) -> InputError:
     if "MAX_TEXT" in str(error):  # Pillow limits the unpacked size of texts in a PNG
         return InputError(f"{path}: the image holds a text that is too large ({error}); save it without its metadata")
     return CorruptImageError(f"{path}: the image is truncated or damaged ({error}); copy it again")

@@ -29,6 +29,7 @@ from bevreshape.errors import InputError
 from bevreshape.reporting.progress import Progress
 from bevreshape.storage.files import remove_abandoned, write_whole
 from bevreshape.storage.lock import locked
+from bevreshape.storage.store_path import DataPath
 from bevreshape.training.stopping import ignore_stop_signals
 
 RUN = 64
@@ -43,9 +44,9 @@ MakeRecords = Callable[[int, int], list[bytes]]
 """Makes the records from a first to before a last one; it is sent to other processes, so it must pickle."""
 
 
-def record_path(folder: Path, index: int) -> Path:
-    """Return the file of record ``index``, such as ``012/012345.record``."""
-    return folder / f"{index // PER_FOLDER:03d}" / f"{index:06d}.record"
+def record_name(index: int) -> str:
+    """Return the file of record ``index`` in its folder, such as ``012/012345.record``."""
+    return f"{index // PER_FOLDER:03d}/{index:06d}.record"
 
 
 def pack_record(record: bytes) -> bytes:
@@ -67,7 +68,7 @@ def _sizes(header: bytes) -> tuple[int, int]:
     return HEADER.size, HEADER.unpack(header)[1]
 
 
-def read_record(folder: Path, index: int, remedy: str) -> bytes:
+def read_record(folder: DataPath, index: int, remedy: str) -> bytes:
     """Return record ``index`` of a folder.
 
     Args:
@@ -78,7 +79,7 @@ def read_record(folder: Path, index: int, remedy: str) -> bytes:
     Raises:
         InputError: when its file is missing or damaged.
     """
-    path = record_path(folder, index)
+    path = folder / record_name(index)
     try:
         stored = path.read_bytes()
     except FileNotFoundError:
@@ -107,7 +108,7 @@ def prepare(
     Raises:
         InputError: when the folder cannot be written, it holds records of an older version, or the disk is full.
     """
-    if (old := folder / record_path(folder, 0).name).exists():
+    if (old := folder / Path(record_name(0)).name).exists():
         raise InputError(
             f"{old}: an older version stored records here, all in one folder, and they are now in sub-folders; delete "
             f"{folder}, and they are generated again"
@@ -127,7 +128,7 @@ def _missing(folder: Path, count: int) -> dict[int, int]:
     runs: dict[int, int] = {}
     first = -1
     for index in range(count):
-        if is_whole(record_path(folder, index)):
+        if is_whole(folder / record_name(index)):
             continue
         if first < 0 or index != first + runs[first] or runs[first] == RUN:
             first = index
@@ -140,7 +141,7 @@ def _generate(folder: Path, runs: dict[int, int], make: MakeRecords, workers: in
     with Progress(f"generating {folder.name}", left) as progress:
         for first, records in _made(runs, make, workers):
             for index, record in enumerate(records, first):
-                path = record_path(folder, index)
+                path = folder / record_name(index)
                 try:
                     path.parent.mkdir(exist_ok=True)
                     _write(path, pack_record(record))

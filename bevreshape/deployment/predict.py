@@ -47,7 +47,7 @@ def predict_folder(settings: Mapping[str, Any]) -> int:
     frames.calibration.check_views(spec.grid)
     out = Path(settings["out"])
     images = [frames.image_path(0, number) for number in range(len(frames.calibration.cameras))]
-    if out.resolve() in [path.parent.resolve() for path in images if path is not None]:
+    if out.resolve() in [path.parent.resolve() for path in images if isinstance(path, Path)]:
         raise InputError(f"out={out} is the folder of the images, where drawings would count as frames; name another")
     batch_size, num_workers, threshold = (settings[key] for key in ("batch_size", "num_workers", "threshold"))
     return predict(model.to(device), spec, frames, out, batch_size, num_workers, threshold)

@@ -10,14 +10,16 @@ import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 from PIL import Image
 
 from bevreshape.errors import REMEDIES, InputError, shown, system_error
 from bevreshape.storage.lock import try_lock
+from bevreshape.storage.store_path import DataPath, StorePath
 
 MAX_TEXT_MB = 128
 """Largest text in megabytes."""
@@ -120,12 +122,15 @@ def write_png(path: str | Path, image: np.ndarray) -> None:
     write_atomic(path, lambda file: Image.fromarray(image).save(file, format="png"))
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: DataPath) -> BufferedReader:
     """Open a regular file for reading; others are refused, since a pipe or device might never end.
 
     Raises:
         OSError: when it cannot be read; ``strerror`` gives the reason.
+        InputError: when the object store that it is in cannot be read.
     """
+    if isinstance(path, StorePath):
+        return path.open()
     try:
         mode = path.stat().st_mode
     except ValueError:
@@ -135,7 +140,7 @@ def open_regular(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def read_text(path: Path, missing: str = "there is no such file; copy it again") -> str:
+def read_text(path: DataPath, missing: str = "there is no such file; copy it again") -> str:
     """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark.
 
     Args:
@@ -173,7 +178,9 @@ def parsed_mb(text: str) -> float:
     return sum(text.count(sign) * taken for sign, taken in _TAKEN.items()) / 1e6
 
 
-def read_json(path: Path, missing: str = "there is no such file; copy it again", most_mb: int = MAX_PARSED_MB) -> Any:
+def read_json(
+    path: DataPath, missing: str = "there is no such file; copy it again", most_mb: int = MAX_PARSED_MB
+) -> Any:
     """Read a JSON file; see :func:`read_text`.
 
     Args:
@@ -208,7 +215,15 @@ def read_json(path: Path, missing: str = "there is no such file; copy it again",
         raise InputError(f"{path}: the file is not JSON ({error}); write or copy it again") from None
 
 
-def visible(folder: Path, pattern: str = "*") -> list[Path]:
+@overload
+def visible(folder: Path, pattern: str = "*") -> list[Path]: ...
+
+
+@overload
+def visible(folder: StorePath, pattern: str = "*") -> list[StorePath]: ...
+
+
+def visible(folder: DataPath, pattern: str = "*") -> Sequence[DataPath]:
     """Return the files of a folder that match a pattern, sorted.
 
     Hidden files are left out, such as ``._a.jpg``, which copying from a Mac creates.
@@ -217,7 +232,10 @@ def visible(folder: Path, pattern: str = "*") -> list[Path]:
         InputError: when the folder cannot be listed.
     """
     try:
-        return sorted(path for path in folder.iterdir() if path.match(pattern) and not path.name.startswith("."))
+        return sorted(
+            (path for path in folder.iterdir() if path.match(pattern) and not path.name.startswith(".")),
+            key=lambda path: path.name,
+        )
     except OSError as error:
         raise InputError(
             f"{folder}: the folder cannot be read ({error.strerror}); check its path and permissions"

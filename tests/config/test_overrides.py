@@ -94,7 +94,7 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("reshaper.calibration=abc",), "reshaper.calibration='abc' must be true or false"),
     (("reshaper.calibration=1",), "reshaper.calibration=1 must be true or false"),
     (("loader.batch_size=true",), "loader.batch_size=true must be an integer"),
-    (("data.root=s3://bucket/x",), "data.root='s3://bucket/x' is an address, not a path on this machine"),
+    (("data.root=s4://bucket/x",), "data.root='s4://bucket/x' is in no store that fsspec knows; did you mean s3"),
     (("hydra.run.dir=s3://bucket/x",), "hydra.run.dir='s3://bucket/x' is an address"),
     (("resume=s3://bucket/x",), "resume='s3://bucket/x' is an address"),
 ]

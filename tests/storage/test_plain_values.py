@@ -229,6 +229,15 @@ def test_stored_cache_folder_outside_must_be_a_cache(
     check_cache({"_target_": SYNTHETIC, "root": str(tmp_path / "cache")}, "file")
 
 
+def test_stored_addresses_are_those_of_object_stores() -> None:
+    folder = "bevreshape.data.sources.folder.FolderSource"
+    check_cache({"_target_": folder, "root": "s3://bucket/mine"}, "file")
+    check_cache({"_target_": SYNTHETIC, "root": "gs://bucket/mine"}, "file")
+    for data in ({"root": "http://10.0.0.1/x"}, {"root": "data", "prepared": "smb://host/x"}):
+        with pytest.raises(InputError, match=r"^file: its data would be read from (http|smb)://.*set data\.root"):
+            check_cache({"_target_": folder, **data}, "file")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

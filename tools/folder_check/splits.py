@@ -55,7 +55,7 @@ def _copies(frames: CameraFolderDataset, splits: Mapping[str, str]) -> Iterator[
     for index, name in enumerate(frames.names):
         found = (frames.image_path(index, number) for number in range(len(frames.calibration.cameras)))
         path = next((path for path in found if path is not None), None)
-        if name in splits and path is not None:
+        if name in splits and isinstance(path, Path):
             paths[name] = path
     by_size: dict[int, list[str]] = defaultdict(list)
     for name, path in paths.items():

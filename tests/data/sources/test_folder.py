@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import TINY
+from object_stores import Upload, assert_same_samples
 from PIL import Image
 
 from bevreshape.config.load_model import load_model
@@ -746,3 +747,20 @@ def test_a_frame_calibration_with_another_spelling_is_refused(one: Builder, key:
     one.content["frames"] = {"elsewhere": one.content["frames"][key]}  # its image may be elsewhere in the data
     one.calibrate()
     assert len(one.source().split("train")) == 2
+
+
+def test_an_object_store_gives_the_samples_of_the_folder(two: Builder, memory_store: Upload) -> None:
+    (two.root / "boxes").mkdir()
+    for name in ("a", "b"):
+        (two.root / f"boxes/{name}.json").write_text(
+            '[{"category": "car", "center_m": [5, 0, 1], "size_m": [3, 2, 1], "yaw_deg": 30}]'
+        )
+    two.content["boxes"] = {"categories": ["car"]}
+    two.calibrate()
+    options: dict[str, Any] = {"grid": GRID, "image_size": (30, 40), "splits": SPLITS}
+    local, remote = FolderSource(two.root, **options), FolderSource(memory_store(two.root), **options)
+    remote.prepare(("train", "test"))
+    assert remote.classes == local.classes
+    assert_same_samples(local.split("train"), remote.split("train"))
+    with pytest.raises(InputError, match=r"^memory://nowhere: there is no such folder"):
+        FolderSource("memory://nowhere", **options)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import TINY
 from kitti_folder import R0, VELO, object_folder, pixel_of, square
+from object_stores import Upload, assert_same_samples
 
 from bevreshape.data.batch import BEVBatch, BEVSource
 from bevreshape.data.sources.kitti.benchmark import ego_from_velodyne_ground
@@ -291,3 +292,10 @@ def test_real_cars_are_left_and_right_as_in_the_image(real: KITTIObjectSource) -
         assert there(ahead, left), (ahead, left)
     for ahead, left in ((6.4, 3.8), (33.5, 7.2), (20.2, 8.5)):
         assert not there(ahead, left), (ahead, left)
+
+
+def test_an_object_store_gives_the_samples_of_the_folder(tmp_path: Path, memory_store: Upload) -> None:
+    root = object_folder(tmp_path, LABELS)
+    local, remote = source(root), source(memory_store(root))
+    remote.prepare(("test",))
+    assert_same_samples(local.split("test"), remote.split("test"))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from batches import labelled, outputs_of
 from commands import TINY
 from kitti_folder import pixel_of, road_folder, write_calibration
+from object_stores import Upload, assert_same_samples
 from PIL import Image
 
 from bevreshape.config.load_model import load_model
@@ -454,3 +455,10 @@ def test_cost_of_coarser_cells(shared_data: Path, cell_m: float, expected: tuple
     scores = metric.compute()
     found = tuple(scores[f"kitti/{name}/um/max_f"].item() for name in CLASSES)
     assert found == pytest.approx(expected, abs=6e-4)
+
+
+def test_an_object_store_gives_the_samples_of_the_folder(tmp_path: Path, memory_store: Upload) -> None:
+    root = road_folder(tmp_path, NAMES)
+    local, remote = source(root), source(memory_store(root))
+    remote.prepare(("test",))
+    assert_same_samples(local.split("test"), remote.split("test"))

@@ -19,6 +19,7 @@ import torch
 import write_nuscenes as writer
 from batches import labelled, outputs_of
 from commands import finish, start
+from object_stores import Upload, assert_same_samples
 from PIL import Image
 
 from bevreshape.config.build_data import build_data
@@ -658,3 +659,11 @@ def test_iou_by_condition() -> None:
                 true = there[keyframes, k] & valid[keyframes, k]
                 expected = (said & true).sum() / (said | true).sum()
                 assert float(found[f"iou_{threshold}/{name}/{word}"]) == pytest.approx(expected)
+
+
+def test_an_object_store_gives_the_samples_of_the_release(release: Path, ready: Path, memory_store: Upload) -> None:
+    local, remote = source(release, ready), source(memory_store(release), memory_store(ready))
+    remote.prepare(("train", "val"))
+    assert_same_samples(local.split("train"), remote.split("train"))
+    with pytest.raises(InputError, match=r"^memory://nowhere/.*index\.json: there is no such file.*prepare_nuscenes"):
+        source(release, "memory://nowhere")  # type: ignore[arg-type]

@@ -178,7 +178,7 @@ def test_records_of_an_older_version_are_refused(made: Path, copied: Path) -> No
 def test_a_file_of_the_wrong_length_is_generated_again(
     damage: str, made: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = storage.record_path(source(copied).split("train").folder, 2)
+    path = source(copied).split("train").folder / storage.record_name(2)
     content = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -197,7 +197,7 @@ def test_a_file_of_the_wrong_length_is_generated_again(
 
 def test_a_damaged_record_is_refused(copied: Path) -> None:
     train = source(copied).split("train")
-    path = storage.record_path(train.folder, 2)
+    path = train.folder / storage.record_name(2)
     content = bytearray(path.read_bytes())
     content[len(content) // 4] ^= 0xFF
     path.write_bytes(content)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from bevreshape.data.sources.folder.entries import numbers
 from bevreshape.errors import InputError, shown, suggest
 from bevreshape.storage.files import read_json
+from bevreshape.storage.store_path import DataPath
 
 LONGEST_M, FARTHEST_M, MOST_DEG = 1000, 10_000, 3600
 """Largest plausible side of a box, distance along an axis, and yaw."""
@@ -57,7 +57,7 @@ class Boxes:
         return self.centers[:, None] + torch.stack([ahead * cos - left * sin, ahead * sin + left * cos, up], dim=-1)
 
 
-def read_boxes(path: Path, known: Sequence[str]) -> Boxes:
+def read_boxes(path: DataPath, known: Sequence[str]) -> Boxes:
     """Read and check the boxes of a frame; a frame without boxes has an empty list.
 
     Args:

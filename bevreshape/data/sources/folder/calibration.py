@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from bevreshape.data.image_io import MAX_MEGAPIXELS
@@ -17,6 +16,7 @@ from bevreshape.geometry import (
 )
 from bevreshape.geometry.calibration_checks import diagnose_pose
 from bevreshape.storage.files import read_json
+from bevreshape.storage.store_path import DataPath
 
 VERSION = 1
 
@@ -38,7 +38,7 @@ class Calibration:
         camera_subfolders: whether every camera's files are in a folder of its own, as for several cameras.
     """
 
-    path: Path
+    path: DataPath
     cameras: tuple[str, ...]
     shared: Rig | None
     frames: Mapping[str, Rig]
@@ -116,7 +116,7 @@ class Calibration:
                 )
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(path: DataPath) -> Calibration:
     """Read and check a ``calibration.json``.
 
     Raises:

@@ -19,9 +19,10 @@ from bevreshape.data.image_io import (
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
 from bevreshape.errors import InputError, suggest
 from bevreshape.storage.files import visible
+from bevreshape.storage.store_path import DataPath
 
 
-def camera_folders(images: Path, calibration: Calibration) -> list[Path]:
+def camera_folders(images: DataPath, calibration: Calibration) -> list[DataPath]:
     """Return the folder of every camera's files: ``images`` for one camera, a folder named like each for several.
 
     Raises:
@@ -41,13 +42,13 @@ def camera_folders(images: Path, calibration: Calibration) -> list[Path]:
     return folders
 
 
-def files_by_frame(folder: Path) -> dict[str, Path]:
+def files_by_frame(folder: DataPath) -> dict[str, DataPath]:
     """Return the images of a folder, without hidden files, or one image, by the name of their frame.
 
     Raises:
         InputError: when there is no such folder, or a frame has two images.
     """
-    files: dict[str, Path] = {}
+    files: dict[str, DataPath] = {}
     if not folder.exists():
         raise InputError(f"{folder}: there is no such folder; data/README.md describes a camera folder")
     for path in visible(folder) if folder.is_dir() else [folder]:
@@ -59,7 +60,7 @@ def files_by_frame(folder: Path) -> dict[str, Path]:
     return files
 
 
-def check_size(path: Path, found: tuple[int, int], size: tuple[int, int], calibration: Path) -> None:
+def check_size(path: DataPath, found: tuple[int, int], size: tuple[int, int], calibration: DataPath) -> None:
     """Refuse an image of another size (H, W) than ``calibration`` states."""
     height, width = found
     if found != size:
@@ -96,7 +97,7 @@ class CameraFolderDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        images: Path,
+        images: DataPath,
         calibration: Calibration,
         image_size: tuple[int, int],
         *,
@@ -176,16 +177,16 @@ class CameraFolderDataset(Dataset[Sample]):
         """Return an image as it is stored, (3, H, W); ``None`` where it is missing or masked."""
         return self._read(index, camera, self.calibration.of(self.names[index]).sizes[camera], distorted=True)
 
-    def image_path(self, index: int, camera: int) -> Path | None:
+    def image_path(self, index: int, camera: int) -> DataPath | None:
         """Return the file of a frame's camera, ``None`` where it is missing."""
         return self._files[camera].get(self.names[index])
 
 
 def open_frames(
-    path: Path,
+    path: DataPath,
     image_size: tuple[int, int],
     *,
-    calibration: Path | None = None,
+    calibration: DataPath | None = None,
     image_mode: str = "rgb",
     cameras: Sequence[str] = (),
 ) -> CameraFolderDataset:

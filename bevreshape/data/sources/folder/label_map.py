@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from bevreshape.data.names import check_name
 from bevreshape.data.sources.folder.entries import check_keys
 from bevreshape.errors import InputError, shown, suggest
 from bevreshape.geometry.ipm import UNLABELED
+from bevreshape.storage.store_path import DataPath
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LabelMap:
                 raise InputError(f"{where}: {name!r} is not labelled in this folder; {suggest(name, self.members)}")
         return torch.stack([self.members[name] for name in names]).any(0)
 
-    def check(self, labels: Tensor, path: Path) -> None:
+    def check(self, labels: Tensor, path: DataPath) -> None:
         """Compare the values of a label image with the ones that may occur.
 
         Raises:

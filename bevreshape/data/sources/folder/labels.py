@@ -1,7 +1,6 @@
 """Read the sources of targets: image labels, projected onto the ground plane, BEV labels, or 3D boxes."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,6 +15,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, labels_to_bev
 from bevreshape.geometry.ipm import UNLABELED
 from bevreshape.geometry.rasterize import rasterize_boxes
+from bevreshape.storage.store_path import DataPath
 
 Found = TypeVar("Found")
 
@@ -55,7 +55,7 @@ def matching_cells(
     return rows, cols
 
 
-def _explained(found: Found | None, path: Path, section: str, classes: Mapping[str, Sequence[str]]) -> Found:
+def _explained(found: Found | None, path: DataPath, section: str, classes: Mapping[str, Sequence[str]]) -> Found:
     if found is None:
         raise InputError(f"{path}: there is no {section!r} section, but {', '.join(classes)} is made from it; add it")
     return found
@@ -77,7 +77,7 @@ class ImageLabels:
         InputError: when the calibration does not define the labels, or a name is unknown.
     """
 
-    def __init__(self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, folder: DataPath, calibration: Calibration, classes: Mapping[str, Sequence[str]]) -> None:
         label_map = _explained(calibration.labels, calibration.path, "labels", classes)
         self._calibration = calibration
         self._folder = folder
@@ -129,7 +129,7 @@ class BEVLabels:
     """
 
     def __init__(
-        self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]], grid: BEVGrid
+        self, folder: DataPath, calibration: Calibration, classes: Mapping[str, Sequence[str]], grid: BEVGrid
     ) -> None:
         label_map = _explained(calibration.bev, calibration.path, "bev", classes)
         assert calibration.bev_grid is not None  # it is part of the same section
@@ -185,7 +185,7 @@ class BoxLabels:
     """
 
     def __init__(
-        self, folder: Path, calibration: Calibration, classes: Mapping[str, Sequence[str]], grid: BEVGrid
+        self, folder: DataPath, calibration: Calibration, classes: Mapping[str, Sequence[str]], grid: BEVGrid
     ) -> None:
         self._categories = _explained(calibration.boxes, calibration.path, "boxes", classes)
         for name, categories in classes.items():

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import TypedDict
 
-from bevreshape.config.options import ImageSize, LocalPath, checked, read_value
+from bevreshape.config.options import DataRoot, ImageSize, LocalPath, checked, read_value
 from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
 from bevreshape.data.names import check_classes
@@ -27,6 +27,8 @@ from bevreshape.data.targets import Annotation, BEVTarget
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.storage.files import read_text
+from bevreshape.storage.object_store import data_path
+from bevreshape.storage.store_path import DataPath
 
 
 class ClassSpec(TypedDict):
@@ -68,7 +70,7 @@ def all_classes(calibration: Calibration) -> dict[str, ClassSpec]:
     return classes
 
 
-def read_split(path: Path) -> list[str]:
+def read_split(path: DataPath) -> list[str]:
     """Read frame names, one a line.
 
     Raises:
@@ -81,7 +83,7 @@ def read_split(path: Path) -> list[str]:
     return _each_once(names, str(path))
 
 
-def split_names(root: Path, split: str, given: str | Sequence[str]) -> list[str]:
+def split_names(root: DataPath, split: str, given: str | Sequence[str]) -> list[str]:
     """Return the frames of a split in ``data.splits``: a list of names, or a file of names, one a line, relative to
     ``root``.
 
@@ -90,7 +92,8 @@ def split_names(root: Path, split: str, given: str | Sequence[str]) -> list[str]
     """
     where = f"data.splits.{split}"
     if isinstance(given, str):
-        return read_split(root / read_value(where, LocalPath, given))
+        local = Path(read_value(where, LocalPath, given))
+        return read_split(local if local.is_absolute() else root / str(local))
     if not given:
         raise InputError(f"{where}={given!r} is empty; list frames, or name a file of them")
     return _each_once(list(given), where)
@@ -181,7 +184,7 @@ class FolderSource:
 
     def __init__(
         self,
-        root: LocalPath,
+        root: DataRoot,
         *,
         grid: BEVGrid,
         image_size: ImageSize,
@@ -192,7 +195,7 @@ class FolderSource:
         cameras: Sequence[str] | None = None,
         image_mode: ImageMode = "rgb",
     ) -> None:
-        self.root = Path(root)
+        self.root = data_path(root)
         if not self.root.is_dir():
             raise InputError(
                 f"{self.root}: there is no such folder; convert your data first (data/README.md), or set root"

@@ -7,7 +7,6 @@ and ``P2 · R0_rect · Tr_cam_to_road⁻¹`` the road's (the readme files of the
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -19,6 +18,7 @@ from bevreshape.data.image_io import read_image, read_image_size, read_or_mask, 
 from bevreshape.errors import InputError
 from bevreshape.geometry import check_calibration
 from bevreshape.storage.files import read_text
+from bevreshape.storage.store_path import DataPath
 
 VELODYNE_HEIGHT_M = 1.73
 """Height of the velodyne above the ground, from KITTI's drawing of its sensors."""
@@ -30,7 +30,7 @@ _NO_CALIBRATION = "there is no such calibration; copy it from the benchmark, or 
 class Matrices(dict[str, Tensor]):
     """Map names of a calibration file to matrices, each (4, 4) float64; a missing one raises ``InputError``."""
 
-    def __init__(self, path: Path, matrices: Mapping[str, Tensor]) -> None:
+    def __init__(self, path: DataPath, matrices: Mapping[str, Tensor]) -> None:
         super().__init__(matrices)
         self.path = path
 
@@ -41,7 +41,7 @@ class Matrices(dict[str, Tensor]):
         )
 
 
-def read_matrices(path: Path) -> Matrices:
+def read_matrices(path: DataPath) -> Matrices:
     """Read a calibration file, lines of a name, a colon, and the 9 or 12 numbers of a (3, 3) or (3, 4) matrix.
 
     Raises:
@@ -96,7 +96,7 @@ def left_camera(
     return intrinsics, ego_from_rectified @ rectified_from_cam
 
 
-def _inverse(matrix: Tensor, path: Path, name: str) -> Tensor:
+def _inverse(matrix: Tensor, path: DataPath, name: str) -> Tensor:
     inverse, failed = torch.linalg.inv_ex(matrix)
     if failed:
         raise InputError(f"{path}: {name} is singular; copy the file from the benchmark again")
@@ -117,7 +117,7 @@ class KITTIFrames(Dataset[Sample]):
 
     def __init__(
         self,
-        training: Path,
+        training: DataPath,
         names: Sequence[str],
         image_size: tuple[int, int],
         ego_from_rectified: Callable[[Matrices], Tensor],
@@ -151,7 +151,7 @@ class KITTIFrames(Dataset[Sample]):
             camera_mask=torch.tensor([found is not None]),
         )
 
-    def image_path(self, name: str) -> Path:
+    def image_path(self, name: str) -> DataPath:
         """Return the image file of a frame."""
         return self.training / "image_2" / f"{name}.png"
 

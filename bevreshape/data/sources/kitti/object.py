@@ -7,7 +7,6 @@ box, in the frame of the rectified camera 0. Only objects that the left color ca
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
@@ -15,7 +14,7 @@ from annotated_types import Len
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bevreshape.config.options import ImageSize, LocalPath, checked
+from bevreshape.config.options import DataRoot, ImageSize, checked
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage
 from bevreshape.data.sources.kitti.benchmark import KITTIFrames, LabelledKITTI, ego_from_velodyne_ground
@@ -25,6 +24,7 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
 from bevreshape.geometry.rasterize import rasterize_boxes
 from bevreshape.storage.files import read_text
+from bevreshape.storage.store_path import DataPath
 
 Kind = Literal["Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc"]
 TYPES = get_args(Kind)
@@ -48,7 +48,7 @@ class Label(NamedTuple):
     """Radians about that frame's y axis; 0 with the length along x."""
 
 
-def read_labels(path: Path) -> list[Label]:
+def read_labels(path: DataPath) -> list[Label]:
     """Read a label file.
 
     Raises:
@@ -170,7 +170,7 @@ class LabelledObjects(LabelledKITTI):
         """Return the lines of a frame's label file."""
         return read_labels(self._path(name))
 
-    def _path(self, name: str) -> Path:
+    def _path(self, name: str) -> DataPath:
         return self.frames.training / "label_2" / f"{name}.txt"
 
 
@@ -207,7 +207,7 @@ class KITTIObjectSource(KITTISource):
 
     def __init__(
         self,
-        root: LocalPath,
+        root: DataRoot,
         *,
         grid: BEVGrid,
         image_size: ImageSize,

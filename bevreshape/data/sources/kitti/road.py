@@ -9,7 +9,6 @@ benchmark's ground truth.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -17,7 +16,7 @@ from annotated_types import Len
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from bevreshape.config.options import ImageSize, LocalPath, checked
+from bevreshape.config.options import DataRoot, ImageSize, checked
 from bevreshape.data.batch import SEGMENTATION, BEVBatch, Sample
 from bevreshape.data.image_io import ImageMode, OnCorruptImage, read_image
 from bevreshape.data.sources.kitti.benchmark import KITTIFrames, LabelledKITTI, ego_from_road_plane
@@ -27,6 +26,7 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels, labels_to_bev
 from bevreshape.geometry.cameras import mirror_intrinsics
 from bevreshape.ops.tensors import index_of
+from bevreshape.storage.store_path import DataPath
 
 CATEGORIES = ("um", "umm", "uu")
 """Prefixes of frames' names: urban marked, urban multiple marked lanes, urban unmarked."""
@@ -49,7 +49,7 @@ def split_of(name: str) -> str:
 
 
 def read_masks(
-    training: Path, name: str, size: tuple[int, int], image: Path, wanted: Collection[str] = MASKS
+    training: DataPath, name: str, size: tuple[int, int], image: DataPath, wanted: Collection[str] = MASKS
 ) -> UInt8[Tensor, "H W"]:
     """Read the labels of a frame, see ``KNOWN``.
 
@@ -83,7 +83,7 @@ def read_masks(
     return labels
 
 
-def mask_paths(training: Path, name: str, wanted: Collection[str] = MASKS) -> dict[str, Path]:
+def mask_paths(training: DataPath, name: str, wanted: Collection[str] = MASKS) -> dict[str, DataPath]:
     """Return the files of a frame's wanted masks that exist; the benchmark has a lane mask for some frames only.
 
     Raises:
@@ -217,7 +217,7 @@ class KITTIRoadSource(KITTISource):
 
     def __init__(
         self,
-        root: LocalPath,
+        root: DataRoot,
         *,
         grid: BEVGrid,
         image_size: ImageSize,

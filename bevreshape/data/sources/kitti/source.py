@@ -16,6 +16,8 @@ from bevreshape.data.sources.kitti.benchmark import KITTIFrames, LabelledKITTI, 
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid
 from bevreshape.storage.files import visible
+from bevreshape.storage.object_store import data_path
+from bevreshape.storage.store_path import DataPath
 
 
 class RuleSplits(TypedDict, total=False):
@@ -60,7 +62,7 @@ class KITTISplits:
         InputError: when there is no such folder, or an image's name is not of the benchmark.
     """
 
-    def __init__(self, root: Path, benchmark: Benchmark, splits: RuleSplits | None = None) -> None:
+    def __init__(self, root: DataPath, benchmark: Benchmark, splits: RuleSplits | None = None) -> None:
         self.root = root
         self._benchmark = benchmark
         self._given: dict[str, str | Sequence[str] | None] = dict(splits or {})  # type: ignore[arg-type]
@@ -131,7 +133,7 @@ class KITTISource:
         on_corrupt_image: str,
         image_mode: str,
     ) -> None:
-        self.root = Path(root)
+        self.root = data_path(root)
         self._splits = KITTISplits(self.root, benchmark, splits)
         self._ego_from_rectified = benchmark.ego_from_rectified
         self.grid = grid

@@ -25,6 +25,7 @@ from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
 from bevreshape.reporting.progress import track
 from bevreshape.storage.files import read_json, write_text
+from bevreshape.storage.store_path import DataPath, unchanging
 
 FORMAT = 3
 """Version of the records, raised with every change of their content."""
@@ -65,12 +66,12 @@ class Content:
         bounds = {"forward_m": list(self.grid.forward_m), "left_m": list(self.grid.left_m), "cell_m": self.grid.cell_m}
         return {"format": FORMAT, "version": self.version, **bounds, "line_width_m": float(self.width_m)}
 
-    def folder(self, out: Path) -> Path:
-        """Return its folder, a different one for different parameters."""
+    def folder_name(self) -> str:
+        """Return the name of its folder, a different one for different parameters."""
         digest = hashlib.sha256(json.dumps(self.meta(), sort_keys=True).encode()).hexdigest()[:12]
-        return out / f"{self.version}-{digest}"
+        return f"{self.version}-{digest}"
 
-    def command(self, root: Path, out: Path) -> str:
+    def command(self, root: DataPath, out: DataPath) -> str:
         """Return the command that prepares it."""
         bounds = (
             f"'forward_m={list(self.grid.forward_m)}' 'left_m={list(self.grid.left_m)}' cell_m={self.grid.cell_m:g}"
@@ -89,7 +90,7 @@ class Index:
         places: (m, 2) position of the vehicle at every keyframe, metres of the map.
     """
 
-    records: Path
+    records: DataPath
     scenes: Sequence[SceneRecord]
     places: NDArray[np.float64]
 
@@ -115,7 +116,7 @@ def prepare_release(root: Path, out: Path, content: Content, workers: int) -> tu
     Raises:
         InputError: when a file is missing, or the folder cannot be written.
     """
-    folder = content.folder(out)
+    folder = out / content.folder_name()
     found = tables.open_tables(root, content.version)
     scenes, keyframes, skipped = tables.read_keyframes(found, root)
     del found  # gigabytes, which the workers would inherit
@@ -175,20 +176,21 @@ def _encode(keyframe: Keyframe, layers: Mapping[str, maps.Layer], grid: BEVGrid)
     return PARTS.pack(*map(len, packed)) + b"".join(packed)
 
 
-def read_index(root: Path, out: Path, content: Content) -> Index:
+def read_index(root: DataPath, out: DataPath, content: Content) -> Index:
     """Read the index of a prepared folder.
 
     Raises:
         InputError: when it was not prepared; the message gives the command.
     """
-    path = content.folder(out) / INDEX
+    path = out / content.folder_name() / INDEX
     remedy = content.command(root, out)
     plain = read_json(
         path,
         f"there is no such file, so {content.version} is not, or not fully, prepared for these cells; {remedy}",
     )
     try:
-        index = Index(path.parent / plain["records"], plain["scenes"], np.array(plain["places"], np.float64))
+        records = unchanging(path.parent / plain["records"])
+        index = Index(records, plain["scenes"], np.array(plain["places"], np.float64))
         whole = index.places.shape == (sum(scene["count"] for scene in index.scenes), 2)
         if not whole or not all(SceneRecord.__required_keys__ <= scene.keys() for scene in index.scenes):
             raise ValueError("its scenes are incomplete")
@@ -198,7 +200,7 @@ def read_index(root: Path, out: Path, content: Content) -> Index:
 
 
 def read_keyframe(
-    records: Path, number: int, remedy: str, raster: str, shape: tuple[int, int]
+    records: DataPath, number: int, remedy: str, raster: str, shape: tuple[int, int]
 ) -> tuple[Keyframe, NDArray[np.uint16]]:
     """Read a keyframe and its map, one bit for each layer, (rows, cols).
 

@@ -1,7 +1,6 @@
 """Provide nuScenes as a data source, by the published protocols."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import TypedDict
 
-from bevreshape.config.options import ImageSize, Length, LocalPath, checked
+from bevreshape.config.options import DataRoot, ImageSize, Length, checked
 from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Meta, Sample
 from bevreshape.data.image_io import (
     ImageMode,
@@ -34,6 +33,8 @@ from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, ground_pixels
 from bevreshape.geometry.rasterize import corners, rasterize_polygons
 from bevreshape.metrics.conditions import conditions_of
+from bevreshape.storage.object_store import data_path
+from bevreshape.storage.store_path import unchanging
 
 Raster = Literal["exact", "published", "lss"]
 """Rasterization: cells whose centres are inside; as in CVT; as in LSS, which has no map."""
@@ -109,7 +110,7 @@ class NuScenesSource:
     their images.
 
     Args:
-        root: of the release, with ``samples``.
+        root: of the release, with ``samples``, on this machine or in an object store; so is ``prepared``.
         grid: the cells of the preparation.
         version: of the release.
         prepared: the folder given to the tool as ``out``.
@@ -138,11 +139,11 @@ class NuScenesSource:
 
     def __init__(
         self,
-        root: LocalPath,
+        root: DataRoot,
         *,
         grid: BEVGrid,
         version: str,
-        prepared: LocalPath,
+        prepared: DataRoot,
         classes: Annotated[Mapping[str, ClassSpec], Len(1)],
         image_size: ImageSize,
         targets: Sequence[str] | None = None,
@@ -160,7 +161,8 @@ class NuScenesSource:
     ) -> None:
         if len(set(cameras)) < len(cameras):
             raise InputError(f"data.cameras={list(cameras)} must name no camera twice")
-        self.root = Path(root)
+        self.root, out = data_path(root), data_path(prepared)
+        self._images = unchanging(self.root)  # their names hold the time
         self.grid = grid
         self.image_size = (image_size[0], image_size[1])
         self.crop_bottom = crop_bottom
@@ -181,8 +183,8 @@ class NuScenesSource:
         self.on_corrupt_image = on_corrupt_image
         self.image_mode = image_mode
         content = Content(version, grid, line_width_m)
-        self.remedy = content.command(self.root, Path(prepared))
-        self._index = read_index(self.root, Path(prepared), content)
+        self.remedy = content.command(self.root, out)
+        self._index = read_index(self.root, out, content)
         self._numbers = splits.split_keyframes(self._index, split, grid)
         if raster != "exact" and any(spec.get("boxes") for spec in self.specs):
             _import_cv2()
@@ -218,7 +220,7 @@ class NuScenesSource:
 
     def read_image(self, camera: CameraRecord) -> tuple[Tensor, Tensor, bool]:
         """Return an image at the network's size, its intrinsics, and whether it could be read."""
-        path, size = self.root / camera["file"], (camera["size"][0], camera["size"][1])
+        path, size = self._images / camera["file"], (camera["size"][0], camera["size"][1])
         kept = (
             size[0] if not self.crop_bottom else 8 * round(size[0] * (1 - self.crop_bottom) / 8)
         )  # whole rows at any reduction

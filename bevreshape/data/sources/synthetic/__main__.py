@@ -8,6 +8,7 @@ if __name__ == "__main__":  # before anything loads torch
 import os
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -37,7 +38,8 @@ def main() -> None:
         source.prepare()
         generated = time.perf_counter() - start
         train = source.split("train")
-        size = sum(file.stat().st_size for file in source.world("train").folder(source.root).rglob("*.record"))
+        folder = Path(root) / source.world("train").folder_name()
+        size = sum(file.stat().st_size for file in folder.rglob("*.record"))
         torch.set_num_threads(1)  # as in a worker of the loader
         start = time.perf_counter()
         for index in range(options.scenes):

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from typing_extensions import TypedDict
 
-from bevreshape.config.options import Count, ImageSize, LocalPath, Seed, Steps, checked
+from bevreshape.config.options import Count, DataRoot, ImageSize, Seed, Steps, checked
 from bevreshape.data import storage
 from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, Meta, Sample
 from bevreshape.data.sources.synthetic.draw import draw_scene
@@ -28,6 +27,8 @@ from bevreshape.data.sources.synthetic.world import CLASSES, Scene, bev_labels
 from bevreshape.data.targets import BEVTarget
 from bevreshape.errors import InputError, suggest
 from bevreshape.geometry import BEVGrid, Cameras, ground_pixels
+from bevreshape.storage.object_store import data_path
+from bevreshape.storage.store_path import DataPath, StorePath, unchanging
 
 WORLD_VERSION = 2
 """Version of the world, raised with every change of its content, so that old caches are not reused."""
@@ -71,10 +72,10 @@ class World:
         """Return the parameters as plain values."""
         return {"world_version": WORLD_VERSION, "jpeg_quality": JPEG_QUALITY, **asdict(self)}
 
-    def folder(self, root: Path) -> Path:
-        """Return the split's cache folder, a different one for different parameters."""
+    def folder_name(self) -> str:
+        """Return the name of the split's cache folder, a different one for different parameters."""
         digest = hashlib.sha256(json.dumps(self.meta(), sort_keys=True).encode()).hexdigest()[:12]
-        return root / f"{self.split}-{digest}"
+        return f"{self.split}-{digest}"
 
     def generator(self, index: int, purpose: int) -> np.random.Generator:
         """Return the random generator of scene ``index`` for one purpose."""
@@ -129,7 +130,7 @@ def _encode(world: World, index: int) -> bytes:
 class SyntheticScenes(Dataset[Sample]):
     """Read one split from its cache, scene by scene; nothing stays in memory."""
 
-    def __init__(self, world: World, folder: Path, count: int, calibration: str, noise: Spread) -> None:
+    def __init__(self, world: World, folder: DataPath, count: int, calibration: str, noise: Spread) -> None:
         self.world = world
         self.folder = folder
         self.count = count
@@ -203,7 +204,7 @@ class SyntheticSource:
         calibration: ``exact`` provides the true poses, ``nominal`` the mountings, ``noisy`` true poses with an error.
         noise: standard deviations of that error, as ``jitter``.
         lane_label_m: minimal width of a lane marking in the target, metres, so that cells can represent it.
-        root: folder of the caches.
+        root: folder of the caches, on this machine or, copied, in an object store.
         generation_workers: processes that generate; by default one for each core.
 
     Raises:
@@ -224,7 +225,7 @@ class SyntheticSource:
         calibration: Literal["exact", "nominal", "noisy"] = "exact",
         noise: Spread | None = None,
         lane_label_m: Annotated[float, Gt(0), Le(10)] = 0.75,
-        root: LocalPath = "data/synthetic",
+        root: DataRoot = "data/synthetic",
         generation_workers: Count | None = None,
     ) -> None:
         self.scenes = cast(dict[str, int], scenes or {"train": 3000, "val": 200, "test": 400})
@@ -237,7 +238,7 @@ class SyntheticSource:
         self.calibration = calibration
         self.noise = noise or Spread(1.0, 0.5, 0.5, 0.05)
         self.lane_label_m = lane_label_m
-        self.root = Path(root)
+        self.root = data_path(root)
         self.generation_workers = generation_workers or os.cpu_count() or 1
         _, mounted = nominal(rig, self.image_size)
         if not self.world("train").seen(mounted.astype(np.float32)).any():
@@ -259,18 +260,32 @@ class SyntheticSource:
     def prepare(self, splits: Sequence[str] = SPLITS) -> None:
         """Generate the scenes of these splits that are not cached.
 
+        Scenes in an object store must all be there; the first and the last one are looked for.
+
         Raises:
-            InputError: when the cache cannot be written, or the disk is full.
+            InputError: when the cache cannot be written, the disk is full, or a scene is not in the object store.
         """
         for split in splits:
             world = self.world(split)
+            folder = self.root / world.folder_name()
+            if isinstance(folder, StorePath):
+                self._check_uploaded(folder, self.scenes[split])
+                continue
             storage.prepare(
-                world.folder(self.root),
+                folder,
                 world.meta(),
                 self.scenes[split],
                 partial(make_records, world),
                 self.generation_workers,
             )
+
+    def _check_uploaded(self, folder: StorePath, count: int) -> None:
+        for path in (folder / storage.record_name(index) for index in (0, count - 1)):
+            if not path.exists():
+                raise InputError(
+                    f"{path}: there is no such scene, and scenes are generated on a disk only; train with "
+                    f"data.root=FOLDER, then copy the content of FOLDER to {self.root}"
+                )
 
     def split(self, name: str) -> Dataset[Sample]:
         """Return the scenes of ``train``, ``val`` or ``test``.
@@ -279,7 +294,8 @@ class SyntheticSource:
             InputError: when the split is unknown.
         """
         world = self.world(name)
-        return SyntheticScenes(world, world.folder(self.root), self.scenes[name], self.calibration, self.noise)
+        folder = unchanging(self.root / world.folder_name())
+        return SyntheticScenes(world, folder, self.scenes[name], self.calibration, self.noise)
 
     def make_targets(self, batch: BEVBatch) -> BEVBatch:
         """Return the batch, which has its targets."""
