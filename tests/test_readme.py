@@ -326,6 +326,19 @@ def test_inference_in_plain_torch(trained: Path) -> None:
     assert names["probabilities"].shape == (2, 4, 16, 16)
 
 
+def test_a_model_as_a_folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "best.ckpt").write_bytes((trained / "checkpoints" / "best.ckpt").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(block("bevreshape/README.md", "python", "from_pretrained"), names)
+    assert len(names["model"].spec.classes) == 4
+    assert {path.name for path in (tmp_path / "mlp_front").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+
+
 def run_script(folder: Path, *arguments: str) -> None:
     """Run ``python NAME.py …`` there."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -7,11 +7,9 @@ from hydra.core.config_store import ConfigStore
 
 from bevreshape.config.allowed import check_cache, check_targets
 from bevreshape.config.command_line import asks_for_help, typed_trust, typed_value
+from bevreshape.config.groups import FROM_CHECKPOINT
 from bevreshape.config.options import LocalPath, read_value
 from bevreshape.errors import InputError
-
-FROM_CHECKPOINT = ("data", "loader", "metric")
-"""Groups taken from the checkpoint's run, unless others are chosen."""
 
 IOU = {"iou": {"_target_": "bevreshape.metrics.BEVIoU"}}
 

@@ -10,6 +10,8 @@ from bevreshape.errors import InputError
 MODEL_PARTS = ("encoder", "reshaper", "head")
 """Groups that form the model."""
 
+FROM_CHECKPOINT = ("data", "loader", "metric")
+"""Groups that evaluation takes from the checkpoint's run, unless others are chosen."""
 
 NAMED = ("head", "objective", "metric")
 """Groups that hold several nodes by name. Their classes may omit the offered arguments, and nodes may set them."""

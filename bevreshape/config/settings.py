@@ -134,7 +134,7 @@ class Export(TypedDict):
     """Keys of ``bevreshape.export``."""
 
     checkpoint: LocalPath
-    format: Literal["onnx", "pt2"]
+    format: Literal["onnx", "pt2", "hub"]
     out: LocalPath | None
     calibration: LocalPath | None
     trust: Trust

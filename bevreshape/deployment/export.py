@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bevreshape.bev_spec import BEVSpec
@@ -17,7 +18,13 @@ from bevreshape.deployment.program import FORMATS, export, frame_times, open_pro
 from bevreshape.deployment.rigs import check_visibility, example, example_rig, fitted_rig, stored_rig
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
+from bevreshape.pretrained import PretrainedBEVModel
 from bevreshape.reshapers import Reshaper
+from bevreshape.storage.plain_values import read_json
+from bevreshape.storage.pretrained import CONFIG, WEIGHTS
+
+HUB = "hub"
+"""The format of a folder for the Hugging Face hub."""
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +36,7 @@ def export_checkpoint(settings: Mapping[str, Any]) -> list[str]:
         settings: of the command, see :class:`~bevreshape.config.settings.Export`.
 
     Returns:
-        Lines on the file, its difference from the model, its inputs and its speed.
+        Lines on what was written: the file, its difference from the model, its inputs and its speed.
 
     Raises:
         InputError: when ``out`` would replace an input file, or the program differs from the model.
@@ -37,6 +44,8 @@ def export_checkpoint(settings: Mapping[str, Any]) -> list[str]:
     checkpoint, format = settings["checkpoint"], settings["format"]
     out = Path(settings["out"] or Path(checkpoint).with_suffix(f".{format}"))
     _check_out(out, settings)
+    if format == HUB:
+        return _export_folder(settings, out)
     model, spec, _ = load_model(checkpoint, settings["trust"])
     check_segmentation(model, checkpoint)
     if others := [name for name in model.heads if name != SEGMENTATION]:
@@ -56,6 +65,26 @@ def export_checkpoint(settings: Mapping[str, Any]) -> list[str]:
     error = export(fixed, inputs[:1], out, format, spec, stored)
     times = _frame_times(free, out, inputs, rig, format, spec, settings["repeats"])
     return [f"{out} · image → probabilities; within {error:.1e} of the model", describe_program(spec), times]
+
+
+def _export_folder(settings: Mapping[str, Any], out: Path) -> list[str]:
+    """Write the model itself as a folder, with the metrics of its run in the card, and read it back."""
+    if settings["calibration"] is not None:
+        raise InputError(
+            f"calibration={settings['calibration']} is folded into programs alone; format={HUB} keeps the calibration "
+            "an input, so leave it out"
+        )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file, but format={HUB} writes a folder; name a folder")
+    checkpoint = Path(settings["checkpoint"]).resolve()
+    model = PretrainedBEVModel.from_pretrained(checkpoint, trust=settings["trust"])
+    measured = checkpoint.parent.parent / "metrics.json"  # of the best checkpoint
+    metrics = read_json(measured) if checkpoint.name == "best.ckpt" and measured.is_file() else {}
+    model.save_pretrained(out, model_card_kwargs={"metrics": metrics})
+    written = load_model(str(out), settings["trust"])[0].state_dict()
+    if any(not torch.equal(value, written[key]) for key, value in model.state_dict().items()):
+        raise InputError(f"{out}: its weights differ from those of {checkpoint}; the disk may be faulty")
+    return [f"{out} · {CONFIG}, {WEIGHTS}, README.md"]
 
 
 def _frame_times(

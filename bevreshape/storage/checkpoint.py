@@ -13,6 +13,7 @@ import torch
 from bevreshape.errors import InputError, RunError, shown
 from bevreshape.storage.archive import MOST_OPCODES, check_archive
 from bevreshape.storage.plain_values import check_plain
+from bevreshape.storage.pretrained import WEIGHTS, read_pretrained
 from bevreshape.storage.run_folder import difference
 
 FORMAT = 3
@@ -26,7 +27,7 @@ LONGEST_NAME = 1000
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Load a checkpoint of this program without executing anything in it.
+    """Load a checkpoint of this program, or a folder of ``format=hub``, without executing anything in it.
 
     Returns:
         The Lightning checkpoint; ``["bevreshape"]`` is the recipe that rebuilds the model (plain values), and
@@ -36,6 +37,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         InputError: when it is no checkpoint, damaged, unsafe, of another program, or of another format.
     """
     path = Path(path)
+    if path.is_dir():
+        return _checked(read_pretrained(path), path, path / WEIGHTS)
     if not path.is_file():
         raise InputError(f"checkpoint {path} is not a file; name a runs/<date>/<time>/checkpoints/best.ckpt")
     try:
@@ -55,6 +58,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"checkpoint {path} cannot be read ({_first_line(error)}); it is damaged or not a checkpoint"
         ) from error
+    return _checked(checkpoint, path, path)
+
+
+def _checked(checkpoint: Any, path: Path, weights: Path) -> dict[str, Any]:
+    """Return a loaded checkpoint after checks of its recipe and its weights, which are in the file ``weights``."""
     recipe = checkpoint.get("bevreshape") if isinstance(checkpoint, dict) else None
     if not isinstance(recipe, dict) or "state_dict" not in checkpoint:
         raise InputError(
@@ -66,7 +74,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"checkpoint {path} has format {recipe.get('format')}, this version reads {FORMAT}; use the version that "
             "wrote it"
         )
-    return {**checkpoint, "state_dict": _weights(checkpoint["state_dict"], path)}
+    return {**checkpoint, "state_dict": _weights(checkpoint["state_dict"], path, weights.stat().st_size)}
 
 
 def _plain(loaded: Any, path: Path) -> Any:
@@ -96,8 +104,8 @@ def _plain(loaded: Any, path: Path) -> Any:
     return copied(loaded, 0)
 
 
-def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
-    """Return the state dict, and check that it holds only dense tensors whose values are in the file."""
+def _weights(state: Any, path: Path, size: int) -> dict[str, torch.Tensor]:
+    """Return the state dict, and check that it holds only dense tensors with values in a file of ``size`` bytes."""
     if not isinstance(state, dict):
         raise InputError(
             f"checkpoint {path}: state_dict is a {type(state).__name__}, not weights by name; it is damaged"
@@ -109,7 +117,7 @@ def _weights(state: Any, path: Path) -> dict[str, torch.Tensor]:
                 f"checkpoint {path}: state_dict has a {type(value).__name__} under {shown(key)}, where weights by name "
                 "belong; it is damaged"
             )
-    total, size = sum(value.numel() * value.element_size() for value in state.values()), path.stat().st_size
+    total = sum(value.numel() * value.element_size() for value in state.values())
     if total > 2 * size:  # some models refer to a weight twice
         raise InputError(
             f"checkpoint {path}: its weights would take {total:,} bytes, which its {size:,} do not hold; it is damaged"
