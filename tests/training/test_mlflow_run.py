@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import Command, without
+from commands import Command, finish, start, without
 from PIL import Image
 
 from bevreshape.config.build_logger import logger_options, make_logger
@@ -75,7 +75,8 @@ def test_a_run_and_its_resuming_in_a_moved_folder_are_one_mlflow_run(
 
     moved.parent.mkdir()
     shutil.move(run, moved)
-    ended = command("train", f"resume={moved}", "logger.tags.mine=second")
+    # in a process of its own: MLflow remembers where the artifacts of a run are
+    ended = finish(start("train", f"resume={moved}", "logger.tags.mine=second", cwd=tmp_path))
     assert ended.code == 0, ended.err
     assert not run.exists()
     assert rows(moved, "SELECT run_uuid, status FROM runs") == [(identity, "FINISHED")]
