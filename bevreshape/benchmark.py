@@ -16,11 +16,9 @@ from bevreshape.storage.files import write_csv
 
 def main(settings: dict[str, Any], folder: Path) -> None:
     """Measure every reshaper on every case; print, write and plot the results."""
-    import torch
-
     from bevreshape.analysis.benchmark import Benchmarking
     from bevreshape.reporting.benchmark import cost_table, floor_tables, scaling_table, write_figure
-    from bevreshape.reporting.machine_results import add_results, benchmark_rows, results_path
+    from bevreshape.reporting.machine_results import keep_benchmark
 
     benchmarking = Benchmarking(settings)
     rows: list[dict[str, Any]] = []
@@ -30,9 +28,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
             rows += found.rows
             write_csv(folder / "benchmark.csv", rows)
             if settings["results"] is not None:
-                path = results_path(Path(settings["results"]), torch.device(found.case.device), found.case.precision)
-                add_results(path, benchmark_rows(settings, found.rows))
-                files[path] = None
+                files[keep_benchmark(settings, found)] = None
             with progress.paused():
                 print_table(cost_table(found.case, found.costs, settings["full_model"]))
                 for reason in found.left_out.values():

@@ -29,6 +29,7 @@ LATE = {
     ("bevreshape/export.py", "bevreshape.deployment.export"): WORK,
     ("bevreshape/benchmark.py", "bevreshape.analysis.benchmark"): WORK,
     ("bevreshape/benchmark.py", "bevreshape.reporting.benchmark"): WORK,
+    ("bevreshape/benchmark.py", "bevreshape.reporting.machine_results"): WORK,
     ("bevreshape/diagnose.py", "bevreshape.analysis.diagnose_checkpoint"): WORK,
     ("bevreshape/diagnose.py", "bevreshape.reporting.diagnosis"): WORK,
     ("bevreshape/study.py", "bevreshape.experiments.run_study"): WORK,
@@ -44,6 +45,9 @@ LATE = {
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.utils.splits"): OPTIONAL,
     ("bevreshape/ops/internals.py", "torch.utils._python_dispatch"): "private; probed where it is used",
     ("bevreshape/storage/lock.py", "fcntl"): "not on Windows",
+    ("bevreshape/training/mlflow_run.py", "mlflow"): OPTIONAL,
+    ("bevreshape/training/mlflow_run.py", "mlflow.exceptions"): OPTIONAL,
+    ("bevreshape/training/mlflow_run.py", "sqlalchemy.exc"): OPTIONAL,
 }
 """Imports inside functions, and why they are not at the top."""
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bevreshape.analysis.benchmark import Measured
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.config.build_model import upsampling
 from bevreshape.config.construct import TARGET, locate
@@ -87,13 +88,20 @@ def read_results(path: Path) -> list[Row]:
     return rows
 
 
-def benchmark_rows(settings: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows of the benchmark with the columns of a file.
+def keep_benchmark(settings: Mapping[str, Any], found: Measured) -> Path:
+    """Add the costs of one case of the benchmark to the file of this machine; return its path.
 
     Args:
-        settings: of ``bevreshape.benchmark``.
-        rows: of ``benchmark.csv``, of one device and precision.
+        settings: of ``bevreshape.benchmark``, with a folder of ``results``.
+        found: costs.
     """
+    case = found.case
+    path = results_path(Path(settings["results"]), torch.device(case.device), case.precision)
+    add_results(path, _benchmark_rows(settings, found.rows))
+    return path
+
+
+def _benchmark_rows(settings: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     whole = settings["full_model"]
     finer = upsampling(settings["head"]) if whole else 1
     return [
