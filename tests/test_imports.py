@@ -35,6 +35,8 @@ LATE = {
     ("bevreshape/study.py", "bevreshape.experiments.run_study"): WORK,
     ("bevreshape/compare.py", "bevreshape.comparison.run_comparison"): WORK,
     ("bevreshape/report.py", "bevreshape.reporting.report"): WORK,
+    ("bevreshape/config/options.py", "fsspec"): "not needed for --help",
+    ("bevreshape/storage/object_store.py", "fsspec"): "not needed for --help",
     ("bevreshape/config/checkpoint_data.py", "bevreshape.storage.checkpoint"): WORK,
     ("bevreshape/data/sources/nuscenes/maps.py", "cv2"): OPTIONAL,
     ("bevreshape/data/sources/nuscenes/maps.py", "shapely"): OPTIONAL,

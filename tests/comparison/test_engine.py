@@ -1,5 +1,6 @@
 """A comparison without real trainings: entries are done once, failures are rows, the outcome is what was measured."""
 
+import csv
 import errno
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from bevreshape.config.options import read_settings
 from bevreshape.config.paths import conf_dir
 from bevreshape.config.settings import Compare
 from bevreshape.errors import Divergence, InputError, RunError, TrainingInterrupted
+from bevreshape.geometry import BEVGrid
 from bevreshape.storage.plain_values import to_yaml
 from bevreshape.training.recorded import Trained
 
@@ -126,6 +128,18 @@ def test_all_that_is_planned_is_done_once(done) -> None:
         for one in asked
     ]
     assert len(set(keys)) == len(keys)
+
+
+def test_costs_are_kept_by_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    spec = engine.BEVSpec(BEVGrid((0, 48), (-24, 24), 2.0), ("a",), ("front",), (32, 64))
+    monkeypatch.setattr(engine.BEVSpec, "of", lambda source: spec)
+    for _ in sharing.run([Comparison(settings(tmp_path, f"results={tmp_path / 'kept'}"))]):
+        pass
+    (path,) = (tmp_path / "kept").glob("benchmark-*-float32.csv")
+    with path.open(newline="") as file:
+        found = [(row["reshaper"], row["subject"], row["form"], row["forward_ms"]) for row in csv.DictReader(file)]
+    assert found == [(name, "model", "eager", "3") for name in ("mlp", "ipm", "pool")]
 
 
 def test_costs_are_measured_once_all_else_is_recorded(done) -> None:
