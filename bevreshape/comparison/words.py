@@ -25,11 +25,6 @@ def difference_words(found: Difference) -> str:
     return f"{signed(found.mean)} ± {iou_words((found.interval[1] - found.interval[0]) / 2)}"
 
 
-def interval_words(low: float, high: float) -> str:
-    """Return an interval of differences, such as ``+.010 to +.032``."""
-    return f"{signed(low)} to {signed(high)}"
-
-
 def amount(value: int | float) -> str:
     """Return a number with three significant digits, such as ``11.2``, ``0.085`` or ``1,230``."""
     if value == 0 or not math.isfinite(value):
