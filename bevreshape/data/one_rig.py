@@ -27,8 +27,8 @@ class OneRig:
         if not same.all():
             other = batch.names[int((~same).nonzero()[0])]
             raise InputError(
-                f"trainer.fixed_rig=true: the calibration or the missing cameras of sample {other} differ from those "
-                f"of sample {name}; set trainer.fixed_rig=false"
+                f"trainer.static_rig=true: the calibration or the missing cameras of sample {other} differ from those "
+                f"of sample {name}; set trainer.static_rig=false"
             )
 
     def check_unmoved(self, before: Cameras, after: Cameras) -> None:
@@ -39,8 +39,8 @@ class OneRig:
         """
         if after is not before:
             raise InputError(
-                "trainer.fixed_rig=true: augment changes the cameras; set augment.flip_p=0 augment.zoom=[1,1], or "
-                "trainer.fixed_rig=false"
+                "trainer.static_rig=true: augment changes the cameras; set augment.flip_p=0 augment.zoom=[1,1], or "
+                "trainer.static_rig=false"
             )
 
 

@@ -140,7 +140,7 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     seed_everything(cfg["seed"], verbose=False)
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
-    if cfg["trainer"].get("fixed_rig"):
+    if cfg["trainer"].get("static_rig"):
         fix_rig(task, data)
     description = describe_model(model, spec.image_size) if cfg["logger"] and rank() == 0 else {}
     if cfg["trainer"].get("compile"):

@@ -108,7 +108,7 @@ class EarlyStopping(TypedDict, total=False):
 
 OWN: Mapping[str, Any] = {
     "compile": bool | Literal["cuda_graphs"],
-    "fixed_rig": bool,
+    "static_rig": bool,
     "matmul_precision": Literal["highest", "high", "medium"],
     "early_stopping": EarlyStopping | None,
 }

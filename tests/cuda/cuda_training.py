@@ -35,7 +35,7 @@ STEPS, WARM = 6, 3
 TOLERANCE = {"32-true": 1e-3, "bf16-mixed": 0.1, "16-mixed": 0.03}
 """Largest relative difference of a loss from the CPU's in float32; steps amplify what a fused optimizer rounds."""
 
-FIXED = ("trainer.fixed_rig=true", "augment=photometric")
+FIXED = ("trainer.static_rig=true", "augment=photometric")
 CASES = {
     "mlp float32": ("reshaper=mlp", "trainer.precision=32-true"),
     "mlp bfloat16": ("reshaper=mlp", "trainer.precision=bf16-mixed"),
@@ -95,7 +95,7 @@ def fit(*overrides: str) -> Recorder:
     spec = BEVSpec.of(data.source)
     seed_everything(cfg["seed"], verbose=False)
     task = build_task(cfg, spec, build_model(cfg, spec))
-    if cfg["trainer"]["fixed_rig"]:
+    if cfg["trainer"]["static_rig"]:
         fix_rig(task, data)
     recorder = Recorder()
     trainer = make_trainer(
