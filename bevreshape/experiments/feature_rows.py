@@ -18,16 +18,31 @@ WHERE = "features of resnet18 (random weights), fixed camera"
 
 
 @dataclass(frozen=True)
+class Place:
+    """What an encoder's features tell without their image.
+
+    Attributes:
+        row: fraction of the variance of a feature's row that is linear in its channels.
+        col: likewise of its column.
+        constant: error of the best map that does not look at the image.
+    """
+
+    row: float
+    col: float
+    constant: float
+
+
+@dataclass(frozen=True)
 class FeatureResults(Outcomes[FeaturesPlan]):
     """Results of the level.
 
     Attributes:
-        places: by encoder, the result of :func:`~bevreshape.experiments.encoder.place_readable`.
+        places: by encoder.
     """
 
-    places: Mapping[Encoder, tuple[float, float]]
+    places: Mapping[Encoder, Place]
 
-    def place(self, encoder: Encoder) -> tuple[float, float]:
+    def place(self, encoder: Encoder) -> Place:
         """Return the result of one encoder.
 
         Raises:
@@ -140,19 +155,24 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
         encoder: results.errors(Setting("attention", encoding="none", encoder=encoder))
         for encoder in results.plan.encoders()
     }
-    value = {_called(encoder): mean_words(found) for encoder, found in errors.items()}
+    value = {
+        _called(encoder): f"{mean_words(found)}, without looking {results.place(encoder).constant:.2g}"
+        for encoder, found in errors.items()
+    }
     verdicts = []
     for encoder in results.plan.encoders():
         if encoder.padding != "zeros":
             zeros = results.plan.encoder("zeros", encoder.content)
-            found = paired(bounded(errors[zeros]), bounded(errors[encoder]))
-            verdicts.append(f"{encoder.content}, zeros against {encoder.padding}: {found.verdict()}")
+            own, other = (
+                bounded([error / results.place(one).constant for error in errors[one]]) for one in (zeros, encoder)
+            )
+            verdicts.append(f"{encoder.content}, zeros against {encoder.padding}: {paired(own, other).verdict()}")
     return [
         Row(
             "A11", "Encoder features: does zero padding stand in for positional encoding?",
             f"{WHERE}: error after {results.longest} steps of an attention without positional encoding, relative to "
-            "the variance "
-            "of each network’s own target", value, "; ".join(verdicts),
+            "the variance of each network’s own target; the verdict is on it relative to that of the best map that "
+            "does not look at the image", value, "; ".join(verdicts),
         )
     ]  # fmt: skip
 
@@ -164,7 +184,8 @@ def _a11_place(results: FeatureResults) -> list[Row]:
             "A11", "Encoder features: how much of its position does a feature reveal?",
             "share of the variance of row and column that is linear in a feature's channels; circular padding on noise "
             "reveals nothing",
-            {_called(encoder): f"row {row:.2f}, column {col:.2f}" for encoder, (row, col) in found.items()}, "measured",
+            {_called(encoder): f"row {one.row:.2f}, column {one.col:.2f}" for encoder, one in found.items()},
+            "measured",
         )
     ]  # fmt: skip
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from bevreshape.experiments.encoder import Encoder, place_readable
 from bevreshape.experiments.feature_plan import FeaturesPlan
-from bevreshape.experiments.feature_rows import FeatureResults, rows
+from bevreshape.experiments.feature_rows import FeatureResults, Place, rows
 from bevreshape.experiments.row import Row
+from bevreshape.experiments.runs import TRAINING, Setting, held_out_of, stream_of
 from bevreshape.experiments.study import SettingStudy
+from bevreshape.experiments.training import relative, tally
 from bevreshape.sharing import Work
 from bevreshape.storage.records import Entry
 
@@ -49,7 +51,7 @@ class FeaturesStudy(SettingStudy[FeaturesPlan]):
         """Return the results of the entries that are done."""
         found, records = self.outcomes(), self.records.read()
         places = {
-            encoder: (result["row"], result["col"])
+            encoder: Place(**result)
             for encoder in self.plan.encoders()
             if (result := self.records.get(records, _place(encoder))) is not None
         }
@@ -57,9 +59,18 @@ class FeaturesStudy(SettingStudy[FeaturesPlan]):
 
 
 def _place(encoder: Encoder) -> Entry:
-    return Entry(f"features-place-{encoder.name}", {"encoder": asdict(encoder)})
+    return Entry(f"features-place-{encoder.name}", {"encoder": asdict(encoder), "baseline": "the mean target"})
 
 
 def _read_place(encoder: Encoder) -> dict[str, float]:
     row, col = place_readable(encoder)
-    return {"row": round(row, 4), "col": round(col, 4)}
+    return {"row": round(row, 4), "col": round(col, 4), "constant": round(constant_error(encoder), 4)}
+
+
+def constant_error(encoder: Encoder) -> float:
+    """Return the error of the mean target of the training images, the best map that does not look at the image."""
+    setting = Setting("mlp", encoder=encoder)
+    shown = stream_of(setting, 0, TRAINING).next(encoder.train)
+    asked = held_out_of(setting, (0,), encoder.test)
+    mean = shown.target.mean(1, keepdim=True).expand_as(asked.target)
+    return relative(tally(mean, asked)).item()

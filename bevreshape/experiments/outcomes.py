@@ -15,6 +15,10 @@ from bevreshape.experiments.tuning import Tuned
 P = TypeVar("P", bound=SettingPlan)
 
 
+ENDS = ("high", "low")
+"""Bounds of a cost, the one that decides first."""
+
+
 class NotDoneError(LookupError):
     """An entry that a row needs is not done yet."""
 
@@ -57,21 +61,20 @@ class Outcomes(Generic[P]):
         return paired(bounded(self.errors(own, steps)), bounded(self.errors(other, steps)))
 
     def steps_to(self, setting: Setting, threshold: float) -> list[Bounds]:
-        """Return per seed the steps until the error reaches the threshold, by the fastest recipe."""
+        """Return per seed the steps until the error reaches the threshold, by the recipe that is fastest over all."""
         return self.spent_to(setting, threshold, lambda _: 1.0)
 
     def spent_to(self, setting: Setting, threshold: float, price: Callable[[Recipe], float]) -> list[Bounds]:
-        """Return per seed the cost of the steps to the threshold, by the cheapest recipe; a step costs
-        ``price(recipe)``."""
-        outcome = self.outcome(setting)
-        found = []
-        for seed in range(len(outcome.seeds)):
-            tried = []
-            for curve in outcome.curves:
-                steps = reached(curve.steps, [line[seed] for line in curve.errors], threshold)
-                tried.append(Bounds(steps.low * price(curve.recipe), steps.high * price(curve.recipe)))
-            found.append(min(tried, key=lambda bounds: (bounds.high, bounds.low)))
-        return found
+        """Return per seed the cost of the steps to the threshold; a step costs ``price(recipe)``.
+
+        All seeds have the same recipe, out of those that are best for some budget: the one that is cheapest in the
+        geometric mean. A recipe for each seed would favour the method whose runs differ more.
+        """
+        outcome, tried = self.outcome(setting), []
+        for curve in outcome.curves:
+            steps = [reached(curve.steps, errors, threshold) for errors in zip(*curve.errors, strict=True)]
+            tried.append([Bounds(one.low * price(curve.recipe), one.high * price(curve.recipe)) for one in steps])
+        return min(tried, key=lambda seeds: [sum(math.log(getattr(one, end)) for one in seeds) for end in ENDS])
 
     def best_steps(self, setting: Setting) -> int:
         """Return the budget with the lowest error in tuning.

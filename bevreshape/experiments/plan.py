@@ -191,7 +191,7 @@ class TensorPlan(SettingPlan):
 
         At other scales it is that of scale 1 with as many samples per feature.
         """
-        sigma = min(self.tuned_sigma_deg, key=lambda one: _apart(one, setting.sigma_deg))
+        sigma = min(self.tuned_sigma_deg, key=lambda one: apart(one, setting.sigma_deg))
         if setting.samples is None:
             return replace(setting, sigma_deg=sigma)
         amount, most = setting.samples / setting.scale**2, 4 * self.tuned_samples[-1]
@@ -207,7 +207,8 @@ def _seconds(setting: Setting, steps: float | int) -> float:
     return STEP_S[setting.method] * setting.scale**4 * steps
 
 
-def _apart(one: float, other: float) -> float:
+def apart(one: float, other: float) -> float:
+    """Return the logarithm of the ratio of two jitters without its sign; infinite if only one is 0."""
     if one == other:
         return 0.0
     return math.inf if one == 0 or other == 0 else abs(math.log(one / other))

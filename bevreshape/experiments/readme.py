@@ -30,11 +30,12 @@ it lies beyond 10 % against it, and both are *alike* where the interval lies wit
 not decide it. The six primary rows were named before anything was measured; since six chances to be wrong are more than one, their
 verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Control rows have an answer
 that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP whose
-tokens and columns of W come in another order from the start is the same MLP. A run that never got to a threshold counts as "at least": its interval has no end.
+tokens and columns of W come in another order from the start is the same MLP. A run that never got to a threshold counts as "at least": its interval has no end. What is needed to get to a
+threshold is counted with one recipe for all seeds, the cheapest in the mean.
 
 Every method gets its learning rate, all but the MLP of a fixed map also warm-up and weight decay, and attention whether its queries
 are learned themselves or as a product with a learned matrix, by successive halving on seeds that nothing is judged on, for every
-budget of steps anew; a best rate at an end of the grid is extended. Where X shows the pose, attention has normalised keys, which
+budget of steps anew; a best rate at an end of those tried with this budget is extended. Where X shows the pose, attention has normalised keys, which
 are not in the article, and the MLP that follows the pose reads it from X by sums over channels, then over tokens. Either was chosen
 among 14 variants of its side, on seeds that nothing is judged on; before, with the camera turning by 2°, attention's error was
 about seven times as high and the MLP's about three times. Rates are constant and parameters

@@ -15,7 +15,7 @@ from bevreshape.experiments.rows import rows
 from bevreshape.experiments.runs import Budget, Setting, cost, from_plain, judge, to_plain, tune
 from bevreshape.experiments.tensor_results import PACE, Results
 from bevreshape.experiments.training import Recipe
-from bevreshape.experiments.tuning import Tuned
+from bevreshape.experiments.tuning import RULE, Tuned
 from bevreshape.sharing import Work
 from bevreshape.storage.records import Entry, Records
 
@@ -84,7 +84,7 @@ class SettingStudy(Generic[P]):
         return None if result is None else Tuned.from_plain(result)
 
     def _tuning(self, setting: Setting) -> Entry:
-        made_with = {"setting": _plain(setting), "budget": _plain(self.plan.budget)}
+        made_with = {"setting": _plain(setting), "budget": _plain(self.plan.budget), "tuning": RULE}
         return Entry(f"{self.PREFIX}tune-{setting.name}", made_with)
 
     def _judging(self, setting: Setting, tuned: Tuned) -> Entry:

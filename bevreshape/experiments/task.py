@@ -20,9 +20,12 @@ from bevreshape.experiments.task_results import TaskResults
 from bevreshape.experiments.task_rows import rows
 from bevreshape.experiments.task_training import TaskOutcome
 from bevreshape.experiments.training import Recipe
-from bevreshape.experiments.tuning import Halving, Tuned
+from bevreshape.experiments.tuning import RULE, Halving, Tuned
 from bevreshape.sharing import Work
 from bevreshape.storage.records import Entry, Records
+
+CONSTANT_S = 20.0
+"""Approximate seconds to measure the map that does not look at the image."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,15 @@ class TaskStudy:
         found = {f"task-tune-{setting.name}": self.plan.tuning_seconds() for setting in self.plan.tuned()}
         for setting, steps, seed in self.plan.judged():
             found[f"task-{Training(setting, 0.0, steps, seed).name}"] = self.plan.judging_seconds(steps)
-        return found
+        return found | {self._constant(*world).name: CONSTANT_S for world in self.plan.worlds()}
 
     def work(self, records: Mapping[str, dict[str, Any]]) -> list[Work]:
         """Return all entries that can begin; judging needs the rates."""
         found = [Work(self._tuning(setting), partial(self._tune, setting)) for setting in self.plan.tuned()]
         for training in self._judged(records):
             found.append(Work(self._judging(training), partial(self._judge, training)))
+        for world in self.plan.worlds():
+            found.append(Work(entry := self._constant(*world), partial(self._measure_constant, entry)))
         return found
 
     def rows(self) -> list[Row]:
@@ -60,7 +65,12 @@ class TaskStudy:
         for training in self._judged(records):
             if (result := self.records.get(records, self._judging(training))) is not None:
                 outcomes[training.setting, training.steps, training.seed] = TaskOutcome.from_plain(result)
-        return TaskResults(self.plan, outcomes)
+        constant = {
+            world: result["iou"]
+            for world in self.plan.worlds()
+            if (result := self.records.get(records, self._constant(*world))) is not None
+        }
+        return TaskResults(self.plan, outcomes, constant)
 
     def _judged(self, records: Mapping[str, dict[str, Any]]) -> list[Training]:
         """Return the trainings whose rates are known."""
@@ -98,6 +108,13 @@ class TaskStudy:
         shutil.rmtree(folder)
         return outcome.to_plain()
 
+    def _constant(self, sigma: float, seed: int) -> Entry:
+        arguments = self.plan.common(TaskSetting("ipm", sigma_deg=sigma), seed)
+        return Entry(f"task-constant-sigma{sigma:g}-seed{seed}", {"arguments": arguments})
+
+    def _measure_constant(self, entry: Entry) -> dict[str, Any]:
+        return {"iou": round(task_training.constant_iou(entry.made_with["arguments"]), 4)}
+
     def _folder(self, arguments: Sequence[str]) -> Path:
         """Return the folder of one training."""
         digest = hashlib.sha256(json.dumps(list(arguments)).encode()).hexdigest()[:16]
@@ -107,7 +124,7 @@ class TaskStudy:
         plan = self.plan
         made_with = {
             "arguments": plan.common(setting, TUNING_SEED), "validations": plan.validations, "steps": list(plan.steps),
-            "rates": list(plan.rates),
+            "rates": list(plan.rates), "tuning": RULE,
         }  # fmt: skip
         return Entry(f"task-tune-{setting.name}", made_with)
 

@@ -68,14 +68,11 @@ def _costs(results: TaskResults) -> list[Row]:
         parameters, reshaper, whole = (
             results.cost(setting, what) for what in ("reshaper_parameters", "reshaper_flops", "flops")
         )
-        value[name] = (
-            f"{parameters:,} parameters, {reshaper / 1e6:.3g} MFLOPs; whole model {whole / 1e6:.3g} MFLOPs; "
-            f"{results.seconds(setting):.3g} s"
-        )
+        value[name] = f"{parameters:,} parameters, {reshaper / 1e6:.3g} MFLOPs; whole model {whole / 1e6:.3g} MFLOPs"
     return [
         Row(
             "beyond", "On the task, what does each cost?",
-            f"reshaper and whole model, one sample forward; seconds of {results.plan.longest} steps", value, "measured",
+            "reshaper and whole model, one sample forward", value, "measured",
         )
     ]  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 from bevreshape.config.options import BatchSize, Count, CountOrNone, Steps
 from bevreshape.errors import InputError
 from bevreshape.experiments.models import Encoding
-from bevreshape.experiments.plan import Seeds, Sigma
+from bevreshape.experiments.plan import Seeds, Sigma, apart
 from bevreshape.experiments.tuning import FEWEST
 
 Method = Literal["ipm", "mlp", "attention"]
@@ -115,7 +115,7 @@ class TaskPlan:
         seeds: number per setting, of training and of the world.
         variant_seeds: number for other encodings and orders of tokens; 0 leaves them out.
         sigma_deg: standard deviations of yaw, ascending from 0.
-        tuned_sigma_deg: member of ``sigma_deg`` at which rates are tuned.
+        tuned_sigma_deg: members of ``sigma_deg`` at which rates are tuned; others use those of the nearest.
         unseen_sigma_deg: standard deviation of yaw only in the test.
         unseen_height_m: standard deviation of a camera's height only in the test.
         examined: samples for the instruments, two or more.
@@ -132,7 +132,7 @@ class TaskPlan:
     seeds: Seeds
     variant_seeds: CountOrNone
     sigma_deg: tuple[Sigma, ...]
-    tuned_sigma_deg: Sigma
+    tuned_sigma_deg: tuple[Sigma, ...]
     unseen_sigma_deg: Sigma
     unseen_height_m: Annotated[float, Ge(0), Le(1)]
     examined: Annotated[int, Ge(2), Le(1024)]
@@ -140,15 +140,16 @@ class TaskPlan:
     def __post_init__(self) -> None:
         if len(self.steps) < 2:
             raise InputError(f"plan.task.steps={list(self.steps)} must be two at least, for a curve")
-        for key in ("steps", "rates", "sigma_deg"):
+        for key in ("steps", "rates", "sigma_deg", "tuned_sigma_deg"):
             values = getattr(self, key)
             if not values or sorted(set(values)) != list(values):
                 raise InputError(f"plan.task.{key}={list(values)} must be different numbers in ascending order")
         if self.sigma_deg[0] != 0:
             raise InputError(f"plan.task.sigma_deg={list(self.sigma_deg)} must begin with 0, the fixed camera")
-        if self.tuned_sigma_deg not in self.sigma_deg:
+        if not {0, *self.tuned_sigma_deg} <= {*self.sigma_deg} or self.tuned_sigma_deg[0] != 0:
             raise InputError(
-                f"plan.task.tuned_sigma_deg={self.tuned_sigma_deg:g} must be one of {list(self.sigma_deg)}"
+                f"plan.task.tuned_sigma_deg={list(self.tuned_sigma_deg)} must be out of "
+                f"sigma_deg={list(self.sigma_deg)} and begin with 0, the fixed camera"
             )
         if self.variant_seeds not in (0, *range(2, self.seeds + 1)):
             raise InputError(
@@ -180,11 +181,13 @@ class TaskPlan:
 
     def tuned(self) -> list[TaskSetting]:
         """Return the settings in which rates are tuned."""
-        return list(dict.fromkeys(map(self.tuned_by, self.compared())))
+        return list(dict.fromkeys(map(self.tuned_by, (*self.compared(), *self.variants()))))
 
     def tuned_by(self, setting: TaskSetting) -> TaskSetting:
-        """Return the setting whose rates this one uses."""
-        return TaskSetting(setting.method, setting.pose, self.tuned_sigma_deg)
+        """Return the setting whose rates this one uses: of the nearest jitter, without a mere relabelling of tokens."""
+        renamed = setting.method != "attention" or setting.encoding == "learned"
+        sigma = min(self.tuned_sigma_deg, key=lambda one: apart(one, setting.sigma_deg))
+        return replace(setting, sigma_deg=sigma, permuted=setting.permuted and not renamed)
 
     def seeds_of(self, setting: TaskSetting) -> int:
         """Return the number of seeds of a setting."""
@@ -203,6 +206,10 @@ class TaskPlan:
                     found.append((setting, steps, seed))
         return found
 
+    def worlds(self) -> list[tuple[float, int]]:
+        """Return jitter and seed of every world in which trainings are judged."""
+        return [(sigma, seed) for sigma in self.sigma_deg for seed in range(self.seeds)]
+
     def common(self, setting: TaskSetting, seed: int) -> list[str]:
         """Return the arguments of all trainings of a setting and seed."""
         given = [*self.arguments, *setting.arguments(seed), f"data.batch_size={self.batch}"]
@@ -217,9 +224,15 @@ class TaskPlan:
         ]  # fmt: skip
 
     def unseen(self, setting: TaskSetting) -> dict[str, dict[str, float]]:
-        """Return jitters of cameras in the test, by the kind that is unseen in training."""
-        found = {"height": {**angles(setting.sigma_deg), "height_m": self.unseen_height_m}}
-        if setting.sigma_deg != self.unseen_sigma_deg:
+        """Return jitters of cameras in the test, by the kind that is unseen in training.
+
+        Left out is what no training could tell: a given height or pose that was the same in all of it. An MLP reads
+        both, an attention no height, so the answer would lie in their construction.
+        """
+        found = {}
+        if not setting.pose:
+            found["height"] = {**angles(setting.sigma_deg), "height_m": self.unseen_height_m}
+        if setting.sigma_deg != self.unseen_sigma_deg and (setting.sigma_deg or not setting.pose):
             found["angles"] = angles(self.unseen_sigma_deg)
         return found
 

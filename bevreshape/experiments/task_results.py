@@ -28,10 +28,12 @@ class TaskResults:
     Attributes:
         plan: of the level.
         outcomes: of every training that is done.
+        constant: by jitter and seed, the mean test IoU of the map of class frequencies, at the best thresholds.
     """
 
     plan: TaskPlan
     outcomes: Mapping[Key, TaskOutcome]
+    constant: Mapping[tuple[float, int], float]
 
     def of(self, setting: TaskSetting, steps: int | None = None) -> list[TaskOutcome]:
         """Return the outcome of each seed after ``steps`` steps, by default the largest budget.
@@ -52,6 +54,10 @@ class TaskResults:
         """Return the mean test IoU of each seed; 0 if training diverged."""
         return [outcome.iou.get("mean", 0.0) for outcome in self.of(setting, steps)]
 
+    def best_iou(self, setting: TaskSetting) -> list[float]:
+        """Return the mean test IoU of each seed, each class at its best threshold; 0 if training diverged."""
+        return [outcome.best_iou.get("mean", 0.0) for outcome in self.of(setting)]
+
     def unseen(self, setting: TaskSetting, what: str) -> list[float]:
         """Return the mean test IoU of each seed with cameras of this unseen kind; 0 if training diverged."""
         return [outcome.unseen.get(what, 0.0) for outcome in self.of(setting)]
@@ -66,10 +72,6 @@ class TaskResults:
         if not found:
             raise NotDoneError(setting.name)
         return found
-
-    def seconds(self, setting: TaskSetting) -> float:
-        """Return the mean seconds of the longest trainings over the seeds, on the machine that ran them."""
-        return mean([outcome.seconds for outcome in self.of(setting)])
 
     def cost(self, setting: TaskSetting, what: str) -> int:
         """Return a value of :func:`~bevreshape.experiments.task_instruments.costs`; the same for all seeds.
@@ -89,16 +91,21 @@ class TaskResults:
         return [mine / theirs if theirs else math.nan for mine, theirs in zip(own, whole, strict=False)]
 
     def unseeing(self, sigma: float) -> list[float]:
-        """Return IPM's mean IoU of each seed with the images of other samples, which is above 0 as streets are alike.
+        """Return the mean IoU of each seed without a look at the image, which is above 0 as streets are alike.
+
+        It is the higher one of two: IPM's with the images of other samples, and that of the map of class frequencies.
 
         Raises:
-            NotDoneError: when one has diverged.
+            NotDoneError: when one is not done, or has diverged.
         """
         ipm = TaskSetting("ipm", sigma_deg=sigma)
         found = [outcome.inspected.iou_unrelated for outcome in self.of(ipm) if outcome.inspected is not None]
         if len(found) < self.plan.seeds:
             raise NotDoneError(ipm.name)
-        return found
+        for seed in range(self.plan.seeds):
+            if (sigma, seed) not in self.constant:
+                raise NotDoneError(f"constant-sigma{sigma:g}-seed{seed}")
+        return [max(other, self.constant[sigma, seed]) for seed, other in enumerate(found)]
 
     def gain(self, setting: TaskSetting) -> list[float]:
         """Return the gain in IoU of each seed over that baseline; not above 0 if the images add nothing."""

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bevreshape.analysis.constant_map import constant_map_iou
 from bevreshape.analysis.evaluation import Variant, iou_of
+from bevreshape.config.build_data import build_data
 from bevreshape.config.compose import compose_training
 from bevreshape.experiments.task_instruments import Inspected, costs, inspect
 from bevreshape.experiments.task_plan import ALONE, typed
@@ -27,6 +29,13 @@ def run(arguments: Sequence[str], folder: Path) -> Trained:
     return train_recorded(compose_training([*typed(arguments), *ALONE]), folder, "study")
 
 
+def constant_iou(arguments: Sequence[str]) -> float:
+    """Return the mean test IoU of the map of class frequencies, each class at the threshold that is best for it."""
+    data = build_data(compose_training([*typed(arguments), *ALONE]))
+    data.source.prepare(("train", "test"))
+    return constant_map_iou(data)["best_iou/mean"]
+
+
 def unseen_iou(model: BEVModel, trained: Trained, jitter: Mapping[str, float]) -> float:
     """Return the mean test IoU with another jitter of cameras than in training."""
     data = data_of(trained.config, jitter)
@@ -40,10 +49,11 @@ class TaskOutcome:
     Attributes:
         curve: step and mean validation IoU.
         iou: of the test by class, and ``mean``; empty if training diverged.
+        best_iou: likewise, each class at the threshold that is best for it.
         unseen: mean IoU with cameras unlike those of training, by kind.
         inspected: values of the model; ``None`` for short trainings.
         costs: see :func:`costs`.
-        seconds: of training.
+        reason: why training diverged; empty if it did not.
     """
 
     curve: tuple[tuple[int, float], ...]
@@ -51,15 +61,16 @@ class TaskOutcome:
     unseen: Mapping[str, float]
     inspected: Inspected | None
     costs: Mapping[str, int]
-    seconds: float
+    best_iou: Mapping[str, float]
+    reason: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """Return plain values for a JSON file."""
         plain = asdict(self)
         plain["curve"] = [[step, _rounded(value)] for step, value in self.curve]
-        for key in ("iou", "unseen", "inspected"):
+        for key in ("iou", "unseen", "inspected", "best_iou"):
             plain[key] = plain[key] and {name: _rounded(value) for name, value in plain[key].items()}
-        return plain | {"seconds": _rounded(self.seconds)}
+        return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "TaskOutcome":
@@ -67,7 +78,7 @@ class TaskOutcome:
         inspected = plain["inspected"]
         return cls(
             tuple((step, value) for step, value in plain["curve"]), plain["iou"], plain["unseen"],
-            None if inspected is None else Inspected(**inspected), plain["costs"], plain["seconds"],
+            None if inspected is None else Inspected(**inspected), plain["costs"], plain["best_iou"], plain["reason"],
         )  # fmt: skip
 
 
@@ -84,17 +95,20 @@ def judge(
     """
     trained = run(arguments, folder)
     if not trained.metrics:
-        return TaskOutcome((), {}, {}, None, {}, 0.0)
+        return TaskOutcome((), {}, {}, None, {}, {}, trained.reason or "")
     model, data = best_model(trained)
-    prefix = "test/iou/"
     names = [*data.source.classes, "mean"]
+
+    def measured(kind: str) -> dict[str, float]:
+        return {name: value for name in names if (value := trained.metrics[f"test/{kind}/{name}"]) is not None}
+
     return TaskOutcome(
         trained.curve,
-        {name: value for name in names if (value := trained.metrics[prefix + name]) is not None},
+        measured("iou"),
         {what: unseen_iou(model, trained, jitter) for what, jitter in unseen.items()},
         inspect(model, Tested(data), metric_of(data), examined) if examined else None,
         costs(model, next(iter(Tested(data)))),
-        trained.metrics["fit/seconds"],
+        measured("best_iou"),
     )
 
 

@@ -18,6 +18,9 @@ Measure = Callable[[Sequence[Recipe], int], Tensor]
 FEWEST = 2
 """Smallest number of candidates that halving keeps."""
 
+RULE = "half of a rung goes on, both ends of every rung are extended"
+"""What the recipes of a record depend on besides its settings: results by another rule are refused."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -74,7 +77,8 @@ class Halving:
     """Successive halving over recipes, with as many rungs as there are budgets.
 
     After the steps of a rung, the better half of the remaining recipes continues in the next, longer one. If the best
-    rate of a rung is at an end of the tried rates, the grid is extended until it is not.
+    rate is at an end of the rates of its rung, these are extended until it is not. A rate that was dropped after a
+    shorter rung is then measured again: the best rate falls with the steps.
 
     Args:
         candidates: initial recipes.
@@ -88,11 +92,9 @@ class Halving:
     def run(self, budgets: Sequence[int]) -> Tuned:
         """Return the best recipe for each of the ascending budgets."""
         alive, tried, best = self.candidates, [], {}
-        rates = sorted({recipe.rate for recipe in alive})
         for steps in budgets:
             found = self._try(alive, steps)
-            while (more := self._beyond(min(found, key=_log_error), rates)) is not None:
-                rates = sorted([*rates, more.rate])
+            while (more := self._beyond(found)) is not None:
                 found += self._try([more], steps)
             found.sort(key=_log_error)
             tried += found
@@ -106,8 +108,9 @@ class Halving:
         return [Tried(recipe, steps, mean) for recipe, mean in zip(recipes, means, strict=True)]
 
     @staticmethod
-    def _beyond(best: Tried, rates: Sequence[float]) -> Recipe | None:
-        """Return the best recipe with the next rate, if its rate is the lowest or highest tried and it converged."""
+    def _beyond(found: Sequence[Tried]) -> Recipe | None:
+        """Return the best recipe with the next rate, if its rate is the lowest or highest found and it converged."""
+        best, rates = min(found, key=_log_error), sorted({one.recipe.rate for one in found})
         if not math.isfinite(best.log_error):
             return None
         if best.recipe.rate == rates[-1]:

@@ -11,16 +11,16 @@ from bevreshape.experiments.task_plan import TaskPlan, TaskSetting
 from bevreshape.experiments.task_results import TaskResults, ahead, between, crossed
 from bevreshape.experiments.task_training import TaskOutcome
 
-PLAN = TaskPlan((), 2, (100, 200, 400), 2, (0.01,), 2, 0, (0.0, 2.0), 0.0, 5.0, 0.2, 2)
+PLAN = TaskPlan((), 2, (100, 200, 400), 2, (0.01,), 2, 0, (0.0, 2.0), (0.0,), 5.0, 0.2, 2)
 IPM, MLP, ATTENTION = TaskSetting("ipm"), TaskSetting("mlp"), TaskSetting("attention")
 
 
 def outcome(iou: float | None, flops: int = 10, curve=((50, 0.1), (100, 0.2)), unrelated=0.1) -> TaskOutcome:
     if iou is None:
-        return TaskOutcome((), {}, {}, None, {}, 0.0)
+        return TaskOutcome((), {}, {}, None, {}, {}, "the loss is nan")
     costs = {"parameters": 1, "flops": flops, "reshaper_parameters": 1, "reshaper_flops": 2}
     inspected = Inspected(0.0, 0.0, 0.0, 0.5, 0.2, unrelated)
-    return TaskOutcome(tuple(curve), {"mean": iou}, {"angles": iou / 2}, inspected, costs, 1.0)
+    return TaskOutcome(tuple(curve), {"mean": iou}, {"angles": iou / 2}, inspected, costs, {"mean": iou})
 
 
 def within(low: float | int, high: float | int) -> Bounds:
@@ -36,7 +36,7 @@ def made(**ious) -> TaskResults:
         for seed, line in enumerate(seeds)
         for steps, value in zip(PLAN.steps, line, strict=True)
     }
-    return TaskResults(PLAN, outcomes)
+    return TaskResults(PLAN, outcomes, {(0.0, 0): 0.05, (0.0, 1): 0.12})
 
 
 RESULTS = made(
@@ -71,7 +71,7 @@ def test_compute_is_flops_of_all_samples() -> None:
 def test_steps_within_a_training_are_to_ipms_best_validation() -> None:
     curves = {IPM: ((10, 0.3), (20, 0.4)), MLP: ((10, 0.1), (20, 0.2))}
     outcomes = {(s, 400, seed): outcome(0.5, curve=curves[s]) for s in curves for seed in (0, 1)}
-    results = TaskResults(PLAN, outcomes)
+    results = TaskResults(PLAN, outcomes, {})
     assert results.history_to(MLP, 0.375) == [within(10 * math.sqrt(2), 10 * math.sqrt(2))] * 2
     assert results.history_to(MLP, 0.6) == [within(20, math.inf)] * 2
 
@@ -114,8 +114,8 @@ def test_a_method_that_diverged_is_not_ahead_and_does_not_decide() -> None:
 
 
 def test_gain_is_relative_to_ipm_with_other_images() -> None:
-    assert RESULTS.unseeing(0.0) == [0.1, 0.1]
-    assert RESULTS.gain(ATTENTION) == pytest.approx([0.15, -0.1])
+    assert RESULTS.unseeing(0.0) == [0.1, 0.12]  # IPM's with other images, and the map of class frequencies
+    assert RESULTS.gain(ATTENTION) == pytest.approx([0.15, -0.12])
     (first, second) = ahead(RESULTS.gain(ATTENTION), RESULTS.gain(MLP)).seeds
     assert math.exp(first.low) == math.exp(first.high) == pytest.approx(0.15 / 0.4)
     assert second.low == -math.inf
@@ -125,6 +125,8 @@ def test_missing_entries_raise() -> None:
     with pytest.raises(NotDoneError):
         RESULTS.iou(TaskSetting("mlp", True))
     with pytest.raises(NotDoneError):
-        TaskResults(PLAN, {}).cost(MLP, "flops")
+        TaskResults(PLAN, {}, {}).cost(MLP, "flops")
+    with pytest.raises(NotDoneError, match="constant-sigma0-seed0"):
+        TaskResults(PLAN, RESULTS.outcomes, {}).unseeing(0.0)
     with pytest.raises(NotDoneError):
         RESULTS.iou(TaskSetting("attention", permuted=True))  # of no seed in this plan

@@ -35,7 +35,7 @@ def test_the_best_recipe_is_found_and_half_is_dropped_each_time() -> None:
     candidates = [Recipe(rate, warmup) for rate in (0.001, 0.003, 0.01, 0.03) for warmup in (0, 20)]
     tuned = Halving(candidates, bowl).run((10, 30, 100))
     assert set(tuned.best.values()) == {Recipe(0.01, 20)}
-    assert bowl.trained == [(8, 10), (4, 30), (2, 100)]
+    assert bowl.trained == [(8, 10), (4, 30), (2, 100), (1, 100), (1, 100)]  # the last two are the rates around it
 
 
 def test_a_best_rate_at_an_end_extends_the_grid() -> None:
@@ -45,6 +45,23 @@ def test_a_best_rate_at_an_end_extends_the_grid() -> None:
         assert abs(math.log(rate / best)) <= math.log(FACTOR) / 2 + 1e-9
         tried = [one.recipe.rate for one in tuned.tried]
         assert min(tried) < rate < max(tried)
+
+
+class Falling(Bowl):
+    """The best rate falls with the steps."""
+
+    def __call__(self, recipes: Sequence[Recipe], steps: int) -> Tensor:
+        self.best = 1.0 / steps
+        return super().__call__(recipes, steps)
+
+
+def test_the_ends_of_every_rung_are_extended() -> None:
+    """A rate that was dropped after a short rung may be the best one of a long rung."""
+    tuned = Halving([Recipe(rate) for rate in (0.001, 0.01, 0.1, 1.0)], Falling(1.0)).run((10, 100, 1000))
+    for steps in (10, 100, 1000):
+        rates = [one.recipe.rate for one in tuned.tried if one.steps == steps]
+        assert abs(math.log(tuned.best[steps].rate * steps)) <= math.log(FACTOR) / 2 + 1e-9
+        assert min(rates) < tuned.best[steps].rate < max(rates)
 
 
 def test_diverged_recipes_are_never_best_and_end_the_extension() -> None:
