@@ -9,7 +9,18 @@ from torch import Tensor
 from bevreshape.encoders import TimmEncoder
 from bevreshape.errors import InputError
 from bevreshape.experiments import encoder as module
-from bevreshape.experiments.encoder import IMAGE_SIZE, PARTS, SOURCE, Encoder, Padding, build, features, place_readable
+from bevreshape.experiments.encoder import (
+    IMAGE_SIZE,
+    PARTS,
+    SOURCE,
+    Encoder,
+    Padding,
+    Part,
+    build,
+    features,
+    place_readable,
+)
+from bevreshape.experiments.features import constant_error
 from bevreshape.experiments.runs import HELD_OUT, TRAINING, TUNING_SEED, Setting, _part, stream_of
 
 STREETS = Encoder(tune=6, train=12, test=8)
@@ -59,6 +70,25 @@ def test_position_in_channels_is_read_entirely(monkeypatch: pytest.MonkeyPatch) 
     where = torch.stack(torch.meshgrid(torch.arange(8.0), torch.arange(16.0), indexing="ij"))
     monkeypatch.setattr(module, "features", lambda encoder, part: where.expand(encoder.count(part), -1, -1, -1))
     assert place_readable(STREETS) == pytest.approx((1.0, 1.0))
+
+
+def test_the_best_map_without_a_look_is_the_mean_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The features are a place and noise; the mean target knows the place, so noise is all that it misses."""
+    place = torch.randn(16, 8, 16, generator=torch.Generator().manual_seed(9))
+
+    def made(encoder: Encoder, part: Part) -> torch.Tensor:
+        own = torch.Generator().manual_seed(PARTS.index(part))
+        return place + torch.randn(encoder.count(part), 16, 8, 16, generator=own)
+
+    monkeypatch.setattr(module, "features", made)
+    encoder = Encoder(train=4096, test=512)
+    world = Setting("mlp", encoder=encoder).world
+    s = world.sampling(world.posed(torch.zeros(1, 3)))[0].double()  # q t
+    seen = s.sum(1) > 0
+    known = (s @ place.flatten(1).T.double())[seen]
+    noise = s[seen].square().sum() * 16  # its variance over images, summed over cells and channels
+    total = noise + (known - known.mean(0)).square().sum()
+    assert constant_error(encoder) == pytest.approx((noise / total).item(), rel=0.02)
 
 
 @pytest.mark.slow

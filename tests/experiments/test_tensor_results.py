@@ -50,6 +50,17 @@ def test_every_step_costs_what_its_own_form_of_q_does() -> None:
     assert seconds == Bounds(steps.low * 0.5, steps.high * 0.5)
 
 
+def test_all_seeds_have_the_recipe_that_is_cheapest_in_the_mean() -> None:
+    """A recipe for each seed would make the faster one out of two that are alike and differ by chance."""
+    recipes = Recipe(0.01), Recipe(0.02)
+    curves = (
+        Curve(recipes[0], (1, 2, 4, 8, 16), ((0.4, 0.4), (0.1, 0.4), (0.1, 0.4), (0.1, 0.4), (0.1, 0.1))),
+        Curve(recipes[1], (1, 2, 4, 8, 16), ((0.4, 0.4), (0.4, 0.4), (0.1, 0.1), (0.1, 0.1), (0.1, 0.1))),
+    )
+    results = Results(PLAN, {SETTING: Outcome(SETTING, (0, 1), curves, {10: 0, 12: 1})}, {}, {}, None)
+    assert results.steps_to(SETTING, 0.1) == [Bounds(2.0, 4.0), Bounds(2.0, 4.0)]  # √(4·4), not √(2·16) or 2 and 4
+
+
 def test_seconds_of_steps_that_are_not_measured_are_not_known() -> None:
     with pytest.raises(NotDoneError):
         made_up(None).seconds_to(SETTING, 0.1)
