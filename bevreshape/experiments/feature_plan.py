@@ -1,13 +1,13 @@
 """The level of encoder features: which methods are trained on the features of which networks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
 from bevreshape.errors import InputError
 from bevreshape.experiments.encoder import Content, Encoder, Padding
-from bevreshape.experiments.plan import CURVE, Seeds, SettingPlan
+from bevreshape.experiments.plan import CURVE, Seeds, SettingPlan, in_order
 from bevreshape.experiments.runs import Budget, Setting
 
 Images = Annotated[int, Ge(1), Le(100_000)]
@@ -70,9 +70,8 @@ class FeaturesPlan(SettingPlan):
         return range(self.seeds)
 
     def tuned_by(self, setting: Setting) -> Setting:
-        """Return the setting, without a permutation that only relabels (MLP, learned encodings)."""
-        renamed = not setting.attends or setting.encoding == "learned"
-        return replace(setting, permuted=False) if renamed else setting
+        """Return the setting, without a permutation that only relabels."""
+        return in_order(setting)
 
     def at(self, setting: Setting) -> tuple[int, ...]:
         """Return the steps of a curve, for every setting."""

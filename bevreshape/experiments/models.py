@@ -82,6 +82,12 @@ class ViewTransformer(nn.Module):
         """A."""
         raise NotImplementedError
 
+    def permute(self, orders: Sequence[Tensor]) -> None:
+        """Put what is learned for single tokens into each run's order of tokens, so that it is of the same tokens.
+
+        If that is all that A knows of places, training then differs from that in order by rounding alone.
+        """
+
     def forward(self, batch: Batch) -> Float[Tensor, "s b q o"]:
         values = torch.einsum("sbtc,sco->sbto", batch.x, self.read_out)
         a = self.weights(batch)
@@ -101,10 +107,6 @@ class MLP(ViewTransformer):
         return self.w[:, None]
 
     def permute(self, orders: Sequence[Tensor]) -> None:
-        """Put the columns of each run's W into an order, so that it maps tokens of this order as it did before.
-
-        Then training only differs in rounding: what an MLP makes of permuted tokens is no question of its first W.
-        """
         with torch.no_grad():
             self.w.copy_(torch.stack([w[:, order] for w, order in zip(self.w, orders, strict=True)]))
 
@@ -223,6 +225,13 @@ class Attention(ViewTransformer):
         projected = [form == "projected" for form in forms or ["projected"] * self.runs]
         self.register_buffer("projected", torch.tensor(projected)[:, None, None])
         self.to_q = self.draw(dim, dim, std=dim**-0.5) if any(projected) else None
+
+    def permute(self, orders: Sequence[Tensor]) -> None:
+        if self.place is not None and isinstance(
+            self.places, nn.Parameter
+        ):  # sinusoidal ones are of places, whatever token is there
+            with torch.no_grad():
+                self.places.copy_(torch.stack([own[order] for own, order in zip(self.places, orders, strict=True)]))
 
     def draw_queries(self) -> None:
         """Initialise the parameters of :meth:`queries`."""

@@ -189,8 +189,10 @@ class TensorPlan(SettingPlan):
     def tuned_by(self, setting: Setting) -> Setting:
         """Return the setting whose recipes this one uses: the nearest in the ratios of jitter and samples.
 
-        At other scales it is that of scale 1 with as many samples per feature.
+        At other scales it is that of scale 1 with as many samples per feature. A permutation that only relabels makes
+        no difference.
         """
+        setting = in_order(setting)
         sigma = min(self.tuned_sigma_deg, key=lambda one: apart(one, setting.sigma_deg))
         if setting.samples is None:
             return replace(setting, sigma_deg=sigma)
@@ -205,6 +207,12 @@ class TensorPlan(SettingPlan):
 
 def _seconds(setting: Setting, steps: float | int) -> float:
     return STEP_S[setting.method] * setting.scale**4 * steps
+
+
+def in_order(setting: Setting) -> Setting:
+    """Return the setting, without a permutation that only relabels (MLP, learned encodings)."""
+    renamed = not setting.attends or setting.encoding == "learned"
+    return replace(setting, permuted=False) if renamed else setting
 
 
 def apart(one: float, other: float) -> float:

@@ -152,12 +152,15 @@ def _controls(results: Results) -> list[Row]:
             "Tokens in another order from the start, and the columns of W likewise: the same MLP",
             {"in order": Setting("mlp"), "permuted": Setting("mlp", permuted=True)},
             "permuted",
+            results.plan.budget.steps[0],  # before the differences in rounding have grown
         ),
     ]
 
 
-def _error_row(results: Results, claim: str, question: str, sides: Mapping[str, Setting], subject: str) -> Row:
-    """Return the row that compares the errors of two settings after the longest training.
+def _error_row(
+    results: Results, claim: str, question: str, sides: Mapping[str, Setting], subject: str, steps: int | None = None
+) -> Row:
+    """Return the row that compares the errors of two settings.
 
     Args:
         results: of the tensor level.
@@ -165,16 +168,18 @@ def _error_row(results: Results, claim: str, question: str, sides: Mapping[str, 
         question: that the row answers.
         sides: the reference and the other setting, by name.
         subject: of the verdict about the other setting.
+        steps: of training; by default the largest budget.
     """
     (name, reference), (other_name, other) = sides.items()
-    found = results.compare(other, reference)
+    steps = results.longest if steps is None else steps
+    found = results.compare(other, reference, steps)
     return Row(
         claim,
         question,
-        f"error after {results.longest} steps",
+        f"error after {steps} steps",
         {f"{name} / {other_name}": str(found)},
         f"{subject} {found.verdict()}",
-        absolute={name: mean_words(results.errors(setting)) for name, setting in sides.items()},
+        absolute={name: mean_words(results.errors(setting, steps)) for name, setting in sides.items()},
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bevreshape.errors import InputError
 from bevreshape.experiments.encoder import SOURCE, Encoder, Part
 from bevreshape.experiments.instruments import Examined, examine
-from bevreshape.experiments.models import METHODS, MLP, Encoding, Query, ViewTransformer
+from bevreshape.experiments.models import METHODS, Encoding, Query, ViewTransformer
 from bevreshape.experiments.training import Recipe, train
 from bevreshape.experiments.tuning import Halving, Tuned
 from bevreshape.experiments.world import Batch, Draw, Pose, Stream, World, stack
@@ -281,7 +281,7 @@ def train_runs(
     """Train; return errors (seeds, recipes, steps) and the model."""
     own = [recipe for _ in seeds for recipe in recipes]
     model = setting.build([seed for seed in seeds for _ in recipes], [recipe.query for recipe in own])
-    if setting.permuted and isinstance(model, MLP):
+    if setting.permuted:
         model.permute([_order_of(setting, seed) for seed in seeds for _ in recipes])
     streams = list(map(partial(stream_of, setting, purpose=TRAINING), seeds))
     found = train(model, streams, own, held_out, batch=batch, at=at)

@@ -101,11 +101,15 @@ def test_no_seed_is_both_tuned_on_and_judged_on(study: TensorStudy) -> None:
     assert not seen & judged
 
 
-def test_an_mlp_of_permuted_tokens_is_the_same_mlp(study: TensorStudy) -> None:
-    """The control that must be alike: its W begins with its columns in the order of the tokens."""
-    ordered, permuted = (study.outcomes().outcomes[Setting("mlp", permuted=moved)] for moved in (False, True))
-    for steps in PLAN.budget.steps:
-        assert permuted.errors(steps) == pytest.approx(ordered.errors(steps), rel=1e-3)
+def test_a_permutation_that_only_relabels_changes_nothing(study: TensorStudy) -> None:
+    """An MLP's W and learned encodings begin in the order of the tokens; the first is the control of the study."""
+    outcomes = study.outcomes().outcomes
+    for one in (Setting("mlp"), Setting("attention", encoding="learned")):
+        ordered, permuted = outcomes[one], outcomes[replace(one, permuted=True)]
+        for steps in PLAN.budget.steps:
+            assert permuted.errors(steps) == pytest.approx(ordered.errors(steps)[: len(permuted.seeds)], rel=1e-3)
+    plain, permuted = (outcomes[Setting("attention", permuted=moved)] for moved in (False, True))
+    assert permuted.errors(2) != pytest.approx(plain.errors(2)[: PLAN.seeds], rel=1e-3)
     (row,) = [row for row in study.rows() if row.question.startswith("Tokens in another order")]
     assert row.verdict == "permuted alike"
 
