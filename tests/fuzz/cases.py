@@ -1,5 +1,6 @@
 """Cases: commands with changed arguments, and commands that read changed files."""
 
+import hashlib
 import io
 import json
 import os
@@ -31,6 +32,7 @@ from bevreshape.config.settings import OF_THE_COMMAND
 from bevreshape.console import run_script
 from bevreshape.data.batch import collate
 from bevreshape.experiments.levels import StudyPlan
+from bevreshape.pretrained import PretrainedBEVModel
 from bevreshape.reporting.runs import read_runs
 from bevreshape.training.validate_config import validate_config
 
@@ -478,6 +480,29 @@ def checkpoints(random: Random, box: Box) -> Attempt:
     return Attempt([f"{kind}: {description}, read by {reader}"], call, kind == "pickle")
 
 
+def hub_folders(random: Random, box: Box) -> Attempt:
+    """A damaged or hostile folder of ``format=hub``; the checksum of its weights is always right."""
+    kind, seed = random.choice(["tree", "tree", "text", "weights"]), random.randrange(2**32)
+
+    def call(numbers: Sequence[int]) -> str | None:
+        PretrainedBEVModel.from_pretrained(box.checkpoint).save_pretrained("hub")
+        config, weights, own = Path("hub", "config.json"), Path("hub", "model.safetensors"), Random(seed)
+        stored = json.loads(config.read_text())
+        if kind == "weights":
+            weights.write_bytes(mutations.data(own, weights.read_bytes())[0])
+            stored["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        elif kind == "tree":
+            stored["bevreshape"], _ = mutations.tree(own, stored["bevreshape"])
+        text = json.dumps(stored).encode()
+        config.write_bytes(mutations.text(own, text)[0] if kind == "text" else text)
+        model = load_model("hub")[0]
+        if not all(torch.isfinite(one).all() for one in model.state_dict().values() if one.is_floating_point()):
+            raise InsaneResult("weights that are not finite were loaded")
+        return None
+
+    return Attempt([f"{kind} of a folder for the hub, changed with seed {seed}"], call)
+
+
 def no_work(settings: dict[str, Any], folder: Path) -> None:
     """Loads the checkpoint of a command and does nothing with it."""
     load_model(settings["checkpoint"], settings["trust"])
@@ -638,7 +663,7 @@ def check_predictions(folder: Path) -> None:
 
 KINDS: dict[Callable[[Random, Box], Attempt], int] = {
     train_checks: 30, checkpoints: 15, camera_folders: 15, run_folders: 8, tool_arguments: 8, studies: 4,
-    evaluations: 4,
+    evaluations: 4, hub_folders: 6,
     predictions: 6, benchmarks: 4, train_runs: 3, exports: 2, diagnoses: 1,
 }  # fmt: skip
 """What is tried, and how often among a hundred."""
