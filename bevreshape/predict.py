@@ -1,4 +1,4 @@
-"""``python -m bevreshape.predict``: predict the bird's-eye view of images as class maps, overlays and probabilities."""
+"""``python -m bevreshape.predict``: predict the bird's-eye view of images and videos."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from bevreshape.environment import prepare_process
 
 def main(settings: dict[str, Any], folder: Path) -> None:
     """Predict every frame of the input, a batch at a time."""
-    from bevreshape.deployment.predict import predict_folder
+    from bevreshape.deployment.predict import predict_input
 
-    count = predict_folder(settings)
-    Console().print(f"{count} frames · {settings['out']}", markup=False, highlight=False, soft_wrap=True)
+    count, written = predict_input(settings)
+    Console().print(f"{count} frames · {written}", markup=False, highlight=False, soft_wrap=True)
 
 
 def command(main: Main = main) -> None:

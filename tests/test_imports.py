@@ -44,6 +44,7 @@ LATE = {
     ("bevreshape/data/sources/nuscenes/source.py", "cv2"): OPTIONAL,
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.map_expansion.map_api"): OPTIONAL,
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.nuscenes"): OPTIONAL,
+    ("bevreshape/data/video.py", "av"): OPTIONAL,
     ("bevreshape/data/sources/nuscenes/tables.py", "nuscenes.utils.splits"): OPTIONAL,
     ("bevreshape/ops/internals.py", "torch.utils._python_dispatch"): "private; probed where it is used",
     ("bevreshape/storage/lock.py", "fcntl"): "not on Windows",

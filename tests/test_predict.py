@@ -157,7 +157,8 @@ def test_overlays_follow_the_distortion_of_the_stored_image(tmp_path: Path, mode
     (tmp_path / "calibration.json").write_text(json.dumps({"version": 1, "cameras": [camera]}))
     bev = np.random.default_rng(1).random((2, *GRID.shape)) < 0.3
     spec = BEVSpec(GRID, CLASSES, ("front",), (60, 80))
-    found = overlay(open_frames(tmp_path, (60, 80)), 0, [0], torch.from_numpy(bev), spec)
+    rig = open_frames(tmp_path, (60, 80)).calibration.of("a")
+    found = overlay([image], rig, [0], torch.from_numpy(bev), spec)
 
     pixels = np.stack(np.meshgrid(*(np.arange(float(side)) for side in reversed(size))), -1).reshape(-1, 1, 2)
     if model == "fisheye":

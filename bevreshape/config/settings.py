@@ -123,6 +123,10 @@ class Predict(TypedDict):
     input: LocalPath
     calibration: LocalPath | None
     out: LocalPath
+    frames: bool | None
+    video: bool | None
+    every: Count
+    fps: Annotated[float, Ge(0.1), Le(1000)] | None
     batch_size: BatchSize
     num_workers: CountOrNone
     device: Device

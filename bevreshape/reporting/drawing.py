@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -40,6 +40,8 @@ PANEL_PX = 256
 TEXT_PX = 12
 CAPTION_PX = 18
 GAP_PX = 6
+SHEET_PX = 720
+"""Approximate height of a sheet with images and bird's-eye view, pixels; the legend is added."""
 STRIP_PIXELS = 500_000
 """Pixels that are painted at a time."""
 
@@ -185,24 +187,63 @@ def paint_ground(
         threshold: a class is painted where its probability is at least this.
         opacity: of the paint.
     """
-    layer, covered = (plane.cpu() for plane in _paint(bev >= threshold, classes))
-    pose = ego_from_cam.double().cpu()
-    height, width = image.shape[:2]
+    layer, covered = _paint(bev >= threshold, classes)
     painted = image.copy()
-    step = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, step):
-        v, u = torch.meshgrid(torch.arange(top, min(top + step, height)), torch.arange(width), indexing="ij")
-        ground, meets = ground_at(rays(torch.stack([u, v], dim=-1).flatten(0, 1).double()), pose)
-        # the nearest cell, so that single cells are visible
-        cells = (grid.metric_to_cell(ground).nan_to_num(-1.0) + 0.5).clamp(-1, max(grid.shape) + 1).floor().long()
-        col, row = cells.unbind(1)
-        inside = meets & (col >= 0) & (col < grid.cols) & (row >= 0) & (row < grid.rows)
-        at = inside.nonzero().squeeze(1)
-        at = at[covered[row[at], col[at]]]
-        strip = painted[top : top + step].reshape(-1, 3)
-        mixed = (1 - opacity) * torch.from_numpy(strip[at.numpy()]) + opacity * layer[row[at], col[at]]
-        strip[at.numpy()] = mixed.round().byte().numpy()
+    for rows in _strips(image.shape[0], image.shape[1]):
+        cells = _cells_of_rows(rows, image.shape[1], rays, ego_from_cam, grid)
+        _mix(painted[rows.start : rows.stop], layer, covered, cells, opacity)
     return painted
+
+
+def ground_cells(
+    size: tuple[int, int], rays: Callable[[Tensor], Tensor], ego_from_cam: Float[Tensor, "4 4"], grid: BEVGrid
+) -> Int[Tensor, "height width"]:
+    """Return the cell, row · cols + col, whose ground every pixel of an image shows; -1 where there is none.
+
+    Args:
+        size: (height, width) of the image.
+        rays: maps pixels (p, 2) to rays (p, 3) in the camera frame, NaN where there is none.
+        ego_from_cam: of the camera.
+        grid: of the cells.
+    """
+    return torch.cat([_cells_of_rows(rows, size[1], rays, ego_from_cam, grid) for rows in _strips(*size)])
+
+
+def paint_cells(
+    image: RGBImage, bev: Bool[Tensor, "k rows cols"], cells: Int[Tensor, "height width"], classes: Sequence[str]
+) -> RGBImage:
+    """Paint a bird's-eye view into an image whose pixels show the ``cells`` of :func:`ground_cells`."""
+    painted = image.copy()
+    _mix(painted, *_paint(bev, classes), cells, opacity=0.5)
+    return painted
+
+
+def _strips(height: int, width: int) -> list[range]:
+    step = max(1, STRIP_PIXELS // width)
+    return [range(top, min(top + step, height)) for top in range(0, height, step)]
+
+
+def _cells_of_rows(
+    rows: range, width: int, rays: Callable[[Tensor], Tensor], ego_from_cam: Tensor, grid: BEVGrid
+) -> Int[Tensor, "height width"]:
+    v, u = torch.meshgrid(torch.arange(rows.start, rows.stop), torch.arange(width), indexing="ij")
+    pixels = torch.stack([u, v], dim=-1).flatten(0, 1).double()
+    ground, meets = ground_at(rays(pixels), ego_from_cam.double().cpu())
+    # the nearest cell, so that single cells are visible
+    cells = (grid.metric_to_cell(ground).nan_to_num(-1.0) + 0.5).clamp(-1, max(grid.shape) + 1).floor().long()
+    col, row = cells.unbind(1)
+    inside = meets & (col >= 0) & (col < grid.cols) & (row >= 0) & (row < grid.rows)
+    return torch.where(inside, row * grid.cols + col, -1).int().reshape(len(rows), width)
+
+
+def _mix(image: RGBImage, layer: Tensor, covered: Tensor, cells: Int[Tensor, "height width"], opacity: float) -> None:
+    """Mix the colors of :func:`_paint` into the pixels of an image, in place."""
+    colors, drawn, flat = layer.cpu().flatten(0, 1), covered.cpu().flatten(), cells.flatten()
+    at = (flat >= 0).nonzero().squeeze(1)
+    at = at[drawn[flat[at]]]
+    pixels = image.reshape(-1, 3)
+    mixed = (1 - opacity) * torch.from_numpy(pixels[at.numpy()]) + opacity * colors[flat[at]]
+    pixels[at.numpy()] = mixed.round().byte().numpy()
 
 
 def overlay_sheet(
@@ -231,6 +272,45 @@ def bev_sheet(
     sheet = Image.new("RGB", (max(image.shape[1], legend.width), image.shape[0] + legend.height), PAPER)
     sheet.paste(Image.fromarray(image))
     legend.draw(ImageDraw.Draw(sheet), 0, image.shape[0])
+    return np.asarray(sheet)
+
+
+def image_scale(sizes: Sequence[tuple[int, int]], ego_from_cam: Float[Tensor, "n 4 4"]) -> float:
+    """Return the factor by which images of (height, width) fill the height of :func:`prediction_sheet`."""
+    return SHEET_PX / sum(max(sizes[i][0] for i in row) for row in arrange_by_heading(ego_from_cam))
+
+
+def prediction_sheet(
+    painted: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    ego_from_cam: Float[Tensor, "n 4 4"],
+    bev: Float[Tensor, "_ _ _"] | Bool[Tensor, "_ _ _"],
+    classes: Sequence[str],
+    valid: Bool[Tensor, "_ _ _"] | None = None,
+    *,
+    threshold: float = 0.5,
+) -> RGBImage:
+    """Draw painted images of a rig on the left, :func:`draw_bev` on the right, and a legend below.
+
+    Args:
+        painted: images of the cameras, scaled by :func:`image_scale`.
+        ego_from_cam: arranges the cameras by their headings.
+        bev: probabilities or labels, (k, rows, cols).
+        classes: names of the k channels.
+        valid: where each class is known.
+        threshold: a class is drawn where its probability is at least this.
+    """
+    images = _tile(painted, arrange_by_heading(ego_from_cam))
+    drawn = draw_bev(bev, classes, valid, threshold=threshold, scale=max(1, SHEET_PX // bev.shape[-2]))
+    if drawn.shape[0] > SHEET_PX:
+        width = max(1, round(drawn.shape[1] * SHEET_PX / drawn.shape[0]))
+        drawn = np.asarray(Image.fromarray(drawn).resize((width, SHEET_PX), Image.Resampling.BOX))
+    width = images.shape[1] + GAP_PX + drawn.shape[1]
+    height = max(images.shape[0], drawn.shape[0])
+    legend = _Legend(_meanings(classes), width, SHEET_PX // 36)
+    sheet = Image.new("RGB", (width, height + legend.height), PAPER)
+    sheet.paste(Image.fromarray(images))
+    sheet.paste(Image.fromarray(drawn), (images.shape[1] + GAP_PX, 0))
+    legend.draw(ImageDraw.Draw(sheet), 0, height)
     return np.asarray(sheet)
 
 

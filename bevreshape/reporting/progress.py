@@ -30,11 +30,11 @@ class Progress:
 
     Args:
         what: the work, such as ``predicting``.
-        total: number of steps.
+        total: number of steps, ``None`` if it is unknown.
         done: steps done by an earlier run, which this one resumes.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0) -> None:
+    def __init__(self, what: str, total: int | None, done: int = 0) -> None:
         self._console = Console(stderr=True)
         self.what = what
         self.note = ""
@@ -78,7 +78,7 @@ class Progress:
         if self._bar is not None:
             if now - self._drawn >= REDRAWN_S:
                 self._draw(now)
-        elif now >= self._due and self.done < self.total:
+        elif now >= self._due and (self.total is None or self.done < self.total):
             self.print(f"{self.what}: {self._status(now)}")
             self._due = now + min(now - self._began, LONGEST_S)
 
@@ -103,9 +103,11 @@ class Progress:
 
     def _status(self, now: float) -> str:
         here, spent = self.done - self._before, now - self._began
-        done, rest = self.effort or (here, self.total - self.done)
-        left = f", about {duration(spent / done * rest)} left" if done else ""
         note = f", {self.note}" if self.note else ""
+        if self.total is None:
+            return f"{self.done} in {duration(spent)}{note}"
+        done, rest = self.effort or (here, max(self.total - self.done, 0))
+        left = f", about {duration(spent / done * rest)} left" if done else ""
         return f"{self.done} of {self.total} in {duration(spent)}{left}{note}"
 
 

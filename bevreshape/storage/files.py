@@ -8,8 +8,8 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, overload
@@ -46,14 +46,14 @@ _KINDS = {
 }
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
-    """Write a temporary file by ``write``, then rename it, so that the file is complete or absent.
+@contextmanager
+def whole_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+    """Open a temporary file for writing, and rename it at the end, so that the file is complete or absent.
 
     The temporary file is locked until then, so that :func:`remove_abandoned` keeps it.
 
     Args:
         path: of the file; its folder must exist.
-        write: fills it.
         durable: wait for the disk, so that the file is whole after a power failure too.
 
     Raises:
@@ -63,7 +63,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool =
     try:
         with os.fdopen(handle, "wb") as file:
             try_lock(file)
-            write(file)
+            yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -74,6 +74,29 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool =
             os.unlink(temporary)
 
 
+def write_whole(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
+    """Write a file by ``write``, see :func:`whole_file`."""
+    with whole_file(path, durable) as file:
+        write(file)
+
+
+@contextmanager
+def explained_errors(path: Path) -> Iterator[None]:
+    """Explain errors of the system while ``path`` is written.
+
+    Raises:
+        InputError: when the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = system_error(error)
+        if cause is None:
+            raise
+        remedy = REMEDIES.get(cause.errno or 0, f"{cause.strerror}: choose another folder")
+        raise InputError(f"cannot write {path}: {remedy}; nothing was half written") from error
+
+
 def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file as :func:`write_whole` does, and create its folder if needed.
 
@@ -81,15 +104,9 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         InputError: when the disk is full or the folder cannot be written; the old file, if any, is untouched.
     """
     path = Path(path)
-    try:
+    with explained_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, write)
-    except Exception as error:
-        cause = system_error(error)
-        if cause is None:
-            raise
-        remedy = REMEDIES.get(cause.errno or 0, f"{cause.strerror}: choose another folder")
-        raise InputError(f"cannot write {path}: {remedy}; nothing was half written") from error
 
 
 def remove_abandoned(*folders: Path) -> None:

@@ -647,9 +647,9 @@ def check_metrics(path: Path) -> None:
 
 
 def check_predictions(folder: Path) -> None:
-    """Probabilities are in 0..1, and every frame has its files."""
+    """Probabilities are in 0..1, and every frame has its files, or there is a video."""
     found = list(folder.rglob("*.npz"))
-    if not found:
+    if not found and not list(folder.rglob("*_bev.mp4")):
         raise InsaneResult("nothing was predicted")
     for path in found:
         with np.load(path) as arrays:

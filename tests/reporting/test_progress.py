@@ -61,6 +61,14 @@ def test_the_time_left_follows_the_effort_where_steps_are_unequal(clock: Clock, 
     assert capsys.readouterr().err == "study: 2 of 10 in 50 s, about 10 s left\n"
 
 
+def test_an_unknown_number_of_steps(clock: Clock, capsys) -> None:
+    with Progress("predicting", None) as running:
+        for _ in range(3):
+            clock.now += 9
+            running.advance(2)
+    assert capsys.readouterr().err == "predicting: 4 in 18 s\n"
+
+
 def test_a_terminal_gets_a_bar_with_the_time_left(clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     for key, value in {"TERM": "xterm", "COLUMNS": "100"}.items():

@@ -17,6 +17,7 @@ from bevreshape.data.image_io import (
     resize_and_crop_intrinsics,
 )
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
+from bevreshape.data.sources.folder.rig import Rig
 from bevreshape.errors import InputError, suggest
 from bevreshape.storage.files import visible
 from bevreshape.storage.store_path import DataPath
@@ -75,6 +76,24 @@ def _plain_name(frame: str) -> str:
     path = Path(frame)
     bare = path.stem if path.suffix.lower() in SUFFIXES else frame
     return bare.lstrip("0").casefold()
+
+
+def make_sample(images: Sequence[Tensor | None], rig: Rig, image_size: tuple[int, int], meta: Meta) -> Sample:
+    """Return the sample of a rig's images (3, H, W), at the network's size; a missing image is black and masked.
+
+    An image may have been decoded at less than its stored size, where it has no distortion.
+    """
+    resized, intrinsics = [], []
+    for number, size in enumerate(rig.sizes):
+        found = images[number]
+        image = torch.zeros(3, *size, dtype=torch.uint8) if found is None else found
+        image, _ = resize_and_crop(image, rig.intrinsics[number], image_size, rig.distortions[number])
+        resized.append(image)  # the intrinsics below are of the stored size, whatever was decoded
+        intrinsics.append(resize_and_crop_intrinsics(rig.intrinsics[number], size, image_size))
+    mask = torch.tensor([image is not None for image in images])
+    return Sample(
+        torch.stack(resized), torch.stack(intrinsics).float(), rig.ego_from_cam.float(), meta, camera_mask=mask
+    )
 
 
 class CameraFolderDataset(Dataset[Sample]):
@@ -144,21 +163,11 @@ class CameraFolderDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         rig = self.calibration.of(name)
-        images, intrinsics, mask = [], [], []
-        for number, size in enumerate(rig.sizes):
-            found = self._read(index, number, size, distorted=rig.distortions[number] is not None)
-            image = torch.zeros(3, *size, dtype=torch.uint8) if found is None else found
-            image, _ = resize_and_crop(image, rig.intrinsics[number], self.image_size, rig.distortions[number])
-            images.append(image)  # the intrinsics below are of the stored size, whatever was decoded
-            intrinsics.append(resize_and_crop_intrinsics(rig.intrinsics[number], size, self.image_size))
-            mask.append(found is not None)
-        return Sample(
-            torch.stack(images),
-            torch.stack(intrinsics).float(),
-            rig.ego_from_cam.float(),
-            Meta(name, index),
-            camera_mask=torch.tensor(mask),
-        )
+        images = [
+            self._read(index, number, size, distorted=rig.distortions[number] is not None)
+            for number, size in enumerate(rig.sizes)
+        ]
+        return make_sample(images, rig, self.image_size, Meta(name, index))
 
     def _read(self, index: int, camera: int, size: tuple[int, int], *, distorted: bool) -> Tensor | None:
         """Return an image, at full size if it is to be undistorted; ``None`` where it is missing, or masked since it is
@@ -182,6 +191,30 @@ class CameraFolderDataset(Dataset[Sample]):
         return self._files[camera].get(self.names[index])
 
 
+def read_folder_calibration(path: DataPath, calibration: DataPath | None, cameras: Sequence[str]) -> Calibration:
+    """Read the calibration of images or videos.
+
+    Args:
+        path: of a folder, an image or a video.
+        calibration: a ``calibration.json``; a camera folder contains its own.
+        cameras: of a model; further cameras of the calibration are left out.
+
+    Raises:
+        InputError: when there is no calibration.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: there is no such folder, image or video")
+    if calibration is None and not (path / "calibration.json").is_file():
+        raise InputError(f"{path}: these images have no calibration.json; pass one with calibration=FILE")
+    found = read_calibration(calibration or path / "calibration.json")
+    return found.only(cameras) if cameras and set(cameras) < set(found.cameras) else found
+
+
+def images_folder(path: DataPath) -> DataPath:
+    """Return where the images of a camera folder are; any other folder, and an image, is returned as it is."""
+    return path / "images" if (path / "images").is_dir() else path
+
+
 def open_frames(
     path: DataPath,
     image_size: tuple[int, int],
@@ -202,12 +235,5 @@ def open_frames(
     Raises:
         InputError: when there is no image, or no calibration for it.
     """
-    if not path.exists():
-        raise InputError(f"{path}: there is no such folder or image")
-    if calibration is None and not (path / "calibration.json").is_file():
-        raise InputError(f"{path}: these images have no calibration.json; pass one with calibration=FILE")
-    images = path / "images" if (path / "images").is_dir() else path
-    found = read_calibration(calibration or path / "calibration.json")
-    if cameras and set(cameras) < set(found.cameras):
-        found = found.only(cameras)
-    return CameraFolderDataset(images, found, image_size, allow_missing=True, image_mode=image_mode)
+    found = read_folder_calibration(path, calibration, cameras)
+    return CameraFolderDataset(images_folder(path), found, image_size, allow_missing=True, image_mode=image_mode)
