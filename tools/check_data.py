@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bevreshape.config.arguments import Parser
+from bevreshape.config.options import LocalPath, read_value
 from bevreshape.console import run_script
 from bevreshape.data.image_io import ImageMode
 from bevreshape.data.sources.folder.boxes import Boxes
@@ -151,7 +152,7 @@ def _draw(
 def main() -> None:
     """Run the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("folder", type=Path, help="camera folder")
+    parser.add_argument("folder", help="camera folder")
     parser.add_argument("--out", type=Path, help="PNG to draw the overlay of one frame to")
     parser.add_argument("--frame", help="which frame; the first by default")
     parser.add_argument("--forward", type=float, nargs=2, metavar=("FROM", "TO"), help="metres to draw")
@@ -165,7 +166,8 @@ def main() -> None:
     if any(given) and not all(given):
         raise InputError("--forward, --left and --cell describe a grid together; give all three")
     grid = BEVGrid(tuple(args.forward), tuple(args.left), args.cell) if all(given) else None
-    faults, doubted = check(args.folder, grid, args.frame, args.out, args.image_mode)
+    folder = Path(read_value("folder", LocalPath, args.folder))
+    faults, doubted = check(folder, grid, args.frame, args.out, args.image_mode)
     console = Console(stderr=True)
     for fault in faults:
         console.print(f"[red]fault:[/] {escape(fault)}", soft_wrap=True, highlight=False)
