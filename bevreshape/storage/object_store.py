@@ -51,7 +51,7 @@ def data_path(path: str | Path) -> DataPath:
     address = text.rstrip("/")
     protocol = address.partition("://")[0]
     if protocol in ("file", "local"):
-        return Path(_filesystem(protocol)._strip_protocol(address))
+        return Path(_own_path(address))
     with _explained(address):
         _filesystem(protocol)
     return StorePath(address, ObjectStore(protocol, cache_folder()))
@@ -102,7 +102,7 @@ class ObjectStore:
         """
         if address not in self._listings:
             filesystem = _filesystem(self._protocol)
-            own = filesystem._strip_protocol(address)
+            own = _own_path(address)
             try:
                 with _explained(address):
                     entries = filesystem.ls(address, detail=True)
@@ -177,6 +177,13 @@ def _filesystem(protocol: str) -> Any:
 
     options = {"max_concurrency": 1} if protocol == "s3" else {}  # otherwise it asks for the size of each file first
     return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+
+
+def _own_path(address: str) -> str:
+    """Return what a store itself calls an address, such as ``bucket/mine``."""
+    import fsspec
+
+    return str(fsspec.core.strip_protocol(address))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ SOURCE = FeatureShape(3, 4, 8, stride=4, offset_px=1.5)
 def given(worlds: Path, setting: TaskSetting) -> list[str]:
     special = ("data.batch", "data.loader", "trainer.max", "trainer.val", "images", "logger", "checkpoint")
     arguments = (*without(*special), f"data.root={worlds}", "checkpoint_every_n_steps=1")
-    plan = TaskPlan(arguments, 4, (1, 3), 3, (0.01,), 2, 0, (0.0, 2.0), 0.0, 5.0, 0.2, 2)
+    plan = TaskPlan(arguments, 4, (1, 3), 3, (0.01,), 2, 0, (0.0, 2.0), (0.0,), 5.0, 0.2, 2)
     return plan.given(Training(setting, 0.01, 3, 0))
 
 

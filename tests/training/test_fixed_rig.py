@@ -34,7 +34,7 @@ def test_another_rig_is_refused(change: str) -> None:
     values = getattr(given.cameras, change).clone()
     values[2, 1] = False if change == "camera_mask" else values[2, 1] + 1e-6 * torch.eye(values.shape[-1])
     other = replace(given, cameras=replace(given.cameras, **{change: values}))
-    with pytest.raises(InputError, match=r"sample 2 differ from those of sample sample 0; set trainer\.fixed"):
+    with pytest.raises(InputError, match=r"sample 2 differ from those of sample sample 0; set trainer\.static"):
         rig.check(other)
 
 
