@@ -9,6 +9,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+CAMERA = {
+    "name": "front",
+    "image_size": [64, 128],
+    "intrinsics": [[80.0, 0, 63.5], [0, 80.0, 31.5], [0, 0, 1]],
+    "ego_from_cam": [[0, 0, 1, 1.2], [-1, 0, 0, 0], [0, -1, 0, 1.6], [0, 0, 0, 1]],
+}
+"""A front camera, as ``calibration.json`` describes it."""
+
 TINY = (
     "data.scenes.train=24",
     "data.scenes.val=7",

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from commands import CAMERA
 from PIL import Image
 
 from bevreshape.bev_spec import BEVSpec
@@ -14,19 +15,12 @@ from bevreshape.config.load_model import load_model
 from bevreshape.data.sources.folder.dataset import open_frames
 from bevreshape.deployment.predict import overlay
 from bevreshape.geometry import BEVGrid, Cameras
-from bevreshape.reporting.drawing import class_palette
+from bevreshape.reporting.class_colors import class_palette
 
 pytestmark = pytest.mark.slow
 
 CLASSES = ("road", "lane")
 GRID = BEVGrid((1.0, 9.0), (-4.0, 4.0), 0.5)
-
-CAMERA = {
-    "name": "front",
-    "image_size": [64, 128],
-    "intrinsics": [[80.0, 0, 63.5], [0, 80.0, 31.5], [0, 0, 1]],
-    "ego_from_cam": [[0, 0, 1, 1.2], [-1, 0, 0, 0], [0, -1, 0, 1.6], [0, 0, 0, 1]],
-}
 
 
 @pytest.fixture

@@ -6,17 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import CAMERA
 from PIL import Image
 from videos import greys, read_video, write_video
 
 pytestmark = pytest.mark.slow
-
-CAMERA = {
-    "name": "front",
-    "image_size": [64, 128],
-    "intrinsics": [[80.0, 0, 63.5], [0, 80.0, 31.5], [0, 0, 1]],
-    "ego_from_cam": [[0, 0, 1, 1.2], [-1, 0, 0, 0], [0, -1, 0, 1.6], [0, 0, 0, 1]],
-}
 
 
 @pytest.fixture

@@ -97,7 +97,8 @@ def test_the_folder_is_what_the_hub_reads(checkpoint: Path, folder: Path) -> Non
     assert {f"model.{key}" for key in weights} == stored.keys()
     assert all(torch.equal(weights[key.removeprefix("model.")], value) for key, value in stored.items())
     card = ModelCard.load(folder / "README.md")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("bevreshape", "image-segmentation")
+    described = card.data.to_dict()
+    assert (described["library_name"], described["pipeline_tag"]) == ("bevreshape", "image-segmentation")
     assert "`vehicle`" in card.text
     assert "16×16 of 2 m" in card.text
     assert "Test split" not in card.text

@@ -23,7 +23,8 @@ from bevreshape.console import run_script
 from bevreshape.data.batch import SEGMENTATION, SPLITS, BEVBatch, collate
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, image_to_bev
-from bevreshape.reporting.drawing import RGBImage, class_palette, draw_bev, overlay_on_images
+from bevreshape.reporting.class_colors import RGBImage, class_palette
+from bevreshape.reporting.drawing import draw_bev, overlay_on_images
 from bevreshape.storage.files import write_png
 
 CELL_PX = 8

@@ -21,7 +21,9 @@ from bevreshape.deployment.inference import check_segmentation
 from bevreshape.deployment.prediction import Prediction, SheetPainter
 from bevreshape.errors import Divergence, InputError
 from bevreshape.geometry import ground_pixels
-from bevreshape.reporting.drawing import RGBImage, bev_sheet, overlay_sheet, paint_ground
+from bevreshape.reporting.class_colors import RGBImage
+from bevreshape.reporting.drawing import bev_sheet, overlay_sheet
+from bevreshape.reporting.painted_ground import paint_ground
 from bevreshape.reporting.progress import Progress
 from bevreshape.reporting.video import open_video
 from bevreshape.storage.files import remove_abandoned, write_atomic, write_png

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.data.sources.folder.rig import Rig
-from bevreshape.reporting.drawing import RGBImage, ground_cells, image_scale, paint_cells, prediction_sheet
+from bevreshape.reporting.class_colors import RGBImage
+from bevreshape.reporting.drawing import image_scale, prediction_sheet
+from bevreshape.reporting.painted_ground import ground_cells, paint_cells
 
 
 class Prediction(NamedTuple):

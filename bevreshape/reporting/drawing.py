@@ -1,40 +1,28 @@
-"""Draw tensors as RGB images: bird's-eye views, panels of a sample, and overlays. Pure functions; they write nothing.
+"""Draw tensors as RGB images: bird's-eye views, panels of a sample, and sheets. Pure functions; they write nothing.
 
 All return (height, width, 3) uint8 arrays. In a bird's-eye view later classes cover earlier ones, ground
 known to hold no class is dark, and unknown ground is grey. Ahead is up, left is left, as in the grid.
 """
 
-import colorsys
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from bevreshape.errors import InputError
-from bevreshape.geometry import BEVGrid, Cameras, ground_at, pinhole_rays
-
-RGBImage = UInt8[np.ndarray, "height width 3"]
+from bevreshape.geometry import BEVGrid, Cameras, pinhole_rays
+from bevreshape.reporting.class_colors import RGBImage, class_palette, color_like, topmost
+from bevreshape.reporting.painted_ground import paint_ground
 
 GROUND = (24, 24, 28)
 UNKNOWN = (128, 128, 128)
 PAPER = (255, 255, 255)
 INK = (0, 0, 0)
-# after Okabe and Ito (2008), whose colors the color-blind can tell apart; the usual first class, road, is large and
-# calm
-COLORS = (
-    (92, 106, 158),
-    (240, 228, 66),
-    (86, 180, 233),
-    (213, 94, 0),
-    (0, 158, 115),
-    (204, 121, 167),
-    (230, 159, 0),
-)
 PANEL_PX = 256
 """Minimum height of a panel, pixels."""
 TEXT_PX = 12
@@ -42,15 +30,6 @@ CAPTION_PX = 18
 GAP_PX = 6
 SHEET_PX = 720
 """Approximate height of a sheet with images and bird's-eye view, pixels; the legend is added."""
-STRIP_PIXELS = 500_000
-"""Pixels that are painted at a time."""
-
-
-def class_palette(classes: Sequence[str]) -> dict[str, tuple[int, int, int]]:
-    """Return a color for every class, by its position."""
-    more = (colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.55, 0.9) for number in range(len(classes) - len(COLORS)))
-    colors = [*COLORS, *((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in more)]
-    return dict(zip(classes, colors, strict=False))
 
 
 def draw_bev(
@@ -80,8 +59,8 @@ def draw_bev(
             f"(k, rows, cols) with k={len(classes)} classes ({', '.join(classes)})"
         )
     known = torch.ones_like(bev, dtype=torch.bool) if valid is None else valid
-    layer, covered = _paint((bev >= threshold) & known, classes)
-    ground = torch.where(known.any(0)[..., None], _color(GROUND, bev), _color(UNKNOWN, bev))
+    layer, covered = topmost((bev >= threshold) & known, classes)
+    ground = torch.where(known.any(0)[..., None], color_like(GROUND, bev), color_like(UNKNOWN, bev))
     image = torch.where(covered[..., None], layer, ground).byte().cpu().numpy()
     scale = scale or math.ceil(PANEL_PX / image.shape[0])
     return image.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -164,88 +143,6 @@ def overlay_on_images(
     return sheets
 
 
-def paint_ground(
-    image: RGBImage,
-    bev: Float[Tensor, "k rows cols"] | Bool[Tensor, "k rows cols"],
-    rays: Callable[[Tensor], Tensor],
-    ego_from_cam: Float[Tensor, "4 4"],
-    grid: BEVGrid,
-    classes: Sequence[str],
-    *,
-    threshold: float = 0.5,
-    opacity: float = 0.5,
-) -> RGBImage:
-    """Paint a bird's-eye view onto the ground in one image, some rows at a time, so that memory is bounded.
-
-    Args:
-        image: as stored.
-        bev: probabilities or labels.
-        rays: maps pixels (p, 2) to rays (p, 3) in the camera frame, NaN where there is none.
-        ego_from_cam: of the camera.
-        grid: of the bird's-eye view.
-        classes: names of the k channels.
-        threshold: a class is painted where its probability is at least this.
-        opacity: of the paint.
-    """
-    layer, covered = _paint(bev >= threshold, classes)
-    painted = image.copy()
-    for rows in _strips(image.shape[0], image.shape[1]):
-        cells = _cells_of_rows(rows, image.shape[1], rays, ego_from_cam, grid)
-        _mix(painted[rows.start : rows.stop], layer, covered, cells, opacity)
-    return painted
-
-
-def ground_cells(
-    size: tuple[int, int], rays: Callable[[Tensor], Tensor], ego_from_cam: Float[Tensor, "4 4"], grid: BEVGrid
-) -> Int[Tensor, "height width"]:
-    """Return the cell, row · cols + col, whose ground every pixel of an image shows; -1 where there is none.
-
-    Args:
-        size: (height, width) of the image.
-        rays: maps pixels (p, 2) to rays (p, 3) in the camera frame, NaN where there is none.
-        ego_from_cam: of the camera.
-        grid: of the cells.
-    """
-    return torch.cat([_cells_of_rows(rows, size[1], rays, ego_from_cam, grid) for rows in _strips(*size)])
-
-
-def paint_cells(
-    image: RGBImage, bev: Bool[Tensor, "k rows cols"], cells: Int[Tensor, "height width"], classes: Sequence[str]
-) -> RGBImage:
-    """Paint a bird's-eye view into an image whose pixels show the ``cells`` of :func:`ground_cells`."""
-    painted = image.copy()
-    _mix(painted, *_paint(bev, classes), cells, opacity=0.5)
-    return painted
-
-
-def _strips(height: int, width: int) -> list[range]:
-    step = max(1, STRIP_PIXELS // width)
-    return [range(top, min(top + step, height)) for top in range(0, height, step)]
-
-
-def _cells_of_rows(
-    rows: range, width: int, rays: Callable[[Tensor], Tensor], ego_from_cam: Tensor, grid: BEVGrid
-) -> Int[Tensor, "height width"]:
-    v, u = torch.meshgrid(torch.arange(rows.start, rows.stop), torch.arange(width), indexing="ij")
-    pixels = torch.stack([u, v], dim=-1).flatten(0, 1).double()
-    ground, meets = ground_at(rays(pixels), ego_from_cam.double().cpu())
-    # the nearest cell, so that single cells are visible
-    cells = (grid.metric_to_cell(ground).nan_to_num(-1.0) + 0.5).clamp(-1, max(grid.shape) + 1).floor().long()
-    col, row = cells.unbind(1)
-    inside = meets & (col >= 0) & (col < grid.cols) & (row >= 0) & (row < grid.rows)
-    return torch.where(inside, row * grid.cols + col, -1).int().reshape(len(rows), width)
-
-
-def _mix(image: RGBImage, layer: Tensor, covered: Tensor, cells: Int[Tensor, "height width"], opacity: float) -> None:
-    """Mix the colors of :func:`_paint` into the pixels of an image, in place."""
-    colors, drawn, flat = layer.cpu().flatten(0, 1), covered.cpu().flatten(), cells.flatten()
-    at = (flat >= 0).nonzero().squeeze(1)
-    at = at[drawn[flat[at]]]
-    pixels = image.reshape(-1, 3)
-    mixed = (1 - opacity) * torch.from_numpy(pixels[at.numpy()]) + opacity * colors[flat[at]]
-    pixels[at.numpy()] = mixed.round().byte().numpy()
-
-
 def overlay_sheet(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]], ego_from_cam: Float[Tensor, "n 4 4"], classes: Sequence[str]
 ) -> RGBImage:
@@ -312,18 +209,6 @@ def prediction_sheet(
     sheet.paste(Image.fromarray(drawn), (images.shape[1] + GAP_PX, 0))
     legend.draw(ImageDraw.Draw(sheet), 0, height)
     return np.asarray(sheet)
-
-
-def _paint(there: Bool[Tensor, "k rows cols"], classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the colors (rows, cols, 3) of the topmost class, and where there is any."""
-    layer = torch.zeros(*there.shape[1:], 3, dtype=torch.uint8, device=there.device)
-    for plane, color in zip(there, class_palette(classes).values(), strict=True):
-        layer[plane] = _color(color, there)
-    return layer, there.any(0)
-
-
-def _color(color: tuple[int, int, int], like: Tensor) -> Tensor:
-    return torch.tensor(color, dtype=torch.uint8, device=like.device)
 
 
 def _bytes(images: Float[Tensor, "n 3 H W"]) -> UInt8[np.ndarray, "n H W 3"]:

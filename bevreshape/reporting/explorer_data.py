@@ -19,7 +19,8 @@ from torch import Tensor
 
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.geometry.cameras import NEAR, apply_homography
-from bevreshape.reporting.drawing import GROUND, UNKNOWN, arrange_by_heading, class_palette, draw_bev
+from bevreshape.reporting.class_colors import class_palette
+from bevreshape.reporting.drawing import GROUND, UNKNOWN, arrange_by_heading, draw_bev
 from bevreshape.reporting.explorer import Cells, Explorer, Scene, View
 from bevreshape.reshapers import FeatureShape
 

@@ -24,7 +24,7 @@ from bevreshape.storage.lock import locked
 from bevreshape.training.hardware import device_name
 
 CASE = (
-    "reshaper", "options", "subject", "encoder", "head", "form", "fixed_rig", "image_size", "cameras", "features",
+    "reshaper", "options", "subject", "encoder", "head", "form", "static_rig", "image_size", "cameras", "features",
     "grid", "batch", "threads",
 )  # fmt: skip
 """Columns that identify a row; a newer measurement of the same replaces it."""
@@ -111,7 +111,7 @@ def _benchmark_rows(settings: Mapping[str, Any], rows: Iterable[Mapping[str, Any
             "subject": "model" if whole else "reshaper",
             **_around(settings if whole else {}),
             "form": row["form"],
-            "fixed_rig": str(settings["static_rig"]).lower(),
+            "static_rig": str(settings["static_rig"]).lower(),
             "image_size": _size((row["height"] * row["stride"], row["width"] * row["stride"])),
             "cameras": row["cameras"],
             "features": "" if whole else f"{row['channels']}x{row['height']}x{row['width']}",
@@ -147,7 +147,7 @@ def comparison_rows(
             "subject": "model",
             **_around(configs[name]),
             "form": form,
-            "fixed_rig": "false",
+            "static_rig": "false",
             "image_size": _size(spec.image_size),
             "cameras": len(spec.camera_names),
             "grid": _size(spec.grid.shape),

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from bevreshape.data.video import import_av
-from bevreshape.reporting.drawing import PAPER, RGBImage
+from bevreshape.reporting.class_colors import RGBImage
+from bevreshape.reporting.drawing import PAPER
 from bevreshape.storage.files import explained_errors, whole_file
 
 _CODECS = ("libx264", "libopenh264", "mpeg4")

@@ -16,7 +16,8 @@ from bevreshape.deployment.frames import Frames, open_input
 from bevreshape.deployment.predict import predictions, write
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid
-from bevreshape.reporting.drawing import COLORS, GROUND, SHEET_PX, UNKNOWN
+from bevreshape.reporting.class_colors import COLORS
+from bevreshape.reporting.drawing import GROUND, SHEET_PX, UNKNOWN
 
 GRID = BEVGrid((2.0, 18.0), (-8.0, 8.0), 1.0)
 SIZE = (192, 256)

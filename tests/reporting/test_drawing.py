@@ -6,11 +6,11 @@ import torch
 
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
+from bevreshape.reporting.class_colors import class_palette
 from bevreshape.reporting.drawing import (
     GROUND,
     UNKNOWN,
     bev_sheet,
-    class_palette,
     draw_bev,
     draw_sample,
     overlay_on_images,
