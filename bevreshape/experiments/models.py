@@ -227,9 +227,7 @@ class Attention(ViewTransformer):
         self.to_q = self.draw(dim, dim, std=dim**-0.5) if any(projected) else None
 
     def permute(self, orders: Sequence[Tensor]) -> None:
-        if self.place is not None and isinstance(
-            self.places, nn.Parameter
-        ):  # sinusoidal ones are of places, whatever token is there
+        if self.place is not None and isinstance(self.places, nn.Parameter):  # sinusoidal ones stay where they are
             with torch.no_grad():
                 self.places.copy_(torch.stack([own[order] for own, order in zip(self.places, orders, strict=True)]))
 

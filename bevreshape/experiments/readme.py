@@ -30,7 +30,8 @@ it lies beyond 10 % against it, and both are *alike* where the interval lies wit
 not decide it. The six primary rows were named before anything was measured; since six chances to be wrong are more than one, their
 verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Control rows have an answer
 that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP whose
-tokens and columns of W come in another order from the start is the same MLP. A run that never got to a threshold counts as "at least": its interval has no end. What is needed to get to a
+tokens and columns of W come in another order from the start is the same MLP. So is an attention whose learned encodings do: its
+row of A12 is 1 by symmetry, and what is found there is what sinusoidal encodings, which stay where they are, make of it. A run that never got to a threshold counts as "at least": its interval has no end. What is needed to get to a
 threshold is counted with one recipe for all seeds, the cheapest in the mean.
 
 Every method gets its learning rate, all but the MLP of a fixed map also warm-up and weight decay, and attention whether its queries

@@ -146,7 +146,7 @@ class TaskPlan:
                 raise InputError(f"plan.task.{key}={list(values)} must be different numbers in ascending order")
         if self.sigma_deg[0] != 0:
             raise InputError(f"plan.task.sigma_deg={list(self.sigma_deg)} must begin with 0, the fixed camera")
-        if not {0, *self.tuned_sigma_deg} <= {*self.sigma_deg} or self.tuned_sigma_deg[0] != 0:
+        if not set(self.tuned_sigma_deg) <= set(self.sigma_deg) or self.tuned_sigma_deg[0] != 0:
             raise InputError(
                 f"plan.task.tuned_sigma_deg={list(self.tuned_sigma_deg)} must be out of "
                 f"sigma_deg={list(self.sigma_deg)} and begin with 0, the fixed camera"
