@@ -30,9 +30,9 @@ def stops_as_interrupts() -> Iterator[None]:
 
     def raise_again(dropped: Any) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):
-            again = threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM))  # also ends a sleep
-            again.daemon = True
-            again.start()
+            again.append(threading.Timer(AGAIN_S, os.kill, (os.getpid(), signal.SIGTERM)))  # also ends a sleep
+            again[-1].daemon = True
+            again[-1].start()
         else:
             hook(dropped)
 
@@ -42,9 +42,14 @@ def stops_as_interrupts() -> Iterator[None]:
     taken = [number for number in STOPS if number != signal.SIGINT and not ignores_hangup(number)]
     before = {number: signal.signal(number, interrupt) for number in taken}
     hook, sys.unraisablehook = sys.unraisablehook, raise_again
+    again: list[threading.Timer] = []
     try:
         yield
+        if any(timer.is_alive() for timer in again):
+            raise KeyboardInterrupt
     finally:
+        for timer in again:
+            timer.cancel()  # later the signal would end the process
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -189,7 +189,7 @@ class Comparison:
         budget = self.budget
         own = {
             "rungs": list(budget.rungs), "rates": list(budget.rates), "trials": budget.combinations,
-            "tuning_seeds": budget.tuning_seeds,
+            "tuning_seeds": budget.tuning_seeds, "ends": "of every rung",
         }  # fmt: skip
         return Entry(f"tune-{name}", made_with(self.settings, name) | {f"budget.{key}": own[key] for key in own})
 

@@ -100,4 +100,4 @@ def readable(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:80]}); restore a copy, delete "
             "it to tune again what is not recorded, or begin another comparison with name="
-        ) from None
+        ) from error

@@ -75,7 +75,8 @@ class Tuning:
     """The tuning of one view transformer.
 
     After the steps of a rung the better half of its combinations goes on to the next one, with more steps. If the best
-    rate of a rung is at an end of the tried ones, the next rate is tried until it is not.
+    rate of a rung is at an end of those tried there, the next rate is tried until it is not. A rate that was dropped
+    after a shorter rung then comes back as another trial: the best rate falls with the steps.
 
     Attributes:
         name: of Optuna's study.
@@ -161,12 +162,13 @@ class Tuning:
         return self.storage.get_trial_id_from_study_id_trial_number(study, number)
 
     def _ask(self, study: optuna.Study, wanted: Sequence[Values], steps: int) -> None:
-        """Begin the trials of combinations that have none; one that was only enqueued is begun first."""
+        """Begin the trials of combinations that a rung lacks; one that was only enqueued is begun first."""
         for foreign in _waiting(study):
             if "values" not in foreign.user_attrs:
                 self.storage.set_trial_state_values(self._id(foreign.number), TrialState.FAIL)
-        known = [self._values(trial) for trial in self._known(study)]
         waiting = len(_waiting(study))
+        begun = [trial for trial in self._known(study) if trial.state is TrialState.WAITING]
+        known = [self._values(trial) for trial in [*begun, *self._trials(study, steps)]]
         for values in wanted:
             if values not in known:
                 written = {key: value if key == self.rate else json.dumps(value) for key, value in values.items()}
@@ -224,12 +226,12 @@ class Tuning:
         return units
 
     def _extension(self, study: optuna.Study, steps: int) -> Values | None:
-        """Return the combination beyond the best one of a rung, if its rate is at an end of those tried."""
-        trials = [trial for trial in self._trials(study, steps) if steps in trial.intermediate_values]
-        if not trials:
+        """Return the combination beyond the best one of a rung, if its rate is at an end of those tried there."""
+        tried = self._trials(study, steps)
+        finished = [trial for trial in tried if steps in trial.intermediate_values]
+        if not finished:
             return None
-        entered = [one for one in self._known(study) if one.user_attrs[ENTERED] <= steps]
-        return beyond(self._values(min(trials, key=_order(steps))), self.rate, [self._values(one) for one in entered])
+        return beyond(self._values(min(finished, key=_order(steps))), self.rate, [self._values(one) for one in tried])
 
     def _drop(self, study: optuna.Study, steps: int) -> None:
         """Prune the worse half of a rung, unless it is the last one."""

@@ -10,7 +10,7 @@ from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.outcomes import NotDoneError, Outcomes, bounded, paired
 from bevreshape.experiments.plan import THRESHOLDS
 from bevreshape.experiments.row import Row, available
-from bevreshape.experiments.rows import mean_words, permuted_row, range_words
+from bevreshape.experiments.rows import error_row, mean_words, permuted_row, range_words
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO
 
@@ -18,8 +18,8 @@ WHERE = "features of resnet18 (random weights), fixed camera"
 
 
 @dataclass(frozen=True)
-class Place:
-    """What an encoder's features tell without their image.
+class WithoutLooking:
+    """What is known of an encoder's features without looking at the image.
 
     Attributes:
         row: fraction of the variance of a feature's row that is linear in its channels.
@@ -37,20 +37,20 @@ class FeatureResults(Outcomes[FeaturesPlan]):
     """Results of the level.
 
     Attributes:
-        places: by encoder.
+        blind: what is known without looking, by encoder.
     """
 
-    places: Mapping[Encoder, Place]
+    blind: Mapping[Encoder, WithoutLooking]
 
-    def place(self, encoder: Encoder) -> Place:
+    def without_looking(self, encoder: Encoder) -> WithoutLooking:
         """Return the result of one encoder.
 
         Raises:
             NotDoneError: when it is not done.
         """
-        if encoder not in self.places:
+        if encoder not in self.blind:
             raise NotDoneError(encoder.name)
-        return self.places[encoder]
+        return self.blind[encoder]
 
     def mean(self, setting: Setting, what: str) -> float:
         """Return the mean of a field of :class:`~bevreshape.experiments.instruments.Examined`, over the seeds."""
@@ -64,15 +64,13 @@ def rows(results: FeatureResults) -> list[Row]:
 
 
 def _control(results: FeatureResults) -> list[Row]:
-    sides = {name: results.plan.setting("mlp", permuted=name == "permuted") for name in ("in order", "permuted")}
-    steps = results.plan.budget.steps[0]  # before the differences in rounding have grown
-    found = results.compare(sides["permuted"], sides["in order"], steps)
     return [
-        Row(
-            "control",
+        error_row(
+            results, "control",
             "Encoder features: tokens in another order from the start, and the columns of W likewise: the same MLP",
-            f"{WHERE}: error after {steps} steps", {"in order / permuted": str(found)}, f"permuted {found.verdict()}",
-            absolute={name: mean_words(results.errors(setting, steps)) for name, setting in sides.items()},
+            {name: results.plan.setting("mlp", permuted=name == "permuted") for name in ("in order", "permuted")},
+            "permuted", results.plan.budget.steps[0],  # before the differences in rounding have grown
+            f"{WHERE}: ",
         )
     ]  # fmt: skip
 
@@ -136,15 +134,13 @@ def _a8_content(results: FeatureResults) -> list[Row]:
 
 
 def _a11_need(results: FeatureResults) -> list[Row]:
-    placed, unplaced = results.plan.setting("attention"), results.plan.setting("attention", encoding="none")
-    found = results.compare(unplaced, placed)
+    plan = results.plan
     return [
-        Row(
-            "A11", "Encoder features: attention needs positional encoding even where zero padding leaks position",
-            f"{WHERE}: error after {results.longest} steps", {"with it / without it": str(found)},
-            f"without encoding {found.verdict()}",
-            absolute={"with it": mean_words(results.errors(placed)),
-            "without it": mean_words(results.errors(unplaced))},
+        error_row(
+            results, "A11",
+            "Encoder features: attention needs positional encoding even where zero padding leaks position",
+            {"with it": plan.setting("attention"), "without it": plan.setting("attention", encoding="none")},
+            "without encoding", where=f"{WHERE}: ",
         )
     ]  # fmt: skip
 
@@ -155,7 +151,7 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
         for encoder in results.plan.encoders()
     }
     value = {
-        _called(encoder): f"{mean_words(found)}, without looking {results.place(encoder).constant:.2g}"
+        _called(encoder): f"{mean_words(found)}, without looking {results.without_looking(encoder).constant:.2g}"
         for encoder, found in errors.items()
     }
     verdicts = []
@@ -163,7 +159,8 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
         if encoder.padding != "zeros":
             zeros = results.plan.encoder("zeros", encoder.content)
             own, other = (
-                bounded([error / results.place(one).constant for error in errors[one]]) for one in (zeros, encoder)
+                bounded([error / results.without_looking(one).constant for error in errors[one]])
+                for one in (zeros, encoder)
             )
             verdicts.append(f"{encoder.content}, zeros against {encoder.padding}: {paired(own, other).verdict()}")
     return [
@@ -177,7 +174,7 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
 
 
 def _a11_place(results: FeatureResults) -> list[Row]:
-    found = {encoder: results.place(encoder) for encoder in results.plan.encoders()}
+    found = {encoder: results.without_looking(encoder) for encoder in results.plan.encoders()}
     return [
         Row(
             "A11", "Encoder features: how much of its position does a feature reveal?",

@@ -10,7 +10,7 @@ from typing import Any
 
 from bevreshape.experiments.encoder import Encoder, place_readable
 from bevreshape.experiments.feature_plan import FeaturesPlan
-from bevreshape.experiments.feature_rows import FeatureResults, Place, rows
+from bevreshape.experiments.feature_rows import FeatureResults, WithoutLooking, rows
 from bevreshape.experiments.row import Row
 from bevreshape.experiments.runs import TRAINING, Setting, held_out_of, stream_of
 from bevreshape.experiments.study import SettingStudy
@@ -50,12 +50,12 @@ class FeaturesStudy(SettingStudy[FeaturesPlan]):
     def results(self) -> FeatureResults:
         """Return the results of the entries that are done."""
         found, records = self.outcomes(), self.records.read()
-        places = {
-            encoder: Place(**result)
+        blind = {
+            encoder: WithoutLooking(**result)
             for encoder in self.plan.encoders()
             if (result := self.records.get(records, _place(encoder))) is not None
         }
-        return FeatureResults(self.plan, found.outcomes, found.tuned, places)
+        return FeatureResults(self.plan, found.outcomes, found.tuned, blind)
 
 
 def _place(encoder: Encoder) -> Entry:

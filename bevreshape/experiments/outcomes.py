@@ -15,10 +15,6 @@ from bevreshape.experiments.tuning import Tuned
 P = TypeVar("P", bound=SettingPlan)
 
 
-ENDS = ("high", "low")
-"""Bounds of a cost, the one that decides first."""
-
-
 class NotDoneError(LookupError):
     """An entry that a row needs is not done yet."""
 
@@ -67,14 +63,15 @@ class Outcomes(Generic[P]):
     def spent_to(self, setting: Setting, threshold: float, price: Callable[[Recipe], float]) -> list[Bounds]:
         """Return per seed the cost of the steps to the threshold; a step costs ``price(recipe)``.
 
-        All seeds have the same recipe, out of those that are best for some budget: the one that is cheapest in the
-        geometric mean. A recipe for each seed would favour the method whose runs differ more.
+        All seeds have the same recipe, out of those that are best for some budget: the one by which most seeds get
+        there, and of these the cheapest in the geometric mean. A recipe for each seed would favour the method whose
+        runs differ more.
         """
         outcome, tried = self.outcome(setting), []
         for curve in outcome.curves:
             steps = [reached(curve.steps, errors, threshold) for errors in zip(*curve.errors, strict=True)]
             tried.append([Bounds(one.low * price(curve.recipe), one.high * price(curve.recipe)) for one in steps])
-        return min(tried, key=lambda seeds: [sum(math.log(getattr(one, end)) for one in seeds) for end in ENDS])
+        return min(tried, key=_dearness)
 
     def best_steps(self, setting: Setting) -> int:
         """Return the budget with the lowest error in tuning.
@@ -97,6 +94,13 @@ class Outcomes(Generic[P]):
         if by not in self.tuned:
             raise NotDoneError(by.name)
         return self.tuned[by]
+
+
+def _dearness(seeds: Sequence[Bounds]) -> tuple[int, float, float]:
+    """Return a key: how many seeds miss the threshold, the cost of the others, and the negative cost of the misses."""
+    reached_at = [math.log(one.high) for one in seeds if one.high < math.inf]
+    missed_at = [math.log(one.low) for one in seeds if one.high == math.inf]
+    return len(missed_at), math.fsum(reached_at), -math.fsum(missed_at)
 
 
 def paired(own: Sequence[Bounds], other: Sequence[Bounds]) -> Comparison:

@@ -211,7 +211,7 @@ def _seconds(setting: Setting, steps: float | int) -> float:
 
 def in_order(setting: Setting) -> Setting:
     """Return the setting, without a permutation that only relabels (MLP, learned encodings)."""
-    renamed = not setting.attends or setting.encoding == "learned"
+    renamed = setting.method == "mlp" or (setting.attends and setting.encoding == "learned")
     return replace(setting, permuted=False) if renamed else setting
 
 

@@ -146,7 +146,7 @@ def _controls(results: Results) -> list[Row]:
                 for name, method in zip(("MLP", "attention"), PAIRS["unknown"], strict=True)
             },
         ),
-        _error_row(
+        error_row(
             results,
             "control",
             "Tokens in another order from the start, and the columns of W likewise: the same MLP",
@@ -157,18 +157,25 @@ def _controls(results: Results) -> list[Row]:
     ]
 
 
-def _error_row(
-    results: Results, claim: str, question: str, sides: Mapping[str, Setting], subject: str, steps: int | None = None
+def error_row(
+    results: Outcomes,
+    claim: str,
+    question: str,
+    sides: Mapping[str, Setting],
+    subject: str,
+    steps: int | None = None,
+    where: str = "",
 ) -> Row:
     """Return the row that compares the errors of two settings.
 
     Args:
-        results: of the tensor level.
+        results: of a level.
         claim: its number.
         question: that the row answers.
         sides: the reference and the other setting, by name.
         subject: of the verdict about the other setting.
         steps: of training; by default the largest budget.
+        where: beginning of what is measured.
     """
     (name, reference), (other_name, other) = sides.items()
     steps = results.longest if steps is None else steps
@@ -176,7 +183,7 @@ def _error_row(
     return Row(
         claim,
         question,
-        f"error after {steps} steps",
+        f"{where}error after {steps} steps",
         {f"{name} / {other_name}": str(found)},
         f"{subject} {found.verdict()}",
         absolute={name: mean_words(results.errors(setting, steps)) for name, setting in sides.items()},
@@ -298,7 +305,7 @@ def _a9(results: Results) -> list[Row]:
 
 def _a11(results: Results) -> list[Row]:
     sides = {"with it": Setting("attention"), "without it": Setting("attention", encoding="none")}
-    return [_error_row(results, "A11", "Attention needs positional encoding", sides, "without encoding")]
+    return [error_row(results, "A11", "Attention needs positional encoding", sides, "without encoding")]
 
 
 def _a12(results: Results) -> list[Row]:

@@ -18,7 +18,7 @@ from bevreshape.experiments.runs import TUNING_SEED
 from bevreshape.experiments.task_plan import TaskPlan, TaskSetting, Training
 from bevreshape.experiments.task_results import TaskResults
 from bevreshape.experiments.task_rows import rows
-from bevreshape.experiments.task_training import TaskOutcome
+from bevreshape.experiments.task_training import MEASURES, TaskOutcome
 from bevreshape.experiments.training import Recipe
 from bevreshape.experiments.tuning import RULE, Halving, Tuned
 from bevreshape.sharing import Work
@@ -134,5 +134,6 @@ class TaskStudy:
             "arguments": plan.given(training),
             "unseen": plan.unseen(training.setting) if whole and training.setting.plain else {},
             "examined": plan.examined if whole else 0,
+            "measures": list(MEASURES),
         }
         return Entry(f"task-{training.name}", made_with)

@@ -38,6 +38,7 @@ class Inspected:
         image_share: of the map's variance, see :func:`~bevreshape.experiments.image_share.image_share`.
         iou_permuted: mean IoU with the tokens permuted only in the test.
         iou_unrelated: mean IoU with the images of other samples, a baseline without image content.
+        best_iou_unrelated: the same, each class at the threshold that is best for it.
     """
 
     spread_of_a: float
@@ -46,6 +47,7 @@ class Inspected:
     image_share: float
     iou_permuted: float
     iou_unrelated: float
+    best_iou_unrelated: float
 
 
 def inspect(model: BEVModel, batches: Iterable[BEVBatch], metric: BEVIoU, samples: int) -> Inspected:
@@ -78,6 +80,7 @@ def inspect(model: BEVModel, batches: Iterable[BEVBatch], metric: BEVIoU, sample
     return Inspected(
         relative_spread([attention_weights(reshaper, features, cameras, cells=cells)]) if attends else 0.0,
         of_jacobian, held_fixed, share, iou["permuted"]["iou/mean"], iou["unrelated"]["iou/mean"],
+        iou["unrelated"]["best_iou/mean"],
     )  # fmt: skip
 
 

@@ -94,12 +94,13 @@ class TaskResults:
         """Return the mean IoU of each seed without a look at the image, which is above 0 as streets are alike.
 
         It is the higher one of two: IPM's with the images of other samples, and that of the map of class frequencies.
+        Each class has the threshold that is best for it.
 
         Raises:
             NotDoneError: when one is not done, or has diverged.
         """
         ipm = TaskSetting("ipm", sigma_deg=sigma)
-        found = [outcome.inspected.iou_unrelated for outcome in self.of(ipm) if outcome.inspected is not None]
+        found = [outcome.inspected.best_iou_unrelated for outcome in self.of(ipm) if outcome.inspected is not None]
         if len(found) < self.plan.seeds:
             raise NotDoneError(ipm.name)
         for seed in range(self.plan.seeds):
@@ -108,8 +109,10 @@ class TaskResults:
         return [max(other, self.constant[sigma, seed]) for seed, other in enumerate(found)]
 
     def gain(self, setting: TaskSetting) -> list[float]:
-        """Return the gain in IoU of each seed over that baseline; not above 0 if the images add nothing."""
-        return [iou - least for iou, least in zip(self.iou(setting), self.unseeing(setting.sigma_deg), strict=False)]
+        """Return the gain in IoU of each seed over that baseline, at the best thresholds too; at most 0 if images add
+        nothing."""
+        blind = self.unseeing(setting.sigma_deg)
+        return [iou - least for iou, least in zip(self.best_iou(setting), blind, strict=False)]
 
     def advantage(self, own: TaskSetting, other: TaskSetting) -> Comparison:
         """Compare two settings by :func:`ahead`."""

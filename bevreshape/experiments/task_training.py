@@ -1,7 +1,7 @@
 """A training of the task level by ``bevreshape.train``, and the measurements of its model."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,10 @@ class TaskOutcome:
             tuple((step, value) for step, value in plain["curve"]), plain["iou"], plain["unseen"],
             None if inspected is None else Inspected(**inspected), plain["costs"], plain["best_iou"], plain["reason"],
         )  # fmt: skip
+
+
+MEASURES = tuple(field.name for field in fields(TaskOutcome)) + tuple(field.name for field in fields(Inspected))
+"""Names of all that is measured; a record of others is refused."""
 
 
 def judge(

@@ -148,7 +148,7 @@ class ObjectStore:
             if disk.free - len(content) < SPARED * disk.total:
                 _warn_once(self._folder, f"its disk is full but for {100 * SPARED:g} %")
                 return
-            part = self._folder / "parts" / path.name
+            part = self._folder / "parts" / f".{path.name}.part"
             path.parent.mkdir(exist_ok=True)
             write_whole(part, lambda file: file.write(content), durable=False)
             os.replace(part, path)

@@ -43,14 +43,16 @@ def test_a_rung_keeps_the_better_half(tmp_path: Path) -> None:
     own = tuning(tmp_path)
     done = run(own, peak(0.008))
     first = [(rate, 10, seed) for rate in RATES for seed in SEEDS]
-    second = [(rate, 20, seed) for rate in (0.003, 0.01) for seed in SEEDS]
+    second = [(rate, 20, seed) for rate in (0.003, 0.01, 0.032) for seed in SEEDS]  # the last one beyond the best
     assert [(unit.values[RATE], unit.steps, unit.seed) for unit in done] == first + second
     result = own.result()
     assert result["values"] == {RATE: 0.01}
     assert [(one[0][RATE], one[1], one[3]) for one in result["tried"]] == [
         (0.001, 10, "pruned"), (0.003, 20, "complete"), (0.01, 20, "complete"), (0.03, 10, "pruned"),
+        (0.032, 20, "complete"),
     ]  # fmt: skip
-    assert result["tried"][2][2] == pytest.approx(peak(0.008)(done[-1]), abs=1e-4)
+    own_score = next(peak(0.008)(unit) for unit in done if unit.values[RATE] == 0.01 and unit.steps == 20)
+    assert result["tried"][2][2] == pytest.approx(own_score, abs=1e-4)
     assert result["seconds"] == len(done) * 1.5
 
 
@@ -69,6 +71,15 @@ def test_an_end_that_only_a_later_rung_prefers_is_extended_there(tmp_path: Path)
     later = [unit.values[RATE] for unit in done if unit.steps == 20 and unit.seed == SEEDS[0]]
     assert later == [0.003, 0.01, 0.032, 0.1]
     assert own.result()["values"] == {RATE: 0.032}
+
+
+def test_a_rate_that_an_earlier_rung_dropped_comes_back(tmp_path: Path) -> None:
+    """The best rate falls with the steps, so the next one is tried in a long rung whatever a short one made of it."""
+    own = tuning(tmp_path, (0.01, 0.032, 0.1, 0.32))
+    done = run(own, lambda unit: peak(0.15 if unit.steps == 10 else 0.01)(unit))
+    later = [unit.values[RATE] for unit in done if unit.steps == 20 and unit.seed == SEEDS[0]]
+    assert later == [0.1, 0.32, 0.032, 0.01, 0.0032]
+    assert own.result()["values"] == {RATE: 0.01}
 
 
 def test_grids_end_at_the_bounds_of_rates() -> None:
@@ -146,7 +157,7 @@ def test_trials_of_others_are_skipped(tmp_path: Path) -> None:
     assert own.left() == tuning(tmp_path).left()
     assert own.units() == units
     run(own, peak(0.008))
-    assert len(own.result()["tried"]) == len(RATES)
+    assert [one[0][RATE] for one in own.result()["tried"]] == [0.001, 0.003, 0.01, 0.03, 0.032]  # no .1
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
@@ -167,7 +178,7 @@ def test_what_a_killed_process_began_is_missing_and_not_counted(tmp_path: Path) 
     assert (tmp_path / JOURNAL).read_text().count('"op_code":4') == journal.count('"op_code":4')  # no further trial
     run(again, peak(0.008))
     trials = optuna.load_study(study_name="mlp", storage=open_journal(tmp_path)).trials
-    assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE", "COMPLETE", "PRUNED"]
+    assert [trial.state.name for trial in trials] == ["PRUNED", "COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
 
 
 def test_a_process_killed_between_enqueueing_and_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

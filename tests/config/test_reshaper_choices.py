@@ -13,8 +13,8 @@ def rungs(*arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("budget={steps: 1500, seeds: 5}",), ["[500, 1000]"]),  # a third and two thirds, as of budget=quick
-        (("budget.steps=1500",), ["[500, 1000]"]),
+        (("budget={steps: 1500, seeds: 5}",), ["[400, 800]"]),  # 40 and 80 of 150, as of budget=quick
+        (("budget.steps=1500",), ["[400, 800]"]),
         (("budget=full", "budget.steps=800"), ["[100, 200, 400, 800]"]),
         (("budget={steps: 1500, rungs: [50, 100]}",), ["[50,100]"]),
         (("budget.steps=1500", "budget.rungs=[50,100]"), ["[50,100]"]),

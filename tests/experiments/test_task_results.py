@@ -19,7 +19,7 @@ def outcome(iou: float | None, flops: int = 10, curve=((50, 0.1), (100, 0.2)), u
     if iou is None:
         return TaskOutcome((), {}, {}, None, {}, {}, "the loss is nan")
     costs = {"parameters": 1, "flops": flops, "reshaper_parameters": 1, "reshaper_flops": 2}
-    inspected = Inspected(0.0, 0.0, 0.0, 0.5, 0.2, unrelated)
+    inspected = Inspected(0.0, 0.0, 0.0, 0.5, 0.2, unrelated / 2, unrelated)
     return TaskOutcome(tuple(curve), {"mean": iou}, {"angles": iou / 2}, inspected, costs, {"mean": iou})
 
 

@@ -1,5 +1,7 @@
 """What a mapping takes to be learned, where a setting's recipes have different forms of Q."""
 
+import math
+
 import pytest
 
 from bevreshape.experiments.intervals import Bounds
@@ -59,6 +61,17 @@ def test_all_seeds_have_the_recipe_that_is_cheapest_in_the_mean() -> None:
     )
     results = Results(PLAN, {SETTING: Outcome(SETTING, (0, 1), curves, {10: 0, 12: 1})}, {}, {}, None)
     assert results.steps_to(SETTING, 0.1) == [Bounds(2.0, 4.0), Bounds(2.0, 4.0)]  # √(4·4), not √(2·16) or 2 and 4
+
+
+def test_a_recipe_by_which_fewer_seeds_get_there_is_not_taken() -> None:
+    """A short budget's curve ends early, so that its misses look cheap."""
+    recipes = Recipe(0.01), Recipe(0.02)
+    curves = (
+        Curve(recipes[0], (1, 10), ((0.4, 0.4), (0.4, 0.4))),
+        Curve(recipes[1], (1, 10, 12), ((0.4, 0.4), (0.4, 0.4), (0.1, 0.4))),
+    )
+    results = Results(PLAN, {SETTING: Outcome(SETTING, (0, 1), curves, {10: 0, 12: 1})}, {}, {}, None)
+    assert results.steps_to(SETTING, 0.1) == [Bounds(10.0, 12.0), Bounds(12.0, math.inf)]
 
 
 def test_seconds_of_steps_that_are_not_measured_are_not_known() -> None:

@@ -21,7 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from bevreshape.data.batch import BEVBatch
 from bevreshape.errors import TrainingInterrupted
-from bevreshape.signals import STOPS, stops_as_interrupts
+from bevreshape.signals import AGAIN_S, STOPS, stops_as_interrupts
 from bevreshape.training.callbacks import LastCheckpoint
 from bevreshape.training.stopping import StopRequest, ignore_stop_signals
 from bevreshape.training.task import BEVTask
@@ -122,6 +122,17 @@ def test_a_stop_in_a_finalizer_is_not_lost(number: signal.Signals) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun < 60
+
+
+def test_a_stop_in_a_finalizer_at_the_end_is_raised_there() -> None:
+    def work() -> None:
+        with stops_as_interrupts():
+            going = StopsWhenItGoes(signal.SIGTERM)
+            del going
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    time.sleep(2 * AGAIN_S)  # no signal comes, which would end the process
 
 
 def wait_for_stops(started) -> None:
