@@ -45,7 +45,7 @@ class Records:
         return self.folder / "records.jsonl"
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """Read all lines, by name.
+        """Read all lines, by name, but a last line that was cut off: it is being written, or its writer was killed.
 
         Raises:
             InputError: when the file cannot be read, a line is damaged, or a name has two different results.
@@ -54,21 +54,16 @@ class Records:
         if not self.path.exists():
             return found
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = _whole_lines(self.path.read_bytes()).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"{self.path} cannot be read ({error}); restore a copy, or begin another one with name="
             ) from None
         for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                name = record["name"]
-                if [type(record[key]) for key in ("name", "made_with", "result")] != [str, dict, dict]:
-                    raise TypeError
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise InputError(
-                    f"{self.path}, line {number}: it is damaged; delete this line to repeat the entry"
-                ) from None
+            record = _record(line)
+            if record is None:
+                raise InputError(f"{self.path}, line {number}: it is damaged; delete this line to repeat the entry")
+            name = record["name"]
             if name in found and found[name]["result"] != record["result"]:
                 raise InputError(
                     f"{self.path}, line {number}: {name} occurs twice with different results; delete one of them"
@@ -95,12 +90,13 @@ class Records:
         return dict(record["result"])
 
     def add(self, entry: Entry, result: Mapping[str, Any]) -> None:
-        """Append a result as one line."""
+        """Append a result as one line, in place of a last line that was cut off."""
         line = json.dumps({"name": entry.name, "made_with": entry.made_with, "result": result}, allow_nan=False)
         with locked(self._lock("records")), self.path.open("ab+") as file:
-            if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
-                file.write(b"\n")  # after a truncated line
-            file.write(line.encode() + b"\n")
+            file.seek(0)
+            whole = _whole_lines(file.read())
+            file.truncate(len(whole))
+            file.write((b"" if whole.endswith(b"\n") or not whole else b"\n") + line.encode() + b"\n")
             file.flush()
 
     @contextmanager
@@ -112,3 +108,22 @@ class Records:
 
     def _lock(self, name: str) -> Path:
         return self.folder / "locks" / name
+
+
+def _record(line: str | bytes) -> dict[str, Any] | None:
+    """Return the record in a line; ``None`` if it is damaged."""
+    try:
+        record = json.loads(line)
+        kinds = [type(record[key]) for key in ("name", "made_with", "result")]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return record if kinds == [str, dict, dict] else None
+
+
+def _whole_lines(content: bytes) -> bytes:
+    """Return the content of a file of records without a last line that was cut off.
+
+    A last line without its end is complete if it is a record: an editor may have left out the end.
+    """
+    lines, last = content[: (end := content.rfind(b"\n") + 1)], content[end:]
+    return lines if _record(last) is None else content

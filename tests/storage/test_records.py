@@ -39,15 +39,52 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     records = Records(tmp_path)
     records.add(Entry("e", {}), {"error": 0})
     with records.path.open("a") as file:
-        file.write(line)
-    with pytest.raises(InputError, match=r"records.jsonl, line 2: it is damaged"):
-        records.read()
-    records.add(Entry("f", {}), {})  # begins a line of its own
+        file.write(f"{line}\n")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"records.jsonl, line 2: it is damaged"):
+            records.read()
+        records.add(Entry("f", {}), {})  # leaves it there
     assert json.loads(records.path.read_text().splitlines()[-1])["name"] == "f"
 
 
+def test_a_line_that_was_cut_off_is_repeated(tmp_path: Path) -> None:
+    """Whether its writer was killed or is still writing, at any byte but the last, its end."""
+    records, text = Records(tmp_path), "a length of 80 °, é, \u2028"
+    records.add(Entry("e", {}), {"error": 0})
+    first = records.path.read_bytes()
+    records.add(Entry("f", {"text": text}), {"error": 1})
+    whole = records.path.read_bytes()
+    for length in range(len(first), len(whole) - 1):
+        records.path.write_bytes(whole[:length])
+        assert records.read().keys() == {"e"}
+        assert records.path.read_bytes() == whole[:length]
+        records.add(Entry("f", {"text": text}), {"error": 1})
+        assert records.path.read_bytes() == whole
+
+
+def test_a_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    """An editor may leave out the end of the last line."""
+    records = Records(tmp_path)
+    records.add(Entry("e", {}), {"error": 0})
+    first = records.path.read_bytes()
+    records.path.write_bytes(first.rstrip(b"\n"))
+    assert records.read().keys() == {"e"}
+    records.add(Entry("f", {}), {"error": 1})
+    assert records.path.read_bytes().startswith(first)
+    assert records.read().keys() == {"e", "f"}
+
+
+def test_a_first_line_that_was_cut_off_is_no_record(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    for begun in (b"", b'{"name": "e", "ma', b'{"name": "\xc3'):
+        records.path.write_bytes(begun)
+        assert records.read() == {}
+        records.add(Entry("e", {}), {"error": 0})
+        assert json.loads(records.path.read_bytes()) == {"name": "e", "made_with": {}, "result": {"error": 0}}
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
-    Records(tmp_path).path.write_bytes(b"\xff\xfe\x00")
+    Records(tmp_path).path.write_bytes(b"\xff\xfe\x00\n")
     with pytest.raises(InputError, match="cannot be read"):
         Records(tmp_path).read()
 
