@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from importlib import import_module
@@ -65,6 +66,15 @@ def _logs_on_stderr() -> None:
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache of generated scenes for all tests."""
     return tmp_path_factory.mktemp("worlds")
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder to which every user may write, and whose parents all may enter."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
 
 
 @pytest.fixture

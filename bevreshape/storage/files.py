@@ -110,10 +110,10 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def remove_abandoned(*folders: Path) -> None:
-    """Delete the partial files that killed processes have left in these folders."""
+    """Delete the partial files that this user's killed processes have left in these folders."""
     for folder in folders:
         for part in folder.glob(".*.part"):
-            with suppress(FileNotFoundError), part.open("r+b") as file:
+            with suppress(FileNotFoundError, PermissionError), part.open("r+b") as file:
                 if try_lock(file):
                     part.unlink()
 

@@ -134,7 +134,7 @@ class ObjectStore:
             if os.fstat(file.fileno()).st_size:  # a power failure may leave an empty file
                 return file
             file.close()
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # of another user, to whom alone it is readable
             pass
         with _explained(address):
             content = _filesystem(self._protocol).cat_file(address)

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import pytest
 import torch
+from users import unreadable
 
 from bevreshape.errors import InputError
 from bevreshape.storage.files import (
@@ -230,6 +231,16 @@ def test_only_abandoned_files_are_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     writers[1].communicate()
     assert [p.name for p in tmp_path.iterdir()] == ["other.txt"]
+
+
+def test_partial_files_of_other_users_are_kept(public_folder: Path) -> None:
+    part = public_folder / ".x.1.part"
+    part.write_bytes(b"half")
+    with unreadable(part):
+        remove_abandoned(public_folder)
+    assert part.exists()
+    remove_abandoned(public_folder)
+    assert not part.exists()
 
 
 def test_a_table_has_every_column_of_its_rows(tmp_path: Path) -> None:

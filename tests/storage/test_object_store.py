@@ -10,6 +10,7 @@ import fsspec
 import pytest
 from commands import TINY
 from object_stores import Upload, assert_same_samples
+from users import unreadable
 
 from bevreshape.config.options import DataRoot, read_value
 from bevreshape.data.datamodule import BEVDataModule
@@ -151,6 +152,21 @@ def test_partial_files_of_killed_processes_are_removed(memory_store: Upload, fol
     part.write_bytes(b"half")
     at(address)
     assert not part.exists()
+
+
+def test_users_share_a_cache(
+    memory_store: Upload, folder: Path, public_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one of them fetches a file, and where files are readable by their user alone."""
+    monkeypatch.setenv("BEVRESHAPE_CACHE", str(public_folder))
+    address = memory_store(folder)
+    assert (at(address) / "calibration.json").read_bytes() == b'{"version": 1}'
+    (kept,) = cached()
+    part = public_folder / "parts" / ".x.1.part"
+    part.write_bytes(b"half")
+    for theirs in (part, kept):
+        with unreadable(theirs):
+            assert (at(address) / "calibration.json").read_bytes() == b'{"version": 1}'
 
 
 def test_a_cache_that_cannot_be_written_is_named(memory_store: Upload, folder: Path, monkeypatch) -> None:
