@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from bevreshape.errors import user_message
+from bevreshape.errors import TrainingInterrupted, user_message
+from bevreshape.signals import stops_as_interrupts
 
 PLAIN = {
     "→": "->", "←": "<-", "·": "-", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "°": " deg", "±": "+-",
@@ -67,22 +69,26 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
 
 def print_error(message: str) -> None:
     """Print an error message, or the reason why the program stops."""
-    label = "" if message.startswith("stopped") else "[red]error:[/] "
-    Console(stderr=True).print(f"{label}{message.replace('[', chr(92) + '[')}", highlight=False, soft_wrap=True)
+    label = Text() if message.startswith("stopped") else Text.assemble(("error:", "red"), " ")
+    Console(stderr=True).print(label + Text(message), highlight=False, soft_wrap=True)
 
 
 def run_script(main: Callable[..., object], *args: object) -> None:
-    """Run a script's ``main``; report a user error as one line on stderr, with exit code 1."""
+    """Run a script's ``main``; a user error ends it with one line on stderr and exit code 1, a signal with code 130."""
     make_console_safe()
     log_to_stderr()
     try:
-        main(*args)
+        with stops_as_interrupts():
+            main(*args)
     except Exception as error:
         message = user_message(error)
         if message is None:
             raise
         print_error(message)
         sys.exit(1)
+    except (TrainingInterrupted, KeyboardInterrupt) as stop:
+        print_error(str(stop) or "stopped")
+        sys.exit(130)
 
 
 def log_to_stderr() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from commands import ROOT, TINY, finish, start
 
-from bevreshape.console import run_script
+from bevreshape.console import print_error, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +76,37 @@ def test_console_of_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str,
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
     run_script(partial(print, "a → 3×4 · 2°, ≥ 道", end=""))
     assert raw.getvalue() == written
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["a\\[/b]c", "[red]a[/]", "[/]", "C:\\data\\[1].jpg", "a\\", ":warning: [a:b] 'x' 1.5", "stopped in [bold]a"],
+)
+def test_every_character_of_an_error_is_printed(capsys: pytest.CaptureFixture[str], message: str) -> None:
+    print_error(message)
+    label = "" if message.startswith("stopped") else "error: "
+    assert capsys.readouterr().err == f"{label}{message}\n"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_stops_a_script_in_one_line_after_it_has_cleaned_up(tmp_path: Path, name: str) -> None:
+    code = (
+        "import tempfile, time; from bevreshape.console import run_script\n"
+        "def main():\n"
+        "    with tempfile.TemporaryDirectory(dir='.'): print(flush=True); time.sleep(60)\n"
+        "run_script(main)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    script = subprocess.Popen(
+        [sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {code}"],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert script.stdout is not None
+    script.stdout.readline()
+    script.send_signal(getattr(signal, name))
+    _, err = script.communicate(timeout=60)
+    assert (script.returncode, err) == (130, "stopped\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_training_on_an_ascii_console_with_slurm(worlds: Path, tmp_path: Path) -> None:
