@@ -33,7 +33,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[list[Path], dict[str, Any]
     Raises:
         InputError: when an argument is neither, or no folder is named.
     """
-    options = [one for one in arguments if one.partition("=")[0] in get_type_hints(Report) or not Path(one).is_dir()]
+    keys = tuple(f"{key}=" for key in get_type_hints(Report))
+    options = [one for one in arguments if one.startswith(keys) or not Path(one).is_dir()]
     folders = [Path(one) for one in arguments if one not in options]
     for one in options:
         if "=" not in one:

@@ -265,6 +265,16 @@ def test_arguments_are_folders_and_options_alike_those_of_other_commands(tmp_pat
         read_arguments(["out=a.html"])
 
 
+def test_a_folder_may_have_the_name_of_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("out", "samples", "cells", "probes", "trust")
+    for name in names:
+        Path(name).mkdir()
+    folders, options = read_arguments([*names, "samples=2"])
+    assert folders == [Path(name) for name in names]
+    assert options["samples"] == 2
+
+
 @pytest.fixture(scope="module")
 def unlike(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten runs of several kinds, classes and loggers, whose configs differ in dozens of settings."""
