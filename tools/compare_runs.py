@@ -1,8 +1,8 @@
 """Tabulate many runs: runs that differ only in their seed form a row, mean ± standard deviation.
 
     python tools/compare_runs.py sweeps/2026-01-31/12-00-00
-    python tools/compare_runs.py runs sweeps --choose optimizer.lr      # of rows that differ in that alone, the best on
-    val python tools/compare_runs.py sweeps --markdown                      # for a README
+    python tools/compare_runs.py runs sweeps --choose optimizer.lr      # of rows that differ in that alone, val's best
+    python tools/compare_runs.py sweeps --markdown                      # for a README
 
 A run is a folder with config.yaml and metrics.json, anywhere below the given folders.
 """

@@ -41,8 +41,8 @@ def check_frames(
             except InputError as error:
                 faults.append(str(error))
     table = Table("labels", "name", "values", "share", box=SIMPLE_HEAD)
-    codes = frames.calibration
-    for what, counts, meaning in (("pixels", pixels, codes.labels), ("cells", cells, codes.bev)):
+    calibration = frames.calibration
+    for what, counts, meaning in (("pixels", pixels, calibration.labels), ("cells", cells, calibration.bev)):
         if meaning is None or not counts.any():
             continue
         for name, values in [*meaning.members.items(), ("(void)", meaning.void)]:
