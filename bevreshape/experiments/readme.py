@@ -28,23 +28,23 @@ their errors, steps, FLOPs or samples, with its sign. The interval holds the tru
 (Student's t), turned back into a ratio. A method is *ahead* where the whole interval lies beyond 10 % in its favour, *behind* where
 it lies beyond 10 % against it, and both are *alike* where the interval lies within ± 10 %; anything else is *open*: these seeds do
 not decide it. The six primary rows were named before anything was measured; since six chances to be wrong are more than one, their
-verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Control rows have an answer
-that is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP whose
-tokens and columns of W come in another order from the start is the same MLP. So is an attention whose learned encodings do: its
-row of A12 is 1 by symmetry, and what is measured there is the other side, sinusoidal encodings, which stay where they are. These
-controls check the program; how often the rule itself is wrong is counted on null data by its tests. A run that never got to a
-threshold counts as "at least": its interval has no end. What is needed to get to a threshold is counted with one recipe for all
-seeds, out of those that are best for some budget: the cheapest in the mean. Attention has up to four of these and the MLP of a
-fixed camera two, which can only favour attention.
+verdicts are by Holm's procedure, which keeps the probability of any wrong one among them below 5 %. Control rows have an answer that
+is known beforehand, *alike*: where the pose of the camera is nowhere to be found no method can be ahead, and an MLP whose tokens and
+columns of W come in another order from the start is the same MLP. So is an attention whose learned encodings do: its row of A12 is 1
+by symmetry, and what is measured there is the other side, sinusoidal encodings, which stay where they are. These controls check the
+program; how often the rule itself is wrong is counted on null data by its tests. A run that never got to a threshold counts as "at
+least": its interval has no end. What is needed to get to a threshold is counted with one recipe for all seeds, out of those that are
+best for some budget: the cheapest in the mean. Attention has up to four of these and the MLP of a fixed camera two, which can only
+favour attention.
 
 Every method gets its learning rate, all but the MLP of a fixed map also warm-up and weight decay, and attention whether its queries
 are learned themselves or as a product with a learned matrix, by successive halving on seeds that nothing is judged on, for every
-budget of steps anew; a best rate at an end of those tried with this budget is extended. Where X shows the pose, attention has normalised keys, which
-are not in the article, and the MLP that follows the pose reads it from X by sums over channels, then over tokens. Either was chosen
-among 14 variants of its side, on seeds that nothing is judged on; before, with the camera turning by 2°, attention's error was
-about seven times as high and the MLP's about three times. Rates are constant and parameters
-averaged, so that every point of a curve is what a run of that length ends with. An error is relative to the variance of the target:
-1 is what its mean would get, and 90 % of what can be had is an error of 0.1.
+budget of steps anew; a best rate at an end of those tried with this budget is extended. Where X shows the pose, attention has
+normalised keys, which are not in the article, and the MLP that follows the pose reads it from X by sums over channels, then over
+tokens. Either was chosen among 14 variants of its side, on seeds that nothing is judged on; before, with the camera turning by 2°,
+attention's error was about seven times as high and the MLP's about three times. Rates are constant and parameters averaged, so that
+every point of a curve is what a run of that length ends with. An error is relative to the variance of the target: 1 is what its mean
+would get, and 90 % of what can be had is an error of 0.1.
 """  # noqa: E501  # its lines are those of the committed page
 
 CHART_WORDS = (
