@@ -1,7 +1,9 @@
 """User errors and their one-line messages."""
 
 import errno
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from reprlib import Repr
 
@@ -21,6 +23,10 @@ class Divergence(InputError):
 
 class RunError(InputError):
     """A run can neither begin nor resume: its logger, its lock or what its folder holds; the model is not the cause."""
+
+
+class DataError(InputError):
+    """The data cannot be prepared or read, such as a damaged file; the model is not the cause."""
 
 
 class TrainingInterrupted(BaseException):
@@ -75,7 +81,7 @@ def user_message(error: BaseException) -> str | None:
     chain = causes(error)
     for link in chain:
         if isinstance(link, InputError):
-            return str(link).rpartition("InputError: ")[2].strip()  # a loader's worker wraps it in its traceback
+            return _without_traceback(link)
     if (full := next(filter(out_of_memory, chain), None)) is not None:
         reason = " ".join(str(full).split())[:160]
         return (
@@ -87,6 +93,23 @@ def user_message(error: BaseException) -> str | None:
         remedy = REMEDIES.get(system.errno or 0, f"{system.strerror}: choose another one")
         return f"cannot use {system.filename or 'a file'}: {remedy}"
     return None
+
+
+def _without_traceback(error: InputError) -> str:
+    """Return the message of an error; one that a loader's worker has raised begins with its traceback."""
+    text = str(error)
+    if re.match(r"Caught \w+ in .*\nOriginal Traceback", text):
+        text = re.split(rf"^(?:[\w.<>]+\.)?{type(error).__name__}: ", text, flags=re.MULTILINE)[-1]
+    return text.strip()
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Raise every :class:`InputError` of the block as a :class:`DataError`."""
+    try:
+        yield
+    except InputError as error:
+        raise DataError(user_message(error)) from error
 
 
 def causes(error: BaseException) -> list[BaseException]:

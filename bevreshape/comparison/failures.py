@@ -11,7 +11,16 @@ from typing import TypeVar
 
 import torch
 
-from bevreshape.errors import REMEDIES, InputError, RunError, causes, out_of_memory, system_error, user_message
+from bevreshape.errors import (
+    REMEDIES,
+    DataError,
+    InputError,
+    RunError,
+    causes,
+    out_of_memory,
+    system_error,
+    user_message,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +50,7 @@ def attempt(
 
     Raises:
         RunError: of the logger, a lock or the run's folder.
+        DataError: when the data cannot be prepared or read.
         Exception: of the machine, which says nothing about the view transformer.
         InputError: when a process of the loader was killed.
     """
@@ -62,7 +72,7 @@ def attempt(
 def _own_reason(error: Exception, log_file: Path | None, machine: bool) -> str:
     """Return the reason of an error of the view transformer; raise any other."""
     system = system_error(error)
-    if any(isinstance(link, RunError) for link in causes(error)):
+    if any(isinstance(link, RunError | DataError) for link in causes(error)):
         raise error
     if system is not None and (system.errno in REMEDIES or (machine and _is_system_error(error))):
         raise error

@@ -19,6 +19,7 @@ from bevreshape.sharing import finish, left
 from bevreshape.storage.files import write_text
 from bevreshape.storage.plain_values import to_yaml
 from bevreshape.storage.records import Entry
+from bevreshape.training.hardware import with_counted_devices
 from bevreshape.training.trainer import silence_lightning
 from bevreshape.training.validate_config import validate_config
 
@@ -45,6 +46,7 @@ def run_comparison(settings: Mapping[str, Any]) -> Comparison:
         InputError: when the settings fit no view transformer, or the folder holds records of other settings.
     """
     silence_lightning()
+    settings = {**settings, "trainer": with_counted_devices(settings["trainer"])}
     comparison = Comparison(settings)
     check(comparison)
     left(comparison)  # refuse records of other settings before anything is written

@@ -1,7 +1,7 @@
 """The classes that a stored config may name: an allow-list by place, and the packages that the user trusts."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,10 @@ LOGGER_OPTIONS = (
 """Allowed options of a stored logger; others could write elsewhere, or send the user's key to another host."""
 
 
+NAMED_FOLDERS = ("lightning.pytorch.loggers.CSVLogger", "lightning.pytorch.loggers.TensorBoardLogger")
+"""Loggers whose ``name`` is a folder."""
+
+
 def read_trust(given: object) -> tuple[str, ...]:
     """Return the packages of ``trust=[a,b]`` or ``trust=a``.
 
@@ -96,7 +100,7 @@ def _check_targets(node: Any, place: tuple[str, ...], where: str, trust: Sequenc
     if isinstance(node, Mapping):
         if TARGET in node:
             _check_target(node[TARGET], place, where, trust)
-            if place == ("logger",) and node[TARGET] in PLACES[place]:
+            if place == ("logger",) and node[TARGET] in PLACES[place] and _package(node) not in trust:
                 _check_logger(node, where)
         for key, value in node.items():
             _check_targets(value, (*place, str(key)), where, trust)
@@ -114,8 +118,9 @@ def needed_trust(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _foreign_packages(node: Any, place: tuple[str, ...]) -> Iterator[str]:
     """Yield the packages of the classes in a node that need trust."""
     if isinstance(node, Mapping):
-        if TARGET in node and not _is_known(node[TARGET], place):
-            yield str(node[TARGET]).partition(".")[0]
+        foreign = TARGET in node and not _is_known(node[TARGET], place)
+        if foreign or (place == ("logger",) and not {TARGET, *LOGGER_OPTIONS}.issuperset(node)):
+            yield _package(node)
         for key, value in node.items():
             yield from _foreign_packages(value, (*place, str(key)))
     elif isinstance(node, list | tuple):
@@ -159,14 +164,18 @@ def _check_target(target: Any, place: tuple[str, ...], where: str, trust: Sequen
         raise InputError(f"{said} no class that the trusted {package} defines; name such a class")
 
 
+def _package(node: Mapping[Any, Any]) -> str:
+    return str(node[TARGET]).partition(".")[0]
+
+
 def _check_logger(node: Mapping[Any, Any], where: str) -> None:
-    package = str(node[TARGET]).partition(".")[0]
+    in_paths = ("version", "sub_dir", *(("name",) if node[TARGET] in NAMED_FOLDERS else ()))
     for key, value in node.items():
         if key not in (TARGET, *LOGGER_OPTIONS):
             raise InputError(
-                f"{where}: logger.{short(key)} is not taken from a file; if you know it, set trust=[{package}]"
+                f"{where}: logger.{short(key)} is not taken from a file; if you know it, set trust=[{_package(node)}]"
             )
-        if key in ("name", "version", "sub_dir") and re.search(r"[/\\]|\.\.", str(value)):
+        if key in in_paths and re.search(r"[/\\]|\.\.", str(value)):
             raise InputError(
                 f"{where}: logger.{key}={short(value)!r} is a path that would leave the run folder; name a folder in it"
             )
@@ -176,7 +185,17 @@ STORES = ("s3", "gs", "gcs", "az", "abfs", "abfss", "hf")
 """Protocols of addresses that a stored config may name, those of object stores and of no single machine."""
 
 
-def check_cache(data: Mapping[str, Any], where: str) -> None:
+ADDRESSES = ("root", "prepared")
+"""Options of ``data`` that name the place of what is read."""
+
+
+def typed_addresses(arguments: Sequence[str]) -> list[str]:
+    """Return those of :data:`ADDRESSES` that the command line sets."""
+    typed = {argument.lstrip("+~").partition("=")[0] for argument in arguments}
+    return [key for key in ADDRESSES if f"data.{key}" in typed]
+
+
+def check_cache(data: Mapping[str, Any], where: str, typed: Collection[str] = ()) -> None:
     """Check the cache folder of a stored config: below the current folder, or a cache already.
 
     Other sources only read, from this machine or from :data:`STORES`.
@@ -184,18 +203,20 @@ def check_cache(data: Mapping[str, Any], where: str) -> None:
     Args:
         data: the stored ``data`` group.
         where: the file, for messages.
+        typed: those of :data:`ADDRESSES` that the user has set instead.
 
     Raises:
         InputError: when scenes would be generated elsewhere, or data read from another kind of address; names it.
     """
-    for key in ("root", "prepared"):
+    for key in (key for key in ADDRESSES if key not in typed):
         protocol, found, _ = (address := str(data.get(key, ""))).partition("://")
         if found and protocol not in STORES:
             raise InputError(
                 f"{where}: its data would be read from {short(address)}, which a file may not decide; if you know it, "
-                f"set data.root and, where it has one, data.prepared"
+                f"set data.{key}={short(address)}"
             )
-    if data.get(TARGET) not in ("bevreshape.data.sources.synthetic.SyntheticSource",) or "root" not in data:
+    generates = data.get(TARGET) == "bevreshape.data.sources.synthetic.SyntheticSource"
+    if not generates or "root" not in data or "root" in typed:
         return
     root = Path(str(data["root"]))
     inside = not root.is_absolute() and ".." not in root.parts and not str(root).startswith("~")
@@ -212,13 +233,16 @@ def _is_cache(root: Path) -> bool:
         return False
 
 
-def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(
+    path: Path, trust: Sequence[str] = (), needed: Sequence[str] = (), *, only: bool = False
+) -> dict[str, Any]:
     """Read a run folder's ``config.yaml``, and check that its classes are allowed.
 
     Args:
         path: of the file.
         trust: packages of which any class may be named.
         needed: required keys.
+        only: return and check no other key than these.
 
     Raises:
         InputError: when a key is missing or not allowed; names the file and the key.
@@ -231,6 +255,8 @@ def read_config(path: Path, trust: Sequence[str] = (), needed: Sequence[str] = (
     missing = [key for key in needed if config.get(key) is None]
     if missing:
         raise InputError(f"{path} has no {missing[0]}; it is damaged, so restore it")
+    if only:
+        config = {key: config[key] for key in needed}
     for part in (*GROUPS, "loader", "trainer", "log_images"):
         if not isinstance(config.get(part), dict | None):
             raise InputError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from bevreshape.config.allowed import check_cache, check_targets
+from bevreshape.config.allowed import check_cache, check_targets, typed_addresses
 from bevreshape.config.command_line import asks_for_help, typed_trust, typed_value
 from bevreshape.config.groups import FROM_CHECKPOINT
 from bevreshape.config.options import LocalPath, read_value
@@ -39,8 +39,7 @@ def offer_checkpoint_data(name: str, arguments: list[str]) -> tuple[str, list[st
         else:
             for group in FROM_CHECKPOINT:
                 check_targets(offered[group], group, where, typed_trust(arguments))
-            if typed_value(arguments, "data.root") is None:
-                check_cache(offered["data"], where)
+            check_cache(offered["data"], where, typed_addresses(arguments))
     elif not asks_for_help(arguments):
         raise InputError(
             "checkpoint=FILE must be given, for instance checkpoint=runs/<date>/<time>/checkpoints/best.ckpt"

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
-from bevreshape.config.allowed import check_cache, read_config
+from bevreshape.config.allowed import check_cache, read_config, typed_addresses
 from bevreshape.config.command_line import quoted, typed_trust, typed_value
 from bevreshape.config.options import LocalPath, read_value
 from bevreshape.errors import InputError
-from bevreshape.storage.run_folder import CHANGEABLE
+from bevreshape.storage.run_folder import CHANGEABLE, changeable
 
 NEEDED = (
     "data", "loader", "encoder", "reshaper", "head", "objective", "metric", "optimizer", "trainer", "seed", "name",
@@ -42,8 +42,7 @@ def resume_arguments(name: str, arguments: list[str]) -> tuple[str, list[str]]:
     for argument in arguments:
         _check_argument(argument)
     stored = read_config(run / "config.yaml", typed_trust(arguments), NEEDED)
-    if typed_value(arguments, "data.root") is None:
-        check_cache(stored["data"], str(run / "config.yaml"))
+    check_cache(stored["data"], str(run / "config.yaml"), typed_addresses(arguments))
     ConfigStore.instance().store(
         name="resumed", node={**stored, "resume": str(run), "trust": [], "sweep": {"metric": None}}
     )
@@ -54,8 +53,8 @@ def _check_argument(argument: str) -> None:
     if argument.startswith(ALONE):
         raise InputError(f"{argument}: a run resumes alone and as it began; leave it out, or start a new run")
     key = argument.split("=")[0].lstrip("+~")
-    if "=" in argument and key not in ("resume", "trust") and not key.startswith(CHANGEABLE):
-        keys = ", ".join(f"{key}KEY" if key.endswith(".") else key for key in CHANGEABLE)
+    if "=" in argument and key not in ("resume", "trust") and not changeable(key):
         raise InputError(
-            f"{argument}: a run resumes as it began, only {keys} may change; start a new run to change more"
+            f"{argument}: a run resumes as it began, only {', '.join(CHANGEABLE)} may change; start a new run to "
+            "change more"
         )

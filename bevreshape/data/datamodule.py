@@ -13,7 +13,7 @@ from bevreshape.config.options import BatchSize, CountOrNone, Seed, checked
 from bevreshape.data.batch import SPLITS, BEVBatch, BEVSource, Sample, collate, seeded
 from bevreshape.data.check_samples import check_first_samples
 from bevreshape.data.one_rig import OneRig
-from bevreshape.errors import InputError
+from bevreshape.errors import InputError, data_errors
 from bevreshape.training.stopping import Loader
 
 Augmentation = Callable[[BEVBatch, int, int], BEVBatch]
@@ -140,8 +140,9 @@ class BEVDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         only_tests = self.trainer is not None and self.trainer.state.fn == "test"
         splits = (self.tested_split,) if only_tests else SPLITS
-        self.source.prepare(splits)
-        check_first_samples(self.source, splits)
+        with data_errors():
+            self.source.prepare(splits)
+            check_first_samples(self.source, splits)
 
     def train_dataloader(self) -> DataLoader[Sample]:
         dataset = self.source.split("train")
@@ -177,7 +178,8 @@ class BEVDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: BEVBatch, dataloader_idx: int) -> BEVBatch:
-        batch = self.source.make_targets(replace(batch, images=batch.images.float() / 255))
+        with data_errors():
+            batch = self.source.make_targets(replace(batch, images=batch.images.float() / 255))
         if self.augment is not None and self.trainer is not None and self.trainer.training:
             given = batch.cameras
             batch = self.augment(batch, self.seed, self.trainer.current_epoch)

@@ -104,7 +104,7 @@ def stored_data(run: Run, trust: Sequence[str]) -> dict[str, Any]:
         InputError: when its config is damaged, names a class that is not allowed, or a path to write to.
     """
     path = run.folder / "config.yaml"
-    data = read_config(path, trust, needed=("data",))["data"]
+    data = read_config(path, trust, needed=("data",), only=True)["data"]
     check_cache(data, str(path))
     return dict(data)
 

@@ -11,10 +11,15 @@ from bevreshape.storage.lock import owned
 from bevreshape.storage.plain_values import read_yaml, to_yaml
 
 CHANGEABLE = (
-    "trainer.accelerator.", "data.root.", "loader.num_workers.", "logger.", "checkpoint_every_n_steps.", "log_images.",
-    "trainer.log_every_n_steps.", "trainer.enable_progress_bar.", "data.generation_workers.",
+    "trainer.accelerator", "data.root", "data.prepared", "loader.num_workers", "logger", "checkpoint_every_n_steps",
+    "log_images", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "data.generation_workers",
 )  # fmt: skip
-"""Keys that may change when a run resumes; a change of any other would make it another run."""
+"""Keys and groups that may change when a run resumes; a change of any other would make it another run."""
+
+
+def changeable(key: str) -> bool:
+    """Return whether a key may change when a run resumes."""
+    return any(key == one or key.startswith(f"{one}.") for one in CHANGEABLE)
 
 
 @contextmanager
@@ -63,7 +68,7 @@ def difference(begun: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str,
     """Return the first key that makes two configs different runs, and both values; ``None`` for the same run."""
     flat = _flat(begun), _flat(given)
     for key in (*flat[1], *flat[0]):
-        if flat[0].get(key) != flat[1].get(key) and not f"{key}.".startswith(CHANGEABLE):
+        if flat[0].get(key) != flat[1].get(key) and not changeable(key):
             return key, flat[0].get(key), flat[1].get(key)
     return None
 

@@ -16,6 +16,10 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Precisions of training. Geometry stays in float32, which the half precisions ending in ``-true`` would break."""
 
 
+ALL_DEVICES = ("auto", -1)
+"""Values of ``trainer.devices`` that mean all GPUs of this machine."""
+
+
 def check_hardware(cfg: Mapping[str, Any]) -> None:
     """Check that this machine has the devices and the precision of the ``trainer`` group."""
     precision = str(cfg.get("precision", "32-true"))
@@ -67,7 +71,7 @@ def process_count(cfg: Mapping[str, Any]) -> int:
     devices = cfg.get("devices", 1)
     if isinstance(devices, str) and re.fullmatch("-?[0-9]+", devices):
         devices = int(devices)
-    if devices in ("auto", -1):
+    if devices in ALL_DEVICES:
         on_cpu = cfg.get("accelerator") == "cpu"
         return 1 if on_cpu else max(torch.cuda.device_count(), 1)
     if isinstance(devices, list) and devices and all(isinstance(d, int) and d >= 0 for d in devices):
@@ -75,6 +79,14 @@ def process_count(cfg: Mapping[str, Any]) -> int:
     if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
         raise InputError(f"trainer.devices={devices!r} must be a number of devices, a list of their indices, or auto")
     return devices
+
+
+def with_counted_devices(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``trainer`` group with the number of devices where it says ``auto``.
+
+    On a machine with another number, the same command would train with another batch, and another run.
+    """
+    return {**cfg, **({"devices": process_count(cfg)} if cfg.get("devices") in (*ALL_DEVICES, "-1") else {})}
 
 
 def on_gpu(cfg: Mapping[str, Any]) -> bool:

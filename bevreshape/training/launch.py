@@ -14,10 +14,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, g
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bevreshape.console import log_to_stderr, make_console_safe, print_error
-from bevreshape.errors import Divergence, InputError, RunError, TrainingInterrupted, causes, user_message
+from bevreshape.errors import DataError, Divergence, InputError, RunError, TrainingInterrupted, causes, user_message
 from bevreshape.training.processes import is_distributed_worker
 
-KINDS = {kind.__name__: kind for kind in (InputError, Divergence, RunError)}
+KINDS = {kind.__name__: kind for kind in (InputError, DataError, Divergence, RunError)}
 """User errors, by the name with which torch's agent passes them on."""
 
 

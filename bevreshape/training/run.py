@@ -8,7 +8,7 @@ from bevreshape.config.settings import OF_THE_COMMAND
 from bevreshape.errors import InputError
 from bevreshape.storage.run_folder import begin, check_same_run, held
 from bevreshape.training.fit import TrainingResult, train
-from bevreshape.training.hardware import process_count
+from bevreshape.training.hardware import process_count, with_counted_devices
 from bevreshape.training.launch import launch_distributed
 from bevreshape.training.processes import rank
 from bevreshape.training.schedule import resolve_schedule
@@ -26,6 +26,7 @@ def run(settings: dict[str, Any], folder: Path) -> TrainingResult:
         InputError: when the settings or the data are wrong; nothing is written to the folder then.
     """
     cfg = {key: value for key, value in settings.items() if key not in OF_THE_COMMAND}
+    cfg["trainer"] = with_counted_devices(cfg["trainer"])
     resumed = settings["resume"] is not None
     if not resumed:
         check_same_run(folder, cfg)

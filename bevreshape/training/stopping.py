@@ -4,11 +4,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from bevreshape.errors import data_errors
 from bevreshape.signals import STOPS, ignores_hangup
 from bevreshape.training.processes import rank
 
@@ -66,7 +68,10 @@ class StopRequest:
 
 
 class Loader(DataLoader):
-    """A loader whose workers ignore a stop of the process group, since the current step still needs them."""
+    """A loader whose workers ignore a stop of the process group, since the current step still needs them.
+
+    Errors of samples are of the class :class:`~bevreshape.errors.DataError`, without the traceback of a worker.
+    """
 
     def __init__(self, dataset: Any, batch_size: int, **kwargs: Any) -> None:
         super().__init__(dataset, batch_size, **{**kwargs, "worker_init_fn": ignore_stop_signals})
@@ -74,9 +79,19 @@ class Loader(DataLoader):
     def __iter__(self) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # until a worker that starts has its own handlers
         try:
-            return super().__iter__()
+            return _read(super().__iter__())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _read(batches: Iterator[Any]) -> Iterator[Any]:
+    while True:
+        with data_errors():
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+        yield batch
 
 
 def ignore_stop_signals(worker: int = 0) -> None:

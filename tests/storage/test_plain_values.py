@@ -16,7 +16,15 @@ import yaml
 from commands import ROOT
 from hostile import CALLS, CANARY, changed, leaves
 
-from bevreshape.config.allowed import PLACES, check_cache, check_targets, needed_trust, read_config, read_trust
+from bevreshape.config.allowed import (
+    PLACES,
+    check_cache,
+    check_targets,
+    needed_trust,
+    read_config,
+    read_trust,
+    typed_addresses,
+)
 from bevreshape.config.command_line import typed_trust
 from bevreshape.errors import InputError
 from bevreshape.reporting.report import write_report
@@ -171,6 +179,31 @@ def test_packages_that_a_config_needs_trust_for() -> None:
     }
     assert needed_trust(config) == ("theirs", "other", "lion")
     assert needed_trust({"objective": {"a": own}, "logger": None}) == ()
+    logger = {"_target_": "lightning.pytorch.loggers.WandbLogger", "name": "team/mlp"}
+    assert needed_trust({"logger": logger}) == ()
+    assert needed_trust({"logger": {**logger, "offline": True}}) == ("lightning",)
+
+
+@pytest.mark.parametrize("name", ["Wandb", "CSV", "TensorBoard"])
+def test_further_options_of_a_logger_need_trust(name: str) -> None:
+    node = {"_target_": f"lightning.pytorch.loggers.{name}Logger", "save_dir": "/elsewhere"}
+    with pytest.raises(InputError, match=r"logger\.save_dir is not taken from a file.*trust=\[lightning\]"):
+        check_targets(node, "logger", "file")
+    check_targets(node, "logger", "file", ("lightning",))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_folder"), [("Wandb", False), ("MLFlow", False), ("CSV", True), ("TensorBoard", True)]
+)
+def test_names_that_are_folders_stay_in_the_run_folder(name: str, is_folder: bool) -> None:
+    node = {"_target_": f"lightning.pytorch.loggers.{name}Logger", "name": "team/mlp"}
+    if is_folder:
+        with pytest.raises(InputError, match=r"logger\.name='team/mlp' is a path"):
+            check_targets(node, "logger", "file")
+    else:
+        check_targets(node, "logger", "file")
+    with pytest.raises(InputError, match=r"logger\.version='\.\./x' is a path"):
+        check_targets({**node, "name": "mlp", "version": "../x"}, "logger", "file")
 
 
 def test_trust_names_whole_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,9 +266,17 @@ def test_stored_addresses_are_those_of_object_stores() -> None:
     folder = "bevreshape.data.sources.folder.FolderSource"
     check_cache({"_target_": folder, "root": "s3://bucket/mine"}, "file")
     check_cache({"_target_": SYNTHETIC, "root": "gs://bucket/mine"}, "file")
-    for data in ({"root": "http://10.0.0.1/x"}, {"root": "data", "prepared": "smb://host/x"}):
-        with pytest.raises(InputError, match=r"^file: its data would be read from (http|smb)://.*set data\.root"):
-            check_cache({"_target_": folder, **data}, "file")
+    for key, address in (("root", "http://10.0.0.1/x"), ("prepared", "smb://host/x")):
+        data = {"_target_": folder, "root": "data", key: address}
+        for typed in ((), ("prepared" if key == "root" else "root",)):
+            with pytest.raises(InputError, match=rf"^file: its data would be read from {address}.*set data\.{key}="):
+                check_cache(data, "file", typed)
+        check_cache(data, "file", (key,))
+
+
+def test_addresses_on_the_command_line() -> None:
+    assert typed_addresses(["data.root=x", "seed=1", "resume=data.prepared=x"]) == ["root"]
+    assert typed_addresses(["data=folder", "+data.prepared=null", "~data.root"]) == ["root", "prepared"]
 
 
 @pytest.mark.parametrize(

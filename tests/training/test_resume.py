@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from bevreshape.config.resume import resume_arguments
+from bevreshape.errors import InputError
 from bevreshape.storage.run_folder import difference
 from bevreshape.training.callbacks import BestCheckpoint
 from bevreshape.training.optimizer import AdamWOneCycle
@@ -125,6 +128,38 @@ def test_run_in_a_folder_that_hydra_would_resolve_is_refused(command, trained: P
     assert (ended.code, "Traceback" in ended.err) == (1, False)
     assert "where Hydra would resolve '${'; rename that folder" in ended.err
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+OTHERS = (
+    "trainer.accelerator=cpu", "data.root=elsewhere", "+data.prepared=s3://bucket/x", "loader.num_workers=1",
+    "checkpoint_every_n_steps=3", "log_images.num_samples=1", "trainer.log_every_n_steps=7", "logger.project=x",
+    "trainer.enable_progress_bar=false", "data.generation_workers=1", "trust=[theirs]",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", OTHERS)
+def test_what_says_where_and_how_it_runs_may_be_another(trained: Path, argument: str) -> None:
+    assert resume_arguments("train", [f"resume={trained}", argument])[0] == "resumed"
+
+
+@pytest.mark.parametrize(
+    "argument", ["seed=1", "data.rooted=x", "trainer.devices=2", "loader.batch_size=2", "data=kitti"]
+)
+def test_what_would_make_another_run_is_refused(trained: Path, argument: str) -> None:
+    with pytest.raises(InputError, match=r"a run resumes as it began, only .*data\.root.* may change"):
+        resume_arguments("train", [f"resume={trained}", argument])
+
+
+def test_a_run_resumes_with_its_data_elsewhere(command, trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "metrics.json").unlink()
+    root = yaml.safe_load((run / "config.yaml").read_text())["data"]["root"]
+    shutil.copytree(root, tmp_path / "moved")
+    ended = command(
+        "train", f"resume={run}", f"data.root={tmp_path / 'moved'}", "loader.num_workers=1", "trainer.accelerator=cpu"
+    )
+    assert ended.code == 0, ended.err
+    assert (run / "metrics.json").is_file()
 
 
 def test_what_only_concerns_monitoring_may_be_another() -> None:
