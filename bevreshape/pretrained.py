@@ -14,11 +14,16 @@ from bevreshape.deployment.model_card import LIBRARY, model_card
 from bevreshape.errors import InputError
 from bevreshape.model import BEVModel
 from bevreshape.storage.checkpoint import FORMAT
+from bevreshape.storage.files import read_text, write_text
 from bevreshape.storage.plain_values import check_plain
 from bevreshape.storage.pretrained import CONFIG, WEIGHTS, write_pretrained
 
 STORED = (*MODEL_PARTS, *FROM_CHECKPOINT)
 """Groups of a run's config that the folder holds: the model's, and those that evaluation takes from it."""
+
+
+CARD = "README.md"
+"""The model card, by the name that the hub expects."""
 
 
 class PretrainedBEVModel(BEVModel, ModelHubMixin, library_name=LIBRARY):
@@ -62,6 +67,27 @@ class PretrainedBEVModel(BEVModel, ModelHubMixin, library_name=LIBRARY):
     def generate_model_card(self, metrics: Mapping[str, Any] | None = None, **_: Any) -> ModelCard:
         """Return the README of the folder; ``metrics`` are those of a run's ``metrics.json``."""
         return model_card(self, self.spec, self.config, metrics or {})
+
+    def write(self, folder: Path, metrics: Mapping[str, Any]) -> None:
+        """Write the folder; if that fails, the files of a former model there are whole.
+
+        The hub's own ``save_pretrained`` removes ``config.json`` first, and keeps the card of a former model.
+
+        Args:
+            folder: created if needed; other files in it are kept.
+            metrics: of a run's ``metrics.json``, for the card.
+
+        Raises:
+            InputError: when the folder has another card, or cannot be written.
+        """
+        path, card = folder / CARD, str(self.generate_model_card(metrics))
+        if path.exists() and read_text(path) != card:
+            raise InputError(
+                f"{path} is the card of another model, or was edited; remove it, and it is written again, or name "
+                "another folder"
+            )
+        self._save_pretrained(folder)
+        write_text(path, card)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = {key: value for key, value in self.config.items() if key in STORED}

@@ -1,7 +1,9 @@
 """A model as a folder for the Hugging Face hub: equal to its checkpoint, and nothing in it is executed."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -120,6 +122,47 @@ def test_export_writes_the_folder_which_commands_read(command, checkpoint: Path,
     (tmp_path / "file").touch()
     refused = command("export", "checkpoint=hub", "format=hub", "out=file")
     assert (refused.code, "name a folder" in refused.err) == (1, True)
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_keeps_no_card_of_another_model(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    model = PretrainedBEVModel.from_pretrained(checkpoint)
+    model.write(out, METRICS)
+    before = bytes_of(out)
+    model.write(out, METRICS)
+    assert bytes_of(out) == before
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(InputError, match=r"model/README\.md is the card of another model, or was edited; remove it"):
+        model.write(out, {**METRICS, "test/iou/mean": 0.75})
+    assert bytes_of(out) == before
+    (out / "README.md").unlink()
+    model.write(out, {**METRICS, "test/iou/mean": 0.75})
+    results = ModelCard.load(out / "README.md").data.eval_results
+    assert {result.metric_name: result.metric_value for result in results or ()}["IoU mean"] == 0.75
+    assert bytes_of(out)["model.safetensors"] != before["model.safetensors"]
+
+
+def test_a_full_disk_leaves_a_former_folder_whole(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PretrainedBEVModel.from_pretrained(checkpoint)
+    model.write(tmp_path / "model", METRICS)
+    before = bytes_of(tmp_path / "model")
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="the disk is full"):
+        model.write(tmp_path / "model", METRICS)
+    assert bytes_of(tmp_path / "model") == before
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_evaluation_gives_the_same_for_folder_and_checkpoint(

@@ -18,7 +18,7 @@ from bevreshape.deployment.program import FORMATS, export, frame_times, open_pro
 from bevreshape.deployment.rigs import check_visibility, example, example_rig, fitted_rig, stored_rig
 from bevreshape.errors import InputError
 from bevreshape.geometry import Cameras
-from bevreshape.pretrained import PretrainedBEVModel
+from bevreshape.pretrained import CARD, PretrainedBEVModel
 from bevreshape.reshapers import Reshaper
 from bevreshape.storage.plain_values import read_json
 from bevreshape.storage.pretrained import CONFIG, WEIGHTS
@@ -80,11 +80,11 @@ def _export_folder(settings: Mapping[str, Any], out: Path) -> list[str]:
     model = PretrainedBEVModel.from_pretrained(checkpoint, trust=settings["trust"])
     measured = checkpoint.parent.parent / "metrics.json"  # of the best checkpoint
     metrics = read_json(measured) if checkpoint.name == "best.ckpt" and measured.is_file() else {}
-    model.save_pretrained(out, model_card_kwargs={"metrics": metrics})
+    model.write(out, metrics)
     written = load_model(str(out), settings["trust"])[0].state_dict()
     if any(not torch.equal(value, written[key]) for key, value in model.state_dict().items()):
         raise InputError(f"{out}: its weights differ from those of {checkpoint}; the disk may be faulty")
-    return [f"{out} · {CONFIG}, {WEIGHTS}, README.md"]
+    return [f"{out} · {CONFIG}, {WEIGHTS}, {CARD}"]
 
 
 def _frame_times(
