@@ -30,8 +30,10 @@ def export_winner(outcome: Outcome, folder: Path, trust: Sequence[str]) -> list[
     if choice is None:
         return ["no winner to export"]
     run = max(choice.runs, key=lambda one: one.validation)
-    source, out = folder / run.folder, folder / f"{NAME}.ckpt"
-    with (source / "checkpoints" / "best.ckpt").open("rb") as file:
+    best, out = folder / run.folder / "checkpoints" / "best.ckpt", folder / f"{NAME}.ckpt"
+    if not best.is_file():
+        return [f"no winner to export: {best} is not here"]
+    with best.open("rb") as file:
         write_atomic(out, partial(shutil.copyfileobj, file))
     lines = [f"{out} · {choice.name}, seed {run.seed}"]
     try:

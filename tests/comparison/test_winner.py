@@ -1,4 +1,4 @@
-"""Export of the winner: what its folder says is no reason to trust a package."""
+"""Export of the winner: what its folder says is no reason to trust a package, and its weights may be elsewhere."""
 
 from pathlib import Path
 from typing import Any
@@ -25,3 +25,9 @@ def test_packages_are_those_of_the_command_line(tmp_path: Path, monkeypatch: pyt
     winner.export_winner(outcome(candidate("mlp", [0.5])), tmp_path, ["mine"])
     assert [one["trust"] for one in asked] == [["mine"]]
     assert (tmp_path / "winner.ckpt").read_bytes() == b"weights"
+
+
+def test_a_folder_of_records_alone_has_no_winner_to_export(tmp_path: Path) -> None:
+    (line,) = winner.export_winner(outcome(candidate("mlp", [0.5])), tmp_path, [])
+    assert line.startswith(f"no winner to export: {tmp_path / 'runs'}")
+    assert list(tmp_path.iterdir()) == []
