@@ -29,7 +29,7 @@ from bevreshape.reporting.machine_results import add_results, comparison_rows, r
 from bevreshape.sharing import Work
 from bevreshape.storage.plain_values import read_yaml
 from bevreshape.storage.records import Entry, Records
-from bevreshape.training.hardware import device_name, process_count, read_device
+from bevreshape.training.hardware import conditions, device_name, process_count, read_device
 from bevreshape.training.recorded import Tested, Trained, data_of, train_recorded
 
 SETTINGS_FILE = "comparison.yaml"
@@ -239,9 +239,14 @@ class Comparison:
         return {"reason": reason} if result is None else result
 
     @property
+    def _cost_conditions(self) -> dict[str, Any]:
+        return {**conditions(self.device), "repeats": self.budget.repeats}
+
+    @property
     def _cost_name(self) -> str:
-        slug = re.sub(r"[^a-z0-9]+", "-", device_name(self.device).lower()).strip("-")
-        return f"cost-{slug}-{self._cost_key}"
+        """Return the name of the costs under these conditions; under others they are measured again."""
+        shown = "-".join(f"{key}-{value}" for key, value in self._cost_conditions.items())
+        return f"cost-{re.sub(r'[^a-z0-9]+', '-', shown.lower())}-{self._cost_key}"
 
     @property
     def _cost_key(self) -> str:
@@ -254,7 +259,7 @@ class Comparison:
         apart = {
             name: {key: value for key, value in one.items() if key.startswith("reshaper.")} for name, one in own.items()
         }
-        return Entry(self._cost_name, {**shared, "reshapers": apart})
+        return Entry(self._cost_name, {**shared, "reshapers": apart, "conditions": self._cost_conditions})
 
     def _measure_costs(self, left: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
         configs = {name: self.config(name, values, 0) for name, values in left.items()}
@@ -266,15 +271,17 @@ class Comparison:
         found = measure_costs(configs, sample, spec, self.device, self.budget.repeats)
         if self.settings.get("results") is not None:
             path = results_path(Path(self.settings["results"]), self.device, "32-true")
-            add_results(path, comparison_rows(found, configs, spec))
+            add_results(path, comparison_rows(found, configs, spec, self.device))
         return found
 
     def _costs(self, records: Records_) -> dict[str, Any]:
-        """Return the costs on this device if they are known, else those on another; no device if none are known."""
-        found = {name: one for name, one in records.items() if re.fullmatch(rf"cost-.+-{self._cost_key}", name)}
+        """Return the costs under these conditions; else the latest on this device, or on another; else no device."""
+        of_these = re.compile(rf"cost-.+-{self._cost_key}")
+        found = [(name, one["result"]) for name, one in records.items() if of_these.fullmatch(name)]
         with suppress(InputError):  # the device is not here
-            found = {name: one for name, one in found.items() if name == self._cost_name} or found
-        return next((one["result"] for one in found.values()), {"costs": {}, "failed": {}})
+            here, exact = device_name(self.device), self._cost_name
+            found.sort(key=lambda cost: (cost[0] == exact, cost[1]["device"] == here))
+        return found[-1][1] if found else {"costs": {}, "failed": {}}
 
     def _candidate(
         self, records: Records_, name: str, costs: Mapping[str, ModelCost], failed: Mapping[str, str]

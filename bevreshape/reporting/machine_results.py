@@ -5,7 +5,6 @@ import inspect
 import io
 import math
 import os
-import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ from bevreshape.config.construct import TARGET, locate
 from bevreshape.errors import InputError
 from bevreshape.storage.files import read_text, write_csv
 from bevreshape.storage.lock import locked
-from bevreshape.training.hardware import device_name
+from bevreshape.training.hardware import conditions, machine_name
 
 CASE = (
     "reshaper", "options", "subject", "encoder", "head", "form", "static_rig", "image_size", "cameras", "features",
@@ -48,10 +47,7 @@ def results_path(folder: Path, device: torch.device, precision: str) -> Path:
         device: on which was measured; a GPU is named without its machine.
         precision: a key of :data:`PRECISIONS`.
     """
-    plain = re.sub(r"\((r|tm)\)", "", device_name(device).lower())
-    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-    cores = f"-{os.cpu_count()}cores" if device.type == "cpu" else ""
-    return folder / f"benchmark-{name}{cores}-{PRECISIONS[precision]}.csv"
+    return folder / f"benchmark-{machine_name(device)}-{PRECISIONS[precision]}.csv"
 
 
 def add_results(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -96,12 +92,15 @@ def keep_benchmark(settings: Mapping[str, Any], found: Measured) -> Path:
         found: costs.
     """
     case = found.case
-    path = results_path(Path(settings["results"]), torch.device(case.device), case.precision)
-    add_results(path, _benchmark_rows(settings, found.rows))
+    device = torch.device(case.device)
+    path = results_path(Path(settings["results"]), device, case.precision)
+    add_results(path, _benchmark_rows(settings, found.rows, device))
     return path
 
 
-def _benchmark_rows(settings: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _benchmark_rows(
+    settings: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], device: torch.device
+) -> list[dict[str, Any]]:
     whole = settings["full_model"]
     finer = upsampling(settings["head"]) if whole else 1
     return [
@@ -117,7 +116,7 @@ def _benchmark_rows(settings: Mapping[str, Any], rows: Iterable[Mapping[str, Any
             "features": "" if whole else f"{row['channels']}x{row['height']}x{row['width']}",
             "grid": _size((row["rows"] * finer, row["cols"] * finer)),
             "batch": row["batch"],
-            **_made_with(),
+            **_made_with(device),
             "forward_ms": row["forward_s"] * 1e3,
             "spread_ms": row["forward_spread_s"] * 1e3,
             "samples_per_s": row["batch"] / row["forward_s"],
@@ -131,7 +130,7 @@ def _benchmark_rows(settings: Mapping[str, Any], rows: Iterable[Mapping[str, Any
 
 
 def comparison_rows(
-    measured: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], spec: BEVSpec
+    measured: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], spec: BEVSpec, device: torch.device
 ) -> list[dict[str, Any]]:
     """Return the costs of a comparison with the columns of a file, a row for each model and form.
 
@@ -139,6 +138,7 @@ def comparison_rows(
         measured: as :func:`~bevreshape.comparison.costing.measure_costs` returns it.
         configs: of the models' trainings, by name.
         spec: of the data; one sample was measured.
+        device: on which.
     """
     return [
         {
@@ -152,7 +152,7 @@ def comparison_rows(
             "cameras": len(spec.camera_names),
             "grid": _size(spec.grid.shape),
             "batch": 1,
-            **_made_with(),
+            **_made_with(device),
             "load": measured.get("load"),
             "forward_ms": latency_ms,
             "samples_per_s": 1e3 / latency_ms,
@@ -220,11 +220,10 @@ def _size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _made_with() -> dict[str, Any]:
+def _made_with(device: torch.device) -> dict[str, Any]:
     return {
-        "threads": torch.get_num_threads(),
+        **conditions(device),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "torch": torch.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }
 

@@ -1,5 +1,6 @@
 """Devices, precision and processes: an option that the machine cannot provide is an error, never replaced silently."""
 
+import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
@@ -128,6 +129,21 @@ def read_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or of the processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor with its number of cores, such as ``amd-epyc-2cores``."""
+    plain = re.sub(r"\((r|tm)\)", "", device_name(device).lower())
+    name = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    return f"{name}-{os.cpu_count()}cores" if device.type == "cpu" else name
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """Return what a time depends on apart from the model and its input: the machine, and torch's threads and version.
+
+    A GPU is named without its machine.
+    """
+    return {"machine": machine_name(device), "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def processor_name() -> str:

@@ -2,6 +2,8 @@
 
 import csv
 import errno
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from bevreshape.config.settings import Compare
 from bevreshape.errors import Divergence, InputError, RunError, TrainingInterrupted
 from bevreshape.geometry import BEVGrid
 from bevreshape.storage.plain_values import to_yaml
+from bevreshape.training import hardware
 from bevreshape.training.recorded import Trained
 
 BEST = {"MLP": 0.003, "IPM": 0.03, "Pool": 0.001}
@@ -140,6 +143,48 @@ def test_costs_are_kept_by_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with path.open(newline="") as file:
         found = [(row["reshaper"], row["subject"], row["form"], row["forward_ms"]) for row in csv.DictReader(file)]
     assert found == [(name, "model", "eager", "3") for name in ("mlp", "ipm", "pool")]
+
+
+@pytest.mark.parametrize("other", ["processor", "cores", "threads", "torch", "repeats"])
+def test_costs_are_measured_again_under_other_conditions(done, tmp_path, monkeypatch, other: str) -> None:
+    pretend(monkeypatch)
+    own = copied(done, tmp_path, "nothing")
+    before = own.outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        if other == "processor":
+            patch.setattr(hardware, "processor_name", lambda: "another processor")
+        elif other == "cores":
+            patch.setattr(os, "cpu_count", lambda: 999)
+        elif other == "threads":
+            patch.setattr(torch, "get_num_threads", lambda: 999)
+        elif other == "torch":
+            patch.setattr(torch, "__version__", "999.0")
+        else:
+            own = Comparison({**own.settings, "budget": {**own.settings["budget"], "repeats": 999}})
+        cost = {"parameters": 7, "flops": 9, "latency_ms": {"eager": 4.0}, "unmeasured": {}, "memory_mb": None}
+        patch.setattr(
+            engine,
+            "measure_costs",
+            lambda configs, *_: {"device": "x", "costs": dict.fromkeys(configs, cost), "failed": {}},
+        )
+        done_now = [one.name for one in sharing.run([own])]
+        assert [name.partition("-")[0] for name in done_now] == ["cost"]
+        assert {one.cost.latency_ms["eager"] for one in own.outcome().candidates if one.cost} == {4.0}
+    first = Comparison({**done[0].settings, "folder": str(tmp_path)})
+    assert sharing.left(first) == []
+    assert first.outcome() == before
+
+
+def test_costs_of_unknown_conditions_are_shown_and_measured_again(done, tmp_path, monkeypatch) -> None:
+    """Their names once told the device alone."""
+    pretend(monkeypatch)
+    own = copied(done, tmp_path, "nothing")
+    text = own.records.path.read_text()
+    before = own.outcome()
+    own.records.path.write_text(re.sub(r'"cost-.*-([0-9a-f]{8})"(?=, "made_with")', r'"cost-a-processor-\1"', text))
+    assert own.records.path.read_text() != text
+    assert own.outcome() == before
+    assert [work.entry.name.partition("-")[0] for work in sharing.left(own)] == ["cost"]
 
 
 def test_costs_are_measured_once_all_else_is_recorded(done) -> None:

@@ -58,7 +58,7 @@ def test_a_comparison_has_a_row_for_every_form_of_a_model() -> None:
     config = compose_training(["reshaper=pool", "encoder.channels=8", "logger=none"])
     cost = {"parameters": 7, "flops": 9, "latency_ms": {"eager": 4.0, "exported": 2.0}, "memory_mb": 1.5}
     spec = BEVSpec(BEVGrid((0, 48), (-24, 24), 2.0), ("a",), ("left", "right"), (32, 64))
-    eager, exported = comparison_rows({"costs": {"pool": cost}, "load": 1.5}, {"pool": config}, spec)
+    eager, exported = comparison_rows({"costs": {"pool": cost}, "load": 1.5}, {"pool": config}, spec, CPU)
     assert (eager["form"], exported["form"]) == ("eager", "exported")
     assert (exported["forward_ms"], exported["samples_per_s"], exported["memory_mb"]) == (2.0, 500.0, None)
     assert (eager["image_size"], eager["cameras"], eager["grid"], eager["load"]) == ("32x64", 2, "24x24", 1.5)
