@@ -74,6 +74,8 @@ class Records:
     def get(self, records: Mapping[str, dict[str, Any]], entry: Entry) -> dict[str, Any] | None:
         """Return the result of an entry; ``None`` if it is not done.
 
+        A value that is not there is like ``None``: versions differ in the options that they know.
+
         Raises:
             InputError: when it was made with other values.
         """
@@ -81,8 +83,9 @@ class Records:
         if record is None:
             return None
         made = record["made_with"]
-        if made != entry.made_with and made != (wanted := json.loads(json.dumps(entry.made_with))):
-            key = next(key for key in {**wanted, **made} if wanted.get(key) != made.get(key))
+        wanted = json.loads(json.dumps(entry.made_with)) if made != entry.made_with else made
+        key = next((key for key in {**wanted, **made} if wanted.get(key) != made.get(key)), None)
+        if key is not None:
             raise InputError(
                 f"{self.path}: {entry.name} was made with {key}={made.get(key)} but the plan says {wanted.get(key)}; "
                 "begin another one with name=, or delete its line"

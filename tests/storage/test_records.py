@@ -27,6 +27,14 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
         records.get(records.read(), Entry("e", {"rate": 2}))
 
 
+def test_a_value_that_is_not_there_is_none(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.add(Entry("e", {"rate": 1, "old": None}), {"error": 0})
+    assert records.get(records.read(), Entry("e", {"rate": 1, "new": None})) == {"error": 0}
+    with pytest.raises(InputError, match=r"e was made with new=None but the plan says 2"):
+        records.get(records.read(), Entry("e", {"rate": 1, "new": 2}))
+
+
 @pytest.mark.parametrize(
     "line",
     [
