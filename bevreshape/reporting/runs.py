@@ -11,26 +11,15 @@ from typing import Any
 
 from bevreshape.errors import InputError
 from bevreshape.storage.plain_values import read_history, read_json, read_yaml
+from bevreshape.storage.run_folder import changeable
 
-UNCOUNTED = (
-    "seed", "name", "resume", "data.root", "loader.num_workers", "data.generation_workers", "trainer.accelerator",
-    "trainer.devices",
-)  # fmt: skip
-"""Settings that may differ between the seeds of a row."""
-
-UNCOUNTED_GROUPS = (
-    "logger",
-    "log_images",
-    "checkpoint_every_n_steps",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-)
-"""Settings that only concern the monitoring of a run."""
+UNCOUNTED = ("seed", "name", "resume", "trainer.devices")
+"""Settings that may differ between the seeds of a row, in addition to those that may change when a run resumes."""
 
 
 def counts(key: str) -> bool:
-    """Return whether another value of a setting makes another run."""
-    return key not in UNCOUNTED and not any(key == group or key.startswith(f"{group}.") for group in UNCOUNTED_GROUPS)
+    """Return whether another value of a setting makes another run, apart from its seed."""
+    return key not in UNCOUNTED and not changeable(key)
 
 
 @dataclass(frozen=True)

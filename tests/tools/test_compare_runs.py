@@ -45,6 +45,25 @@ def test_seeds_are_one_row_with_mean_and_deviation(compare_runs, tmp_path: Path,
     ]
 
 
+def test_where_and_how_a_seed_ran_makes_no_row_of_its_own(compare_runs, tmp_path: Path, capsys) -> None:
+    """What may change when a run resumes, and the devices, which it may not."""
+    elsewhere = {
+        "data": {"root": "b", "prepared": "s3://b/x", "generation_workers": 2}, "loader": {"num_workers": 2},
+        "trainer": {"accelerator": "cpu", "devices": 2, "log_every_n_steps": 7, "enable_progress_bar": False},
+        "logger": {"project": "x"}, "log_images": {"num_samples": 1}, "checkpoint_every_n_steps": 3,
+    }  # fmt: skip
+    for seed, iou in enumerate((0.1, 0.2)):
+        leave(tmp_path / f"a{seed}", "mlp", seed, 0.001, iou)
+    path = tmp_path / "a1" / "config.yaml"
+    begun = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(begun | elsewhere))
+    compare_runs.compare([tmp_path], None, True)
+    assert capsys.readouterr().out.splitlines()[2:] == ["| mlp | 2 | 0.150 ± 0.071 | 0.075 ± 0.035 |"]
+    path.write_text(yaml.safe_dump(begun | elsewhere | {"loader": {"batch_size": 2}}))
+    compare_runs.compare([tmp_path], None, True)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
 def test_the_best_on_validation_is_chosen_not_the_best_on_test(compare_runs, tmp_path: Path, capsys) -> None:
     leave(tmp_path / "low", "mlp", 0, 0.001, 0.4, loss=0.7)
     leave(tmp_path / "high", "mlp", 0, 0.01, 0.5, loss=0.9)
