@@ -18,7 +18,9 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     from bevreshape.training.evaluate import evaluate
     from bevreshape.training.hardware import process_count
     from bevreshape.training.launch import launch_distributed
+    from bevreshape.training.sharding import check_evaluated_whole
 
+    check_evaluated_whole(settings["trainer"])
     result = launch_distributed(process_count(settings["trainer"]), evaluate, settings, folder)
     if rank() > 0:
         return

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bevreshape.errors import InputError, RunError, shown
+from bevreshape.ops.shards import shard_like, whole
 from bevreshape.storage.archive import MOST_OPCODES, check_archive
 from bevreshape.storage.plain_values import check_plain
 from bevreshape.storage.pretrained import WEIGHTS, read_pretrained
@@ -145,22 +146,24 @@ def differences(own: Mapping[str, Any], given: Mapping[str, Any]) -> str:
 
 
 def load_weights(model: torch.nn.Module, checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Load a checkpoint's weights into a model.
+    """Load a checkpoint's weights into a model, which may be sharded.
 
     Raises:
         InputError: when the model has another architecture, or a weight is NaN or infinite; names the tensors.
     """
     weights = model_weights(checkpoint)
     check_architecture(model, weights, path)
-    for key, own in model.state_dict().items():
-        # a buffer may hold infinities on purpose, such as a mask; then the new model has the same
-        broken = ~weights[key].isfinite() & own.isfinite()
+    own = model.state_dict()
+    for key, value in weights.items():
+        broken = ~value.isfinite()
+        if broken.any():  # a buffer may hold infinities on purpose, such as a mask; then the new model has the same
+            broken &= whole(own[key]).to(value.device).isfinite()
         if broken.any():
             raise InputError(
                 f"checkpoint {path}: {key} holds {int(broken.sum())} values that are NaN or infinite, so the run had "
                 "diverged; use an earlier checkpoint, or train again with a lower optimizer.lr"
             )
-    model.load_state_dict(weights)
+    model.load_state_dict({key: shard_like(value, own[key]) for key, value in weights.items()})
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:

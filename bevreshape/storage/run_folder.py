@@ -11,8 +11,9 @@ from bevreshape.storage.lock import owned
 from bevreshape.storage.plain_values import read_yaml, to_yaml
 
 CHANGEABLE = (
-    "trainer.accelerator", "data.root", "data.prepared", "loader.num_workers", "logger", "checkpoint_every_n_steps",
-    "log_images", "trainer.log_every_n_steps", "trainer.enable_progress_bar", "data.generation_workers",
+    "trainer.accelerator", "trainer.strategy", "data.root", "data.prepared", "loader.num_workers", "logger",
+    "checkpoint_every_n_steps", "log_images", "trainer.log_every_n_steps", "trainer.enable_progress_bar",
+    "data.generation_workers",
 )  # fmt: skip
 """Keys and groups that may change when a run resumes; a change of any other would make it another run."""
 

@@ -151,7 +151,8 @@ def _set_up(cfg: dict[str, Any], folder: Path) -> _Parts:
     keeper = LastCheckpoint(last, cfg["checkpoint_every_n_steps"], StopRequest(), needed_trust(cfg))
     early_stop = make_early_stop(cfg["trainer"], task)
     trainer = make_trainer(
-        resolve_schedule(cfg["trainer"], data) | {"strategy": strategy},
+        resolve_schedule(cfg["trainer"], data),
+        strategy=strategy,
         default_root_dir=folder,
         logger=make_logger(cfg, folder),
         callbacks=[

@@ -62,8 +62,8 @@ class BEVTask(LightningModule):
         located = None if self.rig_geometry is None else self.rig_geometry(batch.cameras)
         return model(batch.images, batch.cameras, *(() if located is None else (located,)))
 
-    def step(self, batch: BEVBatch, stage: str) -> Tensor:
-        """Return the loss of a batch and update the metrics."""
+    def step(self, batch: BEVBatch, stage: str) -> tuple[Tensor, Outputs]:
+        """Return the loss and the outputs of a batch, and update the metrics."""
         outputs = self(batch)
         self.metrics[stage].update(outputs, batch)
         losses = {f"{name}_loss": scalar(name, own, own(outputs, batch)) for name, own in self.objectives.items()}
@@ -74,7 +74,7 @@ class BEVTask(LightningModule):
         logged = {f"{stage}/{name}": one.detach() for name, one in named.items()}
         samples = float(len(batch))  # of integers, Lightning would drop the remainder in their mean over processes
         self.log_dict(logged, batch_size=samples, **over_epoch)  # type: ignore[arg-type]
-        return total
+        return total, outputs
 
     def on_train_batch_start(self, batch: BEVBatch, batch_idx: int) -> None:
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -83,13 +83,13 @@ class BEVTask(LightningModule):
         torch.manual_seed(seeded(self.seed, self.trainer.global_step, batch_idx, self.global_rank).initial_seed())
 
     def training_step(self, batch: BEVBatch, batch_idx: int) -> Tensor:
-        return self.step(batch, "train")
+        return self.step(batch, "train")[0]
 
-    def validation_step(self, batch: BEVBatch, batch_idx: int) -> None:
-        self.step(batch, "val")
+    def validation_step(self, batch: BEVBatch, batch_idx: int) -> dict[str, Any]:
+        return {"outputs": self.step(batch, "val")[1]}
 
-    def test_step(self, batch: BEVBatch, batch_idx: int) -> None:
-        self.step(batch, "test")
+    def test_step(self, batch: BEVBatch, batch_idx: int) -> dict[str, Any] | None:
+        return {"outputs": self.step(batch, "test")[1]}
 
     def on_validation_epoch_end(self) -> None:
         self.log_metrics("train", keep=True)  # accumulated since training was started or resumed

@@ -14,6 +14,7 @@ from bevreshape.errors import InputError
 from bevreshape.training.callbacks import AtomicCheckpointIO
 from bevreshape.training.cluster import cluster_environment
 from bevreshape.training.hardware import check_hardware, on_gpu
+from bevreshape.training.sharding import is_sharded
 from bevreshape.training.trainer_options import OPTIONS, Refused, check_options
 
 PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
@@ -52,6 +53,7 @@ def silence_lightning() -> None:
         r".*is smaller than the logging interval.*",
         r"Grad strides do not match bucket view strides.*",  # of DDP, on every CPU
         r".*isinstance\(treespec, LeafSpec\).* is deprecated.*",
+        r"FSDP2-wrapped module \(FSDPBEVModel\) returned a view tensor.*",  # which is not changed in place
         r".*It is recommended to use `self.log\(.*sync_dist=True.*",  # the metric sums over the processes itself
     ):
         warnings.filterwarnings("ignore", message)
@@ -67,4 +69,6 @@ def lightning_options(group: Mapping[str, Any], folder: Path | None = None) -> d
     options = {key: value for key, value in group.items() if key in OPTIONS and not isinstance(OPTIONS[key], Refused)}
     if options.get("profiler"):
         options["profiler"] = PROFILERS[options["profiler"]](dirpath=folder, filename="profile")
+    if is_sharded(group):
+        options["inference_mode"] = False  # shards that are gathered in it could not be trained afterwards
     return {"enable_model_summary": False, **options, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}

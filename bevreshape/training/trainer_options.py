@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from bevreshape.config.options import Steps, Weight, read_value, suggest_key
 from bevreshape.errors import InputError
 
-Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]
+Strategy = Literal["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp"]
 """Strategies whose processes this program starts and whose checkpoints load anywhere."""
 
 
@@ -123,11 +123,6 @@ def check_options(group: Mapping[str, Any]) -> None:
     """
     known = {**OPTIONS, **OWN}
     for key, value in group.items():
-        if key == "strategy" and str(value).startswith("fsdp"):
-            raise InputError(
-                f"trainer.strategy={value} is refused: it shards models that one GPU cannot hold, needs GPUs, and its "
-                "sharded weights are not read by evaluate, export or one process; set trainer.strategy=ddp"
-            )
         if key not in known:
             raise InputError(f"trainer.{key} is unknown; {suggest_key(f'trainer.{key}', {'trainer': known})}")
         option = known[key]

@@ -18,6 +18,7 @@ from bevreshape.training.mlflow_run import check_mlflow_classes, is_mlflow
 from bevreshape.training.optimizer import check_fused
 from bevreshape.training.rehearsal import check_compiler, rehearse
 from bevreshape.training.schedule import make_early_stop
+from bevreshape.training.sharding import check_shardable, check_sharding, is_sharded
 from bevreshape.training.trainer import make_trainer, silence_lightning
 from bevreshape.training.trainer_options import check_options
 
@@ -38,6 +39,7 @@ def validate_config(cfg: Mapping[str, Any]) -> BEVDataModule:
     logger_options(cfg)
     check_nodes(cfg)
     check_hardware(cfg["trainer"])
+    check_sharding(cfg["trainer"])
     silence_lightning()
     data = build_data(cfg)
     spec = BEVSpec.of(data.source)
@@ -46,6 +48,8 @@ def validate_config(cfg: Mapping[str, Any]) -> BEVDataModule:
     model = build_model(cfg, spec)
     task = build_task(cfg, spec, model)
     check_fused(task.optimizer, cfg["trainer"])
+    if is_sharded(cfg["trainer"]):
+        check_shardable(model, task.optimizer)
     make_early_stop(cfg["trainer"], task)
     alone = process_count(cfg["trainer"]) == 1
     if alone:

@@ -86,7 +86,7 @@ def test_command_refuses_before_it_writes(command, worlds: Path, tmp_path: Path,
     [
         ("max_steps", 0), ("max_steps", "many"), ("max_epochs", -2), ("accumulate_grad_batches", 0),
         ("accumulate_grad_batches", True),
-        ("val_check_interval", 0.5), ("val_check_interval", "00:00:01:00"), ("strategy", "fsdp"),
+        ("val_check_interval", 0.5), ("val_check_interval", "00:00:01:00"), ("strategy", "fsdp_cpu_offload"),
         ("strategy", "ddp_spawn"),
         ("limit_val_batches", 0), ("limit_val_batches", 0.0), ("limit_val_batches", 1.5), ("limit_test_batches", -1),
         ("limit_test_batches", True), ("gradient_clip_val", -1.0), ("gradient_clip_val", "none"),
@@ -193,7 +193,7 @@ def test_defaults_and_opposite_values(command, worlds: Path, watched: dict[str, 
     assert "step      1: val IoU" in ended.err
 
 
-@pytest.mark.parametrize("strategy", get_args(Strategy))
+@pytest.mark.parametrize("strategy", sorted({*get_args(Strategy)} - {"fsdp"}))  # it has a class of its own
 def test_strategies_are_lightning_s(strategy: str) -> None:
     group = {"accelerator": "cpu", "devices": 2, "max_steps": 1, "strategy": strategy}
     assert type(make_trainer(group, logger=False).strategy).__name__ == "DDPStrategy"

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from bevreshape.data.batch import SEGMENTATION, BEVBatch
+from bevreshape.model import Outputs
 from bevreshape.reporting.drawing import draw_sample
 from bevreshape.storage.files import write_png
 from bevreshape.training.loggers import log_images
@@ -14,6 +14,9 @@ from bevreshape.training.loggers import log_images
 
 class ImageLogger(Callback):
     """Draw input, target and prediction side by side, every ``every_n_validations`` validations and at the test.
+
+    The steps of validation and test return ``{"outputs": …}``, the model's :class:`~bevreshape.model.Outputs`: a
+    sharded model runs in all processes at once, and not once more in the one that draws.
 
     Args:
         folder: of the PNGs; the logger gets the images too.
@@ -36,7 +39,7 @@ class ImageLogger(Callback):
     ) -> None:
         due = trainer.state.fn == "fit" and self._validations % self.every_n_validations == 0
         if due and batch_idx == 0:
-            self._draw(trainer, pl_module, batch, f"val_step{trainer.global_step:06d}")
+            self._draw(trainer, outputs["outputs"], batch, f"val_step{trainer.global_step:06d}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validations += 1
@@ -45,7 +48,7 @@ class ImageLogger(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: BEVBatch, batch_idx: int, *_: Any
     ) -> None:
         if batch_idx == 0:
-            self._draw(trainer, pl_module, batch, "test")
+            self._draw(trainer, outputs["outputs"], batch, "test")
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self._validations}
@@ -53,15 +56,11 @@ class ImageLogger(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._validations = state_dict["validations"]
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, batch: BEVBatch, name: str) -> None:
-        if not trainer.is_global_zero:
+    def _draw(self, trainer: Trainer, outputs: Outputs, batch: BEVBatch, name: str) -> None:
+        if not trainer.is_global_zero or SEGMENTATION not in outputs.heads or SEGMENTATION not in batch.targets:
             return
         batch = batch[: self.num_samples]
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            outputs = pl_module(batch)
-        if SEGMENTATION not in outputs.heads or SEGMENTATION not in batch.targets:
-            return
-        probabilities = outputs.heads[SEGMENTATION].float().sigmoid()
+        probabilities = outputs.heads[SEGMENTATION][: self.num_samples].float().sigmoid()
         panels, target = [], batch.targets[SEGMENTATION]
         for i in range(len(batch)):
             panel = draw_sample(
