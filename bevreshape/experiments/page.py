@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from bevreshape.experiments import task_rows
 from bevreshape.experiments.article import THEOREMS
 from bevreshape.experiments.chart import crossover_chart
+from bevreshape.experiments.conclusion import conclusion
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
 from bevreshape.experiments.outcomes import NotDoneError
@@ -23,8 +24,18 @@ from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO, Results
 from bevreshape.reporting.page import Chart, Claim, Section, Table
 
+CLAIMS_TEXT = (
+    "The rows named before anything was measured come first. Ratios are means over the seeds with the 95 % confidence "
+    "interval of the mean; the rules are given below."
+)
+
 METHODS = {"mlp": ("MLP", "C0"), "positional": ("attention, keys of place", "C2"), "attention": ("attention", "C1")}
 """Methods of the learning curves, with name and color."""
+
+
+def concluded(study: Study) -> str:
+    """Return the conclusion of a study; empty if its rows do not allow one."""
+    return conclusion(study.rows)
 
 
 def claims(study: Study) -> list[Claim]:
@@ -44,9 +55,13 @@ def claims(study: Study) -> list[Claim]:
 
 
 def sections(study: Study) -> list[Section]:
-    """Return the other sections of the page."""
+    """Return the sections of a study: first who is ahead, then all claims, and how they were judged."""
     tensor = None if study.tensor is None else study.tensor.results()
-    found = [] if tensor is None else [_chart(tensor), _curves(tensor)]
+    found = [Section("Not complete", words) if (words := progress_words(study)) else None]
+    found += [] if tensor is None else [_chart(tensor)]
+    if rows := claims(study):
+        found.append(Section("Claims", CLAIMS_TEXT, claims=rows))
+    found += [] if tensor is None else [_curves(tensor)]
     rules = f"{RULES}\n{task_rows.RULES}" if study.plan.task else RULES
     found.append(Section("Rules", _paragraphs(f"{rules}\n{THEOREMS}")))
     if tensor is not None:
@@ -54,10 +69,7 @@ def sections(study: Study) -> list[Section]:
             Section("Costs", COSTS_WORDS, table=_table(*costs_table(tensor))),
             _independent(tensor),
         ]
-    shown = [section for section in found if section is not None]
-    if words := progress_words(study):
-        shown.insert(0, Section("Not complete", words))
-    return shown
+    return [section for section in found if section is not None]
 
 
 def _chart(results: Results) -> Section | None:

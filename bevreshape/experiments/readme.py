@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bevreshape.experiments import task_rows
 from bevreshape.experiments.article import CLAIMS, THEOREMS
+from bevreshape.experiments.conclusion import conclusion
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
 from bevreshape.experiments.models import METHODS, called
@@ -84,7 +85,7 @@ def primary_table(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[tuple[str,
 
 
 def block(study: Study, rows: Sequence[Row]) -> str:
-    """Return the study's block in the package's README: chart, primary rows and theorems."""
+    """Return the study's block in the package's README: chart, primary rows, conclusion and theorems."""
     headings, lines = primary_table(rows)
     chosen = (0, 2, 3, 4, 5, 6)
     words = progress_words(study)
@@ -94,6 +95,7 @@ def block(study: Study, rows: Sequence[Row]) -> str:
         markdown_table([headings[i] for i in chosen], [[line[i] for i in chosen] for line in lines]).strip()
         if lines
         else "",
+        "" if words else conclusion(rows),  # it is about all levels
         f"{THEOREMS} All rows, the rules, the costs: [{FULL_FOLDER}/README.md]({FULL_FOLDER}/README.md).",
     ]
     return "\n" + "".join(f"{part}\n\n" for part in parts if part)
@@ -114,6 +116,7 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
         f"**{words}**\n" if (words := progress_words(study)) else "",
         f"![{CHART_WORDS}]({chart})\n\n{CHART_WORDS}\n" if chart else "",
         f"## The primary rows\n\n{markdown_table(*primary_table(rows))}" if any(row.primary for row in rows) else "",
+        f"{said}\n" if (said := conclusion(rows)) else "",
         THEOREMS + "\n",
         "## The article's claims\n",
         markdown_table(("", "the article says", "what was found", "by"), _claims(rows, command(study))),

@@ -1,7 +1,6 @@
-"""Render the page: claims and measurements, as one HTML file that opens from disk without a network.
+"""Render the page: answers, sections and the explorer, as one HTML file that opens from disk without a network.
 
-Its order is: claims, the given sections (learning curves, cost against IoU, jitter and data scaling, examples), and the
-explorer. Parts that are not given are left out.
+Parts that are not given are left out.
 """
 
 import base64
@@ -132,7 +131,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """Hold a title, text with empty lines between paragraphs, charts and a table.
+    """Hold a title, text with empty lines between paragraphs, charts, claims and a table.
 
     Raises:
         InputError: when it is empty.
@@ -142,9 +141,10 @@ class Section:
     text: str = ""
     charts: Sequence[Chart] = ()
     table: Table | None = None
+    claims: Sequence[Claim] = ()
 
     def __post_init__(self) -> None:
-        if not self.title.strip() or not (self.text.strip() or self.charts or self.table):
+        if not self.title.strip() or not (self.text.strip() or self.charts or self.claims or self.table):
             raise InputError(f"report: section {self.title!r} lacks a title or has nothing in it; leave it out")
 
 
@@ -155,9 +155,7 @@ class Report:
     Attributes:
         title: of the page.
         text: introduction, below the title and the answers.
-        claims: rows of the first table.
-        claims_text: method of measurement and judgement, above it.
-        sections: in order: learning curves, cost against IoU, jitter and data scaling, examples.
+        sections: in order.
         explorer: the last part.
         source: origin, at the foot: command, runs, version.
         answers: sentences right below the title, such as that of a comparison.
@@ -165,8 +163,6 @@ class Report:
 
     title: str
     text: str = ""
-    claims: Sequence[Claim] = ()
-    claims_text: str = ""
     sections: Sequence[Section] = ()
     explorer: Explorer | None = None
     source: str = ""

@@ -12,7 +12,7 @@ import matplotlib
 from bevreshape import __version__
 from bevreshape.config.allowed import read_trust
 from bevreshape.experiments.levels import PLAN_FILE, Study
-from bevreshape.experiments.page import claims, sections
+from bevreshape.experiments.page import concluded, sections
 from bevreshape.reporting.comparison_page import ReportedComparison, stored_comparisons, titled
 from bevreshape.reporting.explore import explorer, fit_explorer
 from bevreshape.reporting.explorer_data import explorer_data
@@ -29,11 +29,6 @@ ROOM_FOR_REMARKS = 20_000
 RUNS_TEXT = (
     "IoU is that of the test split at probability 0.5, the mean of the classes where none is named, ± the standard "
     "deviation of the seeds."
-)
-
-CLAIMS_TEXT = (
-    "Rows of the study; the rows named before the measurements come first. Ratios are means over the seeds with the "
-    "95 % confidence interval of the mean; the rules are given below."
 )
 
 
@@ -57,11 +52,9 @@ def write_report(
     style: Any = FIGURE_STYLE  # its keys have types of their own
     with matplotlib.rc_context(style):
         page = Report(
-            title="View transformers compared",
-            answers=[one.sentence for one in comparisons],
+            title="View transformers compared" if rows or comparisons else "MLP or attention?",
+            answers=[*(one.sentence for one in comparisons), *filter(None, map(concluded, studies))],
             text=RUNS_TEXT if rows else "",
-            claims_text=CLAIMS_TEXT,
-            claims=[claim for study in studies for claim in claims(study)],
             sections=[
                 *titled(comparisons, [one.findings() for one in comparisons]),
                 *(section for study in studies for section in sections(study)),

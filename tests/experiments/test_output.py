@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from browser import Browser
 from experiments.made_up import made_up
 from PIL import Image
 
+from bevreshape.experiments.conclusion import CONCLUSION, RESTS_ON, conclusion
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
 from bevreshape.experiments.output import update_readme, write_results
 from bevreshape.experiments.readme import BEGIN, END, FULL, block, primary_table
+from bevreshape.experiments.row import Row
 from bevreshape.experiments.runs import Setting
 from bevreshape.reporting.report import write_report
 
@@ -132,6 +135,15 @@ def test_the_block_is_put_between_its_markers(study: Study, tmp_path: Path) -> N
     assert path.read_text() == "no markers\n"
 
 
+def test_the_conclusion_is_said_with_the_verdicts_that_it_rests_on(study: Study) -> None:
+    assert not conclusion(study.rows)  # attention needs more samples in what was made up
+    rows = [Row("A8", question, "", {}, verdict) for question, verdict in RESTS_ON.items()]
+    assert conclusion(rows) == CONCLUSION
+    for place, row in enumerate(rows):
+        for other in ([], [replace(row, verdict="attention alike")]):
+            assert not conclusion([*rows[:place], *other, *rows[place + 1 :]])
+
+
 def test_the_package_s_readme_matches_the_committed_records() -> None:
     text = (ROOT / "README.md").read_text()
     assert text.count(BEGIN) == text.count(END) == 1
@@ -151,6 +163,8 @@ def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_page_shows_a_study_without_runs(page: Path) -> None:
     text = page.read_text()
+    assert "<h1>MLP or attention?</h1>" in text
+    assert text.index(">Who is ahead</h2>") < text.index(">Claims</h2>") < text.index(">Rules</h2>")
     for part in (">Claims<", ">Who is ahead<", ">Curves<", ">Rules<", ">Costs<", "attention ahead", "(primary)"):
         assert part in text
     assert ">Explorer<" not in text

@@ -226,9 +226,9 @@ NASTY = "</script><script>alert('1 & 2')</script>"
 def test_texts_are_escaped() -> None:
     shown = replace(explorer(1), classes=(NASTY, "car"), camera_names=(NASTY,))
     chart = Chart(np.zeros((4, 4, 3), np.uint8), f'black" onload="{NASTY}', NASTY)
-    section = Section(NASTY, NASTY, (chart,), Table((NASTY,), ((NASTY,),)))
     claim = Claim(NASTY, NASTY, NASTY, NASTY, NASTY)
-    page = render(Report(NASTY, NASTY, (claim,), NASTY, (section,), shown, NASTY, (NASTY,)))
+    section = Section(NASTY, NASTY, (chart,), Table((NASTY,), ((NASTY,),)), (claim,))
+    page = render(Report(NASTY, NASTY, (section,), shown, NASTY, (NASTY,)))
     assert NASTY not in page
     outline = Outline(page)
     assert outline.texts["h1"] == [NASTY]
@@ -256,10 +256,11 @@ def test_missing_parts_are_left_out_in_order() -> None:
     outline = Outline(render(Report("t")))
     assert "h2" not in outline.texts
     assert "script" not in outline.texts
-    sections = [Section("Learning curves", "a"), Section("Examples", "b")]
     claim = Claim("A1", "c", "m", "0.5 (0.4 to 0.6)", "holds")
-    outline = Outline(render(Report("t", claims=[claim], sections=sections, explorer=explorer(1))))
-    assert outline.texts["h2"] == ["Claims", "Learning curves", "Examples", "Explorer"]
+    sections = [Section("Learning curves", "a"), Section("Claims", claims=[claim]), Section("Examples", "b")]
+    outline = Outline(render(Report("t", sections=sections, explorer=explorer(1))))
+    assert outline.texts["h2"] == ["Learning curves", "Claims", "Examples", "Explorer"]
+    assert "0.5 (0.4 to 0.6)" in outline.texts["td"]
 
 
 def figure_of(points: int) -> Figure:
@@ -402,7 +403,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Exp
             table=Table(tuple("abcdefgh"), (("1234 567",) * 8,)),
         )
         claim = Claim("A7", "A claim of some length, " * 4, "what was measured", "0.5 (0.4 to 0.6)", "holds only there")
-        write(Report("A page", "A text.", [claim], "", [chart], shown), path)
+        write(Report("A page", "A text.", [Section("Claims", claims=[claim]), chart], shown), path)
         made[cameras] = path, shown
     return made
 
