@@ -107,7 +107,8 @@ def test_processes_resume_and_share_a_comparison(worlds: Path, tmp_path: Path) -
     for study in studies:
         own = optuna.load_study(study_name=study.study_name, storage=open_journal(journal.parent))
         assert {trial.state.name for trial in own.trials} <= {"PRUNED", "COMPLETE"}
-        assert len({str(trial.params) for trial in own.trials}) == len(own.trials)
+        tried = {(str(trial.params), trial.user_attrs["entered"]) for trial in own.trials}
+        assert len(tried) == len(own.trials)  # a rate that a rung dropped may come back in a longer one
     # every training's result is written once: none is repeated, by whichever process
     written = re.findall(r'"trial_id":(\d+),"user_attr":\{"(\d+-\d+)"', journal.read_text())
     assert len(written) == len(set(written)) > done

@@ -5,6 +5,11 @@ from typing import Any
 from torch import Tensor
 
 
+def is_view(value: Tensor) -> bool:
+    """Return whether autograd tracks a tensor as a view of another one."""
+    return value._base is not None
+
+
 def whole(value: Tensor) -> Tensor:
     """Return a tensor with all of its values; all processes must call it for a shard. Others are returned as given."""
     gather: Any = getattr(value, "full_tensor", None)

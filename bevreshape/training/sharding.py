@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.errors import InputError
 from bevreshape.model import BEVModel
+from bevreshape.ops.shards import is_view
 from bevreshape.training.hardware import on_gpu, process_count
 from bevreshape.training.optimizer import OptimizerSchedule, TorchOptimizer
 from bevreshape.training.rehearsal import rehearse
@@ -104,7 +105,7 @@ def find_blocks(model: BEVModel, spec: BEVSpec) -> list[str]:
     called: set[str] = set()
 
     def note(name: str, output: Any) -> None:
-        if isinstance(output, Tensor) and output._base is None:
+        if isinstance(output, Tensor) and not is_view(output):
             called.add(name)
 
     for name, part in model.encoder.named_modules(prefix="encoder"):
