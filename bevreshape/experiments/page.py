@@ -2,13 +2,13 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from bevreshape.experiments import task_rows
 from bevreshape.experiments.article import THEOREMS
 from bevreshape.experiments.chart import crossover_chart
-from bevreshape.experiments.conclusion import conclusion
 from bevreshape.experiments.independent import compared
 from bevreshape.experiments.levels import Study
 from bevreshape.experiments.outcomes import NotDoneError
@@ -20,6 +20,7 @@ from bevreshape.experiments.readme import (
     costs_table,
     progress_words,
 )
+from bevreshape.experiments.row import Row
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO, Results
 from bevreshape.reporting.page import Chart, Claim, Section, Table
@@ -33,13 +34,8 @@ METHODS = {"mlp": ("MLP", "C0"), "positional": ("attention, keys of place", "C2"
 """Methods of the learning curves, with name and color."""
 
 
-def concluded(study: Study) -> str:
-    """Return the conclusion of a study; empty if its rows do not allow one."""
-    return conclusion(study.rows)
-
-
-def claims(study: Study) -> list[Claim]:
-    """Return all rows as claims, the primary ones first."""
+def claims(rows: Sequence[Row]) -> list[Claim]:
+    """Return rows as claims, the primary ones first."""
     return [
         Claim(
             row.claim,
@@ -50,17 +46,17 @@ def claims(study: Study) -> list[Claim]:
             ),
             row.verdict.replace("; ", "\n"),
         )
-        for row in sorted(study.rows, key=lambda row: not row.primary)
+        for row in sorted(rows, key=lambda row: not row.primary)
     ]
 
 
-def sections(study: Study) -> list[Section]:
-    """Return the sections of a study: first who is ahead, then all claims, and how they were judged."""
+def sections(study: Study, rows: Sequence[Row]) -> list[Section]:
+    """Return the sections of a study and its rows: first who is ahead, then all claims, and how they were judged."""
     tensor = None if study.tensor is None else study.tensor.results()
     found = [Section("Not complete", words) if (words := progress_words(study)) else None]
     found += [] if tensor is None else [_chart(tensor)]
-    if rows := claims(study):
-        found.append(Section("Claims", CLAIMS_TEXT, claims=rows))
+    if rows:
+        found.append(Section("Claims", CLAIMS_TEXT, claims=claims(rows)))
     found += [] if tensor is None else [_curves(tensor)]
     rules = f"{RULES}\n{task_rows.RULES}" if study.plan.task else RULES
     found.append(Section("Rules", _paragraphs(f"{rules}\n{THEOREMS}")))

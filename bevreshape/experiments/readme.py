@@ -116,7 +116,7 @@ def study_readme(study: Study, rows: Sequence[Row], chart: str | None) -> str:
         f"**{words}**\n" if (words := progress_words(study)) else "",
         f"![{CHART_WORDS}]({chart})\n\n{CHART_WORDS}\n" if chart else "",
         f"## The primary rows\n\n{markdown_table(*primary_table(rows))}" if any(row.primary for row in rows) else "",
-        f"{said}\n" if (said := conclusion(rows)) else "",
+        f"{concluded}\n" if (concluded := conclusion(rows)) else "",
         THEOREMS + "\n",
         "## The article's claims\n",
         markdown_table(("", "the article says", "what was found", "by"), _claims(rows, command(study))),

@@ -34,8 +34,8 @@ neither could learn what it means.
 def rows(results: TaskResults) -> list[Row]:
     """Return the rows of the task level whose entries are done."""
     makers = (
-        _fixed, _steps, _history, _compute, _equal_compute, _moving, _worth, _unseen_angles, _unseen_height, _a11, _a12,
-        *LEARNED,
+        _fixed, _steps, _history, _compute, _equal_compute, _moving, _ipm, _worth, _unseen_angles, _unseen_height, _a11,
+        _a12, *LEARNED,
     )  # fmt: skip
     return available(*(partial(make, results) for make in makers))
 
@@ -159,6 +159,24 @@ def _moving(results: TaskResults) -> list[Row]:
             )
         )  # fmt: skip
     return found
+
+
+def _ipm(results: TaskResults) -> list[Row]:
+    compared: dict[str, Comparison] = {}
+    absolute: dict[str, str] = {}
+    for sigma in results.plan.sigma_deg:
+        ipm, where = TaskSetting("ipm", sigma_deg=sigma), f", σ = {sigma:g}°"
+        compared |= {
+            f"{name}{where}": results.advantage(ipm, setting) for name, setting in _pair(sigma, pose=True).items()
+        }
+        absolute[f"IPM{where}"] = _iou(results, ipm)
+    return [
+        _compared(
+            "beyond", "does either reach IPM, which is given the geometry and has nothing to learn?",
+            f"mean test IoU after {results.plan.longest} steps, pose given, IPM relative to either", compared, "IPM",
+            absolute,
+        )
+    ]  # fmt: skip
 
 
 def _worth(results: TaskResults) -> list[Row]:

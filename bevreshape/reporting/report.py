@@ -11,8 +11,9 @@ import matplotlib
 
 from bevreshape import __version__
 from bevreshape.config.allowed import read_trust
+from bevreshape.experiments.conclusion import conclusion
 from bevreshape.experiments.levels import PLAN_FILE, Study
-from bevreshape.experiments.page import concluded, sections
+from bevreshape.experiments.page import sections
 from bevreshape.reporting.comparison_page import ReportedComparison, stored_comparisons, titled
 from bevreshape.reporting.explore import explorer, fit_explorer
 from bevreshape.reporting.explorer_data import explorer_data
@@ -44,6 +45,7 @@ def write_report(
     trust = read_trust(trust)
     plans = [plan for folder in folders for plan in sorted(folder.rglob(PLAN_FILE))]
     studies = [Study.stored(plan.parent) for plan in plans]
+    judged = [(study, study.rows) for study in studies]
     comparisons = stored_comparisons(folders)
     alone = [*(plan.parent for plan in plans), *(one.folder for one in comparisons)]
     rows = grouped([run for folder in folders for run in other_runs(folder, alone)])
@@ -53,11 +55,11 @@ def write_report(
     with matplotlib.rc_context(style):
         page = Report(
             title="View transformers compared" if rows or comparisons else "MLP or attention?",
-            answers=[*(one.sentence for one in comparisons), *filter(None, map(concluded, studies))],
+            answers=[*(one.sentence for one in comparisons), *filter(None, (conclusion(found) for _, found in judged))],
             text=RUNS_TEXT if rows else "",
             sections=[
                 *titled(comparisons, [one.findings() for one in comparisons]),
-                *(section for study in studies for section in sections(study)),
+                *(section for study, found in judged for section in sections(study, found)),
             ],
             source=f"Made by bevreshape {__version__} of {_amounts([*compared, *rows], comparisons, studies)}.",
         )

@@ -93,7 +93,7 @@ class Records:
         return dict(record["result"])
 
     def add(self, entry: Entry, result: Mapping[str, Any]) -> None:
-        """Append a result as one line, in place of a last line that was cut off."""
+        """Append a result as one line, instead of a last line that was cut off."""
         line = json.dumps({"name": entry.name, "made_with": entry.made_with, "result": result}, allow_nan=False)
         with locked(self._lock("records")), self.path.open("ab+") as file:
             file.seek(0)

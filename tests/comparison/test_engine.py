@@ -176,7 +176,7 @@ def test_costs_are_measured_again_under_other_conditions(done, tmp_path, monkeyp
 
 
 def test_costs_of_unknown_conditions_are_shown_and_measured_again(done, tmp_path, monkeypatch) -> None:
-    """Their names once told the device alone."""
+    """Their names held the device alone."""
     pretend(monkeypatch)
     own = copied(done, tmp_path, "nothing")
     text = own.records.path.read_text()
