@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from einops import repeat
 from jaxtyping import Bool
@@ -296,9 +297,9 @@ def match_cameras(wanted: Sequence[str], given: Sequence[str], where: str) -> li
 
 
 def seeded(*key: int) -> torch.Generator:
-    """Return a CPU generator that depends on ``key`` alone, the same on every machine and in every process."""
-    mixed = 0xCBF29CE484222325  # FNV-1a over the words of the key
-    for word in key:
-        for shift in range(0, 64, 8):
-            mixed = ((mixed ^ ((word >> shift) & 0xFF)) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-    return torch.Generator().manual_seed(mixed)
+    """Return a CPU generator that depends on ``key`` alone, the same on every machine and in every process.
+
+    The numbers of ``key`` are at least 0. Keys of other lengths give other generators, also where only zeros are added.
+    """
+    words = np.random.SeedSequence((len(key), *key)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0]))
