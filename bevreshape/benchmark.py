@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.reshaper_choices import compose_each_reshaper
 from bevreshape.config.settings import Benchmark
+from bevreshape.console import print_line
 from bevreshape.environment import prepare_process
 from bevreshape.reporting.progress import Progress
 from bevreshape.reporting.tables import print_table
@@ -33,14 +32,14 @@ def main(settings: dict[str, Any], folder: Path) -> None:
                 print_table(cost_table(found.case, found.costs, settings["full_model"]))
                 for reason in found.left_out.values():
                     line = f"left out: {reason}"
-                    Console().print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+                    print_line((line, "yellow"))
     for table in floor_tables(rows):
         print_table(table)
     if exponents := benchmarking.exponents(rows):
         print_table(scaling_table(settings["scaling"], exponents))
     write_figure(folder / "benchmark.png", rows, settings["scaling"])
     for line in (f"{folder / 'benchmark.csv'} · benchmark.png", *map(str, files)):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line)
 
 
 def command(main: Main = main) -> None:

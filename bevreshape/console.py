@@ -67,10 +67,20 @@ def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
     return "".join(PLAIN.get(character, "?") for character in error.object[error.start : error.end]), error.end
 
 
+def print_line(*parts: str | tuple[str, str], stderr: bool = False) -> None:
+    """Print a line as it is: square brackets are not markup, colons not emoji, and nothing wraps.
+
+    Args:
+        parts: of the line; one in a style is a pair, such as ``("doubt:", "yellow")``.
+        stderr: print on stderr, not stdout.
+    """
+    Console(stderr=stderr).print(Text.assemble(*parts), highlight=False, soft_wrap=True)
+
+
 def print_error(message: str) -> None:
     """Print an error message, or the reason why the program stops."""
-    label = Text() if message.startswith("stopped") else Text.assemble(("error:", "red"), " ")
-    Console(stderr=True).print(label + Text(message), highlight=False, soft_wrap=True)
+    label = () if message.startswith("stopped") else (("error:", "red"), " ")
+    print_line(*label, message, stderr=True)
 
 
 def run_script(main: Callable[..., object], *args: object) -> None:

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bevreshape.config.checkpoint_data import offer_checkpoint_data
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.settings import Diagnose
+from bevreshape.console import print_line
 from bevreshape.environment import prepare_process
 from bevreshape.reporting.tables import print_table
 
@@ -20,7 +19,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     diagnosis = diagnose_checkpoint(settings)
     files = write_diagnosis(diagnosis, folder)
     print_table(summary_table(diagnosis.numbers))
-    Console().print(" · ".join(map(str, files)), markup=False, highlight=False, soft_wrap=True)
+    print_line(" · ".join(map(str, files)))
     log_diagnosis(diagnosis, settings, folder)
 
 

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bevreshape.config.checkpoint_data import offer_checkpoint_data
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.settings import Evaluate
+from bevreshape.console import print_line
 from bevreshape.environment import prepare_process
 from bevreshape.reporting.tables import print_metrics
 from bevreshape.training.processes import rank
@@ -28,9 +27,9 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     print_metrics(result.metrics, result.classes, title, result.tables)
     if "test/masked_cameras" in result.metrics:
         masked = result.metrics["test/masked_cameras"]
-        Console().print(f"images masked (missing or unreadable): {masked:.0f}", soft_wrap=True)
+        print_line(f"images masked (missing or unreadable): {masked:.0f}")
     left_out = f" · classes of only the data or only the model: {', '.join(result.left_out)}" if result.left_out else ""
-    Console().print(f"{folder / 'metrics.json'}{left_out}", markup=False, highlight=False, soft_wrap=True)
+    print_line(f"{folder / 'metrics.json'}{left_out}")
 
 
 def command(main: Main = main) -> None:

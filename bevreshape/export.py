@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.settings import Export
+from bevreshape.console import print_line
 from bevreshape.environment import prepare_process
 
 
@@ -15,7 +14,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     from bevreshape.deployment.export import export_checkpoint
 
     for line in export_checkpoint(settings):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line)
 
 
 def command(main: Main = main) -> None:

@@ -15,12 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rich.console import Console
-
 from bevreshape.config.arguments import Parser
 from bevreshape.config.key_values import read_key_values
 from bevreshape.config.settings import Report
-from bevreshape.console import run_script
+from bevreshape.console import print_line, run_script
 from bevreshape.environment import prepare_process
 from bevreshape.errors import InputError
 
@@ -53,7 +51,7 @@ def command(arguments: Sequence[str] | None = None) -> None:
     from bevreshape.reporting.report import write_report
 
     write_report(folders, **settings)
-    Console().print(f"{settings['out']}", markup=False, highlight=False, soft_wrap=True)
+    print_line(f"{settings['out']}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.settings import Study
+from bevreshape.console import print_line
 from bevreshape.environment import prepare_process
 from bevreshape.reporting.tables import print_table
 
@@ -18,7 +17,7 @@ def main(settings: dict[str, Any], folder: Path) -> None:
     study = run_study(settings["plan"], Path(settings["folder"]))
     if any(row.primary for row in study.rows):
         print_table(primary_rows(study))
-    Console().print(f"{Path(settings['folder']) / 'README.md'}", markup=False, highlight=False, soft_wrap=True)
+    print_line(f"{Path(settings['folder']) / 'README.md'}")
 
 
 def command(main: Main = main) -> None:

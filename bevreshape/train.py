@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from bevreshape.config.command import Main, run_command
 from bevreshape.config.resume import resume_arguments
 from bevreshape.config.settings import Train
 from bevreshape.config.shared_folder import check_shared_folder
 from bevreshape.config.sweep import sweep_objective
+from bevreshape.console import print_line
 from bevreshape.environment import prepare_process
 from bevreshape.reporting.tables import print_metrics
 from bevreshape.training.processes import rank
@@ -29,7 +28,7 @@ def main(settings: dict[str, Any], folder: Path) -> float | None:
         print_metrics(result.metrics, result.classes, f"{settings['name']}: test", result.tables)
         for line in (result.stopped_early, f"{result.pace} · {folder}"):
             if line is not None:
-                Console().print(line, markup=False, highlight=False, soft_wrap=True)
+                print_line(line)
     return sweep_objective(settings["sweep"]["metric"], result.score, result.metrics)
 
 

@@ -36,11 +36,9 @@ from camera_folder import read_json, rows
 from plane_pose.camera import MARK_PX, Camera
 from plane_pose.marks import FARTHEST_M, from_lines, from_points
 from plane_pose.solution import AHEAD_M, Solution, direction
-from rich.console import Console
-from rich.markup import escape
 
 from bevreshape.config.arguments import Parser
-from bevreshape.console import run_script
+from bevreshape.console import print_line, run_script
 from bevreshape.data.sources.folder.calibration import VERSION, read_calibration
 from bevreshape.data.sources.folder.rig import camera_entries, optics
 from bevreshape.errors import InputError, suggest
@@ -205,12 +203,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="calibration.json to write")
     args = parser.parse_args()
     solution, doubts = calibrate(args)
-    console = Console(highlight=False, soft_wrap=True)
-    for line in describe(solution):
-        console.print(line, markup=False)
-    console.print(f"wrote {args.out}", markup=False)
+    for line in (*describe(solution), f"wrote {args.out}"):
+        print_line(line)
     for doubt in doubts:
-        console.print(f"[yellow]doubt:[/] {escape(doubt)}")
+        print_line(("doubt:", "yellow"), f" {doubt}")
 
 
 def describe(solution: Solution) -> Iterator[str]:

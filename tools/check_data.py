@@ -23,12 +23,10 @@ from folder_check.cameras import camera_mistakes, default_grid, describe_cameras
 from folder_check.frames import boxes_of, check_frames
 from folder_check.overlay import overlay
 from folder_check.splits import check_splits
-from rich.console import Console
-from rich.markup import escape
 
 from bevreshape.config.arguments import Parser
 from bevreshape.config.options import LocalPath, read_value
-from bevreshape.console import run_script
+from bevreshape.console import print_line, run_script
 from bevreshape.data.image_io import ImageMode
 from bevreshape.data.sources.folder.boxes import Boxes
 from bevreshape.data.sources.folder.calibration import Calibration, read_calibration
@@ -71,7 +69,6 @@ def check(
     root: Path, grid: BEVGrid | None, frame: str | None, out: Path | None, image_mode: str = "rgb"
 ) -> tuple[list[str], list[str]]:
     """Run all checks; return faults and doubts, one sentence each."""
-    console = Console()
     calibration = read_calibration(root / "calibration.json")
     targets = grid or _target_grid(calibration)
     grid = grid or default_grid(calibration)
@@ -86,19 +83,16 @@ def check(
         own = {name: [name] for name in calibration.bev.members}
         bev_labels = BEVLabels(root / "bev", calibration, own, calibration.bev_grid)
     boxes = root / "boxes" if calibration.boxes is not None else None
-    console.print(
-        f"[bold]{escape(str(root))}[/]: {len(frames)} frames, {len(calibration.cameras)} cameras. "
-        f"{escape(calibration.note)}",
-        soft_wrap=True,
-    )
+    counts = f"{len(frames)} frames, {len(calibration.cameras)} cameras"
+    print_line((str(root), "bold"), f": {counts}. {calibration.note}")
     print_table(describe_cameras(frames, grid))
     for line in describe_lenses(frames):
-        console.print(escape(line), soft_wrap=True)
+        print_line(line)
     splits, faults, remarkable = check_splits(root, frames)
     if splits.row_count:
         print_table(splits)
     else:
-        console.print("no splits/*.txt: list frames there, one a line, or in data.splits", soft_wrap=True)
+        print_line("no splits/*.txt: list frames there, one a line, or in data.splits")
     labels, found, broken = check_frames(frames, images, bev_labels, boxes)
     faults += broken
     if labels.row_count:
@@ -108,14 +102,11 @@ def check(
         print_table(describe_boxes(by_category, targets))
     doubted = [*remarkable, *doubts(frames, grid, found), *box_doubts(frames, targets, by_category)]
     for sentence in doubted:
-        console.print(f"[yellow]doubt:[/] {escape(sentence)}", soft_wrap=True)
+        print_line(("doubt:", "yellow"), f" {sentence}")
     if out is not None:
         try:
             _draw(frames, frame, grid, images, bev_labels, boxes, out)
-            console.print(
-                f"wrote {escape(str(out))}: are the lines on the road, straight and parallel from above?",
-                soft_wrap=True,
-            )
+            print_line(f"wrote {out}: are the lines on the road, straight and parallel from above?")
         except InputError as error:
             faults.append(f"{out} cannot be drawn: {error}")
     return faults, doubted
@@ -168,13 +159,12 @@ def main() -> None:
     grid = BEVGrid(tuple(args.forward), tuple(args.left), args.cell) if all(given) else None
     folder = Path(read_value("folder", LocalPath, args.folder))
     faults, doubted = check(folder, grid, args.frame, args.out, args.image_mode)
-    console = Console(stderr=True)
     for fault in faults:
-        console.print(f"[red]fault:[/] {escape(fault)}", soft_wrap=True, highlight=False)
+        print_line(("fault:", "red"), f" {fault}", stderr=True)
     counted = [
         _counted(len(sentences), what) for sentences, what in ((faults, "fault"), (doubted, "doubt")) if sentences
     ]
-    console.print(f"{' and '.join(counted)}, named above" if counted else "no fault found", highlight=False)
+    print_line(f"{' and '.join(counted)}, named above" if counted else "no fault found", stderr=True)
     sys.exit(1 if faults else 0)
 
 

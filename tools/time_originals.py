@@ -23,7 +23,6 @@ from typing import Any
 import einops
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +31,7 @@ from torchvision.models.resnet import Bottleneck
 from bevreshape.analysis.benchmark import AUTOCAST
 from bevreshape.analysis.costs import Form, Workload, measure, ring
 from bevreshape.config.arguments import Parser, integer
-from bevreshape.console import run_script
+from bevreshape.console import print_line, run_script
 from bevreshape.errors import InputError
 from bevreshape.geometry import BEVGrid, Cameras
 from bevreshape.ops.sampling import Positions, Taps, sample_features
@@ -328,7 +327,6 @@ def pair(title: str, module: nn.Module, call: Callable, ours: Reshaper, cameras:
 
 def compare(clones: Path, only: Sequence[str], rounds: int) -> None:
     """Time every pair and print the table."""
-    console = Console()
     threads = torch.get_num_threads()
     table = Table(title=f"batch 1, float32, {threads} threads; ms, medians")
     for heading in ("", "original", "ours", "ratio", "fixed rig", "original fwd+bwd", "ours", "ratio"):
@@ -349,7 +347,7 @@ def compare(clones: Path, only: Sequence[str], rounds: int) -> None:
         before, after, step_before, step_after = (f"{seconds * 1e3:.1f}" for seconds in times)
         ratio, step_ratio = (f"{times[i + 1] / times[i]:.2f}" for i in (0, 2))
         table.add_row(found.title, before, after, ratio, fixed, step_before, step_after, step_ratio)
-        console.print(name, *times, style="dim")
+        print_line((" ".join([name, *(f"{seconds:.4f} s" for seconds in times)]), "dim"))
     print_table(table)
 
 
@@ -374,7 +372,7 @@ def page(clones: Path, only: Sequence[str], rounds: int, device: torch.device) -
             except RuntimeError as error:
                 if not of_compiler(error):
                     raise
-                Console().print(f"{name}, {side}: torch cannot compile it", style="yellow")
+                print_line((f"{name}, {side}: torch cannot compile it", "yellow"))
             else:
                 rows.append({"reshaper": f"{name} {side}", **way, **asdict(cost)})
     return floor_table("published shapes, batch 1", rows)

@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from rich.console import Console
-
 from bevreshape.bev_spec import BEVSpec
 from bevreshape.comparison.comparison import SETTINGS_FILE, Comparison
 from bevreshape.comparison.judging import iou_metric
 from bevreshape.comparison.packages import own_packages
 from bevreshape.comparison.winner import export_winner
 from bevreshape.config.build_data import build_data
+from bevreshape.console import print_line
 from bevreshape.errors import InputError
 from bevreshape.reporting.comparison import print_comparison, write_comparison
 from bevreshape.reporting.report import write_report
@@ -93,7 +92,7 @@ def print_results(comparison: Comparison) -> None:
         with comparison.records.claimed(Entry("winner", {})) as ours:
             lines += export_winner(outcome, comparison.folder, _trusted(comparison)) if ours else []
     for line in (*lines, str(comparison.folder / "README.md")):
-        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line)
 
 
 def _trusted(comparison: Comparison) -> list[str]:
@@ -108,4 +107,4 @@ def write_page(comparison: Comparison) -> None:
         if ours and not (page.exists() and all(page.stat().st_mtime > one.stat().st_mtime for one in changed)):
             samples = min(MOST_SAMPLES, max(1, MOST_VIEWS // len(comparison.names)))
             write_report([comparison.folder], page, samples, trust=_trusted(comparison))
-            Console().print(f"{page}", markup=False, highlight=False, soft_wrap=True)
+            print_line(f"{page}")

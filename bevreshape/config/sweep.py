@@ -15,10 +15,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from bevreshape.config.overrides import command_message
+from bevreshape.console import print_line
 from bevreshape.errors import InputError, suggest
 from bevreshape.reporting.tables import print_table, short_names
 from bevreshape.storage.files import write_csv, write_text
@@ -132,7 +132,7 @@ def print_summary(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["reason"]:
             said = f"job {row['job']} failed: {row['reason']}"
-            Console().print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+            print_line((said, "red"))
 
 
 def summary_table(rows: list[dict[str, Any]]) -> Table:

@@ -12,6 +12,7 @@ from rich.console import Console
 from bevreshape.comparison.answer import find_answer
 from bevreshape.comparison.outcome import Outcome
 from bevreshape.comparison.sentence import answer_sentence
+from bevreshape.console import print_line
 from bevreshape.reporting.comparison_rows import candidate_rows
 from bevreshape.reporting.comparison_sections import finding_sections, method_sections
 from bevreshape.reporting.comparison_table import console_table, csv_rows, markdown
@@ -39,9 +40,8 @@ def write_comparison(folder: Path, outcome: Outcome) -> None:
 def print_comparison(outcome: Outcome) -> None:
     """Print the table, and the answer below it."""
     answer = find_answer(outcome)
-    console = Console()
-    print_table(console_table(outcome, answer, console.width))
-    console.print(answer_sentence(outcome, answer), markup=False, highlight=False, soft_wrap=True)
+    print_table(console_table(outcome, answer, Console().width))
+    print_line(answer_sentence(outcome, answer))
 
 
 def _markdown(folder: Path, section: Section) -> str:

@@ -9,6 +9,7 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 FIRST_S = 10.0
 """Seconds until the first line; the time until the next one doubles."""
@@ -84,7 +85,7 @@ class Progress:
 
     def print(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(line), soft_wrap=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
