@@ -19,7 +19,7 @@ TINY = {
             "tuning_seeds": 1, "held_out": 6,
         },
         "seeds": 2, "primary_seeds": 2, "sigma_deg": [0, 2], "samples": [4], "tuned_sigma_deg": [0],
-        "tuned_samples": [4],
+        "tuned_samples": [4], "primary_samples": [4],
         "primary_sigma_deg": 2, "scales": [0.25, 0.5], "capacity_samples": [4],
     }
 }  # fmt: skip

@@ -118,6 +118,7 @@ class TensorPlan(SettingPlan):
         samples: numbers of training samples, ascending; a setting with new samples in every step is added.
         tuned_sigma_deg: members of ``sigma_deg`` at which recipes are tuned; others use those of the nearest.
         tuned_samples: likewise for ``samples``.
+        primary_samples: numbers of training samples of the primary row on samples, ascending; each is tuned.
         primary_sigma_deg: of the moving camera in the primary rows.
         scales: of features and cells, relative to 8×16 features, for the rows on capacity.
         capacity_samples: numbers of training samples at each of these scales, ascending.
@@ -130,12 +131,13 @@ class TensorPlan(SettingPlan):
     samples: tuple[Samples, ...]
     tuned_sigma_deg: tuple[Sigma, ...]
     tuned_samples: tuple[Samples, ...]
+    primary_samples: tuple[Samples, ...]
     primary_sigma_deg: Sigma
     scales: tuple[Annotated[float, Ge(0.25), Le(4)], ...]
     capacity_samples: tuple[Samples, ...]
 
     def __post_init__(self) -> None:
-        for key in ("sigma_deg", "samples", "scales", "capacity_samples"):
+        for key in ("sigma_deg", "samples", "primary_samples", "scales", "capacity_samples"):
             values = getattr(self, key)
             if not values or sorted(set(values)) != list(values):
                 raise InputError(f"plan.tensor.{key}={list(values)} must be different numbers in ascending order")
@@ -158,6 +160,11 @@ class TensorPlan(SettingPlan):
             for method in pair:
                 yield Setting(method, pose, sigma, samples)
 
+    def fixed(self) -> Iterator[Setting]:
+        """Yield the settings of the primary row on samples."""
+        for method, samples in product(PAIRS["unknown"], self.primary_samples):
+            yield Setting(method, samples=samples)
+
     def others(self) -> Iterator[Setting]:
         """Yield settings of single rows: white noise, keys of position only, encodings, permuted tokens, larger maps,
         continuous queries."""
@@ -176,7 +183,7 @@ class TensorPlan(SettingPlan):
 
     def settings(self) -> list[Setting]:
         """Return all settings, each once."""
-        return list(dict.fromkeys([*self.chart(), *self.others()]))
+        return list(dict.fromkeys([*self.fixed(), *self.chart(), *self.others()]))
 
     def seeds_of(self, setting: Setting) -> range:
         """Return the seeds of a setting; those of primary rows have more."""
@@ -189,15 +196,18 @@ class TensorPlan(SettingPlan):
     def tuned_by(self, setting: Setting) -> Setting:
         """Return the setting whose recipes this one uses: the nearest in the ratios of jitter and samples.
 
-        At other scales it is that of scale 1 with as many samples per feature. A permutation that only relabels makes
-        no difference.
+        Of two that are as near it is the one with more samples: with fewer, the best recipe may be not to train. At
+        other scales it is that of scale 1 with as many samples per feature. A permutation that only relabels makes no
+        difference.
         """
         setting = in_order(setting)
         sigma = min(self.tuned_sigma_deg, key=lambda one: apart(one, setting.sigma_deg))
         if setting.samples is None:
             return replace(setting, sigma_deg=sigma)
         amount, most = setting.samples / setting.scale**2, 4 * self.tuned_samples[-1]
-        samples = min(self.tuned_samples, key=lambda one: abs(math.log(one / amount)))
+        fixed = setting == Setting(setting.method, samples=setting.samples, scale=setting.scale)
+        tuned = {*self.tuned_samples, *(self.primary_samples if fixed else ())}
+        samples = min(tuned, key=lambda one: (round(abs(math.log(one / amount)), 9), -one))
         return replace(setting, sigma_deg=sigma, samples=samples if amount <= most else None, scale=1.0)
 
     def at(self, setting: Setting) -> tuple[int, ...]:

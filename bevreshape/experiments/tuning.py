@@ -18,7 +18,10 @@ Measure = Callable[[Sequence[Recipe], int], Tensor]
 FEWEST = 2
 """Smallest number of candidates that halving keeps."""
 
-RULE = "half of a rung goes on, both ends of every rung are extended"
+LEARNED = math.log(0.9)
+"""Logarithm of the error of a recipe that explains a tenth of the target's variance; above it nothing is learned."""
+
+RULE = "half of a rung goes on, where none has learned also the best at every initial rate, both ends are extended"
 """What the recipes of a record depend on besides its settings: results by another rule are refused."""
 
 
@@ -78,7 +81,9 @@ class Halving:
 
     After the steps of a rung, the better half of the remaining recipes continues in the next, longer one. If the best
     rate is at an end of the rates of its rung, these are extended until it is not. A rate that was dropped after a
-    shorter rung is then measured again: the best rate falls with the steps.
+    shorter rung is then measured again: the best rate falls with the steps. If the best recipe of a rung has an error
+    above :data:`LEARNED`, it also continues at every initial rate: with few samples a training of 50 steps is worse
+    than none, so the lowest rate is best there, while one of 1000 steps with a high rate succeeds.
 
     Args:
         candidates: initial recipes.
@@ -100,6 +105,10 @@ class Halving:
             tried += found
             best[steps] = found[0].recipe
             alive = [one.recipe for one in found[: max(FEWEST, math.ceil(len(found) / 2))]]
+            if found[0].log_error > LEARNED:
+                rates = dict.fromkeys(one.rate for one in self.candidates)
+                at_rates = [replace(best[steps], rate=rate) for rate in rates]
+                alive += [recipe for recipe in at_rates if recipe not in alive]
         return Tuned(best, tuple(tried))
 
     def _try(self, recipes: Sequence[Recipe], steps: int) -> list[Tried]:

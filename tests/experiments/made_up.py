@@ -24,7 +24,7 @@ PLAN: dict[str, Any] = {
             "tuning_seeds": 1, "held_out": 8,
         },
         "seeds": 3, "primary_seeds": 4, "sigma_deg": [0, 0.5, 2, 8], "samples": [8, 16, 32], "tuned_sigma_deg": [0],
-        "tuned_samples": [32], "primary_sigma_deg": 2, "scales": [0.5, 1],
+        "tuned_samples": [32], "primary_samples": [8, 16, 32], "primary_sigma_deg": 2, "scales": [0.5, 1],
         "capacity_samples": [8, 16],
     }
 }  # fmt: skip

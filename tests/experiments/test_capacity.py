@@ -1,5 +1,6 @@
 """Capacity: counts on paper against real ones, equations against unknowns, and exponents of needs that are known."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -20,6 +21,7 @@ PLAN = TensorPlan(
     samples=(8,),
     tuned_sigma_deg=(0.0,),
     tuned_samples=(8,),
+    primary_samples=(8,),
     primary_sigma_deg=2.0,
     scales=(0.5, 1.0, 2.0),
     capacity_samples=(4, 6, 8, 12, 16, 24, 32, 48),
@@ -89,7 +91,26 @@ def test_needs_beyond_all_samples_have_no_exponent() -> None:
 
 
 def test_recipes_are_those_of_as_many_samples_a_feature() -> None:
-    plan = PLAN.__class__(**{**PLAN.__dict__, "samples": (8, 32, 128), "tuned_samples": (8, 32)})
+    plan = replace(PLAN, samples=(8, 32, 128), tuned_samples=(8, 32))
     assert plan.tuned_by(Setting("mlp", samples=32, scale=2.0)) == Setting("mlp", samples=8)
     assert plan.tuned_by(Setting("mlp", samples=8, scale=0.5)) == Setting("mlp", samples=32)
     assert plan.tuned_by(Setting("mlp", scale=2.0)) == Setting("mlp", scale=2.0)
+
+
+def test_recipes_are_those_of_the_nearest_number_of_samples_and_of_the_larger_if_two_are_as_near() -> None:
+    """With fewer samples the best recipe may be not to train."""
+    plan = replace(PLAN, samples=(8, 32, 128), tuned_samples=(8, 32))
+    moving = Setting("mlp", sigma_deg=2.0)
+    tuned = [plan.tuned_by(replace(moving, samples=amount)).samples for amount in (8, 15, 16, 17, 32, 128, 129)]
+    assert tuned == [8, 8, 32, 32, 32, 32, None]
+
+
+def test_numbers_of_samples_of_a_primary_row_are_tuned_where_the_camera_is_fixed() -> None:
+    plan = replace(PLAN, samples=(8, 32), tuned_samples=(8, 32), primary_samples=(4, 12, 16))
+    for method in ("mlp", "attention"):
+        for amount in (4, 8, 12, 16, 32):
+            assert plan.tuned_by(Setting(method, samples=amount)) == Setting(method, samples=amount)
+            assert plan.seeds_of(Setting(method, samples=amount)) == range(plan.primary_seeds)
+        assert plan.tuned_by(Setting(method, samples=64, scale=2.0)) == Setting(method, samples=16)
+    assert plan.tuned_by(Setting("adaptive", "given", samples=16)).samples == 32
+    assert plan.tuned_by(Setting("attention", "visible", samples=4)).samples == 8

@@ -22,7 +22,7 @@ class Bowl:
         return torch.tensor(
             [
                 [
-                    math.exp(abs(math.log(r.rate / self.best)) + 0.01 * abs(r.warmup - self.warmup) + seed)
+                    math.exp(abs(math.log(r.rate / self.best)) + 0.01 * abs(r.warmup - self.warmup) + seed - 9)
                     for seed in (0, 1)
                 ]
                 for r in recipes
@@ -62,6 +62,28 @@ def test_the_ends_of_every_rung_are_extended() -> None:
         rates = [one.recipe.rate for one in tuned.tried if one.steps == steps]
         assert abs(math.log(tuned.best[steps].rate * steps)) <= math.log(FACTOR) / 2 + 1e-9
         assert min(rates) < tuned.best[steps].rate < max(rates)
+
+
+class Overshooting(Bowl):
+    """The error of a few samples: a short training is worse than none, a long one succeeds at a high rate."""
+
+    def __call__(self, recipes: Sequence[Recipe], steps: int) -> Tensor:
+        self.trained.append((len(recipes), steps))
+        succeeds = {r: steps >= 1000 and 0.05 < r.rate < 0.5 and r.query == "direct" for r in recipes}
+        lines = [
+            [0.03 if succeeds[r] else 1.001 + max(r.rate, 1e-3) + (r.query == "projected") / 1e6] * 2 for r in recipes
+        ]
+        return torch.tensor(lines, dtype=torch.float64)
+
+
+def test_no_rate_is_dropped_while_nothing_is_learned() -> None:
+    """Otherwise the lowest rates, which do not train at all, would be the only ones to try the long budget."""
+    candidates = [Recipe(rate, query=query) for rate in (0.003, 0.01, 0.03, 0.1) for query in ("projected", "direct")]
+    overshooting = Overshooting(0.0)
+    tuned = Halving(candidates, overshooting).run((50, 100, 1000))
+    assert tuned.best[1000] == Recipe(0.1, query="direct")
+    assert all(one.log_error > 0 for one in tuned.tried if one.steps < 1000)
+    assert overshooting.trained[0] == (8, 50)
 
 
 def test_diverged_recipes_are_never_best_and_end_the_extension() -> None:
