@@ -26,9 +26,9 @@ class Claim:
 
 
 THEOREMS = (
-    "Theorems, which the tests hold the classes to and no run can change: cross-attention is invariant to a "
-    "permutation of its tokens as long as their encodings go with them, self-attention is equivariant, XᵀX stays the "
-    "same; and an MLP whose tokens are permuted from the start of training is the same MLP."
+    "Theorems, which tests check for every class: cross-attention is invariant to a permutation of its tokens together "
+    "with their encodings, self-attention is equivariant, XᵀX stays the same; and an MLP whose tokens are permuted "
+    "before training is the same MLP."
 )
 
 CLAIMS = (

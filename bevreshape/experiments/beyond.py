@@ -7,7 +7,7 @@ from functools import partial
 from bevreshape.experiments.instruments import effective_rank, entropy
 from bevreshape.experiments.outcomes import bounded, paired
 from bevreshape.experiments.regrid import resizing_error
-from bevreshape.experiments.row import Row, available
+from bevreshape.experiments.row import Row, available, judged
 from bevreshape.experiments.rows import mean_words
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import Results
@@ -29,7 +29,7 @@ def _rank(results: Results) -> list[Row]:
     true = effective_rank(world.sampling(world.rig)[0])
     return [
         Row(
-            "beyond", "Of what rank is the matrix that is learned?",
+            "beyond", "What is the rank of the learned matrix?",
             "fixed camera: effective rank (exponential of the entropy of the singular values) of the mean of A over "
             "inputs; S the bilinear sampling matrix",
             {"S": f"{true:.3g}", **{name: f"{rank:.3g}" for name, rank in found.items()}}, "measured",
@@ -57,16 +57,16 @@ def _shape(results: Results) -> list[Row]:
 
 
 def _grid(results: Results) -> list[Row]:
-    settings = {"MLP, resized": "mlp", "attention, resized": "attention", "continuous queries, asked": "continuous"}
+    settings = {"MLP, resized": "mlp", "attention, resized": "attention", "continuous queries": "continuous"}
     found = {name: _figures(results, Setting(method), "finer") for name, method in settings.items()}
-    ratio = paired(bounded(found["continuous queries, asked"]), bounded(found["MLP, resized"]))
+    ratio = paired(bounded(found["continuous queries"]), bounded(found["MLP, resized"]))
     floor = resizing_error(Setting("mlp").world)
     return [
         Row(
-            "beyond", "Does it serve another grid without training anew?",
+            "beyond", "Does it fit another grid without further training?",
             "fixed camera, cells half as long: error of an attention whose queries are a function of the cell’s place, "
-            "asked for the new cells; of the others bilinearly resized",
-            {"MLP, resized / continuous queries, asked": str(ratio)}, f"continuous queries {ratio.verdict()}",
+            "evaluated at the new cells; of the others bilinearly resized",
+            {"MLP, resized / continuous queries": str(ratio)}, judged("continuous queries", ratio.verdict()),
             absolute={"S, resized": f"{floor:.2g}", **{name: mean_words(errors) for name, errors in found.items()}},
         )
     ]  # fmt: skip

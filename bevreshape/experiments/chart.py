@@ -13,8 +13,8 @@ from bevreshape.experiments.tensor_results import Results
 from bevreshape.experiments.world import Pose
 
 TITLES: dict[Pose, str] = {
-    "unknown": "pose unknown\n(control)",
-    "visible": "pose visible\nin X",
+    "unknown": "pose\nunknown",
+    "visible": "pose\nin X",
     "given": "pose\ngiven",
 }
 
@@ -49,21 +49,23 @@ def crossover_chart(results: Results) -> Figure:
             for y, line in enumerate(cells):
                 for x, cell in enumerate(line):
                     if cell.verdict() is Verdict.OPEN:
-                        axis.plot(x, y, ".", color="black", markersize=2.5)
+                        dark = abs(means[y, x]) > math.log(6)
+                        axis.plot(x, y, ".", color="white" if dark else "black", markersize=3)
             every = 2 if len(sigmas) > 5 else 1  # otherwise labels overlap
             axis.set_xticks(
                 range(0, len(sigmas), every), [f"{sigma:g}".lstrip("0") or "0" for sigma in sigmas[::every]]
             )
-            axis.set_yticks(range(len(amounts)), [str(amount or "new") for amount in amounts])
+            axis.set_yticks(range(len(amounts)), [str(amount or "∞") for amount in amounts])
             axis.grid(visible=False)
             axis.tick_params(labelsize=SMALL, length=2, pad=1.5)
     for axis, pose in zip(axes[0], PAIRS, strict=True):
         axis.set_title(TITLES[pose], fontsize=SMALL + 1, pad=3)
     for axis, steps in zip(axes[:, 0], budgets, strict=True):
-        axis.set_ylabel(f"{steps} steps\nsamples", fontsize=SMALL + 0.5, labelpad=2)
-    figure.supxlabel("jitter σ of yaw [°]", fontsize=SMALL + 1)
+        axis.set_ylabel(f"samples\n({steps} steps)", fontsize=SMALL + 0.5, labelpad=2)
+    figure.supxlabel("jitter of the camera: σ of yaw [°]", fontsize=SMALL + 1)
     ticks = [math.log(x) for x in (1 / 20, 1 / 5, 1, 5, 20)]
     bar = figure.colorbar(image, ax=axes, location="top", shrink=0.9, aspect=40, pad=0.02, ticks=ticks)
-    bar.ax.set_xticklabels(["MLP\n20×", "\n5×", "\nalike", "\n5×", "attention\n20×"], fontsize=SMALL)
+    bar.ax.set_xticklabels(["≥ 20×", "5×", "equal", "5×", "≥ 20×"], fontsize=SMALL)
+    bar.set_label("← MLP’s error is lower · attention’s error is lower →", fontsize=SMALL)
     bar.ax.tick_params(length=2, pad=1.5)
     return figure

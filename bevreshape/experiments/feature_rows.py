@@ -9,7 +9,7 @@ from bevreshape.experiments.encoder import Encoder
 from bevreshape.experiments.feature_plan import FeaturesPlan
 from bevreshape.experiments.outcomes import NotDoneError, Outcomes, bounded, paired
 from bevreshape.experiments.plan import THRESHOLDS
-from bevreshape.experiments.row import Row, available
+from bevreshape.experiments.row import Row, available, dependence, judged, spread_words
 from bevreshape.experiments.rows import error_row, mean_words, permuted_row, range_words
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO
@@ -67,7 +67,7 @@ def _control(results: FeatureResults) -> list[Row]:
     return [
         error_row(
             results, "control",
-            "Encoder features: tokens in another order from the start, and the columns of W likewise: the same MLP",
+            "Encoder features: tokens and the columns of W are permuted alike before training: the same MLP",
             {name: results.plan.setting("mlp", permuted=name == "permuted") for name in ("in order", "permuted")},
             "permuted", results.plan.budget.steps[0],  # before the differences in rounding have grown
             f"{WHERE}: ",
@@ -76,16 +76,16 @@ def _control(results: FeatureResults) -> list[Row]:
 
 
 def _a7(results: FeatureResults) -> list[Row]:
-    found = {
-        name: f"W 0 by construction, A {results.mean(setting, 'spread_of_a'):.2g}, Jacobian "
-        f"{results.mean(setting, 'spread_of_jacobian'):.2g}"
+    spreads = {
+        name: [results.mean(setting, f"spread_of_{what}") for what in ("a", "jacobian")]
         for name, setting in _pair(results).items()
     }
     return [
         Row(
-            "A7", "Encoder features: the MLP's W is fixed after training, the attention's changes with X",
-            f"{WHERE}: spread over images of the parameters W, of A, and of the Jacobian, relative to their "
-            f"mean", found, "measured",
+            "A7", "Encoder features: is the MLP's W fixed after training, and does the attention's change with X?",
+            f"{WHERE}: spread over images of the parameters W, of A, and of the Jacobian, relative to their mean",
+            {name: spread_words(*pair) for name, pair in spreads.items()},
+            dependence(spreads["attention"][0]),
         )
     ]  # fmt: skip
 
@@ -95,9 +95,9 @@ def _a8_error(results: FeatureResults) -> list[Row]:
     found = results.compare(pair["attention"], pair["MLP"])
     return [
         Row(
-            "A8", "Encoder features: who comes nearer to the "
-                  "homography?", f"{WHERE}: error after {results.longest} steps",
-            {"MLP / attention": str(found)}, f"attention {found.verdict()}",
+            "A8", "Encoder features: which comes nearer to the homography?",
+            f"{WHERE}: error after {results.longest} steps",
+            {"MLP / attention": str(found)}, judged("attention", found.verdict()),
             absolute={name: mean_words(results.errors(setting)) for name, setting in pair.items()},
         )
     ]  # fmt: skip
@@ -112,8 +112,8 @@ def _a8_delay(results: FeatureResults) -> list[Row]:
     }
     return [
         Row.compared(
-            "A8", "Encoder features: attention converges later",
-            f"{WHERE}: steps to so much of what can be had, MLP / attention",
+            "A8", "Encoder features: which converges sooner?",
+            f"{WHERE}: steps to each share of the variance, MLP / attention",
             compared, "attention",
             {name: ", ".join(map(range_words, found)) for name, found in steps.items()},
         )
@@ -125,9 +125,9 @@ def _a8_content(results: FeatureResults) -> list[Row]:
     found = paired(content, place)
     return [
         Row(
-            "A8", "Encoder features: how much of the delay is content in the keys?",
-            f"{WHERE}: steps to {1 - TO:.0%} of what can be had", {"keys of place / of content and place": str(found)},
-            f"with content {found.verdict()}",
+            "A8", "Encoder features: how many steps does content in the keys cost?",
+            f"{WHERE}: steps to {1 - TO:.0%} of the variance", {"keys of place / of content and place": str(found)},
+            judged("with content", found.verdict()),
             absolute={"keys of place": range_words(place), "of content and place": range_words(content)},
         )
     ]  # fmt: skip
@@ -138,7 +138,7 @@ def _a11_need(results: FeatureResults) -> list[Row]:
     return [
         error_row(
             results, "A11",
-            "Encoder features: attention needs positional encoding even where zero padding leaks position",
+            "Encoder features: does attention need positional encoding even where zero padding leaks position?",
             {"with it": plan.setting("attention"), "without it": plan.setting("attention", encoding="none")},
             "without encoding", where=f"{WHERE}: ",
         )
@@ -151,7 +151,7 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
         for encoder in results.plan.encoders()
     }
     value = {
-        _called(encoder): f"{mean_words(found)}, without looking {results.without_looking(encoder).constant:.2g}"
+        _called(encoder): f"{mean_words(found)}, image-blind {results.without_looking(encoder).constant:.2g}"
         for encoder, found in errors.items()
     }
     verdicts = []
@@ -168,7 +168,7 @@ def _a11_padding(results: FeatureResults) -> list[Row]:
             "A11", "Encoder features: does zero padding stand in for positional encoding?",
             f"{WHERE}: error after {results.longest} steps of an attention without positional encoding, relative to "
             "the variance of each network’s own target; the verdict is on it relative to that of the best map that "
-            "does not look at the image", value, "; ".join(verdicts),
+            "is blind to the image", value, "; ".join(verdicts),
         )
     ]  # fmt: skip
 
@@ -190,7 +190,7 @@ def _a12(results: FeatureResults) -> list[Row]:
     return [
         permuted_row(
             results, partial(results.plan.setting, "attention"),
-            "Encoder features: a fixed permutation that is there in training already harms an attention",
+            "Encoder features: does a permutation that is fixed before training harm attention?",
             f"{WHERE}: error after {results.longest} steps, in order / permuted",
         )
     ]  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from bevreshape.experiments.intervals import Comparison
+from bevreshape.experiments.intervals import Comparison, Verdict
 from bevreshape.experiments.outcomes import NotDoneError
 
 
@@ -53,10 +53,27 @@ class Row:
             absolute: see the attributes.
         """
         verdicts = [
-            f"{where}: {who} {one.verdict()}" if where else f"{who} {one.verdict()}" for where, one in found.items()
+            f"{where}: {judged(who, one.verdict())}" if where else judged(who, one.verdict())
+            for where, one in found.items()
         ]
         value = {where: str(one) for where, one in found.items()}
         return cls(claim, question, measured, value, "; ".join(verdicts), absolute=absolute)
+
+
+def judged(who: str, verdict: Verdict) -> str:
+    """Format the verdict about a method; an open one is about neither."""
+    return str(verdict) if verdict is Verdict.OPEN else f"{who} {verdict}"
+
+
+def dependence(spread: float) -> str:
+    """Say whether attention's A depends on X, by its spread over inputs relative to its mean."""
+    change = "changes" if spread > 0.1 else "hardly changes" if spread > 0.01 else "does not change"
+    return f"attention: A {change} with X"
+
+
+def spread_words(of_a: float, of_jacobian: float) -> str:
+    """Format the spreads of a method over inputs, relative to their mean."""
+    return f"W 0 by construction, A {of_a:.2g}, Jacobian {of_jacobian:.2g}"
 
 
 def available(*makers: Callable[[], Sequence[Row]]) -> list[Row]:

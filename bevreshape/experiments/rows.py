@@ -10,10 +10,13 @@ from bevreshape.experiments.intervals import Bounds, Comparison, Verdict, holm
 from bevreshape.experiments.models import Encoding
 from bevreshape.experiments.outcomes import Outcomes, paired
 from bevreshape.experiments.plan import PAIRS, THRESHOLDS
-from bevreshape.experiments.row import Row, available
+from bevreshape.experiments.row import Row, available, dependence, judged, spread_words
 from bevreshape.experiments.runs import Setting
 from bevreshape.experiments.tensor_results import TO, Results
 from bevreshape.experiments.world import Pose
+
+POSES: Mapping[Pose, str] = {"unknown": "pose unknown", "visible": "pose in X", "given": "pose given"}
+"""How the sources of the pose are called."""
 
 ENCODINGS: tuple[Encoding, ...] = ("sinusoidal", "learned")
 """Encodings that are compared when tokens are permuted."""
@@ -46,7 +49,7 @@ def _primary(results: Results) -> list[Row]:
             name,
             asked[name].measured,
             {"MLP / attention": str(comparison)},
-            f"attention {verdicts[name]}",
+            judged("attention", verdicts[name]),
             primary=True,
             absolute=asked[name].sides,
             sentence=_sentence(asked[name], comparison, verdicts[name]),
@@ -59,30 +62,37 @@ def _errors_asked(results: Results) -> dict[str, _Asked]:
     """Return the texts of the primary rows about errors."""
     sigma, longest = results.plan.primary_sigma_deg, results.longest
 
-    def error(claim: str, pose: Pose, sigma: float, where: str) -> _Asked:
+    def error(claim: str, pose: Pose, sigma: float, where: str, attention: str = "Attention’s") -> _Asked:
+        found = {
+            name: results.errors(Setting(method, pose, sigma))
+            for name, method in zip(("MLP", "attention"), PAIRS[pose], strict=True)
+        }
+        explained = 1 - max(map(statistics.geometric_mean, found.values()))  # -inf if a run diverged
+        percent = math.floor(explained * 1e5) / 1e3 if explained > 0 else 0
+        both = f"; both explain {percent:g}% of the variance or more." if percent else "."
         return _Asked(
             claim,
             f"error after {longest} steps of new samples{where}",
-            "Attention’s error is {} times lower.",
-            "Attention’s error is {} times higher.",
+            f"{attention} error is {{}} times lower{both}",
+            f"{attention} error is {{}} times higher{both}",
             "Both come to the same error.",
-            {
-                name: mean_words(results.errors(Setting(method, pose, sigma)))
-                for name, method in zip(("MLP", "attention"), PAIRS[pose], strict=True)
-            },
+            {name: mean_words(errors) for name, errors in found.items()},
         )
 
     moving = f", σ = {sigma:g}°"
     return {
         "fixed camera, error": error("A8", "unknown", 0.0, ""),
         "moving camera, pose given": error("A9", "given", sigma, moving),
-        "moving camera, pose visible": error("A9", "visible", sigma, moving),
-    }
+        "moving camera, pose in X": error(
+            "A9", "visible", sigma, f"{moving}, whose channels hold the direction of every ray",
+            "With normalised keys, unlike the article’s, attention’s",
+        ),
+    }  # fmt: skip
 
 
 def _amounts_asked(results: Results) -> dict[str, _Asked]:
     """Return the texts of the primary rows about steps, computation and samples."""
-    to = f"to {1 - TO:.0%} of what can be had"
+    to = f"to {1 - TO:.0%} of the variance"
     mlp, attention = Setting("mlp"), Setting("attention")
     steps = {"MLP": results.steps_to(mlp, TO), "attention": results.steps_to(attention, TO)}
     flops = {"MLP": results.flops_to(mlp, TO), "attention": results.flops_to(attention, TO)}
@@ -103,7 +113,7 @@ def _amounts_asked(results: Results) -> dict[str, _Asked]:
             "steps", "many steps", {name: range_words(found) for name, found in steps.items()}
         ),
         "fixed camera, compute": amount(
-            "MFLOPs of forward passes",
+            "MFLOPs of the forward passes of all samples",
             "much computation",
             {
                 name: range_words([Bounds(one.low / 1e6, one.high / 1e6) for one in found])
@@ -137,10 +147,10 @@ def _controls(results: Results) -> list[Row]:
     return [
         Row(
             "control",
-            "The pose is nowhere to be found: no method can be ahead",
+            "The pose is not in the input: no method can be ahead",
             f"error after {longest} steps, σ = {sigma:g}°",
             {"MLP / attention": str(nowhere)},
-            f"attention {nowhere.verdict()}",
+            judged("attention", nowhere.verdict()),
             absolute={
                 name: mean_words(results.errors(Setting(method, "unknown", sigma)))
                 for name, method in zip(("MLP", "attention"), PAIRS["unknown"], strict=True)
@@ -149,7 +159,7 @@ def _controls(results: Results) -> list[Row]:
         error_row(
             results,
             "control",
-            "Tokens in another order from the start, and the columns of W likewise: the same MLP",
+            "Tokens and the columns of W are permuted alike before training: the same MLP",
             {"in order": Setting("mlp"), "permuted": Setting("mlp", permuted=True)},
             "permuted",
             results.plan.budget.steps[0],  # before the differences in rounding have grown
@@ -185,25 +195,23 @@ def error_row(
         question,
         f"{where}error after {steps} steps",
         {f"{name} / {other_name}": str(found)},
-        f"{subject} {found.verdict()}",
+        judged(subject, found.verdict()),
         absolute={name: mean_words(results.errors(setting, steps)) for name, setting in sides.items()},
     )
 
 
 def _a7(results: Results) -> list[Row]:
-    settings = {"MLP": Setting("mlp"), "attention": Setting("attention")}
-    found = {
-        name: f"W 0 by construction, A {_mean_of(results, setting, 'spread_of_a'):.2g}, Jacobian "
-        f"{_mean_of(results, setting, 'spread_of_jacobian'):.2g}"
-        for name, setting in settings.items()
+    spreads = {
+        name: [_mean_of(results, Setting(method), f"spread_of_{what}") for what in ("a", "jacobian")]
+        for name, method in (("MLP", "mlp"), ("attention", "attention"))
     }
     return [
         Row(
             "A7",
-            "After training the MLP's W is fixed, the attention's changes with X",
+            "Is the MLP's W fixed after training, and does the attention's change with X?",
             "fixed camera: spread over inputs of the parameters W, of A and of the Jacobian, relative to their mean",
-            found,
-            "measured",
+            {name: spread_words(*pair) for name, pair in spreads.items()},
+            dependence(spreads["attention"][0]),
         )
     ]
 
@@ -217,7 +225,7 @@ def _a8_mapping(results: Results) -> list[Row]:
     return [
         Row(
             "A8",
-            "For a fixed camera both learn one fixed mapping, the homography",
+            "Do both learn one fixed mapping for a fixed camera, the homography?",
             "white noise: distance of the Jacobian from the bilinear sampling matrix, relative to it",
             {name: f"{_mean_of(results, setting, 'distance'):.2g}" for name, setting in white.items()},
             "measured",
@@ -233,8 +241,8 @@ def _a8_delay(results: Results) -> list[Row]:
     return [
         Row.compared(
             "A8",
-            "Attention converges later",
-            "steps to so much of what can be had, MLP / attention",
+            "Which converges sooner?",
+            "steps to each share of the variance, MLP / attention",
             compared,
             "attention",
             {
@@ -257,8 +265,8 @@ def _a8_cost(results: Results) -> list[Row]:
     return [
         Row.compared(
             "A8",
-            "Attention needs more samples, steps, compute and time",
-            f"to {1 - TO:.0%} of what can be had, MLP / attention; FLOPs of forward passes, one sample each; seconds "
+            "Which needs fewer samples, steps, FLOPs and seconds?",
+            f"to {1 - TO:.0%} of the variance, MLP / attention; FLOPs of forward passes of all samples; seconds "
             f"of training alone on {results.pace.processor}, {results.pace.threads} thread(s)",
             found,
             "attention",
@@ -272,10 +280,10 @@ def _a8_content(results: Results) -> list[Row]:
     return [
         Row(
             "A8",
-            "… and how much of that is content in the keys?",
-            f"steps to {1 - TO:.0%} of what can be had",
+            "How many steps does content in the keys cost?",
+            f"steps to {1 - TO:.0%} of the variance",
             {"keys of place / of content and place": str(content)},
-            f"with content {content.verdict()}",
+            judged("with content", content.verdict()),
             absolute={
                 name: range_words(results.steps_to(Setting(method), TO))
                 for name, method in (("keys of place", "positional"), ("of content and place", "attention"))
@@ -289,7 +297,7 @@ def _a9(results: Results) -> list[Row]:
     for pose in PAIRS:
         bounds = results.overtaken(pose, None, results.longest)
         low, high = min(one.low for one in bounds), max(one.high for one in bounds)
-        found[f"pose {pose}"] = (
+        found[POSES[pose]] = (
             f"more than {low:.3g}°" if high == math.inf else f"{low:.3g}° to {high:.3g}° (range of the seeds)"
         )
     return [
@@ -305,7 +313,7 @@ def _a9(results: Results) -> list[Row]:
 
 def _a11(results: Results) -> list[Row]:
     sides = {"with it": Setting("attention"), "without it": Setting("attention", encoding="none")}
-    return [error_row(results, "A11", "Attention needs positional encoding", sides, "without encoding")]
+    return [error_row(results, "A11", "Does attention need positional encoding?", sides, "without encoding")]
 
 
 def _a12(results: Results) -> list[Row]:
@@ -313,7 +321,7 @@ def _a12(results: Results) -> list[Row]:
         permuted_row(
             results,
             partial(Setting, "attention"),
-            "A fixed permutation that is there in training already harms an attention",
+            "Does a permutation that is fixed before training harm attention?",
             f"error after {results.longest} steps, in order / permuted",
         )
     ]

@@ -214,9 +214,14 @@ def held_out_of(setting: Setting, seeds: Sequence[int], count: int) -> Batch:
     return stack([stream_of(every, seed, HELD_OUT).next(count) for seed in seeds])
 
 
-def cost(setting: Setting, query: Query = "projected") -> dict[str, int]:
-    """Return the result of :func:`count` for a setting; an attention with direct Q has no Wq and no product with it."""
-    return count(setting.build([0], [query]), stream_of(setting, 0, TRAINING).next(1))
+def cost(setting: Setting, query: Query = "projected", batch: int = 1) -> dict[str, int]:
+    """Return the result of :func:`count` for a setting; FLOPs and bytes are those of one sample of a batch.
+
+    What does not depend on the sample, such as the product of positional encodings and their matrix, is computed once
+    for a batch. An attention with direct Q has no Wq and no product with it.
+    """
+    found = count(setting.build([0], [query]), stream_of(setting, 0, TRAINING).next(batch))
+    return found | {what: round(found[what] / batch) for what in ("flops", "bytes")}
 
 
 def count(model: ViewTransformer, batch: Batch) -> dict[str, int]:
@@ -224,7 +229,7 @@ def count(model: ViewTransformer, batch: Batch) -> dict[str, int]:
 
     Args:
         model: one run.
-        batch: one sample.
+        batch: its samples.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(batch)

@@ -135,7 +135,8 @@ class TensorStudy(SettingStudy[TensorPlan]):
         found = self.outcomes()
         counted = [Setting(method) for method in METHODS]
         counted += [Setting(method, scale=scale) for scale in self.plan.scales for method in ("mlp", "attention")]
-        costs = {(setting, query): cost(setting, query) for setting in counted for query in setting.queries}
+        batch = self.plan.budget.batch
+        costs = {(setting, query): cost(setting, query, batch) for setting in counted for query in setting.queries}
         pace = self.records.get(self.records.read(), self._pace)
         return Results(self.plan, found.outcomes, found.tuned, costs, None if pace is None else Pace(**pace))
 

@@ -17,17 +17,18 @@ TO = 0.9
 """The fraction of IPM's IoU in rows with a single threshold."""
 
 RULES = """\
-On the task every method is trained by `bevreshape.train` itself, with its one-cycle schedule, so that every budget of steps is a
-whole training with a rate of its own; a curve goes through these, and between two of them the IoU is taken to be linear in the
-logarithm of the steps. Every seed has a world of its own, and rates are chosen in another one. What counts is the ratio of mean IoU:
-as a share of IPM's, IPM's own cancels, and 10 % are as much of it whatever it is; 1 − IoU has a floor, what images do not show, which
-would make alike what is not. IoU has a floor too, since streets are alike: what IPM gets with the images of other samples, or the map
-of class frequencies; the higher one counts. What looking adds is the IoU above that, both with the best threshold of each class, and
-is compared as well. A rate is chosen with one seed, warm-up and weight decay are those of `bevreshape.train`. Each row is judged by
-itself: of many, one in twenty intervals misses. Where the pose is given, an MLP moves the rows and columns of its features by it, and
-an attention's keys hold the direction of every ray: both know yaw, pitch and roll, all that varies in training. A given height that
-varies only in the test, or given angles, is left out where it was the same in all of training: only the MLP reads the height, and
-neither could learn what it means.
+On the task, BEV segmentation of the synthetic world, `bevreshape.train` trains every method with its one-cycle schedule. Every budget
+of steps is a training of its own, with its own rate; between budgets, IoU is taken to be linear in the logarithm of the steps. Every
+seed has its own world. Rates are tuned in another world, with one seed; warm-up and weight decay are those of `bevreshape.train`.
+
+Rows compare ratios of mean IoU, of which 10 % are as much of IPM's. Ratios of 1 − IoU are not used: what no image shows keeps it
+high, so that different methods would look alike. IoU does not begin at 0 either, because streets resemble each other. The
+*image-blind baseline* is the higher of two: IPM with the images of other samples, and the map of class frequencies. The *gain* is
+the IoU above it, both with the best threshold of each class. Each row is judged by itself, so about one interval in twenty misses.
+
+Where the pose is given, the MLP moves the rows and columns of its features by it, and attention adds the direction of each ray to
+its keys: both know yaw, pitch and roll, which is all that varies in training. What is given but was constant in training is left
+out where it varies only in the test: neither method could learn its effect, and only the MLP reads the height.
 """  # noqa: E501  # its lines are those of the committed page
 
 
@@ -59,19 +60,20 @@ def _advantages(results: TaskResults, sigma: float, pose: bool, where: str = "")
     """Compare attention with the MLP, by IoU and by the gain in IoU."""
     pair = _pair(sigma, pose).values()
     gained = ahead(*(results.gain(setting) for setting in pair))
-    return {f"IoU{where}": ahead(*map(results.iou, pair)), f"what looking adds{where}": gained}
+    return {f"IoU{where}": ahead(*map(results.iou, pair)), f"gain{where}": gained}
 
 
 def _unseeing(results: TaskResults, sigma: float, where: str = "") -> dict[str, str]:
-    return {f"without looking{where}": f"{mean(results.unseeing(sigma)):.3f}"}
+    return {f"image-blind baseline{where}": f"{mean(results.unseeing(sigma)):.3f}"}
 
 
 def _fixed(results: TaskResults) -> list[Row]:
     best = map(results.best_iou, (ATTENTION, MLP))
     return [
         _compared(
-            "A8", f"fixed camera: who is better after {results.plan.longest} steps?",
-            "mean test IoU, attention relative to MLP; with the threshold of each class that is best in the test, too",
+            "A8", f"fixed camera: which is better after {results.plan.longest} steps?",
+            "mean test IoU, and its gain over the image-blind baseline, attention relative to MLP; also with the "
+            "threshold of each class that is best in the test",
             {**_advantages(results, 0.0, False), "IoU, best thresholds": ahead(*best)}, "attention",
             {name: _iou(results, setting) for name, setting in NAMED.items()} | _unseeing(results, 0.0),
         )
@@ -83,16 +85,16 @@ def _steps(results: TaskResults) -> list[Row]:
     least = mean(results.unseeing(0.0)) / mean(results.best_iou(IPM))
     return _delay(
         {share: (results.steps_to(ATTENTION, share), results.steps_to(MLP, share)) for share in SHARES},
-        "fixed camera: who learns faster?",
-        f"steps of whole trainings ({steps}) to so much of IPM's test IoU, of which {least:.0%} takes no look, MLP "
-        "relative to attention",
+        "fixed camera: which learns faster?",
+        f"steps of whole trainings ({steps}) to so much of IPM's test IoU, of which the image-blind baseline has "
+        f"{least:.0%}, MLP relative to attention",
     )
 
 
 def _history(results: TaskResults) -> list[Row]:
     return _delay(
         {share: (results.history_to(ATTENTION, share), results.history_to(MLP, share)) for share in SHARES},
-        "fixed camera: who learns faster within one training?",
+        "fixed camera: which learns faster within one training?",
         f"steps to so much of IPM's validation IoU in one schedule of {results.plan.longest} steps, MLP relative to "
         "attention",
     )
@@ -121,7 +123,7 @@ def _compute(results: TaskResults) -> list[Row]:
     }
     return [
         _compared(
-            "A8", "fixed camera: and for its compute?",
+            "A8", "fixed camera: which needs less computation?",
             f"GFLOPs of the forward passes of all samples to {TO:.0%} of IPM's test IoU, MLP relative to attention",
             {where: Comparison.of(*bounds) for where, bounds in to.items()}, "attention", absolute,
         )
@@ -132,7 +134,7 @@ def _equal_compute(results: TaskResults) -> list[Row]:
     flops, own, other = results.at_equal_compute(ATTENTION, MLP)
     return [
         _compared(
-            "A8", "fixed camera: who is better at equal compute?",
+            "A8", "fixed camera: which is better at equal compute?",
             f"mean test IoU after {flops / 1e9:.3g} GFLOPs of forward passes of the whole model, attention relative to "
             "MLP",
             {"": ahead(own, other)}, "attention", {"attention": f"{mean(own):.3f}", "MLP": f"{mean(other):.3f}"},
@@ -153,9 +155,9 @@ def _moving(results: TaskResults) -> list[Row]:
             absolute |= _unseeing(results, sigma, where)
         found.append(
             _compared(
-                "A9", f"moving camera, pose {'given' if pose else 'not given'}: who is better?",
-                f"mean test IoU after {results.plan.longest} steps, attention relative to "
-                f"MLP", compared, "attention", absolute,
+                "A9", f"moving camera, pose {'given' if pose else 'not given'}: which is better?",
+                f"mean test IoU after {results.plan.longest} steps, and its gain over the image-blind baseline, "
+                "attention relative to MLP", compared, "attention", absolute,
             )
         )  # fmt: skip
     return found
@@ -172,7 +174,7 @@ def _ipm(results: TaskResults) -> list[Row]:
         absolute[f"IPM{where}"] = _iou(results, ipm)
     return [
         _compared(
-            "beyond", "does either reach IPM, which is given the geometry and has nothing to learn?",
+            "beyond", "does either reach IPM, which knows the geometry and learns nothing of it?",
             f"mean test IoU after {results.plan.longest} steps, pose given, IPM relative to either", compared, "IPM",
             absolute,
         )
@@ -223,7 +225,7 @@ def _unseen(results: TaskResults, what: str, cameras: str) -> list[Row]:
                 absolute[f"{name}, {where}"] = f"{unseen:.3f} (as in training {seen:.3f})"
         found.append(
             _compared(
-                "A9", f"{cameras} in the test alone, pose {'given' if pose else 'not given'}: who bears it?",
+                "A9", f"{cameras} only in the test, pose {'given' if pose else 'not given'}: which generalises better?",
                 "mean test IoU, attention relative to MLP", compared, "attention", absolute,
             )
         )  # fmt: skip
@@ -234,7 +236,7 @@ def _a11(results: TaskResults) -> list[Row]:
     unplaced = TaskSetting("attention", encoding="none")
     return [
         _compared(
-            "A11", "attention needs positional encoding",
+            "A11", "does attention need positional encoding?",
             "fixed camera: mean test IoU without it, relative to with it; the encoder's zero padding tells places too",
             {"": results.advantage(unplaced, ATTENTION)}, "without encoding",
             {"with it": _iou(results, ATTENTION), "without it": _iou(results, unplaced)},
@@ -251,7 +253,7 @@ def _a12(results: TaskResults) -> list[Row]:
     }
     return [
         _compared(
-            "A12", "a fixed permutation that is there in training already harms an attention",
+            "A12", "does a permutation that is fixed before training harm attention?",
             "fixed camera: mean test IoU with permuted tokens, relative to in order",
             {name: results.advantage(*pair) for name, pair in pairs.items()}, "permuted",
             {

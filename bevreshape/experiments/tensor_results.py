@@ -24,7 +24,7 @@ class Results(Outcomes[TensorPlan]):
     """Results of a study's tensor level.
 
     Attributes:
-        costs: of settings with a form of Q: parameters, flops and bytes of one sample.
+        costs: of settings with a form of Q: parameters, flops and bytes of one sample of a training batch.
         paced: seconds of a step, if measured.
     """
 
@@ -43,8 +43,10 @@ class Results(Outcomes[TensorPlan]):
         return self.paced
 
     def flops_to(self, setting: Setting, threshold: float) -> list[Bounds]:
-        """Return per seed the FLOPs of forward passes, one sample per step, until the error reaches the threshold."""
-        return self.spent_to(setting, threshold, lambda recipe: self.costs[setting, recipe.query]["flops"])
+        """Return per seed the FLOPs of forward passes until the error reaches the threshold."""
+        return self.spent_to(
+            setting, threshold, lambda recipe: self.plan.budget.batch * self.costs[setting, recipe.query]["flops"]
+        )
 
     def seconds_to(self, setting: Setting, threshold: float) -> list[Bounds]:
         """Return per seed the seconds of training until the error reaches the threshold.
@@ -65,7 +67,7 @@ class Results(Outcomes[TensorPlan]):
 
         Training takes as many steps as were best on the tuning seeds.
         """
-        return self._samples_to(method, threshold, 1.0, self.plan.samples)
+        return self._samples_to(method, threshold, 1.0, self.plan.primary_samples)
 
     def samples_at(self, method: str, threshold: float, scale: float) -> list[Bounds]:
         """Return the same at a scale of the capacity rows."""
@@ -88,7 +90,7 @@ class Results(Outcomes[TensorPlan]):
             "fixed camera, compute": Comparison.of(self.flops_to(attention, TO), self.flops_to(mlp, TO)),
             "fixed camera, samples": Comparison.of(self.samples_to("attention", TO), self.samples_to("mlp", TO)),
             "moving camera, pose given": self.advantage("given", sigma, None, self.longest),
-            "moving camera, pose visible": self.advantage("visible", sigma, None, self.longest),
+            "moving camera, pose in X": self.advantage("visible", sigma, None, self.longest),
         }
 
     def overtaken(self, pose: Pose, samples: int | None, steps: int) -> list[Bounds]:

@@ -11,7 +11,7 @@ import matplotlib
 
 from bevreshape import __version__
 from bevreshape.config.allowed import read_trust
-from bevreshape.experiments.conclusion import conclusion
+from bevreshape.experiments.conclusion import CONCLUSION
 from bevreshape.experiments.levels import PLAN_FILE, Study
 from bevreshape.experiments.page import sections
 from bevreshape.reporting.comparison_page import ReportedComparison, stored_comparisons, titled
@@ -53,9 +53,10 @@ def write_report(
     compared = [runs for one in comparisons for runs in one.rows()]
     style: Any = FIGURE_STYLE  # its keys have types of their own
     with matplotlib.rc_context(style):
+        sentences = [*(one.sentence for one in comparisons), *(CONCLUSION.of(found) for _, found in judged)]
         page = Report(
             title="View transformers compared" if rows or comparisons else "MLP or attention?",
-            answers=[*(one.sentence for one in comparisons), *filter(None, (conclusion(found) for _, found in judged))],
+            answers=[sentence for sentence in sentences if sentence],
             text=RUNS_TEXT if rows else "",
             sections=[
                 *titled(comparisons, [one.findings() for one in comparisons]),

@@ -134,25 +134,22 @@ def test_every_row_has_a_value_and_a_verdict(study: TaskStudy) -> None:
         assert row.verdict
         assert all(row.value.values())
     said = {row.question: row for row in found}
-    fixed = said["On the task, fixed camera: who is better after 40 steps?"]
-    assert (
-        fixed.verdict
-        == "IoU: attention behind; what looking adds: attention behind; IoU, best thresholds: attention behind"
-    )
-    assert fixed.absolute["without looking"] == "0.126"  # a quarter of IPM's
+    fixed = said["On the task, fixed camera: which is better after 40 steps?"]
+    assert fixed.verdict == "IoU: attention behind; gain: attention behind; IoU, best thresholds: attention behind"
+    assert fixed.absolute["image-blind baseline"] == "0.126"  # a quarter of IPM's
     # (.2 − .125) / (.4 − .125), for every seed
     assert fixed.value["IoU"] == "0.5 [0.5, 0.5]"
-    assert fixed.value["what looking adds"].startswith("0.273 [0.27")
-    given = said["On the task, moving camera, pose given: who is better?"]
+    assert fixed.value["gain"].startswith("0.273 [0.27")
+    given = said["On the task, moving camera, pose given: which is better?"]
     assert given.value["IoU, σ = 2°"] == "1.2 [1.2, 1.2]"
     assert given.absolute["attention, σ = 2°"] == "0.485 (96% of IPM's)"
     assert given.absolute["IPM, σ = 2°"] == "0.505"
     assert given.verdict.count("attention ahead") == len(given.value) == 4
     assert said["On the task, what is the pose worth to MLP?"].verdict.endswith("σ = 2°: with the pose alike")
-    bears = said["On the task, cameras that move by σ = 5° in the test alone, pose not given: who bears it?"]
+    bears = said["On the task, cameras that move by σ = 5° only in the test, pose not given: which generalises better?"]
     assert bears.value["trained at 2°"] == "0.5 [0.5, 0.5]"
     assert bears.absolute["MLP, trained at 2°"] == "0.202 (as in training 0.404)"
-    after = said["On the task, fixed camera: who learns faster?"]
+    after = said["On the task, fixed camera: which learns faster?"]
     # 48 % of IPM's IoU after 10 steps and 80 % after 40: 75 % after 10 · 4^(27 / 32)
     assert after.absolute["MLP, 75%"] == "32.2 to 32.2"
     assert after.absolute["attention, 50%"] == "more than 40"

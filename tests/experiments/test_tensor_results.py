@@ -21,6 +21,7 @@ PLAN = TensorPlan(
     samples=(8,),
     tuned_sigma_deg=(0.0,),
     tuned_samples=(8,),
+    primary_samples=(8,),
     primary_sigma_deg=2.0,
     scales=(0.5, 1.0),
     capacity_samples=(8,),
@@ -47,7 +48,7 @@ def test_every_step_costs_what_its_own_form_of_q_does() -> None:
     (steps,) = results.steps_to(SETTING, 0.1)
     assert steps.low <= 10 == steps.high
     (flops,) = results.flops_to(SETTING, 0.1)
-    assert flops.high == 12 * 200  # though the other one takes fewer steps
+    assert flops.high == 12 * 4 * 200  # samples of four a step; though the other one takes fewer steps
     (seconds,) = results.seconds_to(SETTING, 0.1)
     assert seconds == Bounds(steps.low * 0.5, steps.high * 0.5)
 

@@ -26,6 +26,7 @@ PLAN = TensorPlan(
     samples=(8, 32),
     tuned_sigma_deg=(0.0,),
     tuned_samples=(32,),
+    primary_samples=(8, 32),
     primary_sigma_deg=4.0,
     scales=(0.25, 0.5),
     capacity_samples=(8, 16),
@@ -110,7 +111,7 @@ def test_a_permutation_that_only_relabels_changes_nothing(study: TensorStudy) ->
             assert permuted.errors(steps) == pytest.approx(ordered.errors(steps)[: len(permuted.seeds)], rel=1e-3)
     plain, permuted = (outcomes[Setting("attention", permuted=moved)] for moved in (False, True))
     assert permuted.errors(2) != pytest.approx(plain.errors(2)[: PLAN.seeds], rel=1e-3)
-    (row,) = [row for row in study.rows() if row.question.startswith("Tokens in another order")]
+    (row,) = [row for row in study.rows() if row.question.startswith("Tokens and the columns of W")]
     assert row.verdict == "permuted alike"
 
 
@@ -122,6 +123,11 @@ def test_parameters_and_operations_are_those_counted_by_hand() -> None:
     assert attention["parameters"] == 48 * 64 + 64 * 64 + 16 * 64 + 64 * 64 + 16 * 16
     products = 128 * 16 * 16 + 128 * 16 * 64 + 128 * 64 * 64 + 48 * 64 * 64 + 48 * 64 * 128 + 48 * 128 * 16
     assert attention["flops"] == 2 * products
+    once = 2 * (128 * 64 * 64 + 48 * 64 * 64)  # encodings of all tokens, queries of all cells; the same for all samples
+    batch = cost(Setting("attention"), batch=16)
+    assert batch["flops"] == attention["flops"] - once * 15 // 16
+    assert batch["parameters"] == attention["parameters"]
+    assert cost(Setting("mlp"), batch=16)["flops"] == cost(Setting("mlp"))["flops"]
     direct = cost(Setting("attention"), "direct")  # neither Wq nor its product
     assert direct["parameters"] == attention["parameters"] - 64 * 64
     assert direct["flops"] == attention["flops"] - 2 * 48 * 64 * 64
