@@ -1,5 +1,6 @@
 """A study on the page of ``report``: its chart, rows, curves and rules."""
 
+import re
 from collections.abc import Sequence
 
 from bevreshape.experiments import task_rows
@@ -89,4 +90,4 @@ def _table(headings: tuple[str, ...], lines: list[tuple[str, ...]]) -> Table:
 
 
 def _paragraphs(text: str) -> str:
-    return "\n\n".join(part.replace("\n", " ").replace("*", "") for part in text.split("\n\n"))
+    return "\n\n".join(re.sub("[*`]", "", part.replace("\n", " ")) for part in text.split("\n\n"))

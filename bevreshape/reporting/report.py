@@ -53,7 +53,8 @@ def write_report(
     compared = [runs for one in comparisons for runs in one.rows()]
     style: Any = FIGURE_STYLE  # its keys have types of their own
     with matplotlib.rc_context(style):
-        sentences = [*(one.sentence for one in comparisons), *(CONCLUSION.of(found) for _, found in judged)]
+        concluded = [CONCLUSION.of(found).replace("`", "") for _, found in judged]  # which Markdown shows as code
+        sentences = [*(one.sentence for one in comparisons), *concluded]
         page = Report(
             title="View transformers compared" if rows or comparisons else "MLP or attention?",
             answers=[sentence for sentence in sentences if sentence],
