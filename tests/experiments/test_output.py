@@ -145,7 +145,7 @@ def test_a_finding_is_said_with_the_verdicts_that_it_rests_on(claim: str, study:
     rows = [Row("A8", question, "", {}, verdict) for question, verdict in finding.rests_on.items()]
     assert finding.of(rows) == finding.text
     for place, row in enumerate(rows):
-        for other in ([], [replace(row, verdict="attention alike")]):
+        for other in ([], [replace(row, verdict="none of these")]):
             assert not finding.of([*rows[:place], *other, *rows[place + 1 :]])
 
 
@@ -169,8 +169,8 @@ def page(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_shows_a_study_without_runs(page: Path) -> None:
     text = page.read_text()
     assert "<h1>MLP or attention?</h1>" in text
-    assert text.index(">Who is ahead</h2>") < text.index(">Claims</h2>") < text.index(">Rules</h2>")
-    for part in (">Claims<", ">Who is ahead<", ">Curves<", ">Rules<", ">Costs<", "attention ahead", "(primary)"):
+    assert text.index(">Which has the lower error</h2>") < text.index(">Claims</h2>") < text.index(">Rules</h2>")
+    for part in (">Claims<", ">Which has the lower error<", ">Curves<", ">Rules<", ">Costs<", "attention ahead", "(primary)"):
         assert part in text
     assert ">Explorer<" not in text
 

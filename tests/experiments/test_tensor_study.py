@@ -77,7 +77,7 @@ def test_rows_whose_entries_are_missing_are_left_out(study: TensorStudy, tmp_pat
     lines = study.records.path.read_text().splitlines(keepends=True)
     part.records.path.write_text("".join(line for line in lines if "judge-attention-pose_unknown-sigma0" not in line))
     gone = {row.question for row in study.rows()} - {row.question for row in part.rows()}
-    assert "Attention needs positional encoding" in gone
+    assert "Does attention need positional encoding?" in gone
     assert not any(row.primary for row in part.rows())  # Holm needs them all
     assert [row for row in part.rows() if row.claim == "control"] == [r for r in study.rows() if r.claim == "control"]
 
