@@ -170,7 +170,15 @@ def test_the_page_shows_a_study_without_runs(page: Path) -> None:
     text = page.read_text()
     assert "<h1>MLP or attention?</h1>" in text
     assert text.index(">Which has the lower error</h2>") < text.index(">Claims</h2>") < text.index(">Rules</h2>")
-    for part in (">Claims<", ">Which has the lower error<", ">Curves<", ">Rules<", ">Costs<", "attention ahead", "(primary)"):
+    for part in (
+        ">Claims<",
+        ">Which has the lower error<",
+        ">Curves<",
+        ">Rules<",
+        ">Costs<",
+        "attention ahead",
+        "(primary)",
+    ):
         assert part in text
     assert ">Explorer<" not in text
 
